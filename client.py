@@ -1,0 +1,217 @@
+"""One client: report readings, round by round, and learn the aggregate of each epoch.
+
+    from client import Client
+    with Client(1) as client:
+        print(client.report([20.5, 21.0]))
+
+As a program (python client.py --help) it exits with 0 when done, 1 when the session was
+terminated, 2 for usage or bad input, 3 for no connection, a cut one, or a late answer.
+"""
+from __future__ import annotations
+
+import argparse
+import contextlib
+import csv
+import itertools
+import json
+import math
+import random
+import signal
+import socket
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+from endpoint import (
+    DEMO_WARNING, FRAME_S, HOST, PORT, Channel, EndRequested, NoConnection, Parser, UserError,
+    choose_keys, positive, run_program, seconds, to_stderr,
+)
+from protocol_fsm import (
+    MAX_MAGNITUDE, ConnectionCut, DeadlineExpired, Direction, Json, Opcode, PeerTerminated,
+    ProtocolError, Session, Status, encode_body,
+)
+
+class Client:
+    """A session with the server: it begins with `with`, and says GOODBYE at the block's end.
+
+    `keys` are master keys by client id, as load_keys returns them; without, the published demo
+    keys, on loopback only. Each answer has `timeout_s`, which has to exceed the server's window.
+    Raises UserError, NoConnection, and any ProtocolError, which has then ended the session.
+    """
+
+    def __init__(self, client_id: int, keys: Mapping[int, bytes] | None = None, host: str = HOST,
+                 port: int = PORT, *, timeout_s: float = 2.0, frame_timeout_s: float = FRAME_S,
+                 trace: Callable[[str], object] | None = None) -> None:
+        keys = choose_keys(None, host) if keys is None else keys
+        if client_id not in keys:
+            raise UserError(f"there is no key for client {client_id}; name its file with --keys")
+        self.session = Session(client_id, keys[client_id], Direction.C2S)
+        self._address, self._timeout_s = (host, port), timeout_s
+        self._frame_timeout_s, self._trace = frame_timeout_s, trace
+        self.channel: Channel
+
+    def __enter__(self) -> Client:
+        try:
+            sock = socket.create_connection(self._address, min(self._timeout_s, 10.0))
+        except (OSError, OverflowError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise NoConnection("no server at {}:{}: {}".format(*self._address, reason)) from None
+        self.channel = Channel(sock, self.session, self._frame_timeout_s, self._trace)
+        self.channel.send(Opcode.CLIENT_HELLO)
+        self.channel.receive(time.monotonic() + self._timeout_s)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.channel.leave(Status.GOODBYE)
+
+    def report(self, readings: Sequence[float]) -> dict[str, Json]:
+        """Send 0 to 1,024 readings, wait for the epoch to close, and return its aggregate."""
+        self.channel.send(Opcode.CLIENT_DATA, encode_body(readings))
+        return self.channel.receive(time.monotonic() + self._timeout_s).aggregate
+
+def number(text: str) -> float:
+    """Return a number that a report may carry. Raises ValueError."""
+    if not abs(value := float(text)) <= MAX_MAGNITUDE:
+        raise ValueError(text)
+    return value
+
+def read_csv(lines: Iterable[str], name: str, column: str | None) -> Iterator[list[float]]:
+    """Yield the reading of each row, from `column` or else the last. Raises UserError.
+
+    The first row is a header if a column is named, or if there is no number at its end.
+    """
+    index, first = -1, True
+    rows = csv.reader(lines)
+    for cells in rows:
+        if not any(map(str.strip, cells)):
+            continue
+        where = f"{name} line {rows.line_num}"
+        if first and column is not None:
+            if column not in cells:
+                raise UserError(f"{where}: there is no column {column!r}")
+            index, first = cells.index(column), False
+            continue
+        try:
+            yield [number(cells[index])]
+        except (ValueError, IndexError):
+            if not first:
+                cell = repr(cells[index]) if index < len(cells) else "what is missing"
+                raise UserError(f"{where}, column {index + 1 or len(cells)}: {cell} is not a number "
+                                "from -1e15 to 1e15") from None
+        first = False
+
+def read_file(path: str, column: str | None) -> Iterator[list[float]]:
+    """Return the readings of a file; it is read whole, so that a bad cell is found in time."""
+    try:
+        with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:
+            readings = [*read_csv(file, path, column)]
+    except (OSError, csv.Error) as error:
+        raise UserError(f"cannot read {path}: {getattr(error, 'strerror', error)}") from None
+    if not readings:
+        raise UserError(f"{path} holds no readings")
+    return iter(readings)
+
+def simulated(client_id: int) -> Iterator[list[float]]:
+    """Yield the readings of a thermometer that does not exist, in degrees Celsius."""
+    for step in itertools.count():
+        yield [round(20 + client_id + math.sin(step / 4) + random.uniform(-0.2, 0.2), 2)]
+
+def typed(session: Session) -> Iterator[list[float]]:
+    """Yield what a person types, until `quit` or the end of the input."""
+    with contextlib.suppress(EOFError):
+        while (line := input("numbers, status, quit> ").strip()) != "quit":
+            if line == "status":
+                print(session, *session.fingerprints().items(), sep="\n")
+                continue
+            try:
+                yield [number(word) for word in line.replace(",", " ").split()]
+            except ValueError:
+                print("numbers up to 1e15, please, with spaces between them")
+
+def choose_reports(options: argparse.Namespace, session: Session) -> Iterator[list[float]]:
+    """Return what to report, round by round. Raises UserError before anything is sent."""
+    if options.interactive or options.file == "-":  # the server should know us while we wait
+        lines = read_csv(sys.stdin, "standard input", options.column)
+        return itertools.chain([[]], typed(session) if options.interactive else lines)
+    if options.file:
+        return itertools.islice(read_file(options.file, options.column), options.rounds)
+    source = itertools.repeat(options.values) if options.values else simulated(options.id)
+    return itertools.islice(source, options.rounds or 10)
+
+def describe(answer: dict[str, Json]) -> str:
+    """Put an answer into lines of at most 79 columns."""
+    words = []
+    for name, value in answer.items():
+        items = value if isinstance(value, list) else [value]
+        shown = [f"{item:.6g}" if isinstance(item, float) else str(item) for item in items]
+        words.append(f"{name} {','.join(shown)}")
+    return textwrap.fill("  ".join(words), 79, subsequent_indent="    ")
+
+def run(client: Client, reports: Iterator[list[float]], options: argparse.Namespace) -> None:
+    """Report until there is nothing left. Raises EndRequested on Ctrl-C, and ProtocolError."""
+    at_input = False
+
+    def leave(*_: object) -> None:
+        client.channel.request_end(Status.GOODBYE)
+        if at_input:  # then nothing looks at the request, and nothing is half done either
+            raise EndRequested(Status.GOODBYE)
+
+    with client:
+        signal.signal(signal.SIGINT, leave)
+        if not options.json:
+            warning = "" if options.keys else f"; {DEMO_WARNING}"
+            print(f"client {options.id}: session established with the server{warning}", flush=True)
+        while True:
+            at_input = True
+            readings = next(reports, None)
+            at_input = False
+            if readings is None:
+                return
+            if client.session.round_number > 1 and not options.interactive:
+                client.channel.idle(options.interval)
+            answer = client.report(readings)
+            print(json.dumps(answer) if options.json else describe(answer), flush=True)
+
+def explain(error: ProtocolError, session: Session) -> str:
+    """Return the sentence for a person whose session ended before its time."""
+    if isinstance(error, PeerTerminated):
+        return f"session terminated by the server: {error.status.name}"
+    if isinstance(error, ConnectionCut) and session.round_number == 0:
+        return ("the server closed the connection in the handshake, and never says why: a wrong "
+                "key, an unknown id or tampering all look like this")
+    if isinstance(error, (ConnectionCut, DeadlineExpired)):
+        return f"connection lost: {error}"
+    return f"session terminated: {error}"
+
+def main() -> int:
+    parser = Parser("A client: reports readings, and prints the aggregate of each epoch.")
+    parser.add_argument("id", type=int, help="1 to 255")
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--values", nargs="+", type=number, metavar="X", help="report these, always")
+    source.add_argument("--file", metavar="CSV", help="report a row a round; - is standard input")
+    source.add_argument("--interactive", action="store_true", help="report what you type")
+    parser.add_argument("--column", metavar="NAME", help="of the CSV; default: the last")
+    parser.add_argument("--rounds", type=positive, help="default 10, or the whole file")
+    parser.add_argument("--interval", type=seconds, default=0.5, help="between rounds; default 0.5")
+    parser.add_argument("--timeout", type=seconds, default=2.0,
+                        help="for an answer, more than the server's window; default 2")
+    parser.add_argument("--json", action="store_true", help="print answers as lines of JSON")
+    options = parser.options()
+    client = Client(options.id, choose_keys(options.keys, options.host), options.host, options.port,
+                    timeout_s=math.inf if options.patient else options.timeout,
+                    frame_timeout_s=math.inf if options.patient else FRAME_S,
+                    trace=to_stderr if options.trace else None)
+    try:
+        run(client, choose_reports(options, client.session), options)
+    except EndRequested:
+        pass  # Ctrl-C, and GOODBYE has been said
+    except ProtocolError as error:
+        print(f"client {options.id}: {explain(error, client.session)}", file=sys.stderr)
+        return 3 if isinstance(error, (ConnectionCut, DeadlineExpired)) else 1
+    if not options.json:
+        print(f"client {options.id}: done, goodbye said in round {client.session.round_number}")
+    return 0
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,276 @@
+"""What server.py and client.py share: a Session on a socket, key files, and how a program ends.
+
+One thread owns a Channel, any other may only ask it to end. Nothing waits without a limit: a
+recv wakes every POLL_S to look at deadlines and requests. Keys are read and made, never shown.
+"""
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ipaddress
+import math
+import os
+import re
+import secrets
+import shutil
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NoReturn
+
+from crypto_utils import TAG_BYTES
+from protocol_fsm import (
+    HEADER, MIN_MASTER_KEY, ConnectionCut, DeadlineExpired, Message, Opcode, ProtocolError,
+    ProtocolState, Session, Status, read_frame, write_frame,
+)
+
+HOST, PORT = "127.0.0.1", 9999
+POLL_S = 0.2  # how soon a waiting thread notices a request
+FRAME_S = 2.0  # a frame, once begun, must be whole within this
+DRAIN_S = 0.25  # how long the peer has to read a farewell [P 3.7]
+DEMO_KEYS = {n: f"client{n}_master_k".encode() for n in range(1, 6)}  # published: no secrets
+DEMO_WARNING = "warning: these are the published demo keys; they protect nothing"
+
+class UserError(Exception):
+    """The user asked for what cannot be done; the message is a sentence for them."""
+    exit_code = 2
+
+class NoConnection(UserError):
+    """There is no server to reach, or no port to listen on."""
+    exit_code = 3
+
+class EndRequested(Exception):
+    """Our own side wants the session to end; `status` is what the peer will be told."""
+
+    def __init__(self, status: Status) -> None:
+        super().__init__(f"ended by this side ({status.name})")
+        self.status = status
+
+class Channel:
+    """A Session on a connected socket. A ProtocolError closes it, after the farewell is said."""
+
+    def __init__(self, sock: socket.socket, session: Session, frame_timeout_s: float = FRAME_S,
+                 trace: Callable[[str], object] | None = None) -> None:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.session, self._sock, self._trace = session, sock, trace
+        self._frame_timeout_s, self._frame_begun, self._deadline = frame_timeout_s, False, 0.0
+        self._received = b""
+        self._requested: Status | None = None
+
+    def request_end(self, status: Status) -> None:
+        """Ask the owner to end the session. Any thread may; the first reason stands."""
+        self._requested = self._requested or status
+
+    def check_request(self) -> None:
+        if self._requested:
+            raise EndRequested(self._requested)
+
+    def read(self, deadline: float) -> bytes:
+        """Return the next message, unopened. Its first byte has until `deadline` (monotonic)."""
+        self._deadline, self._frame_begun = deadline, False
+        with self._closing_on_failure():
+            return read_frame(self._recv)
+
+    def open(self, message: bytes) -> Message:
+        with self._closing_on_failure():
+            accepted = self.session.open(message)
+        self._show("<-", message)
+        return accepted
+
+    def receive(self, deadline: float) -> Message:
+        return self.open(self.read(deadline))
+
+    def send(self, opcode: Opcode, body: bytes = b"") -> None:
+        """Seal and send. A peer that cannot be written to may have had a last word [P 3.7]."""
+        message = self.session.seal(opcode, body)
+        self._show("->", message)
+        try:
+            self._write(message)
+        except OSError:
+            self.receive(time.monotonic() + FRAME_S)
+            with self._closing_on_failure():
+                raise ConnectionCut(mid_frame=True) from None
+
+    def idle(self, seconds: float) -> None:
+        """Wait. What arrives meanwhile can only be the end; open it."""
+        self._deadline, self._frame_begun = time.monotonic() + seconds, False
+        try:
+            self._received = self._received or self._wait_for_bytes()
+        except DeadlineExpired:
+            return
+        self.receive(self._deadline)
+
+    def leave(self, status: Status) -> None:
+        """Close; say TERMINATE first, if the keys are bound to the session."""
+        bound = self.session.state.phase is ProtocolState.ACTIVE
+        self.close(self.session.seal(Opcode.TERMINATE, status=status) if bound else b"")
+
+    def close(self, farewell: bytes = b"") -> None:
+        """Close; after a farewell not before the peer does, or 0.25 s have passed."""
+        with contextlib.suppress(OSError), self._sock:
+            if farewell:
+                self._show("->", farewell)
+                self._write(farewell)
+                self._sock.shutdown(socket.SHUT_WR)
+                deadline = time.monotonic() + DRAIN_S
+                while (left := deadline - time.monotonic()) > 0:
+                    self._sock.settimeout(left)
+                    if not self._sock.recv(65_536):
+                        break
+
+    @contextlib.contextmanager
+    def _closing_on_failure(self) -> Iterator[None]:
+        try:
+            yield
+        except ProtocolError as error:
+            self.session.fail(error)
+            self.close(error.farewell)
+            raise
+
+    def _recv(self, wanted: int) -> bytes:
+        self._received = self._received or self._wait_for_bytes()
+        if not self._frame_begun:
+            self._frame_begun = True
+            self._deadline = min(self._deadline, time.monotonic() + self._frame_timeout_s)
+        taken, self._received = self._received[:wanted], self._received[wanted:]
+        return taken
+
+    def _wait_for_bytes(self) -> bytes:
+        while True:
+            self.check_request()
+            left = self._deadline - time.monotonic()
+            if left <= 0:
+                raise DeadlineExpired("a whole frame" if self._frame_begun else "a message", "none")
+            try:
+                self._sock.settimeout(min(left, POLL_S))
+                return self._sock.recv(65_536)
+            except TimeoutError:
+                continue
+            except OSError:
+                return b""  # a reset connection is a closed one
+
+    def _write(self, message: bytes) -> None:
+        self._sock.settimeout(FRAME_S)
+        write_frame(self._sock.sendall, message)
+
+    def _show(self, arrow: str, message: bytes) -> None:
+        if self._trace:
+            opcode, client_id, round_number, direction = HEADER.unpack_from(message)
+            keys = " ".join(f"{label} {name}" for label, name in self.session.fingerprints().items())
+            self._trace(f"{arrow} {Opcode(opcode).name} id {client_id} round {round_number} direction "
+                        f"{direction}, {len(message)} bytes, tag {message[-TAG_BYTES:][:4].hex()}..\n"
+                        f"   keys now {keys}")
+
+def is_loopback(host: str) -> bool:
+    """Tell whether every address of `host` is this machine's own. Raises UserError."""
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
+        raise UserError(f"there is no host named {host!r}") from None
+    return all(ipaddress.ip_address(str(entry[4][0])).is_loopback for entry in found)
+
+def choose_keys(path: str | None, host: str) -> dict[int, bytes]:
+    """Return master keys by client id: from the key file, or the demo keys if on loopback."""
+    if path is not None:
+        return load_keys(Path(path))
+    if not is_loopback(host):
+        raise UserError(f"the demo keys are published, and {host} is not loopback; make your own: "
+                        "python server.py --generate-keys DIR --ids 1-40")
+    return dict(DEMO_KEYS)
+
+def load_keys(path: Path) -> dict[int, bytes]:
+    """Read lines of id:hex, ids 1 to 255, keys of 16 bytes or more. Raises UserError."""
+    keys: dict[int, bytes] = {}
+    try:
+        if os.name == "posix" and path.stat().st_mode & 0o077:
+            raise UserError(f"others can read the keys in {path}; make it yours: chmod 600 {path}")
+        lines = path.read_text("ascii").splitlines()
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not text"
+        raise UserError(f"cannot read keys from {path}: {reason}") from None
+    for number, line in enumerate(lines, 1):
+        if match := re.fullmatch(r"\s*(\d{1,3})\s*:\s*((?:[0-9a-fA-F]{2})+)\s*", line):
+            client_id, key = int(match[1]), bytes.fromhex(match[2])
+            if 1 <= client_id <= 255 and len(key) >= MIN_MASTER_KEY and client_id not in keys:
+                keys[client_id] = key
+                continue
+        if line.strip():
+            raise UserError(f"{path} line {number} is not id:hex with a new id from 1 to 255 and "
+                            f"{MIN_MASTER_KEY} bytes or more")
+    return keys
+
+def generate_keys(directory: Path, ids: list[int]) -> None:
+    """Write server.keys and a client-N.key for each id, mode 0600, all or nothing. UserError."""
+    lines = {f"client-{n}.key": f"{n}:{secrets.token_hex(32)}\n" for n in ids}
+    partial = directory.with_name(directory.name + ".partial")
+    try:
+        if directory.exists():
+            raise FileExistsError(0, "it exists already")
+        partial.mkdir(0o700)
+        for name, text in {"server.keys": "".join(lines.values()), **lines}.items():
+            with open(os.open(partial / name, os.O_WRONLY | os.O_CREAT, 0o600), "w") as file:
+                file.write(text)
+        partial.rename(directory)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise UserError(f"cannot write keys to {directory}: {error.strerror}") from None
+
+def id_list(text: str) -> list[int]:
+    """Return the client ids in text like 1-40 or 1,3,7-9. Raises ValueError."""
+    ranges = [part.partition("-")[::2] for part in text.split(",")]
+    ids = sorted({n for low, high in ranges for n in range(int(low), int(high or low) + 1)})
+    if not ids or ids[0] < 1 or ids[-1] > 255:
+        raise ValueError(text)
+    return ids
+
+def seconds(text: str) -> float:
+    """Return a finite number above 0. Raises ValueError."""
+    if not 0 < float(text) < math.inf:
+        raise ValueError(text)
+    return float(text)
+
+def positive(text: str) -> int:
+    """Return a whole number above 0. Raises ValueError."""
+    if int(text) < 1:
+        raise ValueError(text)
+    return int(text)
+
+def to_stderr(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+class Parser(argparse.ArgumentParser):
+    """The flags of both programs; a wrong one is a UserError like any other."""
+
+    def __init__(self, description: str) -> None:
+        super().__init__(description=description)
+        self.add_argument("--host", default=HOST, help=f"default {HOST}")
+        self.add_argument("--port", type=int, default=PORT, help=f"default {PORT}")
+        self.add_argument("--keys", metavar="FILE", help="master keys, lines of id:hex")
+        self.add_argument("--patient", action="store_true", help="no deadlines (loopback only)")
+        self.add_argument("--trace", action="store_true", help="show every message on stderr")
+
+    def options(self) -> argparse.Namespace:
+        options = self.parse_args()
+        if options.patient and not is_loopback(options.host):
+            raise UserError(f"--patient is for loopback only, which {options.host} is not")
+        return options
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message)
+
+def run_program(main: Callable[[], int]) -> NoReturn:
+    """Run `main`, and exit with its code or with one sentence on stderr."""
+    try:
+        code = main()
+        sys.stdout.flush()
+    except UserError as error:
+        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+        code = error.exit_code
+    except KeyboardInterrupt:
+        code = 130  # before there was a session to end
+    except BrokenPipeError:  # whoever read our output is gone, as after `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 141
+    sys.exit(code)

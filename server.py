@@ -1,0 +1,331 @@
+"""The server: one thread per client, and one aggregation that they share.
+
+Rules in this module:
+- only its own thread touches a session or writes its socket; others may ask it to end;
+- until its first report is accepted a connection is a stranger: it has little time, contributes
+  nothing and displaces nobody;
+- what exactly failed goes to the log; the peer gets one uniform answer, or none [P 3.6].
+
+What it does not do: check messages. That is Session.open in protocol_fsm.py.
+"""
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import logging
+import math
+import os
+import secrets
+import signal
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from endpoint import (
+    DEMO_WARNING, FRAME_S, HOST, POLL_S, PORT, Channel, EndRequested, NoConnection, Parser,
+    choose_keys, generate_keys, id_list, positive, run_program, seconds, to_stderr,
+)
+from protocol_fsm import (
+    Direction, Json, Message, Opcode, ProtocolError, Session, Status, client_id_of, encode_body,
+    parse_aggregate,
+)
+
+log = logging.getLogger("server")
+Contributions = Mapping[int, Sequence[float]]  # readings by client id
+
+@dataclass(frozen=True)
+class Limits:
+    """How long the server waits, in seconds, and for how many."""
+
+    window_s: float = 1.0  # an epoch, for its members
+    stranger_timeout_s: float = 10.0  # in all, until a first report is accepted
+    frame_timeout_s: float = FRAME_S  # from a frame's first byte to its last
+    silence_timeout_s: float = 300.0  # an established client, between two reports
+    max_strangers: int = 64  # one more, and the oldest goes
+
+def compute_aggregation(contributions: Contributions) -> dict[str, Json]:
+    """Return what every member of an epoch is told. Pure, and meant to be replaced."""
+    readings = [reading for values in contributions.values() for reading in values]
+    total = math.fsum(readings)
+    return {"participants": [*sorted(contributions)], "count": len(readings), "sum": total,
+            "mean": total / len(readings) if readings else None,
+            "min": min(readings, default=None), "max": max(readings, default=None)}
+
+def own_part(readings: Sequence[float], total: float) -> dict[str, Json]:
+    """Return what one member is told besides; a share of nothing is null."""
+    own_sum = math.fsum(readings)
+    share = own_sum / total if total else math.inf
+    return {"own_count": len(readings), "own_sum": own_sum,
+            "own_share": share if math.isfinite(share) else None}
+
+class Record(NamedTuple):
+    """What happened: a "report" was accepted, an "epoch" closed, or a connection came to its "end".
+
+    `detail` is the Message, the Epoch, or the exception that ended the session.
+    """
+
+    what: str
+    client_id: int  # 0: an epoch, or a connection that never named its client
+    detail: Message | Epoch | Exception
+
+class Epoch:
+    """One aggregation. It opens with its first contribution and closes for all members at once."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.deadline = math.inf
+        self.contributions: dict[int, tuple[Member, Message]] = {}
+        self.aggregate: dict[str, Json] = {}
+        self.answers: dict[int, bytes] | None = None  # bodies by client id; none if it failed
+
+class Member:
+    """One connection, from its first byte to its last, served by a thread of its own."""
+
+    def __init__(self, server: Server, sock: socket.socket) -> None:
+        nobody = server.session_for(0)  # until the first message names somebody
+        self.channel = Channel(sock, nobody, server.limits.frame_timeout_s, server.trace)
+        self.hello_number = self.rounds = 0
+        self.established = False
+        self._server = server
+
+    @property
+    def client_id(self) -> int:
+        return self.channel.session.client_id
+
+    def run(self) -> None:
+        try:
+            self._serve()
+        except EndRequested as request:
+            self._server.forget(self, request)
+            self.channel.leave(request.status)
+        except ProtocolError as error:  # the channel has said farewell and closed
+            self._server.forget(self, error)
+        except Exception as error:  # a defect of ours: it ends this session and no other
+            log.exception("client %d: internal error", self.client_id)
+            self._server.forget(self, error)
+            self.channel.leave(Status.SHUTDOWN)
+
+    def _serve(self) -> None:
+        server, channel, limits = self._server, self.channel, self._server.limits
+        deadline = time.monotonic() + limits.stranger_timeout_s
+        hello = channel.read(deadline)
+        channel.session = server.session_for(client_id_of(hello))
+        channel.open(hello)
+        self.hello_number = server.next_hello()
+        channel.send(Opcode.SERVER_CHALLENGE)
+        report = channel.receive(deadline)
+        server.establish(self)
+        while True:
+            channel.send(Opcode.SERVER_AGGR_RESPONSE, server.contribute(self, report))
+            self.rounds += 1
+            report = channel.receive(time.monotonic() + limits.silence_timeout_s)
+
+class Server:
+    """Listens from the start, serves inside `with`, and tells every client SHUTDOWN after it."""
+
+    def __init__(self, keys: Mapping[int, bytes], host: str = HOST, port: int = PORT,
+                 limits: Limits = Limits(), *, trace: Callable[[str], object] | None = None,
+                 aggregation: Callable[[Contributions], dict[str, Json]] = compute_aggregation,
+                 record: Callable[[Record], object] = lambda record: None) -> None:
+        self.limits, self.trace = limits, trace
+        self.sessions, self.rounds, self.refused = Counter[int](), Counter[int](), Counter[str]()
+        self.next_hello = itertools.count(1).__next__
+        self._keys, self._decoy_key = dict(keys), secrets.token_bytes(32)
+        self._aggregation, self._record = aggregation, record
+        self._changed = threading.Condition()  # guards all that follows
+        self._strangers: list[Member] = []  # the oldest first
+        self._members: dict[int, Member] = {}  # established, by client id
+        self._newest_hello: dict[int, int] = {}  # that ever established a session, by client id
+        self._expected: set[int] = set()  # the clients that the open epoch waits for
+        self._epoch = Epoch(1)
+        self._threads: list[threading.Thread] = []
+        self._closing = threading.Event()
+        self._listener = listen(host, port)
+        self.address: tuple[str, int] = self._listener.getsockname()[:2]
+
+    def __enter__(self) -> Server:
+        self._start_thread(self._accept)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._closing.set()
+        with self._changed:
+            for member in [*self._strangers, *self._members.values()]:
+                member.channel.request_end(Status.SHUTDOWN)
+            self._changed.notify_all()
+        deadline = time.monotonic() + 1.5
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        self._listener.close()
+
+    def session_for(self, client_id: int) -> Session:
+        """Return a new session; for an unknown id with the decoy key, so that it meets BadTag."""
+        return Session(client_id, self._keys.get(client_id, self._decoy_key), Direction.S2C)
+
+    def _accept(self) -> None:
+        while not self._closing.is_set():
+            try:
+                member = Member(self, self._listener.accept()[0])
+            except TimeoutError:
+                continue
+            except OSError as error:
+                log.error("cannot accept a connection: %s", error.strerror)
+                self._closing.wait(POLL_S)
+                continue
+            with self._changed:
+                self._strangers.append(member)
+                while len(self._strangers) > self.limits.max_strangers:
+                    self._strangers.pop(0).channel.request_end(Status.TIMEOUT)
+            self._start_thread(member.run)
+
+    def _start_thread(self, target: Callable[[], None]) -> None:
+        thread = threading.Thread(target=target, daemon=True)
+        self._threads = [*(old for old in self._threads if old.is_alive()), thread]
+        thread.start()
+
+    def establish(self, member: Member) -> None:
+        """Let a stranger in, in place of an older session of its id. Raises EndRequested."""
+        with self._changed:
+            member.channel.check_request()
+            if member.hello_number < self._newest_hello.get(member.client_id, 0):
+                raise EndRequested(Status.REPLACED)  # a held report must not evict a live client
+            if member.client_id in self._members:
+                self._members[member.client_id].channel.request_end(Status.REPLACED)
+                self._changed.notify_all()
+            self._newest_hello[member.client_id] = member.hello_number
+            self._members[member.client_id] = member
+            self._strangers.remove(member)
+            member.established = True
+            self.sessions[member.client_id] += 1
+        log.info("client %d: established", member.client_id)
+
+    def forget(self, member: Member, reason: Exception) -> None:
+        """Take out what an ended session leaves: its place, and its part in the open epoch."""
+        client_id = member.client_id
+        with self._changed:
+            if member in self._strangers:
+                self._strangers.remove(member)
+            if self._members.get(client_id) is member:
+                del self._members[client_id]
+                self._expected.discard(client_id)
+            if self._epoch.contributions.get(client_id, (None,))[0] is member:
+                del self._epoch.contributions[client_id]
+            self._close_epoch_if_due()
+            self.refused[type(reason).__name__] += not member.established
+            self._record(Record("end", client_id, reason))
+        log.info("client %d: ended after %d rounds: %s", client_id, member.rounds, reason)
+
+    def contribute(self, member: Member, report: Message) -> bytes:
+        """Enter a report into the open epoch, wait for it to close, and return the answer's body.
+
+        It waits for whoever took part in the last epoch or has contributed since, but not longer
+        than the window; who missed one is not waited for again. Raises EndRequested.
+        """
+        with self._changed:
+            member.channel.check_request()
+            epoch = self._epoch
+            if not epoch.contributions:
+                epoch.deadline = time.monotonic() + self.limits.window_s
+            epoch.contributions[member.client_id] = (member, report)
+            self._expected.add(member.client_id)
+            self.rounds[member.client_id] += 1
+            self._record(Record("report", member.client_id, report))
+            log.debug("client %d: round %d, %s", member.client_id, report.round_number,
+                      report.readings)
+            self._close_epoch_if_due()
+            while epoch.answers is None:
+                self._changed.wait(max(0.0, min(POLL_S, epoch.deadline - time.monotonic())))
+                member.channel.check_request()
+                self._close_epoch_if_due()
+        if member.client_id not in epoch.answers:
+            raise EndRequested(Status.SHUTDOWN)
+        return epoch.answers[member.client_id]
+
+    def _close_epoch_if_due(self) -> None:
+        epoch = self._epoch
+        complete = self._expected <= epoch.contributions.keys()
+        if not epoch.contributions or not (complete or time.monotonic() >= epoch.deadline):
+            return
+        try:
+            epoch.answers = self._answers(epoch)
+        except Exception:  # an instructor's function may raise anything, and the server lives
+            log.exception("epoch %d has no aggregate", epoch.number)
+            epoch.answers = {}
+        self._record(Record("epoch", 0, epoch))
+        log.debug("epoch %d: %s", epoch.number, epoch.aggregate)
+        self._expected = set(epoch.contributions)
+        self._epoch = Epoch(epoch.number + 1)
+        self._changed.notify_all()
+
+    def _answers(self, epoch: Epoch) -> dict[int, bytes]:
+        """Return every member's body, or raise LocalError or BadPayload for all of them."""
+        readings = {n: report.readings for n, (_, report) in epoch.contributions.items()}
+        epoch.aggregate, answers = self._aggregation(readings), {}
+        total = math.fsum(reading for values in readings.values() for reading in values)
+        for client_id, (_, report) in epoch.contributions.items():
+            head = {"epoch": epoch.number, "round": report.round_number}
+            body = {**head, **epoch.aggregate, **own_part(report.readings, total)}
+            answers[client_id] = encode_body(body)
+            parse_aggregate(answers[client_id])
+        return answers
+
+    def summary(self) -> str:
+        """Return the table that the program prints last."""
+        rows = [f"{n:>6}  {self.sessions[n]:>8}  {self.rounds[n]:>7}" for n in sorted(self.rounds)]
+        refused = ", ".join(f"{n} {name}" for name, n in self.refused.most_common() if n)
+        return "\n".join(["client  sessions  reports", *rows, f"strangers: {refused or 'none'}"])
+
+def listen(host: str, port: int) -> socket.socket:
+    """Return a listening TCP socket. Raises NoConnection."""
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind)
+        if os.name == "posix":  # on Windows it would let two servers share one port
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(128)
+        listener.settimeout(POLL_S)
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise NoConnection(f"cannot listen on {host} port {port}: {reason}") from None
+    return listener
+
+def main() -> int:
+    """Serve until Ctrl-C or SIGTERM."""
+    parser = Parser("The server: aggregates the readings of its clients.")
+    for name, default in dataclasses.asdict(Limits()).items():
+        flag = "--" + name.removesuffix("_s").replace("_", "-")
+        kind = positive if isinstance(default, int) else seconds
+        parser.add_argument(flag, dest=name, default=default, type=kind, help=f"default {default:g}")
+    parser.add_argument("--verbose", action="store_true", help="log every report and epoch")
+    parser.add_argument("--generate-keys", metavar="DIR", help="write new key files, and exit")
+    parser.add_argument("--ids", type=id_list, default="1-5", help="for whom; default 1-5")
+    options = parser.options()
+    if options.generate_keys:
+        generate_keys(Path(options.generate_keys), options.ids)
+        print(f"wrote server.keys and {len(options.ids)} client keys to {options.generate_keys}")
+        return 0
+    limits = Limits(*(getattr(options, field.name) for field in dataclasses.fields(Limits)))
+    if options.patient:
+        limits = Limits(limits.window_s, math.inf, math.inf, math.inf, limits.max_strangers)
+    logging.basicConfig(level="DEBUG" if options.verbose else "INFO", format="%(message)s")
+    stop = threading.Event()
+    for signal_number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signal_number, lambda *_: stop.set())
+    with Server(choose_keys(options.keys, options.host), options.host, options.port, limits,
+                trace=to_stderr if options.trace else None) as server:
+        print("listening on {}:{}".format(*server.address), flush=True)
+        if not options.keys:
+            log.warning(DEMO_WARNING)
+        while not stop.wait(POLL_S):
+            pass
+    print(server.summary())
+    return 0
+
+if __name__ == "__main__":
+    run_program(main)
