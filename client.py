@@ -19,13 +19,12 @@ import random
 import signal
 import socket
 import sys
-import textwrap
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from endpoint import (
     DEMO_WARNING, FRAME_S, HOST, PORT, Channel, EndRequested, NoConnection, Parser, UserError,
-    choose_keys, positive, run_program, seconds, to_stderr,
+    choose_keys, describe, positive, run_program, seconds, to_stderr,
 )
 from protocol_fsm import (
     MAX_MAGNITUDE, ConnectionCut, DeadlineExpired, Direction, Json, Opcode, PeerTerminated,
@@ -58,8 +57,12 @@ class Client:
             reason = getattr(error, "strerror", None) or error
             raise NoConnection("no server at {}:{}: {}".format(*self._address, reason)) from None
         self.channel = Channel(sock, self.session, self._frame_timeout_s, self._trace)
-        self.channel.send(Opcode.CLIENT_HELLO)
-        self.channel.receive(time.monotonic() + self._timeout_s)
+        try:
+            self.channel.send(Opcode.CLIENT_HELLO)
+            self.channel.receive(time.monotonic() + self._timeout_s)
+        except BaseException:
+            self.channel.leave(Status.GOODBYE)
+            raise
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -76,41 +79,38 @@ def number(text: str) -> float:
         raise ValueError(text)
     return value
 
-def read_csv(lines: Iterable[str], name: str, column: str | None) -> Iterator[list[float]]:
-    """Yield the reading of each row, from `column` or else the last. Raises UserError.
+def rows_of(path: str) -> Iterator[tuple[str, list[str]]]:
+    """Yield the place and the cells of each row that is not blank; `-` is standard input."""
+    try:
+        source: int | str = sys.stdin.fileno() if path == "-" else path
+        with open(source, encoding="utf-8-sig", errors="replace", newline="") as file:
+            rows = csv.reader(file)
+            for cells in rows:
+                if any(map(str.strip, cells)):
+                    yield f"{path} line {rows.line_num}", cells
+    except (OSError, csv.Error) as error:
+        raise UserError(f"cannot read {path}: {getattr(error, 'strerror', error)}") from None
 
-    The first row is a header if a column is named, or if there is no number at its end.
+def readings_of(path: str, column: str | None) -> Iterator[list[float]]:
+    """Yield a reading a row, from `column` or else the last one. Raises UserError.
+
+    The first row is a header if a column is named, or if there is no number in it.
     """
-    index, first = -1, True
-    rows = csv.reader(lines)
-    for cells in rows:
-        if not any(map(str.strip, cells)):
-            continue
-        where = f"{name} line {rows.line_num}"
-        if first and column is not None:
-            if column not in cells:
-                raise UserError(f"{where}: there is no column {column!r}")
-            index, first = cells.index(column), False
+    index, is_first = -1, True
+    for where, cells in rows_of(path):
+        if is_first and column is not None and column not in cells:
+            raise UserError(f"{where}: there is no column {column!r}")
+        if is_first and column is not None:
+            index, is_first = cells.index(column), False
             continue
         try:
             yield [number(cells[index])]
         except (ValueError, IndexError):
-            if not first:
+            if not is_first:
                 cell = repr(cells[index]) if index < len(cells) else "what is missing"
                 raise UserError(f"{where}, column {index + 1 or len(cells)}: {cell} is not a number "
                                 "from -1e15 to 1e15") from None
-        first = False
-
-def read_file(path: str, column: str | None) -> Iterator[list[float]]:
-    """Return the readings of a file; it is read whole, so that a bad cell is found in time."""
-    try:
-        with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:
-            readings = [*read_csv(file, path, column)]
-    except (OSError, csv.Error) as error:
-        raise UserError(f"cannot read {path}: {getattr(error, 'strerror', error)}") from None
-    if not readings:
-        raise UserError(f"{path} holds no readings")
-    return iter(readings)
+        is_first = False
 
 def simulated(client_id: int) -> Iterator[list[float]]:
     """Yield the readings of a thermometer that does not exist, in degrees Celsius."""
@@ -131,22 +131,18 @@ def typed(session: Session) -> Iterator[list[float]]:
 
 def choose_reports(options: argparse.Namespace, session: Session) -> Iterator[list[float]]:
     """Return what to report, round by round. Raises UserError before anything is sent."""
-    if options.interactive or options.file == "-":  # the server should know us while we wait
-        lines = read_csv(sys.stdin, "standard input", options.column)
-        return itertools.chain([[]], typed(session) if options.interactive else lines)
-    if options.file:
-        return itertools.islice(read_file(options.file, options.column), options.rounds)
+    if options.interactive:
+        return itertools.chain([[]], typed(session))  # the empty report establishes the session
+    if options.file == "-":
+        return itertools.chain([[]], itertools.islice(readings_of("-", options.column),
+                                                      options.rounds))
+    if options.file:  # read whole, so that a bad cell is found before anything is sent
+        readings = [*readings_of(options.file, options.column)]
+        if not readings:
+            raise UserError(f"there are no readings in {options.file}")
+        return itertools.islice(readings, options.rounds)
     source = itertools.repeat(options.values) if options.values else simulated(options.id)
     return itertools.islice(source, options.rounds or 10)
-
-def describe(answer: dict[str, Json]) -> str:
-    """Put an answer into lines of at most 79 columns."""
-    words = []
-    for name, value in answer.items():
-        items = value if isinstance(value, list) else [value]
-        shown = [f"{item:.6g}" if isinstance(item, float) else str(item) for item in items]
-        words.append(f"{name} {','.join(shown)}")
-    return textwrap.fill("  ".join(words), 79, subsequent_indent="    ")
 
 def run(client: Client, reports: Iterator[list[float]], options: argparse.Namespace) -> None:
     """Report until there is nothing left. Raises EndRequested on Ctrl-C, and ProtocolError."""
@@ -160,8 +156,8 @@ def run(client: Client, reports: Iterator[list[float]], options: argparse.Namesp
     with client:
         signal.signal(signal.SIGINT, leave)
         if not options.json:
-            warning = "" if options.keys else f"; {DEMO_WARNING}"
-            print(f"client {options.id}: session established with the server{warning}", flush=True)
+            warning = "" if options.keys else f"\n{DEMO_WARNING}"
+            print(f"client {options.id}: session with the server begun{warning}", flush=True)
         while True:
             at_input = True
             readings = next(reports, None)
@@ -188,7 +184,7 @@ def main() -> int:
     parser = Parser("A client: reports readings, and prints the aggregate of each epoch.")
     parser.add_argument("id", type=int, help="1 to 255")
     source = parser.add_mutually_exclusive_group()
-    source.add_argument("--values", nargs="+", type=number, metavar="X", help="report these, always")
+    source.add_argument("--values", nargs="+", type=number, metavar="X", help="report all of these")
     source.add_argument("--file", metavar="CSV", help="report a row a round; - is standard input")
     source.add_argument("--interactive", action="store_true", help="report what you type")
     parser.add_argument("--column", metavar="NAME", help="of the CSV; default: the last")

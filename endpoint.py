@@ -15,15 +15,16 @@ import secrets
 import shutil
 import socket
 import sys
+import textwrap
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NoReturn
 
 from crypto_utils import TAG_BYTES
 from protocol_fsm import (
-    HEADER, MIN_MASTER_KEY, ConnectionCut, DeadlineExpired, Message, Opcode, ProtocolError,
-    ProtocolState, Session, Status, read_frame, write_frame,
+    HEADER, MIN_MASTER_KEY, ConnectionCut, DeadlineExpired, Json, Message, Opcode,
+    ProtocolError, ProtocolState, Session, Status, read_frame, write_frame,
 )
 
 HOST, PORT = "127.0.0.1", 9999
@@ -49,14 +50,15 @@ class EndRequested(Exception):
         self.status = status
 
 class Channel:
-    """A Session on a connected socket. A ProtocolError closes it, after the farewell is said."""
+    """A Session on a connected socket. Its owner calls `leave` at the end, however that came."""
 
     def __init__(self, sock: socket.socket, session: Session, frame_timeout_s: float = FRAME_S,
                  trace: Callable[[str], object] | None = None) -> None:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        with contextlib.suppress(OSError):  # the peer may be gone already
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.session, self._sock, self._trace = session, sock, trace
         self._frame_timeout_s, self._frame_begun, self._deadline = frame_timeout_s, False, 0.0
-        self._received = b""
+        self._received = self._farewell = b""
         self._requested: Status | None = None
 
     def request_end(self, status: Status) -> None:
@@ -70,11 +72,11 @@ class Channel:
     def read(self, deadline: float) -> bytes:
         """Return the next message, unopened. Its first byte has until `deadline` (monotonic)."""
         self._deadline, self._frame_begun = deadline, False
-        with self._closing_on_failure():
+        with self._failing_the_session():
             return read_frame(self._recv)
 
     def open(self, message: bytes) -> Message:
-        with self._closing_on_failure():
+        with self._failing_the_session():
             accepted = self.session.open(message)
         self._show("<-", message)
         return accepted
@@ -90,7 +92,7 @@ class Channel:
             self._write(message)
         except OSError:
             self.receive(time.monotonic() + FRAME_S)
-            with self._closing_on_failure():
+            with self._failing_the_session():
                 raise ConnectionCut(mid_frame=True) from None
 
     def idle(self, seconds: float) -> None:
@@ -103,16 +105,16 @@ class Channel:
         self.receive(self._deadline)
 
     def leave(self, status: Status) -> None:
-        """Close; say TERMINATE first, if the keys are bound to the session."""
-        bound = self.session.state.phase is ProtocolState.ACTIVE
-        self.close(self.session.seal(Opcode.TERMINATE, status=status) if bound else b"")
+        """Say the farewell of a failure, or TERMINATE if the session is alive, and close [P 3.7].
 
-    def close(self, farewell: bytes = b"") -> None:
-        """Close; after a farewell not before the peer does, or 0.25 s have passed."""
+        After a farewell the socket closes when the peer has closed it, or 0.25 s later.
+        """
+        if self.session.state.phase is ProtocolState.ACTIVE:
+            self._farewell = self.session.seal(Opcode.TERMINATE, status=status)
         with contextlib.suppress(OSError), self._sock:
-            if farewell:
-                self._show("->", farewell)
-                self._write(farewell)
+            if self._farewell:
+                self._show("->", self._farewell)
+                self._write(self._farewell)
                 self._sock.shutdown(socket.SHUT_WR)
                 deadline = time.monotonic() + DRAIN_S
                 while (left := deadline - time.monotonic()) > 0:
@@ -121,12 +123,12 @@ class Channel:
                         break
 
     @contextlib.contextmanager
-    def _closing_on_failure(self) -> Iterator[None]:
+    def _failing_the_session(self) -> Iterator[None]:
         try:
             yield
         except ProtocolError as error:
             self.session.fail(error)
-            self.close(error.farewell)
+            self._farewell = error.farewell
             raise
 
     def _recv(self, wanted: int) -> bytes:
@@ -158,10 +160,10 @@ class Channel:
     def _show(self, arrow: str, message: bytes) -> None:
         if self._trace:
             opcode, client_id, round_number, direction = HEADER.unpack_from(message)
-            keys = " ".join(f"{label} {name}" for label, name in self.session.fingerprints().items())
-            self._trace(f"{arrow} {Opcode(opcode).name} id {client_id} round {round_number} direction "
-                        f"{direction}, {len(message)} bytes, tag {message[-TAG_BYTES:][:4].hex()}..\n"
-                        f"   keys now {keys}")
+            keys = " ".join(f"{key} {name}" for key, name in self.session.fingerprints().items())
+            self._trace(f"{arrow} {Opcode(opcode).name} id {client_id} round {round_number} "
+                        f"direction {direction}, {len(message)} bytes, tag "
+                        f"{message[-TAG_BYTES:][:4].hex()}..\n   keys now {keys}")
 
 def is_loopback(host: str) -> bool:
     """Tell whether every address of `host` is this machine's own. Raises UserError."""
@@ -236,6 +238,15 @@ def positive(text: str) -> int:
     if int(text) < 1:
         raise ValueError(text)
     return int(text)
+
+def describe(answer: Mapping[str, Json]) -> str:
+    """Put an aggregate into lines of at most 79 columns."""
+    words = []
+    for name, value in answer.items():
+        items = value if isinstance(value, list) else [value]
+        shown = [f"{item:.6g}" if isinstance(item, float) else str(item) for item in items]
+        words.append(f"{name} {','.join(shown)}")
+    return textwrap.fill("  ".join(words), 79, subsequent_indent="    ")
 
 def to_stderr(line: str) -> None:
     print(line, file=sys.stderr, flush=True)

@@ -198,8 +198,8 @@ def parse_message(header: Header, plaintext: bytes) -> Message:
         raise BadPayload(f"a nonce of {NONCE_BYTES} bytes", len(nonce))
     if not status or status[0] not in LEGAL_STATUS.get(opcode, {Status.OK}):
         raise BadPayload(f"a status of {opcode.name}", status.hex() or "none")
-    if (opcode is Opcode.CLIENT_HELLO and body != VERSION or opcode in ENDING and body
-            or opcode is Opcode.SERVER_CHALLENGE and len(body) != 2 * NONCE_BYTES):
+    if ((opcode is Opcode.CLIENT_HELLO and body != VERSION) or (opcode in ENDING and body)
+            or (opcode is Opcode.SERVER_CHALLENGE and len(body) != 2 * NONCE_BYTES)):
         raise BadPayload(f"the body of {opcode.name}", f"{len(body)} bytes")
     readings = parse_readings(body) if opcode is Opcode.CLIENT_DATA else []
     aggregate = parse_aggregate(body) if opcode is Opcode.SERVER_AGGR_RESPONSE else {}

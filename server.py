@@ -28,7 +28,7 @@ from typing import NamedTuple
 
 from endpoint import (
     DEMO_WARNING, FRAME_S, HOST, POLL_S, PORT, Channel, EndRequested, NoConnection, Parser,
-    choose_keys, generate_keys, id_list, positive, run_program, seconds, to_stderr,
+    choose_keys, describe, generate_keys, id_list, positive, run_program, seconds, to_stderr,
 )
 from protocol_fsm import (
     Direction, Json, Message, Opcode, ProtocolError, Session, Status, client_id_of, encode_body,
@@ -98,17 +98,16 @@ class Member:
         return self.channel.session.client_id
 
     def run(self) -> None:
+        reason: Exception
         try:
             self._serve()
-        except EndRequested as request:
-            self._server.forget(self, request)
-            self.channel.leave(request.status)
-        except ProtocolError as error:  # the channel has said farewell and closed
-            self._server.forget(self, error)
+        except (EndRequested, ProtocolError) as error:
+            reason = error
         except Exception as error:  # a defect of ours: it ends this session and no other
             log.exception("client %d: internal error", self.client_id)
-            self._server.forget(self, error)
-            self.channel.leave(Status.SHUTDOWN)
+            reason = error
+        self._server.forget(self, reason)
+        self.channel.leave(reason.status if isinstance(reason, EndRequested) else Status.SHUTDOWN)
 
     def _serve(self) -> None:
         server, channel, limits = self._server, self.channel, self._server.limits
@@ -144,16 +143,18 @@ class Server:
         self._expected: set[int] = set()  # the clients that the open epoch waits for
         self._epoch = Epoch(1)
         self._threads: list[threading.Thread] = []
+        self._acceptor = threading.Thread(target=self._accept, daemon=True)
         self._closing = threading.Event()
         self._listener = listen(host, port)
         self.address: tuple[str, int] = self._listener.getsockname()[:2]
 
     def __enter__(self) -> Server:
-        self._start_thread(self._accept)
+        self._acceptor.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._closing.set()
+        self._acceptor.join()
         with self._changed:
             for member in [*self._strangers, *self._members.values()]:
                 member.channel.request_end(Status.SHUTDOWN)
@@ -181,12 +182,9 @@ class Server:
                 self._strangers.append(member)
                 while len(self._strangers) > self.limits.max_strangers:
                     self._strangers.pop(0).channel.request_end(Status.TIMEOUT)
-            self._start_thread(member.run)
-
-    def _start_thread(self, target: Callable[[], None]) -> None:
-        thread = threading.Thread(target=target, daemon=True)
-        self._threads = [*(old for old in self._threads if old.is_alive()), thread]
-        thread.start()
+            thread = threading.Thread(target=member.run, daemon=True)
+            self._threads = [*(old for old in self._threads if old.is_alive()), thread]
+            thread.start()
 
     def establish(self, member: Member) -> None:
         """Let a stranger in, in place of an older session of its id. Raises EndRequested."""
@@ -255,9 +253,9 @@ class Server:
             epoch.answers = self._answers(epoch)
         except Exception:  # an instructor's function may raise anything, and the server lives
             log.exception("epoch %d has no aggregate", epoch.number)
-            epoch.answers = {}
+            epoch.aggregate, epoch.answers = {}, {}
         self._record(Record("epoch", 0, epoch))
-        log.debug("epoch %d: %s", epoch.number, epoch.aggregate)
+        log.debug("%s", describe({"epoch": epoch.number, **epoch.aggregate}))
         self._expected = set(epoch.contributions)
         self._epoch = Epoch(epoch.number + 1)
         self._changed.notify_all()
@@ -301,7 +299,8 @@ def main() -> int:
     for name, default in dataclasses.asdict(Limits()).items():
         flag = "--" + name.removesuffix("_s").replace("_", "-")
         kind = positive if isinstance(default, int) else seconds
-        parser.add_argument(flag, dest=name, default=default, type=kind, help=f"default {default:g}")
+        parser.add_argument(flag, dest=name, default=default, type=kind, metavar="N",
+                            help=f"default {default:g}")
     parser.add_argument("--verbose", action="store_true", help="log every report and epoch")
     parser.add_argument("--generate-keys", metavar="DIR", help="write new key files, and exit")
     parser.add_argument("--ids", type=id_list, default="1-5", help="for whom; default 1-5")
