@@ -53,8 +53,8 @@ class Client:
     def __enter__(self) -> Client:
         try:
             sock = socket.create_connection(self._address, min(self._timeout_s, 10.0))
-        except (OSError, OverflowError) as error:
-            reason = getattr(error, "strerror", None) or error
+        except OSError as error:
+            reason = error.strerror or error
             raise NoConnection("no server at {}:{}: {}".format(*self._address, reason)) from None
         self.channel = Channel(sock, self.session, self._frame_timeout_s, self._trace)
         try:
@@ -108,8 +108,8 @@ def readings_of(path: str, column: str | None) -> Iterator[list[float]]:
         except (ValueError, IndexError):
             if not is_first:
                 cell = repr(cells[index]) if index < len(cells) else "what is missing"
-                raise UserError(f"{where}, column {index + 1 or len(cells)}: {cell} is not a number "
-                                "from -1e15 to 1e15") from None
+                where += f", column {index + 1 or len(cells)}"
+                raise UserError(f"{where}: {cell} is not a number up to 1e15") from None
         is_first = False
 
 def simulated(client_id: int) -> Iterator[list[float]]:

@@ -201,6 +201,8 @@ def load_keys(path: Path) -> dict[int, bytes]:
         if line.strip():
             raise UserError(f"{path} line {number} is not id:hex with a new id from 1 to 255 and "
                             f"{MIN_MASTER_KEY} bytes or more")
+    if not keys:
+        raise UserError(f"there are no keys in {path}")
     return keys
 
 def generate_keys(directory: Path, ids: list[int]) -> None:
@@ -248,6 +250,12 @@ def describe(answer: Mapping[str, Json]) -> str:
         words.append(f"{name} {','.join(shown)}")
     return textwrap.fill("  ".join(words), 79, subsequent_indent="    ")
 
+def port_number(text: str) -> int:
+    """Return a TCP port; 0 lets the system choose. Raises ValueError."""
+    if not 0 <= int(text) <= 65_535:
+        raise ValueError(text)
+    return int(text)
+
 def to_stderr(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
@@ -257,7 +265,7 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, description: str) -> None:
         super().__init__(description=description)
         self.add_argument("--host", default=HOST, help=f"default {HOST}")
-        self.add_argument("--port", type=int, default=PORT, help=f"default {PORT}")
+        self.add_argument("--port", type=port_number, default=PORT, help=f"default {PORT}")
         self.add_argument("--keys", metavar="FILE", help="master keys, lines of id:hex")
         self.add_argument("--patient", action="store_true", help="no deadlines (loopback only)")
         self.add_argument("--trace", action="store_true", help="show every message on stderr")

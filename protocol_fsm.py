@@ -241,6 +241,8 @@ def encode_body(value: Sequence[float] | Mapping[str, Json]) -> bytes:
 
 def _parse_json(body: bytes) -> object:
     """Decode first: Python's parser would guess at UTF-16. NaN passes here, and no later check."""
+    if len(body) > MAX_BODY:
+        raise BadPayload(f"a body of at most {MAX_BODY} bytes", len(body))
     try:
         return json.loads(body.decode("utf-8"))
     except (ValueError, RecursionError) as error:
@@ -328,8 +330,8 @@ class Session:
             message = self._check_payload(header, plaintext)
         except BadPayload as error:
             raise LocalError(f"{opcode.name} cannot carry this: {error}") from error
-        if message.status is not status or len(body) > MAX_BODY:
-            raise LocalError(f"{opcode.name} cannot carry {status.name}, or so many bytes")
+        if message.status is not status:
+            raise LocalError(f"{opcode.name} cannot carry {status.name}")
         iv = self._fresh_iv()
         ciphertext = self._encrypt(pkcs7_pad(plaintext), iv)
         untagged = HEADER.pack(*header) + iv + ciphertext

@@ -10,6 +10,7 @@ What it does not do: check messages. That is Session.open in protocol_fsm.py.
 """
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import logging
@@ -216,7 +217,8 @@ class Server:
             self._close_epoch_if_due()
             self.refused[type(reason).__name__] += not member.established
             self._record(Record("end", client_id, reason))
-        log.info("client %d: ended after %d rounds: %s", client_id, member.rounds, reason)
+        who = f"client {client_id}" if member.established else f"stranger (as client {client_id})"
+        log.info("%s: ended after %d rounds: %s", who, member.rounds, reason)
 
     def contribute(self, member: Member, report: Message) -> bytes:
         """Enter a report into the open epoch, wait for it to close, and return the answer's body.
@@ -280,18 +282,20 @@ class Server:
 
 def listen(host: str, port: int) -> socket.socket:
     """Return a listening TCP socket. Raises NoConnection."""
-    try:
-        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind)
-        if os.name == "posix":  # on Windows it would let two servers share one port
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(128)
-        listener.settimeout(POLL_S)
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise NoConnection(f"cannot listen on {host} port {port}: {reason}") from None
-    return listener
+    with contextlib.ExitStack() as undo:
+        try:
+            family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+            listener = undo.enter_context(socket.socket(family, kind))
+            if os.name == "posix":  # on Windows it would let two servers share one port
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            listener.listen(128)
+        except OSError as error:
+            reason = error.strerror or error
+            raise NoConnection(f"cannot listen on {host} port {port}: {reason}") from None
+        listener.settimeout(POLL_S / 4)
+        undo.pop_all()
+        return listener
 
 def main() -> int:
     """Serve until Ctrl-C or SIGTERM."""

@@ -1,0 +1,182 @@
+"""What the tests share: two real sessions that talk, and ways to make messages nobody would."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+
+from crypto_utils import aes_cbc_encrypt, hmac_sha256, pkcs7_pad
+from protocol_fsm import (
+    CIPHERTEXT_AT,
+    HEADER,
+    LAST_ROUND,
+    TAG_BYTES,
+    Direction,
+    Header,
+    Message,
+    Opcode,
+    PeerTerminated,
+    ProtocolError,
+    Session,
+    State,
+    Status,
+    encode_body,
+)
+
+MASTER_KEY = b"client1_master_k"
+READINGS = encode_body([21.5, 19.0])
+AGGREGATE = encode_body({"epoch": 1, "sum": 40.5, "mean": None, "participants": [1, 2]})
+
+
+def clone(session: Session) -> Session:
+    """Copy a session as copy.copy would, which sessions refuse because they hold keys."""
+    twin = Session.__new__(Session)
+    twin.__dict__.update(session.__dict__)
+    twin.fsm = copy.copy(session.fsm)
+    return twin
+
+
+def reseal(
+    session: Session,
+    opcode: int,
+    plaintext: bytes,
+    *,
+    sender: Direction | None = None,
+    round_number: int | None = None,
+    client_id: int | None = None,
+    padded: bytes | None = None,
+) -> bytes:
+    """Seal anything at all under `session`'s current keys, which it does not move.
+
+    This is what somebody with the keys and bad manners could send: header fields, plaintext and
+    padding are as asked, and the tag is right.
+    """
+    sender = session.sends if sender is None else sender
+    header = HEADER.pack(
+        opcode,
+        session.client_id if client_id is None else client_id,
+        session.round_number if round_number is None else round_number,
+        sender,
+    )
+    keys = session._keys
+    iv = b"\x24" * 16
+    blocks = pkcs7_pad(plaintext) if padded is None else padded
+    ciphertext = aes_cbc_encrypt(blocks, keys[f"{sender.name}-ENC"][:16], iv)
+    untagged = header + iv + ciphertext
+    return untagged + hmac_sha256(keys[f"{sender.name}-MAC"], untagged)
+
+
+def with_header(message: bytes, **fields: int) -> bytes:
+    """Return `message` with header fields rewritten, and the tag left as it was."""
+    header = Header(*HEADER.unpack_from(message))._replace(**fields)
+    return HEADER.pack(*header) + message[HEADER.size :]
+
+
+def ciphertext_of(message: bytes) -> bytes:
+    return message[CIPHERTEXT_AT:-TAG_BYTES]
+
+
+class Pair:
+    """Both ends of one session, and nobody between them."""
+
+    def __init__(
+        self,
+        client_id: int = 1,
+        *,
+        first_round: int = 1,
+        client_random: Callable[[int], bytes] | None = None,
+        server_random: Callable[[int], bytes] | None = None,
+    ) -> None:
+        from Crypto.Random import get_random_bytes
+
+        self.client = Session(
+            client_id,
+            MASTER_KEY,
+            Direction.C2S,
+            random_bytes=client_random or get_random_bytes,
+            first_round=first_round,
+        )
+        self.server = Session(
+            client_id,
+            MASTER_KEY,
+            Direction.S2C,
+            random_bytes=server_random or get_random_bytes,
+            first_round=first_round,
+        )
+        self.transcript: list[bytes] = []
+
+    def end(self, sends: Direction) -> Session:
+        return self.client if sends is Direction.C2S else self.server
+
+    def carry(
+        self,
+        sends: Direction,
+        opcode: Opcode,
+        body: bytes = b"",
+        status: Status = Status.OK,
+    ) -> Message:
+        """Seal at one end, open at the other."""
+        message = self.end(sends).seal(opcode, body, status=status)
+        self.transcript.append(message)
+        return self.end(Direction(1 - sends)).open(message)
+
+    def hello(self) -> Message:
+        return self.carry(Direction.C2S, Opcode.CLIENT_HELLO)
+
+    def challenge(self) -> Message:
+        return self.carry(Direction.S2C, Opcode.SERVER_CHALLENGE)
+
+    def report(self, body: bytes = READINGS) -> Message:
+        return self.carry(Direction.C2S, Opcode.CLIENT_DATA, body)
+
+    def answer(self, body: bytes = AGGREGATE) -> Message:
+        return self.carry(Direction.S2C, Opcode.SERVER_AGGR_RESPONSE, body)
+
+    def rounds(self, count: int) -> None:
+        for _ in range(count):
+            self.report()
+            self.answer()
+
+
+def pair_in(state: State, *, rounds: int = 0, first_round: int = 1) -> Pair:
+    """Return a pair whose both ends are in `state`, after that many whole rounds."""
+    pair = Pair(first_round=first_round)
+    if state is State.HELLO:
+        return pair
+    pair.hello()
+    if state is State.CHALLENGE:
+        return pair
+    pair.challenge()
+    pair.rounds(rounds)
+    if state is State.ANSWER:
+        pair.report()
+    if state is State.ENDED:
+        goodbye = pair.client.seal(Opcode.TERMINATE, status=Status.GOODBYE)
+        with pytest.raises(PeerTerminated):
+            pair.server.open(goodbye)
+    assert pair.client.state is pair.server.state is state
+    return pair
+
+
+def refusal(session: Session, message: bytes) -> ProtocolError:
+    """Return the error with which `session` refuses `message`."""
+    with pytest.raises(ProtocolError) as caught:
+        session.open(message)
+    return caught.value
+
+
+def farewell_of(error: ProtocolError, peer: Session) -> tuple[Opcode, Status] | None:
+    """Return what the farewell in `error` says to `peer`, the end that the message came from."""
+    if not error.farewell:
+        return None
+    with pytest.raises(PeerTerminated) as caught:
+        clone(peer).open(error.farewell)
+    return caught.value.opcode, caught.value.status
+
+
+__all__ = [
+    "AGGREGATE", "LAST_ROUND", "MASTER_KEY", "READINGS", "Pair", "ciphertext_of", "clone",
+    "farewell_of", "pair_in", "refusal", "reseal", "with_header",
+]

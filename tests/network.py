@@ -1,0 +1,151 @@
+"""Real servers and real sockets for the tests: what happened is awaited, never slept for."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+from client import Client
+from endpoint import DEMO_KEYS
+from protocol_fsm import (
+    ConnectionCut,
+    Direction,
+    MalformedMessage,
+    Message,
+    Opcode,
+    Session,
+    read_frame,
+    write_frame,
+)
+from server import Limits, Record, Server, compute_aggregation
+
+PATIENCE_S = 10.0  # how long a test waits for what must happen; reached only by failing tests
+
+
+class Journal:
+    """A server's records, and a way to wait for one of them."""
+
+    def __init__(self) -> None:
+        self.records: list[Record] = []
+        self._changed = threading.Condition()
+
+    def __call__(self, record: Record) -> None:
+        with self._changed:
+            self.records.append(record)
+            self._changed.notify_all()
+
+    def of(self, what: str, client_id: int | None = None) -> list[Record]:
+        return [r for r in list(self.records)
+                if r.what == what and client_id in (None, r.client_id)]
+
+    def wait(self, what: str, client_id: int | None = None, count: int = 1) -> list[Record]:
+        """Return the records of one kind once there are `count` of them."""
+        with self._changed:
+            arrived = self._changed.wait_for(
+                lambda: len(self.of(what, client_id)) >= count, PATIENCE_S
+            )
+        assert arrived, f"no {what} of client {client_id}, only {self.records}"
+        return self.of(what, client_id)
+
+
+@contextlib.contextmanager
+def serving(
+    aggregation: Callable[..., object] = compute_aggregation, **limits: float
+) -> Iterator[tuple[Server, Journal]]:
+    """Run a server on a free loopback port, and check that it leaves no thread behind."""
+    before = set(threading.enumerate())
+    journal = Journal()
+    with Server(DEMO_KEYS, port=0, limits=Limits(**limits), aggregation=aggregation,  # type: ignore
+                record=journal) as server:
+        yield server, journal
+    for thread in set(threading.enumerate()) - before:
+        thread.join(PATIENCE_S)
+        assert not thread.is_alive(), f"{thread} outlived its server"
+
+
+def client_for(server: Server, client_id: int, **options: float) -> Client:
+    return Client(client_id, DEMO_KEYS, *server.address, timeout_s=options.pop("timeout_s", 5.0),
+                  **options)  # type: ignore[arg-type]
+
+
+class Wire:
+    """A bare connection to a server, which sends what it is told to."""
+
+    def __init__(self, address: tuple[str, int]) -> None:
+        self.socket = socket.create_connection(address, PATIENCE_S)
+        self.sent: list[bytes] = []
+        self.received: list[bytes] = []
+
+    def __enter__(self) -> Wire:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.socket.close()
+
+    def send(self, message: bytes) -> None:
+        self.sent.append(message)
+        write_frame(self.socket.sendall, message)
+
+    def receive(self) -> bytes:
+        self.received.append(read_frame(self.socket.recv))
+        return self.received[-1]
+
+    def is_closed_silently(self) -> bool:
+        """Tell whether the server closes without sending another byte."""
+        try:
+            return self.socket.recv(1) == b""
+        except ConnectionError:
+            return True
+
+    def last_opcode(self) -> int | None:
+        """Return the opcode of the last message before the server closes, None if none came."""
+        last = None
+        with contextlib.suppress(ConnectionCut, ConnectionError, MalformedMessage):
+            while True:
+                last = self.receive()[0]
+        return last
+
+
+class Hand(Wire):
+    """A client by hand: a Session on a Wire, one step at a time."""
+
+    def __init__(self, address: tuple[str, int], client_id: int = 1, key: bytes = b"") -> None:
+        super().__init__(address)
+        self.session = Session(client_id, key or DEMO_KEYS[client_id], Direction.C2S)
+
+    def hello(self) -> None:
+        self.send(self.session.seal(Opcode.CLIENT_HELLO))
+
+    def shake_hands(self) -> Hand:
+        self.hello()
+        self.open()
+        return self
+
+    def open(self) -> Message:
+        return self.session.open(self.receive())
+
+    def report(self, body: bytes = b"[1]") -> None:
+        self.send(self.session.seal(Opcode.CLIENT_DATA, body))
+
+
+def at_once(*calls: Callable[[], object]) -> list[object]:
+    """Make all calls at the same time, each in a thread; return what they return."""
+    results: list[object] = [None] * len(calls)
+
+    def call(position: int) -> None:
+        try:
+            results[position] = calls[position]()
+        except BaseException as error:  # handed to the test, which looks at it
+            results[position] = error
+
+    threads = [threading.Thread(target=call, args=(n,), daemon=True) for n in range(len(calls))]
+    for thread in threads:
+        thread.start()
+    deadline = time.monotonic() + 3 * PATIENCE_S
+    for thread in threads:
+        thread.join(max(0.0, deadline - time.monotonic()))
+        assert not thread.is_alive(), "a call never came back"
+    return results

@@ -1,0 +1,432 @@
+"""server.py and client.py as a person runs them: processes, exit codes, one sentence on stderr."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+TIMEOUT_S = 30
+posix_only = pytest.mark.skipif(os.name != "posix", reason="signals and modes of POSIX")
+
+
+class Program:
+    """A running program whose output is read line by line as it comes."""
+
+    def __init__(self, *arguments: str, cwd: Path = ROOT) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-u", *arguments], cwd=cwd, text=True, stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )
+        self.lines: dict[str, list[str]] = {"out": [], "err": []}
+        self._changed = threading.Condition()
+        self._readers = [
+            threading.Thread(target=self._read, args=(name, stream), daemon=True)
+            for name, stream in (("out", self.process.stdout), ("err", self.process.stderr))
+        ]
+        for reader in self._readers:
+            reader.start()
+
+    def _read(self, name: str, stream: Iterator[str]) -> None:
+        for line in stream:
+            with self._changed:
+                self.lines[name].append(line.rstrip("\n"))
+                self._changed.notify_all()
+
+    def wait_for(self, pattern: str, name: str = "out", count: int = 1) -> str:
+        """Return the line that matches, when it has been printed `count` times."""
+        def found() -> list[str]:
+            return [line for line in self.lines[name] if re.search(pattern, line)]
+
+        with self._changed:
+            assert self._changed.wait_for(lambda: len(found()) >= count, TIMEOUT_S), self.lines
+        return found()[count - 1]
+
+    def interrupt(self) -> None:
+        self.process.send_signal(signal.SIGINT)
+
+    def finish(self) -> int:
+        """Wait for the end; return the exit code."""
+        code = self.process.wait(TIMEOUT_S)
+        for reader in self._readers:
+            reader.join(TIMEOUT_S)
+        assert "Traceback" not in "\n".join(self.lines["err"])
+        return code
+
+    def __enter__(self) -> Program:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.process.kill()
+        self.process.wait(TIMEOUT_S)
+        for reader in self._readers:
+            reader.join(TIMEOUT_S)
+        for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
+            with contextlib.suppress(OSError):
+                stream.close()  # type: ignore[union-attr]
+
+
+@contextlib.contextmanager
+def running_server(*flags: str) -> Iterator[tuple[Program, str]]:
+    """Run server.py on a port of its own choice; give the program and the port."""
+    with Program("server.py", "--port", "0", *flags) as server:
+        yield server, server.wait_for("^listening on ").rpartition(":")[2]
+
+
+@pytest.fixture(scope="module")
+def port() -> Iterator[str]:
+    """The port of a server for cases that only need one to be there."""
+    with running_server("--window", "0.3") as (_, number):
+        yield number
+
+
+@pytest.fixture
+def closed_port() -> str:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return str(listener.getsockname()[1])
+
+
+def run(*arguments: str, given: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *arguments], cwd=ROOT, input=given, text=True,
+                          capture_output=True, timeout=TIMEOUT_S, check=False)
+
+
+def key_file(path: Path, text: str | bytes, mode: int = 0o600) -> str:
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    path.chmod(mode)
+    return str(path)
+
+
+GOOD_KEY = "ab" * 16
+
+# program and flags, exit code, what the one line on stderr says. {tmp} is a directory of files
+# made by `files` below, {port} a server with the demo keys, {closed} a port where nobody listens.
+CASES = {
+    "server absent": ("client.py 1 --port {closed}", 3, "no server at 127.0.0.1:.*refused"),
+    "no such port": ("client.py 1 --port 70000", 2, "--port: invalid port_number value"),
+    "no such host": ("client.py 1 --host no.such.host.invalid", 2, "no host named"),
+    "port is no number": ("client.py 1 --port x", 2, "--port: invalid port_number value"),
+    "id missing": ("client.py", 2, "required: id"),
+    "id is no number": ("client.py one", 2, "id: invalid int value"),
+    "id without demo key": ("client.py 6 --port {port}", 2, "no key for client 6"),
+    "id 0": ("client.py 0 --port {port}", 2, "no key for client 0"),
+    "id 256": ("client.py 256 --port {port}", 2, "no key for client 256"),
+    "unknown flag": ("client.py 1 --frobnicate", 2, "unrecognized arguments"),
+    "two sources": ("client.py 1 --values 1 --file data/seattle.csv", 2, "not allowed with"),
+    "no rounds": ("client.py 1 --rounds 0", 2, "--rounds: invalid"),
+    "negative interval": ("client.py 1 --interval -1", 2, "--interval: "),
+    "interval is NaN": ("client.py 1 --interval nan", 2, "--interval: invalid"),
+    "value is no number": ("client.py 1 --values 1 x", 2, "--values: invalid"),
+    "value too large": ("client.py 1 --values 1e16", 2, "--values: invalid"),
+    "wrong key": ("client.py 1 --port {port} --keys {tmp}/wrong.key", 3,
+                  "in the handshake, and never says why: a wrong key, an unknown id or tampering"),
+    "unknown id": ("client.py 77 --port {port} --keys {tmp}/unknown.key", 3,
+                   "in the handshake, and never says why: a wrong key, an unknown id or tampering"),
+    "CSV missing": ("client.py 1 --port {port} --file {tmp}/none.csv", 2,
+                    "cannot read .*none.csv: No such file"),
+    "CSV is a directory": ("client.py 1 --port {port} --file {tmp}", 2, "cannot read"),
+    "CSV empty": ("client.py 1 --port {port} --file {tmp}/empty.csv", 2, "no readings in"),
+    "CSV with a header only": ("client.py 1 --port {port} --file {tmp}/header.csv", 2,
+                               "no readings in"),
+    "CSV with a bad cell": ("client.py 1 --port {port} --file {tmp}/bad.csv", 2,
+                            "bad.csv line 5, column 2: 'warm' is not a number"),
+    "CSV with a bad cell in a named column": (
+        "client.py 1 --port {port} --file {tmp}/bad.csv --column hour", 2,
+        "bad.csv line 2, column 1: '00:00' is not a number"),
+    "CSV with a short row": ("client.py 1 --port {port} --file {tmp}/short.csv --column b", 2,
+                             "short.csv line 3, column 2: what is missing is not a number"),
+    "CSV without that column": ("client.py 1 --port {port} --file {tmp}/bad.csv --column x", 2,
+                                "bad.csv line 1: there is no column 'x'"),
+    "CSV of infinity": ("client.py 1 --port {port} --file {tmp}/inf.csv", 2,
+                        "inf.csv line 2, column 1: 'inf' is not a number"),
+    "CSV is no text": ("client.py 1 --port {port} --file {tmp}/binary.csv", 2, "binary.csv"),
+    "bad cell on standard input": ("client.py 1 --port {port} --file -", 2,
+                                   "- line 3, column 1: 'x' is not a number"),
+    "keys missing": ("client.py 1 --keys {tmp}/none.key", 2, "cannot read keys .*: No such file"),
+    "keys malformed": ("client.py 1 --keys {tmp}/malformed.key", 2, "malformed.key line 2 is not"),
+    "keys too short": ("server.py --keys {tmp}/short.key", 2, "line 1 is not id:hex"),
+    "keys of id 256": ("server.py --keys {tmp}/id256.key", 2, "line 1 is not id:hex"),
+    "keys twice": ("server.py --keys {tmp}/twice.key", 2, "twice.key line 2 is not .* new id"),
+    "keys are no text": ("server.py --keys {tmp}/binary.csv", 2, "cannot read keys"),
+    "keys empty": ("server.py --keys {tmp}/empty.key", 2, "no keys in"),
+    "demo keys to the network": ("client.py 1 --host 192.0.2.1", 2, "demo keys are published"),
+    "demo keys for the network": ("server.py --host 0.0.0.0", 2, "demo keys are published"),
+    "patient on the network": ("server.py --host 0.0.0.0 --patient --keys {tmp}/wrong.key", 2,
+                               "--patient is for loopback only"),
+    "patient to the network": ("client.py 1 --host 192.0.2.1 --patient", 2,
+                               "--patient is for loopback only"),
+    "port in use": ("server.py --port {port}", 3, "cannot listen on 127.0.0.1 port .*in use"),
+    "no such address to listen on": ("server.py --host 127.0.0.1 --port -1", 2, "--port: "),
+    "window of nothing": ("server.py --window 0", 2, "--window: invalid"),
+    "no strangers at all": ("server.py --max-strangers 0", 2, "--max-strangers: invalid"),
+    "keys into what exists": ("server.py --generate-keys {tmp} --ids 1", 2, "it exists already"),
+    "keys into nowhere": ("server.py --generate-keys {tmp}/no/where", 2, "No such file"),
+    "keys for id 0": ("server.py --generate-keys {tmp}/x --ids 0-4", 2, "--ids: invalid"),
+    "keys for nobody": ("server.py --generate-keys {tmp}/x --ids 4-1", 2, "--ids: invalid"),
+}
+if os.name == "posix":
+    CASES["keys readable by others"] = (
+        "client.py 1 --keys {tmp}/open.key", 2, "others can read .*chmod 600")
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    tmp = tmp_path_factory.mktemp("files")
+    key_file(tmp / "wrong.key", f"1:{GOOD_KEY}\n")
+    key_file(tmp / "unknown.key", f"77:{GOOD_KEY}\n")
+    key_file(tmp / "malformed.key", f"1:{GOOD_KEY}\n2 {GOOD_KEY}\n")
+    key_file(tmp / "short.key", "1:abcd\n")
+    key_file(tmp / "id256.key", f"256:{GOOD_KEY}\n")
+    key_file(tmp / "twice.key", f"1:{GOOD_KEY}\n1:{GOOD_KEY}\n")
+    key_file(tmp / "open.key", f"1:{GOOD_KEY}\n", 0o644)
+    key_file(tmp / "empty.key", "\n")
+    key_file(tmp / "empty.csv", "")
+    key_file(tmp / "header.csv", "hour,celsius\n\n")
+    key_file(tmp / "bad.csv", "hour,celsius\n00:00,20.5\n\n01:00,20\n02:00,warm\n")
+    key_file(tmp / "short.csv", "a,b\n1,2\n3\n")
+    key_file(tmp / "inf.csv", "20\ninf\n")
+    key_file(tmp / "binary.csv", bytes(range(256)) * 4)
+    return tmp
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_bad_input_ends_in_one_sentence(
+    case: str, port: str, closed_port: str, files: Path
+) -> None:
+    command, code, sentence = CASES[case]
+    program, *flags = command.format(port=port, closed=closed_port, tmp=files).split()
+    done = run(program, *flags, given="1\n2\nx\n")
+    assert done.returncode == code, done
+    lines = done.stderr.splitlines()
+    assert len(lines) == 1, done.stderr
+    assert re.search(sentence, lines[0]), lines[0]
+    assert re.match(r"(client|server)\.py: |client \d+: ", lines[0]), lines[0]
+    assert GOOD_KEY not in done.stdout + done.stderr
+    assert not list(files.glob("*.partial"))
+
+
+def test_the_cases_leave_the_server_untouched(port: str) -> None:
+    done = run("client.py", "1", "--port", port, "--rounds", "2", "--interval", "0.01")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+# One client
+
+
+def test_ten_simulated_rounds_by_default(port: str) -> None:
+    done = run("client.py", "2", "--port", port, "--interval", "0.01", "--json")
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [answer["round"] for answer in answers] == list(range(1, 11))
+    assert done.returncode == 0
+
+
+def test_values_are_reported_together_each_round(port: str) -> None:
+    done = run("client.py", "2", "--port", port, "--interval", "0.01", "--json", "--rounds", "2",
+               "--values", "1", "2.5", "-3")
+    assert [json.loads(line)["own_sum"] for line in done.stdout.splitlines()] == [0.5, 0.5]
+
+
+@pytest.mark.parametrize("flags", [[], ["--column", "temperature_f"]], ids=["last", "named"])
+def test_csv_is_reported_row_by_row(port: str, flags: list[str]) -> None:
+    done = run("client.py", "3", "--port", port, "--interval", "0.01", "--json", "--rounds", "5",
+               "--file", "data/seattle.csv", *flags)
+    sums = [json.loads(line)["own_sum"] for line in done.stdout.splitlines()]
+    assert sums == [39.4, 39.2, 39.0, 38.9, 38.8]
+
+
+def test_standard_input_is_reported_line_by_line_after_an_empty_report(port: str) -> None:
+    done = run("client.py", "3", "--port", port, "--interval", "0.01", "--json", "--file", "-",
+               given="celsius\n20.5\n\n21\n")
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [(a["own_count"], a["own_sum"]) for a in answers] == [(0, 0.0), (1, 20.5), (1, 21.0)]
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_interactive_takes_numbers_status_and_quit(port: str) -> None:
+    done = run("client.py", "4", "--port", port, "--interactive",
+               given="20 21.5\nstatus\nnonsense\n\n1e16\nquit\n")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "own_count 2  own_sum 41.5" in done.stdout
+    assert "<Session of client 4, sends C2S, REPORT, round 3>" in done.stdout
+    assert re.search(r"C2S-ENC.*[0-9a-f]{8}", done.stdout)
+    assert done.stdout.count("numbers up to 1e15, please") == 2
+    assert "goodbye" in done.stdout
+
+
+def test_output_of_a_client_is_ascii_of_at_most_80_columns(port: str) -> None:
+    done = run("client.py", "4", "--port", port, "--rounds", "2", "--trace", "--interval", "0.01")
+    lines = (done.stdout + done.stderr).splitlines()
+    assert len(lines) > 15
+    assert all(len(line) <= 80 and line.isascii() for line in lines), lines
+
+
+def test_trace_shows_messages_and_fingerprints_on_stderr_only(port: str) -> None:
+    done = run("client.py", "4", "--port", port, "--rounds", "1", "--trace", "--json")
+    assert len(done.stdout.splitlines()) == 1
+    names = re.findall(r"^(<-|->) ([A-Z_]+) ", done.stderr, re.MULTILINE)
+    assert names == [("->", "CLIENT_HELLO"), ("<-", "SERVER_CHALLENGE"), ("->", "CLIENT_DATA"),
+                     ("<-", "SERVER_AGGR_RESPONSE"), ("->", "TERMINATE")]
+    assert done.stderr.count("keys now C2S-ENC ") == 5
+    assert "client4_master_k" not in done.stderr + done.stdout
+
+
+def test_a_client_whose_reader_leaves_ends_quietly(port: str) -> None:
+    command = [sys.executable, "client.py", "5", "--port", port, "--rounds", "500",
+               "--interval", "0.01"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                          text=True) as client:
+        assert client.stdout is not None
+        assert client.stderr is not None
+        while not client.stdout.readline().startswith("epoch"):
+            pass
+        client.stdout.close()
+        assert client.stderr.read() == ""
+        assert client.wait(TIMEOUT_S) == 141
+
+
+def test_a_server_that_never_answers_is_given_up(closed_port: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        done = run("client.py", "1", "--port", str(silent.getsockname()[1]), "--timeout", "0.3")
+    assert done.returncode == 3
+    assert done.stderr == "client 1: connection lost: DeadlineExpired: expected a message, got none\n"
+
+
+# Keys
+
+
+def test_generated_keys_work_and_one_client_has_only_its_own(tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    done = run("server.py", "--generate-keys", str(keys), "--ids", "1-3,40")
+    assert (done.returncode, done.stderr) == (0, "")
+    names = {"server.keys", "client-1.key", "client-2.key", "client-3.key", "client-40.key"}
+    assert {path.name for path in keys.iterdir()} == names
+    whole = (keys / "server.keys").read_text().split()
+    assert [line.split(":")[0] for line in whole] == ["1", "2", "3", "40"]
+    assert len({line.split(":")[1] for line in whole}) == 4
+    assert (keys / "client-40.key").read_text().split() == whole[3:]
+    assert not any(line.split(":")[1] in done.stdout for line in whole)
+    if os.name == "posix":
+        assert {path.stat().st_mode & 0o777 for path in keys.iterdir()} == {0o600}
+        assert keys.stat().st_mode & 0o777 == 0o700
+    with running_server("--keys", str(keys / "server.keys")) as (server, port):
+        done = run("client.py", "40", "--port", port, "--keys", str(keys / "client-40.key"),
+                   "--rounds", "1")
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "demo" not in done.stdout + "".join(server.lines["err"])
+
+
+def test_demo_keys_are_warned_about_on_both_sides() -> None:
+    with running_server() as (server, port):
+        assert "demo keys" in run("client.py", "1", "--port", port, "--rounds", "1").stdout
+        server.wait_for("published demo keys", "err")
+
+
+# Several programs, and what happens to them
+
+
+@posix_only
+def test_ctrl_c_on_the_server_tells_the_clients_and_prints_the_summary() -> None:
+    with running_server() as (server, port), \
+            Program("client.py", "1", "--port", port, "--rounds", "500") as client:
+        client.wait_for("^epoch", count=2)
+        server.interrupt()
+        assert server.finish() == 0
+        assert client.finish() == 1
+        assert client.lines["err"] == ["client 1: session terminated by the server: SHUTDOWN"]
+        assert server.lines["out"][1] == "client  sessions  reports"
+        assert server.lines["out"][2].split()[:2] == ["1", "1"]
+        assert server.lines["out"][-1] == "strangers: none"
+
+
+@posix_only
+def test_sigterm_is_like_ctrl_c_for_the_server() -> None:
+    with running_server() as (server, _):
+        server.process.terminate()
+        assert server.finish() == 0
+
+
+@posix_only
+def test_ctrl_c_on_a_client_says_goodbye() -> None:
+    with running_server() as (server, port):
+        for flags in (["--rounds", "500"], ["--interactive"], ["--file", "-"]):
+            with Program("client.py", "1", "--port", port, *flags) as client:
+                client.wait_for("^epoch")
+                client.interrupt()
+                assert client.finish() == 0
+                assert client.lines["err"] == []
+                assert "goodbye" in client.lines["out"][-1]
+        server.wait_for(r"client 1: ended.*TERMINATE \(GOODBYE\)", "err", count=3)
+
+
+@posix_only
+def test_a_killed_client_is_a_cut_connection_to_the_server_and_nothing_to_others() -> None:
+    with running_server() as (server, port), \
+            Program("client.py", "1", "--port", port, "--rounds", "500") as killed, \
+            Program("client.py", "2", "--port", port, "--rounds", "12", "--json",
+                    "--interval", "0.2") as other:
+        killed.wait_for("^epoch")
+        other.wait_for(r"\"participants\": \[1, 2\]")
+        killed.process.kill()
+        server.wait_for("client 1: ended after .*ConnectionCut", "err")
+        assert other.finish() == 0
+        assert json.loads(other.lines["out"][-1])["participants"] == [2]
+
+
+@posix_only
+def test_a_killed_server_is_a_lost_connection_to_the_client() -> None:
+    with running_server() as (server, port), \
+            Program("client.py", "1", "--port", port, "--rounds", "500") as client:
+        client.wait_for("^epoch")
+        server.process.kill()
+        assert client.finish() == 3
+        assert client.lines["err"] == [
+            "client 1: connection lost: ConnectionCut: expected a TERMINATE first, "
+            "got a closed connection"]
+
+
+def test_of_two_clients_with_one_id_the_later_stays() -> None:
+    with running_server() as (_, port), \
+            Program("client.py", "1", "--port", port, "--rounds", "500") as first:
+        first.wait_for("^epoch")
+        second = run("client.py", "1", "--port", port, "--rounds", "3", "--interval", "0.05")
+        assert second.returncode == 0
+        assert first.finish() == 1
+        assert first.lines["err"] == ["client 1: session terminated by the server: REPLACED"]
+
+
+def test_patient_lifts_the_deadlines_on_both_sides() -> None:
+    limits = ["--stranger-timeout", "0.2", "--silence-timeout", "0.2", "--frame-timeout", "0.2"]
+    with running_server(*limits, "--patient") as (_, port):
+        done = run("client.py", "1", "--port", port, "--rounds", "2", "--interval", "0.8",
+                   "--patient", "--timeout", "0.05")
+        assert (done.returncode, done.stderr) == (0, "")
+    with running_server(*limits) as (_, port):
+        done = run("client.py", "1", "--port", port, "--rounds", "2", "--interval", "0.8")
+        assert done.stderr == "client 1: session terminated by the server: TIMEOUT\n"
+        assert done.returncode == 1
+
+
+def test_verbose_server_logs_reports_and_epochs() -> None:
+    with running_server("--verbose") as (server, port):
+        run("client.py", "1", "--port", port, "--rounds", "1", "--values", "7", "8")
+        server.wait_for(r"^client 1: round 1, \[7.0, 8.0\]", "err")
+        server.wait_for(r"^epoch 1  participants 1  count 2  sum 15", "err")
+
+
+@pytest.mark.parametrize("program", ["server.py", "client.py"])
+def test_help_names_every_flag_of_the_readme(program: str) -> None:
+    done = run(program, "--help")
+    assert done.returncode == 0
+    assert all(len(line) <= 80 for line in done.stdout.splitlines())
+    assert "--patient" in done.stdout

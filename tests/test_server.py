@@ -1,0 +1,566 @@
+"""The server, over real sockets: admission, endings, aggregation by epochs."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import math
+import random
+import socket
+import threading
+import time
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from client import Client
+from endpoint import DEMO_KEYS, EndRequested, NoConnection
+from protocol_fsm import (
+    BadTag,
+    ConnectionCut,
+    DeadlineExpired,
+    Direction,
+    MalformedMessage,
+    Message,
+    Opcode,
+    PeerTerminated,
+    ProtocolError,
+    RoundMismatch,
+    Session,
+    Status,
+    UnexpectedOpcode,
+)
+from server import Epoch, Server, compute_aggregation, own_part
+from tests.helpers import reseal
+from tests.network import Hand, Journal, Wire, at_once, client_for, serving
+
+SHARED = ("epoch", "participants", "count", "sum", "mean", "min", "max")
+
+
+def shared(answer: dict[str, object]) -> tuple[object, ...]:
+    return tuple(answer[name] if name != "participants" else tuple(answer[name])  # type: ignore
+                 for name in SHARED)
+
+
+def terminated(session: Session, message: bytes) -> tuple[Opcode, Status]:
+    with pytest.raises(PeerTerminated) as caught:
+        session.open(message)
+    return caught.value.opcode, caught.value.status
+
+
+def reason(journal: Journal, client_id: int, number: int = 0) -> Exception:
+    error = journal.wait("end", client_id, number + 1)[number].detail
+    assert isinstance(error, Exception)
+    return error
+
+
+# The aggregate
+
+
+def test_aggregate_is_what_the_document_says() -> None:
+    assert compute_aggregation({2: [1.0, 4.0], 1: [], 7: [-2.5]}) == {
+        "participants": [1, 2, 7], "count": 3, "sum": 2.5, "mean": 2.5 / 3, "min": -2.5, "max": 4.0,
+    }
+    assert compute_aggregation({3: []}) == {
+        "participants": [3], "count": 0, "sum": 0.0, "mean": None, "min": None, "max": None,
+    }
+    assert compute_aggregation({1: [0.1] * 10})["sum"] == 1.0, "rounded once, not ten times"
+
+
+def test_own_part_has_no_share_where_there_is_nothing_to_share() -> None:
+    assert own_part([1.0, 2.0], 4.0) == {"own_count": 2, "own_sum": 3.0, "own_share": 0.75}
+    assert own_part([], 0.0)["own_share"] is None
+    assert own_part([1e15], 5e-324)["own_share"] is None, "a share that overflows"
+
+
+@given(st.dictionaries(st.integers(1, 255), st.lists(st.floats(-1e15, 1e15), max_size=9), min_size=1))
+def test_aggregate_is_independent_of_the_order_of_clients(contributions: dict) -> None:  # type: ignore
+    turned = dict(reversed(contributions.items()))
+    assert compute_aggregation(contributions) == compute_aggregation(turned)
+    readings = [x for values in contributions.values() for x in values]
+    assert compute_aggregation(turned)["sum"] == math.fsum(readings)
+
+
+# Epochs
+
+
+def test_a_lone_client_waits_for_nobody() -> None:
+    with serving(window_s=60) as (server, _), client_for(server, 3) as client:
+        answer = client.report([20.0, 22.0])
+        assert answer == {"epoch": 1, "round": 1, "participants": [3], "count": 2, "sum": 42.0,
+                          "mean": 21.0, "min": 20.0, "max": 22.0, "own_count": 2, "own_sum": 42.0,
+                          "own_share": 1.0}
+        assert client.report([])["mean"] is None
+
+
+def test_clients_that_start_at_random_offsets_share_every_epoch_from_then_on() -> None:
+    seed = random.randrange(2**32)
+    rng = random.Random(seed)
+    offsets = {client_id: rng.uniform(0, 0.5) for client_id in (1, 2, 3)}
+    enough = threading.Event()
+    with serving(window_s=5) as (server, journal):
+        def run(client_id: int) -> list[dict[str, Any]]:
+            answers: list[dict[str, Any]] = []
+            with client_for(server, client_id) as client:
+                client.channel.idle(offsets[client_id])
+                while not enough.is_set():
+                    answers.append(client.report([client_id * 10.0 + len(answers)]))
+                    if sum(len(a["participants"]) == 3 for a in answers) == 20:
+                        enough.set()
+            return answers
+
+        answers = at_once(*(functools.partial(run, client_id) for client_id in offsets))
+        by_epoch: dict[int, list[dict[str, Any]]] = {}
+        for each in answers:
+            assert isinstance(each, list), (seed, each)
+            for answer in each:
+                by_epoch.setdefault(answer["epoch"], []).append(answer)
+        for members in by_epoch.values():
+            assert len({shared(answer) for answer in members}) == 1, f"seed {seed}"
+            assert len(members) == len(members[0]["participants"])
+            assert math.fsum(m["own_sum"] for m in members) == members[0]["sum"]
+        sizes = [len(by_epoch[number]) for number in sorted(by_epoch)]
+        first, last = sizes.index(3), len(sizes) - 1 - sizes[::-1].index(3)
+        assert sizes[first : last + 1] == [3] * (last + 1 - first), f"seed {seed}: {sizes}"
+        assert last > first + 10
+
+
+def test_a_stalled_client_delays_the_others_by_one_window_once() -> None:
+    with serving(window_s=1.0) as (server, _), \
+            client_for(server, 1) as quick, client_for(server, 2) as stalled:
+        quick.report([1])
+        assert stalled_and_quick(stalled, quick) == [1, 2]
+        began = time.monotonic()
+        assert quick.report([1])["participants"] == [1]
+        waited = time.monotonic() - began
+        assert 0.9 < waited < 3.0
+        began = time.monotonic()
+        for _ in range(5):
+            assert quick.report([1])["participants"] == [1]
+        assert time.monotonic() - began < 0.9, "waited for a client that missed an epoch already"
+        assert stalled_and_quick(stalled, quick) == [1, 2], "and it may come back"
+
+
+def stalled_and_quick(stalled: Client, quick: Client) -> object:
+    first, second = at_once(lambda: stalled.report([2]), lambda: quick.report([1]))
+    assert isinstance(first, dict), first
+    assert isinstance(second, dict), second
+    both = [answer for answer in (first, second) if answer["participants"] == [1, 2]]
+    return both[0]["participants"] if both else (first, second)
+
+
+def test_leaving_frees_the_others_at_once() -> None:
+    with serving(window_s=60) as (server, journal), client_for(server, 1) as staying:
+        with Hand(server.address, 2).shake_hands() as leaving:
+            leaving.report()
+            leaving.open()
+            staying_report = at_once(
+                lambda: staying.report([5]),
+                lambda: (journal.wait("report", 1),
+                         leaving.send(leaving.session.seal(Opcode.TERMINATE,
+                                                           status=Status.GOODBYE))),
+            )[0]
+        assert isinstance(staying_report, dict), staying_report
+        assert staying_report["participants"] == [1]
+        assert str(reason(journal, 2)) == "PeerTerminated: TERMINATE (GOODBYE)"
+
+
+def test_a_killed_client_leaves_nothing_in_the_next_epoch() -> None:
+    with serving(window_s=60) as (server, journal), client_for(server, 1) as staying:
+        killed = Hand(server.address, 2).shake_hands()
+        killed.report(b"[1000]")
+        assert killed.open().aggregate["sum"] == 1000
+        killed.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
+        killed.socket.close()  # a reset, as from a process that was killed
+        assert isinstance(reason(journal, 2), ConnectionCut)
+        assert staying.report([1])["sum"] == 1
+
+
+def test_replaced_session_is_told_so_and_its_values_give_way() -> None:
+    with serving(window_s=60) as (server, journal), client_for(server, 5) as third:
+        third.report([0])
+        old = Hand(server.address, 1).shake_hands()
+        old.report(b"[100]")  # waits for client 5
+        journal.wait("report", 1)
+        new = Hand(server.address, 1).shake_hands()
+        new.report(b"[7]")
+        assert terminated(old.session, old.receive()) == (Opcode.TERMINATE, Status.REPLACED)
+        assert isinstance(reason(journal, 1), EndRequested)
+        journal.wait("report", 1, 2)
+        assert third.report([1])["sum"] == 8, "7 instead of 100, and not both"
+        assert new.open().aggregate["participants"] == [1, 5]
+        new.socket.close()
+        old.socket.close()
+
+
+def test_a_member_that_leaves_while_it_waits_takes_its_values_along() -> None:
+    with serving(window_s=60) as (server, journal), client_for(server, 5) as other:
+        other.report([0])
+        waiting = Hand(server.address, 1).shake_hands()
+        waiting.report(b"[100]")
+        journal.wait("report", 1)
+        with Hand(server.address, 1).shake_hands() as replacing:
+            replacing.report(b"[1]")
+            journal.wait("report", 1, 2)
+            replacing.socket.shutdown(socket.SHUT_RDWR)
+        assert reason(journal, 1)
+        answer = other.report([3])
+        assert 100.0 not in (answer["sum"], answer["max"])
+        waiting.socket.close()
+
+
+def test_extreme_and_empty_reports_are_answered() -> None:
+    with serving() as (server, _), client_for(server, 1) as client:
+        largest = client.report([1e15] * 1024)
+        assert (largest["count"], largest["sum"], largest["own_share"]) == (1024, 1024e15, 1.0)
+        assert client.report([1e15, -1e15])["own_share"] is None
+        assert client.report([])["count"] == 0
+
+
+@pytest.mark.parametrize(
+    "aggregation",
+    [lambda _: 1 / 0, lambda _: {"x": math.nan}, lambda _: {"x": "y" * 70_000}, lambda _: None,
+     lambda _: {"x": {"nested": 1}}, lambda _: {1: {2}}],
+    ids=["raises", "NaN", "too large", "None", "nested", "no JSON"],
+)
+def test_a_failing_aggregation_ends_its_epoch_but_not_the_server(
+    aggregation: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    with serving(lambda c: compute_aggregation(c) if 13.0 not in c.get(2, [])
+                 else aggregation(c), window_s=60) as (server, journal):  # type: ignore
+        client = client_for(server, 1)
+        with client, Hand(server.address, 2).shake_hands() as unlucky:
+            client.report([1])
+            unlucky.report(b"[13]")
+            journal.wait("report", 2)  # and now it waits for client 1
+            with pytest.raises(PeerTerminated) as caught:
+                client.report([1])
+            assert caught.value.status is Status.SHUTDOWN
+            assert terminated(unlucky.session, unlucky.receive())[1] is Status.SHUTDOWN
+        assert "Traceback" in caplog.text
+        with client_for(server, 1) as again:
+            assert again.report([4])["sum"] == 4
+        epochs = [record.detail for record in journal.of("epoch")]
+        assert [bool(e.answers) for e in epochs if isinstance(e, Epoch)] == [True, False, True]
+
+
+# Admission and endings
+
+
+def test_shutdown_tells_every_client_and_waits_for_nobody() -> None:
+    with serving(window_s=60) as (server, _):
+        established = Hand(server.address, 1).shake_hands()
+        established.report()
+        established.open()
+        bound, silent = Hand(server.address, 2).shake_hands(), Wire(server.address)
+    assert terminated(established.session, established.receive())[1] is Status.SHUTDOWN
+    assert terminated(bound.session, bound.receive())[1] is Status.SHUTDOWN
+    assert silent.is_closed_silently()
+    with pytest.raises(ConnectionError):
+        Wire(server.address)
+    for wire in (established, bound, silent):
+        wire.socket.close()
+
+
+def test_a_port_in_use_is_a_typed_error() -> None:
+    with serving() as (server, _), pytest.raises(NoConnection):
+        Server(DEMO_KEYS, port=server.address[1])
+
+
+@pytest.mark.parametrize("client_id", [0, 6, 255])
+def test_unknown_id_and_wrong_key_end_alike(client_id: int) -> None:
+    with serving() as (server, journal):
+        for id_and_key in ((client_id, b"k" * 16), (1, b"k" * 16)):
+            with Hand(server.address, *id_and_key) as stranger:
+                stranger.hello()
+                assert stranger.is_closed_silently()
+        kinds = {type(record.detail) for record in journal.wait("end", count=2)}
+        assert kinds == {BadTag}
+
+
+def test_unknown_id_keeps_its_decoy_so_that_two_attempts_meet_the_same_keys() -> None:
+    with serving() as (server, _):
+        first, second = server.session_for(77), server.session_for(77)
+        assert first.fingerprints() == second.fingerprints()
+        assert first.fingerprints() != server.session_for(1).fingerprints()
+
+
+def test_a_stranger_has_its_time_in_all_however_it_drips() -> None:
+    with serving(stranger_timeout_s=0.5, frame_timeout_s=30) as (server, journal):
+        with Wire(server.address) as silent:
+            assert silent.is_closed_silently()
+        with Wire(server.address) as dripping, contextlib.suppress(OSError):
+            dripping.socket.settimeout(0.05)
+            dripping.socket.sendall((87).to_bytes(2, "big"))
+            began = time.monotonic()
+            while time.monotonic() - began < 5.0:
+                dripping.socket.sendall(b"\x0a")
+                with contextlib.suppress(TimeoutError):
+                    if not dripping.socket.recv(1):
+                        break
+        assert time.monotonic() - began < 3.0
+        with Hand(server.address, 1).shake_hands() as quiet:
+            assert terminated(quiet.session, quiet.receive())[1] is Status.TIMEOUT
+        kinds = [type(record.detail) for record in journal.wait("end", count=3)]
+        assert kinds == [DeadlineExpired] * 3
+
+
+def test_a_frame_once_begun_must_be_finished() -> None:
+    with serving(frame_timeout_s=0.3) as (server, journal):
+        with Hand(server.address, 1).shake_hands() as slow:
+            slow.report()
+            slow.open()
+            slow.socket.sendall(b"\x00")
+            assert terminated(slow.session, slow.receive())[1] is Status.TIMEOUT
+        assert str(reason(journal, 1)) == "DeadlineExpired: expected a whole frame, got none"
+
+
+def test_a_silent_client_is_told_timeout() -> None:
+    with serving(silence_timeout_s=0.3) as (server, _), client_for(server, 1) as client:
+        client.report([1])
+        with pytest.raises(PeerTerminated) as caught:
+            client.channel.idle(10)
+        assert caught.value.status is Status.TIMEOUT
+
+
+def test_the_oldest_stranger_makes_room_and_no_established_client_does() -> None:
+    with serving(max_strangers=2) as (server, journal), client_for(server, 1) as established:
+        established.report([1])
+        oldest = Hand(server.address, 2).shake_hands()
+        others = [Hand(server.address, n).shake_hands() for n in (3, 4)]
+        assert terminated(oldest.session, oldest.receive())[1] is Status.TIMEOUT
+        assert established.report([2])["sum"] == 2
+        for n, other in zip((3, 4), others):
+            other.report()
+            assert other.open().client_id == n
+        for wire in (oldest, *others):
+            wire.socket.close()
+
+
+@pytest.mark.parametrize("data", [b"\x00\x00", b"\xff\xff", b"GET / HTTP/1.1\r\n\r\n", b"\x00\x57" + bytes(87)])
+def test_garbage_from_a_stranger_is_closed_silently_and_disturbs_nobody(data: bytes) -> None:
+    with serving() as (server, journal), client_for(server, 1) as client:
+        with Wire(server.address) as garbage:
+            garbage.socket.sendall(data)
+            assert garbage.is_closed_silently()
+        assert client.report([1])["participants"] == [1]
+        assert isinstance(journal.wait("end")[0].detail, ProtocolError)
+
+
+def test_terminate_in_the_handshake_is_not_understood() -> None:
+    with serving() as (server, journal), Hand(server.address, 1) as early:
+        early.send(reseal(early.session, Opcode.TERMINATE, bytes(16) + b"\x01"))
+        assert early.is_closed_silently()
+        assert isinstance(reason(journal, 1), UnexpectedOpcode)
+
+
+def test_malformed_frame_of_a_bound_session_is_answered_by_terminate() -> None:
+    with serving() as (server, journal), Hand(server.address, 1).shake_hands() as hand:
+        hand.socket.sendall(b"\x00\x03abc" + bytes(100))  # unread bytes must not destroy the answer
+        assert terminated(hand.session, hand.receive()) == (Opcode.TERMINATE, Status.VIOLATION)
+        assert isinstance(reason(journal, 1), MalformedMessage)
+
+
+def test_wrong_round_is_answered_by_key_desync_error() -> None:
+    with serving() as (server, journal), Hand(server.address, 1).shake_hands() as hand:
+        hand.report()
+        hand.open()
+        hand.send(hand.sent[-1])
+        assert terminated(hand.session, hand.receive()) == (
+            Opcode.KEY_DESYNC_ERROR, Status.VIOLATION)
+        assert isinstance(reason(journal, 1), RoundMismatch)
+
+
+def test_any_cut_of_the_stream_is_served() -> None:
+    """One byte a segment, and two messages in one segment."""
+    with serving() as (server, _), Hand(server.address, 1) as hand:
+        frame: list[bytes] = []
+        hand.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for byte in (lambda m: len(m).to_bytes(2, "big") + m)(
+                hand.session.seal(Opcode.CLIENT_HELLO)):
+            hand.socket.sendall(bytes([byte]))
+        hand.open()
+        for message in (hand.session.seal(Opcode.CLIENT_DATA, b"[9]"),
+                        hand.session.seal(Opcode.TERMINATE, status=Status.GOODBYE)):
+            frame.append(len(message).to_bytes(2, "big") + message)
+        hand.socket.sendall(b"".join(frame))
+        assert hand.receive()[0] == Opcode.SERVER_AGGR_RESPONSE
+
+
+def test_a_defect_of_ours_ends_one_session_and_is_logged(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with serving() as (server, journal), client_for(server, 1) as healthy:
+        healthy.report([1])
+
+        def broken(*_: object) -> None:
+            raise ZeroDivisionError
+
+        monkeypatch.setattr(server, "establish", broken)
+        with Hand(server.address, 2).shake_hands() as victim:
+            victim.report()
+            assert terminated(victim.session, victim.receive())[1] is Status.SHUTDOWN
+        assert isinstance(reason(journal, 2), ZeroDivisionError)
+        assert healthy.report([2])["sum"] == 2
+        assert "internal error" in caplog.text
+
+
+def test_a_server_that_cannot_accept_says_so_and_recovers(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with serving() as (server, _):
+        real, failures = server._listener, [OSError(24, "Too many open files")]
+
+        class Exhausted:
+            def accept(self) -> object:
+                if failures:
+                    raise failures.pop()
+                return real.accept()
+
+            close = real.close
+
+        server._listener = Exhausted()  # type: ignore[assignment]
+        with client_for(server, 1) as first:  # whichever accept served it, the next one recovers
+            first.report([1])
+        with client_for(server, 1) as client:
+            assert client.report([2])["sum"] == 2
+    assert "Too many open files" in caplog.text
+
+
+def test_the_log_names_what_the_wire_does_not(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "server")
+    with serving() as (server, journal):
+        with client_for(server, 4) as client:
+            client.report([8.5])
+        with Hand(server.address, 1, b"k" * 16) as wrong:
+            wrong.hello()
+            assert wrong.is_closed_silently()
+        reason(journal, 1)
+        reason(journal, 4)
+    assert "stranger (as client 1): ended after 0 rounds: BadTag" in caplog.text
+    assert "client 4: ended after 1 rounds: PeerTerminated: TERMINATE (GOODBYE)" in caplog.text
+    assert "client 4: round 1, [8.5]" in caplog.text
+    assert server.summary().splitlines()[1].split() == ["4", "1", "1"]
+    assert server.summary().splitlines()[-1] == "strangers: 1 BadTag"
+
+
+# Recordings
+
+
+def recorded_session(server: Server) -> tuple[list[bytes], list[bytes]]:
+    """Return what client 1 sent and received in a whole session of two rounds."""
+    with Hand(server.address, 1).shake_hands() as hand:
+        for _ in range(2):
+            hand.report(b"[100]")
+            hand.open()
+        hand.send(hand.session.seal(Opcode.TERMINATE, status=Status.GOODBYE))
+        assert hand.last_opcode() is None
+    return hand.sent, hand.received
+
+
+def test_a_whole_recorded_session_is_worthless_beside_the_live_one() -> None:
+    with serving(window_s=60) as (server, journal):
+        sent, _ = recorded_session(server)
+        with client_for(server, 1) as live:
+            assert live.report([1])["sum"] == 1
+            with Wire(server.address) as replay:
+                for message in sent:
+                    with contextlib.suppress(OSError):
+                        replay.send(message)
+                assert replay.last_opcode() == Opcode.TERMINATE
+            assert isinstance(reason(journal, 1, 1), BadTag)
+            assert live.report([2])["sum"] == 2
+        readings = [r.detail.readings for r in journal.of("report") if isinstance(r.detail, Message)]
+        assert readings == [[100.0], [100.0], [1.0], [2.0]]
+
+
+def test_a_replayed_hello_gets_a_challenge_and_displaces_nobody() -> None:
+    with serving(window_s=60, stranger_timeout_s=0.5) as (server, journal):
+        sent, _ = recorded_session(server)
+        with client_for(server, 1) as live:
+            live.report([1])
+            with Wire(server.address) as replay:
+                replay.send(sent[0])
+                assert replay.receive()[0] == Opcode.SERVER_CHALLENGE
+                assert live.report([2])["sum"] == 2
+                assert replay.last_opcode() == Opcode.TERMINATE
+            assert isinstance(reason(journal, 1, 1), DeadlineExpired)
+            assert live.report([3])["sum"] == 3
+
+
+def test_recorded_server_bytes_are_not_believed_by_a_client() -> None:
+    with serving() as (server, _):
+        _, received = recorded_session(server)
+    with socket.create_server(("127.0.0.1", 0)) as posing:
+        def pose() -> None:
+            connection, _ = posing.accept()
+            with connection:
+                for message in received:
+                    with contextlib.suppress(OSError):
+                        connection.sendall(len(message).to_bytes(2, "big") + message)
+                while connection.recv(65_536):
+                    pass
+
+        def believe() -> None:
+            with Client(1, DEMO_KEYS, *posing.getsockname()):
+                pass
+
+        error, _ = at_once(believe, pose)
+    assert type(error).__name__ == "EchoMismatch"
+
+
+def test_a_held_report_does_not_evict_the_client_that_reconnected() -> None:
+    with serving(window_s=60) as (server, journal):
+        held = Hand(server.address, 1).shake_hands()
+        report = held.session.seal(Opcode.CLIENT_DATA, b"[100]")  # an adversary holds this back
+        with client_for(server, 1) as live:
+            assert live.report([1])["sum"] == 1
+            held.send(report)
+            assert held.last_opcode() == Opcode.TERMINATE
+            ended = reason(journal, 1)
+            assert isinstance(ended, EndRequested)
+            assert ended.status is Status.REPLACED
+            assert live.report([2])["sum"] == 2
+        reason(journal, 1, 1)
+        held.socket.close()
+        readings = [r.detail.readings for r in journal.of("report") if isinstance(r.detail, Message)]
+        assert readings == [[1.0], [2.0]]
+        late = Hand(server.address, 1).shake_hands()
+        late.report(b"[5]")
+        assert late.open().aggregate["sum"] == 5
+        late.socket.close()
+
+
+def test_hello_order_is_remembered_after_the_newer_session_has_left() -> None:
+    with serving() as (server, journal):
+        held = Hand(server.address, 1).shake_hands()
+        with client_for(server, 1) as newer:
+            newer.report([1])
+        reason(journal, 1)
+        held.report(b"[100]")
+        assert terminated(held.session, held.receive())[1] is Status.REPLACED
+        held.socket.close()
+
+
+def test_a_cut_connection_is_said_to_be_cut_at_both_ends() -> None:
+    with serving() as (server, journal):
+        client = client_for(server, 1)
+        with client:
+            client.report([1])
+            client.channel._sock.shutdown(socket.SHUT_RDWR)
+            with pytest.raises(ConnectionCut):
+                client.report([2])
+        assert isinstance(reason(journal, 1), ConnectionCut)
+
+
+def test_sessions_of_one_server_never_share_keys() -> None:
+    with serving() as (server, _):
+        names = set()
+        for _ in range(3):
+            with client_for(server, 1) as client:
+                names |= set(client.session.fingerprints().values())
+    assert len(names) == 12
+    assert Direction.C2S == 0
