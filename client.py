@@ -46,20 +46,20 @@ class Client:
         if client_id not in keys:
             raise UserError(f"there is no key for client {client_id}; name its file with --keys")
         self.session = Session(client_id, keys[client_id], Direction.C2S)
-        self._address, self._timeout_s = (host, port), timeout_s
+        self._address, self.timeout_s = (host, port), timeout_s
         self._frame_timeout_s, self._trace = frame_timeout_s, trace
         self.channel: Channel
 
     def __enter__(self) -> Client:
         try:
-            sock = socket.create_connection(self._address, min(self._timeout_s, 10.0))
+            sock = socket.create_connection(self._address, min(self.timeout_s, 10.0))
         except OSError as error:
             reason = error.strerror or error
             raise NoConnection("no server at {}:{}: {}".format(*self._address, reason)) from None
         self.channel = Channel(sock, self.session, self._frame_timeout_s, self._trace)
         try:
             self.channel.send(Opcode.CLIENT_HELLO)
-            self.channel.receive(time.monotonic() + self._timeout_s)
+            self.channel.receive(time.monotonic() + self.timeout_s)
         except BaseException:
             self.channel.leave(Status.GOODBYE)
             raise
@@ -71,7 +71,7 @@ class Client:
     def report(self, readings: Sequence[float]) -> dict[str, Json]:
         """Send 0 to 1,024 readings, wait for the epoch to close, and return its aggregate."""
         self.channel.send(Opcode.CLIENT_DATA, encode_body(readings))
-        return self.channel.receive(time.monotonic() + self._timeout_s).aggregate
+        return self.channel.receive(time.monotonic() + self.timeout_s).aggregate
 
 def number(text: str) -> float:
     """Return a number that a report may carry. Raises ValueError."""

@@ -257,6 +257,7 @@ def port_number(text: str) -> int:
     return int(text)
 
 def to_stderr(line: str) -> None:
+    """Print a line where it disturbs no output."""
     print(line, file=sys.stderr, flush=True)
 
 class Parser(argparse.ArgumentParser):

@@ -1,18 +1,21 @@
-"""Draw the state machine of the documents from the code's own table.
+"""Draw what the documents show: the state machine from the code's own table, a message from a vector.
 
     python -m tests.diagrams            rewrite the generated parts of the documents
 """
 
 from __future__ import annotations
 
+import json
 import re
+import textwrap
 from pathlib import Path
 
 from protocol_fsm import Direction, ProtocolFSM, ProtocolState, State
 
 ROOT = Path(__file__).parent.parent
-PART = re.compile(r"(<!-- generated from ProtocolFSM\.VALID_TRANSITIONS[^>]*-->\n)(.*?)"
-                  r"(<!-- end of generated part -->)", re.DOTALL)
+VECTORS = ROOT / "tests" / "vectors" / "sessions.json"
+PART = re.compile(r"(<!-- generated from (\S+) by: [^>]*-->\n)(.*?)(<!-- end of generated part -->)",
+                  re.DOTALL)
 WHO = {Direction.C2S: "client", Direction.S2C: "server", None: "nobody"}
 
 
@@ -53,9 +56,53 @@ def diagram() -> str:
     return "\n".join([*lines, "    ENDED --> [*]", "```"])
 
 
+def annotated_session() -> str:
+    """Return the first session of the vectors, with every byte named of its first report."""
+    messages = json.loads(VECTORS.read_text("ascii"))["sessions"][0]["messages"]
+    other = {"client": "server", "server": "client"}
+    overview = [
+        f"{number}  {message['from']} -> {other[message['from']]}  {message['name']:<20}  "
+        f"round {message['round']}  {len(message['frame']) // 2:>3} bytes"
+        for number, message in enumerate(messages, 1)
+    ]
+    report = messages[2]
+    frame, plaintext = bytes.fromhex(report["frame"]), bytes.fromhex(report["padded"])
+    on_the_wire = [
+        ("length", 2, f"{len(frame) - 2} bytes follow"), ("opcode", 1, f"30: {report['name']}"),
+        ("client id", 1, ""), ("round", 4, "the first one"), ("direction", 1, "0: C2S"),
+        ("IV", 16, ""), ("ciphertext", len(plaintext), ""), ("tag", 32, ""),
+    ]
+    body_length = len(bytes.fromhex(report["body"]))
+    decrypted = [("nonce", 16, "moves the MAC key on"), ("body", body_length, report["text"]),
+                 ("padding", len(plaintext) - 16 - body_length, "each byte its own count")]
+    return "\n".join(["```text", *overview, "```", "", "Number 3, byte by byte:", "",
+                      "```text", *fields(frame, on_the_wire), "",
+                      "the ciphertext, decrypted:", *fields(plaintext, decrypted), "```"])
+
+
+def fields(data: bytes, layout: list[tuple[str, int, str]]) -> list[str]:
+    """Return the bytes of `data`, cut up as `layout` says (name, length, remark), 16 a line."""
+    lines = []
+    for name, length, remark in layout:
+        taken, data = data[:length], data[length:]
+        first, *more = textwrap.wrap(taken.hex(" "), 47)
+        lines.append(f"{name:<11} {first:<47}  {remark}".rstrip())
+        lines += [f"{'':<11} {line}" for line in more]
+    if data:
+        raise ValueError(f"{len(data)} bytes have no name")
+    return lines
+
+
+def part(source: str) -> str:
+    """Return what stands in the documents for `source`."""
+    if source == "tests/vectors/sessions.json":
+        return annotated_session()
+    return f"{transition_table()}\n\n{diagram()}"
+
+
 def updated(text: str) -> str:
     """Return a document with its generated parts as they should be."""
-    return PART.sub(lambda m: f"{m[1]}\n{transition_table()}\n\n{diagram()}\n\n{m[3]}", text)
+    return PART.sub(lambda m: f"{m[1]}\n{part(m[2])}\n\n{m[4]}", text)
 
 
 def main() -> None:
