@@ -240,16 +240,18 @@ def encode_body(value: Sequence[float] | Mapping[str, Json]) -> bytes:
         raise LocalError(f"this is not JSON: {error}") from error
 
 def _parse_json(body: bytes) -> object:
-    """Decode first: Python's parser would guess at UTF-16. NaN passes here, and no later check."""
+    """Decode first, then parse: Python's json would otherwise guess at UTF-16."""
     if len(body) > MAX_BODY:
         raise BadPayload(f"a body of at most {MAX_BODY} bytes", len(body))
     try:
-        return json.loads(body.decode("utf-8"))
+        return _STRICT_JSON.decode(body.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise BadPayload("JSON in UTF-8", type(error).__name__) from None
 
+_STRICT_JSON = json.JSONDecoder(parse_constant=int)  # int("NaN") is a ValueError: not JSON
+
 def _is_number(value: object, limit: float = sys.float_info.max) -> bool:
-    """Mind that True is an int, that 1e400 is infinity by now, and that NaN is below no limit."""
+    """Mind that True is an int, that 1e400 is infinity by now, and that an int may be any size."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= limit
 
 def _is_plain(value: object) -> bool:

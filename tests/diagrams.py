@@ -1,8 +1,7 @@
-"""Draw what the documents show: the state machine from the code's own table, a message from a vector.
+"""Draw what the documents show: the state machine from the code's table, a session from a vector.
 
     python -m tests.diagrams            rewrite the generated parts of the documents
 """
-
 from __future__ import annotations
 
 import json
@@ -14,13 +13,12 @@ from protocol_fsm import Direction, ProtocolFSM, ProtocolState, State
 
 ROOT = Path(__file__).parent.parent
 VECTORS = ROOT / "tests" / "vectors" / "sessions.json"
-PART = re.compile(r"(<!-- generated from (\S+) by: [^>]*-->\n)(.*?)(<!-- end of generated part -->)",
-                  re.DOTALL)
+PART = re.compile(r"(<!-- generated from (\S+) by: [^>]*-->\n)(.*?)"
+                  r"(<!-- end of generated part -->)", re.DOTALL)
 WHO = {Direction.C2S: "client", Direction.S2C: "server", None: "nobody"}
 
-
 def transition_table() -> str:
-    """Return every legal move as a Markdown table, moves that differ only in their sender joined."""
+    """Return every legal move as a Markdown table; moves by either side share a row."""
     senders: dict[tuple[State, str, State], list[str]] = {}
     for (state, opcode, sender), following in ProtocolFSM.VALID_TRANSITIONS.items():
         senders.setdefault((state, opcode.name, following), []).append(f"{sender.name}")
@@ -39,7 +37,6 @@ def transition_table() -> str:
         *rows,
     ])
 
-
 def diagram() -> str:
     """Return the same as a Mermaid state diagram, one box for each phase."""
     lines = ["```mermaid", "stateDiagram-v2", "    [*] --> HELLO"]
@@ -54,7 +51,6 @@ def diagram() -> str:
     lines += [f"    {state.name} --> {following.name}: {', '.join(labels)}"
               for (state, following), labels in arrows.items()]
     return "\n".join([*lines, "    ENDED --> [*]", "```"])
-
 
 def annotated_session() -> str:
     """Return the first session of the vectors, with every byte named of its first report."""
@@ -79,7 +75,6 @@ def annotated_session() -> str:
                       "```text", *fields(frame, on_the_wire), "",
                       "the ciphertext, decrypted:", *fields(plaintext, decrypted), "```"])
 
-
 def fields(data: bytes, layout: list[tuple[str, int, str]]) -> list[str]:
     """Return the bytes of `data`, cut up as `layout` says (name, length, remark), 16 a line."""
     lines = []
@@ -92,18 +87,15 @@ def fields(data: bytes, layout: list[tuple[str, int, str]]) -> list[str]:
         raise ValueError(f"{len(data)} bytes have no name")
     return lines
 
-
 def part(source: str) -> str:
     """Return what stands in the documents for `source`."""
     if source == "tests/vectors/sessions.json":
         return annotated_session()
     return f"{transition_table()}\n\n{diagram()}"
 
-
 def updated(text: str) -> str:
     """Return a document with its generated parts as they should be."""
     return PART.sub(lambda m: f"{m[1]}\n{part(m[2])}\n\n{m[4]}", text)
-
 
 def main() -> None:
     for path in sorted(ROOT.glob("*.md")):
@@ -111,7 +103,6 @@ def main() -> None:
         if PART.search(text):
             path.write_text(updated(text), "utf-8")
             print(f"{path.name} is up to date")
-
 
 if __name__ == "__main__":
     main()

@@ -1,5 +1,4 @@
 """Real servers and real sockets for the tests: what happened is awaited, never slept for."""
-
 from __future__ import annotations
 
 import contextlib
@@ -23,7 +22,6 @@ from protocol_fsm import (
 from server import Limits, Record, Server, compute_aggregation
 
 PATIENCE_S = 10.0  # how long a test waits for what must happen; reached only by failing tests
-
 
 class Journal:
     """A server's records, and a way to wait for one of them."""
@@ -50,7 +48,6 @@ class Journal:
         assert arrived, f"no {what} of client {client_id}, only {self.records}"
         return self.of(what, client_id)
 
-
 @contextlib.contextmanager
 def serving(
     aggregation: Callable[..., object] = compute_aggregation, **limits: float
@@ -65,11 +62,9 @@ def serving(
         thread.join(PATIENCE_S)
         assert not thread.is_alive(), f"{thread} outlived its server"
 
-
 def client_for(server: Server, client_id: int, **options: float) -> Client:
     return Client(client_id, DEMO_KEYS, *server.address, timeout_s=options.pop("timeout_s", 5.0),
                   **options)  # type: ignore[arg-type]
-
 
 class Wire:
     """A bare connection to a server, which sends what it is told to."""
@@ -108,7 +103,6 @@ class Wire:
                 last = self.receive()[0]
         return last
 
-
 class Hand(Wire):
     """A client by hand: a Session on a Wire, one step at a time."""
 
@@ -129,7 +123,6 @@ class Hand(Wire):
 
     def report(self, body: bytes = b"[1]") -> None:
         self.send(self.session.seal(Opcode.CLIENT_DATA, body))
-
 
 def at_once(*calls: Callable[[], object]) -> list[object]:
     """Make all calls at the same time, each in a thread; return what they return."""

@@ -1,5 +1,4 @@
 """The documents and the code say the same: tables, numbers, diagrams, links, commands, recipes."""
-
 from __future__ import annotations
 
 import os
@@ -29,38 +28,31 @@ DOCUMENTS = sorted(path.name for path in ROOT.glob("*.md"))
 README = (ROOT / "README.md").read_text("utf-8")
 PROTOCOL = (ROOT / "PROTOCOL.md").read_text("utf-8")
 
-
 def rows(document: str, heading: str) -> list[list[str]]:
     """Return the cells of the first table whose header starts with `heading`."""
     table = document[document.index(f"| {heading}") :].split("\n\n")[0]
     return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
             for line in table.splitlines()[2:]]
 
-
 def blocks(language: str) -> list[str]:
     """Return the fenced blocks of the README in one language."""
     return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
 
-
 # Tables, numbers, diagrams
-
 
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_generated_parts_are_up_to_date(name: str) -> None:
     text = (ROOT / name).read_text("utf-8")
     assert text == diagrams.updated(text), "run: python -m tests.diagrams"
 
-
 def test_generated_parts_are_not_empty() -> None:
     assert PROTOCOL.count("CHALLENGE --> REPORT: SERVER_CHALLENGE") == 1
     assert len(rows(PROTOCOL, "state | phase")) == 9
     assert "ciphertext, decrypted" in README
 
-
 def test_opcodes_are_those_of_the_code() -> None:
     assert {row[0]: int(row[1]) for row in rows(PROTOCOL, "opcode | value")} == {
         opcode.name: opcode.value for opcode in Opcode}
-
 
 def test_statuses_and_who_carries_them_are_those_of_the_code() -> None:
     table = rows(PROTOCOL, "status | value")
@@ -68,7 +60,6 @@ def test_statuses_and_who_carries_them_are_those_of_the_code() -> None:
     for name, _, _, carried in table:
         for opcode, legal in protocol_fsm.LEGAL_STATUS.items():
             assert (opcode.name in carried) == (Status[name] in legal), (name, opcode)
-
 
 def test_the_message_layout_is_that_of_the_code() -> None:
     layout = {row[0]: (row[1], row[2]) for row in rows(PROTOCOL, "field | at")}
@@ -80,7 +71,6 @@ def test_the_message_layout_is_that_of_the_code() -> None:
     assert layout["ciphertext"] == (str(protocol_fsm.CIPHERTEXT_AT), "16n")
     assert layout["tag"] == ("23 + 16n", str(protocol_fsm.TAG_BYTES))
 
-
 @pytest.mark.parametrize(
     "number",
     [protocol_fsm.MIN_MESSAGE, protocol_fsm.MAX_MESSAGE, protocol_fsm.OVERHEAD,
@@ -90,14 +80,12 @@ def test_the_message_layout_is_that_of_the_code() -> None:
 def test_limits_of_the_code_stand_in_the_document(number: int) -> None:
     assert f"{number:,}" in PROTOCOL or f"{number}" in PROTOCOL
 
-
 def test_steps_of_receiving_name_every_error_in_the_order_of_the_code() -> None:
     table = " ".join(row[2] for row in rows(PROTOCOL, "step | check"))
     document = re.findall(r"[A-Z]\w+", table)
     source = (ROOT / "protocol_fsm.py").read_text()
     code = re.findall(r'class (\w+)\(ProtocolError\):\n    """Step \d', source)
     assert document == code
-
 
 def test_deadlines_are_the_defaults_of_the_server_and_the_client() -> None:
     limits = Limits()
@@ -109,7 +97,6 @@ def test_deadlines_are_the_defaults_of_the_server_and_the_client() -> None:
     assert f"port {PORT}" in PROTOCOL
     assert HOST == "127.0.0.1"
     assert Client(1).timeout_s == 2.0
-
 
 def test_members_of_an_answer_are_those_of_the_document() -> None:
     kinds = {"integer": int, "number": (int, float), "number or null": (int, float, type(None)),
@@ -123,13 +110,11 @@ def test_members_of_an_answer_are_those_of_the_document() -> None:
             for name, value in answer.items():
                 assert isinstance(value, kinds[documented[name]]), name
 
-
 def test_direction_values_and_demo_keys_are_as_documented() -> None:
     assert (Direction.C2S, Direction.S2C) == (0, 1)
     assert sorted(DEMO_KEYS) == [1, 2, 3, 4, 5]
     assert DEMO_KEYS[1] == b"client1_master_k"
     assert DEMO_KEYS[5].decode() in PROTOCOL
-
 
 @pytest.mark.parametrize("module", CORE)
 def test_sections_that_the_code_cites_exist(module: str) -> None:
@@ -137,12 +122,10 @@ def test_sections_that_the_code_cites_exist(module: str) -> None:
     cited = re.findall(r"\[P ([\d., ]+)\]", (ROOT / f"{module}.py").read_text())
     assert {section for group in cited for section in group.split(", ")} <= headings
 
-
 def test_every_section_on_the_wire_is_cited_somewhere() -> None:
     cited = " ".join((ROOT / f"{module}.py").read_text() for module in CORE)
     for section in ("3.1", "3.2", "3.3", "3.4", "3.5", "3.6", "3.7"):
         assert re.search(rf"\[P [^]]*{re.escape(section)}", cited), section
-
 
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_links_lead_somewhere(name: str) -> None:
@@ -158,7 +141,6 @@ def test_links_lead_somewhere(name: str) -> None:
             slugs = {re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in headings}
             assert anchor in slugs, target
 
-
 def test_the_troubleshooting_sentences_are_what_the_programs_say() -> None:
     for sentence in ("Connection refused", "session terminated by the server", "connection lost",
                      "cannot listen on", "no server at"):
@@ -167,9 +149,7 @@ def test_the_troubleshooting_sentences_are_what_the_programs_say() -> None:
             assert sentence in spoken
         assert sentence.split()[0].lower() in README.lower()
 
-
 # Code in the README
-
 
 def test_custom_aggregations_of_the_readme_work() -> None:
     code = next(block for block in blocks("python") if "median_of_all" in block)
@@ -187,14 +167,12 @@ def test_custom_aggregations_of_the_readme_work() -> None:
             nothing = client.report([])
             assert None in nothing.values()
 
-
 def test_weights_of_the_readme_weigh() -> None:
     code = next(block for block in blocks("python") if "weighted_mean" in block)
     names: dict[str, object] = {}
     exec(compile(code.partition("\nserver = ")[0], "README.md", "exec"), names)
     assert names["weighted_mean"]({1: [10.0], 2: [40.0]}) == {  # type: ignore[operator]
         "weighted_mean": (2 * 10.0 + 1 * 40.0) / 3}
-
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
@@ -204,7 +182,6 @@ def copy(tmp_path: Path) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, target)
     return tmp_path
-
 
 PING = """
 from endpoint import DEMO_KEYS
@@ -226,7 +203,6 @@ print(pair.server.open(ping).opcode.name)
 print(type(refusal(pair.server, ping)).__name__)
 """
 
-
 def test_three_steps_to_a_new_opcode(copy: Path) -> None:
     patches = blocks("diff")
     assert len(patches) == 6
@@ -243,20 +219,16 @@ def test_three_steps_to_a_new_opcode(copy: Path) -> None:
     assert done.stderr == ""
     assert done.stdout.split() == ["4.0", "5.0", "CLIENT_PING", "BadTag"]
 
-
 # Commands in the README
-
 
 def commands() -> Iterator[str]:
     for block in blocks("sh"):
         yield from (line for line in block.splitlines() if line.strip())
 
-
 ELSEWHERE = {  # run by others: tests of run.py and .ci/run, which install from nothing
     "python3 run.py", "python3 run.py test", "python3 -m venv .venv", ". .venv/bin/activate",
     "pip install -r requirements.txt",
 }
-
 
 @pytest.mark.skipif(os.name != "posix", reason="sh blocks; interrupts")
 def test_commands_of_the_readme_work_in_a_clean_copy(copy: Path) -> None:
@@ -283,12 +255,10 @@ def test_commands_of_the_readme_work_in_a_clean_copy(copy: Path) -> None:
     assert (len(servers), clients) == (2, 5)
     assert signal.SIGINT
 
-
 def test_the_readme_shows_no_command_in_another_way() -> None:
     assert not re.findall(r"^\$ ", README, re.MULTILINE)
     assert set(re.findall(r"^```(\w*)$", README, re.MULTILINE)) <= {
         "", "sh", "python", "diff", "text"}
-
 
 def test_the_notebook_example_of_the_readme_runs(monkeypatch: pytest.MonkeyPatch,
                                                  capsys: pytest.CaptureFixture[str]) -> None:

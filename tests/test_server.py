@@ -1,5 +1,4 @@
 """The server, over real sockets: admission, endings, aggregation by epochs."""
-
 from __future__ import annotations
 
 import contextlib
@@ -39,26 +38,21 @@ from tests.network import Hand, Journal, Wire, at_once, client_for, serving
 
 SHARED = ("epoch", "participants", "count", "sum", "mean", "min", "max")
 
-
 def shared(answer: dict[str, object]) -> tuple[object, ...]:
     return tuple(answer[name] if name != "participants" else tuple(answer[name])  # type: ignore
                  for name in SHARED)
-
 
 def terminated(session: Session, message: bytes) -> tuple[Opcode, Status]:
     with pytest.raises(PeerTerminated) as caught:
         session.open(message)
     return caught.value.opcode, caught.value.status
 
-
 def reason(journal: Journal, client_id: int, number: int = 0) -> Exception:
     error = journal.wait("end", client_id, number + 1)[number].detail
     assert isinstance(error, Exception)
     return error
 
-
 # The aggregate
-
 
 def test_aggregate_is_what_the_document_says() -> None:
     assert compute_aggregation({2: [1.0, 4.0], 1: [], 7: [-2.5]}) == {
@@ -69,23 +63,20 @@ def test_aggregate_is_what_the_document_says() -> None:
     }
     assert compute_aggregation({1: [0.1] * 10})["sum"] == 1.0, "rounded once, not ten times"
 
-
 def test_own_part_has_no_share_where_there_is_nothing_to_share() -> None:
     assert own_part([1.0, 2.0], 4.0) == {"own_count": 2, "own_sum": 3.0, "own_share": 0.75}
     assert own_part([], 0.0)["own_share"] is None
     assert own_part([1e15], 5e-324)["own_share"] is None, "a share that overflows"
 
-
-@given(st.dictionaries(st.integers(1, 255), st.lists(st.floats(-1e15, 1e15), max_size=9), min_size=1))
+@given(st.dictionaries(st.integers(1, 255), st.lists(st.floats(-1e15, 1e15), max_size=9),
+                       min_size=1))
 def test_aggregate_is_independent_of_the_order_of_clients(contributions: dict) -> None:  # type: ignore
     turned = dict(reversed(contributions.items()))
     assert compute_aggregation(contributions) == compute_aggregation(turned)
     readings = [x for values in contributions.values() for x in values]
     assert compute_aggregation(turned)["sum"] == math.fsum(readings)
 
-
 # Epochs
-
 
 def test_a_lone_client_waits_for_nobody() -> None:
     with serving(window_s=60) as (server, _), client_for(server, 3) as client:
@@ -95,13 +86,12 @@ def test_a_lone_client_waits_for_nobody() -> None:
                           "own_share": 1.0}
         assert client.report([])["mean"] is None
 
-
 def test_clients_that_start_at_random_offsets_share_every_epoch_from_then_on() -> None:
     seed = random.randrange(2**32)
     rng = random.Random(seed)
     offsets = {client_id: rng.uniform(0, 0.5) for client_id in (1, 2, 3)}
     enough = threading.Event()
-    with serving(window_s=5) as (server, journal):
+    with serving(window_s=5) as (server, _):
         def run(client_id: int) -> list[dict[str, Any]]:
             answers: list[dict[str, Any]] = []
             with client_for(server, client_id) as client:
@@ -127,12 +117,11 @@ def test_clients_that_start_at_random_offsets_share_every_epoch_from_then_on() -
         assert sizes[first : last + 1] == [3] * (last + 1 - first), f"seed {seed}: {sizes}"
         assert last > first + 10
 
-
 def test_a_stalled_client_delays_the_others_by_one_window_once() -> None:
-    with serving(window_s=1.0) as (server, _), \
+    with serving(window_s=1.0) as (server, journal), \
             client_for(server, 1) as quick, client_for(server, 2) as stalled:
         quick.report([1])
-        assert stalled_and_quick(stalled, quick) == [1, 2]
+        assert share_an_epoch(journal, stalled, quick) == [1, 2]
         began = time.monotonic()
         assert quick.report([1])["participants"] == [1]
         waited = time.monotonic() - began
@@ -141,16 +130,21 @@ def test_a_stalled_client_delays_the_others_by_one_window_once() -> None:
         for _ in range(5):
             assert quick.report([1])["participants"] == [1]
         assert time.monotonic() - began < 0.9, "waited for a client that missed an epoch already"
-        assert stalled_and_quick(stalled, quick) == [1, 2], "and it may come back"
+        assert share_an_epoch(journal, stalled, quick) == [1, 2], "and it may come back"
 
+def share_an_epoch(journal: Journal, first: Client, second: Client) -> object:
+    """Have `first` open an epoch, which waits for `second`; return who took part."""
+    reports = len(journal.of("report", first.session.client_id))
 
-def stalled_and_quick(stalled: Client, quick: Client) -> object:
-    first, second = at_once(lambda: stalled.report([2]), lambda: quick.report([1]))
-    assert isinstance(first, dict), first
-    assert isinstance(second, dict), second
-    both = [answer for answer in (first, second) if answer["participants"] == [1, 2]]
-    return both[0]["participants"] if both else (first, second)
+    def follow() -> dict[str, Any]:
+        journal.wait("report", first.session.client_id, reports + 1)
+        return second.report([1])
 
+    one, other = at_once(lambda: first.report([2]), follow)
+    assert isinstance(one, dict), one
+    assert isinstance(other, dict), other
+    assert shared(one) == shared(other)
+    return one["participants"]
 
 def test_leaving_frees_the_others_at_once() -> None:
     with serving(window_s=60) as (server, journal), client_for(server, 1) as staying:
@@ -167,7 +161,6 @@ def test_leaving_frees_the_others_at_once() -> None:
         assert staying_report["participants"] == [1]
         assert str(reason(journal, 2)) == "PeerTerminated: TERMINATE (GOODBYE)"
 
-
 def test_a_killed_client_leaves_nothing_in_the_next_epoch() -> None:
     with serving(window_s=60) as (server, journal), client_for(server, 1) as staying:
         killed = Hand(server.address, 2).shake_hands()
@@ -177,7 +170,6 @@ def test_a_killed_client_leaves_nothing_in_the_next_epoch() -> None:
         killed.socket.close()  # a reset, as from a process that was killed
         assert isinstance(reason(journal, 2), ConnectionCut)
         assert staying.report([1])["sum"] == 1
-
 
 def test_replaced_session_is_told_so_and_its_values_give_way() -> None:
     with serving(window_s=60) as (server, journal), client_for(server, 5) as third:
@@ -195,7 +187,6 @@ def test_replaced_session_is_told_so_and_its_values_give_way() -> None:
         new.socket.close()
         old.socket.close()
 
-
 def test_a_member_that_leaves_while_it_waits_takes_its_values_along() -> None:
     with serving(window_s=60) as (server, journal), client_for(server, 5) as other:
         other.report([0])
@@ -211,14 +202,12 @@ def test_a_member_that_leaves_while_it_waits_takes_its_values_along() -> None:
         assert 100.0 not in (answer["sum"], answer["max"])
         waiting.socket.close()
 
-
 def test_extreme_and_empty_reports_are_answered() -> None:
     with serving() as (server, _), client_for(server, 1) as client:
         largest = client.report([1e15] * 1024)
         assert (largest["count"], largest["sum"], largest["own_share"]) == (1024, 1024e15, 1.0)
         assert client.report([1e15, -1e15])["own_share"] is None
         assert client.report([])["count"] == 0
-
 
 @pytest.mark.parametrize(
     "aggregation",
@@ -246,9 +235,7 @@ def test_a_failing_aggregation_ends_its_epoch_but_not_the_server(
         epochs = [record.detail for record in journal.of("epoch")]
         assert [bool(e.answers) for e in epochs if isinstance(e, Epoch)] == [True, False, True]
 
-
 # Admission and endings
-
 
 def test_shutdown_tells_every_client_and_waits_for_nobody() -> None:
     with serving(window_s=60) as (server, _):
@@ -264,11 +251,9 @@ def test_shutdown_tells_every_client_and_waits_for_nobody() -> None:
     for wire in (established, bound, silent):
         wire.socket.close()
 
-
 def test_a_port_in_use_is_a_typed_error() -> None:
     with serving() as (server, _), pytest.raises(NoConnection):
         Server(DEMO_KEYS, port=server.address[1])
-
 
 @pytest.mark.parametrize("client_id", [0, 6, 255])
 def test_unknown_id_and_wrong_key_end_alike(client_id: int) -> None:
@@ -280,13 +265,11 @@ def test_unknown_id_and_wrong_key_end_alike(client_id: int) -> None:
         kinds = {type(record.detail) for record in journal.wait("end", count=2)}
         assert kinds == {BadTag}
 
-
 def test_unknown_id_keeps_its_decoy_so_that_two_attempts_meet_the_same_keys() -> None:
     with serving() as (server, _):
         first, second = server.session_for(77), server.session_for(77)
         assert first.fingerprints() == second.fingerprints()
         assert first.fingerprints() != server.session_for(1).fingerprints()
-
 
 def test_a_stranger_has_its_time_in_all_however_it_drips() -> None:
     with serving(stranger_timeout_s=0.5, frame_timeout_s=30) as (server, journal):
@@ -307,7 +290,6 @@ def test_a_stranger_has_its_time_in_all_however_it_drips() -> None:
         kinds = [type(record.detail) for record in journal.wait("end", count=3)]
         assert kinds == [DeadlineExpired] * 3
 
-
 def test_a_frame_once_begun_must_be_finished() -> None:
     with serving(frame_timeout_s=0.3) as (server, journal):
         with Hand(server.address, 1).shake_hands() as slow:
@@ -317,7 +299,6 @@ def test_a_frame_once_begun_must_be_finished() -> None:
             assert terminated(slow.session, slow.receive())[1] is Status.TIMEOUT
         assert str(reason(journal, 1)) == "DeadlineExpired: expected a whole frame, got none"
 
-
 def test_a_silent_client_is_told_timeout() -> None:
     with serving(silence_timeout_s=0.3) as (server, _), client_for(server, 1) as client:
         client.report([1])
@@ -325,9 +306,8 @@ def test_a_silent_client_is_told_timeout() -> None:
             client.channel.idle(10)
         assert caught.value.status is Status.TIMEOUT
 
-
 def test_the_oldest_stranger_makes_room_and_no_established_client_does() -> None:
-    with serving(max_strangers=2) as (server, journal), client_for(server, 1) as established:
+    with serving(max_strangers=2) as (server, _), client_for(server, 1) as established:
         established.report([1])
         oldest = Hand(server.address, 2).shake_hands()
         others = [Hand(server.address, n).shake_hands() for n in (3, 4)]
@@ -339,8 +319,9 @@ def test_the_oldest_stranger_makes_room_and_no_established_client_does() -> None
         for wire in (oldest, *others):
             wire.socket.close()
 
-
-@pytest.mark.parametrize("data", [b"\x00\x00", b"\xff\xff", b"GET / HTTP/1.1\r\n\r\n", b"\x00\x57" + bytes(87)])
+@pytest.mark.parametrize(
+    "data", [b"\x00\x00", b"\xff\xff", b"GET / HTTP/1.1\r\n\r\n", b"\x00\x57" + bytes(87)],
+    ids=["too short", "too long", "HTTP", "zeros"])
 def test_garbage_from_a_stranger_is_closed_silently_and_disturbs_nobody(data: bytes) -> None:
     with serving() as (server, journal), client_for(server, 1) as client:
         with Wire(server.address) as garbage:
@@ -349,20 +330,17 @@ def test_garbage_from_a_stranger_is_closed_silently_and_disturbs_nobody(data: by
         assert client.report([1])["participants"] == [1]
         assert isinstance(journal.wait("end")[0].detail, ProtocolError)
 
-
 def test_terminate_in_the_handshake_is_not_understood() -> None:
     with serving() as (server, journal), Hand(server.address, 1) as early:
         early.send(reseal(early.session, Opcode.TERMINATE, bytes(16) + b"\x01"))
         assert early.is_closed_silently()
         assert isinstance(reason(journal, 1), UnexpectedOpcode)
 
-
 def test_malformed_frame_of_a_bound_session_is_answered_by_terminate() -> None:
     with serving() as (server, journal), Hand(server.address, 1).shake_hands() as hand:
         hand.socket.sendall(b"\x00\x03abc" + bytes(100))  # unread bytes must not destroy the answer
         assert terminated(hand.session, hand.receive()) == (Opcode.TERMINATE, Status.VIOLATION)
         assert isinstance(reason(journal, 1), MalformedMessage)
-
 
 def test_wrong_round_is_answered_by_key_desync_error() -> None:
     with serving() as (server, journal), Hand(server.address, 1).shake_hands() as hand:
@@ -372,7 +350,6 @@ def test_wrong_round_is_answered_by_key_desync_error() -> None:
         assert terminated(hand.session, hand.receive()) == (
             Opcode.KEY_DESYNC_ERROR, Status.VIOLATION)
         assert isinstance(reason(journal, 1), RoundMismatch)
-
 
 def test_any_cut_of_the_stream_is_served() -> None:
     """One byte a segment, and two messages in one segment."""
@@ -388,7 +365,6 @@ def test_any_cut_of_the_stream_is_served() -> None:
             frame.append(len(message).to_bytes(2, "big") + message)
         hand.socket.sendall(b"".join(frame))
         assert hand.receive()[0] == Opcode.SERVER_AGGR_RESPONSE
-
 
 def test_a_defect_of_ours_ends_one_session_and_is_logged(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -406,7 +382,6 @@ def test_a_defect_of_ours_ends_one_session_and_is_logged(
         assert isinstance(reason(journal, 2), ZeroDivisionError)
         assert healthy.report([2])["sum"] == 2
         assert "internal error" in caplog.text
-
 
 def test_a_server_that_cannot_accept_says_so_and_recovers(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -429,7 +404,6 @@ def test_a_server_that_cannot_accept_says_so_and_recovers(
             assert client.report([2])["sum"] == 2
     assert "Too many open files" in caplog.text
 
-
 def test_the_log_names_what_the_wire_does_not(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG, "server")
     with serving() as (server, journal):
@@ -446,9 +420,10 @@ def test_the_log_names_what_the_wire_does_not(caplog: pytest.LogCaptureFixture) 
     assert server.summary().splitlines()[1].split() == ["4", "1", "1"]
     assert server.summary().splitlines()[-1] == "strangers: 1 BadTag"
 
-
 # Recordings
 
+def accepted_readings(journal: Journal) -> list[list[float]]:
+    return [r.detail.readings for r in journal.of("report") if isinstance(r.detail, Message)]
 
 def recorded_session(server: Server) -> tuple[list[bytes], list[bytes]]:
     """Return what client 1 sent and received in a whole session of two rounds."""
@@ -459,7 +434,6 @@ def recorded_session(server: Server) -> tuple[list[bytes], list[bytes]]:
         hand.send(hand.session.seal(Opcode.TERMINATE, status=Status.GOODBYE))
         assert hand.last_opcode() is None
     return hand.sent, hand.received
-
 
 def test_a_whole_recorded_session_is_worthless_beside_the_live_one() -> None:
     with serving(window_s=60) as (server, journal):
@@ -473,9 +447,8 @@ def test_a_whole_recorded_session_is_worthless_beside_the_live_one() -> None:
                 assert replay.last_opcode() == Opcode.TERMINATE
             assert isinstance(reason(journal, 1, 1), BadTag)
             assert live.report([2])["sum"] == 2
-        readings = [r.detail.readings for r in journal.of("report") if isinstance(r.detail, Message)]
+        readings = accepted_readings(journal)
         assert readings == [[100.0], [100.0], [1.0], [2.0]]
-
 
 def test_a_replayed_hello_gets_a_challenge_and_displaces_nobody() -> None:
     with serving(window_s=60, stranger_timeout_s=0.5) as (server, journal):
@@ -489,7 +462,6 @@ def test_a_replayed_hello_gets_a_challenge_and_displaces_nobody() -> None:
                 assert replay.last_opcode() == Opcode.TERMINATE
             assert isinstance(reason(journal, 1, 1), DeadlineExpired)
             assert live.report([3])["sum"] == 3
-
 
 def test_recorded_server_bytes_are_not_believed_by_a_client() -> None:
     with serving() as (server, _):
@@ -511,7 +483,6 @@ def test_recorded_server_bytes_are_not_believed_by_a_client() -> None:
         error, _ = at_once(believe, pose)
     assert type(error).__name__ == "EchoMismatch"
 
-
 def test_a_held_report_does_not_evict_the_client_that_reconnected() -> None:
     with serving(window_s=60) as (server, journal):
         held = Hand(server.address, 1).shake_hands()
@@ -526,13 +497,12 @@ def test_a_held_report_does_not_evict_the_client_that_reconnected() -> None:
             assert live.report([2])["sum"] == 2
         reason(journal, 1, 1)
         held.socket.close()
-        readings = [r.detail.readings for r in journal.of("report") if isinstance(r.detail, Message)]
+        readings = accepted_readings(journal)
         assert readings == [[1.0], [2.0]]
         late = Hand(server.address, 1).shake_hands()
         late.report(b"[5]")
         assert late.open().aggregate["sum"] == 5
         late.socket.close()
-
 
 def test_hello_order_is_remembered_after_the_newer_session_has_left() -> None:
     with serving() as (server, journal):
@@ -544,7 +514,6 @@ def test_hello_order_is_remembered_after_the_newer_session_has_left() -> None:
         assert terminated(held.session, held.receive())[1] is Status.REPLACED
         held.socket.close()
 
-
 def test_a_cut_connection_is_said_to_be_cut_at_both_ends() -> None:
     with serving() as (server, journal):
         client = client_for(server, 1)
@@ -554,7 +523,6 @@ def test_a_cut_connection_is_said_to_be_cut_at_both_ends() -> None:
             with pytest.raises(ConnectionCut):
                 client.report([2])
         assert isinstance(reason(journal, 1), ConnectionCut)
-
 
 def test_sessions_of_one_server_never_share_keys() -> None:
     with serving() as (server, _):
