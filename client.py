@@ -160,6 +160,7 @@ def run(client: Client, reports: Iterator[list[float]], options: argparse.Namesp
             print(f"client {options.id}: session with the server begun{warning}", flush=True)
         while True:
             at_input = True
+            client.channel.check_request()  # Ctrl-C may have come just before
             readings = next(reports, None)
             at_input = False
             if readings is None:

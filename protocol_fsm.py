@@ -79,8 +79,8 @@ class ProtocolError(Exception):
         self.expected, self.got, self.farewell = expected, got, b""
 
     def __str__(self) -> str:
-        expected = f"expected {self.expected}, got " if self.expected else ""
-        return f"{type(self).__name__}: {expected}{self.got}" if self.got else type(self).__name__
+        expected = "" if self.expected is None else f"expected {self.expected}, got "
+        return type(self).__name__ + ("" if self.got is None else f": {expected}{self.got}")
 
 class MalformedMessage(ProtocolError):
     """Step 1: not a length that a message can have."""
@@ -397,11 +397,11 @@ class Session:
 
     def _check_client_id(self, header: Header) -> None:
         if header.client_id != self.client_id:
-            raise WrongPeer(f"client {self.client_id}", str(header.client_id))
+            raise WrongPeer(self.client_id, header.client_id)
 
     def _check_direction(self, header: Header) -> None:
         if header.direction != 1 - self.sends:
-            raise WrongDirection(f"direction {1 - self.sends}", str(header.direction))
+            raise WrongDirection(1 - self.sends, header.direction)
 
     def _check_opcode(self, header: Header) -> None:
         if not self.fsm.allows(header.opcode, header.direction):
@@ -409,7 +409,7 @@ class Session:
 
     def _check_round(self, header: Header) -> None:
         if header.opcode not in ENDING and header.round_number != self.round_number:
-            raise RoundMismatch(f"round {self.round_number}", str(header.round_number))
+            raise RoundMismatch(self.round_number, header.round_number)
 
     def _check_tag(self, header: Header, message: bytes) -> None:
         untagged, tag = message[:-TAG_BYTES], message[-TAG_BYTES:]

@@ -223,8 +223,8 @@ class Server:
     def contribute(self, member: Member, report: Message) -> bytes:
         """Enter a report into the open epoch, wait for it to close, and return the answer's body.
 
-        It waits for whoever took part in the last epoch or has contributed since, but not longer
-        than the window; who missed one is not waited for again. Raises EndRequested.
+        It waits for who took part in the last epoch, but not longer than the window; so who misses
+        one is not waited for until it contributes again. Raises EndRequested.
         """
         with self._changed:
             member.channel.check_request()
@@ -232,7 +232,6 @@ class Server:
             if not epoch.contributions:
                 epoch.deadline = time.monotonic() + self.limits.window_s
             epoch.contributions[member.client_id] = (member, report)
-            self._expected.add(member.client_id)
             self.rounds[member.client_id] += 1
             self._record(Record("report", member.client_id, report))
             log.debug("client %d: round %d, %s", member.client_id, report.round_number,

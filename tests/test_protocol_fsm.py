@@ -374,6 +374,17 @@ def test_replayed_report_ends_the_session() -> None:
     check_failure(pair.server, pair.client, report, RoundMismatch)
     check_failure(pair.server, pair.client, with_header(report, round_number=2), BadTag)
 
+def test_an_error_says_what_was_expected_and_what_came() -> None:
+    pair = pair_in(State.REPORT, rounds=1)
+    error = refusal(clone(pair.server), with_header(pair.transcript[2], round_number=0))
+    assert (error.expected, error.got) == (2, 0)
+    assert str(error) == "RoundMismatch: expected 2, got 0"
+    error = refusal(clone(pair.server), with_header(pair.transcript[2], client_id=0))
+    assert (error.expected, error.got) == (1, 0)
+    assert str(BadTag()) == "BadTag"
+    assert str(PeerTerminated(Opcode.TERMINATE, Status.GOODBYE)) == (
+        "PeerTerminated: TERMINATE (GOODBYE)")
+
 def test_repeated_hello_in_active_ends_the_session() -> None:
     pair = pair_in(State.REPORT)
     check_failure(pair.server, pair.client, pair.transcript[0], UnexpectedOpcode)
@@ -444,7 +455,7 @@ BAD_ANSWERS = [
     b"", b"[]", b"null", b'{"a":true}', b'{"a":{}}', b'{"a":[[1]]}', b'{"a":[{}]}', b'{"a":NaN}',
     b'{"a":1e999}', b'{"a":"\\ud800"}', b'{"\\udc00":1}', b'{"a":["\\ud800"]}', b'{"a":1', b"{a:1}",
     b'{"a":[false]}', b'{"a":' + b"9" * 400 + b"}", b'{"a":' * 10_000 + b"1" + b"}" * 10_000,
-    b'{"a":"\n"}', "{}".encode("utf-16"), b'{"a":NaN,"a":1}', b'{"a":-Infinity,"a":1}',
+    b'{"a":"\n"}', "{}".encode("utf-16"), b'{"a":"\xff"}', b'{"a":NaN,"a":1}', b'{"a":-Infinity,"a":1}',
 ]
 
 @pytest.mark.parametrize("body", GOOD_REPORTS, ids=repr)

@@ -187,20 +187,28 @@ def test_replaced_session_is_told_so_and_its_values_give_way() -> None:
         new.socket.close()
         old.socket.close()
 
-def test_a_member_that_leaves_while_it_waits_takes_its_values_along() -> None:
+def test_a_member_that_ends_while_it_waits_takes_its_values_along() -> None:
     with serving(window_s=60) as (server, journal), client_for(server, 5) as other:
         other.report([0])
-        waiting = Hand(server.address, 1).shake_hands()
-        waiting.report(b"[100]")
-        journal.wait("report", 1)
-        with Hand(server.address, 1).shake_hands() as replacing:
-            replacing.report(b"[1]")
-            journal.wait("report", 1, 2)
-            replacing.socket.shutdown(socket.SHUT_RDWR)
-        assert reason(journal, 1)
-        answer = other.report([3])
-        assert 100.0 not in (answer["sum"], answer["max"])
-        waiting.socket.close()
+        with Hand(server.address, 1).shake_hands() as waiting:
+            waiting.report(b"[100]")
+            journal.wait("report", 1)
+            server._members[1].channel.request_end(Status.SHUTDOWN)
+            assert terminated(waiting.session, waiting.receive())[1] is Status.SHUTDOWN
+            reason(journal, 1)
+        assert other.report([3])["sum"] == 3
+
+def test_a_session_that_was_asked_to_end_contributes_nothing_more() -> None:
+    with serving(window_s=60) as (server, journal), client_for(server, 1) as client:
+        client.report([1])
+        member, report = server._members[1], journal.of("report")[0].detail
+        assert isinstance(report, Message)
+        member.channel.request_end(Status.REPLACED)  # while its next report is on its way
+        with pytest.raises(EndRequested):
+            server.contribute(member, report)
+        with pytest.raises(EndRequested):
+            server.establish(member)
+        assert len(journal.of("report")) == 1
 
 def test_extreme_and_empty_reports_are_answered() -> None:
     with serving() as (server, _), client_for(server, 1) as client:
@@ -306,6 +314,29 @@ def test_a_silent_client_is_told_timeout() -> None:
             client.channel.idle(10)
         assert caught.value.status is Status.TIMEOUT
 
+def test_who_cannot_send_still_hears_the_last_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(message: bytes) -> None:
+        raise BrokenPipeError
+
+    with serving(silence_timeout_s=0.2) as (server, journal), client_for(server, 1) as client:
+        client.report([1])
+        reason(journal, 1)  # the server has said TIMEOUT meanwhile
+        monkeypatch.setattr(client.channel, "_write", broken)
+        with pytest.raises(PeerTerminated) as caught:
+            client.report([2])
+        assert caught.value.status is Status.TIMEOUT
+
+def test_who_can_neither_send_nor_hear_was_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(message: bytes) -> None:
+        client.channel._sock.shutdown(socket.SHUT_RDWR)
+        raise BrokenPipeError
+
+    with serving() as (server, _), client_for(server, 1) as client:
+        client.report([1])
+        monkeypatch.setattr(client.channel, "_write", broken)
+        with pytest.raises(ConnectionCut):
+            client.report([2])
+
 def test_the_oldest_stranger_makes_room_and_no_established_client_does() -> None:
     with serving(max_strangers=2) as (server, _), client_for(server, 1) as established:
         established.report([1])
@@ -338,9 +369,16 @@ def test_terminate_in_the_handshake_is_not_understood() -> None:
 
 def test_malformed_frame_of_a_bound_session_is_answered_by_terminate() -> None:
     with serving() as (server, journal), Hand(server.address, 1).shake_hands() as hand:
-        hand.socket.sendall(b"\x00\x03abc" + bytes(100))  # unread bytes must not destroy the answer
+        hand.socket.sendall(b"\x00\x03abc" + bytes(100))
         assert terminated(hand.session, hand.receive()) == (Opcode.TERMINATE, Status.VIOLATION)
         assert isinstance(reason(journal, 1), MalformedMessage)
+
+def test_a_farewell_is_not_destroyed_by_what_still_arrives() -> None:
+    """A socket closed with bytes unread sends a reset, which may overtake what was sent before."""
+    with serving() as (server, _), Hand(server.address, 1).shake_hands() as hand:
+        hand.socket.sendall(b"\x00\x03" + bytes(200_000))
+        assert terminated(hand.session, hand.receive()) == (Opcode.TERMINATE, Status.VIOLATION)
+        assert hand.socket.recv(1) == b"", "an orderly end, no reset"
 
 def test_wrong_round_is_answered_by_key_desync_error() -> None:
     with serving() as (server, journal), Hand(server.address, 1).shake_hands() as hand:
