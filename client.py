@@ -122,7 +122,7 @@ def typed(session: Session) -> Iterator[list[float]]:
     with contextlib.suppress(EOFError):
         while (line := input("numbers, status, quit> ").strip()) != "quit":
             if line == "status":
-                print(session, *session.fingerprints().items(), sep="\n")
+                print(session, *map(" ".join, session.fingerprints().items()), sep="\n")
                 continue
             try:
                 yield [number(word) for word in line.replace(",", " ").split()]

@@ -204,8 +204,10 @@ def test_a_session_that_was_asked_to_end_contributes_nothing_more() -> None:
         member, report = server._members[1], journal.of("report")[0].detail
         assert isinstance(report, Message)
         member.channel.request_end(Status.REPLACED)  # while its next report is on its way
-        with pytest.raises(EndRequested):
+        member.channel.request_end(Status.SHUTDOWN)
+        with pytest.raises(EndRequested) as caught:
             server.contribute(member, report)
+        assert caught.value.status is Status.REPLACED, "the first reason stands"
         with pytest.raises(EndRequested):
             server.establish(member)
         assert len(journal.of("report")) == 1

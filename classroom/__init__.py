@@ -1,0 +1,1 @@
+"""What is for the classroom: demonstrations of the channel, started by run.py."""

@@ -1,0 +1,166 @@
+"""A first look: one server and three clients at work, and a check that all were told the same.
+
+    python3 run.py classroom
+
+Exits with 0 only if every process did, every round was done, and every epoch agreed.
+"""
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from endpoint import positive, run_program, seconds
+
+ROOT = Path(__file__).resolve().parent.parent
+FILES = {1: "data/seattle.csv", 2: "data/san-francisco.csv", 3: "data/seattle-july.csv"}
+SHARED = ("epoch", "participants", "count", "sum", "mean", "min", "max")
+POLL_S = 0.2  # how soon Windows, which cannot interrupt a wait, notices a Ctrl-C
+END_S = 3.0  # how long a process has to end by itself
+Answer = dict[str, Any]  # as a client prints it
+
+class Crew:
+    """The processes of the demo. None of them outlives the `with` block, whatever ends it."""
+
+    def __init__(self, limit_s: float) -> None:
+        self.processes: dict[str, subprocess.Popen[str]] = {}
+        self.ended: set[str] = set()
+        self._heard: queue.SimpleQueue[tuple[str, str | None]] = queue.SimpleQueue()
+        self._deadline = time.monotonic() + limit_s
+
+    def __enter__(self) -> Crew:
+        # a signal waits in the queue: as an exception it could lose a process just started
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda number, _: self._heard.put(("signal", str(number))))
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for process in self.processes.values():
+            process.terminate()
+        for process in self.processes.values():
+            try:
+                process.wait(END_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+    def start(self, name: str, *arguments: str) -> None:
+        process = subprocess.Popen(
+            [sys.executable, *arguments], cwd=ROOT, stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
+        self.processes[name] = process
+        threading.Thread(target=self._listen, args=(name, process), daemon=True).start()
+        show(name, f"is process {process.pid}")
+
+    def _listen(self, name: str, process: subprocess.Popen[str]) -> None:
+        for line in process.stdout or ():
+            self._heard.put((name, line.rstrip()))
+        self._heard.put((name, None))
+
+    def hear(self) -> tuple[str, str]:
+        """Return who printed which line; it is empty when they have ended. Raises SystemExit."""
+        while (left := self._deadline - time.monotonic()) > 0:
+            with contextlib.suppress(queue.Empty):
+                name, line = self._heard.get(timeout=min(left, POLL_S))
+                if name == "signal":
+                    sys.exit(128 + int(line or 0))
+                if line is None:
+                    self.ended.add(name)
+                return name, line or ""
+        sys.exit("the demo took too long, and was stopped")
+
+    def stop(self, name: str) -> None:
+        """End it and show its last words. Windows knows no gentle end, and gives it none."""
+        self.processes[name].terminate()
+        while name not in self.ended:
+            show(*self.hear())
+
+    def failures(self) -> list[str]:
+        """Return who ended badly, after the block; on Windows the server was not asked how."""
+        codes = {name: process.returncode for name, process in self.processes.items()}
+        return [f"{name} ended with exit code {code}" for name, code in codes.items()
+                if code and not (name == "server" and os.name == "nt")]
+
+def show(name: str, line: str) -> None:
+    if line:
+        print(f"{name:<8} | {line}", flush=True)
+
+def clients(answer: Answer) -> str:
+    return " ".join(map(str, answer["participants"]))
+
+def listen(crew: Crew) -> dict[int, list[Answer]]:
+    """Show what is printed until all clients have ended; return their answers by client id."""
+    answers: dict[int, list[Answer]] = {client_id: [] for client_id in FILES}
+    while not crew.ended >= crew.processes.keys() - {"server"}:
+        name, line = crew.hear()
+        if line.startswith("{"):
+            answer: Answer = json.loads(line)
+            answers[int(name.split()[1])].append(answer)
+            show(name, f"round {answer['round']:>2}: {answer['own_sum']:g} reported; epoch "
+                       f"{answer['epoch']:>2} of clients {clients(answer)} has mean "
+                       f"{answer['mean']:.2f}")
+        else:
+            show(name, line)
+    return answers
+
+def disagreements(answers: Mapping[int, Sequence[Answer]], rounds: int) -> list[str]:
+    """Return what is wrong with the answers, as sentences."""
+    problems, epochs = [], dict[int, dict[int, list[object]]]()
+    for client_id, told in answers.items():
+        if [answer["round"] for answer in told] != [*range(1, rounds + 1)]:
+            problems.append(f"client {client_id} did {len(told)} of {rounds} rounds")
+        for answer in told:
+            epochs.setdefault(answer["epoch"], {})[client_id] = [answer[key] for key in SHARED]
+    for epoch, members in epochs.items():
+        first = next(iter(members.values()))
+        if any(shared != first for shared in members.values()):
+            problems.append(f"epoch {epoch}: its members were told different numbers")
+        elif first[SHARED.index("participants")] != sorted(members):
+            problems.append(f"epoch {epoch}: its participants are not those who were told of it")
+    return problems
+
+def table(answers: Mapping[int, Sequence[Answer]]) -> str:
+    epochs = {answer["epoch"]: answer for told in answers.values() for answer in told}
+    rows = [f"{epoch:>5}  {clients(answer):<12}  {answer['count']:>5}" + "".join(
+                f"  {answer[key]:>8.2f}" for key in SHARED[3:])
+            for epoch, answer in sorted(epochs.items())]
+    return "\n".join(["epoch  participants  count       sum      mean       min       max", *rows])
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="run.py classroom", description="The classroom demo.")
+    parser.add_argument("--rounds", type=positive, default=24, help="of each client; default 24")
+    parser.add_argument("--interval", type=seconds, default=0.1, help="between; default 0.1")
+    options = parser.parse_args()
+    with Crew(limit_s=30 + options.rounds * (options.interval + 2)) as crew:
+        crew.start("server", "server.py", "--port", "0")
+        _, first_line = crew.hear()
+        show("server", first_line)
+        if not first_line.startswith("listening on "):
+            sys.exit("the server did not start")
+        for client_id, file in FILES.items():
+            crew.start(f"client {client_id}", "client.py", str(client_id),
+                       "--port", first_line.rpartition(":")[2], "--file", file, "--json",
+                       "--rounds", str(options.rounds), "--interval", str(options.interval))
+            show(f"client {client_id}", f"reports {options.rounds} readings from {file}")
+        answers = listen(crew)
+        print("", table(answers), "", sep="\n", flush=True)
+        crew.stop("server")
+    problems = crew.failures() + disagreements(answers, options.rounds)
+    for problem in problems:
+        print(f"PROBLEM: {problem}")
+    if not problems:
+        print("All members of each epoch were told the same numbers.")
+    return int(bool(problems))
+
+if __name__ == "__main__":
+    run_program(main)

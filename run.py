@@ -1,0 +1,209 @@
+"""The front door: python3 run.py COMMAND (on Windows: py run.py COMMAND).
+
+The packages that a command needs are taken from this Python if it has them all, and else from
+.venv beside this file, which is made and filled when it is first needed.
+
+This file has to parse on every Python since 2.7: an old one shall say so, not fail to read it.
+There is no #! line, because the Windows launcher would look for it in the wrong place.
+"""
+# ruff: noqa: UP031, B904
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+
+NEEDED = (3, 10)
+HERE = os.path.dirname(os.path.abspath(__file__))
+VENV = os.path.join(HERE, ".venv")
+DEFAULT = "classroom"
+# What to type: (which packages it needs, what Python is to run in turn, what it is for).
+COMMANDS = {
+    "classroom": ("requirements.txt", ["-m classroom.demo"],
+                  "a server and three clients, and what they tell each other"),
+    "server": ("requirements.txt", ["server.py"], "the server; its flags follow, as in: server -h"),
+    "client": ("requirements.txt", ["client.py"], "a client; its id and flags follow"),
+    "test": ("requirements-dev.txt", ["-m pytest"], "the tests; flags for pytest may follow"),
+    "test core": ("requirements-dev.txt",
+                  ["-m pytest --ignore=tests/classroom --ignore=tests/companions"],
+                  "only those of the protocol, the server and the client"),
+    "test slow": ("requirements-slow.txt", ["-m pytest -m slow"], "those that take long"),
+    "check": ("requirements-check.txt", ["-m ruff check .", "-m mypy"], "style and types"),
+}
+# Asked in another interpreter: a venv may have a Python that is too old, or none any more.
+PROBE = """
+import importlib.metadata, json, sys
+if sys.version_info < %r:
+    sys.exit(1)
+found = {}
+for name in sys.argv[1:]:
+    try:
+        found[name] = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        pass
+print(json.dumps(found))
+""" % (NEEDED,)
+NO_NETWORK = re.compile(r"connection broken|timed out|\(from versions: none\)", re.IGNORECASE)
+
+class Problem(Exception):
+    """The message is a sentence for the user, which says what to do."""
+
+def say(line):
+    sys.stderr.write("run.py: " + line + "\n")
+    sys.stderr.flush()
+
+def help_text():
+    lines = ["  %-9s  %s\n" % (name, entry[2]) for name, entry in COMMANDS.items()]
+    return ("python3 run.py COMMAND, or on Windows py run.py COMMAND, where COMMAND is one of\n"
+            "%s  help       this list\nWithout one it is %s.\n" % ("".join(lines), DEFAULT))
+
+def plan(words):
+    """Return the requirements file, and the command lines without their Python. Raises Problem."""
+    name = next((name for name in (" ".join(words[:2]), words[0]) if name in COMMANDS), None)
+    if name is None:
+        raise Problem("there is no command %s; there are: %s, help"
+                      % (words[0], ", ".join(COMMANDS)))
+    requirements, lines, _ = COMMANDS[name]
+    rest = words[len(name.split()):]
+    return requirements, [line.split() + rest for line in lines]
+
+def version_numbers(text):
+    """Return the leading dotted numbers, without zeros at their end: 3.19 is 3.19.0."""
+    numbers = [int(part) for part in re.match(r"[\d.]*", text).group().split(".") if part]
+    while numbers and numbers[-1] == 0:
+        numbers.pop()
+    return tuple(numbers)
+
+def read_requirements(name):
+    """Return minimum versions by package. Raises Problem for a line that it cannot check."""
+    wanted = {}
+    with open(os.path.join(HERE, name)) as lines:
+        for line in lines:
+            line = line.split("#")[0].strip()
+            match = re.match(r"(\w[\w.-]*)\s*(?:>=\s*([\d.]+))?$", line)
+            if line.startswith("-r "):
+                wanted.update(read_requirements(line[3:].strip()))
+            elif match:
+                wanted[match.group(1)] = version_numbers(match.group(2) or "")
+            elif line:
+                raise Problem("%s has a line that is not name>=1.2: %s" % (name, line))
+    return wanted
+
+def quietly(command):
+    """Run it out of sight, and return its exit code and what it printed on stdout and stderr."""
+    try:
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+                              errors="replace")
+    except OSError as error:
+        return 127, "", str(error)
+    return done.returncode, done.stdout, done.stderr
+
+def missing(python, wanted):
+    """Return the names of what that interpreter lacks, or None if it does not work."""
+    code, out, _ = quietly([python, "-c", PROBE] + sorted(wanted))
+    if code != 0:
+        return None
+    found = json.loads(out.splitlines()[-1])
+    return [name for name in sorted(wanted)
+            if name not in found or version_numbers(found[name] or "") < wanted[name]]
+
+def venv_python():
+    folder, name = ("Scripts", "python.exe") if os.name == "nt" else ("bin", "python")
+    return os.path.join(VENV, folder, name)
+
+def prepare(requirements):
+    """Return an interpreter that has those packages, made if need be. Raises Problem."""
+    wanted = read_requirements(requirements)
+    if missing(sys.executable, wanted) == []:
+        return sys.executable
+    python = venv_python()
+    # without pip it is half-made, or belongs to a Python that has been upgraded
+    lacking = missing(python, dict(wanted, pip=()))
+    if lacking in ([], ["pip"]):
+        return python
+    anew = lacking is None or "pip" in lacking
+    try:
+        if anew:
+            make_venv()
+        install(python, requirements, sorted(wanted) if anew else lacking)
+    except BaseException:  # Ctrl-C too
+        if anew:
+            shutil.rmtree(VENV, ignore_errors=True)
+        raise
+    return python
+
+def make_venv():
+    try:
+        import ensurepip  # noqa: F401
+        import venv  # noqa: F401
+    except ImportError:
+        raise Problem("this Python cannot make a virtual environment; on Debian or Ubuntu, "
+                      "mend it with: sudo apt install python3-venv")
+    say("%s .venv, which takes some seconds ..."
+        % ("remaking the broken" if os.path.lexists(VENV) else "making"))
+    code, out, error = quietly([sys.executable, "-m", "venv", "--clear", VENV])
+    if code != 0:
+        reason = ((error or out).strip().splitlines() or ["exit code %d" % code])[-1]
+        raise Problem("cannot make .venv in %s: %s" % (HERE, reason))
+
+def install(python, requirements, names):
+    say("installing %s into .venv, which may take a minute ..." % ", ".join(names))
+    code, _, error = quietly([python, "-m", "pip", "install", "--disable-pip-version-check", "-q",
+                              "-r", os.path.join(HERE, requirements)])
+    if code != 0 and NO_NETWORK.search(error):
+        raise Problem("pip found no network to install %s from; connect this computer to it, "
+                      "then give the same command again" % ", ".join(names))
+    if code != 0:
+        reasons = [line for line in error.splitlines() if line.startswith("ERROR: ")]
+        raise Problem("pip cannot install %s: %s" % (
+            ", ".join(names), reasons[0][7:] if reasons else "exit code %d" % code))
+
+def run(command, directory):
+    """Run it to its end, and return its exit code; signals are for it, not for us."""
+    child = subprocess.Popen(command, cwd=directory)
+    # a terminal sends Ctrl-C to the child too; what came to us alone has to be passed on
+    on_terminal = os.name == "nt" or os.isatty(0)
+
+    def pass_on(number, frame):
+        if number == signal.SIGTERM or not on_terminal:
+            child.send_signal(number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, pass_on)
+    code = child.wait()
+    return code if code >= 0 else 128 - code  # a signal's number comes negated
+
+def main(words):
+    if sys.version_info < NEEDED:
+        say("this is Python %s, and %s or newer is needed"
+            % (sys.version.split()[0], ".".join(map(str, NEEDED))))
+        return 2
+    words = words or [DEFAULT]
+    if words[0] in ("help", "-h", "--help"):
+        sys.stdout.write(help_text())
+        return 0
+    try:
+        requirements, lines = plan(words)
+        python = prepare(requirements)
+    except Problem as problem:
+        say(str(problem))
+        return 2
+    codes = []
+    for line in lines:
+        if line[0] == "-m":  # those look for this folder's files; ours take paths from the user
+            codes.append(run([python] + line, HERE))
+        else:
+            codes.append(run([python, os.path.join(HERE, line[0])] + line[1:], None))
+        if codes[-1] >= 128:  # stopped, so nothing more is wanted
+            return codes[-1]
+    return codes[0] if len(codes) == 1 else int(any(codes))
+
+if __name__ == "__main__":
+    # as an exception, so that no half-made .venv stays
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:
+        sys.exit(130)
