@@ -455,7 +455,8 @@ BAD_ANSWERS = [
     b"", b"[]", b"null", b'{"a":true}', b'{"a":{}}', b'{"a":[[1]]}', b'{"a":[{}]}', b'{"a":NaN}',
     b'{"a":1e999}', b'{"a":"\\ud800"}', b'{"\\udc00":1}', b'{"a":["\\ud800"]}', b'{"a":1', b"{a:1}",
     b'{"a":[false]}', b'{"a":' + b"9" * 400 + b"}", b'{"a":' * 10_000 + b"1" + b"}" * 10_000,
-    b'{"a":"\n"}', "{}".encode("utf-16"), b'{"a":"\xff"}', b'{"a":NaN,"a":1}', b'{"a":-Infinity,"a":1}',
+    b'{"a":"\n"}', "{}".encode("utf-16"), b'{"a":"\xff"}', b'{"a":NaN,"a":1}',
+    b'{"a":-Infinity,"a":1}',
 ]
 
 @pytest.mark.parametrize("body", GOOD_REPORTS, ids=repr)
