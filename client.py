@@ -36,16 +36,18 @@ class Client:
 
     `keys` are master keys by client id, as load_keys returns them; without, the published demo
     keys, on loopback only. Each answer has `timeout_s`, which has to exceed the server's window.
-    Raises UserError, NoConnection, and any ProtocolError, which has then ended the session.
+    Raises UserError, NoConnection, and any ProtocolError, which has then ended the session. Use a
+    new Client for a new session.
     """
 
     def __init__(self, client_id: int, keys: Mapping[int, bytes] | None = None, host: str = HOST,
                  port: int = PORT, *, timeout_s: float = 2.0, frame_timeout_s: float = FRAME_S,
-                 trace: Callable[[str], object] | None = None) -> None:
+                 trace: Callable[[str], object] | None = None,
+                 new_session: Callable[[int, bytes, Direction], Session] = Session) -> None:
         keys = choose_keys(None, host) if keys is None else keys
         if client_id not in keys:
             raise UserError(f"there is no key for client {client_id}; name its file with --keys")
-        self.session = Session(client_id, keys[client_id], Direction.C2S)
+        self.session = new_session(client_id, keys[client_id], Direction.C2S)
         self._address, self.timeout_s = (host, port), timeout_s
         self._frame_timeout_s, self._trace = frame_timeout_s, trace
         self.channel: Channel
@@ -73,7 +75,7 @@ class Client:
         self.channel.send(Opcode.CLIENT_DATA, encode_body(readings))
         return self.channel.receive(time.monotonic() + self.timeout_s).aggregate
 
-def number(text: str) -> float:
+def reading(text: str) -> float:
     """Return a number that a report may carry. Raises ValueError."""
     if not abs(value := float(text)) <= MAX_MAGNITUDE:
         raise ValueError(text)
@@ -104,7 +106,7 @@ def readings_of(path: str, column: str | None) -> Iterator[list[float]]:
             index, is_first = cells.index(column), False
             continue
         try:
-            yield [number(cells[index])]
+            yield [reading(cells[index])]
         except (ValueError, IndexError):
             if not is_first:
                 cell = repr(cells[index]) if index < len(cells) else "what is missing"
@@ -125,7 +127,7 @@ def typed(session: Session) -> Iterator[list[float]]:
                 print(session, *map(" ".join, session.fingerprints().items()), sep="\n")
                 continue
             try:
-                yield [number(word) for word in line.replace(",", " ").split()]
+                yield [reading(word) for word in line.replace(",", " ").split()]
             except ValueError:
                 print("numbers up to 1e15, please, with spaces between them")
 
@@ -177,15 +179,17 @@ def explain(error: ProtocolError, session: Session) -> str:
     if isinstance(error, ConnectionCut) and session.round_number == 0:
         return ("the server closed the connection in the handshake, and never says why: a wrong "
                 "key, an unknown id or tampering all look like this")
-    if isinstance(error, (ConnectionCut, DeadlineExpired)):
-        return f"connection lost: {error}"
+    if isinstance(error, ConnectionCut):
+        return "connection lost: it closed without a TERMINATE"
+    if isinstance(error, DeadlineExpired):
+        return "no answer in time; --timeout has to be longer than the server's --window"
     return f"session terminated: {error}"
 
 def main() -> int:
     parser = Parser("A client: reports readings, and prints the aggregate of each epoch.")
     parser.add_argument("id", type=int, help="1 to 255")
     source = parser.add_mutually_exclusive_group()
-    source.add_argument("--values", nargs="+", type=number, metavar="X", help="report all of these")
+    source.add_argument("--values", nargs="+", type=reading, metavar="X", help="report these")
     source.add_argument("--file", metavar="CSV", help="report a row a round; - is standard input")
     source.add_argument("--interactive", action="store_true", help="report what you type")
     parser.add_argument("--column", metavar="NAME", help="of the CSV; default: the last")
@@ -207,7 +211,7 @@ def main() -> int:
         print(f"client {options.id}: {explain(error, client.session)}", file=sys.stderr)
         return 3 if isinstance(error, (ConnectionCut, DeadlineExpired)) else 1
     if not options.json:
-        print(f"client {options.id}: done, goodbye said in round {client.session.round_number}")
+        print(f"client {options.id}: goodbye said after {client.session.round_number - 1} rounds")
     return 0
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ TAG_BYTES = 32  # HMAC-SHA256, not truncated
 NONCE_BYTES = 16
 
 def pkcs7_pad(data: bytes) -> bytes:
-    """Append 1 to 16 bytes that each hold their own number. Source: RFC 5652 section 6.3.
+    """Append 1 to 16 bytes; each says how many they are. Source: RFC 5652 section 6.3.
 
     Data that fills its last block gets another block: there is always padding to remove.
     """

@@ -32,6 +32,7 @@ POLL_S = 0.2  # how soon a waiting thread notices a request
 FRAME_S = 2.0  # a frame, once begun, must be whole within this
 DRAIN_S = 0.25  # how long the peer has to read a farewell [P 3.7]
 DEMO_KEYS = {n: f"client{n}_master_k".encode() for n in range(1, 6)}  # published: no secrets
+OPCODE_NAMES = {opcode.value: opcode.name for opcode in Opcode}
 DEMO_WARNING = "warning: these are the published demo keys; they protect nothing"
 
 class UserError(Exception):
@@ -77,9 +78,10 @@ class Channel:
 
     def open(self, message: bytes) -> Message:
         with self._failing_the_session():
-            accepted = self.session.open(message)
-        self._show("<-", message)
-        return accepted
+            try:
+                return self.session.open(message)
+            finally:  # what is refused is shown too
+                self._show("<-", message)
 
     def receive(self, deadline: float) -> Message:
         return self.open(self.read(deadline))
@@ -92,8 +94,9 @@ class Channel:
             self._write(message)
         except OSError:
             self.receive(time.monotonic() + FRAME_S)
-            with self._failing_the_session():
-                raise ConnectionCut(mid_frame=True) from None
+            error = ConnectionCut(mid_frame=True)
+            self.session.fail(error)
+            raise error from None
 
     def idle(self, seconds: float) -> None:
         """Wait. What arrives meanwhile can only be the end; open it."""
@@ -160,10 +163,11 @@ class Channel:
     def _show(self, arrow: str, message: bytes) -> None:
         if self._trace:
             opcode, client_id, round_number, direction = HEADER.unpack_from(message)
-            keys = " ".join(f"{key} {name}" for key, name in self.session.fingerprints().items())
-            self._trace(f"{arrow} {Opcode(opcode).name} id {client_id} round {round_number} "
-                        f"direction {direction}, {len(message)} bytes, tag "
-                        f"{message[-TAG_BYTES:][:4].hex()}..\n   keys now {keys}")
+            name = OPCODE_NAMES.get(opcode, f"opcode {opcode}")
+            keys = " ".join(map(" ".join, self.session.fingerprints().items()))
+            self._trace(f"{arrow} {name} id {client_id} round {round_number} direction {direction}"
+                        f", {len(message)} bytes, tag {message[-TAG_BYTES:][:4].hex()}..\n"
+                        f"   keys now {keys}")
 
 def is_loopback(host: str) -> bool:
     """Tell whether every address of `host` is this machine's own. Raises UserError."""
@@ -223,7 +227,7 @@ def generate_keys(directory: Path, ids: list[int]) -> None:
 
 def id_list(text: str) -> list[int]:
     """Return the client ids in text like 1-40 or 1,3,7-9. Raises ValueError."""
-    ranges = [part.partition("-")[::2] for part in text.split(",")]
+    ranges = [part.partition("-")[::2] for part in text.split(",")]  # low and high, no dash
     ids = sorted({n for low, high in ranges for n in range(int(low), int(high or low) + 1)})
     if not ids or ids[0] < 1 or ids[-1] > 255:
         raise ValueError(text)
@@ -242,13 +246,13 @@ def positive(text: str) -> int:
     return int(text)
 
 def describe(answer: Mapping[str, Json]) -> str:
-    """Put an aggregate into lines of at most 79 columns."""
+    """Put an aggregate into lines of at most 79 columns, with each name beside its value."""
     words = []
     for name, value in answer.items():
         items = value if isinstance(value, list) else [value]
         shown = [f"{item:.6g}" if isinstance(item, float) else str(item) for item in items]
-        words.append(f"{name} {','.join(shown)}")
-    return textwrap.fill("  ".join(words), 79, subsequent_indent="    ")
+        words.append(f"{name}\0{','.join(shown)}".replace("None", "null"))
+    return textwrap.fill("  ".join(words), 79, subsequent_indent="    ").replace("\0", " ")
 
 def port_number(text: str) -> int:
     """Return a TCP port; 0 lets the system choose. Raises ValueError."""

@@ -49,17 +49,19 @@ class Direction(IntEnum):
 
 class Status(IntEnum):
     OK = 0
-    GOODBYE = 1
-    VIOLATION = 2
-    REPLACED = 3
-    SHUTDOWN = 4
-    TIMEOUT = 5
+    GOODBYE = 1  # the sender is done
+    VIOLATION = 2  # it refused what came before
+    REPLACED = 3  # a newer session of the same id has taken over
+    SHUTDOWN = 4  # the sender is shutting down
+    TIMEOUT = 5  # its peer took too long
 
 LEGAL_STATUS: Mapping[Opcode, frozenset[Status]] = {  # any other opcode carries OK
     Opcode.TERMINATE: frozenset(Status) - {Status.OK},
     Opcode.KEY_DESYNC_ERROR: frozenset({Status.VIOLATION}),
 }
 ENDING = frozenset(LEGAL_STATUS)
+JSON_BODIES = frozenset({Opcode.CLIENT_DATA, Opcode.SERVER_AGGR_RESPONSE})
+BODY_BYTES = {Opcode.CLIENT_HELLO: 1, Opcode.SERVER_CHALLENGE: 2 * NONCE_BYTES}  # all others: 0
 
 # Errors -------------------------------------------------------------------------------------------
 
@@ -79,8 +81,12 @@ class ProtocolError(Exception):
         self.expected, self.got, self.farewell = expected, got, b""
 
     def __str__(self) -> str:
-        expected = "" if self.expected is None else f"expected {self.expected}, got "
-        return type(self).__name__ + ("" if self.got is None else f": {expected}{self.got}")
+        name = type(self).__name__
+        if self.got is None:
+            return name
+        if self.expected is None:
+            return f"{name}: {self.got}"
+        return f"{name}: expected {self.expected}, got {self.got}"
 
 class MalformedMessage(ProtocolError):
     """Step 1: not a length that a message can have."""
@@ -198,11 +204,13 @@ def parse_message(header: Header, plaintext: bytes) -> Message:
         raise BadPayload(f"a nonce of {NONCE_BYTES} bytes", len(nonce))
     if not status or status[0] not in LEGAL_STATUS.get(opcode, {Status.OK}):
         raise BadPayload(f"a status of {opcode.name}", status.hex() or "none")
-    if ((opcode is Opcode.CLIENT_HELLO and body != VERSION) or (opcode in ENDING and body)
-            or (opcode is Opcode.SERVER_CHALLENGE and len(body) != 2 * NONCE_BYTES)):
-        raise BadPayload(f"the body of {opcode.name}", f"{len(body)} bytes")
     readings = parse_readings(body) if opcode is Opcode.CLIENT_DATA else []
     aggregate = parse_aggregate(body) if opcode is Opcode.SERVER_AGGR_RESPONSE else {}
+    length = BODY_BYTES.get(opcode, 0)
+    if opcode not in JSON_BODIES and len(body) != length:
+        raise BadPayload(f"a body of {length} bytes", len(body))
+    if opcode is Opcode.CLIENT_HELLO and body != VERSION:
+        raise BadPayload(f"protocol version {VERSION.hex()}", body.hex())
     return Message(opcode, header.client_id, header.round_number, direction,
                    nonce, Status(status[0]), body, readings, aggregate)
 
@@ -225,9 +233,9 @@ def parse_readings(body: bytes) -> list[float]:
 def parse_aggregate(body: bytes) -> dict[str, Json]:
     """Return the object of an answer. Raises BadPayload."""
     members = _parse_json(body)
-    if not isinstance(members, dict) or not all(_is_plain(name) for name in members):
+    if not isinstance(members, dict):
         raise BadPayload("an object", type(members).__name__)
-    for value in members.values():
+    for value in [*members, *members.values()]:
         if not all(_is_plain(item) for item in (value if isinstance(value, list) else [value])):
             raise BadPayload("strings, finite numbers, nulls, arrays of them", "something else")
     return members
@@ -251,11 +259,11 @@ def _parse_json(body: bytes) -> object:
 _STRICT_JSON = json.JSONDecoder(parse_constant=int)  # int("NaN") is a ValueError: not JSON
 
 def _is_number(value: object, limit: float = sys.float_info.max) -> bool:
-    """Mind that True is an int, that 1e400 is infinity by now, and that an int may be any size."""
+    """Tell if it is a number within `limit`; True is an int, 1e400 infinity, an int may be huge."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= limit
 
 def _is_plain(value: object) -> bool:
-    """Half a character (an escaped surrogate without its other half) is not text."""
+    """Tell if it is text, a number or null. Half a character (a lone surrogate) is not text."""
     if isinstance(value, str):
         return not any("\ud800" <= character <= "\udfff" for character in value)
     return value is None or _is_number(value)
@@ -329,10 +337,10 @@ class Session:
         header = Header(opcode, self.client_id, self.round_number, self.sends)
         plaintext = self._plaintext(opcode, body, status)
         try:
-            message = self._check_payload(header, plaintext)
+            message = self._check_payload(header, plaintext)  # a sender obeys the rules too
         except BadPayload as error:
             raise LocalError(f"{opcode.name} cannot carry this: {error}") from error
-        if message.status is not status:
+        if message.status is not status:  # asked for one where there is no room for it
             raise LocalError(f"{opcode.name} cannot carry {status.name}")
         iv = self._fresh_iv()
         ciphertext = self._encrypt(pkcs7_pad(plaintext), iv)
@@ -343,7 +351,7 @@ class Session:
 
     def _plaintext(self, opcode: Opcode, body: bytes, status: Status) -> bytes:
         """Build [P 3.3]: C2S `nonce || body`, S2C `status || body`. The nonce is drawn first."""
-        if body and opcode not in (Opcode.CLIENT_DATA, Opcode.SERVER_AGGR_RESPONSE):
+        if body and opcode not in JSON_BODIES:
             raise LocalError(f"the body of {opcode.name} is built by the session")
         if self.sends is Direction.C2S:
             nonce = self._random_bytes(NONCE_BYTES)
@@ -457,8 +465,8 @@ class Session:
     def fail(self, error: ProtocolError) -> None:
         """End the session because of `error`, and give `error` the farewell to send.
 
-        Only bound keys say farewell. In the handshake they are the same in every session, so that
-        one recorded refusal would end all later ones [P 3.5].
+        Only bound keys say farewell: those of the handshake are the same in every session, so that
+        one recorded farewell, replayed, would end all later ones [P 3.5].
         """
         if self.state.phase is ProtocolState.ACTIVE and not isinstance(error, ConnectionCut):
             desync, late = isinstance(error, RoundMismatch), isinstance(error, DeadlineExpired)

@@ -10,7 +10,6 @@ What it does not do: check messages. That is Session.open in protocol_fsm.py.
 """
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import itertools
 import logging
@@ -32,8 +31,8 @@ from endpoint import (
     choose_keys, describe, generate_keys, id_list, positive, run_program, seconds, to_stderr,
 )
 from protocol_fsm import (
-    Direction, Json, Message, Opcode, ProtocolError, Session, Status, client_id_of, encode_body,
-    parse_aggregate,
+    Direction, Json, Message, Opcode, ProtocolError, Session, State, Status, client_id_of,
+    encode_body, parse_aggregate,
 )
 
 log = logging.getLogger("server")
@@ -108,6 +107,7 @@ class Member:
             log.exception("client %d: internal error", self.client_id)
             reason = error
         self._server.forget(self, reason)
+        # a ProtocolError left its own farewell, and then there is no session to terminate
         self.channel.leave(reason.status if isinstance(reason, EndRequested) else Status.SHUTDOWN)
 
     def _serve(self) -> None:
@@ -123,6 +123,8 @@ class Member:
         while True:
             channel.send(Opcode.SERVER_AGGR_RESPONSE, server.contribute(self, report))
             self.rounds += 1
+            if channel.session.state is State.ENDED:
+                raise EndRequested(Status.GOODBYE)  # there are no rounds left
             report = channel.receive(time.monotonic() + limits.silence_timeout_s)
 
 class Server:
@@ -131,12 +133,13 @@ class Server:
     def __init__(self, keys: Mapping[int, bytes], host: str = HOST, port: int = PORT,
                  limits: Limits = Limits(), *, trace: Callable[[str], object] | None = None,
                  aggregation: Callable[[Contributions], dict[str, Json]] = compute_aggregation,
-                 record: Callable[[Record], object] = lambda record: None) -> None:
+                 record: Callable[[Record], object] = lambda record: None,
+                 new_session: Callable[[int, bytes, Direction], Session] = Session) -> None:
         self.limits, self.trace = limits, trace
         self.sessions, self.rounds, self.refused = Counter[int](), Counter[int](), Counter[str]()
         self.next_hello = itertools.count(1).__next__
         self._keys, self._decoy_key = dict(keys), secrets.token_bytes(32)
-        self._aggregation, self._record = aggregation, record
+        self._aggregation, self._record, self._new_session = aggregation, record, new_session
         self._changed = threading.Condition()  # guards all that follows
         self._strangers: list[Member] = []  # the oldest first
         self._members: dict[int, Member] = {}  # established, by client id
@@ -167,7 +170,8 @@ class Server:
 
     def session_for(self, client_id: int) -> Session:
         """Return a new session; for an unknown id with the decoy key, so that it meets BadTag."""
-        return Session(client_id, self._keys.get(client_id, self._decoy_key), Direction.S2C)
+        key = self._keys.get(client_id, self._decoy_key)
+        return self._new_session(client_id, key, Direction.S2C)
 
     def _accept(self) -> None:
         while not self._closing.is_set():
@@ -215,7 +219,8 @@ class Server:
             if self._epoch.contributions.get(client_id, (None,))[0] is member:
                 del self._epoch.contributions[client_id]
             self._close_epoch_if_due()
-            self.refused[type(reason).__name__] += not member.established
+            if not member.established:
+                self.refused[type(reason).__name__] += 1
             self._record(Record("end", client_id, reason))
         who = f"client {client_id}" if member.established else f"stranger (as client {client_id})"
         log.info("%s: ended after %d rounds: %s", who, member.rounds, reason)
@@ -276,25 +281,27 @@ class Server:
     def summary(self) -> str:
         """Return the table that the program prints last."""
         rows = [f"{n:>6}  {self.sessions[n]:>8}  {self.rounds[n]:>7}" for n in sorted(self.rounds)]
-        refused = ", ".join(f"{n} {name}" for name, n in self.refused.most_common() if n)
+        refused = ", ".join(f"{n} {name}" for name, n in self.refused.most_common())
         return "\n".join(["client  sessions  reports", *rows, f"strangers: {refused or 'none'}"])
 
 def listen(host: str, port: int) -> socket.socket:
     """Return a listening TCP socket. Raises NoConnection."""
-    with contextlib.ExitStack() as undo:
-        try:
-            family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-            listener = undo.enter_context(socket.socket(family, kind))
-            if os.name == "posix":  # on Windows it would let two servers share one port
-                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(address)
-            listener.listen(128)
-        except OSError as error:
-            reason = error.strerror or error
-            raise NoConnection(f"cannot listen on {host} port {port}: {reason}") from None
-        listener.settimeout(POLL_S / 4)
-        undo.pop_all()
-        return listener
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.create_server(address[:2], family=family, backlog=128)
+    except OSError as error:
+        reason = os.strerror(error.errno or 0)
+        raise NoConnection(f"cannot listen on {host} port {port}: {reason}") from None
+    listener.settimeout(POLL_S / 4)
+    return listener
+
+HELP = {
+    "window_s": "seconds that an epoch waits for its members",
+    "stranger_timeout_s": "seconds until a first report, in all",
+    "frame_timeout_s": "seconds from a frame's first byte to its last",
+    "silence_timeout_s": "seconds between two reports",
+    "max_strangers": "connections without a report; one more, and the oldest goes",
+}
 
 def main() -> int:
     """Serve until Ctrl-C or SIGTERM."""
@@ -303,7 +310,7 @@ def main() -> int:
         flag = "--" + name.removesuffix("_s").replace("_", "-")
         kind = positive if isinstance(default, int) else seconds
         parser.add_argument(flag, dest=name, default=default, type=kind, metavar="N",
-                            help=f"default {default:g}")
+                            help=f"{HELP[name]}; default {default:g}")
     parser.add_argument("--verbose", action="store_true", help="log every report and epoch")
     parser.add_argument("--generate-keys", metavar="DIR", help="write new key files, and exit")
     parser.add_argument("--ids", type=id_list, default="1-5", help="for whom; default 1-5")
@@ -314,7 +321,8 @@ def main() -> int:
         return 0
     limits = Limits(*(getattr(options, field.name) for field in dataclasses.fields(Limits)))
     if options.patient:
-        limits = Limits(limits.window_s, math.inf, math.inf, math.inf, limits.max_strangers)
+        limits = dataclasses.replace(limits, stranger_timeout_s=math.inf,
+                                     frame_timeout_s=math.inf, silence_timeout_s=math.inf)
     logging.basicConfig(level="DEBUG" if options.verbose else "INFO", format="%(message)s")
     stop = threading.Event()
     for signal_number in (signal.SIGINT, signal.SIGTERM):

@@ -24,7 +24,7 @@ from endpoint import positive, run_program, seconds
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = {1: "data/seattle.csv", 2: "data/san-francisco.csv", 3: "data/seattle-july.csv"}
-SHARED = ("epoch", "participants", "count", "sum", "mean", "min", "max")
+PERSONAL = {"round", "own_count", "own_sum", "own_share"}  # all else is the same for all members
 POLL_S = 0.2  # how soon Windows, which cannot interrupt a wait, notices a Ctrl-C
 END_S = 3.0  # how long a process has to end by itself
 Answer = dict[str, Any]  # as a client prints it
@@ -95,9 +95,6 @@ def show(name: str, line: str) -> None:
     if line:
         print(f"{name:<8} | {line}", flush=True)
 
-def clients(answer: Answer) -> str:
-    return " ".join(map(str, answer["participants"]))
-
 def listen(crew: Crew) -> dict[int, list[Answer]]:
     """Show what is printed until all clients have ended; return their answers by client id."""
     answers: dict[int, list[Answer]] = {client_id: [] for client_id in FILES}
@@ -106,35 +103,45 @@ def listen(crew: Crew) -> dict[int, list[Answer]]:
         if line.startswith("{"):
             answer: Answer = json.loads(line)
             answers[int(name.split()[1])].append(answer)
+            shown = ", ".join(f"{key} {cell(answer[key])}" for key in ("sum", "mean")
+                              if key in answer)
             show(name, f"round {answer['round']:>2}: {answer['own_sum']:g} reported; epoch "
-                       f"{answer['epoch']:>2} of clients {clients(answer)} has mean "
-                       f"{answer['mean']:.2f}")
+                       f"{answer['epoch']:>2}: {shown}")
         else:
             show(name, line)
     return answers
 
+def shared(answer: Answer) -> Answer:
+    """Return what all members of an epoch are told; which numbers, the aggregation decides."""
+    return {key: value for key, value in answer.items() if key not in PERSONAL}
+
 def disagreements(answers: Mapping[int, Sequence[Answer]], rounds: int) -> list[str]:
     """Return what is wrong with the answers, as sentences."""
-    problems, epochs = [], dict[int, dict[int, list[object]]]()
+    problems, epochs = [], dict[int, dict[int, Answer]]()
     for client_id, told in answers.items():
         if [answer["round"] for answer in told] != [*range(1, rounds + 1)]:
             problems.append(f"client {client_id} did {len(told)} of {rounds} rounds")
         for answer in told:
-            epochs.setdefault(answer["epoch"], {})[client_id] = [answer[key] for key in SHARED]
+            epochs.setdefault(answer["epoch"], {})[client_id] = shared(answer)
     for epoch, members in epochs.items():
         first = next(iter(members.values()))
-        if any(shared != first for shared in members.values()):
+        if any(told != first for told in members.values()):
             problems.append(f"epoch {epoch}: its members were told different numbers")
-        elif first[SHARED.index("participants")] != sorted(members):
+        elif first.get("participants", sorted(members)) != sorted(members):
             problems.append(f"epoch {epoch}: its participants are not those who were told of it")
     return problems
 
+def cell(value: Any) -> str:
+    items = value if isinstance(value, list) else [value]
+    return " ".join(f"{item:.2f}" if isinstance(item, float) else str(item) for item in items)
+
 def table(answers: Mapping[int, Sequence[Answer]]) -> str:
-    epochs = {answer["epoch"]: answer for told in answers.values() for answer in told}
-    rows = [f"{epoch:>5}  {clients(answer):<12}  {answer['count']:>5}" + "".join(
-                f"  {answer[key]:>8.2f}" for key in SHARED[3:])
-            for epoch, answer in sorted(epochs.items())]
-    return "\n".join(["epoch  participants  count       sum      mean       min       max", *rows])
+    """Return one row an epoch, with the numbers that its members were told."""
+    epochs = {answer["epoch"]: shared(answer) for told in answers.values() for answer in told}
+    columns = [*next(iter(epochs.values()), {})]
+    rows = [columns, *([cell(epochs[epoch][key]) for key in columns] for epoch in sorted(epochs))]
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    return "\n".join("  ".join(map(str.rjust, row, widths)) for row in rows)
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="run.py classroom", description="The classroom demo.")

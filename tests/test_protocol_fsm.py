@@ -223,7 +223,8 @@ def test_every_cell_of_the_table(state: State, receiver: Direction) -> None:
                     assert twin.state is State.ENDED, where
                 else:
                     assert twin.open(message).opcode == opcode, where
-                    assert twin.state not in (session.state, State.ENDED), where
+                    move = state, Opcode(opcode), Direction(direction)
+                    assert twin.state is ProtocolFSM.VALID_TRANSITIONS[move], where
                 continue
             error = refusal_of(twin, message)
             assert type(error) is expected, where

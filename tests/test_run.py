@@ -27,8 +27,9 @@ NO_ADDRESS = ("WARNING: Retrying (Retry(total=0)) after connection broken by 'Ne
               "resolution)': /simple/pycryptodome/\n")
 NO_FILE = "ERROR: Could not find a version that satisfies the requirement x (from versions: none)\n"
 CUT_SHORT = "ERROR: Exception:\nTraceback (most recent call last):\nReadTimeoutError: timed out.\n"
-ANSWER = re.compile(r"client (\d) \| round +(\d+): ([\d.]+) reported; epoch +(\d+) of clients ")
-ROW = re.compile(r" +(\d+)  ([\d ]{12})  +(\d+)  +([\d.]+)  +([\d.]+)  +([\d.]+)  +([\d.]+)")
+ANSWER = re.compile(r"client (\d) \| round +(\d+): ([\d.]+) reported; epoch +(\d+): ")
+ROW = re.compile(r"^ +(\d+)  +((?:\d )*\d)  +(\d+)  +([\d.]+)  +([\d.]+)  +([\d.]+)  +([\d.]+)$",
+                 re.MULTILINE)
 PROCESS = re.compile(r"(server|client \d) +\| is process (\d+)")
 posix_only = pytest.mark.skipif(os.name != "posix", reason="Windows has no such signals")
 

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from client import Client
 from endpoint import DEMO_KEYS, EndRequested, NoConnection
 from protocol_fsm import (
+    LAST_ROUND,
     BadTag,
     ConnectionCut,
     DeadlineExpired,
@@ -308,6 +309,14 @@ def test_a_frame_once_begun_must_be_finished() -> None:
             slow.socket.sendall(b"\x00")
             assert terminated(slow.session, slow.receive())[1] is Status.TIMEOUT
         assert str(reason(journal, 1)) == "DeadlineExpired: expected a whole frame, got none"
+
+def test_after_the_last_round_both_ends_close_in_peace(monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving() as (server, journal):
+        last = functools.partial(Session, first_round=LAST_ROUND)
+        monkeypatch.setattr(server, "_new_session", last)
+        with Client(1, DEMO_KEYS, *server.address, new_session=last) as client:
+            assert client.report([1])["round"] == LAST_ROUND
+        assert str(reason(journal, 1)) == "ended by this side (GOODBYE)"
 
 def test_a_silent_client_is_told_timeout() -> None:
     with serving(silence_timeout_s=0.3) as (server, _), client_for(server, 1) as client:
