@@ -24,11 +24,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from endpoint import (
     DEMO_WARNING, FRAME_S, HOST, PORT, Channel, EndRequested, NoConnection, Parser, UserError,
-    choose_keys, describe, positive, run_program, seconds, to_stderr,
+    choose_keys, describe, positive, reason_of, run_program, seconds, to_stderr,
 )
 from protocol_fsm import (
-    MAX_MAGNITUDE, ConnectionCut, DeadlineExpired, Direction, Json, Opcode, PeerTerminated,
-    ProtocolError, Session, Status, encode_body,
+    MAX_MAGNITUDE, ConnectionCut, DeadlineExpired, Direction, Json, LocalError, Opcode,
+    PeerTerminated, ProtocolError, Session, Status, encode_body,
 )
 
 class Client:
@@ -55,9 +55,9 @@ class Client:
     def __enter__(self) -> Client:
         try:
             sock = socket.create_connection(self._address, min(self.timeout_s, 10.0))
-        except OSError as error:
-            reason = error.strerror or error
-            raise NoConnection("no server at {}:{}: {}".format(*self._address, reason)) from None
+        except (OSError, UnicodeError) as error:
+            where = "{}:{}".format(*self._address)
+            raise NoConnection(f"no server at {where}: {reason_of(error)}") from None
         self.channel = Channel(sock, self.session, self._frame_timeout_s, self._trace)
         try:
             self.channel.send(Opcode.CLIENT_HELLO)
@@ -91,7 +91,7 @@ def rows_of(path: str) -> Iterator[tuple[str, list[str]]]:
                 if any(map(str.strip, cells)):
                     yield f"{path} line {rows.line_num}", cells
     except (OSError, csv.Error) as error:
-        raise UserError(f"cannot read {path}: {getattr(error, 'strerror', error)}") from None
+        raise UserError(f"cannot read {path}: {reason_of(error)}") from None
 
 def readings_of(path: str, column: str | None) -> Iterator[list[float]]:
     """Yield a reading a row, from `column` or else the last one. Raises UserError.
@@ -109,7 +109,7 @@ def readings_of(path: str, column: str | None) -> Iterator[list[float]]:
             yield [reading(cells[index])]
         except (ValueError, IndexError):
             if not is_first:
-                cell = repr(cells[index]) if index < len(cells) else "what is missing"
+                cell = repr(cells[index][:30]) if index < len(cells) else "what is missing"
                 where += f", column {index + 1 or len(cells)}"
                 raise UserError(f"{where}: {cell} is not a number up to 1e15") from None
         is_first = False
@@ -138,7 +138,7 @@ def choose_reports(options: argparse.Namespace, session: Session) -> Iterator[li
     if options.file == "-":
         return itertools.chain([[]], itertools.islice(readings_of("-", options.column),
                                                       options.rounds))
-    if options.file:  # read whole, so that a bad cell is found before anything is sent
+    if options.file is not None:  # read whole, so that a bad cell is found before anything is sent
         readings = [*readings_of(options.file, options.column)]
         if not readings:
             raise UserError(f"there are no readings in {options.file}")
@@ -151,6 +151,7 @@ def run(client: Client, reports: Iterator[list[float]], options: argparse.Namesp
     at_input = False
 
     def leave(*_: object) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C shall not cut the goodbye
         client.channel.request_end(Status.GOODBYE)
         if at_input:  # then nothing looks at the request, and nothing is half done either
             raise EndRequested(Status.GOODBYE)
@@ -207,6 +208,8 @@ def main() -> int:
         run(client, choose_reports(options, client.session), options)
     except EndRequested:
         pass  # Ctrl-C, and GOODBYE has been said
+    except LocalError as error:
+        raise UserError(str(error)) from None
     except ProtocolError as error:
         print(f"client {options.id}: {explain(error, client.session)}", file=sys.stderr)
         return 3 if isinstance(error, (ConnectionCut, DeadlineExpired)) else 1

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ipaddress
+import json
 import math
 import os
 import re
@@ -15,6 +16,7 @@ import secrets
 import shutil
 import socket
 import sys
+import tempfile
 import textwrap
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -105,7 +107,7 @@ class Channel:
             self._received = self._received or self._wait_for_bytes()
         except DeadlineExpired:
             return
-        self.receive(self._deadline)
+        self.receive(time.monotonic() + FRAME_S)
 
     def leave(self, status: Status) -> None:
         """Say the farewell of a failure, or TERMINATE if the session is alive, and close [P 3.7].
@@ -117,7 +119,7 @@ class Channel:
         with contextlib.suppress(OSError), self._sock:
             if self._farewell:
                 self._show("->", self._farewell)
-                self._write(self._farewell)
+                self._write(self._farewell, DRAIN_S)
                 self._sock.shutdown(socket.SHUT_WR)
                 deadline = time.monotonic() + DRAIN_S
                 while (left := deadline - time.monotonic()) > 0:
@@ -156,8 +158,8 @@ class Channel:
             except OSError:
                 return b""  # a reset connection is a closed one
 
-    def _write(self, message: bytes) -> None:
-        self._sock.settimeout(FRAME_S)
+    def _write(self, message: bytes, limit_s: float = FRAME_S) -> None:
+        self._sock.settimeout(limit_s)
         write_frame(self._sock.sendall, message)
 
     def _show(self, arrow: str, message: bytes) -> None:
@@ -194,8 +196,7 @@ def load_keys(path: Path) -> dict[int, bytes]:
             raise UserError(f"others can read the keys in {path}; make it yours: chmod 600 {path}")
         lines = path.read_text("ascii").splitlines()
     except (OSError, UnicodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not text"
-        raise UserError(f"cannot read keys from {path}: {reason}") from None
+        raise UserError(f"cannot read keys from {path}: {reason_of(error)}") from None
     for number, line in enumerate(lines, 1):
         if match := re.fullmatch(r"\s*(\d{1,3})\s*:\s*((?:[0-9a-fA-F]{2})+)\s*", line):
             client_id, key = int(match[1]), bytes.fromhex(match[2])
@@ -212,26 +213,30 @@ def load_keys(path: Path) -> dict[int, bytes]:
 def generate_keys(directory: Path, ids: list[int]) -> None:
     """Write server.keys and a client-N.key for each id, mode 0600, all or nothing. UserError."""
     lines = {f"client-{n}.key": f"{n}:{secrets.token_hex(32)}\n" for n in ids}
-    partial = directory.with_name(directory.name + ".partial")
     try:
         if directory.exists():
             raise FileExistsError(0, "it exists already")
-        partial.mkdir(0o700)
-        for name, text in {"server.keys": "".join(lines.values()), **lines}.items():
-            with open(os.open(partial / name, os.O_WRONLY | os.O_CREAT, 0o600), "w") as file:
-                file.write(text)
-        partial.rename(directory)
+        partial = Path(tempfile.mkdtemp(".partial", directory.name, directory.parent))
+        try:
+            for name, text in {"server.keys": "".join(lines.values()), **lines}.items():
+                with open(os.open(partial / name, os.O_WRONLY | os.O_CREAT, 0o600), "w") as file:
+                    file.write(text)
+            partial.rename(directory)
+        except BaseException:  # Ctrl-C too
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
     except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise UserError(f"cannot write keys to {directory}: {error.strerror}") from None
+        raise UserError(f"cannot write keys to {directory}: {reason_of(error)}") from None
 
 def id_list(text: str) -> list[int]:
     """Return the client ids in text like 1-40 or 1,3,7-9. Raises ValueError."""
-    ranges = [part.partition("-")[::2] for part in text.split(",")]  # low and high, no dash
-    ids = sorted({n for low, high in ranges for n in range(int(low), int(high or low) + 1)})
-    if not ids or ids[0] < 1 or ids[-1] > 255:
-        raise ValueError(text)
-    return ids
+    ids: set[int] = set()
+    for part in text.split(","):
+        low, _, high = part.partition("-")
+        if not 1 <= int(low) <= int(high or low) <= 255:
+            raise ValueError(text)
+        ids.update(range(int(low), int(high or low) + 1))
+    return sorted(ids)
 
 def seconds(text: str) -> float:
     """Return a finite number above 0. Raises ValueError."""
@@ -241,7 +246,7 @@ def seconds(text: str) -> float:
 
 def positive(text: str) -> int:
     """Return a whole number above 0. Raises ValueError."""
-    if int(text) < 1:
+    if not 1 <= int(text) <= sys.maxsize:
         raise ValueError(text)
     return int(text)
 
@@ -250,8 +255,9 @@ def describe(answer: Mapping[str, Json]) -> str:
     words = []
     for name, value in answer.items():
         items = value if isinstance(value, list) else [value]
-        shown = [f"{item:.6g}" if isinstance(item, float) else str(item) for item in items]
-        words.append(f"{name}\0{','.join(shown)}".replace("None", "null"))
+        # JSON keeps what is no number to ASCII, and control characters from the terminal
+        shown = [f"{item:.6g}" if isinstance(item, float) else json.dumps(item) for item in items]
+        words.append(f"{json.dumps(name)[1:-1]}\0{','.join(shown)}")
     return textwrap.fill("  ".join(words), 79, subsequent_indent="    ").replace("\0", " ")
 
 def port_number(text: str) -> int:
@@ -261,8 +267,9 @@ def port_number(text: str) -> int:
     return int(text)
 
 def to_stderr(line: str) -> None:
-    """Print a line where it disturbs no output."""
-    print(line, file=sys.stderr, flush=True)
+    """Print a line where it disturbs no output; that nobody reads it disturbs no session."""
+    with contextlib.suppress(OSError, ValueError):
+        print(line, file=sys.stderr, flush=True)
 
 class Parser(argparse.ArgumentParser):
     """The flags of both programs; a wrong one is a UserError like any other."""
@@ -284,8 +291,18 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UserError(message)
 
+def reason_of(error: Exception) -> str:
+    """Return what the system says of an error, without the rest."""
+    if isinstance(error, OSError) and error.errno and not isinstance(error, socket.gaierror):
+        return os.strerror(error.errno)
+    return getattr(error, "strerror", None) or str(error)
+
 def run_program(main: Callable[[], int]) -> NoReturn:
     """Run `main`, and exit with its code or with one sentence on stderr."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed by whoever started us
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
+        getattr(sys, name).reconfigure(errors="replace" if mode == "r" else "backslashreplace")
     try:
         code = main()
         sys.stdout.flush()
@@ -297,4 +314,8 @@ def run_program(main: Callable[[], int]) -> NoReturn:
     except BrokenPipeError:  # whoever read our output is gone, as after `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 141
+    except OSError as error:  # of our own output: a full disk, say
+        to_stderr(f"{Path(sys.argv[0]).name}: {reason_of(error)}")
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 2
     sys.exit(code)

@@ -5,8 +5,6 @@ Rules in this module:
 - until its first report is accepted a connection is a stranger: it has little time, contributes
   nothing and displaces nobody;
 - what exactly failed goes to the log; the peer gets one uniform answer, or none [P 3.6].
-
-What it does not do: check messages. That is Session.open in protocol_fsm.py.
 """
 from __future__ import annotations
 
@@ -14,7 +12,6 @@ import dataclasses
 import itertools
 import logging
 import math
-import os
 import secrets
 import signal
 import socket
@@ -28,7 +25,8 @@ from typing import NamedTuple
 
 from endpoint import (
     DEMO_WARNING, FRAME_S, HOST, POLL_S, PORT, Channel, EndRequested, NoConnection, Parser,
-    choose_keys, describe, generate_keys, id_list, positive, run_program, seconds, to_stderr,
+    choose_keys, describe, generate_keys, id_list, positive, reason_of, run_program, seconds,
+    to_stderr,
 )
 from protocol_fsm import (
     Direction, Json, Message, Opcode, ProtocolError, Session, State, Status, client_id_of,
@@ -158,7 +156,8 @@ class Server:
 
     def __exit__(self, *exception: object) -> None:
         self._closing.set()
-        self._acceptor.join()
+        if self._acceptor.is_alive():
+            self._acceptor.join()
         with self._changed:
             for member in [*self._strangers, *self._members.values()]:
                 member.channel.request_end(Status.SHUTDOWN)
@@ -177,19 +176,20 @@ class Server:
         while not self._closing.is_set():
             try:
                 member = Member(self, self._listener.accept()[0])
+                thread = threading.Thread(target=member.run, daemon=True)
+                with self._changed:  # which the thread has to wait for before it can be forgotten
+                    thread.start()
+                    self._threads = [*(old for old in self._threads if old.is_alive()), thread]
+                    self._strangers.append(member)
+                    while len(self._strangers) > self.limits.max_strangers:
+                        self._strangers.pop(0).channel.request_end(Status.TIMEOUT)
             except TimeoutError:
                 continue
-            except OSError as error:
-                log.error("cannot accept a connection: %s", error.strerror)
+            except (OSError, RuntimeError) as error:
+                log.error("cannot accept a connection: %s", error)
+                if isinstance(error, RuntimeError):  # out of threads, after the connection was made
+                    member.channel.leave(Status.SHUTDOWN)
                 self._closing.wait(POLL_S)
-                continue
-            with self._changed:
-                self._strangers.append(member)
-                while len(self._strangers) > self.limits.max_strangers:
-                    self._strangers.pop(0).channel.request_end(Status.TIMEOUT)
-            thread = threading.Thread(target=member.run, daemon=True)
-            self._threads = [*(old for old in self._threads if old.is_alive()), thread]
-            thread.start()
 
     def establish(self, member: Member) -> None:
         """Let a stranger in, in place of an older session of its id. Raises EndRequested."""
@@ -199,6 +199,7 @@ class Server:
                 raise EndRequested(Status.REPLACED)  # a held report must not evict a live client
             if member.client_id in self._members:
                 self._members[member.client_id].channel.request_end(Status.REPLACED)
+                self._epoch.contributions.pop(member.client_id, None)
                 self._changed.notify_all()
             self._newest_hello[member.client_id] = member.hello_number
             self._members[member.client_id] = member
@@ -257,23 +258,25 @@ class Server:
             return
         try:
             epoch.answers = self._answers(epoch)
-        except Exception:  # an instructor's function may raise anything, and the server lives
+        except BaseException:  # an instructor's function may raise anything, and the server lives
             log.exception("epoch %d has no aggregate", epoch.number)
             epoch.aggregate, epoch.answers = {}, {}
-        self._record(Record("epoch", 0, epoch))
-        log.debug("%s", describe({"epoch": epoch.number, **epoch.aggregate}))
         self._expected = set(epoch.contributions)
         self._epoch = Epoch(epoch.number + 1)
         self._changed.notify_all()
+        self._record(Record("epoch", 0, epoch))
+        log.debug("%s", describe({"epoch": epoch.number, **epoch.aggregate}))
 
     def _answers(self, epoch: Epoch) -> dict[int, bytes]:
         """Return every member's body, or raise LocalError or BadPayload for all of them."""
-        readings = {n: report.readings for n, (_, report) in epoch.contributions.items()}
-        epoch.aggregate, answers = self._aggregation(readings), {}
-        total = math.fsum(reading for values in readings.values() for reading in values)
-        for client_id, (_, report) in epoch.contributions.items():
+        reports = {client_id: report for client_id, (_, report) in epoch.contributions.items()}
+        total = math.fsum(reading for report in reports.values() for reading in report.readings)
+        copies = {client_id: [*report.readings] for client_id, report in reports.items()}
+        epoch.aggregate, answers = self._aggregation(copies), {}
+        for client_id, report in reports.items():
             head = {"epoch": epoch.number, "round": report.round_number}
-            body = {**head, **epoch.aggregate, **own_part(report.readings, total)}
+            personal = {**head, **own_part(report.readings, total)}  # which it cannot overwrite
+            body = {**head, **epoch.aggregate, **personal}
             answers[client_id] = encode_body(body)
             parse_aggregate(answers[client_id])
         return answers
@@ -289,9 +292,8 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.create_server(address[:2], family=family, backlog=128)
-    except OSError as error:
-        reason = os.strerror(error.errno or 0)
-        raise NoConnection(f"cannot listen on {host} port {port}: {reason}") from None
+    except (OSError, UnicodeError) as error:
+        raise NoConnection(f"cannot listen on {host} port {port}: {reason_of(error)}") from None
     listener.settimeout(POLL_S / 4)
     return listener
 
@@ -324,16 +326,17 @@ def main() -> int:
         limits = dataclasses.replace(limits, stranger_timeout_s=math.inf,
                                      frame_timeout_s=math.inf, silence_timeout_s=math.inf)
     logging.basicConfig(level="DEBUG" if options.verbose else "INFO", format="%(message)s")
-    stop = threading.Event()
+    server = Server(choose_keys(options.keys, options.host), options.host, options.port, limits,
+                    trace=to_stderr if options.trace else None)
+    stop: list[int] = []  # not an Event, whose lock a second signal would find taken
     for signal_number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signal_number, lambda *_: stop.set())
-    with Server(choose_keys(options.keys, options.host), options.host, options.port, limits,
-                trace=to_stderr if options.trace else None) as server:
+        signal.signal(signal_number, lambda number, _: stop.append(number))
+    with server:
         print("listening on {}:{}".format(*server.address), flush=True)
         if not options.keys:
             log.warning(DEMO_WARNING)
-        while not stop.wait(POLL_S):
-            pass
+        while not stop:
+            time.sleep(POLL_S)
     print(server.summary())
     return 0
 

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from endpoint import UserError, generate_keys
+
 ROOT = Path(__file__).parent.parent
 TIMEOUT_S = 30
 posix_only = pytest.mark.skipif(os.name != "posix", reason="signals and modes of POSIX")
@@ -121,6 +123,13 @@ CASES = {
     "interval is NaN": ("client.py 1 --interval nan", 2, "--interval: invalid"),
     "value is no number": ("client.py 1 --values 1 x", 2, "--values: invalid"),
     "value too large": ("client.py 1 --values 1e16", 2, "--values: invalid"),
+    "rounds without end": ("client.py 1 --rounds 99999999999999999999", 2, "--rounds: invalid"),
+    "too many values": ("client.py 1 --port {port} --values" + 1025 * " 1", 2, "cannot carry this"),
+    "host name of 70 letters": (f"client.py 1 --keys {{tmp}}/good.key --host {70 * 'a'}", 3,
+                                "no server at aaa"),
+    "host name of 70 letters to listen on": (
+        f"server.py --keys {{tmp}}/good.key --host {70 * 'a'}", 3, "cannot listen on aaa"),
+    "CSV without a name": ("client.py 1 --port {port} --file=", 2, "cannot read"),
     "wrong key": ("client.py 1 --port {port} --keys {tmp}/wrong.key", 3,
                   "in the handshake, and never says why: a wrong key, an unknown id or tampering"),
     "unknown id": ("client.py 77 --port {port} --keys {tmp}/unknown.key", 3,
@@ -165,6 +174,8 @@ CASES = {
     "keys into what exists": ("server.py --generate-keys {tmp} --ids 1", 2, "it exists already"),
     "keys into nowhere": ("server.py --generate-keys {tmp}/no/where", 2, "No such file"),
     "keys for id 0": ("server.py --generate-keys {tmp}/x --ids 0-4", 2, "--ids: invalid"),
+    "keys for too many": ("server.py --generate-keys {tmp}/x --ids 1-999999999", 2, "--ids: inv"),
+    "keys into here": ("server.py --generate-keys . --ids 1", 2, "it exists already"),
     "keys for nobody": ("server.py --generate-keys {tmp}/x --ids 4-1", 2, "--ids: invalid"),
 }
 if os.name == "posix":
@@ -175,6 +186,7 @@ if os.name == "posix":
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tmp = tmp_path_factory.mktemp("files")
     key_file(tmp / "wrong.key", f"1:{GOOD_KEY}\n")
+    key_file(tmp / "good.key", f"1:{GOOD_KEY}\n")
     key_file(tmp / "unknown.key", f"77:{GOOD_KEY}\n")
     key_file(tmp / "malformed.key", f"1:{GOOD_KEY}\n2 {GOOD_KEY}\n")
     key_file(tmp / "short.key", "1:abcd\n")
@@ -315,6 +327,33 @@ def test_generated_keys_work_and_one_client_has_only_its_own(tmp_path: Path) -> 
         assert (done.returncode, done.stderr) == (0, "")
         assert "demo" not in done.stdout + "".join(server.lines["err"])
 
+def test_generating_keys_removes_nothing_that_was_there(tmp_path: Path) -> None:
+    (tmp_path / "keys.partial").mkdir()
+    (tmp_path / "keys.partial" / "thesis").write_text("mine")
+    assert run("server.py", "--generate-keys", str(tmp_path / "keys"), "--ids", "1").returncode == 0
+    assert (tmp_path / "keys.partial" / "thesis").read_text() == "mine"
+    assert {path.name for path in tmp_path.iterdir()} == {"keys", "keys.partial"}
+
+def test_key_generation_that_fails_halfway_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "rename", full)
+    with pytest.raises(UserError, match="No space left"):
+        generate_keys(tmp_path / "keys", [1, 2])
+    assert list(tmp_path.iterdir()) == []
+
+@posix_only
+def test_ctrl_c_while_the_keys_are_awaited_stops_the_server(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "keys", 0o600)
+    with Program("-c", "import server, endpoint; print('up'); endpoint.run_program(server.main)",
+                 "--keys", str(tmp_path / "keys"), "--port", "0") as server:
+        server.wait_for("up")
+        server.interrupt()
+        assert server.finish() == 130
+
 def test_demo_keys_are_warned_about_on_both_sides() -> None:
     with running_server() as (server, port):
         assert "demo keys" in run("client.py", "1", "--port", port, "--rounds", "1").stdout
@@ -334,6 +373,38 @@ def test_ctrl_c_on_the_server_tells_the_clients_and_prints_the_summary() -> None
         assert server.lines["out"][1] == "client  sessions  reports"
         assert server.lines["out"][2].split()[:2] == ["1", "1"]
         assert server.lines["out"][-1] == "strangers: none"
+
+@posix_only
+def test_many_signals_at_once_stop_the_server_as_one_does() -> None:
+    with running_server() as (server, _):
+        for number in [signal.SIGINT, signal.SIGTERM] * 20:
+            server.process.send_signal(number)
+        assert server.finish() == 0
+
+@posix_only
+def test_two_ctrl_c_at_once_do_not_cut_the_goodbye() -> None:
+    with running_server() as (server, port), \
+            Program("client.py", "1", "--port", port, "--interactive") as client:
+        client.wait_for("^epoch")
+        client.interrupt()
+        client.interrupt()
+        assert client.finish() == 0
+        assert client.lines["err"] == []
+        server.wait_for(r"client 1: ended.*TERMINATE \(GOODBYE\)", "err")
+
+@posix_only
+@pytest.mark.parametrize(
+    "redirection", [">&-", "<&-", "2>&-", "> /dev/full", "--trace 2>&1 | head -1"])
+def test_streams_that_are_closed_or_full_cost_no_goodbye_and_no_traceback(redirection: str) -> None:
+    if "full" in redirection and not os.path.exists("/dev/full"):
+        pytest.skip("there is no such device here")
+    with running_server() as (server, port):
+        done = subprocess.run(
+            f"{sys.executable} client.py 1 --port {port} --rounds 2 --interval 0.1 {redirection}",
+            shell=True, cwd=ROOT, text=True, capture_output=True, timeout=TIMEOUT_S, check=False)
+        assert "Traceback" not in done.stderr + done.stdout
+        assert len(done.stderr.splitlines()) <= 1
+        server.wait_for(r"client 1\)?: ended.*TERMINATE \(GOODBYE\)", "err")
 
 @posix_only
 def test_sigterm_is_like_ctrl_c_for_the_server() -> None:

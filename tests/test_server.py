@@ -7,6 +7,7 @@ import logging
 import math
 import random
 import socket
+import sys
 import threading
 import time
 from typing import Any
@@ -16,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from client import Client
-from endpoint import DEMO_KEYS, EndRequested, NoConnection
+from endpoint import DEMO_KEYS, Channel, EndRequested, NoConnection, describe
 from protocol_fsm import (
     LAST_ROUND,
     BadTag,
@@ -30,11 +31,12 @@ from protocol_fsm import (
     ProtocolError,
     RoundMismatch,
     Session,
+    State,
     Status,
     UnexpectedOpcode,
 )
 from server import Epoch, Server, compute_aggregation, own_part
-from tests.helpers import reseal
+from tests.helpers import pair_in, reseal
 from tests.network import Hand, Journal, Wire, at_once, client_for, serving
 
 SHARED = ("epoch", "participants", "count", "sum", "mean", "min", "max")
@@ -76,6 +78,13 @@ def test_aggregate_is_independent_of_the_order_of_clients(contributions: dict) -
     assert compute_aggregation(contributions) == compute_aggregation(turned)
     readings = [x for values in contributions.values() for x in values]
     assert compute_aggregation(turned)["sum"] == math.fsum(readings)
+
+def test_an_answer_is_shown_in_ascii_and_moves_no_cursor() -> None:
+    shown = describe({"text": "21 \u00b0C \x1b]0;x\x07", "n\x1b": 1, "none": None, "x": [1.5, None]})
+    assert shown == 'text "21 \\u00b0C \\u001b]0;x\\u0007"  n\\u001b 1  none null  x 1.5,null'
+    long = describe({f"name{n}": float(n) for n in range(40)})
+    assert all(len(line) <= 79 for line in long.splitlines())
+    assert not [line for line in long.splitlines() if line.split()[-1].startswith("name")]
 
 # Epochs
 
@@ -222,9 +231,9 @@ def test_extreme_and_empty_reports_are_answered() -> None:
 
 @pytest.mark.parametrize(
     "aggregation",
-    [lambda _: 1 / 0, lambda _: {"x": math.nan}, lambda _: {"x": "y" * 70_000}, lambda _: None,
+    [lambda _: 1 / 0, lambda _: sys.exit("out of class"), lambda _: {"x": math.nan}, lambda _: {"x": "y" * 70_000}, lambda _: None,
      lambda _: {"x": {"nested": 1}}, lambda _: {1: {2}}],
-    ids=["raises", "NaN", "too large", "None", "nested", "no JSON"],
+    ids=["raises", "exits", "NaN", "too large", "None", "nested", "no JSON"],
 )
 def test_a_failing_aggregation_ends_its_epoch_but_not_the_server(
     aggregation: object, caplog: pytest.LogCaptureFixture
@@ -245,6 +254,20 @@ def test_a_failing_aggregation_ends_its_epoch_but_not_the_server(
             assert again.report([4])["sum"] == 4
         epochs = [record.detail for record in journal.of("epoch")]
         assert [bool(e.answers) for e in epochs if isinstance(e, Epoch)] == [True, False, True]
+
+@pytest.mark.parametrize(
+    "meddle", [lambda c: [values.pop() for values in c.values()], lambda c: c.clear(),
+               lambda c: c.update({99: [5.0]})], ids=["readings", "clients", "an extra client"])
+def test_an_aggregation_that_changes_its_input_changes_no_personal_part(meddle: Any) -> None:
+    def meddling(contributions: Any) -> dict[str, Any]:
+        meddle(contributions)
+        return {"epoch": -7, "round": 99, "own_sum": 0.5, "of": "its own"}
+
+    with serving(meddling) as (server, journal), client_for(server, 1) as client:
+        assert client.report([4.0, 6.0]) == {
+            "epoch": -7, "round": 1, "own_sum": 10.0, "of": "its own", "own_count": 2,
+            "own_share": 1.0} | {"epoch": 1}
+        assert accepted_readings(journal) == [[4.0, 6.0]]
 
 # Admission and endings
 
@@ -452,6 +475,45 @@ def test_a_server_that_cannot_accept_says_so_and_recovers(
         with client_for(server, 1) as client:
             assert client.report([2])["sum"] == 2
     assert "Too many open files" in caplog.text
+
+def test_a_thread_that_cannot_be_started_costs_one_connection(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    real, failures = threading.Thread.start, [RuntimeError("can't start new thread")]
+
+    def start(thread: threading.Thread) -> None:
+        if failures and "run" in repr(thread):
+            raise failures.pop()
+        real(thread)
+
+    with serving() as (server, _):
+        monkeypatch.setattr(threading.Thread, "start", start)
+        with Wire(server.address) as unlucky:
+            assert unlucky.is_closed_silently()
+        with client_for(server, 1) as client:
+            assert client.report([2])["sum"] == 2
+    assert "can't start new thread" in caplog.text
+
+def test_a_server_that_never_served_can_be_closed() -> None:
+    server = Server(DEMO_KEYS, port=0)
+    server.__exit__()
+    with pytest.raises(ConnectionError):
+        Wire(server.address)
+
+def test_a_frame_that_begins_in_a_pause_may_end_after_it() -> None:
+    ours, theirs = socket.socketpair()
+    with theirs:
+        pair = pair_in(State.REPORT)
+        channel = Channel(ours, pair.client)
+        farewell = pair.server.seal(Opcode.TERMINATE, status=Status.SHUTDOWN)
+        frame = len(farewell).to_bytes(2, "big") + farewell
+        theirs.sendall(frame[:10])
+        later = threading.Timer(0.5, theirs.sendall, [frame[10:]])
+        later.start()
+        with pytest.raises(PeerTerminated):
+            channel.idle(0.2)
+        later.join()
+        channel.leave(Status.GOODBYE)
 
 def test_the_log_names_what_the_wire_does_not(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG, "server")
