@@ -272,10 +272,12 @@ def to_stderr(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
 class Parser(argparse.ArgumentParser):
-    """The flags of both programs; a wrong one is a UserError like any other."""
+    """The flags of server and client; a wrong one is a UserError like any other."""
 
-    def __init__(self, description: str) -> None:
+    def __init__(self, description: str, is_endpoint: bool = True) -> None:
         super().__init__(description=description)
+        if not is_endpoint:
+            return
         self.add_argument("--host", default=HOST, help=f"default {HOST}")
         self.add_argument("--port", type=port_number, default=PORT, help=f"default {PORT}")
         self.add_argument("--keys", metavar="FILE", help="master keys, lines of id:hex")
@@ -284,7 +286,7 @@ class Parser(argparse.ArgumentParser):
 
     def options(self) -> argparse.Namespace:
         options = self.parse_args()
-        if options.patient and not is_loopback(options.host):
+        if vars(options).get("patient") and not is_loopback(options.host):
             raise UserError(f"--patient is for loopback only, which {options.host} is not")
         return options
 

@@ -80,7 +80,8 @@ def test_aggregate_is_independent_of_the_order_of_clients(contributions: dict) -
     assert compute_aggregation(turned)["sum"] == math.fsum(readings)
 
 def test_an_answer_is_shown_in_ascii_and_moves_no_cursor() -> None:
-    shown = describe({"text": "21 \u00b0C \x1b]0;x\x07", "n\x1b": 1, "none": None, "x": [1.5, None]})
+    shown = describe({"text": "21 \u00b0C \x1b]0;x\x07", "n\x1b": 1, "none": None,
+                      "x": [1.5, None]})
     assert shown == 'text "21 \\u00b0C \\u001b]0;x\\u0007"  n\\u001b 1  none null  x 1.5,null'
     long = describe({f"name{n}": float(n) for n in range(40)})
     assert all(len(line) <= 79 for line in long.splitlines())
@@ -231,7 +232,8 @@ def test_extreme_and_empty_reports_are_answered() -> None:
 
 @pytest.mark.parametrize(
     "aggregation",
-    [lambda _: 1 / 0, lambda _: sys.exit("out of class"), lambda _: {"x": math.nan}, lambda _: {"x": "y" * 70_000}, lambda _: None,
+    [lambda _: 1 / 0, lambda _: sys.exit("out of class"), lambda _: {"x": math.nan},
+     lambda _: {"x": "y" * 70_000}, lambda _: None,
      lambda _: {"x": {"nested": 1}}, lambda _: {1: {2}}],
     ids=["raises", "exits", "NaN", "too large", "None", "nested", "no JSON"],
 )
