@@ -300,7 +300,7 @@ class Session:
                  random_bytes: RandomSource = get_random_bytes, first_round: int = 1) -> None:
         if not 0 <= client_id <= 255 or len(master_key) < MIN_MASTER_KEY:
             raise LocalError("a session needs a one-byte client id and a key of 16 bytes or more")
-        self.client_id, self.sends = client_id, sends
+        self.client_id, self.sends, self.receives = client_id, sends, Direction(1 - sends)
         self.fsm = ProtocolFSM(first_round)
         self._random_bytes = random_bytes
         self._client_nonce = b""
@@ -346,7 +346,7 @@ class Session:
         ciphertext = self._encrypt(pkcs7_pad(plaintext), iv)
         untagged = HEADER.pack(*header) + iv + ciphertext
         tag = hmac_sha256(self._key(self.sends, "MAC"), self._under_tag(untagged))
-        self._commit(message, ciphertext)
+        self._commit(message, ciphertext, self.sends)
         return untagged + tag
 
     def _plaintext(self, opcode: Opcode, body: bytes, status: Status) -> bytes:
@@ -394,7 +394,7 @@ class Session:
         except ProtocolError as error:
             self.fail(error)
             raise
-        self._commit(accepted, message[CIPHERTEXT_AT:-TAG_BYTES])  # step 9
+        self._commit(accepted, message[CIPHERTEXT_AT:-TAG_BYTES], self.receives)  # step 9
         if accepted.opcode in ENDING:
             raise PeerTerminated(accepted.opcode, accepted.status)
         return accepted
@@ -408,11 +408,11 @@ class Session:
             raise WrongPeer(self.client_id, header.client_id)
 
     def _check_direction(self, header: Header) -> None:
-        if header.direction != 1 - self.sends:
-            raise WrongDirection(1 - self.sends, header.direction)
+        if header.direction != self.receives:
+            raise WrongDirection(int(self.receives), header.direction)
 
     def _check_opcode(self, header: Header) -> None:
-        if not self.fsm.allows(header.opcode, header.direction):
+        if not self.fsm.allows(header.opcode, self.receives):
             raise UnexpectedOpcode(f"a move from {self.state.name}", header.opcode)
 
     def _check_round(self, header: Header) -> None:
@@ -444,12 +444,12 @@ class Session:
         if client_nonce != self._client_nonce:
             raise EchoMismatch("our own client nonce", "another")
 
-    def _commit(self, message: Message, ciphertext: bytes) -> None:
+    def _commit(self, message: Message, ciphertext: bytes, sender: Direction) -> None:
         """Move keys, round and state together; the only place where they move."""
         self._keys = self._next_keys(message, ciphertext)
         if message.opcode is Opcode.CLIENT_HELLO:
             self._client_nonce = message.nonce
-        self.fsm.advance(message.opcode, message.direction)
+        self.fsm.advance(message.opcode, sender)
         if self.state is State.ENDED:
             self._forget_keys()
 

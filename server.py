@@ -21,7 +21,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from endpoint import (
     DEMO_WARNING, FRAME_S, HOST, POLL_S, PORT, Channel, EndRequested, NoConnection, Parser,
@@ -34,17 +34,22 @@ from protocol_fsm import (
 )
 
 log = logging.getLogger("server")
+Number = TypeVar("Number", int, float)
 Contributions = Mapping[int, Sequence[float]]  # readings by client id
+
+def limit(default: Number, meaning: str) -> Number:
+    """Return a dataclass field that becomes a flag of the program."""
+    return dataclasses.field(default=default, metadata={"meaning": meaning})
 
 @dataclass(frozen=True)
 class Limits:
-    """How long the server waits, in seconds, and for how many."""
+    """How long the server waits, and for how many."""
 
-    window_s: float = 1.0  # an epoch, for its members
-    stranger_timeout_s: float = 10.0  # in all, until a first report is accepted
-    frame_timeout_s: float = FRAME_S  # from a frame's first byte to its last
-    silence_timeout_s: float = 300.0  # an established client, between two reports
-    max_strangers: int = 64  # one more, and the oldest goes
+    window_s: float = limit(1.0, "seconds that an epoch waits for its members")
+    stranger_timeout_s: float = limit(10.0, "seconds until a first report is accepted, in all")
+    frame_timeout_s: float = limit(FRAME_S, "seconds from a frame's first byte to its last")
+    silence_timeout_s: float = limit(300.0, "seconds between two reports")
+    max_strangers: int = limit(64, "connections without a report; one more, and the oldest goes")
 
 def compute_aggregation(contributions: Contributions) -> dict[str, Json]:
     """Return what every member of an epoch is told. Pure, and meant to be replaced."""
@@ -114,7 +119,7 @@ class Member:
         hello = channel.read(deadline)
         channel.session = server.session_for(client_id_of(hello))
         channel.open(hello)
-        self.hello_number = server.next_hello()
+        self.hello_number = server.number_hello(self)
         channel.send(Opcode.SERVER_CHALLENGE)
         report = channel.receive(deadline)
         server.establish(self)
@@ -135,7 +140,7 @@ class Server:
                  new_session: Callable[[int, bytes, Direction], Session] = Session) -> None:
         self.limits, self.trace = limits, trace
         self.sessions, self.rounds, self.refused = Counter[int](), Counter[int](), Counter[str]()
-        self.next_hello = itertools.count(1).__next__
+        self._hellos = itertools.count(1)
         self._keys, self._decoy_key = dict(keys), secrets.token_bytes(32)
         self._aggregation, self._record, self._new_session = aggregation, record, new_session
         self._changed = threading.Condition()  # guards all that follows
@@ -190,6 +195,10 @@ class Server:
                 if isinstance(error, RuntimeError):  # out of threads, after the connection was made
                     member.channel.leave(Status.SHUTDOWN)
                 self._closing.wait(POLL_S)
+
+    def number_hello(self, member: Member) -> int:
+        """Return the place of `member` in the order in which HELLOs are accepted."""
+        return next(self._hellos)
 
     def establish(self, member: Member) -> None:
         """Let a stranger in, in place of an older session of its id. Raises EndRequested."""
@@ -297,22 +306,13 @@ def listen(host: str, port: int) -> socket.socket:
     listener.settimeout(POLL_S / 4)
     return listener
 
-HELP = {
-    "window_s": "seconds that an epoch waits for its members",
-    "stranger_timeout_s": "seconds until a first report, in all",
-    "frame_timeout_s": "seconds from a frame's first byte to its last",
-    "silence_timeout_s": "seconds between two reports",
-    "max_strangers": "connections without a report; one more, and the oldest goes",
-}
-
 def main() -> int:
-    """Serve until Ctrl-C or SIGTERM."""
     parser = Parser("The server: aggregates the readings of its clients.")
-    for name, default in dataclasses.asdict(Limits()).items():
-        flag = "--" + name.removesuffix("_s").replace("_", "-")
-        kind = positive if isinstance(default, int) else seconds
-        parser.add_argument(flag, dest=name, default=default, type=kind, metavar="N",
-                            help=f"{HELP[name]}; default {default:g}")
+    for field in dataclasses.fields(Limits):
+        flag = "--" + field.name.removesuffix("_s").replace("_", "-")
+        kind = positive if isinstance(field.default, int) else seconds
+        parser.add_argument(flag, dest=field.name, default=field.default, type=kind, metavar="N",
+                            help=f"{field.metadata['meaning']}; default {field.default:g}")
     parser.add_argument("--verbose", action="store_true", help="log every report and epoch")
     parser.add_argument("--generate-keys", metavar="DIR", help="write new key files, and exit")
     parser.add_argument("--ids", type=id_list, default="1-5", help="for whom; default 1-5")
