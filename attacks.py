@@ -2,8 +2,7 @@
 
 Everything is real: sockets, endpoints, frames. An attack is a short function: on path it turns the
 frames of one connection into what is delivered instead, an outsider has an address and recordings.
-The verdict is what the victims did (accepted, refused with which error), never whether bytes came
-back; an honest session runs before, beside and after. Nothing here weakens anything.
+The verdict is what the victims did, never whether bytes came back. Nothing here weakens anything.
 """
 from __future__ import annotations
 
@@ -18,13 +17,13 @@ import textwrap
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from functools import partial
 from typing import Any, NamedTuple
 
 from client import Client
 from crypto_utils import TAG_BYTES, aes_cbc_decrypt, derive_key, hmac_verify, pkcs7_unpad
 from endpoint import (
-    DEMO_KEYS, OPCODE_NAMES, EndRequested, Parser, UserError, reason_of, run_program,
+    DEMO_KEYS, OPCODE_NAMES, EndRequested, Parser, UserError, run_program, write_text,
 )
 from protocol_fsm import (
     CIPHERTEXT_AT, HEADER, KEY_LABELS, BadTag, ConnectionCut, DeadlineExpired, Direction,
@@ -47,6 +46,7 @@ class Frame(NamedTuple):
         return Frame("client" if self.to == "server" else "server", self.message)
 
 Frames = Iterator[Frame]
+Log = Callable[[str, Frame], None]
 Tap = Callable[[Frames], Frames]  # from what is sent to what is delivered
 
 class Proxy:
@@ -142,22 +142,18 @@ def forged(outcome: Outcome) -> str:
     return ""
 
 def lost_quietly(outcome: Outcome) -> str:
-    """Say if the server takes a session for complete whose report it never got."""
+    """Say if the server takes a session for complete that was not."""
     at_peace = all(isinstance(error, PeerTerminated) for error in outcome.errors["server"])
     return "the server believes that nothing is missing" if at_peace else ""
 
-def fooled(who: str) -> Goal:
-    """Return a goal: that this end takes for a farewell what was none."""
-    def goal(outcome: Outcome) -> str:
-        ended = any(isinstance(error, PeerTerminated) for error in outcome.errors[who])
-        return f"the {who} believes that the other one has left" if ended else ""
-
-    return goal
+def fooled(who: str, outcome: Outcome) -> str:
+    """Say if this end takes for a farewell what was none."""
+    ended = any(isinstance(error, PeerTerminated) for error in outcome.errors[who])
+    return f"the {who} believes that the other one has left" if ended else ""
 
 def held_report_taken(outcome: Outcome) -> str:
     """Say if a report counts that was held until its client had come back."""
-    taken = READINGS[0] in outcome.accepted
-    return "the held report counts, though its client is back" if taken else ""
+    return "the held report counts" if READINGS[0] in outcome.accepted else ""
 
 def alone_in_a_session(outcome: Outcome) -> str:
     """Say if the client has begun to report to a server that never heard of it."""
@@ -200,11 +196,8 @@ class Line:
 
 class Missed(Exception):
     """The frame that an attack waits for never came."""
-
 class CutHere(Exception):
     """An attack cuts the connection; when it just ends, everything else passes."""
-
-Log = Callable[[str, Frame], None]
 
 class Lab:
     """A server, a victim, two bystanders who never stop, and recordings of two earlier sessions."""
@@ -219,8 +212,7 @@ class Lab:
         # they report when the victim has, so that a run with the same seed has the same epochs
         self._turns = {n: queue.SimpleQueue[bool]() for n in self.rounds}
         self._sessions: dict[str, int] = {}
-        self._connections = 0  # that the server has not ended yet
-        self._changed = threading.Condition()
+        self._changed, self._connections = threading.Condition(), 0  # that have not ended yet
         self._server = parts.server(DEMO_KEYS, port=0, limits=LIMITS, record=self._see,
                                     new_session=self.new_session)
         self.address = self._server.address
@@ -235,7 +227,7 @@ class Lab:
                 thread.start()
                 stack.callback(thread.join)
                 self._wait(lambda: self.rounds[client_id] > 0)  # noqa: B023, called at once
-            stack.callback(self._take_turns, False)
+            stack.callback(self._take_turns, go_on=False)
             self._close = stack.pop_all().close
         return self
 
@@ -251,20 +243,18 @@ class Lab:
 
     def client(self, client_id: int, address: tuple[str, int] | None = None) -> Client:
         """Return an honest client, whose end the lab will wait for."""
-        self._count(client_id)
+        with self._changed:
+            self._connections += client_id not in self.rounds
         return self._parts.client(client_id, DEMO_KEYS, *(address or self.address),
                                   timeout_s=TIMEOUT_S, new_session=self.new_session)
 
     @contextlib.contextmanager
     def connect(self) -> Iterator[Line]:
         """Give an outsider's connection, whose end the lab will wait for."""
-        self._count(0)
+        with self._changed:
+            self._connections += 1
         with socket.create_connection(self.address, 5.0) as sock:
             yield Line(sock, self.log)
-
-    def _count(self, client_id: int) -> None:
-        with self._changed:
-            self._connections += client_id not in self.rounds
 
     def honest_session(self, client_id: int) -> list[Frame]:
         """Let a client live a whole session in peace, and return its recording."""
@@ -294,14 +284,11 @@ class Lab:
         except Exception as error:
             self.harm.append(error)
 
-    def _take_turns(self, go_on: bool = True) -> None:
-        for client_id in self.rounds:
+    def _take_turns(self, *client_ids: int, go_on: bool = True) -> None:
+        for client_id in client_ids or self.rounds:
             if self.rounds[client_id]:  # not before it has begun
-                self._give_turn(client_id, go_on)
-
-    def _give_turn(self, client_id: int, go_on: bool = True) -> None:
-        self._due[client_id] += 1
-        self._turns[client_id].put(go_on)
+                self._due[client_id] += 1
+                self._turns[client_id].put(go_on)
 
     def bystanders_go_on(self) -> bool:
         """Tell whether both do another round, and nothing has ever happened to them."""
@@ -324,7 +311,7 @@ class Lab:
                 outcome.errors["server"].append(detail)
                 self._connections -= 1
             elif record.client_id == OTHER and self.rounds == {BYSTANDER: 1, OTHER: 0}:
-                self._give_turn(BYSTANDER)  # to share the first epoch of the other
+                self._take_turns(BYSTANDER)  # to share the first epoch of the other
             self._changed.notify_all()
 
     def suffer(self, attack: Attack) -> Outcome:
@@ -440,12 +427,6 @@ def edited(frame: Frame, **fields: int) -> Frame:
     header = Header(*HEADER.unpack_from(frame.message))._replace(**fields)
     return frame._replace(message=HEADER.pack(*header) + frame.message[HEADER.size :])
 
-def differs(one: str, other: str) -> int:
-    """Return the mask that turns one character into the other."""
-    return ord(one) ^ ord(other)
-
-# Replay
-
 @attack("freshness", "server", RoundMismatch)
 def replay_report(frames: Frames, lab: Lab) -> Frames:
     """A report is delivered twice."""
@@ -453,8 +434,7 @@ def replay_report(frames: Frames, lab: Lab) -> Frames:
     yield report
     answer = next(frames)  # held, so that the client says nothing before the server has reacted
     yield report
-    yield next(frames)
-    yield answer
+    yield from (next(frames), answer)
 
 @attack("freshness", "server", BadTag)
 def replay_rewritten(frames: Frames, lab: Lab) -> Frames:
@@ -463,8 +443,7 @@ def replay_rewritten(frames: Frames, lab: Lab) -> Frames:
     yield report
     answer = next(frames)
     yield edited(report, round_number=2)
-    yield next(frames)
-    yield answer
+    yield from (next(frames), answer)
 
 @attack("order", "server", UnexpectedOpcode)
 def repeat_hello(frames: Frames, lab: Lab) -> Frames:
@@ -506,12 +485,10 @@ def recorded_server(frames: Frames, lab: Lab) -> Frames:
         if frame.to == "server":
             yield next(answers, frame.back())
 
-# Changing what is on its way
-
 @attack("integrity", "server", BadTag)
 def flip_reading(report: Frame) -> Frame:
     """One bit flips, to make the reading 100 a 900."""
-    return flipped(report, CIPHERTEXT_AT + 1, differs("1", "9"))  # decrypts into the next block
+    return flipped(report, CIPHERTEXT_AT + 1, ord("1") ^ ord("9"))  # decrypts into the next block
 
 @attack("integrity", "server", BadTag)
 def flip_iv(report: Frame) -> Frame:
@@ -536,7 +513,7 @@ edit("client_id", OTHER, WrongPeer, "A report is relabelled as another client's.
 edit("round_number", 2, RoundMismatch, "A report is moved to the next round.")
 edit("direction", Direction.S2C, WrongDirection, "A report is relabelled as from the server.")
 
-@attack("integrity", "server", BadTag, goal=fooled("server"))
+@attack("integrity", "server", BadTag, goal=partial(fooled, "server"))
 def swap_opcode(report: Frame) -> Frame:
     """A report is relabelled as a goodbye."""
     return edited(report, opcode=Opcode.TERMINATE)
@@ -546,8 +523,8 @@ def truncate(report: Frame) -> Frame:
     """A report loses its end, and gets a new padding."""
     ciphertext, tag = report.message[: -TAG_BYTES - 16], report.message[-TAG_BYTES:]
     shorter = report._replace(message=ciphertext + tag)
-    shorter = flipped(shorter, CIPHERTEXT_AT + 14, differs(".", "]"))
-    return flipped(shorter, CIPHERTEXT_AT + 15, differs("0", "\x01"))
+    shorter = flipped(shorter, CIPHERTEXT_AT + 14, ord(".") ^ ord("]"))
+    return flipped(shorter, CIPHERTEXT_AT + 15, ord("0") ^ 1)
 
 @attack("integrity", "server", BadTag)
 def extend(report: Frame) -> Frame:
@@ -581,8 +558,6 @@ def splice_session(frames: Frames, lab: Lab) -> Frames:
     yield from up_to(frames, Opcode.CLIENT_DATA)
     yield first(lab.tape, Opcode.CLIENT_DATA)
 
-# Reflection
-
 @attack("direction", "client", WrongDirection)
 def reflect(frames: Frames, lab: Lab) -> Frames:
     """A report comes back to the client that sent it."""
@@ -601,8 +576,6 @@ def reflect_rewritten(frames: Frames, lab: Lab) -> Frames:
     report = yield from up_to(frames, Opcode.CLIENT_DATA)
     yield edited(report.back(), opcode=Opcode.SERVER_AGGR_RESPONSE, direction=Direction.S2C)
 
-# Order, loss, and endings
-
 @attack("order", "server", BadTag, hasty=True)
 def reorder(frames: Frames, lab: Lab) -> Frames:
     """The goodbye overtakes the report before it."""
@@ -615,7 +588,7 @@ def drop_report_keep_goodbye(frames: Frames, lab: Lab) -> Frames:
     """A report vanishes, and the goodbye after it arrives."""
     yield from up_to(frames, Opcode.CLIENT_DATA)
 
-@attack("ending", "client", BadTag, goal=fooled("client"))
+@attack("ending", "client", BadTag, goal=partial(fooled, "client"))
 def forge_terminate(frames: Frames, lab: Lab) -> Frames:
     """An answer is relabelled as the server's farewell."""
     answer = yield from up_to(frames, Opcode.SERVER_AGGR_RESPONSE)
@@ -642,8 +615,7 @@ def hold(frames: Frames, lab: Lab) -> Frames:
     """A report is held until its client has given up."""
     report = yield from up_to(frames, Opcode.CLIENT_DATA)
     farewell = yield from up_to(frames, Opcode.TERMINATE)
-    yield report
-    yield farewell
+    yield from (report, farewell)
 
 @attack("order", "server", EndRequested, goal=held_report_taken)
 def hold_until_reconnected(frames: Frames, lab: Lab) -> Frames:
@@ -651,8 +623,6 @@ def hold_until_reconnected(frames: Frames, lab: Lab) -> Frames:
     report = yield from up_to(frames, Opcode.CLIENT_DATA)
     lab.reconnect()
     yield report
-
-# Knocking from outside
 
 @attack("identity", "server", BadTag)
 def unknown_client(lab: Lab) -> None:
@@ -680,8 +650,6 @@ def flood(lab: Lab) -> None:
         oldest.receive()  # nothing: the server closes it to make room
         with lab.client(2) as newcomer:
             newcomer.report([])
-
-# Listening
 
 @attack("secrecy", "", None, goal=learned)
 def eavesdrop(frames: Frames, lab: Lab) -> Frames:
@@ -718,16 +686,12 @@ def padding_oracle(lab: Lab) -> None:
         known = bytes([aim ^ rare[-1]]) + known
     lab.outcome.learned = f"{known.decode(errors='replace')}, in {queries} connections"
 
-# Stolen and guessed keys
-
 def unsealed(keys: dict[str, bytes], sender: str, message: bytes) -> bytes:
     """Return the plaintext of a message, nothing if these chain keys do not fit."""
-    if not hmac_verify(keys[f"{sender}-MAC"], message[:-TAG_BYTES], message[-TAG_BYTES:]):
-        return b""
     iv, ciphertext = message[HEADER.size : CIPHERTEXT_AT], message[CIPHERTEXT_AT:-TAG_BYTES]
-    padded = aes_cbc_decrypt(ciphertext, keys[f"{sender}-ENC"][:16], iv)
-    with contextlib.suppress(ValueError):
-        return pkcs7_unpad(padded)
+    with contextlib.suppress(ValueError):  # of a session that does not encrypt
+        if hmac_verify(keys[f"{sender}-MAC"], message[:-TAG_BYTES], message[-TAG_BYTES:]):
+            return pkcs7_unpad(aes_cbc_decrypt(ciphertext, keys[f"{sender}-ENC"][:16], iv))
     return b""
 
 @attack("theft", "", None, goal=learned, noticed="nothing")
@@ -792,14 +756,13 @@ def judge(attack: Attack, lab: Lab) -> Result:
     if won and not attack.noticed:
         return Result(attack, False, f"WON: {won}", won)
     if error and error.__name__ not in met:
-        by = met[-1] if met else "nothing"
-        return Result(attack, lab.is_weakened, f"{attack.who}: {by}", won)
+        return Result(attack, lab.is_weakened, f"{attack.who}: {[*met, 'nothing'][0]}", won)
     refused = f"{attack.who}: {error.__name__}" if error else "nothing learned"
     return Result(attack, True, "not prevented" if attack.noticed else refused, won)
 
 def summary(results: Sequence[Result]) -> str:
     """Return a table by claim, and how the attacks are noticed that nothing prevents."""
-    lines = [f"{'claim':<14}{'attacks':>8}{'refused':>9}{'not prevented':>15}{'wrong':>7}"]
+    lines = [f"{'claim':<14}{'attacks':>8}{'refused':>9}{'not prevented':>15}{'won':>7}"]
     for claim in dict.fromkeys(result.attack.claim for result in results):
         of_claim = [result for result in results if result.attack.claim == claim]
         open_ends = sum(bool(result.attack.noticed) for result in of_claim if result.as_expected)
@@ -814,14 +777,13 @@ def details(result: Result, events: Sequence[dict[str, str]], outcome: Outcome) 
     """Return at most 20 lines: what went over the wire, which bytes were touched, who said no."""
     lines, before = list[str](), b""
     for event in events:
-        message, is_original = bytes.fromhex(event["message"]), event["event"] == "sent"
+        message = bytes.fromhex(event["message"])
         name = OPCODE_NAMES.get(message[0], f"opcode {message[0]}")
-        lines.append(f"  {event['event']:<9} to {event['to']}: {name}, {len(message)} bytes")
         touched = [n for n, (old, new) in enumerate(zip(before, message)) if old != new]
-        if event["event"] == "inserted" and 0 < len(touched) <= 8:
-            changes = (f"byte {n}: {before[n]:02x} -> {message[n]:02x}" for n in touched[:3])
-            lines.append("    " + ", ".join(changes))
-        before = message if is_original else before
+        lines.append(f"  {event['event']:<9} to {event['to']}: {name}, {len(message)} bytes")
+        if event["event"] == "inserted" and 0 < len(touched) <= 3:
+            lines += [f"    byte {n}: {before[n]:02x} -> {message[n]:02x}" for n in touched]
+        before = message if event["event"] == "sent" else before
     if len(lines) > 14:
         lines[11:-2] = [f"  ... {len(lines) - 13} lines more ..."]
     lines += [f"  {who} ended: {errors[0]}" for who, errors in outcome.errors.items() if errors]
@@ -831,8 +793,7 @@ def details(result: Result, events: Sequence[dict[str, str]], outcome: Outcome) 
 def chosen(names: Sequence[str]) -> list[Attack]:
     """Return the attacks of these names, or all of them. Raises UserError."""
     documented = [name for family in FAMILIES.values() for name in family]
-    wanted = [name for given in names
-              for name in (documented if given == "documented" else [given])]
+    wanted = [n for given in names for n in (documented if given == "documented" else [given])]
     if unknown := set(wanted) - ATTACKS.keys():
         raise UserError(f"no attack is named {min(unknown)}; --list names them all")
     return [ATTACKS[name] for name in dict.fromkeys(wanted or ATTACKS)]
@@ -860,13 +821,11 @@ def main() -> int:
     attacks = chosen(options.names)
 
     def log(event: str, frame: Frame) -> None:
-        name = attacks[len(results)].name if len(results) < len(attacks) else "none"
-        events.append({"attack": name, "event": event, "to": frame.to,
+        events.append({"attack": attacks[len(results)].name, "event": event, "to": frame.to,
                        "message": frame.message.hex()})
 
     def say(text: str) -> None:
-        if not options.json:
-            print(text, flush=True)
+        print(text, flush=True) if not options.json else None
 
     with Lab(options.seed, log, parts) as lab:
         say(f"honest session first: worked (seed {options.seed})")
@@ -880,15 +839,11 @@ def main() -> int:
             say(details(result, events[begin:], outcome) + "\n" if in_detail
                 else f"{attack.story:<53}{result.words}")
             if options.json:
-                print(json.dumps({"attack": attack.name, "as_expected": result.as_expected,
-                                  "words": result.words, "won": result.won}), flush=True)
+                print(json.dumps({**result._asdict(), "attack": attack.name}), flush=True)
         lab.honest_session(VICTIM)
     say(f"honest session last: worked\n\n{summary(results)}")
     if options.events:
-        try:
-            Path(options.events).write_text("".join(json.dumps(e) + "\n" for e in events), "ascii")
-        except OSError as error:
-            raise UserError(f"cannot write {options.events}: {reason_of(error)}") from None
+        write_text(options.events, "".join(json.dumps(event) + "\n" for event in events))
     return int(not all(result.as_expected for result in results))
 
 if __name__ == "__main__":

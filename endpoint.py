@@ -299,6 +299,14 @@ def reason_of(error: Exception) -> str:
         return os.strerror(error.errno)
     return getattr(error, "strerror", None) or str(error)
 
+def write_text(path: str, text: str) -> None:
+    """Write a file of ASCII lines, the same on every system. Raises UserError."""
+    try:
+        with open(path, "w", encoding="ascii", newline="\n") as file:
+            file.write(text)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {reason_of(error)}") from None
+
 def run_program(main: Callable[[], int]) -> NoReturn:
     """Run `main`, and exit with its code or with one sentence on stderr."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
