@@ -69,11 +69,10 @@ class Proxy:
     def __enter__(self) -> Proxy:
         self._thread.start()
         return self
-
     def __exit__(self, *exception: object) -> None:
         with contextlib.suppress(OSError):  # wakes an accept that nobody came for
             socket.create_connection(self.address).close()
-        self._thread.join()
+        self._thread.join(5.0)  # a server that never closes holds nobody up for ever
         self._listener.close()
 
     def _run(self) -> None:
@@ -112,6 +111,7 @@ class Proxy:
 
 VICTIM, BYSTANDER, OTHER = 3, 4, 5
 READINGS = ([100.0, 20.5, 21.0, 22.5], [101.0], [102.0])  # what the victim reports, round by round
+OLD_READINGS = ([41.0], [42.0], [43.0])  # in recordings that are put in the place of these
 LIMITS = Limits(window_s=0.3, stranger_timeout_s=0.8, frame_timeout_s=0.3, max_strangers=8)
 TIMEOUT_S = 0.4  # of the victim, for an answer
 
@@ -151,9 +151,10 @@ def fooled(who: str, outcome: Outcome) -> str:
     ended = any(isinstance(error, PeerTerminated) for error in outcome.errors[who])
     return f"the {who} believes that the other one has left" if ended else ""
 
-def held_report_taken(outcome: Outcome) -> str:
-    """Say if a report counts that was held until its client had come back."""
-    return "the held report counts" if READINGS[0] in outcome.accepted else ""
+def counted(outcome: Outcome) -> str:
+    """Say if the first report counts, though it was touched or held, or counts for another."""
+    taken = READINGS[0] in outcome.accepted
+    return "the report counts all the same" if taken else forged(outcome)
 
 def alone_in_a_session(outcome: Outcome) -> str:
     """Say if the client has begun to report to a server that never heard of it."""
@@ -221,7 +222,8 @@ class Lab:
         with contextlib.ExitStack() as stack:
             stack.enter_context(self._server)
             self.tape = self.honest_session(VICTIM)  # a whole one, from before all attacks
-            self.other_tape = self.honest_session(OTHER)  # and another client's
+            self.older_tape, self.other_tape = (
+                self.honest_session(client_id, OLD_READINGS) for client_id in (VICTIM, OTHER))
             for client_id in self.rounds:
                 thread = threading.Thread(target=self._stand_by, args=(client_id,), daemon=True)
                 thread.start()
@@ -256,7 +258,7 @@ class Lab:
         with socket.create_connection(self.address, 5.0) as sock:
             yield Line(sock, self.log)
 
-    def honest_session(self, client_id: int) -> list[Frame]:
+    def honest_session(self, client_id: int, reports: Any = READINGS) -> list[Frame]:
         """Let a client live a whole session in peace, and return its recording."""
         tape: list[Frame] = []
 
@@ -267,7 +269,7 @@ class Lab:
 
         with Proxy(self.address, listen, read_frame, write_frame) as proxy, \
                 self.client(client_id, proxy.address) as client:
-            for readings in READINGS:
+            for readings in reports:
                 client.report(readings)
         return tape
 
@@ -372,7 +374,6 @@ def random_source(name: str) -> Callable[[int], bytes]:
     return lambda length: hashlib.shake_256(f"{name} {next(counter)}".encode()).digest(length)
 
 # The catalogue ------------------------------------------------------------------------------------
-
 @dataclass(frozen=True)
 class Attack:
     """One attack: what runs, and where it must fail. `noticed`: nothing prevents it, but this."""
@@ -471,7 +472,7 @@ def replay_hello(lab: Lab) -> None:
         line.send(lab.tape[0].message)
         line.receive()
 
-@attack("session", "client", EchoMismatch)
+@attack("session", "client", EchoMismatch, goal=alone_in_a_session)
 def recorded_challenge(frames: Frames, lab: Lab) -> Frames:
     """The challenge is replaced by a recorded one."""
     yield from up_to(frames, Opcode.SERVER_CHALLENGE)
@@ -490,12 +491,12 @@ def flip_reading(report: Frame) -> Frame:
     """One bit flips, to make the reading 100 a 900."""
     return flipped(report, CIPHERTEXT_AT + 1, ord("1") ^ ord("9"))  # decrypts into the next block
 
-@attack("integrity", "server", BadTag)
+@attack("integrity", "server", BadTag, goal=counted)
 def flip_iv(report: Frame) -> Frame:
     """One bit of the IV flips, to put keys out of step."""
     return flipped(report, HEADER.size)
 
-@attack("integrity", "server", BadTag)
+@attack("integrity", "server", BadTag, goal=counted)
 def flip_tag(report: Frame) -> Frame:
     """One bit of the tag flips."""
     return flipped(report, -1)
@@ -506,7 +507,7 @@ def edit(name: str, value: int, error: type[Exception], story: str) -> None:
         return edited(report, **{name: value})
 
     change.__name__, change.__doc__ = f"edit_{name}", story
-    attack("integrity", "server", error)(change)
+    attack("integrity", "server", error, goal=counted)(change)
 
 edit("opcode", Opcode.CLIENT_HELLO, UnexpectedOpcode, "A report is relabelled as a CLIENT_HELLO.")
 edit("client_id", OTHER, WrongPeer, "A report is relabelled as another client's.")
@@ -556,7 +557,7 @@ def splice_client_rewritten(frames: Frames, lab: Lab) -> Frames:
 def splice_session(frames: Frames, lab: Lab) -> Frames:
     """A report of an earlier session is put in its place."""
     yield from up_to(frames, Opcode.CLIENT_DATA)
-    yield first(lab.tape, Opcode.CLIENT_DATA)
+    yield first(lab.older_tape, Opcode.CLIENT_DATA)
 
 @attack("direction", "client", WrongDirection)
 def reflect(frames: Frames, lab: Lab) -> Frames:
@@ -576,7 +577,7 @@ def reflect_rewritten(frames: Frames, lab: Lab) -> Frames:
     report = yield from up_to(frames, Opcode.CLIENT_DATA)
     yield edited(report.back(), opcode=Opcode.SERVER_AGGR_RESPONSE, direction=Direction.S2C)
 
-@attack("order", "server", BadTag, hasty=True)
+@attack("order", "server", BadTag, goal=lost_quietly, hasty=True)
 def reorder(frames: Frames, lab: Lab) -> Frames:
     """The goodbye overtakes the report before it."""
     report = yield from up_to(frames, Opcode.CLIENT_DATA)
@@ -617,7 +618,7 @@ def hold(frames: Frames, lab: Lab) -> Frames:
     farewell = yield from up_to(frames, Opcode.TERMINATE)
     yield from (report, farewell)
 
-@attack("order", "server", EndRequested, goal=held_report_taken)
+@attack("order", "server", EndRequested, goal=counted)
 def hold_until_reconnected(frames: Frames, lab: Lab) -> Frames:
     """A report is held until its client has come back."""
     report = yield from up_to(frames, Opcode.CLIENT_DATA)
@@ -720,7 +721,7 @@ def stolen_master_key(lab: Lab) -> None:
     challenge = unsealed(keys, "S2C", first(lab.tape, Opcode.SERVER_CHALLENGE).message)
     keys = bind_keys(keys, hello[:16], challenge[17:])
     report = unsealed(keys, "C2S", first(lab.tape, Opcode.CLIENT_DATA).message)
-    lab.outcome.learned = f"the recorded reading {report[16:].decode()}"
+    lab.outcome.learned = f"the recorded reading {report[16:].decode()}" if report else ""
 
 @attack("theft", "client", PeerTerminated, noticed="the client, who is REPLACED")
 def guessed_key(lab: Lab) -> None:
@@ -784,8 +785,8 @@ def details(result: Result, events: Sequence[dict[str, str]], outcome: Outcome) 
         if event["event"] == "inserted" and 0 < len(touched) <= 3:
             lines += [f"    byte {n}: {before[n]:02x} -> {message[n]:02x}" for n in touched]
         before = message if event["event"] == "sent" else before
-    if len(lines) > 14:
-        lines[11:-2] = [f"  ... {len(lines) - 13} lines more ..."]
+    if len(lines) > 13:
+        lines[10:-2] = [f"  ... {len(lines) - 12} lines more ..."]
     lines += [f"  {who} ended: {errors[0]}" for who, errors in outcome.errors.items() if errors]
     return "\n".join([f"{result.attack.name}: {result.attack.story}", *lines,
                       f"  bystanders 4 and 5: another round each\n  {result.words}"])
@@ -816,9 +817,7 @@ def main() -> int:
     if options.list:
         print("\n".join(f"{attack.name:<26}{attack.story}" for attack in ATTACKS.values()))
         return 0
-    events: list[dict[str, str]] = []
-    results: list[Result] = []
-    attacks = chosen(options.names)
+    attacks, results, events = chosen(options.names), list[Result](), list[dict[str, str]]()
 
     def log(event: str, frame: Frame) -> None:
         events.append({"attack": attacks[len(results)].name, "event": event, "to": frame.to,
@@ -826,7 +825,6 @@ def main() -> int:
 
     def say(text: str) -> None:
         print(text, flush=True) if not options.json else None
-
     with Lab(options.seed, log, parts) as lab:
         say(f"honest session first: worked (seed {options.seed})")
         for attack in attacks:
@@ -835,9 +833,11 @@ def main() -> int:
             begin, outcome = len(events), lab.suffer(attack)
             result = judge(attack, lab)
             results.append(result)
-            in_detail = options.verbose or options.names
-            say(details(result, events[begin:], outcome) + "\n" if in_detail
-                else f"{attack.story:<53}{result.words}")
+            say(details(result, events[begin:], outcome) + "\n" if options.verbose or options.names
+                else textwrap.fill(f"{attack.story:<53}{result.words}", 79, subsequent_indent="  "))
+            events += [{"attack": attack.name, "event": "ended", "by": who, "error": name}
+                       for who, errors in outcome.errors.items()
+                       for name in sorted(type(error).__name__ for error in errors)]
             if options.json:
                 print(json.dumps({**result._asdict(), "attack": attack.name}), flush=True)
         lab.honest_session(VICTIM)

@@ -18,9 +18,10 @@ import sys
 NEEDED = (3, 10)
 HERE = os.path.dirname(os.path.abspath(__file__))
 VENV = os.path.join(HERE, ".venv")
-DEFAULT = "classroom"
+DEFAULT = "attacks"
 # What to type: (which packages it needs, what Python is to run in turn, what it is for).
 COMMANDS = {
+    "attacks": ("requirements.txt", ["attacks.py"], "the adversary, and who stops it; flags follow"),
     "classroom": ("requirements.txt", ["-m classroom.demo"],
                   "a server and three clients, and what they tell each other"),
     "server": ("requirements.txt", ["server.py"], "the server; its flags follow, as in: server -h"),

@@ -66,12 +66,11 @@ class NoRound(Session):
 class NoTurn(Session):
     def _check_opcode(self, header: Header) -> None:
         """Take what is legal at some time in this phase, as if it were now."""
-        for state in State:
-            if state.phase is self.state.phase and self.state is not State.ENDED:
-                move = (state, header.opcode, self.receives)
-                if move in ProtocolFSM.VALID_TRANSITIONS:
-                    self.fsm.state = state
-                    return
+        for state in (self.state, *State):
+            move = (state, header.opcode, self.receives)
+            if state.phase is self.state.phase and move in ProtocolFSM.VALID_TRANSITIONS:
+                self.fsm.state = state
+                return
         super()._check_opcode(header)
 
 class NoDirection(Session):

@@ -348,11 +348,17 @@ def test_key_generation_that_fails_halfway_leaves_nothing(
 @posix_only
 def test_ctrl_c_while_the_keys_are_awaited_stops_the_server(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "keys", 0o600)
-    with Program("-c", "import server, endpoint; print('up'); endpoint.run_program(server.main)",
-                 "--keys", str(tmp_path / "keys"), "--port", "0") as server:
-        server.wait_for("up")
+    with Program("server.py", "--keys", str(tmp_path / "keys"), "--port", "0") as server:
+        while True:
+            try:  # a fifo can be opened for writing only when somebody reads it
+                writer = os.open(tmp_path / "keys", os.O_WRONLY | os.O_NONBLOCK)
+                break
+            except OSError:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    pytest.fail(f"it ended with {server.process.wait(0.05)}")
         server.interrupt()
         assert server.finish() == 130
+        os.close(writer)
 
 def test_demo_keys_are_warned_about_on_both_sides() -> None:
     with running_server() as (server, port):

@@ -1,0 +1,259 @@
+"""The adversary: every attack by name, against the real protocol and against weakened ones."""
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import attacks
+from attacks import ATTACKS, FAMILIES, READINGS, Frame, Frames, Lab, Parts, Proxy, judge
+from classroom.weakened import DOCUMENTED, ELEMENTS, without
+from endpoint import UserError
+from protocol_fsm import Opcode
+from tests.network import at_once
+
+ROOT = Path(__file__).parent.parent
+
+def ignore(event: str, frame: Frame) -> None:
+    """A log that nobody keeps."""
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    """One real lab for all attacks: each must leave it as it was."""
+    with Lab("test", ignore) as real:
+        yield real
+
+def lab_without(*names: str) -> Lab:
+    return Lab("test", ignore, Parts(*without(names)))
+
+# Against the real protocol
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_attack_meets_what_it_must(lab: Lab, name: str) -> None:
+    attack = ATTACKS[name]
+    outcome = lab.suffer(attack)
+    result = judge(attack, lab)
+    assert result.as_expected, (result.words, outcome)
+    assert bool(result.won) == (attack.noticed in ("nothing", "the client, who is REPLACED")), result
+    assert (attack.error is None) == (attack.who == "")
+    assert lab.harm == []
+
+def test_an_honest_session_works_after_all_of_them(lab: Lab) -> None:
+    tape = lab.honest_session(attacks.VICTIM)
+    assert [frame.message[0] for frame in tape] == [10, 20, 30, 40, 30, 40, 30, 40, 60]
+
+def test_stolen_chain_keys_open_what_comes_and_not_what_was(lab: Lab) -> None:
+    outcome = lab.suffer(ATTACKS["stolen-chain-keys"])
+    assert outcome.learned == "round 1 closed, round 2 open, round 3 open"
+
+def test_a_stolen_master_key_opens_a_recording_whole(lab: Lab) -> None:
+    reading = json.dumps(READINGS[0], separators=(",", ":"))
+    assert lab.suffer(ATTACKS["stolen-master-key"]).learned == f"the recorded reading {reading}"
+
+def test_a_guessed_key_is_a_guessed_key(lab: Lab) -> None:
+    outcome = lab.suffer(ATTACKS["guessed-key"])
+    assert [900.0] in outcome.accepted
+    assert [900.0] not in outcome.sent
+
+def test_a_held_report_is_late_and_not_lost(lab: Lab) -> None:
+    outcome = lab.suffer(ATTACKS["hold"])
+    assert outcome.accepted == [READINGS[0]], "nothing prevents that it arrives in the end"
+
+def test_an_attack_that_never_finds_its_frame_is_no_success(lab: Lab) -> None:
+    """A verdict must not come from an attack that did not happen."""
+    def waits_in_vain(frames: Frames, lab: Lab) -> Frames:
+        yield from attacks.up_to(frames, Opcode.KEY_DESYNC_ERROR)
+
+    attack = ATTACKS["flip-reading"]
+    idle = attacks.Attack("idle", "", "", waits_in_vain, True, "server", attack.error, attack.goal,
+                          "", False)
+    lab.suffer(idle)
+    assert not judge(idle, lab).as_expected
+
+# Against weakened protocols
+
+WINS = [  # an attack, the rules without which it wins, and what it then wins
+    ("replay-report", "round,ratchet", "aggregates [100.0"),
+    ("replay-session", "binding", "aggregates [100.0"),
+    ("replay-session", "documented", "aggregates [100.0"),
+    ("replay-hello", "established", "disturbed"),
+    ("recorded-server", "documented", "an answer that the server did not give"),
+    ("recorded-server", "binding,echo", "an answer that the server did not give"),
+    ("flip-reading", "tag", "aggregates [900.0"),
+    ("truncate", "tag", "aggregates [100.0, 20.5, 21.0]"),
+    ("swap-opcode", "header-in-tag,payload", "the server believes that the other one has left"),
+    ("swap-opcode", "documented", "the server believes that the other one has left"),
+    ("forge-terminate", "tag,payload", "the client believes that the other one has left"),
+    ("reflect-hello", "documented,direction", "the client reports to itself"),
+    ("drop-report-keep-goodbye", "ratchet", "nothing is missing"),
+    ("cut", "cut-is-not-goodbye", "nothing is missing"),
+    ("hold-until-reconnected", "hello-order", "the report counts all the same"),
+    ("eavesdrop", "encryption", "a reading is 100.0"),
+]
+
+@pytest.mark.parametrize(("name", "rules", "won"), WINS, ids=[f"{n} {r}" for n, r, _ in WINS])
+def test_attack_wins_when_its_defence_is_taken_away(name: str, rules: str, won: str) -> None:
+    with lab_without(*rules.split(",")) as weak:
+        assert won in ATTACKS[name].goal(weak.suffer(ATTACKS[name]))
+
+@pytest.mark.slow
+def test_the_padding_oracle_tells_the_secret_and_what_it_cost() -> None:
+    with lab_without("tag-first", "uniform-answers", "binding") as weak:
+        assert weak.suffer(ATTACKS["padding-oracle"]).learned == (
+            "[100.0,20.5,21.0, in 4096 connections")
+
+@pytest.mark.parametrize("rules", [*([name] for name in ELEMENTS), ["documented"], [*ELEMENTS]],
+                         ids=lambda rules: " ".join(rules)[:30])
+def test_a_weakened_lab_lives_through_honest_sessions(rules: list[str]) -> None:
+    if len(rules) == len(ELEMENTS):  # as many as can go together: finality keeps sessions alive
+        rules = [rule for rule in rules if rule != "finality"]
+    with lab_without(*rules) as weak:
+        assert len(weak.tape) == 9
+        assert weak.bystanders_go_on()
+
+def test_elements_are_known_by_name() -> None:
+    assert set(DOCUMENTED) < set(ELEMENTS)
+    with pytest.raises(UserError, match="no element 'nonsense'|no element nonsense"):
+        without(["nonsense"])
+
+def test_weakened_endpoints_refuse_every_address_but_loopback() -> None:
+    weak = without(["tag"])
+    with pytest.raises(UserError, match="loopback only"):
+        weak.server({1: b"k" * 16}, "0.0.0.0", 0)
+    with pytest.raises(UserError, match="loopback only"):
+        weak.client(1, {1: b"k" * 16}, "192.0.2.1", 9)
+
+def test_programs_cannot_reach_what_is_weakened() -> None:
+    for name in ("server.py", "client.py", "endpoint.py", "protocol_fsm.py", "crypto_utils.py"):
+        assert "weakened" not in (ROOT / name).read_text()
+    loaded = "import attacks, sys; print('classroom.weakened' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", loaded], cwd=ROOT, capture_output=True, text=True,
+                          timeout=60, check=True)
+    assert done.stdout.strip() == "False", "attacks.py loads it only for --without"
+
+# The proxy, which knows no protocol
+
+def read_line(recv: Callable[[int], bytes]) -> bytes:
+    """Another framing than ours: lines of text."""
+    line = b""
+    while not line.endswith(b"\n"):
+        byte = recv(1)
+        if not byte:
+            raise EOFError
+        line += byte
+    return line[:-1]
+
+def write_line(sendall: Callable[[bytes], object], message: bytes) -> None:
+    sendall(message + b"\n")
+
+def test_the_proxy_carries_any_framing_and_what_the_tap_yields() -> None:
+    def shout(frames: Frames) -> Frames:
+        for frame in frames:
+            yield Frame(frame.to, frame.message.upper())
+            if frame.message == b"echo":
+                yield frame.back()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        def serve() -> list[bytes]:
+            connection, _ = listener.accept()
+            with connection:
+                heard = [read_line(connection.recv), read_line(connection.recv)]
+                connection.sendall(b"bye\n")
+                return heard
+
+        def talk() -> list[bytes]:
+            with Proxy(listener.getsockname(), shout, read_line, write_line) as proxy, \
+                    socket.create_connection(proxy.address) as sock:
+                sock.sendall(b"hel")
+                sock.sendall(b"lo\necho\n")
+                return [read_line(sock.recv), read_line(sock.recv)]
+
+        heard, told = at_once(serve, talk)
+    assert heard == [b"HELLO", b"ECHO"]
+    assert told == [b"echo", b"BYE"]
+
+# The program
+
+def run(*flags: str, given: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "attacks.py", *flags], cwd=ROOT, text=True, input=given,
+                          capture_output=True, timeout=60, check=False)
+
+def test_the_demo_tells_every_story_in_ascii_of_80_columns() -> None:
+    done = run()
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.isascii()
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    for attack in ATTACKS.values():
+        assert done.stdout.count(f"\n{attack.story:<53}") == 1
+    assert "honest session first: worked" in done.stdout
+    assert "honest session last: worked" in done.stdout
+    assert "\x1b" not in done.stdout
+
+def test_details_of_an_attack_fit_on_twenty_lines() -> None:
+    done = run("-v")
+    assert done.returncode == 0
+    blocks = done.stdout.split("\n\n")[:-1]
+    stories = [block for block in blocks if block.startswith(tuple(f"{n}:" for n in ATTACKS))]
+    assert len(stories) >= len(ATTACKS) - 1, "the first one follows the first line"
+    assert max(len(block.splitlines()) for block in blocks) <= 21
+    assert max(map(len, done.stdout.splitlines())) <= 80
+
+def test_one_attack_is_told_with_the_bytes_that_it_touched() -> None:
+    done = run("flip-reading")
+    assert "    byte 24: " in done.stdout
+    assert "  server ended: BadTag" in done.stdout
+    assert "bystanders 4 and 5: another round each\n  server: BadTag" in done.stdout
+
+def test_the_six_documented_families_can_be_asked_for() -> None:
+    done = run("documented")
+    for name in (name for family in FAMILIES.values() for name in family):
+        assert f"{name}: " in done.stdout
+    assert len(FAMILIES) == 6
+    assert done.returncode == 0
+
+def test_list_names_all_attacks() -> None:
+    assert [line.split()[0] for line in run("--list").stdout.splitlines()] == [*ATTACKS]
+
+def test_json_has_one_object_an_attack() -> None:
+    results = [json.loads(line) for line in run("--json", "cut", "hold").stdout.splitlines()]
+    assert results == [
+        {"attack": "cut", "as_expected": True, "words": "server: ConnectionCut", "won": ""},
+        {"attack": "hold", "as_expected": True, "words": "not prevented", "won": ""}]
+
+def test_the_same_seed_gives_the_same_events_byte_for_byte(tmp_path: Path) -> None:
+    logs = [tmp_path / "one", tmp_path / "two", tmp_path / "other"]
+    for path, seed in zip(logs, ("7", "7", "8")):
+        assert run("--seed", seed, "--events", str(path)).returncode == 0
+    one, two, other = (path.read_bytes() for path in logs)
+    assert one == two
+    assert one != other
+    events = [json.loads(line) for line in one.splitlines()]
+    assert {event["attack"] for event in events} >= {"flip-reading", "replay-session"}
+    assert {event["event"] for event in events} == {"sent", "delivered", "inserted", "ended"}
+
+def test_step_waits_for_enter_before_each_attack() -> None:
+    done = run("--step", "cut", "flip-tag", given="\n\n")
+    assert done.stdout.count("Enter starts ") == 2
+    assert done.returncode == 0
+
+def test_a_won_attack_is_an_exit_code_and_capital_letters() -> None:
+    done = run("--without", "tag", "flip-reading")
+    assert done.returncode == 1
+    assert "WON: the server aggregates [900.0, 20.5, 21.0, 22.5]" in " ".join(done.stdout.split())
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [(["nonsense"], "no attack is named nonsense"),
+     (["--without", "nonsense"], "there is no element nonsense"),
+     (["--events", "/no/where", "cut"], "cannot write /no/where"),
+     (["--frobnicate"], "unrecognized arguments")])
+def test_bad_input_is_one_sentence(flags: list[str], sentence: str) -> None:
+    done = run(*flags)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert sentence in done.stderr

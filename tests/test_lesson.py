@@ -1,0 +1,339 @@
+"""The run sheet and the event log: what they tell a teacher to type is typed, and what they promise
+to be seen is looked for."""
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from attacks import ATTACKS
+from classroom.weakened import DOCUMENTED
+from tests.test_programs import TIMEOUT_S, Program, posix_only
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text("utf-8")
+LESSON = (ROOT / "classroom" / "LESSON.md").read_text("utf-8")
+EVENTS = (ROOT / "classroom" / "EVENTS.md").read_text("utf-8")
+INSTALLING = {"python3 -m venv .venv", ". .venv/bin/activate", "pip install -r requirements.txt"}
+THREE_TERMINALS, BYTES, TROUBLE = "Minute 0", "Minute 9", "If something"  # played in their own way
+SLOW = {"Minute 34", "Minute 39"}  # thousands of connections, and all attacks once more
+CLASS_ADDRESS = "192.0.2.1"  # stands for the teacher's machine
+
+class Section(NamedTuple):
+    """What the run sheet has below one heading."""
+
+    commands: list[list[str]]
+    looks: list[str]
+    typed: list[str]
+    code: list[str]
+
+def blocks(text: str, language: str) -> list[str]:
+    """Return the fenced blocks in one language, without the indent that a list gives them."""
+    found = re.findall(rf"^( *)```{language}\n(.*?)^\1```$", text, re.DOTALL | re.MULTILINE)
+    return [re.sub(rf"^{indent}", "", block, flags=re.MULTILINE) for indent, block in found]
+
+def section(text: str) -> Section:
+    commands = [line.split() for block in blocks(text, "sh") for line in block.splitlines()]
+    return Section([words for words in commands if " ".join(words) not in INSTALLING],
+                   blocks(text, "text"), blocks(text, "input"), blocks(text, "python"))
+
+def sections() -> dict[str, Section]:
+    """Return the sections by heading; `Minute 9: one message` is `Minute 9`."""
+    parts = re.split(r"^## (.*)\n", LESSON, flags=re.MULTILINE)[1:]
+    return {heading.partition(":")[0]: section(text)
+            for heading, text in zip(parts[::2], parts[1::2])}
+
+def named(start: str) -> Section:
+    return next(found for heading, found in sections().items() if heading.startswith(start))
+
+def is_like(pattern: str, line: str) -> bool:
+    """Compare a quoted line with a printed one: `...` is anything, and columns do not matter."""
+    words = [re.escape(" ".join(part.split())) for part in pattern.split("...")]
+    return re.fullmatch(r" ?.*? ?".join(words), " ".join(line.split())) is not None
+
+def shows(lines: list[str], look: str) -> bool:
+    """Tell whether all lines of a quotation are there, in their order."""
+    rest = iter(lines)
+    return all(any(is_like(pattern, line) for line in rest) for pattern in look.splitlines())
+
+def check_looks(looks: list[str], outputs: list[list[str]]) -> None:
+    """Each quotation is what one of the streams has shown."""
+    for look in looks:
+        assert any(shows(lines, look) for lines in outputs), f"not seen:\n{look}\nbut {outputs}"
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """A copy of what a student gets, for what the lesson writes beside it."""
+    for path in ROOT.glob("*.py"):
+        shutil.copy(path, tmp_path)
+    shutil.copytree(ROOT / "classroom", tmp_path / "classroom",
+                    ignore=shutil.ignore_patterns("__pycache__"))
+    return tmp_path
+
+def replaced(words: list[str], flag: str, value: str) -> list[str]:
+    """Return the words with this flag at this value, wherever it was."""
+    if flag in words:
+        at = words.index(flag)
+        words = words[:at] + words[at + 2 :]
+    return [*words, flag, value]
+
+def play(commands: list[list[str]], folder: Path) -> list[list[str]]:
+    """Type the commands one after the other, and return the lines of each stream.
+
+    Servers listen on a port of their choice, which the clients after them get; they are stopped
+    at the end by Ctrl-C. An attack that wins exits with 1, everything else with 0.
+    """
+    outputs, port = list[list[str]](), "0"
+    with contextlib.ExitStack() as stack:
+        servers = list[Program]()
+        for command in commands:
+            assert command[0] == "python", f"a command that nobody tests: {command}"
+            words = ["127.0.0.1" if word == CLASS_ADDRESS else word for word in command[1:]]
+            if words[0] == "server.py" and "--generate-keys" not in words:
+                server = Program(*replaced(words, "--port", "0"), cwd=folder)
+                servers.append(stack.enter_context(server))
+                port = server.wait_for("^listening on ").rpartition(":")[2]
+                continue
+            if words[0] == "client.py":
+                words = replaced(replaced(words, "--port", port), "--interval", "0.01")
+            done = subprocess.run([sys.executable, *words], cwd=folder, text=True, check=False,
+                                  capture_output=True, timeout=2 * TIMEOUT_S)
+            assert done.stderr == "", words
+            assert done.returncode == int("WON: " in done.stdout), words
+            outputs.append(done.stdout.splitlines())
+        for server in servers:
+            server.interrupt()
+            assert server.finish() == 0
+            outputs += [server.lines["out"], server.lines["err"]]
+    return outputs
+
+# The run sheet
+
+PLAYED = [name for name in sections() if name not in (THREE_TERMINALS, BYTES)
+          and sections()[name].commands]
+
+@posix_only
+@pytest.mark.parametrize("name", [
+    pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in PLAYED])
+def test_what_the_lesson_types_shows_what_it_says(name: str, copy: Path) -> None:
+    part = named(name)
+    for code in part.code:
+        (copy / "my_attack.py").write_text(code)
+    looks = [look for look in part.looks if not re.match(r"(server|client)\.py: ", look)]
+    outputs = play(part.commands, copy)
+    check_looks(looks, outputs)
+    won = [lines for lines in outputs if any("WON: " in line for line in lines)]
+    assert len(won) == sum("WON: " in look for look in looks)
+
+@posix_only
+def test_three_terminals_show_what_the_lesson_says() -> None:
+    part = named(THREE_TERMINALS)
+    server_flags, first_flags, second_flags, again_flags = (words[1:] for words in part.commands)
+    with Program(*server_flags, "--port", "0") as server, contextlib.ExitStack() as stack:
+        where = ("--port", server.wait_for("^listening on ").rpartition(":")[2])
+        first = stack.enter_context(Program(*first_flags, *where))
+        first.wait_for("^epoch 1 ")
+        second = stack.enter_context(Program(*second_flags, *where))
+        server.wait_for("^client 2: round 1, ", "err")
+        put(first, part.typed[0])
+        second.wait_for("^epoch 2 ")
+        first.wait_for("epoch 2 ")
+        put(first, part.typed[1])
+        put(second, "quit\n")
+        assert (first.finish(), second.finish()) == (0, 0)
+        again = stack.enter_context(Program(*again_flags, *where))
+        assert again.finish() == 0
+        server.interrupt()
+        assert server.finish() == 0
+        programs = (server, first, second, again)
+        check_looks(part.looks, [program.lines[name] for program in programs
+                                 for name in ("out", "err")])
+        report = "CLIENT_DATA id 1 round 2 "
+        assert names_below(server, f"<- {report}") == names_below(first, f"-> {report}")
+        assert names_below(first, "-> CLIENT_HELLO") == names_below(again, "-> CLIENT_HELLO")
+        challenge = "<- SERVER_CHALLENGE"
+        assert not set(names_below(first, challenge)) & set(names_below(again, challenge))
+        answer = "<- SERVER_AGGR_RESPONSE id 1 round 2 "
+        moved = [old != new for old, new in zip(names_below(first, f"-> {report}"),
+                                                names_below(first, answer))]
+        assert moved == [False, False, True, True]
+
+def put(program: Program, typed: str) -> None:
+    assert program.process.stdin
+    program.process.stdin.write(typed)
+    program.process.stdin.flush()
+
+def names_below(program: Program, line: str) -> list[str]:
+    """Return the names of the four keys as the trace has them below its first such line."""
+    trace = program.lines["err"]
+    at = next(number for number, shown in enumerate(trace) if shown.startswith(line))
+    return re.findall(r" ([0-9a-f]{8})\b", trace[at + 1])
+
+def test_the_bytes_of_the_lesson_are_those_of_the_readme() -> None:
+    (look,) = named(BYTES).looks
+    assert shows(README.splitlines(), look)
+    assert "## One real session\n" in README
+    assert "](../README.md#one-real-session)" in LESSON
+
+def test_the_installation_is_that_of_the_readme() -> None:
+    assert all(f"\n{line}\n" in README and f"\n{line}\n" in LESSON for line in INSTALLING)
+
+@posix_only
+def test_a_port_that_is_taken_and_a_server_that_is_absent_are_named_as_the_lesson_says() -> None:
+    quoted = [look for look in named(TROUBLE).looks if re.match(r"(server|client)\.py: ", look)]
+    assert len(quoted) == 2
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = str(listener.getsockname()[1])
+        said = subprocess.run([sys.executable, "server.py", "--port", port], cwd=ROOT, text=True,
+                              capture_output=True, timeout=TIMEOUT_S, check=False).stderr
+    said += subprocess.run([sys.executable, "client.py", "1", "--port", port], cwd=ROOT, text=True,
+                           capture_output=True, timeout=TIMEOUT_S, check=False).stderr
+    assert said.replace(port, "9999") == "".join(quoted)
+
+def test_the_minutes_of_the_lesson_rise_and_end_in_time() -> None:
+    headings = [int(minute) for minute in re.findall(r"^## Minute (\d+)", LESSON, re.MULTILINE)]
+    table = [int(minute) for minute in re.findall(r"^\| (\d+) \|", LESSON, re.MULTILINE)]
+    assert headings == table == sorted(set(table))
+    assert headings[-1] < 50
+
+def test_links_of_the_lesson_and_the_event_log_lead_somewhere() -> None:
+    anchors = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
+               for heading in re.findall(r"^#+ (.*)$", LESSON + README, re.MULTILINE)}
+    for target in re.findall(r"\]\(([^)]+)\)", LESSON + EVENTS):
+        path, _, anchor = target.partition("#")
+        assert not path or (ROOT / "classroom" / path).exists(), target
+        assert not anchor or anchor in anchors, target
+
+def test_the_rules_that_documented_takes_away_are_as_many_as_the_lesson_says() -> None:
+    assert len(DOCUMENTED) == 10
+    assert "`documented` takes ten rules away" in " ".join(LESSON.split())
+
+def test_headings_of_the_readme_that_the_homework_names_are_there() -> None:
+    for heading in ("Add a message of your own", "Change what the server computes"):
+        assert f'"{heading}"' in " ".join(LESSON.split())
+        assert f"\n## {heading}\n" in README
+
+def test_the_worked_attack_is_as_short_as_the_lesson_asks_for() -> None:
+    (code,) = named("Homework").code
+    body = code.partition("@attack")[2].partition("\nrun_program")[0]
+    assert 5 <= len(body.strip().splitlines()) <= 15
+    assert "stale-answer" not in ATTACKS
+
+def test_a_quotation_that_was_not_shown_is_noticed() -> None:
+    lines = ["first 12 bytes", "WON: 900"]
+    assert shows(lines, "first ... bytes\nWON: 900\n")
+    assert not shows(lines, "WON: 900\nfirst ... bytes\n")
+    assert not shows(lines, "first\n")
+    assert not shows(lines, "WON: 90\n")
+    with pytest.raises(AssertionError, match="not seen"):
+        check_looks(["WON: 100"], [lines])
+
+# The event log
+
+def cells(heading: str) -> list[str]:
+    """Return the first cells of the table in EVENTS.md that starts with `heading`."""
+    table = EVENTS[EVENTS.index(f"| {heading} |") :].split("\n\n")[0]
+    return re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)
+
+def logged(path: Path, *arguments: str) -> list[dict[str, str]]:
+    """Run attacks.py with an event log, and return its lines."""
+    done = subprocess.run([sys.executable, "attacks.py", "--events", str(path), *arguments],
+                          cwd=ROOT, text=True, capture_output=True, timeout=TIMEOUT_S, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    text = path.read_bytes().decode("ascii")
+    assert text.endswith("\n")
+    return [json.loads(line) for line in text.splitlines()]
+
+SAMPLE = ("replay-report", "replay-session", "recorded-server", "flip-reading", "inject-report",
+          "reflect", "reorder", "drop-report", "unknown-client")
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> list[list[dict[str, str]]]:
+    """Some attacks of each kind, twice with the same seed."""
+    folder = tmp_path_factory.mktemp("events")
+    found = [logged(folder / run, "--seed", "events", *SAMPLE) for run in ("one", "two")]
+    assert (folder / "one").read_bytes() == (folder / "two").read_bytes()
+    return found
+
+def test_every_field_of_a_line_is_documented_and_none_is_missing(
+        runs: list[list[dict[str, str]]]) -> None:
+    fields = cells("field")
+    assert fields == ["attack", "event", "to", "message", "by", "error"]
+    for line in runs[0]:
+        assert [*line] == (fields[:2] + fields[4:] if line["event"] == "ended" else fields[:4])
+    assert all(isinstance(value, str) for line in runs[0] for value in line.values())
+
+def test_the_values_of_a_line_are_those_of_the_document(runs: list[list[dict[str, str]]]) -> None:
+    assert {line["event"] for line in runs[0]} == {*cells("event")}
+    assert {line["by"] for line in runs[0] if "by" in line} == {"client", "server"}
+    assert {line["error"] for line in runs[0] if "by" in line} >= {"BadTag", "PeerTerminated"}
+    assert {line["to"] for line in runs[0] if "to" in line} == {"client", "server"}
+    assert {line["attack"] for line in runs[0]} <= ATTACKS.keys()
+    assert all(re.fullmatch("([0-9a-f]{2})+", line["message"]) for line in runs[0]
+               if line["event"] != "ended")
+
+def test_two_runs_with_one_seed_are_the_same_byte_for_byte(
+        runs: list[list[dict[str, str]]]) -> None:
+    assert runs[0] == runs[1]
+    assert {line["attack"] for line in runs[0]} == {*SAMPLE}
+
+@pytest.mark.slow
+def test_all_attacks_with_one_seed_are_the_same_byte_for_byte(tmp_path: Path) -> None:
+    whole = [logged(tmp_path / run, "--seed", "7") for run in ("one", "two")]
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+    silent = EVENTS.partition("no line about a message at all:")[2].partition("have none")[0]
+    heard = {line["attack"] for line in whole[0] if "message" in line}
+    assert {*re.findall(r"`([a-z-]+)`", silent)} == ATTACKS.keys() - heard
+
+def test_another_seed_and_another_choice_of_attacks_give_other_bytes(tmp_path: Path) -> None:
+    one = logged(tmp_path / "one", "--seed", "1", "flip-tag")
+    assert one != logged(tmp_path / "two", "--seed", "2", "flip-tag")
+    assert one != [line for line in logged(tmp_path / "both", "--seed", "1", "flip-iv", "flip-tag")
+                   if line["attack"] == "flip-tag"]
+
+def test_the_example_of_the_event_log_is_real(tmp_path: Path) -> None:
+    logged(tmp_path / "events.jsonl", "--seed", "1", "flip-reading")
+    assert "`python attacks.py --seed 1 --events events.jsonl flip-reading`" in EVENTS
+    (example,) = blocks(EVENTS, "text")
+    assert shows((tmp_path / "events.jsonl").read_text().splitlines(), example)
+
+def of(lines: list[dict[str, str]], name: str, event: str) -> list[tuple[str, str]]:
+    return [(line["to"], line["message"]) for line in lines
+            if (line["attack"], line["event"]) == (name, event)]
+
+def test_events_can_be_read_as_the_document_says(runs: list[list[dict[str, str]]]) -> None:
+    lines = runs[0]
+    report = next(item for item in of(lines, "replay-report", "sent") if item[1][:2] == "1e")
+    assert of(lines, "replay-report", "sent").count(report) == 1
+    assert of(lines, "replay-report", "delivered").count(report) == 2
+    dropped = {*of(lines, "drop-report", "sent")} - {*of(lines, "drop-report", "delivered")}
+    assert [message[:2] for _, message in dropped] == ["1e"]
+    assert of(lines, "drop-report", "inserted") == []
+    (reflected,) = of(lines, "reflect", "inserted")
+    assert reflected[0] == "client"
+    assert ("server", reflected[1]) in of(lines, "reflect", "sent")
+    assert {to for to, _ in of(lines, "replay-session", "inserted")} == {"server"}
+    assert {to for to, _ in of(lines, "replay-session", "sent")} == {"client"}
+
+def test_verdicts_have_the_members_that_the_document_names() -> None:
+    done = subprocess.run([sys.executable, "attacks.py", "--json", "flip-tag"], cwd=ROOT, text=True,
+                          capture_output=True, timeout=TIMEOUT_S, check=True)
+    members = re.search(r"with the members(.*?)\.\n", EVENTS, re.DOTALL)
+    assert members
+    assert [*json.loads(done.stdout)] == re.findall(r"`(\w+)`", members[1])
+
+@posix_only
+def test_an_interrupted_run_leaves_no_file(tmp_path: Path) -> None:
+    with Program("attacks.py", "--events", str(tmp_path / "events.jsonl")) as program:
+        program.wait_for("^A report is delivered twice")
+        program.interrupt()
+        assert program.finish() == 130
+    assert list(tmp_path.iterdir()) == []
