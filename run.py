@@ -21,7 +21,7 @@ VENV = os.path.join(HERE, ".venv")
 DEFAULT = "attacks"
 # What to type: (which packages it needs, what Python is to run in turn, what it is for).
 COMMANDS = {
-    "attacks": ("requirements.txt", ["attacks.py"], "the adversary, and who stops it; flags follow"),
+    "attacks": ("requirements.txt", ["attacks.py"], "the adversary, and who stops it"),
     "classroom": ("requirements.txt", ["-m classroom.demo"],
                   "a server and three clients, and what they tell each other"),
     "server": ("requirements.txt", ["server.py"], "the server; its flags follow, as in: server -h"),

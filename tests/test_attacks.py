@@ -39,7 +39,8 @@ def test_attack_meets_what_it_must(lab: Lab, name: str) -> None:
     outcome = lab.suffer(attack)
     result = judge(attack, lab)
     assert result.as_expected, (result.words, outcome)
-    assert bool(result.won) == (attack.noticed in ("nothing", "the client, who is REPLACED")), result
+    never_stopped = attack.noticed in ("nothing", "the client, who is REPLACED")
+    assert bool(result.won) == never_stopped, result
     assert (attack.error is None) == (attack.who == "")
     assert lab.harm == []
 
@@ -118,7 +119,7 @@ def test_a_weakened_lab_lives_through_honest_sessions(rules: list[str]) -> None:
 
 def test_elements_are_known_by_name() -> None:
     assert set(DOCUMENTED) < set(ELEMENTS)
-    with pytest.raises(UserError, match="no element 'nonsense'|no element nonsense"):
+    with pytest.raises(UserError, match="no element nonsense"):
         without(["nonsense"])
 
 def test_weakened_endpoints_refuse_every_address_but_loopback() -> None:
@@ -225,10 +226,15 @@ def test_json_has_one_object_an_attack() -> None:
         {"attack": "cut", "as_expected": True, "words": "server: ConnectionCut", "won": ""},
         {"attack": "hold", "as_expected": True, "words": "not prevented", "won": ""}]
 
-def test_the_same_seed_gives_the_same_events_byte_for_byte(tmp_path: Path) -> None:
+@pytest.mark.parametrize("names", [
+    ["flip-reading", "replay-session", "cut"],
+    pytest.param([], marks=pytest.mark.slow, id="all")])
+def test_the_same_seed_gives_the_same_events_byte_for_byte(
+    names: list[str], tmp_path: Path
+) -> None:
     logs = [tmp_path / "one", tmp_path / "two", tmp_path / "other"]
     for path, seed in zip(logs, ("7", "7", "8")):
-        assert run("--seed", seed, "--events", str(path)).returncode == 0
+        assert run("--seed", seed, "--events", str(path), *names).returncode == 0
     one, two, other = (path.read_bytes() for path in logs)
     assert one == two
     assert one != other

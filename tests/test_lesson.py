@@ -24,7 +24,7 @@ LESSON = (ROOT / "classroom" / "LESSON.md").read_text("utf-8")
 EVENTS = (ROOT / "classroom" / "EVENTS.md").read_text("utf-8")
 INSTALLING = {"python3 -m venv .venv", ". .venv/bin/activate", "pip install -r requirements.txt"}
 THREE_TERMINALS, BYTES, TROUBLE = "Minute 0", "Minute 9", "If something"  # played in their own way
-SLOW = {"Minute 34", "Minute 39"}  # thousands of connections, and all attacks once more
+SLOW = {"Minute 15", "Minute 34", "Minute 39", "Minute 45"}  # all attacks, or many connections
 CLASS_ADDRESS = "192.0.2.1"  # stands for the teacher's machine
 
 class Section(NamedTuple):
