@@ -40,9 +40,9 @@ SCENARIOS = (  # the titles of the original document, which its readers look for
     "Man-in-the-middle (MITM) attack summary",
 )
 
-def table(heading: str) -> list[list[str]]:
+def table(heading: str, text: str = TEXT) -> list[list[str]]:
     """Return the cells of the table whose first line starts with `heading`."""
-    lines = TEXT[TEXT.index(f"\n| {heading} |") + 1 :].split("\n\n")[0].splitlines()
+    lines = text[text.index(f"\n| {heading} |") + 1 :].split("\n\n")[0].splitlines()
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
     assert {len(row) for row in rows} == {len(rows[0])}, f"a row of another length: {heading}"
     return rows[:1] + rows[2:]
@@ -68,7 +68,7 @@ HEAD, *ROWS = table("id")
 CLAIMS = [Claim(*row) for row in ROWS]
 ELEMENT_ROWS = table("element")[1:]
 ERROR_ROWS = table("error")[1:]
-PROPERTY_ROWS = table("property")[1:]
+PROPERTY_ROWS = table("property", (ROOT / "README.md").read_text("utf-8"))[1:]
 
 # What the page names is there ---------------------------------------------------------------------
 
