@@ -763,7 +763,7 @@ def judge(attack: Attack, lab: Lab) -> Result:
 
 def summary(results: Sequence[Result]) -> str:
     """Return a table by claim, and how the attacks are noticed that nothing prevents."""
-    lines = [f"{'claim':<14}{'attacks':>8}{'refused':>9}{'not prevented':>15}{'won':>7}"]
+    lines = [f"{'claim':<14}{'attacks':>8}{'refused':>9}{'not prevented':>15}{'wrong':>7}"]
     for claim in dict.fromkeys(result.attack.claim for result in results):
         of_claim = [result for result in results if result.attack.claim == claim]
         open_ends = sum(bool(result.attack.noticed) for result in of_claim if result.as_expected)
@@ -774,22 +774,22 @@ def summary(results: Sequence[Result]) -> str:
               for attack, _, _, won in results if attack.noticed]
     return "\n".join(line for text in lines for line in textwrap.wrap(text, 79))
 
-def details(result: Result, events: Sequence[dict[str, str]], outcome: Outcome) -> str:
+def details(result: Result, events: Sequence[dict[str, str]], lab: Lab) -> str:
     """Return at most 20 lines: what went over the wire, which bytes were touched, who said no."""
     lines, before = list[str](), b""
-    for event in events:
-        message = bytes.fromhex(event["message"])
-        name = OPCODE_NAMES.get(message[0], f"opcode {message[0]}")
+    for event, message in ((event, bytes.fromhex(event["message"])) for event in events):
         touched = [n for n, (old, new) in enumerate(zip(before, message)) if old != new]
-        lines.append(f"  {event['event']:<9} to {event['to']}: {name}, {len(message)} bytes")
+        lines.append(f"  {event['event']:<9} to {event['to']}: "
+                     f"{OPCODE_NAMES.get(message[0], message[0])}, {len(message)} bytes")
         if event["event"] == "inserted" and 0 < len(touched) <= 3:
             lines += [f"    byte {n}: {before[n]:02x} -> {message[n]:02x}" for n in touched]
         before = message if event["event"] == "sent" else before
     if len(lines) > 13:
         lines[10:-2] = [f"  ... {len(lines) - 12} lines more ..."]
-    lines += [f"  {who} ended: {errors[0]}" for who, errors in outcome.errors.items() if errors]
+    lines += [f"  {who} ended: {errors[0]}" for who, errors in lab.outcome.errors.items() if errors]
+    fate = "another round each" if lab.rounds == lab._due else "harmed"
     return "\n".join([f"{result.attack.name}: {result.attack.story}", *lines,
-                      f"  bystanders 4 and 5: another round each\n  {result.words}"])
+                      f"  bystanders 4 and 5: {fate}\n  {result.words}"])
 
 def chosen(names: Sequence[str]) -> list[Attack]:
     """Return the attacks of these names, or all of them. Raises UserError."""
@@ -833,7 +833,7 @@ def main() -> int:
             begin, outcome = len(events), lab.suffer(attack)
             result = judge(attack, lab)
             results.append(result)
-            say(details(result, events[begin:], outcome) + "\n" if options.verbose or options.names
+            say(details(result, events[begin:], lab) + "\n" if options.verbose or options.names
                 else textwrap.fill(f"{attack.story:<53}{result.words}", 79, subsequent_indent="  "))
             events += [{"attack": attack.name, "event": "ended", "by": who, "error": name}
                        for who, errors in outcome.errors.items()

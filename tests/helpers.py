@@ -10,7 +10,6 @@ from crypto_utils import aes_cbc_encrypt, hmac_sha256, pkcs7_pad
 from protocol_fsm import (
     CIPHERTEXT_AT,
     HEADER,
-    LAST_ROUND,
     TAG_BYTES,
     Direction,
     Header,
@@ -165,8 +164,3 @@ def farewell_of(error: ProtocolError, peer: Session) -> tuple[Opcode, Status] | 
     with pytest.raises(PeerTerminated) as caught:
         clone(peer).open(error.farewell)
     return caught.value.opcode, caught.value.status
-
-__all__ = [
-    "AGGREGATE", "LAST_ROUND", "MASTER_KEY", "READINGS", "Pair", "ciphertext_of", "clone",
-    "farewell_of", "pair_in", "refusal", "reseal", "with_header",
-]

@@ -23,7 +23,6 @@ from protocol_fsm import (
     BadTag,
     ConnectionCut,
     DeadlineExpired,
-    Direction,
     MalformedMessage,
     Message,
     Opcode,
@@ -644,4 +643,3 @@ def test_sessions_of_one_server_never_share_keys() -> None:
             with client_for(server, 1) as client:
                 names |= set(client.session.fingerprints().values())
     assert len(names) == 12
-    assert Direction.C2S == 0
