@@ -6,30 +6,37 @@ The verdict is what the victims did, never whether bytes came back. Nothing here
 """
 from __future__ import annotations
 
+import argparse
 import contextlib
 import hashlib
 import itertools
 import json
+import operator
 import queue
 import secrets
 import socket
 import textwrap
 import threading
+import time
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
 
 from client import Client
-from crypto_utils import TAG_BYTES, aes_cbc_decrypt, derive_key, hmac_verify, pkcs7_unpad
+from crypto_utils import (
+    TAG_BYTES, aes_cbc_decrypt, derive_key, hmac_verify, pkcs7_pad, pkcs7_unpad,
+)
 from endpoint import (
-    DEMO_KEYS, OPCODE_NAMES, EndRequested, Parser, UserError, run_program, write_text,
+    DEMO_KEYS, HOST, OPCODE_NAMES, PORT, EndRequested, Parser, UserError, choose_keys,
+    host_and_port, run_program, write_text,
 )
 from protocol_fsm import (
     CIPHERTEXT_AT, HEADER, KEY_LABELS, BadTag, ConnectionCut, DeadlineExpired, Direction,
     EchoMismatch, Header, Message, Opcode, PeerTerminated, ProtocolError, RoundMismatch, Session,
-    UnexpectedOpcode, WrongDirection, WrongPeer, bind_keys, encode_body, evolve_c2s, read_frame,
-    write_frame,
+    Status, UnexpectedOpcode, WrongDirection, WrongPeer, bind_keys, encode_body, evolve_c2s,
+    read_frame, write_frame,
 )
 from server import Epoch, Limits, Record, Server
 
@@ -37,17 +44,11 @@ from server import Epoch, Limits, Record, Server
 
 class Frame(NamedTuple):
     """A message on the wire, and whom it is for: "client" or "server"."""
-
     to: str
     message: bytes
 
-    def back(self) -> Frame:
-        """Return the same message on its way to whoever sent it."""
-        return Frame("client" if self.to == "server" else "server", self.message)
-
 Frames = Iterator[Frame]
 Log = Callable[[str, Frame], None]
-Tap = Callable[[Frames], Frames]  # from what is sent to what is delivered
 
 class Proxy:
     """Listens on loopback, connects on to the server, and delivers what `tap` yields, only that.
@@ -56,7 +57,7 @@ class Proxy:
     `tap` ends, both connections are cut.
     """
 
-    def __init__(self, server: tuple[str, int], tap: Tap,
+    def __init__(self, server: tuple[str, int], tap: Callable[[Frames], Frames],
                  read_frame: Callable[[Callable[[int], bytes]], bytes],
                  write_frame: Callable[[Callable[[bytes], object], bytes], None]) -> None:
         self._server, self._tap = server, tap
@@ -79,8 +80,8 @@ class Proxy:
         client, _ = self._listener.accept()
         with client, socket.create_connection(self._server) as server:
             ends = {"client": client, "server": server}
-            for name, sock in ends.items():
-                threading.Thread(target=self._listen, args=(name, sock), daemon=True).start()
+            for to, sock in (("server", client), ("client", server)):
+                threading.Thread(target=self._listen, args=(to, sock), daemon=True).start()
             for frame in self._tap(self._frames(ends)):
                 with contextlib.suppress(OSError):  # one end may have closed; the other goes on
                     self._write_frame(ends[frame.to].sendall, frame.message)
@@ -88,92 +89,78 @@ class Proxy:
                 with contextlib.suppress(OSError):
                     sock.shutdown(socket.SHUT_RDWR)
 
-    def _listen(self, name: str, sock: socket.socket) -> None:
+    def _listen(self, to: str, sock: socket.socket) -> None:
         try:
             while True:
-                self._seen.put((name, self._read_frame(sock.recv)))
+                self._seen.put((to, self._read_frame(sock.recv)))
         except Exception:  # cut, reset, or no frame: for the proxy all of them are the end
-            self._seen.put((name, None))
+            self._seen.put((to, None))
 
     def _frames(self, ends: dict[str, socket.socket]) -> Frames:
-        other = {"client": "server", "server": "client"}
-        open_ends = set(ends)
-        while open_ends:
-            sender, message = self._seen.get()
+        still_open = 2
+        while still_open:
+            to, message = self._seen.get()
             if message is not None:
-                yield Frame(other[sender], message)
+                yield Frame(to, message)
                 continue
-            open_ends.discard(sender)
+            still_open -= 1
             with contextlib.suppress(OSError):
-                ends[other[sender]].shutdown(socket.SHUT_WR)
+                ends[to].shutdown(socket.SHUT_WR)
 
 # What the victims do, and what is seen of it ------------------------------------------------------
 
-VICTIM, BYSTANDER, OTHER = 3, 4, 5
+VICTIM, BYSTANDER, OTHER = 3, 4, 5  # OTHER is a bystander, too
 READINGS = ([100.0, 20.5, 21.0, 22.5], [101.0], [102.0])  # what the victim reports, round by round
 OLD_READINGS = ([41.0], [42.0], [43.0])  # in recordings that are put in the place of these
 LIMITS = Limits(window_s=0.3, stranger_timeout_s=0.8, frame_timeout_s=0.3, max_strangers=8)
-TIMEOUT_S = 0.4  # of the victim, for an answer
+TIMEOUT_S, FOREIGN_TIMEOUT_S = 0.4, 2.5  # for an answer: of our server, of any other
 
 @dataclass
 class Outcome:
     """What became of the victim's session, and of what was reported in its name."""
-
     sent: list[list[float]] = field(default_factory=list)  # by the honest client
     accepted: list[list[float]] = field(default_factory=list)  # by the server, for its id
     answered: list[str] = field(default_factory=list)  # by the server, to its id
     answers: list[str] = field(default_factory=list)  # believed by the honest client
     errors: dict[str, list[Exception]] = field(default_factory=lambda: {"client": [], "server": []})
+    said: list[str] = field(default_factory=list)  # by the server to the adversary: opcodes
     learned: str = ""  # by the adversary
-    reporting: bool = False  # the client believes that it shares a session with the server
 
 Goal = Callable[[Outcome], str]  # what the adversary won, in words; empty if nothing
 
 def forged(outcome: Outcome) -> str:
     """Say what an end believed that its partner never said; empty if nothing was."""
-    unsent = [*outcome.accepted]
-    for readings in outcome.sent:
-        if readings in unsent:
-            unsent.remove(readings)
-    if unsent:
-        return f"the server aggregates {unsent[0]}, which the client did not send"
+    if unsent := Counter(map(str, outcome.accepted)) - Counter(map(str, outcome.sent)):
+        return f"the server aggregates {min(unsent)}, which the client did not send"
     if outcome.answers != outcome.answered[: len(outcome.answers)]:
         return "the client believes an answer that the server did not give"
     return ""
 
-def lost_quietly(outcome: Outcome) -> str:
-    """Say if the server takes a session for complete that was not."""
-    at_peace = all(isinstance(error, PeerTerminated) for error in outcome.errors["server"])
-    return "the server believes that nothing is missing" if at_peace else ""
-
 def fooled(who: str, outcome: Outcome) -> str:
     """Say if this end takes for a farewell what was none."""
     ended = any(isinstance(error, PeerTerminated) for error in outcome.errors[who])
-    return f"the {who} believes that the other one has left" if ended else ""
+    return f"the {who} believes that its peer has said goodbye" if ended else ""
 
 def counted(outcome: Outcome) -> str:
     """Say if the first report counts, though it was touched or held, or counts for another."""
-    taken = READINGS[0] in outcome.accepted
-    return "the report counts all the same" if taken else forged(outcome)
+    return "the report counts all the same" if READINGS[0] in outcome.accepted else forged(outcome)
 
 def alone_in_a_session(outcome: Outcome) -> str:
     """Say if the client has begun to report to a server that never heard of it."""
-    return "the client reports to itself" if outcome.reporting and not outcome.accepted else ""
+    return "the client reports to itself" if outcome.sent and not outcome.accepted else ""
 
-def learned(outcome: Outcome) -> str:
-    return outcome.learned
+learned = operator.attrgetter("learned")
 
-def disturbed(outcome: Outcome) -> str:
-    return "an honest client is disturbed" if outcome.errors["client"] else ""
+def crowded(outcome: Outcome) -> str:
+    """Say if no stranger had to go for another."""
+    made_room = any(isinstance(error, EndRequested) for error in outcome.errors["server"])
+    return "" if made_room else "the server keeps as many strangers as come"
 
 class Parts(NamedTuple):
     """What the lab is built from: the real parts, or weakened ones from classroom/weakened.py."""
-
     session: Callable[..., Session] = Session
     server: Callable[..., Server] = Server
     client: Callable[..., Client] = Client
-
-REAL = Parts()
 
 class Line:
     """An outsider's own connection to the server."""
@@ -188,67 +175,74 @@ class Line:
 
     def receive(self) -> bytes:
         """Return the next message, or nothing when the server has closed."""
-        try:
+        with contextlib.suppress(OSError, ProtocolError):
             message = read_frame(self.socket.recv)
-        except (OSError, ProtocolError):
-            return b""
-        self._log("sent", Frame("client", message))
-        return message
+            self._log("sent", Frame("client", message))
+            return message
+        return b""
 
-class Missed(Exception):
-    """The frame that an attack waits for never came."""
 class CutHere(Exception):
-    """An attack cuts the connection; when it just ends, everything else passes."""
+    """An attack cuts the connection, or has missed its frame; if it just ends, the rest passes."""
 
 class Lab:
-    """A server, a victim, two bystanders who never stop, and recordings of two earlier sessions."""
+    """A server, a victim, two bystanders who never stop, and recordings of two earlier sessions.
 
-    def __init__(self, seed: str, log: Log, parts: Parts = REAL) -> None:
-        self.seed, self.log, self.outcome, self._parts = seed, log, Outcome(), parts
-        self.is_weakened = parts is not REAL  # then another check than the usual may refuse
+    `foreign` is a server in another process: the verdict is what it says last before it closes.
+    """
+
+    def __init__(self, seed: str, log: Log, parts: Parts | None = None,
+                 foreign: tuple[str, int] | None = None) -> None:
+        self.seed, self.outcome, self._log, self._parts = seed, Outcome(), log, parts or Parts()
+        self.is_foreign, self.is_weakened = bool(foreign), bool(parts and not foreign)
         self.victim: Client  # while it is connected
-        self.rounds = {BYSTANDER: 0, OTHER: 0}  # that the bystanders have done
-        self._due = {BYSTANDER: 1, OTHER: 1}  # that they should have done by now
+        self.rounds, self._due = 0, 1  # that the bystanders have done, and should have by now
         self.harm: list[Exception] = []  # that has come to them: there must be none
         # they report when the victim has, so that a run with the same seed has the same epochs
-        self._turns = {n: queue.SimpleQueue[bool]() for n in self.rounds}
-        self._sessions: dict[str, int] = {}
+        self._turns, self._reports = queue.SimpleQueue[bool](), Counter[int]()
+        self.attack, self._sessions = "", Counter[str]()
         self._changed, self._connections = threading.Condition(), 0  # that have not ended yet
-        self._server = parts.server(DEMO_KEYS, port=0, limits=LIMITS, record=self._see,
-                                    new_session=self.new_session)
-        self.address = self._server.address
+        self._server: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
+        self.address, self._timeout_s = foreign or ("", 0), FOREIGN_TIMEOUT_S
+        if foreign is None:
+            server = self._parts.server(DEMO_KEYS, port=0, limits=LIMITS, record=self._see,
+                                        new_session=self.new_session)
+            self._server, self.address, self._timeout_s = server, server.address, TIMEOUT_S
 
     def __enter__(self) -> Lab:
         with contextlib.ExitStack() as stack:
             stack.enter_context(self._server)
-            self.tape = self.honest_session(VICTIM)  # a whole one, from before all attacks
+            self.tape = self.honest_session(VICTIM)  # HELLO, CHALLENGE, report, answer, report, ...
             self.older_tape, self.other_tape = (
                 self.honest_session(client_id, OLD_READINGS) for client_id in (VICTIM, OTHER))
-            for client_id in self.rounds:
-                thread = threading.Thread(target=self._stand_by, args=(client_id,), daemon=True)
-                thread.start()
-                stack.callback(thread.join)
-                self._wait(lambda: self.rounds[client_id] > 0)  # noqa: B023, called at once
-            stack.callback(self._take_turns, go_on=False)
+            bystanders = threading.Thread(target=self._stand_by, daemon=True)
+            bystanders.start()
+            stack.callback(bystanders.join)
+            stack.callback(self._turns.put, False)
+            self._wait(lambda: self.rounds > 0)
             self._close = stack.pop_all().close
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._close()
 
+    def log(self, event: str, frame: Frame) -> None:
+        if (event, frame.to) == ("sent", "client"):
+            self.outcome.said.append(OPCODE_NAMES.get(frame.message[0], "no opcode"))
+        self._log(event, frame)
+
     def new_session(self, client_id: int, key: bytes, sends: Direction) -> Session:
-        """Return a session whose randomness depends on the seed and on nothing that varies."""
-        name = f"{self.seed} {client_id} {sends.name}"
-        number = self._sessions[name] = self._sessions.get(name, 0) + 1
-        source = random_source(f"{name} {number}")
+        """Return a session whose randomness depends on seed and attack, and on nothing else."""
+        name = f"{self.seed} {self.attack} {client_id} {sends.name}"
+        self._sessions[name] += 1
+        source = random_source(f"{name} {self._sessions[name]}")
         return self._parts.session(client_id, key, sends, random_bytes=source)
 
     def client(self, client_id: int, address: tuple[str, int] | None = None) -> Client:
         """Return an honest client, whose end the lab will wait for."""
         with self._changed:
-            self._connections += client_id not in self.rounds
+            self._connections += client_id not in (BYSTANDER, OTHER)
         return self._parts.client(client_id, DEMO_KEYS, *(address or self.address),
-                                  timeout_s=TIMEOUT_S, new_session=self.new_session)
+                                  timeout_s=self._timeout_s, new_session=self.new_session)
 
     @contextlib.contextmanager
     def connect(self) -> Iterator[Line]:
@@ -266,35 +260,41 @@ class Lab:
             for frame in frames:
                 tape.append(frame)
                 yield frame
-
-        with Proxy(self.address, listen, read_frame, write_frame) as proxy, \
-                self.client(client_id, proxy.address) as client:
-            for readings in reports:
-                client.report(readings)
+        try:
+            with Proxy(self.address, listen, read_frame, write_frame) as proxy, \
+                    self.client(client_id, proxy.address) as client:
+                for readings in reports:
+                    client.report(readings)
+        except ProtocolError as error:
+            raise UserError(f"an honest session did not work: {error}; it needs the demo keys, and "
+                            "a window of at most 2 seconds") from None
         return tape
 
-    def _stand_by(self, client_id: int) -> None:
+    def _stand_by(self) -> None:
         try:
-            with self.client(client_id) as client:
-                going_on = True
-                while going_on:
-                    client.report([1.0])
+            with self.client(BYSTANDER) as one, self.client(OTHER) as other:
+                one.report([1.0])  # alone, so that the first epoch of the other waits for it
+                self._turns.put(True)
+                while self._turns.get():
+                    other.channel.send(Opcode.CLIENT_DATA, b"[1.0]")
+                    self._wait(lambda: self.is_foreign or self._reports[OTHER] > len(OLD_READINGS))
+                    one.report([1.0])
+                    other.channel.receive(time.monotonic() + self._timeout_s)
                     with self._changed:
-                        self.rounds[client_id] += 1
+                        self.rounds += 1
                         self._changed.notify_all()
-                    going_on = self._turns[client_id].get()
         except Exception as error:
             self.harm.append(error)
 
-    def _take_turns(self, *client_ids: int, go_on: bool = True) -> None:
-        for client_id in client_ids or self.rounds:
-            if self.rounds[client_id]:  # not before it has begun
-                self._due[client_id] += 1
-                self._turns[client_id].put(go_on)
+    def _take_turn(self) -> None:
+        with self._changed:
+            if self.rounds:  # not before they have begun
+                self._due += 1
+                self._turns.put(True)
 
     def bystanders_go_on(self) -> bool:
         """Tell whether both do another round, and nothing has ever happened to them."""
-        self._take_turns()
+        self._take_turn()
         return self._wait(lambda: self.rounds == self._due) and not self.harm
 
     def _wait(self, until: Callable[[], bool]) -> bool:
@@ -304,36 +304,38 @@ class Lab:
     def _see(self, record: Record) -> None:
         detail, outcome = record.detail, self.outcome
         with self._changed:
+            self._reports[record.client_id] += isinstance(detail, Message)
             if isinstance(detail, Epoch) and VICTIM in (detail.answers or {}):
                 outcome.answered.append((detail.answers or {})[VICTIM].decode())
-            elif record.client_id not in self.rounds and isinstance(detail, Message):
+            elif record.client_id not in (BYSTANDER, OTHER) and isinstance(detail, Message):
                 outcome.accepted.append(detail.readings)
-                self._take_turns()
-            elif record.client_id not in self.rounds and isinstance(detail, Exception):
+                self._take_turn()
+            elif record.client_id not in (BYSTANDER, OTHER) and isinstance(detail, Exception):
                 outcome.errors["server"].append(detail)
                 self._connections -= 1
-            elif record.client_id == OTHER and self.rounds == {BYSTANDER: 1, OTHER: 0}:
-                self._take_turns(BYSTANDER)  # to share the first epoch of the other
             self._changed.notify_all()
 
     def suffer(self, attack: Attack) -> Outcome:
         """Let the victim live a session under attack, and return what became of it."""
-        self.outcome = Outcome()
+        self.outcome, self.attack = Outcome(), attack.name
+        self._sessions.clear()
         if attack.is_on_path:
-            with Proxy(self.address, self._tap(attack), read_frame, write_frame) as proxy:
+            tap = partial(self._attacked, attack)
+            with Proxy(self.address, tap, read_frame, write_frame) as proxy:
                 self._live(proxy.address, attack)
         else:
             self._live(self.address, attack)
-        self._wait(lambda: self._connections == 0)  # the server may need a moment longer
+        self._wait(lambda: self.is_foreign or self._connections == 0)  # it may need a moment longer
         return self.outcome
 
     def _live(self, address: tuple[str, int], attack: Attack) -> None:
         outcome = self.outcome
         try:
             with self.client(VICTIM, address) as self.victim:
-                outcome.reporting = True
                 for readings in READINGS[:1] if attack.hasty else READINGS:
                     outcome.sent.append(readings)
+                    if self.is_foreign:  # its records tell nobody that the victim has reported
+                        self._take_turn()
                     if attack.hasty:  # says goodbye without waiting for the answer
                         self.victim.channel.send(Opcode.CLIENT_DATA, encode_body(readings))
                         continue
@@ -343,30 +345,21 @@ class Lab:
         except ProtocolError as error:
             outcome.errors["client"].append(error)
 
-    def _tap(self, attack: Attack) -> Tap:
-        """Return the attack as a tap that logs what it sees and does, and stops when it misses."""
-        def tap(frames: Frames) -> Frames:
-            seen: list[Frame] = []
+    def _attacked(self, attack: Attack, frames: Frames) -> Frames:
+        """Yield what the attack makes of the frames, and log what it sees and does."""
+        seen: list[Frame] = []
 
-            def watched() -> Frames:
-                for frame in frames:
-                    seen.append(frame)
-                    self.log("sent", frame)
-                    yield frame
+        def watched() -> Frames:
+            for frame in frames:
+                seen.append(frame)
+                self.log("sent", frame)
+                yield frame
 
-            wire = watched()
-            with contextlib.suppress(Missed, CutHere):
-                for frame in itertools.chain(attack.run(wire, self), wire):
-                    self.log("delivered" if frame in seen else "inserted", frame)
-                    yield frame
-
-        return tap
-
-    def reconnect(self) -> None:
-        """Let the victim lose patience: it comes back on a new connection, and reports."""
-        with self.client(VICTIM) as again:
-            self.outcome.sent.append([7.0])
-            again.report([7.0])
+        wire = watched()
+        with contextlib.suppress(CutHere):
+            for frame in itertools.chain(attack.run(wire, self), wire):
+                self.log("delivered" if frame in seen else "inserted", frame)
+                yield frame
 
 def random_source(name: str) -> Callable[[int], bytes]:
     """Return a source of bytes that are always the same for the same name."""
@@ -377,7 +370,6 @@ def random_source(name: str) -> Callable[[int], bytes]:
 @dataclass(frozen=True)
 class Attack:
     """One attack: what runs, and where it must fail. `noticed`: nothing prevents it, but this."""
-
     name: str
     story: str
     claim: str  # of SECURITY.md
@@ -385,37 +377,48 @@ class Attack:
     is_on_path: bool
     who: str  # refuses it: "client" or "server"
     error: type[Exception] | None
-    goal: Goal
-    noticed: str
-    hasty: bool  # the victim says goodbye without waiting for an answer
+    goal: Goal = forged
+    noticed: str = ""
+    hasty: bool = False  # the victim says goodbye without waiting for an answer
 
 ATTACKS: dict[str, Attack] = {}
 
-def attack(claim: str, who: str, error: type[Exception] | None, *, goal: Goal = forged,
-           noticed: str = "", hasty: bool = False) -> Callable[[Any], Any]:
-    """Register a generator over frames, an outsider's function, or a change of the first report."""
-    def register(function: Any) -> Any:
-        def change_first_report(frames: Frames, lab: Lab) -> Frames:
-            yield function((yield from up_to(frames, Opcode.CLIENT_DATA)))
-
-        name, takes = function.__name__.replace("_", "-"), function.__code__.co_varnames[0]
-        run = change_first_report if takes == "report" else function
-        ATTACKS[name] = Attack(name, str(function.__doc__), claim, run, takes != "lab", who, error,
-                               goal, noticed, hasty)
-        return function
+def attack(claim: str, who: str, error: type[Exception] | None,
+           **options: Any) -> Callable[[Any], Any]:
+    """Register a generator over frames, or an outsider's function, which takes only the lab."""
+    def register(run: Any) -> Any:
+        name, is_on_path = run.__name__.replace("_", "-"), run.__code__.co_argcount == 2
+        ATTACKS[name] = Attack(name, run.__doc__, claim, run, is_on_path, who, error, **options)
+        return run
 
     return register
 
+def change(claim: str, who: str, error: type[Exception], name: str, story: str,
+           how: Callable[[Frame, Lab], Frame | None], at: Opcode = Opcode.CLIENT_DATA,
+           **options: Any) -> None:
+    """Register an attack on the first message of one kind: what `how` returns takes its place."""
+    def run(frames: Frames, lab: Lab) -> Frames:
+        if changed := how((yield from up_to(frames, at)), lab):
+            yield changed
+
+    run.__name__, run.__doc__ = name, story
+    attack(claim, who, error, **options)(run)
+
 def up_to(frames: Frames, opcode: Opcode) -> Generator[Frame, None, Frame]:
-    """Deliver everything up to the first frame of one kind, and return that. Raises Missed."""
+    """Deliver everything up to the first frame of one kind, and return that. Raises CutHere."""
     for frame in frames:
         if frame.message[0] == opcode:
             return frame
         yield frame
-    raise Missed(opcode.name)
+    raise CutHere
 
-def first(tape: list[Frame], opcode: Opcode) -> Frame:
-    return next(frame for frame in tape if frame.message[0] == opcode)
+def xored(one: bytes, other: bytes) -> bytes:
+    return bytes(a ^ b for a, b in zip(one, other))
+
+def pieces(message: bytes) -> tuple[bytes, bytes, bytes]:
+    """Return header and IV, and the first two blocks of the ciphertext."""
+    second = CIPHERTEXT_AT + 16
+    return message[:CIPHERTEXT_AT], message[CIPHERTEXT_AT:second], message[second : second + 16]
 
 def flipped(frame: Frame, position: int, mask: int = 1) -> Frame:
     """Flip the bits of `mask` in one byte of a message; -1 is its last."""
@@ -428,32 +431,31 @@ def edited(frame: Frame, **fields: int) -> Frame:
     header = Header(*HEADER.unpack_from(frame.message))._replace(**fields)
     return frame._replace(message=HEADER.pack(*header) + frame.message[HEADER.size :])
 
+def editing(**fields: int) -> Callable[[Frame, Lab], Frame]:
+    return lambda frame, lab: edited(frame, **fields)
+
+def again(frames: Frames, opcode: Opcode, **fields: int) -> Frames:
+    """Deliver a message twice, the second time with some header fields rewritten."""
+    message = yield from up_to(frames, opcode)
+    yield message
+    answer = next(frames)  # held, so that the client says nothing before the server has reacted
+    yield edited(message, **fields)
+    yield from (answer, next(frames))
+
 @attack("freshness", "server", RoundMismatch)
 def replay_report(frames: Frames, lab: Lab) -> Frames:
     """A report is delivered twice."""
-    report = yield from up_to(frames, Opcode.CLIENT_DATA)
-    yield report
-    answer = next(frames)  # held, so that the client says nothing before the server has reacted
-    yield report
-    yield from (next(frames), answer)
+    yield from again(frames, Opcode.CLIENT_DATA)
 
 @attack("freshness", "server", BadTag)
 def replay_rewritten(frames: Frames, lab: Lab) -> Frames:
     """An old report comes again, with the new round on it."""
-    report = yield from up_to(frames, Opcode.CLIENT_DATA)
-    yield report
-    answer = next(frames)
-    yield edited(report, round_number=2)
-    yield from (next(frames), answer)
+    yield from again(frames, Opcode.CLIENT_DATA, round_number=2)
 
 @attack("order", "server", UnexpectedOpcode)
 def repeat_hello(frames: Frames, lab: Lab) -> Frames:
     """The CLIENT_HELLO comes again in mid-session."""
-    hello = yield from up_to(frames, Opcode.CLIENT_HELLO)
-    yield hello
-    challenge = next(frames)
-    yield hello
-    yield from (challenge, next(frames))
+    yield from again(frames, Opcode.CLIENT_HELLO)
 
 @attack("session", "server", BadTag)
 def replay_session(lab: Lab) -> None:
@@ -465,18 +467,17 @@ def replay_session(lab: Lab) -> None:
         while line.receive():
             pass
 
-@attack("session", "server", ConnectionCut, goal=disturbed)
+@attack("session", "server", ConnectionCut,
+        goal=lambda outcome: "an honest client is disturbed" if outcome.errors["client"] else "")
 def replay_hello(lab: Lab) -> None:
     """A recorded CLIENT_HELLO comes beside the session."""
     with lab.connect() as line:
         line.send(lab.tape[0].message)
         line.receive()
 
-@attack("session", "client", EchoMismatch, goal=alone_in_a_session)
-def recorded_challenge(frames: Frames, lab: Lab) -> Frames:
-    """The challenge is replaced by a recorded one."""
-    yield from up_to(frames, Opcode.SERVER_CHALLENGE)
-    yield first(lab.tape, Opcode.SERVER_CHALLENGE)
+change("session", "client", EchoMismatch, "recorded-challenge",
+       "The challenge is replaced by a recorded one.",
+       lambda challenge, lab: lab.tape[1], Opcode.SERVER_CHALLENGE, goal=alone_in_a_session)
 
 @attack("session", "client", EchoMismatch)
 def recorded_server(frames: Frames, lab: Lab) -> Frames:
@@ -484,132 +485,114 @@ def recorded_server(frames: Frames, lab: Lab) -> Frames:
     answers = (frame for frame in lab.tape if frame.to == "client")
     for frame in frames:
         if frame.to == "server":
-            yield next(answers, frame.back())
+            yield next(answers, Frame("client", frame.message))
 
 @attack("integrity", "server", BadTag)
-def flip_reading(report: Frame) -> Frame:
+def flip_reading(frames: Frames, lab: Lab) -> Frames:
     """One bit flips, to make the reading 100 a 900."""
-    return flipped(report, CIPHERTEXT_AT + 1, ord("1") ^ ord("9"))  # decrypts into the next block
+    report = yield from up_to(frames, Opcode.CLIENT_DATA)
+    yield flipped(report, CIPHERTEXT_AT + 1, ord("1") ^ ord("9"))  # decrypts into the next block
 
-@attack("integrity", "server", BadTag, goal=counted)
-def flip_iv(report: Frame) -> Frame:
-    """One bit of the IV flips, to put keys out of step."""
-    return flipped(report, HEADER.size)
-
-@attack("integrity", "server", BadTag, goal=counted)
-def flip_tag(report: Frame) -> Frame:
-    """One bit of the tag flips."""
-    return flipped(report, -1)
-
-def edit(name: str, value: int, error: type[Exception], story: str) -> None:
-    """Register an attack that rewrites one header field of the first report."""
-    def change(report: Frame) -> Frame:
-        return edited(report, **{name: value})
-
-    change.__name__, change.__doc__ = f"edit_{name}", story
-    attack("integrity", "server", error, goal=counted)(change)
-
-edit("opcode", Opcode.CLIENT_HELLO, UnexpectedOpcode, "A report is relabelled as a CLIENT_HELLO.")
-edit("client_id", OTHER, WrongPeer, "A report is relabelled as another client's.")
-edit("round_number", 2, RoundMismatch, "A report is moved to the next round.")
-edit("direction", Direction.S2C, WrongDirection, "A report is relabelled as from the server.")
-
-@attack("integrity", "server", BadTag, goal=partial(fooled, "server"))
-def swap_opcode(report: Frame) -> Frame:
-    """A report is relabelled as a goodbye."""
-    return edited(report, opcode=Opcode.TERMINATE)
+change("integrity", "server", BadTag, "flip-iv",
+       "One bit of the IV flips, to put keys out of step.",
+       lambda report, lab: flipped(report, HEADER.size), goal=counted)
+change("integrity", "server", BadTag, "flip-tag", "One bit of the tag flips.",
+       lambda report, lab: flipped(report, -1), goal=counted)
+change("integrity", "client", BadTag, "flip-answer", "One bit of an answer flips, by its IV.",
+       lambda answer, lab: flipped(answer, HEADER.size + len(b'\0{"')),  # of the e of "epoch"
+       Opcode.SERVER_AGGR_RESPONSE)
+change("integrity", "server", UnexpectedOpcode, "edit-opcode",
+       "A report is relabelled as a CLIENT_HELLO.", editing(opcode=Opcode.CLIENT_HELLO),
+       goal=counted)
+change("integrity", "server", WrongPeer, "edit-client-id",
+       "A report is relabelled as another client's.", editing(client_id=OTHER), goal=counted)
+change("integrity", "server", RoundMismatch, "edit-round-number",
+       "A report is moved to the next round.", editing(round_number=2), goal=counted)
+change("integrity", "server", WrongDirection, "edit-direction",
+       "A report is relabelled as from the server.", editing(direction=Direction.S2C), goal=counted)
+change("integrity", "server", BadTag, "swap-opcode", "A report is relabelled as a goodbye.",
+       editing(opcode=Opcode.TERMINATE), goal=partial(fooled, "server"))
 
 @attack("integrity", "server", BadTag)
-def truncate(report: Frame) -> Frame:
+def truncate(frames: Frames, lab: Lab) -> Frames:
     """A report loses its end, and gets a new padding."""
-    ciphertext, tag = report.message[: -TAG_BYTES - 16], report.message[-TAG_BYTES:]
-    shorter = report._replace(message=ciphertext + tag)
-    shorter = flipped(shorter, CIPHERTEXT_AT + 14, ord(".") ^ ord("]"))
-    return flipped(shorter, CIPHERTEXT_AT + 15, ord("0") ^ 1)
+    report = yield from up_to(frames, Opcode.CLIENT_DATA)
+    message = report.message[: -TAG_BYTES - 16] + report.message[-TAG_BYTES:]
+    shorter = flipped(Frame("server", message), CIPHERTEXT_AT + 14, ord(".") ^ ord("]"))
+    yield flipped(shorter, CIPHERTEXT_AT + 15, ord("0") ^ 1)
+
+change("integrity", "server", BadTag, "extend", "A report gets its last block once more.",
+       lambda report, lab: report._replace(message=report.message[:-TAG_BYTES]
+                                           + report.message[-TAG_BYTES - 16 :]))
 
 @attack("integrity", "server", BadTag)
-def extend(report: Frame) -> Frame:
+def extend(frames: Frames, lab: Lab) -> Frames:
     """A report gets its last block once more."""
+    report = yield from up_to(frames, Opcode.CLIENT_DATA)
     ciphertext, tag = report.message[:-TAG_BYTES], report.message[-TAG_BYTES:]
-    return report._replace(message=ciphertext + ciphertext[-16:] + tag)
+    yield report._replace(message=ciphertext + ciphertext[-16:] + tag)
 
 @attack("integrity", "server", BadTag)
 def inject_report(frames: Frames, lab: Lab) -> Frames:
     """A report is made up without any key."""
     report = yield from up_to(frames, Opcode.CLIENT_DATA)
-    random_bytes = random_source(lab.seed)(len(report.message) - HEADER.size)
-    yield report._replace(message=report.message[: HEADER.size] + random_bytes)
-    yield report
+    iv, tag = random_source(lab.seed)(16), bytes(TAG_BYTES)
+    made_up = pkcs7_pad(bytes(16) + b"[900.0]")  # in clear: nobody without a key can encrypt it
+    yield report._replace(message=report.message[: HEADER.size] + iv + made_up + tag)
 
-@attack("identity", "server", WrongPeer)
-def splice_client(frames: Frames, lab: Lab) -> Frames:
-    """Another client's report is put in its place."""
-    yield from up_to(frames, Opcode.CLIENT_DATA)
-    yield first(lab.other_tape, Opcode.CLIENT_DATA)
+change("identity", "server", WrongPeer, "splice-client",
+       "Another client's report is put in its place.", lambda report, lab: lab.other_tape[2])
+change("identity", "server", BadTag, "splice-client-rewritten",
+       "The same, with the victim's id on it.",
+       lambda report, lab: edited(lab.other_tape[2], client_id=VICTIM))
+change("session", "server", BadTag, "splice-session",
+       "An earlier session's report is put in its place.", lambda report, lab: lab.older_tape[2])
+change("direction", "client", WrongDirection, "reflect",
+       "A report comes back to the client that sent it.",
+       lambda report, lab: Frame("client", report.message))
+change("direction", "client", WrongDirection, "reflect-hello",
+       "A CLIENT_HELLO comes back as the challenge.",
+       lambda hello, lab: edited(Frame("client", hello.message), opcode=Opcode.SERVER_CHALLENGE),
+       Opcode.CLIENT_HELLO, goal=alone_in_a_session)
+change("direction", "client", BadTag, "reflect-rewritten",
+       "A report comes back, dressed up as the answer.",
+       lambda report, lab: edited(Frame("client", report.message), direction=Direction.S2C,
+                                  opcode=Opcode.SERVER_AGGR_RESPONSE))
 
-@attack("identity", "server", BadTag)
-def splice_client_rewritten(frames: Frames, lab: Lab) -> Frames:
-    """The same, with the victim's id on it."""
-    yield from up_to(frames, Opcode.CLIENT_DATA)
-    yield edited(first(lab.other_tape, Opcode.CLIENT_DATA), client_id=VICTIM)
-
-@attack("session", "server", BadTag)
-def splice_session(frames: Frames, lab: Lab) -> Frames:
-    """A report of an earlier session is put in its place."""
-    yield from up_to(frames, Opcode.CLIENT_DATA)
-    yield first(lab.older_tape, Opcode.CLIENT_DATA)
-
-@attack("direction", "client", WrongDirection)
-def reflect(frames: Frames, lab: Lab) -> Frames:
-    """A report comes back to the client that sent it."""
-    report = yield from up_to(frames, Opcode.CLIENT_DATA)
-    yield report.back()
-
-@attack("direction", "client", WrongDirection, goal=alone_in_a_session)
-def reflect_hello(frames: Frames, lab: Lab) -> Frames:
-    """A CLIENT_HELLO comes back as the challenge."""
-    hello = yield from up_to(frames, Opcode.CLIENT_HELLO)
-    yield edited(hello.back(), opcode=Opcode.SERVER_CHALLENGE)
-
-@attack("direction", "client", BadTag)
-def reflect_rewritten(frames: Frames, lab: Lab) -> Frames:
-    """A report comes back, dressed up as the answer."""
-    report = yield from up_to(frames, Opcode.CLIENT_DATA)
-    yield edited(report.back(), opcode=Opcode.SERVER_AGGR_RESPONSE, direction=Direction.S2C)
-
-@attack("order", "server", BadTag, goal=lost_quietly, hasty=True)
+@attack("order", "server", BadTag, goal=partial(fooled, "server"), hasty=True)
 def reorder(frames: Frames, lab: Lab) -> Frames:
     """The goodbye overtakes the report before it."""
     report = yield from up_to(frames, Opcode.CLIENT_DATA)
     yield (yield from up_to(frames, Opcode.TERMINATE))
     yield report
 
-@attack("ending", "server", BadTag, goal=lost_quietly, hasty=True)
-def drop_report_keep_goodbye(frames: Frames, lab: Lab) -> Frames:
-    """A report vanishes, and the goodbye after it arrives."""
-    yield from up_to(frames, Opcode.CLIENT_DATA)
+change("ending", "server", BadTag, "drop-report-keep-goodbye",
+       "A report vanishes, and the goodbye after it arrives.", lambda report, lab: None,
+       goal=partial(fooled, "server"), hasty=True)
+change("ending", "client", BadTag, "forge-terminate",
+       "An answer is relabelled as the server's farewell.",
+       editing(opcode=Opcode.TERMINATE), Opcode.SERVER_AGGR_RESPONSE,
+       goal=partial(fooled, "client"))
 
-@attack("ending", "client", BadTag, goal=partial(fooled, "client"))
-def forge_terminate(frames: Frames, lab: Lab) -> Frames:
-    """An answer is relabelled as the server's farewell."""
-    answer = yield from up_to(frames, Opcode.SERVER_AGGR_RESPONSE)
-    yield edited(answer, opcode=Opcode.TERMINATE)
+@attack("ending", "server", BadTag, goal=partial(fooled, "server"))
+def forge_goodbye(frames: Frames, lab: Lab) -> Frames:
+    """A report whose text is known is made a goodbye."""
+    report = yield from up_to(frames, Opcode.CLIENT_DATA)
+    head, block, last = pieces(report.message)
+    text, goodbye = encode_body(READINGS[0])[:16], pkcs7_pad(bytes([Status.GOODBYE]))
+    block = xored(block, xored(text, goodbye))  # which decrypts into the block behind it
+    yield edited(Frame("server", head + block + last + bytes(TAG_BYTES)), opcode=Opcode.TERMINATE)
 
-@attack("ending", "server", ConnectionCut, goal=lost_quietly)
+@attack("ending", "server", ConnectionCut, goal=partial(fooled, "server"))
 def cut(frames: Frames, lab: Lab) -> Frames:
     """The connection is cut after the first round."""
     yield (yield from up_to(frames, Opcode.SERVER_AGGR_RESPONSE))
     raise CutHere
 
-@attack("loss", "client", DeadlineExpired, noticed="the client's deadline")
-def drop_report(frames: Frames, lab: Lab) -> Frames:
-    """A report vanishes."""
-    yield from up_to(frames, Opcode.CLIENT_DATA)
-
-@attack("loss", "client", DeadlineExpired, noticed="the client's deadline")
-def drop_answer(frames: Frames, lab: Lab) -> Frames:
-    """An answer vanishes."""
-    yield from up_to(frames, Opcode.SERVER_AGGR_RESPONSE)
+change("loss", "client", DeadlineExpired, "drop-report", "A report vanishes.",
+       lambda report, lab: None, noticed="the client's deadline")
+change("loss", "client", DeadlineExpired, "drop-answer", "An answer vanishes.",
+       lambda answer, lab: None, Opcode.SERVER_AGGR_RESPONSE, noticed="the client's deadline")
 
 @attack("loss", "client", DeadlineExpired, noticed="the client's deadline")
 def hold(frames: Frames, lab: Lab) -> Frames:
@@ -622,28 +605,34 @@ def hold(frames: Frames, lab: Lab) -> Frames:
 def hold_until_reconnected(frames: Frames, lab: Lab) -> Frames:
     """A report is held until its client has come back."""
     report = yield from up_to(frames, Opcode.CLIENT_DATA)
-    lab.reconnect()
+    with lab.client(VICTIM) as again:
+        lab.outcome.sent.append([7.0])
+        again.report([7.0])
     yield report
 
-@attack("identity", "server", BadTag)
+@attack("identity", "server", BadTag, goal=learned)
 def unknown_client(lab: Lab) -> None:
     """A CLIENT_HELLO comes from an unknown id."""
     with lab.connect() as line:
         line.send(edited(lab.tape[0], client_id=77).message)
-        line.receive()
+        if line.receive():
+            lab.outcome.learned = "nobody's CLIENT_HELLO is answered"
 
-@attack("availability", "server", DeadlineExpired, goal=disturbed)
+@attack("availability", "server", DeadlineExpired, goal=learned)
 def slow_drip(lab: Lab) -> None:
     """A CLIENT_HELLO drips in, byte by byte."""
-    with lab.connect() as line, contextlib.suppress(OSError):
-        line.socket.settimeout(LIMITS.frame_timeout_s / 10)
-        for byte in len(lab.tape[0].message).to_bytes(2, "big") + lab.tape[0].message:
-            line.socket.sendall(bytes([byte]))
+    frame = len(lab.tape[0].message).to_bytes(2, "big") + lab.tape[0].message
+    with lab.connect() as line, contextlib.suppress(ConnectionError):
+        line.socket.settimeout(LIMITS.frame_timeout_s / 10)  # so 10 bytes fit into the deadline
+        for count in range(len(frame)):
+            line.socket.sendall(frame[count : count + 1])
+            if count == 18:
+                lab.outcome.learned = "a frame takes as long as it likes"
             with contextlib.suppress(TimeoutError):
                 if not line.socket.recv(1):
                     return
 
-@attack("availability", "server", EndRequested, goal=disturbed)
+@attack("availability", "server", EndRequested, goal=crowded)
 def flood(lab: Lab) -> None:
     """Many strangers connect, and say nothing."""
     with contextlib.ExitStack() as lines:
@@ -666,26 +655,29 @@ def eavesdrop(frames: Frames, lab: Lab) -> Frames:
 @attack("secrecy", "server", BadTag, goal=learned)
 def padding_oracle(lab: Lab) -> None:
     """Refusals are asked for, to learn from them."""
-    hello, report = lab.tape[0], first(lab.tape, Opcode.CLIENT_DATA)
-    two_blocks = report._replace(message=report.message[: CIPHERTEXT_AT + 32] + bytes(TAG_BYTES))
-    queries, known = 0, b""  # of the second block, from its end
-    while len(known) < 16:
-        aim, answers = len(known) + 1, {}
+    report, known = lab.tape[2].message, b""
+    head, block, last = pieces(report)
+
+    def ask(untagged: bytes) -> bytes:
+        with lab.connect() as line:
+            line.send(lab.tape[0].message)
+            line.receive()
+            line.send(untagged + bytes(TAG_BYTES))
+            return line.receive()[:1]
+
+    if ask(report[:-TAG_BYTES]) == ask(report[:-TAG_BYTES - 16] + block):
+        return  # good padding and bad look alike
+    while len(known) < 16:  # of the second block, from its end
+        aim, answers = len(known) + 1, dict[int, bytes]()
         for guess in range(256):
-            query = two_blocks
-            for position, byte in enumerate([guess, *(aim ^ byte for byte in known)], 16 - aim):
-                query = flipped(query, CIPHERTEXT_AT + position, byte)
-            with lab.connect() as line:
-                line.send(hello.message)
-                line.receive()
-                line.send(query.message)
-                answers[guess] = line.receive()[:1]
-            queries += 1
+            mask = bytes([*bytes(16 - aim), guess, *(aim ^ byte for byte in known)])
+            answers[guess] = ask(head + xored(block, mask) + last)
         rare = [guess for guess in answers if [*answers.values()].count(answers[guess]) <= 2]
         if not rare:
             return  # all refusals look alike
         known = bytes([aim ^ rare[-1]]) + known
-    lab.outcome.learned = f"{known.decode(errors='replace')}, in {queries} connections"
+    connections = 2 + 256 * len(known)
+    lab.outcome.learned = f"{known.decode(errors='replace')}, in {connections} connections"
 
 def unsealed(keys: dict[str, bytes], sender: str, message: bytes) -> bytes:
     """Return the plaintext of a message, nothing if these chain keys do not fit."""
@@ -698,30 +690,27 @@ def unsealed(keys: dict[str, bytes], sender: str, message: bytes) -> bytes:
 @attack("theft", "", None, goal=learned, noticed="nothing")
 def stolen_chain_keys(frames: Frames, lab: Lab) -> Frames:
     """The chain keys are stolen after round 1."""
-    reports, keys, read = [], dict[str, bytes](), []
+    reports, known, read = [], list[dict[str, bytes]](), []
     for frame in frames:
         if frame.message[0] == Opcode.CLIENT_DATA:
             reports.append(frame.message)
-        if frame.message[0] == Opcode.SERVER_AGGR_RESPONSE and not keys:
-            keys = dict(lab.victim.session._keys)
+        if frame.message[0] == Opcode.SERVER_AGGR_RESPONSE and not known:
+            known = [dict(lab.victim.session._keys)]
         yield frame
     for number, report in enumerate(reports, 1):
-        if plaintext := unsealed(keys, "C2S", report):
-            keys = evolve_c2s(keys, report[CIPHERTEXT_AT:-TAG_BYTES], plaintext[:16])
-            read.append(f"round {number} open")
-        else:
-            read.append(f"round {number} closed")
+        opened = [(keys, text) for keys in known if (text := unsealed(keys, "C2S", report))]
+        ciphertext = report[CIPHERTEXT_AT:-TAG_BYTES]
+        known += [evolve_c2s(keys, ciphertext, text[:16]) for keys, text in opened]
+        read.append(f"round {number} {'open' if opened else 'closed'}")
     lab.outcome.learned = ", ".join(read)
 
 @attack("theft", "", None, goal=learned, noticed="nothing")
 def stolen_master_key(lab: Lab) -> None:
     """The master key opens an old recording."""
     keys = {label: derive_key(DEMO_KEYS[VICTIM], label) for label in KEY_LABELS}
-    hello = unsealed(keys, "C2S", first(lab.tape, Opcode.CLIENT_HELLO).message)
-    challenge = unsealed(keys, "S2C", first(lab.tape, Opcode.SERVER_CHALLENGE).message)
-    keys = bind_keys(keys, hello[:16], challenge[17:])
-    report = unsealed(keys, "C2S", first(lab.tape, Opcode.CLIENT_DATA).message)
-    lab.outcome.learned = f"the recorded reading {report[16:].decode()}" if report else ""
+    hello, challenge, report = (frame.message for frame in lab.tape[:3])
+    keys = bind_keys(keys, unsealed(keys, "C2S", hello)[:16], unsealed(keys, "S2C", challenge)[17:])
+    lab.outcome.learned = f"the recorded reading {unsealed(keys, 'C2S', report)[16:].decode()}"
 
 @attack("theft", "client", PeerTerminated, noticed="the client, who is REPLACED")
 def guessed_key(lab: Lab) -> None:
@@ -731,18 +720,14 @@ def guessed_key(lab: Lab) -> None:
 
 # Telling it ---------------------------------------------------------------------------------------
 
-FAMILIES = {  # that the documents announce
-    "Ciphertext modification (bit flipping)": ["flip-reading", "flip-iv", "truncate", "extend"],
-    "HMAC tampering": ["flip-tag"],
-    "Round number manipulation": ["edit-round-number", "replay-rewritten"],
-    "Message dropping and reordering": ["drop-report", "drop-answer", "reorder"],
-    "Replay attacks": ["replay-report", "replay-session", "recorded-server"],
-    "Reflection attacks": ["reflect", "reflect-rewritten"],
-}
+DOCUMENTED = (  # the six families that the documents announce, in their order
+    "flip-reading", "flip-iv", "truncate", "extend", "flip-tag", "edit-round-number",
+    "replay-rewritten", "drop-report", "drop-answer", "reorder", "replay-report", "replay-session",
+    "recorded-server", "reflect", "reflect-rewritten",
+)
 
 class Result(NamedTuple):
     """How one attack ended."""
-
     attack: Attack
     as_expected: bool
     words: str
@@ -750,16 +735,23 @@ class Result(NamedTuple):
 
 def judge(attack: Attack, lab: Lab) -> Result:
     """Compare what the victims did with what they should have done."""
-    outcome, error = lab.outcome, attack.error
-    won, met = attack.goal(outcome), [type(e).__name__ for e in outcome.errors.get(attack.who, [])]
+    outcome, who, expected = lab.outcome, attack.who, attack.error.__name__ if attack.error else ""
+    won, met = attack.goal(outcome), [type(e).__name__ for e in outcome.errors.get(who, [])]
+    if lab.is_foreign:
+        won = outcome.learned  # what else could be won is seen inside the server only
+    if lab.is_foreign and who == "server":  # which tells a stranger nothing
+        who, met = "wire", outcome.said[-1:] or ["closed"]
+        refusal = "KEY_DESYNC_ERROR" if attack.error is RoundMismatch else "TERMINATE"
+        expected = refusal if outcome.said else "closed"
     if not lab.bystanders_go_on():
         return Result(attack, False, "a bystander was harmed", won)
     if won and not attack.noticed:
         return Result(attack, False, f"WON: {won}", won)
-    if error and error.__name__ not in met:
-        return Result(attack, lab.is_weakened, f"{attack.who}: {[*met, 'nothing'][0]}", won)
-    refused = f"{attack.who}: {error.__name__}" if error else "nothing learned"
-    return Result(attack, True, "not prevented" if attack.noticed else refused, won)
+    if expected and expected not in met:  # without some rules another check may refuse as well
+        refused = lab.is_weakened and bool({*met} - {"PeerTerminated", "ConnectionCut"})
+        return Result(attack, refused, f"{who}: {[*met, 'nothing'][0]}", won)
+    refused_by = f"{who}: {expected}" if expected else "nothing learned"
+    return Result(attack, True, "not prevented" if attack.noticed else refused_by, won)
 
 def summary(results: Sequence[Result]) -> str:
     """Return a table by claim, and how the attacks are noticed that nothing prevents."""
@@ -791,55 +783,63 @@ def details(result: Result, events: Sequence[dict[str, str]], lab: Lab) -> str:
     return "\n".join([f"{result.attack.name}: {result.attack.story}", *lines,
                       f"  bystanders 4 and 5: {fate}\n  {result.words}"])
 
-def chosen(names: Sequence[str]) -> list[Attack]:
-    """Return the attacks of these names, or all of them. Raises UserError."""
-    documented = [name for family in FAMILIES.values() for name in family]
-    wanted = [n for given in names for n in (documented if given == "documented" else [given])]
-    if unknown := set(wanted) - ATTACKS.keys():
-        raise UserError(f"no attack is named {min(unknown)}; --list names them all")
-    return [ATTACKS[name] for name in dict.fromkeys(wanted or ATTACKS)]
+def server_to_attack(options: argparse.Namespace) -> tuple[str, int] | None:
+    """Return where a server is that is not ours: the one asked for, or the one found. UserError."""
+    asked: tuple[str, int] | None = options.server
+    if options.seed is None and options.without is None:
+        with contextlib.suppress(OSError), socket.create_connection(asked or (HOST, PORT), 1.0):
+            asked = asked or (HOST, PORT)
+    elif asked:
+        raise UserError("--seed and --without need the lab's own server")
+    choose_keys(None, asked[0] if asked else HOST)  # the demo keys are for loopback only
+    return asked
 
 def main() -> int:
-    parser = Parser("The adversary, with a server and clients of its own.", is_endpoint=False)
+    parser = Parser(f"Attacks the server on {HOST}:{PORT}, or one of its own.", is_endpoint=False)
     parser.add_argument("names", nargs="*", metavar="NAME", help="some of the attacks, in detail")
     parser.add_argument("--list", action="store_true", help="name all attacks, and stop")
-    parser.add_argument("--seed", default=secrets.token_hex(4), help="repeat a run byte for byte")
+    parser.add_argument("--server", type=host_and_port, metavar="HOST:PORT", help="attack this one")
+    parser.add_argument("--seed", help="repeat a run byte for byte, on a server of its own")
     parser.add_argument("--events", metavar="FILE", help="write what happened, as lines of JSON")
     parser.add_argument("--json", action="store_true", help="print results as lines of JSON")
     parser.add_argument("-v", "--verbose", action="store_true", help="all attacks in detail")
     parser.add_argument("--step", action="store_true", help="wait for Enter before each attack")
     parser.add_argument("--without", metavar="A,B", help="take rules out of the lab's endpoints")
     options = parser.options()
-    parts = REAL
+    parts, seed = None, options.seed or secrets.token_hex(4)
     if options.without is not None:
         from classroom.weakened import without  # insecure code is loaded when it is asked for
         parts = Parts(*without(options.without.split(",")))
+    names = [n for name in options.names for n in (DOCUMENTED if name == "documented" else [name])]
+    if unknown := {*names} - ATTACKS.keys():
+        raise UserError(f"no attack is named {min(unknown)}; --list names them all")
     if options.list:
         print("\n".join(f"{attack.name:<26}{attack.story}" for attack in ATTACKS.values()))
         return 0
-    attacks, results, events = chosen(options.names), list[Result](), list[dict[str, str]]()
-
+    results, events, foreign = list[Result](), list[dict[str, str]](), server_to_attack(options)
     def log(event: str, frame: Frame) -> None:
-        events.append({"attack": attacks[len(results)].name, "event": event, "to": frame.to,
+        events.append({"attack": lab.attack, "event": event, "to": frame.to,
                        "message": frame.message.hex()})
-
     def say(text: str) -> None:
-        print(text, flush=True) if not options.json else None
-    with Lab(options.seed, log, parts) as lab:
-        say(f"honest session first: worked (seed {options.seed})")
-        for attack in attacks:
+        print(end="" if options.json else f"{text}\n", flush=True)
+    with Lab(seed, log, parts, foreign) as lab:
+        where = "server {}:{}".format(*foreign) if foreign else f"seed {seed}"
+        say(f"honest session first: worked ({where})")
+        for attack in map(ATTACKS.__getitem__, dict.fromkeys(names or ATTACKS)):
+            if foreign and (attack.claim == "availability" or attack.error is ConnectionCut):
+                say(f"{attack.name}: skipped, it needs the clock or the insides of the server")
+                continue
             if options.step:
                 input(f"Enter starts {attack.name} ")
             begin, outcome = len(events), lab.suffer(attack)
-            result = judge(attack, lab)
-            results.append(result)
+            results.append(result := judge(attack, lab))
+            if options.json:
+                print(json.dumps({**result._asdict(), "attack": attack.name}), flush=True)
             say(details(result, events[begin:], lab) + "\n" if options.verbose or options.names
                 else textwrap.fill(f"{attack.story:<53}{result.words}", 79, subsequent_indent="  "))
             events += [{"attack": attack.name, "event": "ended", "by": who, "error": name}
                        for who, errors in outcome.errors.items()
                        for name in sorted(type(error).__name__ for error in errors)]
-            if options.json:
-                print(json.dumps({**result._asdict(), "attack": attack.name}), flush=True)
         lab.honest_session(VICTIM)
     say(f"honest session last: worked\n\n{summary(results)}")
     if options.events:

@@ -266,6 +266,11 @@ def port_number(text: str) -> int:
         raise ValueError(text)
     return int(text)
 
+def host_and_port(text: str) -> tuple[str, int]:
+    """Return the two parts of HOST:PORT. Raises ValueError."""
+    host, _, port = text.rpartition(":")
+    return host or HOST, port_number(port)
+
 def to_stderr(line: str) -> None:
     """Print a line where it disturbs no output; that nobody reads it disturbs no session."""
     with contextlib.suppress(OSError, ValueError):

@@ -28,7 +28,7 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple, TypeVar
 
 from attacks import (
-    ATTACKS, BYSTANDER, OLD_READINGS, OTHER, READINGS, VICTIM, Attack, CutHere, Frame, Lab, Missed,
+    ATTACKS, BYSTANDER, OLD_READINGS, OTHER, READINGS, VICTIM, Attack, CutHere, Frame, Lab,
     Outcome, Parts, random_source,
 )
 from classroom.weakened import ELEMENTS, without
@@ -50,8 +50,6 @@ REDUNDANT: dict[str, str] = {  # why an element is in no set; whatever is in one
     "fresh-iv": "the first block of a report is a fresh nonce, and each report has new keys",
     "finality": "no attack needs a second try in the same session",
     "decoy": "it hides a difference in time, and no attack holds a clock",
-    "frame-deadline": "the deadline of a stranger ends a slow frame as well",
-    "stranger-cap": "sixteen strangers are too few to disturb anybody",
 }
 
 # A session in memory: what Channel, Member, Client and attacks.Lab do, without a socket or clock --
@@ -157,7 +155,7 @@ class World:
         client = End(wire, "server", self._new_session(client_id, Direction.C2S), script)
         server = End(wire, "client", self._new_session(0, Direction.S2C), self._serve)
         self.victim, ends = client, {"client": client, "server": server}
-        with contextlib.suppress(Missed, CutHere, RuntimeError):  # a generator's StopIteration
+        with contextlib.suppress(CutHere, RuntimeError):  # a generator's StopIteration
             for frame in tap(self._frames(wire, ends)):
                 ends[frame.to].happen(frame.message)
         for end in ends.values():
@@ -179,7 +177,6 @@ class World:
         try:
             end.send(Opcode.CLIENT_HELLO)
             yield from end.receive()
-            outcome.reporting = True
             for readings in self.readings[:1] if is_hasty else self.readings:
                 outcome.sent.append(readings)
                 end.send(Opcode.CLIENT_DATA, encode_body(readings))
@@ -251,8 +248,6 @@ class World:
             yield SimpleNamespace(
                 report=lambda readings: exchange(Opcode.CLIENT_DATA, encode_body(readings)))
             line.send(session.seal(Opcode.TERMINATE, status=Status.GOODBYE))
-
-    reconnect = Lab.reconnect  # which needs no more than client() and the outcome
 
 # The search ---------------------------------------------------------------------------------------
 

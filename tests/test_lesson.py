@@ -293,10 +293,12 @@ def test_all_attacks_with_one_seed_are_the_same_byte_for_byte(tmp_path: Path) ->
     heard = {line["attack"] for line in whole[0] if "message" in line}
     assert {*re.findall(r"`([a-z-]+)`", silent)} == ATTACKS.keys() - heard
 
-def test_another_seed_and_another_choice_of_attacks_give_other_bytes(tmp_path: Path) -> None:
+def test_another_seed_gives_other_bytes_and_another_choice_of_attacks_the_same(
+    tmp_path: Path
+) -> None:
     one = logged(tmp_path / "one", "--seed", "1", "flip-tag")
     assert one != logged(tmp_path / "two", "--seed", "2", "flip-tag")
-    assert one != [line for line in logged(tmp_path / "both", "--seed", "1", "flip-iv", "flip-tag")
+    assert one == [line for line in logged(tmp_path / "both", "--seed", "1", "flip-iv", "flip-tag")
                    if line["attack"] == "flip-tag"]
 
 def test_the_example_of_the_event_log_is_real(tmp_path: Path) -> None:

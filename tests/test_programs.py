@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from endpoint import UserError, generate_keys
+from endpoint import UserError, generate_keys, host_and_port
 
 ROOT = Path(__file__).parent.parent
 TIMEOUT_S = 30
@@ -247,6 +247,10 @@ def test_standard_input_is_reported_line_by_line_after_an_empty_report(port: str
     answers = [json.loads(line) for line in done.stdout.splitlines()]
     assert [(a["own_count"], a["own_sum"]) for a in answers] == [(0, 0.0), (1, 20.5), (1, 21.0)]
     assert (done.returncode, done.stderr) == (0, "")
+
+def test_an_address_without_a_host_is_this_machine() -> None:
+    assert host_and_port("lab.example:80") == ("lab.example", 80)
+    assert host_and_port(":80") == ("127.0.0.1", 80)
 
 def test_interactive_takes_numbers_status_and_quit(port: str) -> None:
     done = run("client.py", "4", "--port", port, "--interactive",
