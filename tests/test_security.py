@@ -68,6 +68,9 @@ HEAD, *ROWS = table("id")
 CLAIMS = [Claim(*row) for row in ROWS]
 ELEMENT_ROWS = table("element")[1:]
 ERROR_ROWS = table("error")[1:]
+MODEL_PAGE = (ROOT / "classroom/model/README.md").read_text("utf-8")
+MODELLED = {claim for row in re.findall(r"^\| `\w+\.pv` \|.*", MODEL_PAGE, re.M)
+            for claim in re.findall(r"\bS-\d+", row)}
 PROPERTY_ROWS = table("property", (ROOT / "README.md").read_text("utf-8"))[1:]
 
 # What the page names is there ---------------------------------------------------------------------
@@ -117,6 +120,7 @@ def test_code_attacks_and_tests_of_a_claim_exist(claim: Claim) -> None:
 def test_a_verdict_rests_on_what_stands_beside_it(claim: Claim) -> None:
     assert claim.verdict in VERDICTS
     wanted = ["attack"] * bool(claim.attacks and claim.family) + ["test"] * bool(claim.tests)
+    wanted += ["model"] * (claim.id in MODELLED)
     assert claim.rests_on == ", ".join(wanted)
     assert wanted, "a claim that nothing can show to be false"
     assert claim.condition or claim.verdict == "holds", "a limit without its words"
