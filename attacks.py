@@ -20,6 +20,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
@@ -71,22 +72,22 @@ class Proxy:
         self._thread.start()
         return self
     def __exit__(self, *exception: object) -> None:
-        with contextlib.suppress(OSError):  # wakes an accept that nobody came for
+        with suppress(OSError):  # wakes an accept that nobody came for
             socket.create_connection(self.address).close()
         self._thread.join(5.0)  # a server that never closes holds nobody up for ever
         self._listener.close()
 
     def _run(self) -> None:
         client, _ = self._listener.accept()
-        with client, socket.create_connection(self._server) as server:
+        with suppress(ConnectionError), client, socket.create_connection(self._server) as server:
             ends = {"client": client, "server": server}
             for to, sock in (("server", client), ("client", server)):
                 threading.Thread(target=self._listen, args=(to, sock), daemon=True).start()
             for frame in self._tap(self._frames(ends)):
-                with contextlib.suppress(OSError):  # one end may have closed; the other goes on
+                with suppress(OSError):  # one end may have closed; the other goes on
                     self._write_frame(ends[frame.to].sendall, frame.message)
             for sock in ends.values():
-                with contextlib.suppress(OSError):
+                with suppress(OSError):
                     sock.shutdown(socket.SHUT_RDWR)
 
     def _listen(self, to: str, sock: socket.socket) -> None:
@@ -104,7 +105,7 @@ class Proxy:
                 yield Frame(to, message)
                 continue
             still_open -= 1
-            with contextlib.suppress(OSError):
+            with suppress(OSError):
                 ends[to].shutdown(socket.SHUT_WR)
 
 # What the victims do, and what is seen of it ------------------------------------------------------
@@ -126,8 +127,7 @@ class Outcome:
     said: list[str] = field(default_factory=list)  # by the server to the adversary: opcodes
     learned: str = ""  # by the adversary
 
-Goal = Callable[[Outcome], str]  # what the adversary won, in words; empty if nothing
-
+# what the adversary won, in words; empty if nothing:
 def forged(outcome: Outcome) -> str:
     """Say what an end believed that its partner never said; empty if nothing was."""
     if unsent := Counter(map(str, outcome.accepted)) - Counter(map(str, outcome.sent)):
@@ -170,12 +170,12 @@ class Line:
 
     def send(self, message: bytes) -> None:
         self._log("inserted", Frame("server", message))
-        with contextlib.suppress(OSError):  # the server may have had enough
+        with suppress(OSError):  # the server may have had enough
             write_frame(self.socket.sendall, message)
 
     def receive(self) -> bytes:
         """Return the next message, or nothing when the server has closed."""
-        with contextlib.suppress(OSError, ProtocolError):
+        with suppress(OSError, ProtocolError):
             message = read_frame(self.socket.recv)
             self._log("sent", Frame("client", message))
             return message
@@ -266,8 +266,8 @@ class Lab:
                 for readings in reports:
                     client.report(readings)
         except ProtocolError as error:
-            raise UserError(f"an honest session did not work: {error}; it needs the demo keys, and "
-                            "a window of at most 2 seconds") from None
+            raise UserError(f"an honest session did not work ({error}): it needs a server that has "
+                            "the demo keys, and a window of at most 2 seconds") from None
         return tape
 
     def _stand_by(self) -> None:
@@ -356,7 +356,7 @@ class Lab:
                 yield frame
 
         wire = watched()
-        with contextlib.suppress(CutHere):
+        with suppress(CutHere):
             for frame in itertools.chain(attack.run(wire, self), wire):
                 self.log("delivered" if frame in seen else "inserted", frame)
                 yield frame
@@ -377,7 +377,7 @@ class Attack:
     is_on_path: bool
     who: str  # refuses it: "client" or "server"
     error: type[Exception] | None
-    goal: Goal = forged
+    goal: Callable[[Outcome], str] = forged
     noticed: str = ""
     hasty: bool = False  # the victim says goodbye without waiting for an answer
 
@@ -622,13 +622,13 @@ def unknown_client(lab: Lab) -> None:
 def slow_drip(lab: Lab) -> None:
     """A CLIENT_HELLO drips in, byte by byte."""
     frame = len(lab.tape[0].message).to_bytes(2, "big") + lab.tape[0].message
-    with lab.connect() as line, contextlib.suppress(ConnectionError):
+    with lab.connect() as line, suppress(ConnectionError):
         line.socket.settimeout(LIMITS.frame_timeout_s / 10)  # so 10 bytes fit into the deadline
         for count in range(len(frame)):
             line.socket.sendall(frame[count : count + 1])
             if count == 18:
                 lab.outcome.learned = "a frame takes as long as it likes"
-            with contextlib.suppress(TimeoutError):
+            with suppress(TimeoutError):
                 if not line.socket.recv(1):
                     return
 
@@ -682,7 +682,7 @@ def padding_oracle(lab: Lab) -> None:
 def unsealed(keys: dict[str, bytes], sender: str, message: bytes) -> bytes:
     """Return the plaintext of a message, nothing if these chain keys do not fit."""
     iv, ciphertext = message[HEADER.size : CIPHERTEXT_AT], message[CIPHERTEXT_AT:-TAG_BYTES]
-    with contextlib.suppress(ValueError):  # of a session that does not encrypt
+    with suppress(ValueError):  # of a session that does not encrypt
         if hmac_verify(keys[f"{sender}-MAC"], message[:-TAG_BYTES], message[-TAG_BYTES:]):
             return pkcs7_unpad(aes_cbc_decrypt(ciphertext, keys[f"{sender}-ENC"][:16], iv))
     return b""
@@ -787,7 +787,7 @@ def server_to_attack(options: argparse.Namespace) -> tuple[str, int] | None:
     """Return where a server is that is not ours: the one asked for, or the one found. UserError."""
     asked: tuple[str, int] | None = options.server
     if options.seed is None and options.without is None:
-        with contextlib.suppress(OSError), socket.create_connection(asked or (HOST, PORT), 1.0):
+        with suppress(OSError), socket.create_connection(asked or (HOST, PORT), 1.0):
             asked = asked or (HOST, PORT)
     elif asked:
         raise UserError("--seed and --without need the lab's own server")
