@@ -127,9 +127,9 @@ class Outcome:
     said: list[str] = field(default_factory=list)  # by the server to the adversary: opcodes
     learned: str = ""  # by the adversary
 
-# what the adversary won, in words; empty if nothing:
+# Goals: what the adversary has won, in words; empty if nothing
 def forged(outcome: Outcome) -> str:
-    """Say what an end believed that its partner never said; empty if nothing was."""
+    """Say what an end believed that its partner never said."""
     if unsent := Counter(map(str, outcome.accepted)) - Counter(map(str, outcome.sent)):
         return f"the server aggregates {min(unsent)}, which the client did not send"
     if outcome.answers != outcome.answered[: len(outcome.answers)]:
