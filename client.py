@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from endpoint import (
     DEMO_WARNING, FRAME_S, HOST, PORT, Channel, EndRequested, NoConnection, Parser, UserError,
-    choose_keys, describe, positive, reason_of, run_program, seconds, to_stderr,
+    choose_keys, describe, positive, reason_of, run_program, seconds,
 )
 from protocol_fsm import (
     MAX_MAGNITUDE, ConnectionCut, DeadlineExpired, Direction, Json, LocalError, Opcode,
@@ -203,7 +203,7 @@ def main() -> int:
     client = Client(options.id, choose_keys(options.keys, options.host), options.host, options.port,
                     timeout_s=math.inf if options.patient else options.timeout,
                     frame_timeout_s=math.inf if options.patient else FRAME_S,
-                    trace=to_stderr if options.trace else None)
+                    trace=options.trace, new_session=options.new_session)
     try:
         run(client, choose_reports(options, client.session), options)
     except EndRequested:

@@ -23,9 +23,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NoReturn
 
-from crypto_utils import TAG_BYTES
+from crypto_utils import AES_KEY_BYTES, TAG_BYTES
 from protocol_fsm import (
-    HEADER, MIN_MASTER_KEY, ConnectionCut, DeadlineExpired, Json, Message, Opcode,
+    HEADER, MIN_MASTER_KEY, ConnectionCut, DeadlineExpired, Direction, Json, Keys, Message, Opcode,
     ProtocolError, ProtocolState, Session, Status, read_frame, write_frame,
 )
 
@@ -228,6 +228,31 @@ def generate_keys(directory: Path, ids: list[int]) -> None:
     except OSError as error:
         raise UserError(f"cannot write keys to {directory}: {reason_of(error)}") from None
 
+def keylog(path: str) -> Callable[[int, bytes, Direction], Session]:
+    """Return what makes sessions that append their keys to a file [classroom/KEYLOG.md]. UserError.
+
+    It is the only way in which keys leave a session. Programs may share a file: a line, a write.
+    """
+    try:
+        file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        if os.name == "posix" and os.fstat(file).st_mode & 0o077:
+            raise PermissionError(0, "others can read it; make it yours with chmod 600")
+    except OSError as error:
+        raise UserError(f"cannot log keys to {path}: {reason_of(error)}") from None
+    to_stderr(f"WARNING: all keys go to {path}; whoever reads it reads everything")
+
+    class LoggedSession(Session):
+        def _next_keys(self, message: Message, ciphertext: bytes) -> Keys:
+            keys, begins = super()._next_keys(message, ciphertext), self.round_number == 0
+            for way in ("C2S", "S2C"):
+                enc, mac = keys[f"{way}-ENC"][:AES_KEY_BYTES], keys[f"{way}-MAC"]
+                if begins or mac != self._keys[f"{way}-MAC"]:
+                    line = f"core {way} {self.client_id} {enc.hex()} {mac.hex()}\n"
+                    os.write(file, line.encode())
+            return keys
+
+    return LoggedSession
+
 def id_list(text: str) -> list[int]:
     """Return the client ids in text like 1-40 or 1,3,7-9. Raises ValueError."""
     ids: set[int] = set()
@@ -269,7 +294,9 @@ def port_number(text: str) -> int:
 def host_and_port(text: str) -> tuple[str, int]:
     """Return the two parts of HOST:PORT. Raises ValueError."""
     host, _, port = text.rpartition(":")
-    return host or HOST, port_number(port)
+    if not host:
+        raise ValueError(text)
+    return host.strip("[]"), port_number(port)
 
 def to_stderr(line: str) -> None:
     """Print a line where it disturbs no output; that nobody reads it disturbs no session."""
@@ -287,7 +314,10 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--port", type=port_number, default=PORT, help=f"default {PORT}")
         self.add_argument("--keys", metavar="FILE", help="master keys, lines of id:hex")
         self.add_argument("--patient", action="store_true", help="no deadlines (loopback only)")
-        self.add_argument("--trace", action="store_true", help="show every message on stderr")
+        self.add_argument("--trace", action="store_const", const=to_stderr,
+                          help="show every message on stderr")
+        self.add_argument("--keylog", type=keylog, metavar="FILE", dest="new_session",
+                          default=Session, help="write all keys there, for classroom tools")
 
     def options(self) -> argparse.Namespace:
         options = self.parse_args()

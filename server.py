@@ -26,7 +26,6 @@ from typing import NamedTuple, TypeVar
 from endpoint import (
     DEMO_WARNING, FRAME_S, HOST, POLL_S, PORT, Channel, EndRequested, NoConnection, Parser,
     choose_keys, describe, generate_keys, id_list, positive, reason_of, run_program, seconds,
-    to_stderr,
 )
 from protocol_fsm import (
     Direction, Json, Message, Opcode, ProtocolError, Session, State, Status, client_id_of,
@@ -327,7 +326,7 @@ def main() -> int:
                                      frame_timeout_s=math.inf, silence_timeout_s=math.inf)
     logging.basicConfig(level="DEBUG" if options.verbose else "INFO", format="%(message)s")
     server = Server(choose_keys(options.keys, options.host), options.host, options.port, limits,
-                    trace=to_stderr if options.trace else None)
+                    trace=options.trace, new_session=options.new_session)
     stop: list[int] = []  # not an Event, whose lock a second signal would find taken
     for signal_number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signal_number, lambda number, _: stop.append(number))

@@ -29,6 +29,7 @@ SERVER = "tests/test_server.py::"
 PROGRAMS = "tests/test_programs.py::"
 VECTORS = "tests/test_vectors.py::"
 FOUND = "tests/test_patches_found.py::"
+KEYLOG = "tests/test_keylog.py::"
 
 FLIPPED = FSM + "TestDamage::test_every_flipped_bit_is_noticed_by_the_right_check"
 CELL = FSM + "test_every_cell_of_the_table"
@@ -53,6 +54,8 @@ SHUTDOWN = SERVER + "test_shutdown_tells_every_client_and_waits_for_nobody"
 BAD_INPUT = PROGRAMS + "test_bad_input_ends_in_one_sentence"
 GENERATED = PROGRAMS + "test_generated_keys_work_and_one_client_has_only_its_own"
 BAD_KEYS = FOUND + "test_a_key_file_that_is_not_quite_one_is_refused"
+OWN_LOG = KEYLOG + "test_a_log_is_its_owners_alone"
+LOG_OPENS = KEYLOG + "test_every_message_of_a_session_is_opened[the client]"
 BAD_NUMBER = FOUND + "test_a_number_outside_its_limits_is_refused"
 
 class Patch(NamedTuple):
@@ -775,7 +778,7 @@ PATCHES: list[Patch] = [
           'if os.name == "posix" and path.stat().st_mode & 0o077:', "if False:",
           f"{BAD_INPUT}[keys readable by others]"),
     Patch("a key file may be read by its group", _E,
-          "st_mode & 0o077", "st_mode & 0o007",
+          "path.stat().st_mode & 0o077", "path.stat().st_mode & 0o007",
           FOUND + "test_a_key_file_that_the_group_can_read_is_refused"),
     Patch("a key file that is no text is a defect of ours", _E,
           "except (OSError, UnicodeError) as error:\n        raise UserError(f\"cannot read",
@@ -813,6 +816,33 @@ PATCHES: list[Patch] = [
     Patch("keys that cannot be written are a defect of ours", _E,
           'raise UserError(f"cannot write keys to {directory}: {reason_of(error)}") from None',
           "raise", PROGRAMS + "test_key_generation_that_fails_halfway_leaves_nothing"),
+    # endpoint.py: the key log
+    Patch("others can read the logged keys", _E,
+          "os.O_APPEND | os.O_CREAT, 0o600)", "os.O_APPEND | os.O_CREAT, 0o644)", OWN_LOG),
+    Patch("a log of keys begins anew", _E,
+          "os.O_WRONLY | os.O_APPEND | ", "os.O_WRONLY | os.O_TRUNC | ",
+          KEYLOG + "test_a_log_has_a_line_for_each_pair_of_keys_and_grows"),
+    Patch("keys are logged to a file of others", _E,
+          'if os.name == "posix" and os.fstat(file).st_mode & 0o077:', "if False:",
+          f"{BAD_INPUT}[key log readable by others]"),
+    Patch("keys are logged to a file of the group", _E,
+          "os.fstat(file).st_mode & 0o077", "os.fstat(file).st_mode & 0o007", OWN_LOG),
+    Patch("a log of keys that cannot be written is a defect of ours", _E,
+          'raise UserError(f"cannot log keys to {path}: {reason_of(error)}") from None', "raise",
+          f"{BAD_INPUT}[key log into nowhere]"),
+    Patch("keys are logged without a word", _E,
+          '    to_stderr(f"WARNING: all keys go to {path}; whoever reads it reads everything")\n',
+          "", KEYLOG + "test_without_the_flag_there_is_no_log_and_with_it_a_warning"),
+    Patch("a log lacks the keys of the handshake", _E,
+          "self.round_number == 0", "False", LOG_OPENS),
+    Patch("a log has the keys of before", _E,
+          "enc, mac = keys[f", "enc, mac = self._keys[f", LOG_OPENS),
+    Patch("a log has every key again with every message", _E,
+          'if begins or mac != self._keys[f"{way}-MAC"]:', "if True:",
+          KEYLOG + "test_a_log_has_a_line_for_each_pair_of_keys_and_grows"),
+    Patch("keys are logged without the flag", _E,
+          "default=Session, help=", 'default=keylog("keys.log"), help=',
+          KEYLOG + "test_without_the_flag_there_is_no_log_and_with_it_a_warning"),
     # endpoint.py: numbers, words and flags
     Patch("keys are generated for id 0", _E,
           "not 1 <= int(low) <= int(high or low)", "not int(low) <= int(high or low)",
@@ -839,9 +869,10 @@ PATCHES: list[Patch] = [
     Patch("a port may be too large", _E,
           "not 0 <= int(text) <= 65_535", "not 0 <= int(text)",
           f"{BAD_NUMBER}[port_number-65536]"),
-    Patch("an address without a host is of nobody", _E,
-          "return host or HOST, port_number(port)", "return host, port_number(port)",
-          PROGRAMS + "test_an_address_without_a_host_is_this_machine"),
+    Patch("an address needs no host", _E,
+          "if not host:", "if False:", PROGRAMS + "test_addresses_have_a_host_and_a_port"),
+    Patch("an IPv6 address keeps its brackets", _E,
+          'host.strip("[]")', "host", PROGRAMS + "test_addresses_have_a_host_and_a_port"),
     Patch("an answer may move the cursor", _E,
           "else json.dumps(item) for item", "else str(item) for item",
           SERVER + "test_an_answer_is_shown_in_ascii_and_moves_no_cursor"),

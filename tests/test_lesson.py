@@ -22,8 +22,10 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
 LESSON = (ROOT / "classroom" / "LESSON.md").read_text("utf-8")
 EVENTS = (ROOT / "classroom" / "EVENTS.md").read_text("utf-8")
+KEYLOG = (ROOT / "classroom" / "KEYLOG.md").read_text("utf-8")
 INSTALLING = {"python3 -m venv .venv", ". .venv/bin/activate", "pip install -r requirements.txt"}
-THREE_TERMINALS, BYTES, TROUBLE = "Minute 0", "Minute 9", "If something"  # played in their own way
+THREE_TERMINALS, BYTES, BY_HAND, TROUBLE = (  # played in their own way
+    "Minute 0", "Minute 9", "By hand", "If something")
 QUICK = {"Minute 26"}  # where a defence is taken away for the first time; the rest is slow
 CLASS_ADDRESS = "192.0.2.1"  # stands for the teacher's machine
 
@@ -117,7 +119,7 @@ def play(commands: list[list[str]], folder: Path) -> list[list[str]]:
 
 # The run sheet
 
-PLAYED = [name for name in sections() if name not in (THREE_TERMINALS, BYTES)
+PLAYED = [name for name in sections() if name not in (THREE_TERMINALS, BYTES, BY_HAND)
           and sections()[name].commands]
 
 @posix_only
@@ -166,6 +168,38 @@ def test_three_terminals_show_what_the_lesson_says() -> None:
                                                 names_below(first, answer))]
         assert moved == [False, False, True, True]
 
+@posix_only
+@pytest.mark.slow
+def test_the_man_in_the_middle_by_hand_sees_what_the_lesson_says(copy: Path) -> None:
+    part = named(BY_HAND)
+    server_flags, proxy_flags, *clients = (words[1:] for words in part.commands)
+    with contextlib.ExitStack() as stack:
+        programs = list[Program]()
+
+        def start(words: list[str]) -> Program:
+            programs.append(stack.enter_context(Program(*words, cwd=copy)))
+            return programs[-1]
+
+        server = start([*server_flags, "--port", "0"])
+        where = server.wait_for("^listening on ").rpartition(" ")[2]
+        proxy = start([*replaced(proxy_flags, "--listen", "0"), "--server", where])
+        port = proxy.wait_for("^listening on ").partition(";")[0].rpartition(":")[2]
+        first, second = (replaced(flags, "--port", port) for flags in clients)
+        refused = start(first)
+        put(proxy, part.typed[0] + part.typed[1])
+        assert refused.finish() == 1
+        proxy.wait_for("^connection 1 is over")
+        honest = start(second)
+        put(proxy, part.typed[2])
+        assert (honest.finish(), proxy.finish()) == (0, 0)
+        assert proxy.lines["err"] == []
+        server.wait_for("^stranger .* BadTag", "err", count=2)
+        server.interrupt()
+        assert server.finish() == 0
+        check_looks(part.looks, [program.lines[name] for program in programs
+                                 for name in ("out", "err")])
+        assert all(line.isascii() and len(line) <= 80 for line in proxy.lines["out"])
+
 def put(program: Program, typed: str) -> None:
     assert program.process.stdin
     program.process.stdin.write(typed)
@@ -207,7 +241,7 @@ def test_the_minutes_of_the_lesson_rise_and_end_in_time() -> None:
 def test_links_of_the_lesson_and_the_event_log_lead_somewhere() -> None:
     anchors = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
                for heading in re.findall(r"^#+ (.*)$", LESSON + README, re.MULTILINE)}
-    for target in re.findall(r"\]\(([^)]+)\)", LESSON + EVENTS):
+    for target in re.findall(r"\]\(([^)]+)\)", LESSON + EVENTS + KEYLOG):
         path, _, anchor = target.partition("#")
         assert not path or (ROOT / "classroom" / path).exists(), target
         assert not anchor or anchor in anchors, target

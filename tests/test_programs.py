@@ -168,6 +168,8 @@ CASES = {
     "patient to the network": ("client.py 1 --host 192.0.2.1 --patient", 2,
                                "--patient is for loopback only"),
     "port in use": ("server.py --port {port}", 3, "cannot listen on 127.0.0.1 port .*in use"),
+    "key log into nowhere": ("client.py 1 --port {port} --keylog {tmp}/no/where", 2,
+                             "cannot log keys to .*where: No such file"),
     "no such address to listen on": ("server.py --host 127.0.0.1 --port -1", 2, "--port: "),
     "window of nothing": ("server.py --window 0", 2, "--window: invalid"),
     "no strangers at all": ("server.py --max-strangers 0", 2, "--max-strangers: invalid"),
@@ -181,6 +183,8 @@ CASES = {
 if os.name == "posix":
     CASES["keys readable by others"] = (
         "client.py 1 --keys {tmp}/open.key", 2, "others can read .*chmod 600")
+    CASES["key log readable by others"] = (
+        "server.py --port 0 --keylog {tmp}/open.key", 2, "log keys to .*others can.*chmod 600")
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -248,9 +252,12 @@ def test_standard_input_is_reported_line_by_line_after_an_empty_report(port: str
     assert [(a["own_count"], a["own_sum"]) for a in answers] == [(0, 0.0), (1, 20.5), (1, 21.0)]
     assert (done.returncode, done.stderr) == (0, "")
 
-def test_an_address_without_a_host_is_this_machine() -> None:
-    assert host_and_port("lab.example:80") == ("lab.example", 80)
-    assert host_and_port(":80") == ("127.0.0.1", 80)
+def test_addresses_have_a_host_and_a_port() -> None:
+    assert host_and_port("127.0.0.1:9999") == ("127.0.0.1", 9999)
+    assert host_and_port("[::1]:1") == ("::1", 1)
+    for text in ("9999", ":9999", "host:", "host:70000"):
+        with pytest.raises(ValueError):
+            host_and_port(text)
 
 def test_interactive_takes_numbers_status_and_quit(port: str) -> None:
     done = run("client.py", "4", "--port", port, "--interactive",

@@ -1,0 +1,132 @@
+"""Read a key log, open recorded messages with it, and say what a message says.
+
+`python server.py --keylog FILE` writes the log; KEYLOG.md has its format and its price. A message
+does not name its keys: those whose tag is right are its keys. Nothing here changes anything, and
+nothing here is a check of the protocol: a plaintext is shown whatever it holds.
+"""
+from __future__ import annotations
+
+import contextlib
+import re
+import textwrap
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from crypto_utils import NONCE_BYTES, TAG_BYTES, aes_cbc_decrypt, hmac_verify, pkcs7_unpad
+from endpoint import OPCODE_NAMES, UserError, reason_of
+from protocol_fsm import (
+    CIPHERTEXT_AT, ENDING, HEADER, MIN_MESSAGE, OVERHEAD, Direction, Header, Opcode, Status,
+)
+
+PROTOCOL = "core"  # lines of other protocols stand in the same file
+LINE = re.compile(r"(\w+) (C2S|S2C) (\d{1,3}) ([0-9a-f]{32}) ([0-9a-f]{64})")
+WIDTH, MOST_LINES, MOST_ROWS = 79, 4, 12  # of what is shown of a message
+
+class PairOfKeys(NamedTuple):
+    """What seals and opens the messages of one direction until the keys move on."""
+
+    encryption: bytes  # 16
+    mac: bytes  # 32
+
+KeyLog = Mapping[tuple[int, int], list[PairOfKeys]]  # by direction and client id, the oldest first
+
+def parse_keylog(text: str, name: str = "key log") -> KeyLog:
+    """Return all keys in a log, each once; lines with # are comments. Raises UserError.
+
+    A last line without its end is left out: somebody is writing it.
+    """
+    keys: dict[tuple[int, int], list[PairOfKeys]] = {}
+    for number, line in enumerate(text.split("\n")[:-1], 1):
+        match = LINE.fullmatch(line.strip())
+        if match and match[1] == PROTOCOL:
+            pair = PairOfKeys(bytes.fromhex(match[4]), bytes.fromhex(match[5]))
+            known = keys.setdefault((Direction[match[2]], int(match[3])), [])
+            if pair not in known:
+                known.append(pair)
+        elif not match and line.strip() and not line.startswith("#"):
+            raise UserError(f"{name} line {number} is no line of a key log")
+    return keys
+
+def read_keylog(path: Path) -> KeyLog:
+    """Return the keys in a file; a file that is not there yet has none. Raises UserError."""
+    try:
+        return parse_keylog(path.read_text("ascii"), str(path))
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeError) as error:
+        raise UserError(f"cannot read {path}: {reason_of(error)}") from None
+
+def open_with(keys: Iterable[PairOfKeys], message: bytes) -> bytes | None:
+    """Return the plaintext of a message of legal length, None if its tag fits none of the keys."""
+    iv, ciphertext = message[HEADER.size : CIPHERTEXT_AT], message[CIPHERTEXT_AT:-TAG_BYTES]
+    for pair in keys:
+        if hmac_verify(pair.mac, message[:-TAG_BYTES], message[-TAG_BYTES:]):
+            with contextlib.suppress(ValueError):  # whoever holds the keys may pad wrongly
+                return pkcs7_unpad(aes_cbc_decrypt(ciphertext, pair.encryption, iv))
+    return None
+
+def plaintext_of(log: KeyLog, message: bytes) -> bytes | None:
+    """Return the plaintext of a message, or None if no key in the log fits."""
+    if not has_legal_length(message):
+        return None
+    header = Header(*HEADER.unpack_from(message))
+    return open_with(reversed(log.get((header.direction, header.client_id), [])), message)
+
+def has_legal_length(message: bytes) -> bool:
+    return len(message) >= MIN_MESSAGE and (len(message) - OVERHEAD) % 16 == 0
+
+def describe_message(message: bytes, plaintext: bytes | None = None, title: str = "") -> list[str]:
+    """Return lines of at most 79 columns: what anybody sees of a message, and its plaintext."""
+    if not has_legal_length(message):
+        return [f"{title}{len(message)} bytes, a length of no message: {message[:8].hex()}.."]
+    header = Header(*HEADER.unpack_from(message))
+    direction = ["C2S", "S2C"][header.direction : header.direction + 1]
+    name = OPCODE_NAMES.get(header.opcode, f"opcode {header.opcode}")
+    first = (f"{title}{name}, client {header.client_id}, round {header.round_number}, "
+             f"{direction[0] if direction else header.direction}, {len(message)} bytes")
+    lines = [*textwrap.wrap(first, WIDTH, subsequent_indent="    "),
+             f"  IV {message[HEADER.size :][:4].hex()}.., {len(message) - OVERHEAD} bytes of "
+             f"ciphertext, tag {message[-TAG_BYTES:][:4].hex()}.."]
+    if plaintext is not None:
+        lines += textwrap.wrap(words_of(header, plaintext), WIDTH, initial_indent="  ",
+                               subsequent_indent="    ", max_lines=MOST_LINES, placeholder=" ...",
+                               break_on_hyphens=False)
+    return lines
+
+def words_of(header: Header, plaintext: bytes) -> str:
+    """Return what a plaintext says, in ASCII; what else it holds is dots, commas have a space."""
+    if header.direction == Direction.S2C:
+        parts, body = [status_name(plaintext[:1])], plaintext[1:]
+    else:
+        parts, body = [f"nonce {plaintext[:4].hex()}.."], plaintext[NONCE_BYTES:]
+        if header.opcode in ENDING:
+            parts, body = [*parts, status_name(body[:1])], body[1:]
+    if header.opcode == Opcode.CLIENT_HELLO:
+        parts, body = [*parts, f"version {body.hex()}"], b""
+    if header.opcode == Opcode.SERVER_CHALLENGE:
+        parts, body = [*parts, f"client nonce {body[:4].hex()}..",
+                       f"server nonce {body[NONCE_BYTES:][:4].hex()}.."], b""
+    text = "".join(chr(byte) if 32 <= byte < 127 else "." for byte in body).replace(",", ", ")
+    return ", ".join(["plaintext: " + parts[0], *parts[1:], *([text] if text else [])])
+
+def status_name(status: bytes) -> str:
+    known = [entry.name for entry in Status if status == bytes([entry])]
+    return f"status {known[0] if known else status.hex()}"
+
+def dump_message(message: bytes) -> list[str]:
+    """Return a message in rows of 16 bytes, each with the place of its first and what it is."""
+    if not has_legal_length(message):
+        cuts = [("bytes", 0, len(message))]
+    else:
+        tag_at = len(message) - TAG_BYTES
+        cuts = [("header", 0, HEADER.size), ("IV", HEADER.size, CIPHERTEXT_AT),
+                ("ciphertext", CIPHERTEXT_AT, tag_at), ("tag", tag_at, len(message))]
+    lines = list[str]()
+    for name, start, end in cuts:
+        places = range(start, end, 16)
+        lines += [f"  {name if at == start else '':<12}{at:>5}  {message[at:end][:16].hex(' ')}"
+                  for at in places[:MOST_ROWS]]
+        if len(places) > MOST_ROWS:
+            lines.append(f"{len(places) - MOST_ROWS:>19} rows more ...")
+    return lines

@@ -1,0 +1,472 @@
+"""The man in the middle by hand: you decide what becomes of each message between real programs.
+
+    python server.py --patient
+    python -m classroom.proxy --listen 9000 --server 127.0.0.1:9999
+    python client.py 1 --port 9000 --patient
+
+Rules in this module:
+- nothing is delivered by itself: messages wait in a queue, and the first of them is in hand;
+- commands change the queue, `undo` takes the last change back; what is delivered is gone;
+- the end of a stream waits in the queue too, and is passed on when its turn has come;
+- one lock guards the queue: the keyboard has one thread, the sockets have others.
+It listens on loopback only. It has no keys but those of a key log, and never seals anything.
+"""
+from __future__ import annotations
+
+import cmd
+import contextlib
+import socket
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from attacks import Frame, Proxy, edited, flipped
+from classroom.keylog import describe_message, dump_message, plaintext_of, read_keylog
+from classroom.proxy_commands import END, HELP, Command, parse, parse_script
+from endpoint import (
+    HOST, OPCODE_NAMES, POLL_S, PORT, NoConnection, Parser, UserError, host_and_port, port_number,
+    reason_of, run_program,
+)
+from protocol_fsm import HEADER, read_frame, write_frame
+from server import listen
+
+LISTED = 18  # messages; a screen has no room for more
+
+# The sockets --------------------------------------------------------------------------------------
+
+def reach(server: tuple[str, int]) -> socket.socket:
+    """Return a connection. Raises NoConnection."""
+    try:
+        sock = socket.create_connection(server, 5.0)
+    except (OSError, UnicodeError) as error:
+        raise NoConnection("no server at {}:{}: ".format(*server) + reason_of(error)) from None
+    sock.settimeout(None)
+    return sock
+
+class Wire(Proxy):
+    """The proxy of attacks.py, for one client after another, on a port of our choice.
+
+    It calls `began` with the reason why there is no server, or none, and `arrived` with the sender
+    of a message or, without bytes, of the end of a stream. Raises NoConnection: the port is taken.
+    """
+
+    def __init__(self, port: int, server: tuple[str, int], began: Callable[[str], object],
+                 arrived: Callable[[str, bytes], object]) -> None:
+        super().__init__(server, iter, read_frame, write_frame)
+        self._listener.close()  # that of the lab takes any port
+        self._listener = listen(HOST, port)
+        self.address = self._listener.getsockname()
+        self._began, self._arrived = began, arrived
+        self._closing, self._over = threading.Event(), threading.Event()
+        self.ends: dict[str, socket.socket] = {}
+        self._own: socket.socket | None = None
+
+    def __exit__(self, *exception: object) -> None:
+        self._closing.set()
+        self.finish()
+        super().__exit__(*exception)
+
+    def _run(self) -> None:
+        while not self._closing.is_set():
+            with contextlib.suppress(TimeoutError), self._listener.accept()[0] as client:
+                if self._closing.is_set():  # it came to wake us
+                    break
+                try:
+                    with reach(self._server) as server:
+                        self._carry({"client": client, "server": server})
+                except NoConnection as error:
+                    self._began(str(error))
+
+    def _carry(self, ends: dict[str, socket.socket]) -> None:
+        self._over.clear()
+        self.ends, open_ends = ends, set(ends)
+        self._began("")
+        if self._closing.is_set():
+            self.finish()
+        for name, sock in ends.items():
+            threading.Thread(target=self._listen, args=(name, sock), daemon=True).start()
+        while open_ends:
+            sender, message = self._seen.get()
+            open_ends -= set() if message else {sender}
+            self._arrived(sender, message or b"")
+        self._over.wait()
+
+    def send(self, frame: Frame) -> bool:
+        """Deliver a message, or the end of a stream; tell whether somebody can have got it."""
+        try:
+            if frame.message:
+                self._write_frame(self.ends[frame.to].sendall, frame.message)
+            else:
+                self.ends[frame.to].shutdown(socket.SHUT_WR)
+                self._hang_up(frame.to)
+        except OSError:  # it has closed
+            return False
+        return True
+
+    def finish(self) -> None:
+        """End the connection, however it stands."""
+        self._over.set()
+        self._hang_up("client")
+        for sock in self.ends.values():
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+
+    def dial(self) -> None:
+        """Connect as a client of our own, which says nothing and hears nothing."""
+        self._own = socket.create_connection(self.address)
+
+    def _hang_up(self, end: str) -> None:
+        if end == "client" and self._own:
+            self._own.close()
+            self._own = None
+
+# The table at which the man in the middle sits ----------------------------------------------------
+
+def back(frame: Frame) -> Frame:
+    """Return the same message on its way to whoever sent it."""
+    return Frame("client" if frame.to == "server" else "server", frame.message)
+
+class Item(NamedTuple):
+    """A message in the queue, or the end of a stream."""
+
+    number: int  # as which it came; 0: it never did
+    connection: int
+    frame: Frame
+
+class Desk(NamedTuple):
+    """What waits, the first of it in hand, and what was put aside."""
+
+    waiting: tuple[Item, ...] = ()
+    held: tuple[Item, ...] = ()
+
+    def in_hand(self) -> Item:
+        if not self.waiting:
+            raise UserError("there is no message in hand")
+        return self.waiting[0]
+
+    def behind(self, *items: Item) -> Desk:
+        return self._replace(waiting=(*items, *self.waiting))
+
+    def rest(self) -> Desk:
+        return self._replace(waiting=self.waiting[1:])
+
+    def changed(self, frame: Frame) -> Desk:
+        return self.rest().behind(self.in_hand()._replace(frame=frame))
+
+class Table(cmd.Cmd):
+    """The queue, and the commands that change it; each do_ method is one of HELP."""
+
+    def __init__(self, port: int, server: tuple[str, int], keylog: str | None) -> None:
+        super().__init__()
+        self.prompt = "proxy> " if sys.stdin.isatty() and sys.stdout.isatty() else ""
+        self.wire = Wire(port, server, self._begin, self._arrive)
+        self._keylog = Path(keylog) if keylog else None
+        self._in_script = self._at_prompt = False
+        self._changed = threading.Condition()  # guards all that follows
+        self._desks = [Desk()]  # the last is that of now, those before are for undo
+        self._came: list[Item] = []
+        self._forwarded = set[int]()
+        self._tapes: dict[str, list[Item]] = {}
+        self._connection, self._connected, self._closed = 0, False, set[str]()
+        self._ended = False  # and no line of the script has waited for it
+        self._auto, self._goal = False, ""
+        self._failure = ""  # to reach the goal, or the server
+
+    @property
+    def _desk(self) -> Desk:
+        return self._desks[-1]
+
+    def _say(self, text: str) -> None:
+        """Print lines. A prompt, and what has been typed behind it, move below them."""
+        typed = ""
+        if self._at_prompt:
+            typed = self.prompt + sys.modules["readline"].get_line_buffer()
+            text = f"\r{' ' * len(typed)}\r{text}"
+        with contextlib.suppress(OSError):  # that nobody reads it disturbs no connection
+            print(f"{text}\n{typed}", end="", flush=True)
+
+    def leave(self) -> None:
+        """Ignore what still comes, and end the line of the prompt."""
+        with self._changed:
+            self._connected = False
+            print(end="\n" if self.prompt else "")
+
+    # What comes from the sockets, in their threads
+
+    def _begin(self, failure: str) -> None:
+        with self._changed:
+            self._failure, self._connected, self._closed = failure, not failure, set()
+            self._connection += not failure
+            self._say(failure or f"connection {self._connection} has begun")
+            self._settle()
+
+    def _arrive(self, sender: str, message: bytes) -> None:
+        with self._changed:
+            if not self._connected:  # it was cut
+                return
+            number = len(self._came) + 1 if message else 0
+            item = Item(number, self._connection,
+                        Frame("server" if sender == "client" else "client", message))
+            if message:
+                self._came.append(item)
+                waits = " (it waits)" if self._desk.waiting else ""
+                self._say("\n".join(self._described(item, waits)))
+            self._desks = [desk._replace(waiting=(*desk.waiting, item)) for desk in self._desks]
+            self._settle()
+
+    def _settle(self) -> None:
+        """Pass on whatever nobody wants to decide about."""
+        while self._connected and self._desk.waiting:
+            message = self._desk.in_hand().frame.message
+            kind = OPCODE_NAMES.get(message[0], "") if message else ""
+            if message and not self._auto and self._goal in ("", kind):
+                self._goal = ""
+                break
+            self._deliver()
+        self._changed.notify_all()
+
+    def _deliver(self) -> None:
+        item = self._desk.in_hand()
+        self._desks = [self._desk.rest()]  # what is forwarded cannot be undone
+        taken = self.wire.send(item.frame)
+        if item.frame.message:
+            self._forwarded.add(item.number)
+            self._say(f"forwarded {self._name(item)}" + ("" if taken else ": nobody is there"))
+            return
+        self._closed.add(back(item.frame).to)
+        self._say(f"the {back(item.frame).to} has closed its side")
+        if len(self._closed) == 2:
+            self._finish()
+
+    def _finish(self) -> None:
+        if self._goal not in ("", END):
+            self._failure = f"connection {self._connection} was over before a {self._goal} came"
+        self._connected, self._ended, self._goal, self._desks = False, True, "", [Desk()]
+        self._say(f"connection {self._connection} is over")
+        self.wire.finish()
+        self._changed.notify_all()
+
+    # How messages are shown
+
+    def _name(self, item: Item) -> str:
+        message = item.frame.message
+        kind = OPCODE_NAMES.get(message[0], f"opcode {message[0]}")
+        if not item.number:
+            return f"yours, {kind} to {item.frame.to}"
+        changed = ", changed" if message != self._came[item.number - 1].frame.message else ""
+        return f"#{item.number} {kind} to {item.frame.to}{changed}"
+
+    def _described(self, item: Item, more: str = "") -> list[str]:
+        """Return a message in words, with its plaintext if the key log has its keys."""
+        message, who = item.frame.message, f"#{item.number}" if item.number else "yours,"
+        title = f"{who} to {item.frame.to}{more}: "
+        if not self._keylog:
+            return describe_message(message, None, title)
+        try:
+            plaintext = plaintext_of(read_keylog(self._keylog), message)
+        except UserError as error:
+            return [*describe_message(message, None, title), f"  {error}"]
+        unknown = ["  plaintext: no key in the log fits"] if plaintext is None else []
+        return describe_message(message, plaintext, title) + unknown
+
+    # Commands, in the thread of the keyboard
+
+    def preloop(self) -> None:
+        """Learn from readline, where there is one, when the prompt stands on the screen."""
+        with contextlib.suppress(ImportError, AttributeError):
+            import readline
+            if self.prompt:
+                readline.set_pre_input_hook(lambda: setattr(self, "_at_prompt", True))
+
+    def onecmd(self, line: str) -> bool:
+        """Obey a person, whose mistakes cost a sentence and change nothing."""
+        self._at_prompt = False
+        try:
+            command = parse({"": "forward", "EOF": "quit"}.get(line.strip(), line))
+            return command is not None and self.obey(command)
+        except UserError as error:
+            self._say(str(error))
+        except KeyboardInterrupt:
+            self._goal = ""
+            self._say("interrupted")
+        return False
+
+    def run_script(self, commands: Sequence[tuple[str, Command]]) -> bool:
+        """Obey a script, and tell whether it has quit. Raises UserError, and says where."""
+        self._in_script = True
+        for place, command in commands:
+            try:
+                if self.obey(command):
+                    return True
+            except UserError as error:
+                raise type(error)(f"{place}: {error}") from None
+        self._in_script = False
+        return False
+
+    def obey(self, command: Command) -> bool:
+        """Do what a command says, and tell whether that was to quit. Raises UserError."""
+        with self._changed:
+            before = self._desk.waiting[:1]
+            stop = bool(getattr(self, f"do_{command.name}")(*command.values))
+            self._settle()
+            after = self._desk.waiting[:1]
+            if after and after != before:
+                self._say(f"in hand: {self._name(after[0])}")
+            return stop
+
+    def _take(self, number: int, items: Sequence[Item], where: str) -> Item:
+        for item in items:
+            if item.number == number:
+                return item
+        raise UserError(f"no message {number} {where}; list names them all")
+
+    def _reach(self) -> None:
+        """Make a connection of our own for what waits, if there is none."""
+        if not self._connected and self._desk.waiting:
+            self._ended, self._failure = False, ""
+            self.wire.dial()
+            self._wait(lambda: self._connected)
+
+    def _wait(self, until: Callable[[], bool]) -> None:
+        while not until() and not self._failure:
+            self._changed.wait(POLL_S)  # a wait without a limit holds up Ctrl-C on Windows
+        if self._failure:
+            failure, self._failure, self._goal = self._failure, "", ""
+            raise NoConnection(failure)
+
+    def do_forward(self) -> None:
+        self._desk.in_hand()
+        self._reach()
+        self._deliver()
+
+    def do_drop(self) -> None:
+        self._say(f"dropped {self._name(self._desk.in_hand())}")
+        self._desks.append(self._desk.rest())
+
+    def do_hold(self) -> None:
+        item, desk = self._desk.in_hand(), self._desk.rest()
+        self._desks.append(desk._replace(held=(*desk.held, item)))
+        self._say(f"put aside {self._name(item)}")
+
+    def do_release(self, number: int) -> None:
+        desk = self._desk
+        item = self._take(number, desk.held, "was put aside")
+        held = tuple(other for other in desk.held if other is not item)
+        self._desks.append(desk.behind(item)._replace(held=held))
+
+    def do_replay(self, number: int) -> None:
+        self._desks.append(self._desk.behind(self._take(number, self._came, "has come")))
+
+    def do_reflect(self) -> None:
+        self._desks.append(self._desk.changed(back(self._desk.in_hand().frame)))
+
+    def do_flip(self, place: int, mask: int) -> None:
+        frame = self._desk.in_hand().frame
+        if not -len(frame.message) <= place < len(frame.message):
+            raise UserError(f"it has only {len(frame.message)} bytes, from 0")
+        flip = flipped(frame, place, mask)
+        self._desks.append(self._desk.changed(flip))
+        self._say(f"byte {place}: {frame.message[place]:02x} -> {flip.message[place]:02x}")
+
+    def do_edit(self, field: str, value: int) -> None:
+        frame = self._desk.in_hand().frame
+        if len(frame.message) < HEADER.size:
+            raise UserError("it has no whole header")
+        edit = edited(frame, **{field: value})
+        self._desks.append(self._desk.changed(edit))
+        self._say(f"header: {frame.message[:7].hex(' ')} -> {edit.message[:7].hex(' ')}")
+
+    def do_inject(self, message: bytes, to: str) -> None:
+        self._desks.append(self._desk.behind(Item(0, self._connection, Frame(to, message))))
+
+    def do_undo(self) -> None:
+        if len(self._desks) == 1:
+            raise UserError("nothing to undo: what has been forwarded stays forwarded")
+        self._desks.pop()
+        self._say("undone")
+
+    def do_record(self, name: str) -> None:
+        tape = [item for item in self._came if item.connection == self._connection]
+        if not tape:
+            raise UserError("there are no messages to record")
+        self._tapes[name] = tape
+        self._say(f"{name}: {len(tape)} messages of connection {self._connection}")
+
+    def do_play(self, name: str, to: str) -> None:
+        tape = [item for item in self._tapes.get(name, []) if item.frame.to == to]
+        if not tape:
+            raise UserError(f"there is no recording {name} with messages to the {to}")
+        self._desks.append(self._desk.behind(*tape))
+        self._say(f"{name}: {len(tape)} messages to the {to}")
+
+    def do_until(self, kind: str) -> None:
+        if not self._in_script:  # a person has seen what happened before
+            self._ended, self._failure = False, ""
+        self._reach()
+        ended, self._ended = self._ended, False
+        if ended and kind == END:
+            return
+        if ended:  # by a hair, and the next time perhaps not
+            raise NoConnection(f"connection {self._connection} was over before a {kind} came")
+        self._auto, self._goal = False, kind
+        self._settle()
+        self._wait(lambda: not self._goal)
+        self._ended = False
+
+    def do_auto(self, is_on: bool) -> None:
+        if is_on:
+            self._reach()
+        self._auto = is_on
+        self._say("from now on all is forwarded" if is_on else "from now on you decide")
+
+    def do_cut(self) -> None:
+        if not self._connected:
+            raise UserError("there is no connection to cut")
+        self._finish()
+
+    def do_list(self) -> None:
+        desk = self._desk
+        for item in self._came[-LISTED:]:
+            fates = [fate for fate, items in (("put aside", desk.held), ("waits", desk.waiting))
+                     if item.number in [other.number for other in items]]
+            fates += ["forwarded"] * (item.number in self._forwarded)
+            self._say(f"connection {item.connection}  {self._name(item):<38}  {', '.join(fates)}")
+
+    def do_show(self, number: int) -> None:
+        item = self._take(number, self._came, "has come") if number else self._desk.in_hand()
+        self._say("\n".join([*self._described(item), *dump_message(item.frame.message)]))
+
+    def do_help(self) -> None:  # type: ignore[override]
+        self._say(HELP)
+
+    def do_quit(self) -> bool:
+        return True
+
+def main() -> int:
+    parser = Parser("The man in the middle by hand, between your own programs.", is_endpoint=False)
+    parser.add_argument("--listen", type=port_number, default=9000, metavar="PORT",
+                        help="on loopback, for clients; 0 is any; default 9000")
+    parser.add_argument("--server", type=host_and_port, default=(HOST, PORT), metavar="HOST:PORT",
+                        help=f"where the server listens; default {HOST}:{PORT}")
+    parser.add_argument("--script", metavar="FILE", help="commands to begin with, one a line")
+    parser.add_argument("--keylog", metavar="FILE", help="show plaintexts; the server or the "
+                        "client writes it")
+    options = parser.options()
+    commands = parse_script(options.script) if options.script else []
+    if options.keylog:
+        read_keylog(Path(options.keylog))
+    reach(options.server).close()
+    table = Table(options.listen, options.server, options.keylog)
+    with table.wire:
+        print(f"listening on {HOST}:{table.wire.address[1]}; help names the commands", flush=True)
+        try:
+            if not table.run_script(commands):
+                table.cmdloop()
+        finally:
+            table.leave()
+    return 0
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,98 @@
+"""What can be typed at the proxy, or stand in its script: a line is checked before it acts.
+
+A line is a word, and what GRAMMAR wants behind it; # begins a comment. What a command then does,
+and whether there is such a message, proxy.py knows.
+"""
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from endpoint import OPCODE_NAMES, UserError, reason_of
+
+END = "end"
+FIELDS = {"opcode": "opcode", "client_id": "client_id", "round": "round_number",
+          "direction": "direction"}
+NUMBERS = {**{name: code for code, name in OPCODE_NAMES.items()}, "C2S": 0, "S2C": 1}
+HELP = """\
+Messages wait in a queue, the first one is in hand. A message is named by its
+number, a byte by its place: 0 is the opcode, -1 the last one.
+  forward, or Enter     deliver the message in hand, as it is now
+  drop                  throw it away
+  hold                  put it aside
+  reflect               send it back where it came from
+  flip BYTE[.BIT]       flip a bit in it, 0 (the lowest) to 7
+  edit FIELD=VALUE      opcode, client_id, round or direction; names or numbers
+These put a message before it, which then is in hand:
+  release N             one that was put aside
+  replay N              any one once more, as it came
+  inject HEX [client]   bytes of your own to the server, or to the client
+  play NAME [client]    all that a recording has for the server, or the client
+The rest:
+  undo                  take back the last of these, but not what was forwarded
+  record NAME           keep the messages of this connection for play
+  show [N], list        a message byte by byte; all messages and their fate
+  until OPCODE or end   forward until such a message is in hand
+  auto [off]            forward whatever comes
+  cut, quit             end the connection without a word; leave
+With no client connected, what you send goes over a connection of your own."""
+
+class Command(NamedTuple):
+    """One line of a person or a script."""
+
+    name: str
+    values: tuple[Any, ...] = ()
+
+def header_change(field: str, value: str) -> tuple[str, int]:
+    """Return the field of a header and its new value. Raises UserError."""
+    number = NUMBERS[value] if value in NUMBERS else int(value)
+    if number >= 2 ** (32 if field == "round" else 8):
+        raise UserError(f"{field} has no room for {value}")
+    return FIELDS[field], number
+
+ALONE: tuple[str, Callable[..., tuple[Any, ...]]] = ("", lambda: ())
+NUMBER = (r"(\d{1,9})", lambda number: (int(number),))
+GRAMMAR: dict[str, tuple[str, Callable[..., tuple[Any, ...]]]] = {  # what stands behind a command
+    "forward": ALONE, "drop": ALONE, "hold": ALONE, "reflect": ALONE, "undo": ALONE, "list": ALONE,
+    "cut": ALONE, "quit": ALONE, "release": NUMBER, "replay": NUMBER,
+    "flip": (r"(-?\d{1,9})(?:\.([0-7]))?", lambda byte, bit: (int(byte), 1 << int(bit or 0))),
+    "edit": (rf"({'|'.join(FIELDS)}) ?= ?(\d{{1,10}}|{'|'.join(NUMBERS)})", header_change),
+    "inject": (r"((?:[0-9a-fA-F]{2}){1,65535})(?: (client|server))?",
+               lambda text, to: (bytes.fromhex(text), to or "server")),
+    "play": (r"(\w+)(?: (client|server))?", lambda name, to: (name, to or "server")),
+    "record": (r"(\w+)", lambda name: (name,)),
+    "show": (r"(\d{1,9})?", lambda number: (int(number or 0),)),
+    "until": (rf"({'|'.join([*OPCODE_NAMES.values(), END])})", lambda kind: (kind,)),
+    "auto": (r"(off)?", lambda off: (not off,)),
+    "help": (r"\w*", lambda: ()),
+}
+
+def parse(line: str) -> Command | None:
+    """Return what a line says, None if it says nothing; # begins a comment. Raises UserError."""
+    name, _, rest = " ".join(re.sub(r"(^|\s)#.*", "", line).split()).partition(" ")
+    if not name:
+        return None
+    if name not in GRAMMAR:
+        raise UserError(f"there is no command {name[:30]!r}; help names them all")
+    pattern, convert = GRAMMAR[name]
+    match = re.fullmatch(pattern, rest, re.ASCII)
+    if not match:
+        usage = next(row for row in HELP.splitlines() if re.match(rf"  (.*, )?{name}\b", row))
+        raise UserError(f"{name} is used like this: {usage.strip().partition('  ')[0]}")
+    return Command(name, convert(*match.groups()))
+
+def parse_script(path: str) -> list[tuple[str, Command]]:
+    """Return the commands of a file with their places, if all are right. Raises UserError."""
+    commands = list[tuple[str, Command]]()
+    try:
+        for number, line in enumerate(Path(path).read_text("utf-8").splitlines(), 1):
+            place = f"{path} line {number}"
+            if command := parse(line):
+                commands.append((place, command))
+    except (OSError, UnicodeError) as error:
+        raise UserError(f"cannot read {path}: {reason_of(error)}") from None
+    except UserError as error:
+        raise UserError(f"{place}: {error}") from None
+    return commands

@@ -1,0 +1,225 @@
+"""The key log: written when asked for, to a file of one's own, and enough to open everything."""
+from __future__ import annotations
+
+import os
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from classroom.keylog import (
+    describe_message, dump_message, open_with, parse_keylog, plaintext_of, read_keylog,
+)
+from endpoint import DEMO_KEYS, Parser, UserError, keylog
+from protocol_fsm import (
+    BadTag, Direction, Opcode, PeerTerminated, Session, State, Status, client_id_of,
+)
+from tests.helpers import AGGREGATE, READINGS, Pair, reseal
+from tests.network import client_for, serving
+from tests.test_programs import posix_only, run, running_server
+
+KEYLOG_MD = (Path(__file__).parent.parent / "classroom" / "KEYLOG.md").read_text("utf-8")
+
+def logged_pair(path: Path, client: bool = True, server: bool = True) -> Pair:
+    """Return two ends, of which those that are asked for log their keys."""
+    pair, make = Pair(), keylog(str(path))
+    if client:
+        pair.client = make(1, DEMO_KEYS[1], Direction.C2S)
+    if server:
+        pair.server = make(1, DEMO_KEYS[1], Direction.S2C)
+    return pair
+
+def live(pair: Pair) -> list[bytes]:
+    """Let two ends go through a session of two rounds; return all its messages."""
+    pair.hello()
+    pair.challenge()
+    pair.rounds(2)
+    with pytest.raises(PeerTerminated):
+        pair.carry(Direction.C2S, Opcode.TERMINATE, status=Status.GOODBYE)
+    assert len(pair.transcript) == 7
+    return pair.transcript
+
+@pytest.mark.parametrize("ends", [(True, True), (True, False)], ids=["both ends", "the client"])
+def test_every_message_of_a_session_is_opened(tmp_path: Path, ends: tuple[bool, bool]) -> None:
+    messages = live(logged_pair(tmp_path / "log", *ends))
+    log = read_keylog(tmp_path / "log")
+    plain = [plaintext_of(log, message) for message in messages]
+    assert [text[16:] if text and message[6] == Direction.C2S else text
+            for text, message in zip(plain, messages)] == [
+        b"\x01", plain[1], READINGS, b"\0" + AGGREGATE, READINGS, b"\0" + AGGREGATE, b"\x01"]
+    assert plain[1] is not None
+    assert plain[0] is not None
+    assert plain[1][:17] == b"\0" + plain[0][:16]
+
+def test_the_server_alone_logs_what_it_takes_and_each_key_before_it_is_used(tmp_path: Path) -> None:
+    pair = logged_pair(tmp_path / "log", client=False)
+    hello = pair.client.seal(Opcode.CLIENT_HELLO)
+    assert plaintext_of(read_keylog(tmp_path / "log"), hello) is None
+    pair.server.open(hello)
+    assert plaintext_of(read_keylog(tmp_path / "log"), hello) is not None
+    for sends, opcode, body in ((Direction.S2C, Opcode.SERVER_CHALLENGE, b""),
+                                (Direction.C2S, Opcode.CLIENT_DATA, READINGS),
+                                (Direction.S2C, Opcode.SERVER_AGGR_RESPONSE, AGGREGATE)):
+        message = pair.end(sends).seal(opcode, body)
+        assert plaintext_of(read_keylog(tmp_path / "log"), message) is not None
+        pair.end(Direction(1 - sends)).open(message)
+
+def test_what_is_refused_leaves_no_key_behind(tmp_path: Path) -> None:
+    make = keylog(str(tmp_path / "log"))
+    stranger = Session(1, b"another key of 16", Direction.C2S).seal(Opcode.CLIENT_HELLO)
+    with pytest.raises(BadTag):
+        make(1, DEMO_KEYS[1], Direction.S2C).open(stranger)
+    assert (tmp_path / "log").read_text() == ""
+
+def test_a_changed_message_is_opened_by_no_key(tmp_path: Path) -> None:
+    messages = live(logged_pair(tmp_path / "log"))
+    log = read_keylog(tmp_path / "log")
+    for place in (0, 1, 5, 6, 7, 24, -1):
+        changed = bytearray(messages[2])
+        changed[place] ^= 1
+        assert plaintext_of(log, bytes(changed)) is None
+
+def test_a_log_has_a_line_for_each_pair_of_keys_and_grows(tmp_path: Path) -> None:
+    live(logged_pair(tmp_path / "log", server=False))
+    first = (tmp_path / "log").read_text("ascii").splitlines()
+    ways = [line.split()[1] for line in first]
+    assert ways == ["C2S", "S2C"] * 2 + ["C2S", "S2C"] * 2
+    assert len(set(first)) == len(first)
+    live(logged_pair(tmp_path / "log"))
+    lines = (tmp_path / "log").read_text("ascii").splitlines()
+    assert lines[: len(first)] == first
+    assert len(lines) == 3 * len(first)
+    assert lines[len(first) :][:2] == first[:2], "the keys of the handshake are always the same"
+
+def test_the_document_has_the_lines_of_the_code(tmp_path: Path) -> None:
+    logged_pair(tmp_path / "log", server=False).hello()
+    (example,) = re.findall(r"^```text\n(.*?)^```", KEYLOG_MD, re.DOTALL | re.MULTILINE)
+    assert example == (tmp_path / "log").read_text()
+    assert parse_keylog(example) == read_keylog(tmp_path / "log")
+
+def test_without_the_flag_there_is_no_log_and_with_it_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["client.py"])
+    assert Parser("").options().new_session is Session
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(sys, "argv", ["client.py", "--keylog", str(tmp_path / "log")])
+    assert Parser("").options().new_session is not Session
+    assert capsys.readouterr().err == (
+        f"WARNING: all keys go to {tmp_path / 'log'}; whoever reads it reads everything\n")
+
+@posix_only
+def test_a_log_is_its_owners_alone(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        keylog(str(tmp_path / "log"))
+    finally:
+        os.umask(before)
+    assert (tmp_path / "log").stat().st_mode & 0o777 == 0o600
+    for mode in (0o640, 0o604):
+        (tmp_path / "log").chmod(mode)
+        with pytest.raises(UserError, match="others can read it"):
+            keylog(str(tmp_path / "log"))
+
+@posix_only
+def test_keys_that_cannot_be_logged_are_not_used(tmp_path: Path) -> None:
+    if not os.path.exists("/dev/full"):
+        pytest.skip("there is no such device here")
+    session = logged_pair(tmp_path / "log").client
+    full = os.open("/dev/full", os.O_WRONLY)
+    here, = [n for n in range(full) if os.path.exists(f"/proc/self/fd/{n}")
+             and os.path.realpath(f"/proc/self/fd/{n}") == str(tmp_path / "log")]
+    os.dup2(full, here)
+    os.close(full)
+    with pytest.raises(OSError, match="No space left"):
+        session.seal(Opcode.CLIENT_HELLO)
+    assert session.state is State.HELLO
+
+def test_two_programs_share_a_log_that_opens_their_session(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with running_server("--keylog", str(log)) as (server, port):
+        server.wait_for("^WARNING: all keys go to ", "err")
+        done = run("client.py", "1", "--port", port, "--rounds", "1", "--keylog", str(log))
+        assert (done.returncode, len(done.stderr.splitlines())) == (0, 1)
+        server.wait_for("client 1: ended after", "err")
+    keys = read_keylog(log)
+    assert {who: len(pairs) for who, pairs in keys.items()} == {(0, 1): 3, (1, 1): 3}
+    lines = log.read_text().splitlines()
+    assert len(lines) == 12
+    assert all(lines.count(line) == 2 for line in lines)
+
+def test_a_server_logs_no_decoy(tmp_path: Path) -> None:
+    with serving() as (server, _):
+        server._new_session = keylog(str(tmp_path / "log"))
+        with client_for(server, 1) as client:
+            client.report([1.0])
+    assert {client_id for _, client_id in read_keylog(tmp_path / "log")} == {1}
+
+GOOD = f"core C2S 7 {'ab' * 16} {'cd' * 32}\n"
+
+@pytest.mark.parametrize("line", [
+    "core C2S 7", GOOD.strip() + "0", "core C2S 7 " + "ab" * 32 + " " + "cd" * 16,
+    "core both 7" + GOOD[10:-1], "7:abcd", GOOD.upper().strip()])
+def test_a_line_that_is_none_is_named(line: str) -> None:
+    with pytest.raises(UserError, match=r"^my log line 3 is no line of a key log$"):
+        parse_keylog(f"{GOOD}\n{line}\n", "my log")
+
+def test_comments_other_protocols_and_half_a_line_are_left_out() -> None:
+    text = f"# mine\n{GOOD}{GOOD.replace('core', 'chat').replace('7', '8')}{GOOD}{GOOD[:20]}"
+    assert [*parse_keylog(text)] == [(0, 7)]
+    assert len(parse_keylog(text)[0, 7]) == 1
+
+def test_a_log_that_is_not_there_yet_is_empty_and_one_that_cannot_be_read_is_named(
+    tmp_path: Path
+) -> None:
+    assert read_keylog(tmp_path / "later") == {}
+    with pytest.raises(UserError, match=r"^cannot read .*directory"):
+        read_keylog(tmp_path)
+    (tmp_path / "noise").write_bytes(bytes(range(256)))
+    with pytest.raises(UserError, match=r"^cannot read "):
+        read_keylog(tmp_path / "noise")
+
+def test_a_message_is_described_with_and_without_its_plaintext() -> None:
+    pair = Pair(client_random=bytes, server_random=bytes)
+    messages = live(pair)
+    assert describe_message(messages[2], title="#3: ") == [
+        "#3: CLIENT_DATA, client 1, round 1, C2S, 87 bytes",
+        f"  IV 00000000.., 32 bytes of ciphertext, tag {messages[2][-32:-28].hex()}.."]
+    said = [describe_message(message, text)[2] for message, text in (
+        (messages[0], bytes(16) + b"\x01"), (messages[1], bytes(33)),
+        (messages[2], bytes(16) + READINGS), (messages[6], bytes(16) + b"\x01"))]
+    assert said == ["  plaintext: nonce 00000000.., version 01",
+                    "  plaintext: status OK, client nonce 00000000.., server nonce 00000000..",
+                    "  plaintext: nonce 00000000.., [21.5, 19.0]",
+                    "  plaintext: nonce 00000000.., status GOODBYE"]
+
+def test_whatever_comes_is_shown_in_ascii_of_80_columns_and_few_lines() -> None:
+    pair = Pair()
+    pair.hello()
+    text = b"\x01" + b"\x1b[2J \xff" * 2000
+    largest = reseal(pair.server, 77, text, round_number=2**32 - 1, client_id=255)
+    strange = largest[:6] + b"\x07" + largest[7:]
+    for message in (largest, strange, b"\x1e", bytes(70)):
+        lines = describe_message(message, text, "#1000 to client (it waits): ")
+        lines += dump_message(message)
+        assert all(line.isascii() and line.isprintable() and len(line) <= 80 for line in lines)
+        assert 2 <= len(lines) <= 24
+    assert client_id_of(largest) == 255
+
+def test_bytes_are_shown_where_flip_finds_them() -> None:
+    pair = Pair()
+    pair.hello()
+    message = pair.transcript[0]
+    rows = [row for row in dump_message(message) if "more" not in row]
+    shown = b"".join(bytes.fromhex(row.split("  ")[-1]) for row in rows)
+    assert shown == message
+    assert [row.split()[:2] for row in rows if row[2] != " "] == [
+        ["header", "0"], ["IV", "7"], ["ciphertext", "23"], ["tag", "55"]]
+
+def test_keys_that_pad_wrongly_open_nothing() -> None:
+    pair = Pair()
+    message = reseal(pair.client, 10, b"", padded=bytes(16))
+    keys = parse_keylog("core C2S 1 {} {}\n".format(
+        pair.client._keys["C2S-ENC"][:16].hex(), pair.client._keys["C2S-MAC"].hex()))
+    assert open_with(keys[0, 1], message) is None
