@@ -21,6 +21,7 @@ import pytest
 
 import protocol_fsm
 from attacks import ATTACKS, unsealed
+from classroom.explore import CLAIMS as EXPLORED
 from classroom.weakened import DOCUMENTED, ELEMENTS
 from protocol_fsm import Direction, Opcode, ProtocolError, State, bind_keys
 from tests.helpers import Pair, clone, pair_in, reseal
@@ -120,7 +121,7 @@ def test_code_attacks_and_tests_of_a_claim_exist(claim: Claim) -> None:
 def test_a_verdict_rests_on_what_stands_beside_it(claim: Claim) -> None:
     assert claim.verdict in VERDICTS
     wanted = ["attack"] * bool(claim.attacks and claim.family) + ["test"] * bool(claim.tests)
-    wanted += ["model"] * (claim.id in MODELLED)
+    wanted += ["exploration"] * (claim.id in EXPLORED) + ["model"] * (claim.id in MODELLED)
     assert claim.rests_on == ", ".join(wanted)
     assert wanted, "a claim that nothing can show to be false"
     assert claim.condition or claim.verdict == "holds", "a limit without its words"

@@ -1,0 +1,133 @@
+"""Stories on sockets: the real programs of attacks.Lab, connected by a story and by nothing else.
+
+Clients and server are those of the lab, with rules taken out. Each client's connection ends here,
+each of the server's begins here, and a step of the story is all that passes between them. What
+broke is said by the sessions of these programs, which note what they seal and accept.
+"""
+from __future__ import annotations
+
+import contextlib
+import queue
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from attacks import TIMEOUT_S, CutHere, Lab, Line, Parts
+from classroom.story import CLIENTS, OLD, ROUNDS, Notes, Step, broken, readings, watched
+from classroom.weakened import Weakened
+from client import Client
+from protocol_fsm import Direction, LocalError, Opcode, ProtocolError, encode_body
+
+PATIENCE_S = 5.0  # that every end has, unless the story lets it wait in vain
+
+class Player(threading.Thread):
+    """A real client that does what it is told, one thing at a time."""
+
+    def __init__(self, name: str, client: Client) -> None:
+        super().__init__(daemon=True)
+        self.name, self.client, client.timeout_s = name, client, PATIENCE_S
+        self.orders, self._done = queue.SimpleQueue[str](), queue.SimpleQueue[None]()
+
+    def run(self) -> None:
+        with contextlib.suppress(ProtocolError, LocalError), self.client:
+            self.orders.get()  # the first is to get the challenge, and it has
+            self._done.put(None)
+            for what in iter(self.orders.get, "leaves"):
+                self._do(what)
+                self._done.put(None)
+        self._done.put(None)
+
+    def _do(self, what: str) -> None:
+        if what == "reports":
+            report = readings(self.name, self.client.session.round_number)
+            self.client.channel.send(Opcode.CLIENT_DATA, encode_body(report))
+        else:  # whatever comes of it
+            limit_s = TIMEOUT_S if what == "waits in vain" else PATIENCE_S
+            self.client.channel.receive(time.monotonic() + limit_s)
+
+    def does(self, what: str) -> None:
+        self.orders.put(what)
+        self._done.get(timeout=2 * PATIENCE_S)
+
+class Stage:
+    """The ends of a story, by the names that they have in it."""
+
+    def __init__(self, lab: Lab, made: Sequence[Notes]) -> None:
+        self._lab, self._made, self.ends = lab, made, dict[str, Notes]()
+        self._players, self._lines = dict[str, Player](), dict[str, Line]()
+        self._arrived, self.closing = Counter[str](), contextlib.ExitStack()
+
+    def record(self, client: str) -> None:
+        """Let an old client live a session in peace, and keep what both ends have sent."""
+        reports = [readings(client, number + 1) for number in range(ROUNDS)]
+        self._lab.honest_session(OLD[client], reports)
+        for name, sends in zip((client, client.replace("client", "server")), Direction):
+            self.ends[name] = self._newest(sends, [OLD[client]])
+            self._arrived[name] = len(self.ends[name].sent)
+
+    def play(self, step: Step) -> None:
+        """Let a step happen, and wait until the real program has done its part. Raises CutHere."""
+        if step.sender:
+            self._enter(step.sender)
+            while self._arrived[step.sender] <= step.number:
+                if not self._hear(step.sender):
+                    raise CutHere
+        self._enter(step.end)
+        line = self._lines[step.end]
+        if step.sender:
+            line.send(step.changed(self.ends[step.sender]))
+        if step.what == "is cut off":
+            line.socket.shutdown(socket.SHUT_WR)
+        if step.end in self._players:
+            self._players[step.end].does(step.what)
+        else:
+            self._hear(step.end)  # an answer, or the end of the connection
+            self.ends.setdefault(step.end, self._newest(Direction.S2C, [0, *CLIENTS.values()]))
+
+    def _hear(self, name: str) -> bytes:
+        message = self._lines[name].receive()
+        self._arrived[name] += bool(message)
+        return message
+
+    def _newest(self, sends: Direction, client_ids: Sequence[int]) -> Notes:
+        return next(session for session in reversed(self._made)
+                    if session.sends is sends and session.client_id in client_ids)
+
+    def _enter(self, name: str) -> None:
+        if name in CLIENTS and name not in self._lines:
+            self._start(name)
+        elif name not in self._lines and name not in self.ends:
+            self._lines[name] = self.closing.enter_context(self._lab.connect())
+
+    def _start(self, name: str) -> None:
+        listener = self.closing.enter_context(socket.create_server(("127.0.0.1", 0)))
+        player = Player(name, self._lab.client(CLIENTS[name], listener.getsockname()))
+        self._players[name] = player
+        self.ends[name] = self._newest(Direction.C2S, [CLIENTS[name]])
+        player.start()
+        self.closing.callback(player.join, PATIENCE_S)
+        self.closing.callback(player.orders.put, "leaves")
+        sock = self.closing.enter_context(listener.accept()[0])
+        self._lines[name] = Line(sock, self._lab.log)
+
+def on_sockets(weak: Weakened, story: Sequence[Step]) -> str:
+    """Return which promise a story breaks between the real programs; empty if it breaks none."""
+    made, noting = list[Notes](), watched(weak.session)
+
+    def session(*arguments: Any, **options: Any) -> Notes:
+        made.append(noting(*arguments, **options))
+        return made[-1]
+
+    with Lab("stage", lambda *_: None, Parts(session, weak.server, weak.client)) as lab:
+        stage = Stage(lab, made)
+        senders = {step.sender.replace("server", "client") for step in story}
+        for client in senders & OLD.keys():
+            stage.record(client)
+        with stage.closing, contextlib.suppress(CutHere, queue.Empty):
+            for step in story:
+                stage.play(step)
+            return broken(stage.ends[story[-1].end], made)
+    return ""
