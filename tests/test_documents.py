@@ -236,6 +236,7 @@ ELSEWHERE = {  # run by others: tests of run.py and .ci/run, which install from 
     "pip install -r requirements.txt",
 }
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="sh blocks; interrupts")
 def test_commands_of_the_readme_work_in_a_clean_copy(copy: Path) -> None:
     """Servers are started on a free port, and stopped by Ctrl-C; clients find that port."""

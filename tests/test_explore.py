@@ -70,11 +70,11 @@ def test_nothing_breaks_with_one_session_and_there_is_nothing_else_to_see() -> N
     assert found.depth > 8, "two rounds, a goodbye, and every farewell"
 
 def test_nothing_breaks_with_four_sessions_in_the_first_worlds() -> None:
-    found = explorer(REAL).search(2_000)
+    found = explorer(REAL).search(500)
     assert not found.story
-    assert (len(found.marks), found.is_complete) == (2_000, False)
+    assert (len(found.marks), found.is_complete) == (500, False)
     assert found.depth >= 3
-    assert found.transitions > 2_000
+    assert found.transitions > 500
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_in_the_real_session_is_found(mistake: type[Session]) -> None:
