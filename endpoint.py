@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import ipaddress
 import json
 import math
@@ -19,7 +20,7 @@ import sys
 import tempfile
 import textwrap
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NoReturn
 
@@ -75,15 +76,21 @@ class Channel:
     def read(self, deadline: float) -> bytes:
         """Return the next message, unopened. Its first byte has until `deadline` (monotonic)."""
         self._deadline, self._frame_begun = deadline, False
-        with self._failing_the_session():
+        try:
             return read_frame(self._recv)
+        except ProtocolError as error:
+            self.session.fail(error)
+            self._farewell = error.farewell
+            raise
 
     def open(self, message: bytes) -> Message:
-        with self._failing_the_session():
-            try:
-                return self.session.open(message)
-            finally:  # what is refused is shown too
-                self._show("<-", message)
+        try:
+            return self.session.open(message)
+        except ProtocolError as error:  # which has failed the session already
+            self._farewell = error.farewell
+            raise
+        finally:  # what is refused is shown too
+            self._show("<-", message)
 
     def receive(self, deadline: float) -> Message:
         return self.open(self.read(deadline))
@@ -126,15 +133,6 @@ class Channel:
                     self._sock.settimeout(left)
                     if not self._sock.recv(65_536):
                         break
-
-    @contextlib.contextmanager
-    def _failing_the_session(self) -> Iterator[None]:
-        try:
-            yield
-        except ProtocolError as error:
-            self.session.fail(error)
-            self._farewell = error.farewell
-            raise
 
     def _recv(self, wanted: int) -> bytes:
         self._received = self._received or self._wait_for_bytes()
@@ -247,8 +245,9 @@ def keylog(path: str) -> Callable[[int, bytes, Direction], Session]:
             for way in ("C2S", "S2C"):
                 enc, mac = keys[f"{way}-ENC"][:AES_KEY_BYTES], keys[f"{way}-MAC"]
                 if begins or mac != self._keys[f"{way}-MAC"]:
-                    line = f"core {way} {self.client_id} {enc.hex()} {mac.hex()}\n"
-                    os.write(file, line.encode())
+                    line = f"core {way} {self.client_id} {enc.hex()} {mac.hex()}\n".encode()
+                    if os.write(file, line) < len(line):
+                        raise OSError(errno.ENOSPC, "a key is not in the log")
             return keys
 
     return LoggedSession
@@ -297,6 +296,8 @@ def host_and_port(text: str) -> tuple[str, int]:
     if not host:
         raise ValueError(text)
     return host.strip("[]"), port_number(port)
+
+host_and_port.__name__ = "HOST:PORT"  # for argparse, which quotes it
 
 def to_stderr(line: str) -> None:
     """Print a line where it disturbs no output; that nobody reads it disturbs no session."""
@@ -354,7 +355,7 @@ def run_program(main: Callable[[], int]) -> NoReturn:
     except UserError as error:
         print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
         code = error.exit_code
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, EOFError):
         code = 130  # before there was a session to end
     except BrokenPipeError:  # whoever read our output is gone, as after `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -235,15 +235,15 @@ def parse_aggregate(body: bytes) -> dict[str, Json]:
     members = _parse_json(body)
     if not isinstance(members, dict):
         raise BadPayload("an object", type(members).__name__)
-    for value in [*members, *members.values()]:
-        if not all(_is_plain(item) for item in (value if isinstance(value, list) else [value])):
-            raise BadPayload("strings, finite numbers, nulls, arrays of them", "something else")
+    arrays = (value if isinstance(value, list) else [value] for value in members.values())
+    if not all(map(_is_plain, [*members, *(item for array in arrays for item in array)])):
+        raise BadPayload("strings, finite numbers, nulls, arrays of them", "something else")
     return members
 
 def encode_body(value: Sequence[float] | Mapping[str, Json]) -> bytes:
     """Return a JSON body; whether [P 3.3] allows it, `seal` checks. Raises LocalError."""
     try:
-        return json.dumps(value, separators=(",", ":"), allow_nan=False).encode("utf-8")
+        return _COMPACT_JSON.encode(value).encode("utf-8")
     except (TypeError, ValueError, RecursionError) as error:
         raise LocalError(f"this is not JSON: {error}") from error
 
@@ -256,16 +256,17 @@ def _parse_json(body: bytes) -> object:
     except (ValueError, RecursionError) as error:
         raise BadPayload("JSON in UTF-8", type(error).__name__) from None
 
+_COMPACT_JSON = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
 _STRICT_JSON = json.JSONDecoder(parse_constant=int)  # int("NaN") is a ValueError: not JSON
 
 def _is_number(value: object, limit: float = sys.float_info.max) -> bool:
     """Tell if it is a number within `limit`; True is an int, 1e400 infinity, an int may be huge."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= limit
+    return (type(value) is int or type(value) is float) and abs(value) <= limit
 
 def _is_plain(value: object) -> bool:
     """Tell if it is text, a number or null. Half a character (a lone surrogate) is not text."""
     if isinstance(value, str):
-        return not any("\ud800" <= character <= "\udfff" for character in value)
+        return value.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in value)
     return value is None or _is_number(value)
 
 # Key schedule [P 3.4] -----------------------------------------------------------------------------
@@ -373,7 +374,7 @@ class Session:
         return untagged
 
     def _key(self, sender: int, use: str) -> bytes:
-        return self._keys[f"{Direction(sender).name}-{use}"]
+        return self._keys[("C2S-", "S2C-")[sender] + use]
 
     def open(self, message: bytes) -> Message:
         """Check, decrypt and accept the peer's next message (without its length prefix).
@@ -501,13 +502,12 @@ def read_frame(recv: Callable[[int], bytes]) -> bytes:
     return _read_exactly(recv, length_bytes, mid_frame=True)
 
 def _read_exactly(recv: Callable[[int], bytes], wanted: int, *, mid_frame: bool) -> bytes:
-    received = bytearray()
+    received = b""
     while len(received) < wanted:
-        more = recv(wanted - len(received))
+        received += (more := recv(wanted - len(received)))  # no copy, if it is all there is
         if not more:
             raise ConnectionCut(mid_frame or bool(received))
-        received += more
-    return bytes(received)
+    return received
 
 def write_frame(sendall: Callable[[bytes], object], message: bytes) -> None:
     """Send `message` behind its length, in one piece."""

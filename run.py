@@ -28,9 +28,11 @@ COMMANDS = {
     "client": ("requirements.txt", ["client.py"], "a client; its id and flags follow"),
     "test": ("requirements-dev.txt", ["-m pytest"], "the tests; flags for pytest may follow"),
     "test core": ("requirements-dev.txt",
-                  ["-m pytest --ignore=tests/classroom --ignore=tests/companions"],
+                  ["-m pytest tests/test_crypto_utils.py tests/test_protocol_fsm.py "
+                   "tests/test_vectors.py tests/test_server.py tests/test_programs.py"],
                   "only those of the protocol, the server and the client"),
     "test slow": ("requirements-slow.txt", ["-m pytest -m slow"], "those that take long"),
+    "bench": ("requirements.txt", ["-m bench.bench"], "our channel beside TLS, measured"),
     "check": ("requirements-check.txt", ["-m ruff check .", "-m mypy"], "style and types"),
 }
 # Asked in another interpreter: a venv may have a Python that is too old, or none any more.

@@ -79,8 +79,7 @@ class Epoch:
     """One aggregation. It opens with its first contribution and closes for all members at once."""
 
     def __init__(self, number: int) -> None:
-        self.number = number
-        self.deadline = math.inf
+        self.number, self.deadline = number, math.inf
         self.contributions: dict[int, tuple[Member, Message]] = {}
         self.aggregate: dict[str, Json] = {}
         self.answers: dict[int, bytes] | None = None  # bodies by client id; none if it failed
@@ -177,7 +176,8 @@ class Server:
         return self._new_session(client_id, key, Direction.S2C)
 
     def _accept(self) -> None:
-        while not self._closing.is_set():
+        pause = 0.0  # longer while descriptors or threads are lacking, which is logged once
+        while not self._closing.wait(pause):
             try:
                 member = Member(self, self._listener.accept()[0])
                 thread = threading.Thread(target=member.run, daemon=True)
@@ -187,13 +187,14 @@ class Server:
                     self._strangers.append(member)
                     while len(self._strangers) > self.limits.max_strangers:
                         self._strangers.pop(0).channel.request_end(Status.TIMEOUT)
+                pause = 0.0
             except TimeoutError:
                 continue
-            except (OSError, RuntimeError) as error:
-                log.error("cannot accept a connection: %s", error)
+            except Exception as error:  # of memory, too, there may be too little
+                log.log(logging.DEBUG if pause else logging.ERROR, "cannot accept: %s", error)
                 if isinstance(error, RuntimeError):  # out of threads, after the connection was made
                     member.channel.leave(Status.SHUTDOWN)
-                self._closing.wait(POLL_S)
+                pause = POLL_S
 
     def number_hello(self, member: Member) -> int:
         """Return the place of `member` in the order in which HELLOs are accepted."""
@@ -220,8 +221,7 @@ class Server:
         """Take out what an ended session leaves: its place, and its part in the open epoch."""
         client_id = member.client_id
         with self._changed:
-            if member in self._strangers:
-                self._strangers.remove(member)
+            self._strangers = [other for other in self._strangers if other is not member]
             if self._members.get(client_id) is member:
                 del self._members[client_id]
                 self._expected.discard(client_id)
@@ -231,8 +231,9 @@ class Server:
             if not member.established:
                 self.refused[type(reason).__name__] += 1
             self._record(Record("end", client_id, reason))
-        who = f"client {client_id}" if member.established else f"stranger (as client {client_id})"
-        log.info("%s: ended after %d rounds: %s", who, member.rounds, reason)
+        name = f"as client {client_id}" if client_id else "without a name"
+        log.info("%s: %s", f"client {client_id}: ended after {member.rounds} rounds"
+                 if member.established else f"stranger {name}: ended", reason)
 
     def contribute(self, member: Member, report: Message) -> bytes:
         """Enter a report into the open epoch, wait for it to close, and return the answer's body.
@@ -273,7 +274,8 @@ class Server:
         self._epoch = Epoch(epoch.number + 1)
         self._changed.notify_all()
         self._record(Record("epoch", 0, epoch))
-        log.debug("%s", describe({"epoch": epoch.number, **epoch.aggregate}))
+        if log.isEnabledFor(logging.DEBUG):  # to describe takes longer than to answer
+            log.debug("%s", describe({"epoch": epoch.number, **epoch.aggregate}))
 
     def _answers(self, epoch: Epoch) -> dict[int, bytes]:
         """Return every member's body, or raise LocalError or BadPayload for all of them."""
@@ -284,9 +286,8 @@ class Server:
         for client_id, report in reports.items():
             head = {"epoch": epoch.number, "round": report.round_number}
             personal = {**head, **own_part(report.readings, total)}  # which it cannot overwrite
-            body = {**head, **epoch.aggregate, **personal}
-            answers[client_id] = encode_body(body)
-            parse_aggregate(answers[client_id])
+            answers[client_id] = encode_body({**head, **epoch.aggregate, **personal})
+        parse_aggregate(max(answers.values(), key=len))  # they differ in the personal part only
         return answers
 
     def summary(self) -> str:
@@ -299,7 +300,7 @@ def listen(host: str, port: int) -> socket.socket:
     """Return a listening TCP socket. Raises NoConnection."""
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.create_server(address[:2], family=family, backlog=128)
+        listener = socket.create_server(address[:2], family=family, backlog=1_024)
     except (OSError, UnicodeError) as error:
         raise NoConnection(f"cannot listen on {host} port {port}: {reason_of(error)}") from None
     listener.settimeout(POLL_S / 4)

@@ -36,17 +36,15 @@ def parse_keylog(text: str, name: str = "key log") -> KeyLog:
 
     A last line without its end is left out: somebody is writing it.
     """
-    keys: dict[tuple[int, int], list[PairOfKeys]] = {}
+    keys: dict[tuple[int, int], dict[PairOfKeys, None]] = {}
     for number, line in enumerate(text.split("\n")[:-1], 1):
         match = LINE.fullmatch(line.strip())
         if match and match[1] == PROTOCOL:
             pair = PairOfKeys(bytes.fromhex(match[4]), bytes.fromhex(match[5]))
-            known = keys.setdefault((Direction[match[2]], int(match[3])), [])
-            if pair not in known:
-                known.append(pair)
+            keys.setdefault((Direction[match[2]], int(match[3])), {})[pair] = None
         elif not match and line.strip() and not line.startswith("#"):
             raise UserError(f"{name} line {number} is no line of a key log")
-    return keys
+    return {whose: [*pairs] for whose, pairs in keys.items()}
 
 def read_keylog(path: Path) -> KeyLog:
     """Return the keys in a file; a file that is not there yet has none. Raises UserError."""

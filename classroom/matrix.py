@@ -361,6 +361,8 @@ def progress(what: str, done: Iterator[Done], tasks: Sequence[object]) -> Iterat
     """Say on stderr how far it is: in one line, or in a line at the end if no person looks."""
     is_terminal = sys.stderr.isatty()
     for number, result in enumerate(done, 1):
+        if is_terminal:  # what is said in between has the line for itself
+            print(end=f"\r{'':60}\r", file=sys.stderr, flush=True)
         yield result
         if is_terminal or number == len(tasks):
             line = f"{what}: {100 * number // len(tasks):>3}% of {len(tasks)}"

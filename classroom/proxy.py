@@ -410,6 +410,8 @@ class Table(cmd.Cmd):
             return
         if ended:  # by a hair, and the next time perhaps not
             raise NoConnection(f"connection {self._connection} was over before a {kind} came")
+        if not self._connected and not self._in_script:
+            self._say("waiting for a client; Ctrl-C stops it")
         self._auto, self._goal = False, kind
         self._settle()
         self._wait(lambda: not self._goal)

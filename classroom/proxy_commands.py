@@ -87,7 +87,7 @@ def parse_script(path: str) -> list[tuple[str, Command]]:
     """Return the commands of a file with their places, if all are right. Raises UserError."""
     commands = list[tuple[str, Command]]()
     try:
-        for number, line in enumerate(Path(path).read_text("utf-8").splitlines(), 1):
+        for number, line in enumerate(Path(path).read_text("utf-8-sig").splitlines(), 1):
             place = f"{path} line {number}"
             if command := parse(line):
                 commands.append((place, command))

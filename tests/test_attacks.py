@@ -106,6 +106,16 @@ def test_a_foreign_server_that_lets_an_attack_through_is_found_out() -> None:
         result = judge(ATTACKS["replay-session"], outside)
     assert (result.as_expected, result.words) == (False, "wire: SERVER_AGGR_RESPONSE")
 
+@pytest.mark.parametrize("name", ["flip-reading", "truncate", "swap-opcode", "forge-goodbye"])
+def test_a_foreign_server_that_looks_at_no_tag_is_found_out(name: str) -> None:
+    """It refuses in the end, but only what comes after it has believed a lie."""
+    weak = without(["tag", "payload"])
+    with weak.server(DEMO_KEYS, port=0, limits=Limits(window_s=0.2),
+                     new_session=weak.session) as server, \
+            Lab("test", ignore, None, server.address) as outside:
+        outside.suffer(ATTACKS[name])
+        assert not judge(ATTACKS[name], outside).as_expected
+
 def test_the_server_that_listens_where_servers_do_is_attacked(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -123,7 +133,7 @@ def test_a_server_without_the_demo_keys_is_one_sentence() -> None:
     with Server(keys, port=0) as server:
         done = run("--server", "{}:{}".format(*server.address), "flip-tag")
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("attacks.py: an honest session did not work (ConnectionCut")
+    assert done.stderr.startswith("attacks.py: no honest session with ('127.0.0.1', ")
 
 def test_a_server_that_is_not_there_is_one_sentence() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -321,7 +331,7 @@ def test_a_won_attack_is_an_exit_code_and_capital_letters() -> None:
      (["--events", "/no/where", "cut"], "cannot write /no/where"),
      (["--server", "127.0.0.1:1", "--without", "tag"], "need the lab's own server"),
      (["--server", "192.0.2.1:9"], "the demo keys are published"),
-     (["--server", "nonsense"], "invalid host_and_port value"),
+     (["--server", "nonsense"], "invalid HOST:PORT value"),
      (["--frobnicate"], "unrecognized arguments")])
 def test_bad_input_is_one_sentence(flags: list[str], sentence: str) -> None:
     done = run(*flags)

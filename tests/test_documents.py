@@ -1,6 +1,7 @@
 """The documents and the code say the same: tables, numbers, diagrams, links, commands, recipes."""
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shutil
@@ -14,10 +15,12 @@ import pytest
 
 import protocol_fsm
 from client import Client
+from crypto_utils import aes_cbc_decrypt, hmac_sha256, pkcs7_unpad
 from endpoint import DEMO_KEYS, DRAIN_S, HOST, PORT
-from protocol_fsm import Direction, Opcode, Status
+from protocol_fsm import CIPHERTEXT_AT, HEADER, KEY_LABELS, Direction, Opcode, State, Status
 from server import Limits, Server
 from tests import diagrams
+from tests.helpers import MASTER_KEY, READINGS, Pair, ciphertext_of, pair_in
 from tests.network import client_for, serving
 from tests.test_house import CORE, tracked_files
 from tests.test_programs import Program
@@ -38,6 +41,46 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
 
 # Tables, numbers, diagrams
+
+def formula(name: str, **values: bytes) -> bytes:
+    """Compute a formula of [P 3.4] from the values of its parts."""
+    (parts,) = re.findall(rf"^    {name} += SHA-256\((.*)\)", PROTOCOL, re.MULTILINE)
+    joined = b"".join(part.strip('"').encode() if part.startswith('"')
+                      else values[part.replace("-", "_").replace(" ", "_")]
+                      for part in parts.split(" || "))
+    return hashlib.sha256(joined).digest()
+
+def test_the_formulas_of_the_key_schedule_are_those_of_the_code() -> None:
+    pair = Pair()
+    hello, keys = pair.hello(), dict(pair.client._keys)
+    assert keys == {label: formula(label, master_key=MASTER_KEY) for label in KEY_LABELS}
+    nonces = {"client_nonce": hello.nonce, "server_nonce": pair.challenge().body[16:]}
+    keys = {label: formula("X'", X=key, **nonces) for label, key in keys.items()}
+    assert pair.client._keys == keys
+    report = pair.report()
+    sealed = {"ciphertext": ciphertext_of(pair.transcript[-1]), "nonce": report.nonce}
+    for label in ("C2S-ENC", "C2S-MAC"):
+        old = {label.replace("-", "_"): keys[label]}
+        keys[label] = formula(f"{label}'", **old, **sealed)
+    assert pair.server._keys == keys
+    answer = pair.answer()
+    for label in ("S2C-ENC", "S2C-MAC"):
+        old = {label.replace("-", "_"): keys[label]}
+        keys[label] = formula(f"{label}'", **old, body=answer.body, status=bytes([answer.status]))
+    assert pair.client._keys == keys
+
+def test_the_formulas_of_a_message_are_those_of_the_code() -> None:
+    (half,) = re.findall(r"encryption key of C2S = C2S-ENC\[(\d+):(\d+)\]", PROTOCOL)
+    assert "    MAC key of C2S        = C2S-MAC  " in PROTOCOL
+    assert "HMAC-SHA256(MAC key of the direction, header || IV || ciphertext)" in PROTOCOL
+    pair = pair_in(State.REPORT)
+    keys = dict(pair.client._keys)
+    pair.report()
+    message = pair.transcript[-1]
+    key = keys["C2S-ENC"][int(half[0]) : int(half[1])]
+    padded = aes_cbc_decrypt(ciphertext_of(message), key, message[HEADER.size : CIPHERTEXT_AT])
+    assert pkcs7_unpad(padded)[16:] == READINGS
+    assert message[-32:] == hmac_sha256(keys["C2S-MAC"], message[:-32])
 
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_generated_parts_are_up_to_date(name: str) -> None:

@@ -502,3 +502,13 @@ def test_proverif_finds_what_the_page_says() -> None:
         pytest.skip("there is no proverif on PATH")
     code, out, err = run_model(path=os.environ["PATH"], timeout=900)
     assert (code, err) == (0, ""), out
+
+@pytest.mark.parametrize("model", TEXTS)
+def test_nothing_is_hidden_from_the_attacker_but_the_secret(model: str) -> None:
+    """A private function or wire would make every result true, and worth nothing."""
+    text = TEXTS[model]
+    hidden = re.findall(r"^(.*)\[private\]", text, re.MULTILINE)
+    assert {line.strip() for line in hidden} <= {"free SECRET: bitstring"}
+    assert re.search(r"^free c: channel\.", text, re.MULTILINE)
+    assert re.search(r"^  \| !Server\(\)", text, re.MULTILINE)
+    assert "!Client(id, mk)" in text

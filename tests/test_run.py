@@ -146,8 +146,10 @@ def test_the_version_is_checked_before_anything_else(
     ("test", "requirements-dev.txt", ["-m pytest"]),
     ("test -k slow", "requirements-dev.txt", ["-m pytest -k slow"]),
     ("test core -x", "requirements-dev.txt",
-     ["-m pytest --ignore=tests/classroom --ignore=tests/companions -x"]),
+     ["-m pytest tests/test_crypto_utils.py tests/test_protocol_fsm.py tests/test_vectors.py "
+      "tests/test_server.py tests/test_programs.py -x"]),
     ("test slow", "requirements-slow.txt", ["-m pytest -m slow"]),
+    ("bench --quick", "requirements.txt", ["-m bench.bench --quick"]),
     ("check", "requirements-check.txt", ["-m ruff check .", "-m mypy"]),
 ])
 def test_a_command_is_planned_as(run: Any, words: str, requirements: str, lines: list[str]) -> None:

@@ -526,7 +526,7 @@ def test_the_log_names_what_the_wire_does_not(caplog: pytest.LogCaptureFixture) 
             assert wrong.is_closed_silently()
         reason(journal, 1)
         reason(journal, 4)
-    assert "stranger (as client 1): ended after 0 rounds: BadTag" in caplog.text
+    assert "stranger as client 1: ended: BadTag" in caplog.text
     assert "client 4: ended after 1 rounds: PeerTerminated: TERMINATE (GOODBYE)" in caplog.text
     assert "client 4: round 1, [8.5]" in caplog.text
     assert server.summary().splitlines()[1].split() == ["4", "1", "1"]

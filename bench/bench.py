@@ -1,0 +1,158 @@
+"""The benchmark: our channel beside plain TCP, TLS 1.2 and TLS 1.3, in one run.
+
+    python3 run.py bench            all cases; some minutes
+    python3 run.py bench --quick    few rounds: shows that it works, measures little
+
+The work of a round is the same for all (rivals.py says what it is), the server has a process of
+its own, and so have the clients: as many processes as there are other processors, each with its
+share of the clients as threads. Turn by turn, every rival runs one slice (slices.py), so that what
+else the machine does meets all alike; ratios are taken within a turn. Then comes the cost ladder
+of one round (ladder.py). Tables go to stdout, progress to stderr.
+"""
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import platform
+import ssl
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from statistics import median
+
+from bench import ladder, report
+from bench.certificate import write_certificate
+from bench.rivals import BODIES, HOST, RIVALS, example_answer
+from bench.slices import Case, Failed, Slice, run_slice
+
+CLIENTS = (1, 10, 50, 250)
+ROUNDS, TURNS = 20_000, 10  # of a case
+QUICK_ROUNDS, QUICK_TURNS = 200, 2
+PIECE_ROUNDS = 200
+
+# pycryptodome calls its AES by ctypes, or by cffi if that is installed; they differ in speed
+AES_BACKEND = "cffi" if importlib.util.find_spec("cffi") else "ctypes"
+
+class Progress:
+    """A line on stderr for each slice: how many there are, and how long the rest may take."""
+
+    def __init__(self, total: int) -> None:
+        self._total, self._done, self._began = total, 0, time.monotonic()
+
+    def step(self, case: Case, seen: Slice) -> None:
+        self._done += 1
+        left_s = (time.monotonic() - self._began) / self._done * (self._total - self._done)
+        print(f"{self._done}/{self._total} {case.rival}, {case.clients} x {case.body}: "
+              f"{report.rate(seen):,.0f} rounds/s; about {left_s / 60:.1f} minutes left",
+              file=sys.stderr, flush=True)
+
+class Bench:
+    """One run with its options, its certificate, and what it has found."""
+
+    def __init__(self, options: argparse.Namespace, folder: Path) -> None:
+        self._options, self._folder = options, folder
+        groups = len(options.clients) * len(options.body)
+        steps = groups * len(options.rivals) + (0 if options.no_ladder else 4 * len(options.body))
+        self._progress = Progress(steps * options.turns)
+        self.figures: dict[Case, report.Figure] = {}
+        self.ladders: dict[str, list[ladder.Rung]] = {}
+
+    def run(self) -> None:
+        for body in self._options.body:
+            for clients in self._options.clients:
+                self._group(clients, body)
+        print(report.growth(self.figures), flush=True)
+        for body in [] if self._options.no_ladder else self._options.body:
+            self._ladder(body)
+
+    def _slice(self, case: Case) -> Slice:
+        rounds_each = max(4, self._options.rounds // self._options.turns // case.clients)
+        processes = min(case.clients, self._options.processes)
+        seen = run_slice(case, rounds_each, processes, self._folder)
+        self._progress.step(case, seen)
+        return seen
+
+    def _turns(self, cases: list[Case]) -> Iterator[dict[Case, Slice]]:
+        """Yield a slice of every case, turn by turn; who is first changes."""
+        for turn in range(self._options.turns):
+            first = turn % len(cases)
+            yield {case: self._slice(case) for case in cases[first:] + cases[:first]}
+
+    def _group(self, clients: int, body: str) -> None:
+        cases = [Case(rival, clients, body) for rival in self._options.rivals]
+        turns = [*self._turns(cases)]
+        sizes = len(BODIES[body]().report), len(example_answer(BODIES[body](), clients))
+        tls12 = [turn[case] for turn in turns for case in cases if case.rival == "tls12"]
+        figures = {case: report.figure([turn[case] for turn in turns], tls12, sum(sizes))
+                   for case in cases}
+        self.figures.update(figures)
+        print(report.table(clients, body, sizes,
+                           {case.rival: each for case, each in figures.items()},
+                           {case.rival: turns[0][case].channel for case in cases}), flush=True)
+
+    def _ladder(self, body: str) -> None:
+        whole: dict[str, list[float]] = {"bare": [], "ours": [], "tls12": [], "floor": []}
+        work = ladder.pieces(BODIES[body]())
+        pieces: dict[str, list[float]] = {name: [] for name in work}
+        for turn in self._turns([Case(rival, 1, body) for rival in whole]):
+            for case, seen in turn.items():
+                whole[case.rival].append(1 / report.rate(seen))
+            for name, piece in work.items():
+                pieces[name].append(ladder.clock(piece, PIECE_ROUNDS))
+        self.ladders[body] = ladder.build(whole["ours"], whole["bare"], pieces)
+        tls12_s, floor_s = median(whole["tls12"]), median(whole["floor"])
+        print(report.ladder(body, self.ladders[body], tls12_s, floor_s), flush=True)
+
+    def as_json(self) -> Mapping[str, object]:
+        return {"python": platform.python_version(), "openssl": ssl.OPENSSL_VERSION,
+                "processors": os.cpu_count(), "aes_called_by": AES_BACKEND,
+                "client_processes": self._options.processes,
+                "cases": [{**case._asdict(), **each._asdict()}
+                          for case, each in self.figures.items()],
+                "ladder": {body: [rung._asdict() for rung in rungs]
+                           for body, rungs in self.ladders.items()}}
+
+def parse(words: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="run.py bench", description="Our channel beside TLS.")
+    parser.add_argument("--clients", type=int, nargs="+", default=[*CLIENTS], metavar="N",
+                        help="how many at a time; default 1 10 50 250")
+    parser.add_argument("--body", nargs="+", default=[*BODIES], choices=[*BODIES])
+    parser.add_argument("--rivals", nargs="+", default=[*RIVALS], choices=RIVALS)
+    parser.add_argument("--rounds", type=int, help=f"of a case in all; default {ROUNDS:,}")
+    parser.add_argument("--turns", type=int, help=f"that they are divided into; default {TURNS}")
+    parser.add_argument("--processes", type=int, default=max(1, (os.cpu_count() or 2) - 1),
+                        help="for the clients; default: processors but one")
+    parser.add_argument("--quick", action="store_true", help="few rounds: a trial, no measurement")
+    parser.add_argument("--no-ladder", action="store_true", help="leave out the cost ladder")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers there")
+    options = parser.parse_args(words)
+    options.rounds = options.rounds or (QUICK_ROUNDS if options.quick else ROUNDS)
+    options.turns = options.turns or (QUICK_TURNS if options.quick else TURNS)
+    if min(options.clients) < 1 or max(options.clients) > 255:
+        parser.error("there are 1 to 255 clients")
+    if min(options.rounds, options.turns, options.processes) < 1:
+        parser.error("--rounds, --turns and --processes are 1 or more")
+    return options
+
+def main(words: list[str] | None = None) -> int:
+    options = parse(words)
+    with tempfile.TemporaryDirectory() as folder:
+        write_certificate(Path(folder), HOST)
+        bench = Bench(options, Path(folder))
+        try:
+            bench.run()
+        except Failed as problem:
+            print(f"bench: {problem}", file=sys.stderr)
+            return 1
+        except KeyboardInterrupt:
+            return 130
+    if options.json:
+        options.json.write_text(json.dumps(bench.as_json(), indent=1) + "\n", "ascii")
+    return 0
+
+if __name__ == "__main__":
+    sys.exit(main())

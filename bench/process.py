@@ -1,0 +1,91 @@
+"""A server in a process of its own, whose memory, threads and descriptors can be measured."""
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+from endpoint import HOST, POLL_S
+
+ROOT = Path(__file__).parent.parent
+
+class Usage(NamedTuple):
+    """What a process holds; where the system does not tell (no /proc), all is 0."""
+
+    resident_kb: int = 0
+    threads: int = 0
+    descriptors: int = 0
+
+    def __str__(self) -> str:
+        return (f"{self.resident_kb / 1024:.1f} MB, {self.threads} threads, "
+                f"{self.descriptors} descriptors")
+
+def higher(one: Usage, other: Usage) -> Usage:
+    """Return the larger of each number: the peak of both."""
+    return Usage(*map(max, one, other))
+
+class ServerProcess:
+    """server.py on a free loopback port; its log goes to a file, so that it never waits for us."""
+
+    def __init__(self, *flags: str, most_descriptors: int = 0) -> None:
+        self._directory = tempfile.TemporaryDirectory()
+        self._log = Path(self._directory.name) / "log"
+        command = [sys.executable, "-u", str(ROOT / "server.py"), "--port", "0", *flags]
+        if most_descriptors:
+            command = ["sh", "-c", f'ulimit -n {most_descriptors}; exec "$@"', "sh", *command]
+        with open(self._log, "w") as log:
+            self.process = subprocess.Popen(command, cwd=ROOT, text=True, stderr=log,
+                                            stdout=subprocess.PIPE, stdin=subprocess.DEVNULL)
+        assert self.process.stdout is not None
+        words = self.process.stdout.readline()
+        if not words.startswith("listening on "):
+            raise RuntimeError(f"the server did not start: {self.log()}")
+        self.address = HOST, int(words.rpartition(":")[2])
+
+    def __enter__(self) -> ServerProcess:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.process.kill()
+        self.process.communicate()
+        self._directory.cleanup()
+
+    def log(self) -> list[str]:
+        """Return the lines that it has logged so far."""
+        return self._log.read_text(errors="replace").splitlines()
+
+    def usage(self) -> Usage:
+        """Return what it holds now; a process that has ended holds nothing."""
+        place = Path(f"/proc/{self.process.pid}")
+        with contextlib.suppress(OSError, KeyError):
+            lines = (place / "status").read_text().splitlines()
+            fields = dict(line.split(":", 1) for line in lines)
+            return Usage(int(fields["VmRSS"].split()[0]), int(fields["Threads"]),
+                         len(os.listdir(place / "fd")))
+        return Usage()
+
+    def cpu_s(self) -> float:
+        """Return the seconds of processor time that it has used; 0 where that is not told."""
+        with contextlib.suppress(OSError):
+            fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+            return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return 0.0
+
+    def stop(self) -> tuple[int, float]:
+        """Ask it to stop; return its exit code (0 where it cannot be asked), and the seconds."""
+        began = time.monotonic()
+        self.process.terminate()
+        code = self.process.wait(30)
+        return code if os.name == "posix" else 0, time.monotonic() - began
+
+def settled(server: ServerProcess, wanted: Usage, within_s: float = 20.0) -> Usage:
+    """Return the usage once threads and descriptors are back at what is wanted, or at the end."""
+    deadline = time.monotonic() + within_s
+    while (usage := server.usage())[1:] > wanted[1:] and time.monotonic() < deadline:
+        time.sleep(POLL_S)
+    return usage

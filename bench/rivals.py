@@ -1,0 +1,315 @@
+"""The rivals of the benchmark: the same work over other channels, and over ours.
+
+The work of one round is the same for all. The client sends a report, a JSON array of numbers; the
+server parses it, enters it into the epoch, and when all clients are in computes the answer with
+`compute_aggregation` and `own_part` of server.py, as JSON for each member; the client parses that.
+
+- plain, tls12, tls13: as lean as Python allows. Blocking sockets without timeouts, one buffered
+  reader a connection, one sendall a frame, a thread a client, and an epoch that waits for a known
+  number of clients. They check nothing but the syntax of JSON.
+- floor: plain, plus pycryptodome's AES, HMAC and SHA-256 as often as we use them, and nothing
+  else: no header, state, nonce, limits or checks but the tag. What ours could be at best.
+- bare: plain without JSON and without epochs: frames of our sizes, sent and echoed by size.
+- ours: `Server` and `Client` as they are, with all their checks and deadlines.
+
+All have TCP_NODELAY and the frame of [P 3.1]: 2 bytes of length, then that many bytes.
+"""
+from __future__ import annotations
+
+import json
+import math
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from io import BufferedReader
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from Crypto.Random import get_random_bytes
+
+from client import Client
+from crypto_utils import (
+    AES_KEY_BYTES, BLOCK_BYTES, NONCE_BYTES, TAG_BYTES, aes_cbc_decrypt, aes_cbc_encrypt,
+    evolve_key, hmac_sha256, hmac_verify, pkcs7_pad, pkcs7_unpad,
+)
+from protocol_fsm import MAX_BODY, MAX_READINGS, OVERHEAD, Json, Opcode
+from server import Contributions, Limits, Server, compute_aggregation, own_part
+
+HOST = "127.0.0.1"
+RIVALS = ("plain", "floor", "tls12", "tls13", "ours")
+LIMIT_S = 120.0  # for what should take a moment
+TLS12_CIPHER = "AES128-SHA256"  # TLS_RSA_WITH_AES_128_CBC_SHA256: AES-128-CBC and HMAC-SHA256
+encode = json.JSONEncoder(separators=(",", ":")).encode  # made once: json.dumps makes one a call
+
+class Body(NamedTuple):
+    """What a round carries: the report's readings, its JSON, and text to fill the answer with."""
+
+    readings: Sequence[float] | None  # None: the report is sent as it is, for no float writes so
+    report: bytes
+    filling: str
+
+def small_body() -> Body:
+    readings = [20.5, 21.25, 19.75, 20.0]
+    return Body(readings, encode(readings).encode(), "")
+
+def large_body() -> Body:
+    """1,024 numbers of 57 digits and a text of as many bytes: about 60 KB each way.
+
+    json.dumps writes 17 digits of a number at most, and so 25 KB of them at most: these are
+    written beforehand, for all rivals alike.
+    """
+    digits = "20.{:04d}" + "0123456789" * 5 + "1"
+    report = "[" + ",".join(digits.format(n) for n in range(MAX_READINGS)) + "]"
+    assert len(report) <= MAX_BODY
+    return Body(None, report.encode(), "x" * len(report))
+
+BODIES: Mapping[str, Callable[[], Body]] = {"small": small_body, "large": large_body}
+
+class Meter:
+    """The aggregation of all rivals, and the processor time of the server that computes it.
+
+    It looks at the clock when an epoch has all its clients: the first such epoch is where the
+    measuring begins, on both sides.
+    """
+
+    def __init__(self, clients: int, filling: str) -> None:
+        self._clients, self._extra = clients, {"text": filling} if filling else {}
+        self._first_s = self._last_s = 0.0
+        self._epochs = 0
+
+    def __call__(self, contributions: Contributions) -> dict[str, Json]:
+        if len(contributions) == self._clients:
+            self._last_s = time.process_time()
+            self._first_s = self._first_s or self._last_s
+            self._epochs += 1
+        return {**compute_aggregation(contributions), **self._extra}
+
+    def processor_s(self) -> float:
+        """Return seconds a round, over all full epochs but the first."""
+        rounds = (self._epochs - 1) * self._clients
+        return (self._last_s - self._first_s) / rounds if rounds > 0 else math.nan
+
+class Floor:
+    """One direction of a channel: the primitives, and the keys that they move."""
+
+    def __init__(self) -> None:
+        self._aes_chain = self._mac_chain = bytes(32)
+
+    def seal(self, body: bytes) -> bytes:
+        iv = get_random_bytes(BLOCK_BYTES)
+        ciphertext = aes_cbc_encrypt(pkcs7_pad(body), self._aes_chain[:AES_KEY_BYTES], iv)
+        tag = hmac_sha256(self._mac_chain, iv + ciphertext)
+        self._move(iv, ciphertext)
+        return iv + ciphertext + tag
+
+    def open(self, message: bytes) -> bytes:
+        iv, ciphertext = message[:BLOCK_BYTES], message[BLOCK_BYTES:-TAG_BYTES]
+        if not hmac_verify(self._mac_chain, message[:-TAG_BYTES], message[-TAG_BYTES:]):
+            raise ValueError("a wrong tag")
+        body = pkcs7_unpad(aes_cbc_decrypt(ciphertext, self._aes_chain[:AES_KEY_BYTES], iv))
+        self._move(iv, ciphertext)
+        return body
+
+    def _move(self, iv: bytes, ciphertext: bytes) -> None:
+        self._aes_chain = evolve_key(self._aes_chain, ciphertext)
+        self._mac_chain = evolve_key(self._mac_chain, iv)
+
+# Servers ------------------------------------------------------------------------------------------
+
+def read_frame(stream: BufferedReader) -> bytes:
+    return stream.read(int.from_bytes(stream.read(2), "big"))
+
+def frame(body: bytes) -> bytes:
+    return len(body).to_bytes(2, "big") + body
+
+class LeanServer:
+    """A thread per client, and an epoch of all of them; clients are numbered as they come."""
+
+    def __init__(self, clients: int, aggregation: Meter, tls: ssl.SSLContext | None) -> None:
+        self._clients, self._aggregation, self._tls = clients, aggregation, tls
+        self._changed = threading.Condition()
+        self._epoch = 1
+        self._reports: dict[int, list[float]] = {}
+        self._answers: dict[int, bytes] = {}
+        self._listener = socket.create_server((HOST, 0), backlog=256)
+        self.address: tuple[str, int] = self._listener.getsockname()
+
+    def __enter__(self) -> LeanServer:
+        threading.Thread(target=self._accept, daemon=True).start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._listener.close()
+
+    def _accept(self) -> None:
+        for client_id in range(1, self._clients + 1):
+            sock = self._listener.accept()[0]
+            threading.Thread(target=self._serve, args=(client_id, sock), daemon=True).start()
+
+    def _serve(self, client_id: int, sock: socket.socket) -> None:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if self._tls:
+            sock = self._tls.wrap_socket(sock, server_side=True)
+        with sock, sock.makefile("rb") as stream:
+            self._serve_rounds(client_id, sock, stream)
+
+    def _serve_rounds(self, client_id: int, sock: socket.socket, stream: BufferedReader) -> None:
+        while report := read_frame(stream):
+            sock.sendall(frame(self._contribute(client_id, json.loads(report))))
+
+    def _contribute(self, client_id: int, readings: list[float]) -> bytes:
+        with self._changed:
+            epoch = self._epoch
+            self._reports[client_id] = readings
+            if len(self._reports) == self._clients:
+                self._close_epoch()
+            while self._epoch == epoch:
+                self._changed.wait()
+            return self._answers[client_id]
+
+    def _close_epoch(self) -> None:
+        shared = self._aggregation(self._reports)
+        total = math.fsum(reading for readings in self._reports.values() for reading in readings)
+        head = {"epoch": self._epoch, "round": self._epoch}
+        self._answers = {client_id: encode({**head, **shared, **own_part(readings, total)}).encode()
+                         for client_id, readings in self._reports.items()}
+        self._epoch, self._reports = self._epoch + 1, {}
+        self._changed.notify_all()
+
+class FloorServer(LeanServer):
+    def _serve_rounds(self, client_id: int, sock: socket.socket, stream: BufferedReader) -> None:
+        reports, answers = Floor(), Floor()
+        while message := read_frame(stream):
+            answer = self._contribute(client_id, json.loads(reports.open(message)))
+            sock.sendall(frame(answers.seal(answer)))
+
+class BareServer(LeanServer):
+    """Answers each frame with a frame of the size that it asks for in its first 2 bytes."""
+
+    def _serve_rounds(self, client_id: int, sock: socket.socket, stream: BufferedReader) -> None:
+        answer = b""
+        while request := read_frame(stream):
+            wanted = int.from_bytes(request[:2], "big")
+            answer = answer if len(answer) == wanted else bytes(wanted)
+            sock.sendall(frame(answer))
+
+def make_server(rival: str, clients: int, meter: Meter, folder: Path) -> Server | LeanServer:
+    """Return a server that serves inside `with`."""
+    if rival == "ours":
+        limits = Limits(window_s=LIMIT_S, stranger_timeout_s=LIMIT_S, max_strangers=256)
+        return Server(keys(clients), HOST, 0, limits, aggregation=meter)
+    tls = tls_context(rival, folder, is_server=True) if rival.startswith("tls") else None
+    kind = {"bare": BareServer, "floor": FloorServer}.get(rival, LeanServer)
+    return kind(clients, meter, tls)
+
+# Clients ------------------------------------------------------------------------------------------
+
+class Caller(Protocol):
+    """One connected client."""
+    channel: str
+    def call(self) -> object: ...  # one round
+    def close(self) -> None: ...
+
+class LeanClient:
+    def __init__(self, address: tuple[str, int], body: Body, tls: ssl.SSLContext | None) -> None:
+        self._sock, self._body, self.channel = socket.create_connection(address), body, "TCP"
+        self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if tls:
+            secured = tls.wrap_socket(self._sock, server_hostname=HOST)
+            self._sock = secured
+            self.channel = f"{secured.version()} {(secured.cipher() or '?')[0]}"
+        self._stream = self._sock.makefile("rb")
+
+    def _report(self) -> bytes:
+        readings = self._body.readings
+        return self._body.report if readings is None else encode(readings).encode()
+
+    def call(self) -> object:
+        self._sock.sendall(frame(self._report()))
+        return json.loads(read_frame(self._stream))
+
+    def close(self) -> None:
+        self._stream.close()
+        self._sock.close()
+
+class FloorClient(LeanClient):
+    def __init__(self, address: tuple[str, int], body: Body) -> None:
+        super().__init__(address, body, None)
+        self._reports, self._answers = Floor(), Floor()
+        self.channel = "AES-128-CBC, HMAC-SHA256, a ratchet; no protocol"
+
+    def call(self) -> object:
+        self._sock.sendall(frame(self._reports.seal(self._report())))
+        return json.loads(self._answers.open(read_frame(self._stream)))
+
+class BareClient(LeanClient):
+    """Sends and gets messages of the sizes that ours have for the same bodies."""
+
+    def __init__(self, address: tuple[str, int], body: Body) -> None:
+        super().__init__(address, body, None)
+        report_bytes, answer_bytes = message_sizes(body)
+        self._request = answer_bytes.to_bytes(2, "big") + bytes(report_bytes - 2)
+
+    def call(self) -> object:
+        self._sock.sendall(frame(self._request))
+        return read_frame(self._stream)
+
+class OurClient:
+    """The real Client. A report that no float writes goes past `report`, to the same channel."""
+
+    def __init__(self, address: tuple[str, int], body: Body, client_id: int) -> None:
+        self._client = Client(client_id, keys(client_id), *address, timeout_s=LIMIT_S)
+        self._client.__enter__()
+        self._body, self.channel = body, "AES-128-CBC, HMAC-SHA256, a ratchet"
+
+    def call(self) -> object:
+        if self._body.readings is not None:
+            return self._client.report(self._body.readings)
+        self._client.channel.send(Opcode.CLIENT_DATA, self._body.report)
+        return self._client.channel.receive(time.monotonic() + LIMIT_S).aggregate
+
+    def close(self) -> None:
+        self._client.__exit__()
+
+def make_client(rival: str, address: tuple[str, int], body: Body, client_id: int,
+                tls: ssl.SSLContext | None) -> Caller:
+    if rival == "ours":
+        return OurClient(address, body, client_id)
+    if rival in ("bare", "floor"):
+        return (BareClient if rival == "bare" else FloorClient)(address, body)
+    return LeanClient(address, body, tls)
+
+def example_answer(body: Body, clients: int = 1) -> bytes:
+    """Return an answer as each of so many clients gets it, all of whom reported the same."""
+    readings = json.loads(body.report)
+    shared = Meter(clients, body.filling)(dict.fromkeys(range(1, clients + 1), readings))
+    return encode({"epoch": 1_000, "round": 1_000, **shared,
+                   **own_part(readings, clients * math.fsum(readings))}).encode()
+
+def message_sizes(body: Body) -> tuple[int, int]:
+    """Return the bytes of our two messages [P 3.2], for a report and its answer."""
+    def size_of(plaintext_bytes: int) -> int:
+        return OVERHEAD + plaintext_bytes + BLOCK_BYTES - plaintext_bytes % BLOCK_BYTES
+
+    return size_of(NONCE_BYTES + len(body.report)), size_of(1 + len(example_answer(body)))
+
+# Keys ---------------------------------------------------------------------------------------------
+
+def keys(last_id: int) -> dict[int, bytes]:
+    return {n: b"benchmark key %03d" % n for n in range(1, last_id + 1)}
+
+def tls_context(rival: str, folder: Path, *, is_server: bool) -> ssl.SSLContext:
+    """Return a context for one version of TLS, without compression."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if is_server else ssl.PROTOCOL_TLS_CLIENT)
+    version = ssl.TLSVersion.TLSv1_2 if rival == "tls12" else ssl.TLSVersion.TLSv1_3
+    context.minimum_version = context.maximum_version = version
+    context.options |= ssl.OP_NO_COMPRESSION
+    if rival == "tls12":
+        context.set_ciphers(TLS12_CIPHER)
+    if is_server:
+        context.load_cert_chain(folder / "certificate.pem", folder / "key.pem")
+    else:
+        context.load_verify_locations(folder / "certificate.pem")
+    return context

@@ -1,0 +1,243 @@
+"""Many clients for many minutes: they think, report, leave and die at random; every sum is checked.
+
+    python -m bench.soak --minutes 10 --clients 200
+
+The server runs in a process of its own, the clients are threads of this one. A line now and then
+says how it goes; the summary at the end says what was wrong, and then the exit code is 1.
+"""
+from __future__ import annotations
+
+import contextlib
+import math
+import random
+import secrets
+import socket
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from bench.process import ServerProcess, higher, settled
+from client import Client
+from endpoint import (
+    HOST, Parser, UserError, choose_keys, generate_keys, positive, run_program, seconds,
+)
+from protocol_fsm import (
+    ConnectionCut, Json, Opcode, ProtocolError, Status, encode_body, write_frame,
+)
+
+TIMEOUT_S = 20.0  # for an answer; a machine that is busy with other things is no fault of ours
+KEPT_EPOCHS = 1_000  # the last ones, which answers may still be on their way for
+GROWTH_KB = 20 * 1024  # of the server, after the first tenth of the time
+LINGER_0 = b"\x01\0\0\0\0\0\0\0"  # a socket that closes so sends a reset
+DEATHS = ("goodbye", "cut", "reset", "unanswered", "mid-frame", "stranger")
+SHARED = ("participants", "count", "sum", "mean", "min", "max")
+
+class Part(NamedTuple):
+    """What one client was told of an epoch, and what it had sent."""
+
+    client_id: int
+    readings: tuple[float, ...]
+    answer: Mapping[str, Json]
+
+class Ledger:
+    """Who sent what, and which sums came back: none may be lost, none doubled, none be stale.
+
+    A client that may die before it hears its answer sends `[its id]` in that round: so what it
+    contributed is known if it appears among the participants.
+    """
+
+    def __init__(self) -> None:
+        self.wrong: list[str] = []
+        self.answers = self.epochs = 0
+        self._parts: dict[int, list[Part]] = {}
+        self._newest = 0
+        self._unanswered: Counter[int] = Counter()  # deaths that may still appear in an epoch
+        self._lock = threading.Lock()
+
+    def died(self, client_id: int) -> None:
+        """Note that a report `[client_id]` may be summed up, though nobody heard the answer."""
+        with self._lock:
+            self._unanswered[client_id] += 1
+
+    def answered(self, client_id: int, round_number: int, readings: Sequence[float],
+                 answer: Mapping[str, Json]) -> None:
+        """Note an answer, and check what it says of this client alone."""
+        own = answer["round"], answer["own_count"], answer["own_sum"]
+        with self._lock:
+            if own != (round_number, len(readings), math.fsum(readings)):
+                self.wrong.append(f"client {client_id} sent {readings}, and was told {answer}")
+            epoch = int(str(answer["epoch"]))
+            self._parts.setdefault(epoch, []).append(Part(client_id, tuple(readings), answer))
+            self.answers, self._newest = self.answers + 1, max(epoch, self._newest)
+            if len(self._parts) > 2 * KEPT_EPOCHS:
+                self._settle(self._newest - KEPT_EPOCHS)
+
+    def settle(self) -> None:
+        """Check all epochs that have not been checked."""
+        with self._lock:
+            self._settle(self._newest + 1)
+
+    def _settle(self, end: int) -> None:
+        for number in [epoch for epoch in sorted(self._parts) if epoch < end]:
+            self.epochs += 1
+            if fault := self._fault(self._parts.pop(number)):
+                self.wrong.append(f"epoch {number}: {fault}")
+
+    def _fault(self, parts: list[Part]) -> str:
+        """Return what is wrong with an epoch, or nothing. Readings are whole: sums are exact."""
+        told = parts[0].answer
+        if any([part.answer[name] for name in SHARED] != [told[name] for name in SHARED]
+               for part in parts):
+            return "its members were told different things"
+        ids, members = [part.client_id for part in parts], told["participants"]
+        if not isinstance(members, list) or len({*ids}) != len(ids) or not {*ids} <= {*members}:
+            return f"{sorted(ids)} were answered, of {members}"
+        silent = [int(str(member)) for member in members if member not in ids]
+        self._unanswered.subtract(silent)  # a death explains one epoch
+        if unknown := [member for member in silent if self._unanswered[member] < 0]:
+            return f"{unknown} took part, and did not"
+        readings = [x for part in parts for x in part.readings] + [float(n) for n in silent]
+        total = math.fsum(readings)
+        mean = total / len(readings) if readings else None
+        expected = [sorted({*ids, *silent}), len(readings), total, mean,
+                    min(readings, default=None), max(readings, default=None)]
+        got = [told[name] for name in SHARED]
+        return "" if got == expected else f"expected {expected[1:]}, got {got[1:]}"
+
+class Herd:
+    """Clients that live and die at random until they are told to stop."""
+
+    def __init__(self, address: tuple[str, int], keys: Mapping[int, bytes], seed: str) -> None:
+        self.ledger, self.lives = Ledger(), Counter[str]()
+        self.longest_s = 0.0  # that anybody waited for an answer
+        self._address, self._keys, self._seed = address, keys, seed
+        self._stop = threading.Event()
+        self._threads = [threading.Thread(target=self._live, args=(n,)) for n in keys]
+
+    def __enter__(self) -> Herd:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+        self.ledger.settle()
+
+    def progress(self) -> str:
+        return (f"{self.ledger.answers} answers, {sum(self.lives.values())} lives, "
+                f"{len(self.ledger.wrong)} wrong")
+
+    def _live(self, client_id: int) -> None:
+        rng = random.Random(f"{self._seed}/{client_id}")
+        while not self._stop.wait(rng.uniform(0, 2)):
+            death = rng.choice(DEATHS)
+            try:
+                if death == "stranger":  # which says nothing, and is gone
+                    with socket.create_connection(self._address, TIMEOUT_S):
+                        self._stop.wait(rng.uniform(0, 1))
+                else:
+                    self._session(client_id, rng, death)
+            except (ProtocolError, UserError, OSError) as error:
+                self.ledger.wrong.append(f"client {client_id}, which would {death}: {error!r}")
+            self.lives[death] += 1
+
+    def _session(self, client_id: int, rng: random.Random, death: str) -> None:
+        with Client(client_id, self._keys, *self._address, timeout_s=TIMEOUT_S) as client:
+            for round_number in range(1, rng.randint(2, 20)):
+                readings = [float(rng.randrange(-10**6, 10**6)) for _ in range(rng.randint(0, 8))]
+                began = time.monotonic()
+                answer = client.report(readings)
+                self.longest_s = max(self.longest_s, time.monotonic() - began)
+                self.ledger.answered(client_id, round_number, readings, answer)
+                if self._stop.is_set():
+                    return
+                client.channel.idle(0.001 + min(rng.expovariate(1.0), 5.0))
+            if death != "goodbye":
+                self._die(client, death)
+
+    def _die(self, client: Client, death: str) -> None:
+        """End without a GOODBYE, as a process that is killed or a cable that is pulled."""
+        client_id, sock = client.session.client_id, client.channel._sock
+        if death == "unanswered":
+            self.ledger.died(client_id)
+            client.channel.send(Opcode.CLIENT_DATA, encode_body([float(client_id)]))
+        if death == "mid-frame":
+            write_frame(lambda frame: sock.sendall(frame[:20]),
+                        client.session.seal(Opcode.CLIENT_DATA, b"[]"))
+        if death in ("reset", "mid-frame"):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_0)
+        client.session.fail(ConnectionCut(mid_frame=death == "mid-frame"))  # so it says nothing
+        client.channel.leave(Status.GOODBYE)
+
+class Watch:
+    """The server's usage over time: at the start, after a tenth of the time, and at its peak."""
+
+    def __init__(self, server: ServerProcess, herd: Herd, length_s: float, every_s: float) -> None:
+        self._server, self._herd, self._began = server, herd, time.monotonic()
+        self._length_s, self._every_s = length_s, every_s
+        self.first = self.early = self.peak = server.usage()
+
+    def run(self) -> None:
+        """Look every second until the time is over; print a line now and then."""
+        next_line = self._every_s
+        while (passed := time.monotonic() - self._began) < self._length_s:
+            if self._server.process.poll() is not None:
+                self._herd.ledger.wrong.append("the server ended by itself")
+                return
+            usage = self._server.usage()
+            self.peak = higher(self.peak, usage)
+            if passed < self._length_s / 10:
+                self.early = higher(self.early, usage)
+            if passed >= next_line:
+                next_line += self._every_s
+                print(f"{passed:6.0f} s  {self._herd.progress()}  {usage}", flush=True)
+            time.sleep(min(1.0, self._length_s - passed))
+
+def soak(server: ServerProcess, herd: Herd, length_s: float, every_s: float) -> list[str]:
+    """Let the herd live for `length_s`; return the lines of the summary."""
+    watch = Watch(server, herd, length_s, every_s)
+    with contextlib.suppress(KeyboardInterrupt), herd:
+        watch.run()
+    after, ledger = settled(server, watch.first), herd.ledger
+    if after[1:] != watch.first[1:]:
+        ledger.wrong.append(f"not back where it began: {watch.first} before, {after} after")
+    if watch.peak.resident_kb - watch.early.resident_kb > GROWTH_KB:
+        ledger.wrong.append(f"it grew: {watch.early} in the first tenth, {watch.peak} later")
+    code, stop_s = server.stop()
+    if code != 0 or "Traceback" in "\n".join(server.log()):
+        ledger.wrong.append(f"exit code {code}, and the log ends with {server.log()[-20:]}")
+    return [f"{ledger.answers} answers in {ledger.epochs} epochs, every sum checked",
+            f"{sum(herd.lives.values())} lives: "
+            + ", ".join(f"{number} {death}" for death, number in sorted(herd.lives.items())),
+            f"longest wait for an answer {herd.longest_s:.2f} s; stopped in {stop_s:.2f} s",
+            f"before      {watch.first}", f"first tenth {watch.early}", f"peak        {watch.peak}",
+            f"after       {after}", f"{len(ledger.wrong)} wrong", *ledger.wrong[:20]]
+
+def main() -> int:
+    parser = Parser("Many clients for many minutes; every sum is checked.", is_endpoint=False)
+    parser.add_argument("--minutes", type=seconds, default=10.0, help="default 10")
+    parser.add_argument("--clients", type=positive, default=200, help="1 to 255; default 200")
+    parser.add_argument("--seed", default=secrets.token_hex(4), help="of what the clients do")
+    parser.add_argument("--progress", type=seconds, default=15.0, metavar="S",
+                        help="seconds between two lines of progress; default 15")
+    options = parser.options()
+    if options.clients > 255:
+        raise UserError("there are ids for 255 clients only")
+    print(f"{options.clients} clients, {options.minutes:g} minutes, seed {options.seed}",
+          flush=True)
+    with tempfile.TemporaryDirectory() as directory:
+        generate_keys(Path(directory) / "keys", [*range(1, options.clients + 1)])
+        path = str(Path(directory) / "keys" / "server.keys")
+        with ServerProcess("--keys", path) as server:
+            herd = Herd(server.address, choose_keys(path, HOST), options.seed)
+            print(*soak(server, herd, 60 * options.minutes, options.progress), sep="\n")
+    return int(bool(herd.ledger.wrong))
+
+if __name__ == "__main__":
+    run_program(main)
