@@ -21,13 +21,14 @@ import tempfile
 import textwrap
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
 from crypto_utils import AES_KEY_BYTES, TAG_BYTES
 from protocol_fsm import (
-    HEADER, MIN_MASTER_KEY, ConnectionCut, DeadlineExpired, Direction, Json, Keys, Message, Opcode,
-    ProtocolError, ProtocolState, Session, Status, read_frame, write_frame,
+    HEADER, MIN_MASTER_KEY, ConnectionCut, DeadlineExpired, Direction, Header, Json, Keys, Message,
+    Opcode, PeerTerminated, ProtocolError, ProtocolState, Session, Status, read_frame, write_frame,
 )
 
 HOST, PORT = "127.0.0.1", 9999
@@ -226,10 +227,49 @@ def generate_keys(directory: Path, ids: list[int]) -> None:
     except OSError as error:
         raise UserError(f"cannot write keys to {directory}: {reason_of(error)}") from None
 
-def keylog(path: str) -> Callable[[int, bytes, Direction], Session]:
-    """Return what makes sessions that append their keys to a file [classroom/KEYLOG.md]. UserError.
+class LoggedSession(Session):
+    """Tells `log` its keys, and what it made of each message [classroom/KEYLOG.md].
 
-    It is the only way in which keys leave a session. Programs may share a file: a line, a write.
+    It is the only way in which keys and plaintexts leave a session.
+    """
+
+    def __init__(self, log: Callable[[str], object], client_id: int, key: bytes,
+                 sends: Direction) -> None:
+        super().__init__(client_id, key, sends)
+        self._log, self._who, self._plaintext_seen = log, ("client", "server")[sends], b""
+
+    def _next_keys(self, message: Message, ciphertext: bytes) -> Keys:
+        keys, begins = super()._next_keys(message, ciphertext), self.round_number == 0
+        for way in ("C2S", "S2C"):
+            enc, mac = keys[f"{way}-ENC"][:AES_KEY_BYTES], keys[f"{way}-MAC"]
+            if begins or mac != self._keys[f"{way}-MAC"]:
+                self._log(f"core {way} {self.client_id} {enc.hex()} {mac.hex()}\n")
+        return keys
+
+    def _check_payload(self, header: Header, plaintext: bytes) -> Message:
+        self._plaintext_seen = plaintext
+        return super()._check_payload(header, plaintext)
+
+    def seal(self, opcode: Opcode, body: bytes = b"", *, status: Status = Status.OK) -> bytes:
+        message = super().seal(opcode, body, status=status)
+        self._log(f"core-text {self._who} sealed {message.hex()} {self._plaintext_seen.hex()}\n")
+        return message
+
+    def open(self, message: bytes) -> Message:
+        verdict = "accepted"
+        try:
+            return super().open(message)
+        except ProtocolError as error:
+            verdict = verdict if isinstance(error, PeerTerminated) else type(error).__name__
+            raise
+        finally:
+            plaintext = self._plaintext_seen.hex() if verdict == "accepted" else "-"
+            self._log(f"core-text {self._who} {verdict} {message.hex()} {plaintext}\n")
+
+def keylog(path: str) -> Callable[[int, bytes, Direction], Session]:
+    """Return what makes sessions that append to a file [classroom/KEYLOG.md]. Raises UserError.
+
+    Programs may share a file: a line, a write.
     """
     try:
         file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
@@ -239,18 +279,11 @@ def keylog(path: str) -> Callable[[int, bytes, Direction], Session]:
         raise UserError(f"cannot log keys to {path}: {reason_of(error)}") from None
     to_stderr(f"WARNING: all keys go to {path}; whoever reads it reads everything")
 
-    class LoggedSession(Session):
-        def _next_keys(self, message: Message, ciphertext: bytes) -> Keys:
-            keys, begins = super()._next_keys(message, ciphertext), self.round_number == 0
-            for way in ("C2S", "S2C"):
-                enc, mac = keys[f"{way}-ENC"][:AES_KEY_BYTES], keys[f"{way}-MAC"]
-                if begins or mac != self._keys[f"{way}-MAC"]:
-                    line = f"core {way} {self.client_id} {enc.hex()} {mac.hex()}\n".encode()
-                    if os.write(file, line) < len(line):
-                        raise OSError(errno.ENOSPC, "a key is not in the log")
-            return keys
+    def write(line: str) -> None:
+        if os.write(file, line.encode()) < len(line):
+            raise OSError(errno.ENOSPC, "a key is not in the log")
 
-    return LoggedSession
+    return partial(LoggedSession, write)
 
 def id_list(text: str) -> list[int]:
     """Return the client ids in text like 1-40 or 1,3,7-9. Raises ValueError."""

@@ -21,6 +21,7 @@ from protocol_fsm import (
 
 PROTOCOL = "core"  # lines of other protocols stand in the same file
 LINE = re.compile(r"(\w+) (C2S|S2C) (\d{1,3}) ([0-9a-f]{32}) ([0-9a-f]{64})")
+TEXT = re.compile(r"\w+-text (client|server) \w+ ([0-9a-f]{2})* (-|([0-9a-f]{2})+)")
 WIDTH, MOST_LINES, MOST_ROWS = 79, 4, 12  # of what is shown of a message
 
 class PairOfKeys(NamedTuple):
@@ -34,7 +35,8 @@ KeyLog = Mapping[tuple[int, int], list[PairOfKeys]]  # by direction and client i
 def parse_keylog(text: str, name: str = "key log") -> KeyLog:
     """Return all keys in a log, each once; lines with # are comments. Raises UserError.
 
-    A last line without its end is left out: somebody is writing it.
+    Lines with plaintexts are for Wireshark, which cannot decrypt; here the keys are enough. A last
+    line without its end is left out: somebody is writing it.
     """
     keys: dict[tuple[int, int], dict[PairOfKeys, None]] = {}
     for number, line in enumerate(text.split("\n")[:-1], 1):
@@ -42,7 +44,7 @@ def parse_keylog(text: str, name: str = "key log") -> KeyLog:
         if match and match[1] == PROTOCOL:
             pair = PairOfKeys(bytes.fromhex(match[4]), bytes.fromhex(match[5]))
             keys.setdefault((Direction[match[2]], int(match[3])), {})[pair] = None
-        elif not match and line.strip() and not line.startswith("#"):
+        elif not (match or TEXT.fullmatch(line.strip()) or not line.strip() or line[0] == "#"):
             raise UserError(f"{name} line {number} is no line of a key log")
     return {whose: [*pairs] for whose, pairs in keys.items()}
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 import os
 import re
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from classroom.keylog import (
-    describe_message, dump_message, open_with, parse_keylog, plaintext_of, read_keylog,
+    TEXT, describe_message, dump_message, open_with, parse_keylog, plaintext_of, read_keylog,
 )
 from endpoint import DEMO_KEYS, Parser, UserError, keylog
 from protocol_fsm import (
@@ -29,6 +30,14 @@ def logged_pair(path: Path, client: bool = True, server: bool = True) -> Pair:
     if server:
         pair.server = make(1, DEMO_KEYS[1], Direction.S2C)
     return pair
+
+def key_lines(path: Path) -> list[str]:
+    return [line for line in path.read_text("ascii").splitlines() if line.startswith("core ")]
+
+def text_lines(path: Path) -> list[list[str]]:
+    """Return end, verdict, message and plaintext of each line about a message."""
+    return [line.split()[1:] for line in path.read_text("ascii").splitlines()
+            if line.startswith("core-text ")]
 
 def live(pair: Pair) -> list[bytes]:
     """Let two ends go through a session of two rounds; return all its messages."""
@@ -70,7 +79,8 @@ def test_what_is_refused_leaves_no_key_behind(tmp_path: Path) -> None:
     stranger = Session(1, b"another key of 16", Direction.C2S).seal(Opcode.CLIENT_HELLO)
     with pytest.raises(BadTag):
         make(1, DEMO_KEYS[1], Direction.S2C).open(stranger)
-    assert (tmp_path / "log").read_text() == ""
+    assert (tmp_path / "log").read_text() == f"core-text server BadTag {stranger.hex()} -\n"
+    assert read_keylog(tmp_path / "log") == {}
 
 def test_a_changed_message_is_opened_by_no_key(tmp_path: Path) -> None:
     messages = live(logged_pair(tmp_path / "log"))
@@ -80,23 +90,36 @@ def test_a_changed_message_is_opened_by_no_key(tmp_path: Path) -> None:
         changed[place] ^= 1
         assert plaintext_of(log, bytes(changed)) is None
 
+def test_a_line_that_is_not_whole_in_the_log_ends_the_session(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a full disk, of which os.write tells by writing less."""
+    session = keylog(str(tmp_path / "log"))(1, DEMO_KEYS[1], Direction.C2S)
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda file, line: write(file, line[:10]))
+    with pytest.raises(OSError, match="not in the log"):
+        session.seal(Opcode.CLIENT_HELLO)
+
 def test_a_log_has_a_line_for_each_pair_of_keys_and_grows(tmp_path: Path) -> None:
     live(logged_pair(tmp_path / "log", server=False))
-    first = (tmp_path / "log").read_text("ascii").splitlines()
+    first = key_lines(tmp_path / "log")
     ways = [line.split()[1] for line in first]
     assert ways == ["C2S", "S2C"] * 2 + ["C2S", "S2C"] * 2
     assert len(set(first)) == len(first)
     live(logged_pair(tmp_path / "log"))
-    lines = (tmp_path / "log").read_text("ascii").splitlines()
+    lines = key_lines(tmp_path / "log")
     assert lines[: len(first)] == first
     assert len(lines) == 3 * len(first)
     assert lines[len(first) :][:2] == first[:2], "the keys of the handshake are always the same"
 
 def test_the_document_has_the_lines_of_the_code(tmp_path: Path) -> None:
     logged_pair(tmp_path / "log", server=False).hello()
-    (example,) = re.findall(r"^```text\n(.*?)^```", KEYLOG_MD, re.DOTALL | re.MULTILINE)
-    assert example == (tmp_path / "log").read_text()
-    assert parse_keylog(example) == read_keylog(tmp_path / "log")
+    keys, texts = re.findall(r"^```text\n(.*?)^```", KEYLOG_MD, re.DOTALL | re.MULTILINE)
+    assert keys.splitlines() == key_lines(tmp_path / "log")
+    assert parse_keylog(keys) == read_keylog(tmp_path / "log")
+    for line in texts.splitlines():  # shortened by dots
+        assert TEXT.fullmatch(line.replace("...", "")), line
+        assert len(line.split()) == len(TEXT_LINE.split())
 
 def test_without_the_flag_there_is_no_log_and_with_it_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -122,6 +145,32 @@ def test_a_log_is_its_owners_alone(tmp_path: Path) -> None:
         with pytest.raises(UserError, match="others can read it"):
             keylog(str(tmp_path / "log"))
 
+def test_each_end_logs_what_it_made_of_each_message(tmp_path: Path) -> None:
+    messages = live(logged_pair(tmp_path / "log"))
+    keys, lines = read_keylog(tmp_path / "log"), text_lines(tmp_path / "log")
+    expected = []
+    for message in messages:
+        sender, receiver = ("server", "client") if message[6] else ("client", "server")
+        text = (plaintext_of(keys, message) or b"").hex()
+        expected += [[sender, "sealed", message.hex(), text],
+                     [receiver, "accepted", message.hex(), text]]
+    assert lines == expected
+
+def test_a_refused_message_is_logged_with_the_check_and_so_is_the_farewell(tmp_path: Path) -> None:
+    pair = logged_pair(tmp_path / "log")
+    pair.hello()
+    pair.challenge()
+    report = pair.client.seal(Opcode.CLIENT_DATA, READINGS)
+    changed = report[:-1] + bytes([report[-1] ^ 1])
+    with pytest.raises(BadTag) as caught:
+        pair.server.open(changed)
+    farewell, refused = text_lines(tmp_path / "log")[-2:]
+    assert farewell == ["server", "sealed", caught.value.farewell.hex(), "02"]
+    assert refused == ["server", "BadTag", changed.hex(), "-"]
+    with pytest.raises(PeerTerminated):
+        pair.client.open(caught.value.farewell)
+    assert text_lines(tmp_path / "log")[-1][:2] == ["client", "accepted"]
+
 @posix_only
 def test_keys_that_cannot_be_logged_are_not_used(tmp_path: Path) -> None:
     if not os.path.exists("/dev/full"):
@@ -145,9 +194,13 @@ def test_two_programs_share_a_log_that_opens_their_session(tmp_path: Path) -> No
         server.wait_for("client 1: ended after", "err")
     keys = read_keylog(log)
     assert {who: len(pairs) for who, pairs in keys.items()} == {(0, 1): 3, (1, 1): 3}
-    lines = log.read_text().splitlines()
+    lines = key_lines(log)
     assert len(lines) == 12
     assert all(lines.count(line) == 2 for line in lines)
+    texts = [line.split() for line in log.read_text().splitlines() if line not in lines]
+    assert Counter(tuple(words[1:3]) for words in texts) == {
+        ("client", "sealed"): 3, ("server", "accepted"): 3,
+        ("server", "sealed"): 2, ("client", "accepted"): 2}
 
 def test_a_server_logs_no_decoy(tmp_path: Path) -> None:
     with serving() as (server, _):
@@ -156,17 +209,21 @@ def test_a_server_logs_no_decoy(tmp_path: Path) -> None:
             client.report([1.0])
     assert {client_id for _, client_id in read_keylog(tmp_path / "log")} == {1}
 
+TEXT_LINE = "core-text server BadTag 0a01 -\n"
 GOOD = f"core C2S 7 {'ab' * 16} {'cd' * 32}\n"
 
 @pytest.mark.parametrize("line", [
     "core C2S 7", GOOD.strip() + "0", "core C2S 7 " + "ab" * 32 + " " + "cd" * 16,
-    "core both 7" + GOOD[10:-1], "7:abcd", GOOD.upper().strip()])
+    "core both 7" + GOOD[10:-1], "7:abcd", GOOD.upper().strip(),
+    "core-text nobody sealed 0a ff", "core-text client sealed 0a f", "core-text client 0a ff",
+    "core-text client Bad-Tag 0a -", TEXT_LINE.strip() + " -"])
 def test_a_line_that_is_none_is_named(line: str) -> None:
     with pytest.raises(UserError, match=r"^my log line 3 is no line of a key log$"):
         parse_keylog(f"{GOOD}\n{line}\n", "my log")
 
 def test_comments_other_protocols_and_half_a_line_are_left_out() -> None:
-    text = f"# mine\n{GOOD}{GOOD.replace('core', 'chat').replace('7', '8')}{GOOD}{GOOD[:20]}"
+    text = f"# mine\n{GOOD}{GOOD.replace('core', 'chat').replace('7', '8')}" \
+        f"{TEXT_LINE}{TEXT_LINE.replace('core', 'chat')}{GOOD}{GOOD[:20]}"
     assert [*parse_keylog(text)] == [(0, 7)]
     assert len(parse_keylog(text)[0, 7]) == 1
 

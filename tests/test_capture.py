@@ -1,0 +1,254 @@
+"""Captures made from event logs: what the log has is on the wire, and nothing else is claimed."""
+from __future__ import annotations
+
+import io
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import dpkt
+import pytest
+
+from classroom.capture import (
+    CORE, EPOCH_S, HOSTS, SEGMENT_BYTES, SIDES, Connection, Event, Wire, main, packets,
+    parse_events, pcapng, read_events, tell, write_whole,
+)
+from endpoint import UserError
+from protocol_fsm import Direction, Opcode
+from tests.helpers import Pair, reseal
+from tests.test_programs import run
+
+A, B, C = b"\x0a" * 71, b"\x14" * 71, b"\x1e" * 87  # whatever these say
+
+def line(kind: str, end: str, message: bytes = b"", error: str = "", attack: str = "x") -> str:
+    if kind == "ended":
+        return json.dumps({"attack": attack, "event": kind, "by": end, "error": error})
+    return json.dumps({"attack": attack, "event": kind, "to": end, "message": message.hex()})
+
+def events(*lines: tuple[Any, ...]) -> list[Event]:
+    return parse_events("\n".join(line(*words) for words in lines), "log")
+
+def passed_on(message: bytes, to: str, attack: str = "x") -> list[tuple[Any, ...]]:
+    return [(kind, to, message, "", attack) for kind in ("sent", "delivered")]
+
+REPLAY = events(*passed_on(A, "server"), *passed_on(B, "client"), ("delivered", "server", A),
+                ("ended", "client", b"", "ConnectionCut"), ("ended", "server", b"", "BadTag"))
+
+# The packets
+
+class Frame:
+    """A packet as any reader of capture files sees it."""
+
+    def __init__(self, block: Any) -> None:
+        self.side, self.comment = SIDES[block.iface_id], block.opts[0].text
+        self.time_us = (block.ts_high << 32) + block.ts_low
+        self.ip = dpkt.ip.IP(block.pkt_data)
+        self.tcp, self.bytes = self.ip.data, block.pkt_data
+
+def blocks_of(data: bytes) -> list[tuple[int, bytes]]:
+    """Cut a capture file into its blocks, with their types, by the lengths in them."""
+    found, at = [], 0
+    while at < len(data):
+        kind, length = (int.from_bytes(data[at + n : at + n + 4], "little") for n in (0, 4))
+        assert data[at + length - 4 : at + length] == length.to_bytes(4, "little")
+        found.append((kind, data[at : at + length]))
+        at += length
+    return found
+
+def frames(log: list[Event], wire: Wire = CORE) -> list[Frame]:
+    data = pcapng(list(packets(log, wire)))
+    return [Frame(dpkt.pcapng.EnhancedPacketBlockLE(block))
+            for kind, block in blocks_of(data) if kind == 6]
+
+def test_the_file_has_two_named_interfaces() -> None:
+    kinds = blocks_of(pcapng(list(packets(REPLAY, CORE))))
+    assert [kind for kind, _ in kinds[:3]] == [0x0A0D0D0A, 1, 1]
+    names = [dpkt.pcapng.InterfaceDescriptionBlockLE(block).opts[0].data
+             for kind, block in kinds if kind == 1]
+    assert names == [b"client side", b"server side"]
+
+def test_every_packet_has_a_comment_right_checksums_and_its_own_millisecond() -> None:
+    for number, frame in enumerate(frames(REPLAY)):
+        assert frame.comment
+        assert frame.time_us == EPOCH_S * 1_000_000 + 1_000 * number
+        again = dpkt.ip.IP(frame.bytes)
+        again.sum = again.data.sum = 0
+        assert bytes(again) == frame.bytes  # which fills in what is 0
+
+def carried(found: list[Frame]) -> list[tuple[str, str, bytes]]:
+    """Return side, receiver and bytes of all packets with data."""
+    receivers = {(SIDES[0], HOSTS[SIDES[0]][0]): "client", (SIDES[1], HOSTS[SIDES[1]][1]): "server"}
+    return [(frame.side, receivers.get((frame.side, frame.ip.dst), "adversary"), frame.tcp.data)
+            for frame in found if frame.tcp.data]
+
+def test_each_message_is_on_the_side_where_it_was_seen_and_goes_where_it_went() -> None:
+    a, b = (CORE.framed(message) for message in (A, B))
+    assert carried(frames(REPLAY)) == [
+        ("client side", "adversary", a), ("server side", "server", a),
+        ("server side", "adversary", b), ("client side", "client", b),
+        ("server side", "server", a)]
+
+def test_sequence_numbers_count_every_byte_that_each_end_has_sent() -> None:
+    expected: dict[tuple[Any, ...], int] = {}
+    for frame in frames(REPLAY):
+        here, back = ((frame.ip.src, frame.tcp.sport), (frame.ip.dst, frame.tcp.dport))
+        assert frame.tcp.seq == expected.get((here, back), 0)
+        if frame.tcp.flags & dpkt.tcp.TH_ACK:
+            assert frame.tcp.ack == expected[back, here]
+        expected[here, back] = frame.tcp.seq + len(frame.tcp.data) + bool(
+            frame.tcp.flags & (dpkt.tcp.TH_SYN | dpkt.tcp.TH_FIN))
+
+def test_each_attack_has_a_port_of_its_own_and_the_server_that_of_the_protocol() -> None:
+    log = events(*passed_on(A, "server"), *passed_on(A, "server", "y"),
+                 ("inserted", "server", A, "", "z"))
+    assert {frame.tcp.sport for frame in frames(log) if frame.tcp.dport == 9999} == {
+        40_001, 40_002, 40_003}
+    assert {frame.side for frame in frames(log) if 40_003 in (frame.tcp.sport, frame.tcp.dport)} \
+        == {"server side"}, "an outsider has no client"
+
+def test_whoever_was_left_closes_last() -> None:
+    last = {frame.side: frame for frame in frames(REPLAY) if frame.tcp.flags & dpkt.tcp.TH_FIN}
+    first = {frame.side: frame for frame in reversed(frames(REPLAY))
+             if frame.tcp.flags & dpkt.tcp.TH_FIN}
+    assert last["client side"].comment == (
+        "x: the client closes; its session ended with ConnectionCut")
+    assert first["server side"].comment == "x: the server closes; its session ended with BadTag"
+
+def test_a_long_message_is_cut_as_tcp_cuts_it() -> None:
+    message = bytes(65_527)
+    parts = [data for _, _, data in carried(frames(events(("inserted", "server", message))))]
+    assert b"".join(parts) == CORE.framed(message)
+    assert [len(part) for part in parts[:-1]] == [SEGMENT_BYTES] * (len(parts) - 1)
+
+def test_the_same_log_gives_the_same_file() -> None:
+    assert pcapng(list(packets(REPLAY, CORE))) == pcapng(list(packets(REPLAY, CORE)))
+
+def test_another_protocol_brings_its_port_its_framing_and_its_words() -> None:
+    wire = Wire(7000, lambda message: len(message).to_bytes(4, "big") + message,
+                lambda message: f"LETTER of {len(message)}", frozenset(), frozenset())
+    found = frames(events(("inserted", "server", b"hi"), ("ended", "server", b"", "Bad")), wire)
+    assert carried(found) == [("server side", "server", b"\0\0\0\2hi")]
+    assert {frame.tcp.dport for frame in found} == {7000, 40_001}
+    (comment,) = [frame.comment for frame in found if frame.tcp.data]
+    assert comment == ("x: LETTER of 2. Put in by the adversary: it is not much like anything that "
+                       "was sent in this attack. The server refused it: Bad.")
+
+# What is said of them
+
+FLIPPED = A[:5] + b"\x07\x08" + A[7:]
+
+@pytest.mark.parametrize(("log", "at", "words"), [
+    (passed_on(A, "server"), 0, "Sent by the client; passed on at once."),
+    (passed_on(A, "server"), 1, "Passed on as it was."),
+    (passed_on(B, "client"), 0, "Sent by the server; passed on at once."),
+    ([*passed_on(A, "server"), ("delivered", "server", A)], 2, "again, for the second time."),
+    ([*passed_on(A, "server"), *[("delivered", "server", A)] * 3], 4, "again, for the 4th time."),
+    ([("sent", "server", A), *passed_on(C, "server")], 0, "Sent by the client; dropped."),
+    ([("sent", "server", A), *passed_on(C, "server")], 2,
+     "Passed on, though what was sent before it was not."),
+    ([("sent", "server", A), *passed_on(B, "client"), ("delivered", "server", A)], 0,
+     "held, and passed on later."),
+    ([("sent", "server", A), *passed_on(B, "client"), ("delivered", "server", A)], 3,
+     "Passed on as it was."),
+    ([("sent", "server", A), ("inserted", "server", FLIPPED)], 0,
+     "not passed on: the adversary puts another in its place."),
+    ([("sent", "server", A), ("inserted", "server", FLIPPED)], 1,
+     "what was sent before, with byte 5 changed (0a to 07), byte 6 changed (0a to 08)."),
+    ([("sent", "server", A), ("inserted", "server", A + A[:16])], 1,
+     "what was sent before, made 87 bytes of 71."),
+    ([("sent", "server", A), ("inserted", "client", A)], 0,
+     "not passed on: the adversary answers by itself."),
+    ([("sent", "server", A), ("inserted", "client", A)], 1,
+     "sent back to the client, who sent it."),
+    ([("inserted", "server", A), ("sent", "client", B)], 1,
+     "it answers the adversary, who is an outsider here."),
+])
+def test_the_comment_says_what_was_done(log: list[tuple[Any, ...]], at: int, words: str) -> None:
+    assert tell(events(*log), CORE)[at].words.endswith(words)
+
+def refusals(*log: tuple[Any, ...]) -> list[str]:
+    return [words.rpartition(". The ")[2] for _, words in tell(events(*log), CORE)
+            if "refused" in words]
+
+def test_the_comment_says_who_refused_it_and_why() -> None:
+    flip = [("sent", "server", A), ("inserted", "server", FLIPPED)]
+    end = ("ended", "server", b"", "BadTag")
+    assert refusals(*flip, end) == ["server refused it: BadTag."]
+    assert refusals(*flip, ("ended", "client", b"", "BadTag")) == []
+    assert refusals(*flip, ("ended", "server", b"", "PeerTerminated")) == []
+    both = "server refused this or another of the 2 that were meddled with: BadTag."
+    assert refusals(*flip, ("inserted", "server", B), end) == [both, both]
+
+def test_a_sealed_message_is_named() -> None:
+    pair = Pair()
+    pair.hello()
+    report = reseal(pair.client, Opcode.CLIENT_DATA, bytes(17), sender=Direction.C2S)
+    (told,) = tell(events(("inserted", "server", report)), CORE)
+    assert told.words.startswith(f"CLIENT_DATA, client 1, round 0, C2S, {len(report)} bytes. ")
+
+# What is no log, and what cannot be written
+
+def test_lines_of_other_kinds_are_left_out() -> None:
+    others = ['{"attack": "x", "event": "verdict", "words": "ok"}',
+              '{"attack": "x", "event": "keys", "by": "nobody", "more": [1, {}]}']
+    text = "\n".join([others[0], line("sent", "server", A), others[1]])
+    assert parse_events(text, "log") == events(("sent", "server", A))
+
+@pytest.mark.parametrize("bad", [
+    "", "hello", "[]", "7", '"x"', "null", "{}", '{"attack": "x"}', '{"event": "sent"}', "[" * 9000,
+    '{"attack": "x", "event": 7}', '{"attack": null, "event": "sent"}',
+    line("sent", "nobody", A), line("ended", "nobody", b"", "BadTag"),
+    '{"attack": "x", "event": "sent", "to": "server"}',
+    '{"attack": "x", "event": "sent", "to": "server", "message": "0"}',
+    '{"attack": "x", "event": "sent", "to": "server", "message": 7}',
+    '{"attack": "x", "event": "ended", "by": "server", "error": 7}',
+    '{"attack": "x", "event": "sent", "to": ["server"], "message": ""}',
+])
+def test_a_line_that_is_none_is_named(bad: str) -> None:
+    with pytest.raises(UserError, match=r"^my log line 2 is no line of an event log$"):
+        parse_events(f"{line('sent', 'server', A)}\n{bad}\n", "my log")
+
+def test_a_log_without_messages_and_one_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+    for text in ("", line("ended", "server", b"", "BadTag")):
+        (tmp_path / "log").write_text(text)
+        with pytest.raises(UserError, match="there is no message in"):
+            read_events(tmp_path / "log")
+    (tmp_path / "log").write_bytes(b"\xff\xfe")
+    for path in (tmp_path, tmp_path / "nowhere", tmp_path / "log"):
+        with pytest.raises(UserError, match=r"^cannot read "):
+            read_events(path)
+
+def test_without_its_package_it_says_which_one_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "dpkt", None)
+    with pytest.raises(UserError, match=r"^this needs dpkt: pip install -r requirements-evid"):
+        list(packets(REPLAY, CORE))
+
+def test_a_file_is_written_whole_or_not_at_all(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "out"
+    write_whole(path, b"old")
+    monkeypatch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "full")))
+    with pytest.raises(UserError, match=r"^cannot write "):
+        write_whole(path, b"new")
+    assert [file.read_bytes() for file in tmp_path.iterdir()] == [b"old"]
+
+def test_it_is_a_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                         capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "log").write_text(line("inserted", "server", A))
+    out = tmp_path / "out.pcapng"
+    monkeypatch.setattr(sys, "argv", ["capture", str(tmp_path / "log"), "-o", str(out)])
+    assert main() == 0
+    assert capsys.readouterr() == ("", f"9 packets in {out}\n")
+    assert len(list(dpkt.pcapng.Reader(io.BytesIO(out.read_bytes())))) == 9
+
+def test_bad_input_is_one_sentence_and_exit_code_2(tmp_path: Path) -> None:
+    done = run("-m", "classroom.capture", str(tmp_path), "-o", str(tmp_path / "out"))
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
+    assert not (tmp_path / "out").exists()
+
+def test_a_connection_counts_its_syn_and_fin() -> None:
+    connection = Connection(SIDES[0], (1, 2), dpkt)
+    for _ in (*connection.connect("x"), *connection.close(0, ("a", "b"))):
+        pass
+    assert connection._next == [2, 2]
