@@ -163,7 +163,6 @@ class Parts(NamedTuple):
 
 class Line:
     """An outsider's own connection to the server."""
-
     def __init__(self, sock: socket.socket, log: Log) -> None:
         self.socket, self._log = sock, log
 
@@ -190,7 +189,7 @@ class Lab:
     """
 
     def __init__(self, seed: str, log: Log, parts: Parts | None = None,
-                 foreign: tuple[str, int] | None = None) -> None:
+                 foreign: tuple[str, int] | None = None, watch: Any = None) -> None:
         self.seed, self.outcome, self._log, self._parts = seed, Outcome(), log, parts or Parts()
         self.is_foreign, self.is_weakened = bool(foreign), bool(parts and not foreign)
         self.victim: Client  # while it is connected
@@ -198,7 +197,7 @@ class Lab:
         self.harm: list[Exception] = []  # that has come to them: there must be none
         # they report when the victim has, so that a run with the same seed has the same epochs
         self._turns, self._reports = queue.SimpleQueue[bool](), Counter[int]()
-        self.attack, self._sessions = "", Counter[str]()
+        self.attack, self._sessions, self._watch = "", Counter[str](), watch  # for the event log
         self._changed, self._connections = threading.Condition(), 0  # that have not ended yet
         self._server: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
         self.address, self._timeout_s = foreign or ("", 0), FOREIGN_TIMEOUT_S
@@ -234,7 +233,10 @@ class Lab:
         name = f"{self.seed} {self.attack} {client_id} {sends.name}"
         self._sessions[name] += 1
         source = random_source(f"{name} {self._sessions[name]}")
-        return self._parts.session(client_id, key, sends, random_bytes=source)
+        session = self._parts.session(client_id, key, sends, random_bytes=source)
+        if self._watch and self.attack:
+            self._watch.noting(session, ("client", "server")[sends], PeerTerminated)
+        return session
 
     def client(self, client_id: int, address: tuple[str, int] | None = None) -> Client:
         """Return an honest client, whose end the lab will wait for."""
@@ -485,12 +487,10 @@ def recorded_server(frames: Frames, lab: Lab) -> Frames:
         if frame.to == "server":
             yield next(answers, Frame("client", frame.message))
 
-@attack("integrity", "server", BadTag)
-def flip_reading(frames: Frames, lab: Lab) -> Frames:
-    """One bit flips, to make the reading 100 a 900."""
-    report = yield from up_to(frames, Opcode.CLIENT_DATA)
-    yield flipped(report, CIPHERTEXT_AT + 1, ord("1") ^ ord("9"))  # decrypts into the next block
-
+change("integrity", "server", BadTag, "flip-reading",
+       "One bit flips, to make the reading 100 a 900.",
+       lambda report, lab: flipped(report, CIPHERTEXT_AT + 1,  # decrypts into the next block
+                                   ord("1") ^ ord("9")))
 change("integrity", "server", BadTag, "flip-iv", "One bit of the IV flips.",
        lambda report, lab: flipped(report, HEADER.size), goal=counted)
 change("integrity", "server", BadTag, "flip-tag", "One bit of the tag flips.",
@@ -757,7 +757,7 @@ def summary(results: Sequence[Result]) -> str:
               for attack, _, _, won in results if attack.noticed]
     return "\n".join(line for text in lines for line in textwrap.wrap(text, 79))
 
-def details(result: Result, events: Sequence[dict[str, str]], lab: Lab) -> str:
+def details(result: Result, events: Sequence[dict[str, Any]], lab: Lab) -> str:
     """Return at most 20 lines: what went over the wire, which bytes were touched, who said no."""
     lines, before = list[str](), b""
     for event, message in ((event, bytes.fromhex(event["message"])) for event in events):
@@ -797,7 +797,7 @@ def main() -> int:
     parser.add_argument("--step", action="store_true", help="wait for Enter before each attack")
     parser.add_argument("--without", metavar="A,B", help="take rules out of the lab's endpoints")
     options = parser.options()
-    parts, seed = None, options.seed or secrets.token_hex(4)
+    parts, watch, seed = None, None, options.seed or secrets.token_hex(4)
     if options.without is not None:
         from classroom.weakened import without  # insecure code is loaded when it is asked for
         parts = Parts(*without(options.without.split(",")))
@@ -807,13 +807,16 @@ def main() -> int:
     if options.list:
         print("\n".join(f"{attack.name:<26}{attack.story}" for attack in ATTACKS.values()))
         return 0
-    results, events, foreign = list[Result](), list[dict[str, str]](), server_to_attack(options)
+    results, events, foreign = list[Result](), list[dict[str, Any]](), server_to_attack(options)
+    if options.events:
+        from classroom.events import Watch  # attacks.py is read without it
+        watch = Watch()
     def log(event: str, frame: Frame) -> None:
         events.append({"attack": lab.attack, "event": event, "to": frame.to,
                        "message": frame.message.hex()})
     def say(text: str) -> None:
         print(end="" if options.json else f"{text}\n", flush=True)
-    with Lab(seed, log, parts, foreign) as lab:
+    with Lab(seed, log, parts, foreign, watch) as lab:
         where = "server {}:{}".format(*foreign) if foreign else f"seed {seed}"
         say(f"honest session first: worked ({where})")
         for attack in map(ATTACKS.__getitem__, dict.fromkeys(names or ATTACKS)):
@@ -824,15 +827,19 @@ def main() -> int:
                 continue
             if options.step:
                 input(f"Enter starts {attack.name} ")
-            begin, outcome = len(events), lab.suffer(attack)
+            begin, rounds, outcome = len(events), lab.rounds, lab.suffer(attack)
             results.append(result := judge(attack, lab))
             if options.json:
                 print(json.dumps({**result._asdict(), "attack": attack.name}), flush=True)
             say(details(result, events[begin:], lab) + "\n" if options.verbose or options.names
                 else textwrap.fill(f"{attack.story:<53}{result.words}", 79, subsequent_indent="  "))
-            events += [{"attack": attack.name, "event": "ended", "by": who, "error": name}
-                       for who, errors in outcome.errors.items()
-                       for name in sorted(type(error).__name__ for error in errors)]
+            ended = [{"event": "ended", "by": who, "error": type(error).__name__}
+                     for who, errors in outcome.errors.items() for error in errors]
+            judged = {"event": "judged", **result._asdict(), "attack": attack.name,
+                      "story": attack.story, "claim": attack.claim, "noticed": attack.noticed,
+                      "without": options.without or "", "bystanders": lab.rounds - rounds}
+            events += [{"attack": attack.name, **line} for line in (
+                *(watch.told() if watch else ()), *sorted(ended, key=repr), judged)]
         lab.honest_session(VICTIM)
     say(f"honest session last: worked\n\n{summary(results)}")
     if options.events:

@@ -312,7 +312,8 @@ def test_the_same_seed_gives_the_same_events_byte_for_byte(
     assert one != other
     events = [json.loads(line) for line in one.splitlines()]
     assert {event["attack"] for event in events} >= {"flip-reading", "replay-session"}
-    assert {event["event"] for event in events} == {"sent", "delivered", "inserted", "ended"}
+    assert {event["event"] for event in events} == {
+        "sent", "delivered", "inserted", "keys", "refused", "ended", "judged"}
 
 def test_step_waits_for_enter_before_each_attack() -> None:
     done = run("--step", "cut", "flip-tag", given="\n\n")

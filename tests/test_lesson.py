@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -277,7 +277,7 @@ def cells(heading: str) -> list[str]:
     table = EVENTS[EVENTS.index(f"| {heading} |") :].split("\n\n")[0]
     return re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)
 
-def logged(path: Path, *arguments: str) -> list[dict[str, str]]:
+def logged(path: Path, *arguments: str) -> list[dict[str, Any]]:
     """Run attacks.py with an event log, and return its lines."""
     done = subprocess.run([sys.executable, "attacks.py", "--events", str(path), *arguments],
                           cwd=ROOT, text=True, capture_output=True, timeout=TIMEOUT_S, check=False)
@@ -290,7 +290,7 @@ SAMPLE = ("replay-report", "replay-session", "recorded-server", "flip-reading", 
           "reflect", "reorder", "drop-report", "unknown-client")
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> list[list[dict[str, str]]]:
+def runs(tmp_path_factory: pytest.TempPathFactory) -> list[list[dict[str, Any]]]:
     """Some attacks of each kind, twice with the same seed."""
     folder = tmp_path_factory.mktemp("events")
     found = [logged(folder / run, "--seed", "events", *SAMPLE) for run in ("one", "two")]
@@ -298,24 +298,30 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[list[dict[str, str]]]
     return found
 
 def test_every_field_of_a_line_is_documented_and_none_is_missing(
-        runs: list[list[dict[str, str]]]) -> None:
-    fields = cells("field")
-    assert fields == ["attack", "event", "to", "message", "by", "error"]
+        runs: list[list[dict[str, Any]]]) -> None:
+    types = {"string": str, "boolean": bool, "integer": int, "object": dict}
+    table = re.findall(r"^\| `(\w+)` \| (\w+) \| ([\w ]+) \|", EVENTS, re.MULTILINE)
+    assert [name for name, _, _ in table] == cells("field")
     for line in runs[0]:
-        assert [*line] == (fields[:2] + fields[4:] if line["event"] == "ended" else fields[:4])
-    assert all(isinstance(value, str) for line in runs[0] for value in line.values())
+        assert [*line][:2] == ["attack", "event"]
+        wanted = {name: types[kind] for name, kind, on in table
+                  if on == "all" or line["event"] in on.split()}
+        assert {name: type(value) for name, value in line.items()} == wanted
 
-def test_the_values_of_a_line_are_those_of_the_document(runs: list[list[dict[str, str]]]) -> None:
+def test_the_values_of_a_line_are_those_of_the_document(runs: list[list[dict[str, Any]]]) -> None:
     assert {line["event"] for line in runs[0]} == {*cells("event")}
     assert {line["by"] for line in runs[0] if "by" in line} == {"client", "server"}
-    assert {line["error"] for line in runs[0] if "by" in line} >= {"BadTag", "PeerTerminated"}
+    assert {line["error"] for line in runs[0] if "error" in line} >= {"BadTag", "PeerTerminated"}
     assert {line["to"] for line in runs[0] if "to" in line} == {"client", "server"}
     assert {line["attack"] for line in runs[0]} <= ATTACKS.keys()
     assert all(re.fullmatch("([0-9a-f]{2})+", line["message"]) for line in runs[0]
-               if line["event"] != "ended")
+               if "message" in line)
+    names = [name for line in runs[0] if line["event"] == "keys" for name in line["keys"].values()]
+    assert names
+    assert all(re.fullmatch("[0-9a-f]{8}", name) for name in names)
 
 def test_two_runs_with_one_seed_are_the_same_byte_for_byte(
-        runs: list[list[dict[str, str]]]) -> None:
+        runs: list[list[dict[str, Any]]]) -> None:
     assert runs[0] == runs[1]
     assert {line["attack"] for line in runs[0]} == {*SAMPLE}
 
@@ -323,8 +329,8 @@ def test_two_runs_with_one_seed_are_the_same_byte_for_byte(
 def test_all_attacks_with_one_seed_are_the_same_byte_for_byte(tmp_path: Path) -> None:
     whole = [logged(tmp_path / run, "--seed", "7") for run in ("one", "two")]
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
-    silent = EVENTS.partition("no line about a message at all:")[2].partition("have none")[0]
-    heard = {line["attack"] for line in whole[0] if "message" in line}
+    silent = EVENTS.partition("no message on the wire at all:")[2].partition("have none")[0]
+    heard = {line["attack"] for line in whole[0] if "to" in line}
     assert {*re.findall(r"`([a-z-]+)`", silent)} == ATTACKS.keys() - heard
 
 def test_another_seed_gives_other_bytes_and_another_choice_of_attacks_the_same(
@@ -341,11 +347,25 @@ def test_the_example_of_the_event_log_is_real(tmp_path: Path) -> None:
     (example,) = blocks(EVENTS, "text")
     assert shows((tmp_path / "events.jsonl").read_text().splitlines(), example)
 
-def of(lines: list[dict[str, str]], name: str, event: str) -> list[tuple[str, str]]:
+def of(lines: list[dict[str, Any]], name: str, event: str) -> list[tuple[str, str]]:
     return [(line["to"], line["message"]) for line in lines
             if (line["attack"], line["event"]) == (name, event)]
 
-def test_events_can_be_read_as_the_document_says(runs: list[list[dict[str, str]]]) -> None:
+def test_ends_that_hold_the_same_keys_name_them_alike(runs: list[list[dict[str, Any]]]) -> None:
+    """And the check that refused is told with the message that it refused."""
+    lines = [line for line in runs[0] if line["attack"] == "flip-reading"]
+    keys = {end: {line["message"]: line["keys"] for line in lines
+                  if line["event"] == "keys" and line["by"] == end} for end in ("client", "server")}
+    both = {*keys["client"]} & {*keys["server"]}
+    assert [message[:2] for message in keys["client"]] == ["0a", "14", "1e"]
+    assert sorted(message[:2] for message in both) == ["0a", "14"]
+    assert all(keys["client"][message] == keys["server"][message] for message in both)
+    (inserted,) = of(lines, "flip-reading", "inserted")
+    (refused,) = [line for line in lines if line["event"] == "refused"]
+    assert (refused["by"], refused["message"], refused["error"]) == (*inserted, "BadTag")
+    assert lines[-1]["event"] == "judged"
+
+def test_events_can_be_read_as_the_document_says(runs: list[list[dict[str, Any]]]) -> None:
     lines = runs[0]
     report = next(item for item in of(lines, "replay-report", "sent") if item[1][:2] == "1e")
     assert of(lines, "replay-report", "sent").count(report) == 1

@@ -1,0 +1,175 @@
+"""A run as a sequence diagram in SVG: client, adversary, server, and the bystanders below.
+
+Time runs down, one row a message. What it shows is what the Run holds, in the words of a Wire; it
+knows no protocol. Colours are those of the page around it, by class; no meaning is in them alone.
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from xml.etree import ElementTree
+
+from classroom.events import ENDS, Run, Step
+from classroom.wire import Wire, changes
+
+WIDTH, ROW, TOP, LANES = 840, 54, 62, {"client": 150, "adversary": 420, "server": 690}
+LONGEST = 14  # rows; of more, the middle is left out
+BOX = 78  # the width of the adversary's word for what it did
+COMES_IN = ("passed", "changed", "replaced", "dropped", "held", "answered")  # from an honest end
+LETTERS = 36  # of a label; more would run into what is beside it
+
+def shown(steps: Sequence[Step]) -> list[tuple[int, Step | None]]:
+    """Number the steps from 1, and leave out the middle of too many: there is one None then."""
+    rows: list[tuple[int, Step | None]] = [*enumerate(steps, 1)]
+    if len(rows) > LONGEST:
+        rows[LONGEST - 5 : -4] = [(0, None)]
+    return rows
+
+def diagram(run: Run, wire: Wire, name: str) -> str:
+    """Return the SVG; `name` is what its ids begin with. Its text equivalent is `in_words`."""
+    rows = shown(run.steps)
+    bottom = TOP + ROW * len(rows)
+    endings = {end: [f"ended: {error}" + (f" ({count} times)" if count > 1 else "")
+                     for (by, error), count in run.ended.items() if by == end]
+               for end in ENDS}
+    height = bottom + 40 + 17 * max(map(len, endings.values())) + 58
+    svg = Drawing(height, name, f"Sequence diagram of {run.title}",
+                  f"{len(run.steps)} messages between client, adversary and server; the same in "
+                  "words is in the list below.")
+    for lane, x in LANES.items():
+        is_away = lane == "client" and run.is_from_outside
+        svg.lane(lane, x, bottom, "its own session, beside this" if is_away else "", is_away)
+    for row, (number, step) in enumerate(rows):
+        y = TOP + ROW * row + 34
+        if step:
+            svg.step(number, step, y, wire)
+        else:
+            svg.text(LANES["adversary"], y, f"... {len(run.steps) - len(rows) + 1} messages more "
+                     "...", "note", paper=True)
+    for end, errors in endings.items():
+        for line, error in enumerate(errors or ["no error"]):
+            svg.text(LANES[end], bottom + 32 + 17 * line, error, "ending")
+    svg.bystanders(height - 26, run)
+    return svg.done()
+
+class Drawing:
+    """An SVG that grows; texts are escaped by the library that writes it."""
+
+    def __init__(self, height: int, name: str, title: str, description: str) -> None:
+        self._svg = ElementTree.Element("svg", {
+            "viewBox": f"0 0 {WIDTH} {height}", "width": str(WIDTH), "height": str(height),
+            "role": "img", "class": "sequence", "aria-labelledby": f"{name}-title {name}-desc"})
+        self._put("title", title, id=f"{name}-title")
+        self._put("desc", description, id=f"{name}-desc")
+
+    def done(self) -> str:
+        return ElementTree.tostring(self._svg, encoding="unicode")
+
+    def _put(self, tag: str, content: str = "", **attributes: object) -> None:
+        given = {name.rstrip("_").replace("_", "-"): str(value)
+                 for name, value in attributes.items()}
+        ElementTree.SubElement(self._svg, tag, given).text = content or None
+
+    def text(self, x: float, y: float, words: str, kind: str, anchor: str = "middle",
+             paper: bool = False) -> None:
+        """Write one line; on `paper` it hides what is behind it."""
+        words = words if len(words) <= LETTERS else words[: LETTERS - 1] + "\u2026"
+        if paper:
+            width = 7 * len(words) + 8
+            self._put("rect", x=x - width / 2, y=y - 13, width=width, height=18, class_="paper")
+        self._put("text", words, x=x, y=y, text_anchor=anchor, class_=kind)
+
+    def lane(self, lane: str, x: int, bottom: int, note: str, is_away: bool) -> None:
+        """Draw one of the three, from its name down."""
+        self._put("line", x1=x, y1=44, x2=x, y2=bottom + 14,
+                  class_=f"life {lane}" + " away" * is_away)
+        self._put("rect", x=x - 62, y=14, width=124, height=30, rx=6, class_=f"head {lane}")
+        self.text(x, 34, lane, "name")
+        if note:
+            self.text(x, 62, note, "note", paper=True)
+
+    def arrow(self, start: float, end: float, y: float, kind: str) -> None:
+        ahead = 1 if end > start else -1
+        self._put("line", x1=start, y1=y, x2=end - 8 * ahead, y2=y, class_=f"arrow {kind}")
+        self._put("path", d=f"M{end},{y} l{-10 * ahead},-5 v10 z", class_=f"tip {kind}")
+
+    def step(self, number: int, step: Step, y: int, wire: Wire) -> None:
+        """Draw a message on its way to the adversary, and on from there."""
+        middle, target = LANES["adversary"], LANES[step.to]
+        source = LANES["server" if step.to == "client" else "client"]
+        is_quiet = step.kind in ("passed", "answered")
+        gap = 0 if is_quiet else BOX / 2 if source > middle else -BOX / 2
+        self.text(20, y + 4, str(number), "number")
+        if step.kind == "passed":
+            self.arrow(source, target, y, "quiet")
+        elif step.kind in COMES_IN:
+            self.arrow(source, middle + gap, y, "quiet")
+        self.labels(step, y, wire, (source + middle + gap) / 2, (target + middle - gap) / 2)
+        if not is_quiet:
+            if step.arrived:
+                self.arrow(middle - gap, target, y, "touched")
+            self._put("rect", x=middle - BOX / 2, y=y - 11, width=BOX, height=22, rx=4,
+                      class_="deed")
+            self.text(middle, y + 4, step.kind, "deed-name")
+        if step.refused:
+            ahead, anchor = (10, "start") if target > middle else (-10, "end")
+            self.text(target + ahead, y - 3, "\u2717 refused", "refused", anchor)
+            self.text(target + ahead, y + 13, step.refused, "refused", anchor)
+
+    def labels(self, step: Step, y: int, wire: Wire, coming: float, going: float) -> None:
+        """Name what came in; what went on, if that has another name; and what was changed."""
+        before = wire.title(step.sent) if step.kind in COMES_IN else ""
+        after = wire.title(step.arrived) if step.arrived else ""
+        if before:
+            self.text(coming, y - 8, before, "label")
+        if after and after != before:
+            self.text(going, y - 8, after, "label")
+        if note := what_changed(step, wire):
+            self.text(going, y + 17, note, "note")
+
+    def bystanders(self, y: int, run: Run) -> None:
+        """Draw their lane: one dot a round. Where in the run each fell, the log does not say."""
+        rounds = run.bystanders
+        self._put("line", x1=LANES["client"], y1=y, x2=LANES["server"], y2=y, class_="life away")
+        for number in range(min(rounds, 12)):
+            self._put("circle", cx=LANES["client"] + 16 + 16 * number, cy=y, r=4.5, class_="round")
+        self.text(LANES["client"] - 14, y + 4, "bystanders", "name", "end")
+        words = f"{rounds} round{'s' * (rounds != 1)} beside it" if rounds else "not in the log"
+        self.text(LANES["server"] + 14, y + 4, words, "note", "start")
+
+def what_changed(step: Step, wire: Wire) -> str:
+    """Say which fields of a message are not what they were."""
+    if not step.sent or not step.arrived or step.sent == step.arrived:
+        return ""
+    touched = [change for change in changes(wire.fields(step.sent), wire.fields(step.arrived))
+               if change.touched]
+    if len(touched) == 1 and len(touched[0].touched) == 1:
+        (change,), (at,) = touched, touched[0].touched
+        if at < min(len(change.before.content), len(change.after.content)):
+            return (f"{change.before.name}: {change.before.content[at]:02x} -> "
+                    f"{change.after.content[at]:02x}")
+    return ", ".join(change.before.name for change in touched)
+
+def in_words(run: Run, wire: Wire) -> list[str]:
+    """Return the diagram as sentences, one a row."""
+    return [sentence(step, wire) if step else
+            f"{len(run.steps) - LONGEST + 1} messages more." for _, step in shown(run.steps)]
+
+def sentence(step: Step, wire: Wire) -> str:
+    source = "server" if step.to == "client" else "client"
+    before = wire.title(step.sent) if step.sent else ""
+    after = wire.title(step.arrived) if step.arrived else ""
+    words = {
+        "passed": f"{before}, from {source} to {step.to}, passed on as it was",
+        "changed": f"{before}, from {source} to {step.to}, changed on the way",
+        "replaced": f"{before}, from {source} to {step.to}, replaced by another message: {after}",
+        "reflected": f"{after}, made from what the {step.to} itself had sent, goes back to it",
+        "inserted": f"{after}, sent to the {step.to} by the adversary",
+        "again": f"{after}, delivered to the {step.to} once more",
+        "held": f"{before}, from {source} to {step.to}, held back",
+        "late": f"{after}, held back until now, goes on to the {step.to}",
+        "dropped": f"{before}, from {source} to {step.to}, is not delivered",
+        "answered": f"{before}, the {source}'s answer to the adversary",
+    }[step.kind]
+    if change := what_changed(step, wire):
+        words += f" ({change})"
+    return words + (f"; the {step.to} refuses it: {step.refused}." if step.refused else ".")

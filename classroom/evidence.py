@@ -1,0 +1,60 @@
+"""All the evidence at once: every attack, and every minimal set of the matrix in a run of its own.
+
+    python -m classroom.evidence evidence
+
+writes the event logs into that folder, and report.html beside them, in which each cell of the
+matrix leads to a run. It takes about a minute, a third of it for three padding oracles.
+"""
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+from classroom.events import Run, read_events, runs_of
+from classroom.report import link_to, page, write_whole
+from classroom.tables import Matrix, matrix_of, read_document
+from classroom.wire import LAB, ROOT
+from endpoint import Parser, UserError, reason_of, run_program, to_stderr
+
+def runs_needed(matrix: Matrix) -> dict[str, list[str]]:
+    """Return the attacks to run by what to take out; first all of them, with nothing taken out."""
+    needed = defaultdict[str, list[str]](list)
+    needed[""] = []
+    for attack, found in matrix.sets.items():
+        for rules in found:
+            needed[",".join(rules)].append(attack)
+    return needed
+
+def play(rules: str, attacks: list[str], seed: str, path: Path) -> None:
+    """Run attacks.py once. That an attack wins there (exit code 1) is what it is for."""
+    words = ["--seed", seed, "--events", str(path.resolve()), *attacks]
+    words += ["--without", rules] * bool(rules)
+    done = subprocess.run([sys.executable, "attacks.py", *words], cwd=ROOT, capture_output=True,
+                          text=True, check=False)
+    if done.returncode not in (0, 1):
+        raise UserError(done.stderr.strip() or f"attacks.py ended with {done.returncode}")
+
+def main() -> int:
+    parser = Parser("Runs everything that the page can show, and draws it.", is_endpoint=False)
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="made if it is not there")
+    parser.add_argument("--seed", default="1", help="of all runs; default 1")
+    options = parser.options()
+    try:
+        options.folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make {options.folder}: {reason_of(error)}") from None
+    needed, runs = runs_needed(matrix_of(read_document(LAB.security))), list[Run]()
+    for number, (rules, attacks) in enumerate(needed.items(), 1):
+        path = options.folder / f"{rules.replace(',', '-') or 'all-rules'}.jsonl"
+        play(rules, attacks, options.seed, path)
+        runs += runs_of(read_events(path)[0])
+        to_stderr(f"{number} of {len(needed)}: {rules or 'all rules'}")
+    output = options.folder / "report.html"
+    write_whole(output, page(runs, LAB, link_to(LAB.security, output)))
+    print(f"wrote {output}: {len(runs)} runs")
+    return 0
+
+if __name__ == "__main__":
+    run_program(main)

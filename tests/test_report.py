@@ -1,0 +1,520 @@
+"""The page of evidence: what it says is what the log says, it is one file, and it can be read."""
+from __future__ import annotations
+
+import html.parser
+import itertools
+import json
+import re
+import struct
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import pytest
+
+from attacks import ATTACKS
+from classroom import pictures, report
+from classroom.events import KINDS, Run, Watch, read_events, run_of, runs_of
+from classroom.evidence import runs_needed
+from classroom.tables import claims, matrix_of, read_document, sections, tables
+from classroom.wire import LAB, Field, Wire, changes, lab_fields, lab_title
+from endpoint import UserError
+from protocol_fsm import Direction, Opcode, PeerTerminated, Session
+
+ROOT = Path(__file__).parent.parent
+SAMPLE = ("flip-reading", "replay-report", "replay-rewritten", "truncate", "recorded-server",
+          "reflect", "reorder", "drop-report", "hold", "replay-session", "guessed-key")
+HOSTILE = "<script>alert(1)</script>\"'&\u2028"
+SECURITY = read_document(LAB.security)
+
+def command(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *words], cwd=ROOT, text=True, encoding="utf-8",
+                          capture_output=True, timeout=300, check=False)
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One attack of each kind."""
+    path = tmp_path_factory.mktemp("log") / "events.jsonl"
+    done = command("attacks.py", "--seed", "report", "--events", str(path), *SAMPLE)
+    assert (done.returncode, done.stderr) == (0, "")
+    return path
+
+@pytest.fixture(scope="module")
+def runs(log: Path) -> dict[str, Run]:
+    return {run.attack: run for run in runs_of(read_events(log)[0])}
+
+@pytest.fixture(scope="module")
+def page(runs: dict[str, Run]) -> str:
+    return report.page([*runs.values()], LAB, "SECURITY.md")
+
+VOID = {"meta", "br", "hr", "img", "link"}  # which have no end
+
+class Outline(html.parser.HTMLParser):
+    """What a browser would make of the tags: which there are, and what is inside what."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.feed(text)
+        assert self.open == [], "every tag is closed"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        self.open += [tag] * (tag not in VOID)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def all(self, name: str) -> list[str]:
+        """Return the values of one attribute, wherever it is."""
+        return [given[name] or "" for _, given in self.tags if name in given]
+
+# Messages -----------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("opcode", [*Opcode, 0, 255])
+@pytest.mark.parametrize("blocks", [0, 1, 2, 6])
+def test_fields_add_up_to_the_bytes_of_the_message(opcode: int, blocks: int) -> None:
+    message = struct.pack(">BBIB", opcode, 3, 7, 1) + bytes(range(48 + 16 * blocks))
+    fields = lab_fields(message)
+    assert b"".join(field.content for field in fields) == message
+    assert [field.name for field in fields] == ["opcode", "client id", "round", "direction", "IV",
+                                                "ciphertext", "tag"]
+    assert [len(field.content) for field in fields] == [1, 1, 4, 1, 16, 16 * blocks, 32]
+    name = Opcode(opcode).name if opcode in {*Opcode} else f"opcode {opcode}"
+    assert lab_title(message) == f"{name}, round 7"
+
+@pytest.mark.parametrize("length", range(60))
+def test_a_message_that_is_too_short_is_still_all_there(length: int) -> None:
+    message = bytes(range(length))
+    assert b"".join(field.content for field in lab_fields(message)) == message
+    assert lab_title(message)
+
+def test_the_touched_bytes_are_those_that_differ(runs: dict[str, Run]) -> None:
+    (step,) = [step for step in runs["flip-reading"].steps if step.kind == "changed"]
+    differ = [at for at, (old, new) in enumerate(zip(step.sent, step.arrived)) if old != new]
+    (view,) = report.message_views(runs["flip-reading"], LAB)
+    shown, at = list[int](), 0
+    for field in view.fields:
+        arrived = field.versions[-1][1]
+        for piece in arrived:
+            places = range(at, at + len(bytes.fromhex(piece.text)))
+            shown += places if piece.is_touched else []
+            at = places.stop
+    assert shown == differ == [24]
+    assert at == len(step.arrived)
+
+def test_a_field_that_lost_its_end_is_touched_there_and_the_tag_is_not(
+        runs: dict[str, Run]) -> None:
+    (step,) = [step for step in runs["truncate"].steps if step.kind == "changed"]
+    touched = {change.after.name: change.touched
+               for change in changes(lab_fields(step.sent), lab_fields(step.arrived))}
+    assert {name for name, places in touched.items() if places} == {"ciphertext"}
+    assert {*range(32, 48)} < touched["ciphertext"], "the third block is gone"
+
+# Runs ---------------------------------------------------------------------------------------------
+
+KINDS_SEEN = {
+    "flip-reading": "passed passed changed passed",
+    "replay-report": "passed passed passed held again held late late passed",
+    "recorded-server": "dropped inserted",
+    "reflect": "passed passed dropped reflected passed passed",
+    "reorder": "passed passed held passed late passed",
+    "drop-report": "passed passed dropped passed passed",
+    "replay-session": "inserted inserted inserted inserted inserted answered answered",
+    "guessed-key": "",
+}
+
+@pytest.mark.parametrize(("attack", "kinds"), KINDS_SEEN.items(), ids=KINDS_SEEN)
+def test_steps_are_told_from_the_log(runs: dict[str, Run], attack: str, kinds: str) -> None:
+    assert [step.kind for step in runs[attack].steps] == kinds.split()
+    assert {*kinds.split()} <= KINDS.keys()
+
+def test_the_message_that_was_refused_is_marked_with_the_check(runs: dict[str, Run]) -> None:
+    refused = {attack: [(number, step.refused) for number, step in enumerate(run.steps)
+                        if step.refused] for attack, run in runs.items()}
+    assert refused["flip-reading"] == [(2, "BadTag")]
+    assert refused["replay-report"] == [(4, "RoundMismatch")], "the second delivery, not the first"
+    assert refused["replay-session"] == [(1, "BadTag")]
+
+def test_an_old_message_with_a_new_header_is_set_beside_the_old_one(runs: dict[str, Run]) -> None:
+    (step,) = [step for step in runs["replay-rewritten"].steps if step.kind == "inserted"]
+    touched = [change.after.name for change in changes(lab_fields(step.sent),
+                                                       lab_fields(step.arrived)) if change.touched]
+    assert touched == ["round"]
+
+def test_keys_of_both_ends_share_a_row_while_they_agree(runs: dict[str, Run]) -> None:
+    labels, rows = report.key_rows(runs["flip-reading"], LAB)
+    assert labels == ["C2S-ENC", "C2S-MAC", "S2C-ENC", "S2C-MAC"]
+    assert [(row.number, row.who, row.differ) for row in rows] == [
+        (1, "both ends", False), (2, "both ends", False), (3, "client", False)]
+    assert [moved for _, moved in rows[1].names] == [True] * 4, "the binding moves all four"
+    assert [moved for _, moved in rows[2].names] == [True, True, False, False]
+
+def test_keys_that_came_apart_are_said_to_differ() -> None:
+    one, other = ({"K": "11111111"}, {"K": "22222222"})
+    lines: list[dict[str, Any]] = [
+        {"event": "sent", "to": "server", "message": bytes(80)},
+        {"event": "inserted", "to": "server", "message": bytes(79) + b"\1"},
+        {"event": "keys", "by": "client", "message": bytes(80), "keys": one},
+        {"event": "keys", "by": "server", "message": bytes(79) + b"\1", "keys": other}]
+    _, rows = report.key_rows(run_of([{"attack": "a", **line} for line in lines]), LAB)
+    assert [(row.who, row.differ) for row in rows] == [("client", True), ("server", True)]
+
+def test_a_watch_tells_what_a_session_did_and_changes_nothing() -> None:
+    watch, key = Watch(), b"k" * 16
+    client, server = (watch.noting(Session(1, key, sends), by, PeerTerminated)
+                      for sends, by in ((Direction.C2S, "client"), (Direction.S2C, "server")))
+    hello = client.seal(Opcode.CLIENT_HELLO)
+    server.open(hello)
+    with pytest.raises(Exception, match="UnexpectedOpcode"):
+        server.open(hello)
+    told = watch.told()
+    assert [(line["event"], line["by"]) for line in told] == [
+        ("keys", "client"), ("keys", "server"), ("refused", "server")]
+    assert {line["message"] for line in told} == {hello.hex()}
+    assert told[0]["keys"] == told[1]["keys"] == client.fingerprints()
+    assert watch.told() == []
+
+def test_of_very_many_messages_the_middle_is_left_out_everywhere() -> None:
+    lines = [{"attack": "many", "event": "inserted", "to": "server",
+              "message": struct.pack(">BBIB", 30, 1, number, 0) + bytes(64)}
+             for number in range(3_000)]
+    text = report.page([run_of(lines)], LAB, "SECURITY.md")
+    assert "... 2987 messages more ..." in text
+    assert "CLIENT_DATA, round 2999" in text
+    assert len(text) < 200_000
+
+# The page -----------------------------------------------------------------------------------------
+
+def test_every_attack_of_the_log_has_its_place(page: str, runs: dict[str, Run]) -> None:
+    outline = Outline(page)
+    assert [*runs] == [*SAMPLE]
+    for attack, run in runs.items():
+        assert f"run-{attack}" in outline.all("id")
+        assert f"#run-{attack}" in outline.all("href")
+        assert run.verdict["story"] in page
+    assert page.count("<svg ") == sum(bool(run.steps) for run in runs.values()) == len(SAMPLE) - 1
+    assert "refused by the server: BadTag" in page
+    assert "not prevented, noticed by the client&#39;s deadline" in page
+
+def test_the_page_is_one_file_that_loads_nothing(page: str) -> None:
+    outline = Outline(page)
+    assert not {tag for tag, _ in outline.tags} & {"script", "link", "img", "iframe", "object"}
+    assert outline.all("src") == []
+    assert "url(" not in page
+    assert "@import" not in page
+    assert not [link for link in outline.all("href") if not re.match(r"#|SECURITY\.md(#|$)", link)]
+    assert ("meta", {"charset": "utf-8"}) in outline.tags
+    assert ("html", {"lang": "en"}) in outline.tags
+
+def test_links_inside_the_page_and_into_the_document_lead_somewhere(page: str) -> None:
+    outline = Outline(page)
+    anchors = {f"#{name}" for name in outline.all("id")}
+    there = {f"SECURITY.md#{section.anchor}" for section in sections(SECURITY)} | {"SECURITY.md"}
+    assert {*outline.all("href")} <= anchors | there
+    assert [name for name, count in Counter(outline.all("id")).items() if count > 1] == []
+
+def test_every_claim_is_there_and_leads_to_its_attacks(page: str) -> None:
+    _, table = claims(SECURITY)
+    assert len(table) > 30
+    assert all(f'id="claim-{row["id"]}"' in page for row in table)
+    assert '<a href="#run-flip-reading"><code>flip-reading</code></a>' in page
+    assert "<code>flip-iv</code>" in page, "which is not in this log, and so no link"
+    assert "#run-flip-iv" not in page
+
+def test_the_matrix_is_that_of_the_document_and_its_cells_lead_to_runs() -> None:
+    matrix = matrix_of(SECURITY)
+    assert {*matrix.sets} | {*matrix.not_prevented} == {*ATTACKS}
+    assert matrix.sets["replay-report"][0] == ["round", "ratchet"]
+    assert matrix.not_prevented["hold"] == "the client's deadline"
+    assert "fresh-iv" in matrix.redundant
+    lines = [{"attack": "replay-report", "event": "judged", "without": "ratchet,round",
+              "as_expected": False, "won": "it", "words": "", "story": "", "claim": "",
+              "noticed": "", "bystanders": 1}]
+    text = report.page([run_of(lines)], LAB, "SECURITY.md")
+    words = "set a: replay-report wins without round and ratchet"
+    assert text.count(f'<a href="#run-replay-report-without-ratchet-round" title="{words}"') == 2
+    assert "try python attacks.py --without tag flip-reading" in text
+
+def test_runs_of_one_attack_stand_together() -> None:
+    lines = [[{"attack": attack, "event": "judged", "without": without, "as_expected": True,
+               "won": "", "words": "", "story": "", "claim": "", "noticed": "", "bystanders": 1}]
+             for attack, without in (("one", ""), ("two", ""), ("one", "tag"), ("one", "tag"))]
+    text = report.page([run_of(line) for line in lines], LAB, "SECURITY.md")
+    assert re.findall('<h3 id="(.*?)">', text) == [
+        "run-one", "run-one-without-tag", "run-one-without-tag-2", "run-two"]
+
+def test_all_that_the_matrix_found_is_run_for_the_evidence() -> None:
+    matrix = matrix_of(SECURITY)
+    needed = runs_needed(matrix)
+    assert needed[""] == []
+    assert {(name, rules) for rules, names in needed.items() for name in names} == {
+        (name, ",".join(rules)) for name, found in matrix.sets.items() for rules in found}
+
+def test_the_same_log_makes_the_same_page(page: str, runs: dict[str, Run]) -> None:
+    assert report.page([*runs.values()], LAB, "SECURITY.md") == page
+
+def hostile_lines() -> list[dict[str, Any]]:
+    return [
+        {"attack": HOSTILE, "event": "sent", "to": "server", "message": "0a"},
+        {"attack": HOSTILE, "event": "inserted", "to": "server", "message": ""},
+        {"attack": HOSTILE, "event": "keys", "by": "client", "keys": {HOSTILE: HOSTILE},
+         "message": "0a"},
+        {"attack": HOSTILE, "event": "refused", "by": "server", "error": HOSTILE, "message": ""},
+        {"attack": HOSTILE, "event": "ended", "by": "server", "error": HOSTILE},
+        {"attack": HOSTILE, "event": "judged", "story": HOSTILE, "claim": HOSTILE,
+         "noticed": HOSTILE, "without": f"{HOSTILE},\ud800", "as_expected": True,
+         "words": HOSTILE, "won": HOSTILE, "bystanders": 10**9}]
+
+def test_nothing_in_a_log_becomes_a_tag_of_the_page(tmp_path: Path) -> None:
+    log, output = tmp_path / "events.jsonl", tmp_path / "report.html"
+    log.write_text("".join(json.dumps(line) + "\n" for line in hostile_lines()))
+    title = Wire(HOSTILE, lambda message: HOSTILE,
+                 lambda message: [Field(HOSTILE, message, HOSTILE)], LAB.security, HOSTILE)
+    for wire in (LAB, title):
+        report.write_whole(output, report.page([*runs_of(read_events(log)[0])], wire, "x"))
+        text = output.read_text("utf-8")
+        outline = Outline(text)
+        assert "script" not in {tag for tag, _ in outline.tags}
+        assert all(re.fullmatch(r"[\w-]+", name) for name in outline.all("id"))
+        assert "alert(1)" in text
+        assert len(text) < 200_000
+
+# Bad input ----------------------------------------------------------------------------------------
+
+LINE = '{"attack": "a", "event": "ended", "by": "server", "error": "BadTag"}\n'
+BAD = {
+    "nothing": ("", "there are no events in "),
+    "a line that is not JSON": (LINE + "{broken\n", " line 2 is not an event: '{broken'"),
+    "a list": ("[1]\n", " line 1 is not an event"),
+    "no attack": ('{"event": "ended"}\n', " line 1 is not an event"),
+    "an event that is no word": ('{"attack": "a", "event": ["sent"]}\n', " line 1 is not an event"),
+    "a field of the wrong kind": (LINE.replace('"BadTag"', "5"), " line 1 is not an event"),
+    "a message that is not hexadecimal": (
+        '{"attack": "a", "event": "sent", "to": "client", "message": "xy"}\n', " is not an event"),
+    "an end that there is not": (LINE.replace("server", "nobody"), " line 1 is not an event"),
+    "keys that are no names": (
+        '{"attack": "a", "event": "keys", "by": "client", "message": "", "keys": {"K": [1]}}\n',
+        " line 1 is not an event"),
+    "very deep": ("[" * 100_000 + "\n", " line 1 is not an event"),
+}
+
+def spoken(monkeypatch: pytest.MonkeyPatch, *words: str) -> str:
+    """Return the sentence with which the program ends."""
+    monkeypatch.setattr(sys, "argv", ["report.py", *words])
+    with pytest.raises(UserError) as caught:
+        report.main()
+    assert caught.value.exit_code == 2
+    return str(caught.value)
+
+@pytest.mark.parametrize(("text", "sentence"), BAD.values(), ids=BAD)
+def test_a_bad_log_is_one_sentence_and_leaves_no_page(
+    text: str, sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "log").write_text(text)
+    told = spoken(monkeypatch, str(tmp_path / "log"), "-o", str(tmp_path / "report.html"))
+    assert sentence in told
+    assert len(told.splitlines()) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["log"]
+
+def test_files_that_are_not_there_or_not_right_are_one_sentence(
+    log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "odd").write_bytes(b"\xff\xfe")
+    (tmp_path / "folder").mkdir()
+    output = ("-o", str(tmp_path / "report.html"))
+    assert "cannot read events from " in spoken(monkeypatch, str(tmp_path / "none"), *output)
+    assert "cannot read events from " in spoken(monkeypatch, str(tmp_path / "odd"), *output)
+    assert "cannot write " in spoken(monkeypatch, str(log), "-o", str(tmp_path / "folder"))
+    assert "cannot write " in spoken(monkeypatch, str(log), "-o", str(tmp_path / "no" / "where"))
+    for text in ("{}", "[]", "no", '{"sets": [], "not_prevented": {}, "redundant": {}}'):
+        (tmp_path / "matrix").write_text(text)
+        assert "is not what python -m classroom.matrix --json prints" in spoken(
+            monkeypatch, str(log), *output, "--matrix", str(tmp_path / "matrix"))
+    assert {path.name for path in tmp_path.iterdir()} == {"odd", "folder", "matrix"}
+
+def test_without_jinja_the_page_says_what_to_install(
+    log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    told = spoken(monkeypatch, str(log), "-o", str(tmp_path / "report.html"))
+    assert told.endswith("pip install -r requirements-evidence.txt")
+    assert list(tmp_path.iterdir()) == []
+
+def test_an_event_of_a_kind_that_is_not_known_is_skipped_and_said(
+    log: Path, tmp_path: Path
+) -> None:
+    more = tmp_path / "more"
+    more.write_text(LINE + '{"attack": "a", "event": "applause", "by": "nobody"}\n')
+    matrix = tmp_path / "matrix"
+    matrix.write_text('{"sets": {"a": [["tag"]]}, "not_prevented": {}, "redundant": {}}')
+    done = command("-m", "classroom.report", str(log), str(more), "--matrix", str(matrix),
+                   "-o", str(tmp_path / "report.html"))
+    assert (done.returncode, done.stdout.splitlines()) == (
+        0, [f"wrote {tmp_path / 'report.html'}: {len(SAMPLE) + 1} runs"])
+    assert done.stderr == f"{more}: not shown, because not known here: applause\n"
+    text = (tmp_path / "report.html").read_text("utf-8")
+    assert "set a: a wins without tag" in text
+    assert "no verdict in the log" in text
+
+def test_tables_and_anchors_are_read_as_github_reads_them() -> None:
+    text = "# A b.\n```sh\n# no heading\n```\n## A b.\n| x | y |\n|---|---|\n| 1 \\| 2 | `z` |\n"
+    assert [(part.title, part.anchor) for part in sections(text)] == [("A b.", "a-b"),
+                                                                      ("A b.", "a-b-1")]
+    assert tables(text) == [[{"x": "1 | 2", "y": "`z`"}]]
+    with pytest.raises(UserError, match="no table"):
+        claims(text)
+
+# In a browser -------------------------------------------------------------------------------------
+
+CHROMIUM = pictures.find_chromium()
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    pytest.importorskip("playwright")
+    if not CHROMIUM:
+        pytest.skip("there is no Chromium")
+    with pictures.browser() as found:
+        yield found
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of all attacks, and of one that wins."""
+    folder = tmp_path_factory.mktemp("whole")
+    assert command("attacks.py", "--seed", "1", "--events", f"{folder}/1").returncode == 0
+    assert command("attacks.py", "--seed", "1", "--events", f"{folder}/2", "--without", "tag",
+                   "flip-reading").returncode == 1
+    done = command("-m", "classroom.report", f"{folder}/1", f"{folder}/2", "-o",
+                   f"{folder}/report.html")
+    assert done.stdout.endswith(f": {len(ATTACKS) + 1} runs\n"), done.stderr
+    return folder / "report.html"
+
+class TestInABrowser:
+    pytestmark = pytest.mark.slow
+
+    @pytest.fixture(params=[(1280, "light"), (1280, "dark"), (390, "light"), (390, "dark")],
+                    ids=lambda param: f"{param[0]} {param[1]}")
+    def view(self, request: pytest.FixtureRequest, chromium: Any, whole: Path) -> Iterator[Any]:
+        """The page as it is shown; it must have said nothing to the console, and asked nobody."""
+        width, scheme = request.param
+        view = chromium.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        said, asked = list[str](), list[str]()
+        view.on("console", lambda message: said.append(message.text))
+        view.on("pageerror", lambda error: said.append(str(error)))
+        view.on("request", lambda request: asked.append(request.url))
+        view.goto(whole.as_uri())
+        yield view
+        view.close()
+        assert (said, asked) == ([], [whole.as_uri()])
+
+    def test_it_never_scrolls_sideways(self, view: Any) -> None:
+        assert view.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        wide = view.evaluate("""[...document.querySelectorAll('body *')].filter(
+            e => !e.closest('.scroll') && !e.closest('.skip')
+                 && e.getBoundingClientRect().right > innerWidth + 1).map(e => e.outerHTML)""")
+        assert wide == []
+
+    def test_letters_are_large_enough_to_read(self, view: Any) -> None:
+        assert view.evaluate("""Math.min(...[...document.querySelectorAll('svg text')].map(e =>
+            parseFloat(getComputedStyle(e).fontSize) * e.getScreenCTM().a))""") >= 10
+        assert view.evaluate("""Math.min(...[...document.querySelectorAll('td, th, p, li')].map(e =>
+            parseFloat(getComputedStyle(e).fontSize)))""") >= 12
+
+    def test_texts_of_a_diagram_stay_inside_it_and_apart(self, view: Any) -> None:
+        overlaps = view.evaluate("""[...document.querySelectorAll('svg')].flatMap(svg => {
+            const frame = svg.getBoundingClientRect();
+            const texts = [...svg.querySelectorAll('text')].map(t => [t.textContent,
+                t.getBoundingClientRect()]);
+            return texts.filter(([t, b]) => b.left < frame.left || b.right > frame.right).concat(
+                texts.flatMap(([t, a], i) => texts.slice(i + 1).filter(([u, b]) =>
+                    a.left < b.right && b.left < a.right && a.top + 3 < b.bottom
+                    && b.top + 3 < a.bottom).map(([u, b]) => [t, u])));
+        }).map(pair => pair[0] + ' / ' + pair[1])""")
+        assert overlaps == []
+
+    def test_headings_landmarks_and_names_are_there(self, view: Any) -> None:
+        levels = view.evaluate(
+            "[...document.querySelectorAll('h1,h2,h3,h4')].map(h => +h.tagName[1])")
+        assert levels[0] == 1
+        assert levels.count(1) == 1
+        assert all(later <= sooner + 1 for sooner, later in itertools.pairwise(levels))
+        assert view.evaluate("['main', 'nav', 'body > header', 'footer'].map("
+                             "s => document.querySelectorAll(s).length)") == [1, 1, 1, 1]
+        names = view.evaluate("""[...document.querySelectorAll('svg')].map(svg =>
+            svg.getAttribute('aria-labelledby').split(' ').map(id =>
+                document.getElementById(id).textContent).join(': '))""")
+        assert len({*names}) == len(names) > 30
+        assert all(view.evaluate("""[...document.querySelectorAll('figure')].map(figure =>
+            figure.nextElementSibling.querySelectorAll('li').length > 0)"""))
+
+    def test_links_lead_somewhere(self, view: Any, whole: Path) -> None:
+        for link in {*view.evaluate("[...document.links].map(a => a.getAttribute('href'))")}:
+            path, _, anchor = link.partition("#")
+            if path:
+                target = (whole.parent / unquote(path)).resolve()
+                assert target == LAB.security
+                assert not anchor or anchor in {part.anchor for part in sections(SECURITY)}
+            else:
+                assert view.evaluate("id => !!document.getElementById(id)", anchor), link
+
+    def test_the_tab_key_goes_through_the_page_from_top_to_bottom(self, view: Any) -> None:
+        wanted = view.evaluate("""[...document.querySelectorAll('a[href], summary, [tabindex]')]
+            .slice(0, 60).map(e => e.outerHTML)""")
+        visited = []
+        for _ in wanted:
+            view.keyboard.press("Tab")
+            visited.append(view.evaluate("document.activeElement.outerHTML"))
+        assert visited == wanted
+
+    def test_axe_finds_nothing(self, view: Any) -> None:
+        axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+        found = axe.Axe().run(view)
+        assert [(rule["id"], [node["html"] for node in rule["nodes"]][:3])
+                for rule in found.response["violations"]] == []
+
+@pytest.mark.slow
+@pytest.mark.skipif(not CHROMIUM, reason="there is no Chromium")
+def test_pictures_are_made_anew_and_small(tmp_path: Path) -> None:
+    pytest.importorskip("playwright")
+    done = command("-m", "classroom.pictures", str(tmp_path))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert {path.name for path in tmp_path.iterdir()} == {*pictures.PICTURES}
+    for path in tmp_path.iterdir():
+        assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+        assert path.stat().st_size < 150_000
+
+@pytest.mark.slow
+def test_a_page_prints_on_paper(tmp_path: Path, whole: Path, chromium: Any) -> None:
+    view = chromium.new_page()
+    view.goto(whole.as_uri())
+    assert len(view.pdf(format="A4")) > 100_000
+    view.emulate_media(media="print")
+    assert view.evaluate("getComputedStyle(document.querySelector('nav')).display") == "none"
+    view.close()
+
+@pytest.mark.slow
+def test_all_the_evidence_shows_each_minimal_set_win(tmp_path: Path) -> None:
+    done = command("-m", "classroom.evidence", str(tmp_path / "evidence"))
+    assert done.returncode == 0, done.stderr
+    text = (tmp_path / "evidence" / "report.html").read_text("utf-8")
+    assert '<span title="set ' not in text, "a cell that leads nowhere"
+    taken_out = [run for path in (tmp_path / "evidence").glob("*.jsonl")
+                 for run in runs_of(read_events(path)[0]) if run.without]
+    assert len(taken_out) == sum(map(len, matrix_of(SECURITY).sets.values()))
+    assert [run.title for run in taken_out if report.verdict_of(run).kind != "won"] == []
+
+@pytest.mark.slow
+def test_every_attack_is_drawn_or_said_to_have_no_message(whole: Path) -> None:
+    text = whole.read_text("utf-8")
+    for attack in ATTACKS:
+        article = text.partition(f'<article aria-labelledby="run-{attack}">')[2]
+        article = article.partition("</article>")[0]
+        assert ("<svg" in article) != ("there is nothing to draw" in article), attack
