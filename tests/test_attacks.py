@@ -268,6 +268,7 @@ def test_the_demo_tells_every_story_in_ascii_of_80_columns() -> None:
     assert "honest session last: worked" in done.stdout
     assert "\x1b" not in done.stdout
 
+@pytest.mark.slow
 def test_details_of_an_attack_fit_on_twenty_lines() -> None:
     done = run("-v")
     assert done.returncode == 0

@@ -488,6 +488,7 @@ def flood_of_reports(hand: Hand, limit_s: float) -> bool:
                     pending = pending[hand.socket.send(pending):]
     return time.monotonic() < deadline
 
+@pytest.mark.slow
 def test_a_peer_that_never_reads_blocks_nobody_and_is_given_up() -> None:
     """Answers of 60,000 bytes fill what the system keeps for it, and then the server cannot go on.
 
@@ -552,6 +553,7 @@ def test_sigterm_under_load_tells_every_client_and_ends_within_two_seconds(keys:
     assert quickest(2.0, attempt) < 2.0
 
 @posix_only
+@pytest.mark.slow
 def test_a_server_out_of_descriptors_says_so_once_and_recovers() -> None:
     with ServerProcess(most_descriptors=24) as server, contextlib.ExitStack() as wires:
         with Client(1, DEMO_KEYS, *server.address, timeout_s=TIMEOUT_S) as established:
@@ -570,6 +572,7 @@ def test_a_server_out_of_descriptors_says_so_once_and_recovers() -> None:
         assert said == [f"cannot accept: [Errno {errno.EMFILE}] {os.strerror(errno.EMFILE)}"]
         assert server.stop()[0] == 0
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["descriptors", "memory", "threads"])
 def test_a_lack_is_logged_once_however_long_it_lasts(
     what: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -656,6 +659,7 @@ def test_a_short_soak_finds_nothing_wrong() -> None:
     assert done.stdout.endswith("\n0 wrong\n")
     assert len(re.findall(r"^ +\d+ s  ", done.stdout, re.MULTILINE)) >= 2, "progress"
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["a wrong sum", "a server that dies"])
 def test_a_soak_that_finds_a_fault_names_it_and_fails(
     fault: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
