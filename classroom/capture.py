@@ -318,7 +318,7 @@ def main(wire: Wire = CORE) -> int:
     options = parser.options()
     found = list(packets(read_events(options.events), wire))
     write_whole(options.output, pcapng(found))
-    print(f"{len(found)} packets in {options.output}", file=sys.stderr)
+    print(f"{len(found)} packets in {options.output}")
     return 0
 
 if __name__ == "__main__":

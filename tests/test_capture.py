@@ -239,7 +239,7 @@ def test_it_is_a_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     out = tmp_path / "out.pcapng"
     monkeypatch.setattr(sys, "argv", ["capture", str(tmp_path / "log"), "-o", str(out)])
     assert main() == 0
-    assert capsys.readouterr() == ("", f"9 packets in {out}\n")
+    assert capsys.readouterr() == (f"9 packets in {out}\n", "")
     assert len(list(dpkt.pcapng.Reader(io.BytesIO(out.read_bytes())))) == 9
 
 def test_bad_input_is_one_sentence_and_exit_code_2(tmp_path: Path) -> None:

@@ -249,7 +249,7 @@ def test_wrong_flags_are_refused_in_one_sentence(flags: list[str], word: str,
 
 @pytest.mark.slow
 def test_nothing_breaks_in_a_hundred_thousand_worlds_of_four_sessions() -> None:
-    done = run_explore("--states", "100000")
+    done = run_explore("--states", "100000", "--sessions", "4")
     assert done.returncode == 0, done.stderr
     assert "no promise was broken" in done.stdout
     worlds, transitions, depth = (
