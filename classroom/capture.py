@@ -16,7 +16,6 @@ from __future__ import annotations
 import importlib
 import itertools
 import json
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path

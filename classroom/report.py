@@ -275,15 +275,15 @@ def link_to(target: Path, page: Path) -> str:
 
 def write_whole(path: Path, text: str) -> None:
     """Write a file whole or not at all. Raises UserError."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
+        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
         try:
             with open(partial, "x", encoding="utf-8", errors="replace", newline="\n") as file:
                 file.write(text)
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # or it has no name
         raise UserError(f"cannot write {path}: {reason_of(error)}") from None
 
 def main(wire: Wire = LAB) -> int:
