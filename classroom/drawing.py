@@ -9,12 +9,11 @@ from collections.abc import Sequence
 from xml.etree import ElementTree
 
 from classroom.events import ENDS, Run, Step
-from classroom.wire import Wire, changes
+from classroom.wire import Wire
 
 WIDTH, ROW, TOP, LANES = 840, 54, 62, {"client": 150, "adversary": 420, "server": 690}
 LONGEST = 14  # rows; of more, the middle is left out
 BOX = 78  # the width of the adversary's word for what it did
-COMES_IN = ("passed", "changed", "replaced", "dropped", "held", "answered")  # from an honest end
 LETTERS = 36  # of a label; more would run into what is beside it
 
 def shown(steps: Sequence[Step]) -> list[tuple[int, Step | None]]:
@@ -95,13 +94,13 @@ class Drawing:
     def step(self, number: int, step: Step, y: int, wire: Wire) -> None:
         """Draw a message on its way to the adversary, and on from there."""
         middle, target = LANES["adversary"], LANES[step.to]
-        source = LANES["server" if step.to == "client" else "client"]
+        source = LANES[step.source]
         is_quiet = step.kind in ("passed", "answered")
         gap = 0 if is_quiet else BOX / 2 if source > middle else -BOX / 2
         self.text(20, y + 4, str(number), "number")
         if step.kind == "passed":
             self.arrow(source, target, y, "quiet")
-        elif step.kind in COMES_IN:
+        elif step.comes_in:
             self.arrow(source, middle + gap, y, "quiet")
         self.labels(step, y, wire, (source + middle + gap) / 2, (target + middle - gap) / 2)
         if not is_quiet:
@@ -117,13 +116,13 @@ class Drawing:
 
     def labels(self, step: Step, y: int, wire: Wire, coming: float, going: float) -> None:
         """Name what came in; what went on, if that has another name; and what was changed."""
-        before = wire.title(step.sent) if step.kind in COMES_IN else ""
+        before = wire.title(step.sent) if step.comes_in else ""
         after = wire.title(step.arrived) if step.arrived else ""
         if before:
             self.text(coming, y - 8, before, "label")
         if after and after != before:
             self.text(going, y - 8, after, "label")
-        if note := what_changed(step, wire):
+        if note := wire.what_changed(step.sent, step.arrived):
             self.text(going, y + 17, note, "note")
 
     def bystanders(self, y: int, run: Run) -> None:
@@ -136,26 +135,13 @@ class Drawing:
         words = f"{rounds} round{'s' * (rounds != 1)} beside it" if rounds else "not in the log"
         self.text(LANES["server"] + 14, y + 4, words, "note", "start")
 
-def what_changed(step: Step, wire: Wire) -> str:
-    """Say which fields of a message are not what they were."""
-    if not step.sent or not step.arrived or step.sent == step.arrived:
-        return ""
-    touched = [change for change in changes(wire.fields(step.sent), wire.fields(step.arrived))
-               if change.touched]
-    if len(touched) == 1 and len(touched[0].touched) == 1:
-        (change,), (at,) = touched, touched[0].touched
-        if at < min(len(change.before.content), len(change.after.content)):
-            return (f"{change.before.name}: {change.before.content[at]:02x} -> "
-                    f"{change.after.content[at]:02x}")
-    return ", ".join(change.before.name for change in touched)
-
 def in_words(run: Run, wire: Wire) -> list[str]:
     """Return the diagram as sentences, one a row."""
     return [sentence(step, wire) if step else
             f"{len(run.steps) - LONGEST + 1} messages more." for _, step in shown(run.steps)]
 
 def sentence(step: Step, wire: Wire) -> str:
-    source = "server" if step.to == "client" else "client"
+    source = step.source
     before = wire.title(step.sent) if step.sent else ""
     after = wire.title(step.arrived) if step.arrived else ""
     words = {
@@ -170,6 +156,6 @@ def sentence(step: Step, wire: Wire) -> str:
         "dropped": f"{before}, from {source} to {step.to}, is not delivered",
         "answered": f"{before}, the {source}'s answer to the adversary",
     }[step.kind]
-    if change := what_changed(step, wire):
+    if change := wire.what_changed(step.sent, step.arrived):
         words += f" ({change})"
     return words + (f"; the {step.to} refuses it: {step.refused}." if step.refused else ".")

@@ -77,6 +77,21 @@ class Step:
     arrived: bytes = b""
     refused: str = ""
 
+    @property
+    def comes_in(self) -> bool:
+        """Tell whether an end sent it just now; else it was sent before, or never."""
+        return self.kind in ("passed", "changed", "replaced", "dropped", "held", "answered")
+
+    @property
+    def goes_on(self) -> bool:
+        """Tell whether it is delivered now."""
+        return self.kind not in ("dropped", "held", "answered")
+
+    @property
+    def source(self) -> str:
+        """The end that sends to `to`, or whom the adversary plays."""
+        return ENDS[self.to == "client"]
+
 KINDS = {
     "passed": "passed on as it was",
     "changed": "changed on the way",
@@ -139,21 +154,25 @@ WANTED: dict[str, dict[str, type]] = {  # the fields of each kind of line, besid
 def read_events(path: Path) -> tuple[list[Event], list[str]]:
     """Return the lines of a log, and the kinds of events that nobody here knows. UserError."""
     try:
-        lines = path.read_text("utf-8").removesuffix("\n").split("\n")
+        return parse_events(path.read_text("utf-8"), str(path))
     except (OSError, UnicodeError) as error:
         raise UserError(f"cannot read events from {path}: {reason_of(error)}") from None
-    events, unknown = [], dict[str, None]()
+
+def parse_events(text: str, name: str) -> tuple[list[Event], list[str]]:
+    """Do the same with the text of a log. Raises UserError."""
+    lines = text.removesuffix("\n").split("\n")
+    events, unknown = list[Event](), dict[str, None]()
     for number, line in enumerate(lines if lines != [""] else [], 1):
         try:
             event = checked(json.loads(line))
         except (ValueError, RecursionError):
-            raise UserError(f"{path} line {number} is not an event: {line[:40]!a}") from None
+            raise UserError(f"{name} line {number} is not an event: {line[:40]!a}") from None
         if event["event"] in WANTED:
             events.append(event)
         else:
             unknown[event["event"]] = None
     if not events:
-        raise UserError(f"there are no events in {path}")
+        raise UserError(f"there are no events in {name}")
     return events, [*unknown]
 
 def checked(event: Any) -> Event:
@@ -194,7 +213,8 @@ def run_of(lines: Sequence[Event]) -> Run:
     for step in run.steps:
         if step.kind == "sent":  # and nobody came back for it
             step.kind = "dropped"
-    delivered = {(step.to, step.arrived): step for step in run.steps}  # if twice, the last time
+    delivered = {(step.to, step.arrived): step for step in run.steps  # if twice, the last time
+                 if step.goes_on}
     seen = {message for step in run.steps for message in (step.sent, step.arrived)}
     for line in lines:
         if line["event"] == "keys" and line["message"] in seen:

@@ -13,7 +13,8 @@ from collections import defaultdict
 from pathlib import Path
 
 from classroom.events import Run, read_events, runs_of
-from classroom.report import link_to, page, write_whole
+from classroom.output import write_whole
+from classroom.report import link_to, page
 from classroom.tables import Matrix, matrix_of, read_document
 from classroom.wire import LAB, ROOT
 from endpoint import Parser, UserError, reason_of, run_program, to_stderr
@@ -52,7 +53,7 @@ def main() -> int:
         runs += runs_of(read_events(path)[0])
         to_stderr(f"{number} of {len(needed)}: {rules or 'all rules'}")
     output = options.folder / "report.html"
-    write_whole(output, page(runs, LAB, link_to(LAB.security, output)))
+    write_whole(output, page(runs, LAB, link_to(LAB.security, output)).encode())
     print(f"wrote {output}: {len(runs)} runs")
     return 0
 

@@ -19,19 +19,22 @@ import itertools
 import re
 import struct
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from classroom.capture import CORE as CORE_WIRE
-from classroom.capture import needed, parse_events, tell, write_whole
+from classroom.capture import tell
+from classroom.events import parse_events, runs_of
 from classroom.keylog import (
     KeyLog, PairOfKeys, describe_message, has_legal_length, open_with, read_keylog,
 )
-from crypto_utils import NONCE_BYTES, TAG_BYTES, evolve_key, fingerprint
-from endpoint import OPCODE_NAMES, Parser, UserError, reason_of, run_program
-from protocol_fsm import CIPHERTEXT_AT, ENDING, HEADER, Direction, Header, Opcode, Status
+from classroom.output import filled, needed, write_whole
+from classroom.wire import LAB
+from crypto_utils import NONCE_BYTES, evolve_key, fingerprint
+from endpoint import Parser, UserError, reason_of, run_program
+from protocol_fsm import ENDING, HEADER, Direction, Header, Opcode, Status
 
+TEMPLATE = "explain.html.j2"
 WIDTH, ROW, MOST_ROWS, COLUMN = 79, 8, 16, 33  # columns; bytes and rows of a part; its name
 
 class Part(NamedTuple):
@@ -72,27 +75,31 @@ def explain(message: bytes, log: KeyLog) -> Explained:
     pairs = log.get((header.direction, header.client_id), [])
     for pair in reversed(pairs):
         if (plaintext := open_with([pair], message)) is not None:
-            return Explained(title, outside(message, header), inside(header, plaintext),
+            return Explained(title, outside(message), inside(header, plaintext),
                              key_steps(log, header, message, plaintext, pair))
     says = ["No key in the log gives this tag: the message was changed on its way, or nobody wrote "
             "its keys down [P 3.6, step 5]"] if log else []
-    return Explained(title, outside(message, header), [], says)
+    return Explained(title, outside(message), [], says)
 
-def outside(message: bytes, header: Header) -> list[Part]:
+SAYS = {  # of a field, by its name or by what wire.py says of it
+    "0: C2S": "client to server", "1: S2C": "server to client",
+    "IV": "random, new for every message", "tag": "HMAC-SHA256 over every byte before it",
+    "ciphertext": "{} bytes: AES-128-CBC of the padded plaintext",
+}
+
+def outside(message: bytes) -> list[Part]:
     """Take apart what anybody on the wire sees [P 3.2]."""
-    ways = {0: "C2S, client to server", 1: "S2C, server to client"}
-    end = len(message) - TAG_BYTES
-    opcode, way = header.opcode, header.direction
-    return [
-        Part(0, message[:1], "opcode", f"{opcode}: {OPCODE_NAMES.get(opcode, 'unknown')} [P 3.2]"),
-        Part(1, message[1:2], "client id", f"{header.client_id} [P 3.2]"),
-        Part(2, message[2:6], "round", f"{header.round_number} [P 3.2]"),
-        Part(6, message[6:7], "direction", f"{way}: {ways.get(way, 'no direction')} [P 3.2]"),
-        Part(7, message[7:CIPHERTEXT_AT], "IV", "random, new for every message [P 3.2]"),
-        Part(CIPHERTEXT_AT, message[CIPHERTEXT_AT:end], "ciphertext",
-             f"{end - CIPHERTEXT_AT} bytes: AES-128-CBC of the padded plaintext [P 3.2]"),
-        Part(end, message[end:], "tag", "HMAC-SHA256 over every byte before it [P 3.2]"),
-    ]
+    return placed((name, data, ", ".join(filter(None, (
+        meaning, SAYS.get(meaning or name, "").format(len(data))))) + " [P 3.2]")
+        for name, data, meaning in LAB.fields(message))
+
+def placed(fields: Iterable[tuple[str, bytes, str]]) -> list[Part]:
+    """Tell of fields, one after the other, where each begins."""
+    parts, at = list[Part](), 0
+    for name, data, meaning in fields:
+        parts.append(Part(at, data, name, meaning))
+        at += len(data)
+    return parts
 
 def inside(header: Header, plaintext: bytes) -> list[Part]:
     """Take a plaintext apart, whatever it holds [P 3.3]; the padding is gone already."""
@@ -103,13 +110,9 @@ def inside(header: Header, plaintext: bytes) -> list[Part]:
         fields += [("client nonce", NONCE_BYTES), ("server nonce", NONCE_BYTES)]
     elif header.opcode in ENDING and header.direction == Direction.C2S:
         fields += [("status", 1)]
-    parts, at = list[Part](), 0
-    for name, length in [*fields, ("body", len(plaintext))]:
-        data = plaintext[at : at + length]
-        if data:
-            parts.append(Part(at, data, name, meaning_of(name, data)))
-        at += len(data)
-    return parts
+    rest = io.BytesIO(plaintext)
+    found = ((name, rest.read(length)) for name, length in [*fields, ("body", len(plaintext))])
+    return placed((name, data, meaning_of(name, data)) for name, data in found if data)
 
 def meaning_of(name: str, data: bytes) -> str:
     if name == "status":
@@ -166,7 +169,9 @@ def recorded(source: str) -> list[Recorded]:
         data = b""
     if not data and not is_hex(source):
         raise UserError(f"{source[:60]} is neither a file with something in it nor hexadecimal")
-    return messages_in(path, data or source.encode("ascii"))
+    if found := messages_in(path, data or source.encode("ascii")):
+        return found
+    raise UserError(f"there is no message in {path}")
 
 def is_hex(text: str) -> bool:
     return re.fullmatch(r"\s*([0-9a-fA-F]{2}[\s:]*)+", text) is not None
@@ -188,10 +193,9 @@ def messages_in(path: Path, data: bytes) -> list[Recorded]:
 def logged(text: str, name: str) -> list[Recorded]:
     """Return the messages of an event log, and what was done to them. Raises UserError."""
     found = list[Recorded]()
-    for attack, run in itertools.groupby(parse_events(text, name), lambda event: event.attack):
-        for number, (event, words) in enumerate(tell(list(run), CORE_WIRE), 1):
-            found.append(Recorded(f"{attack} {number}, {event.kind}, to the {event.end}. "
-                                  + words.partition(". ")[2], event.message))
+    for run in runs_of(parse_events(text, name)[0]):
+        for number, (_, _, message, words) in enumerate(tell(run, LAB), 1):
+            found.append(Recorded(f"{run.attack} {number}. {words.partition('. ')[2]}", message))
     return found
 
 class Cut(NamedTuple):
@@ -240,15 +244,13 @@ def captured(path: Path, data: bytes) -> list[Recorded]:
     found = list[tuple[int, Recorded]]()
     for (source, sport, destination, dport), segments in flows_in(path, data).items():
         stream, ends = in_order(segments)
-        if not stream or not (is_frames(stream) or CORE_WIRE.port in (sport, dport)):
+        if not stream or not (is_frames(stream) or LAB.port in (sport, dport)):
             continue
         for cut in frames_in(stream):
             number = next(number for end, number in ends if end >= cut.end)
             found.append((number, Recorded(
                 f"packet {number}, {ipaddress.ip_address(source)}:{sport} to "
                 f"{ipaddress.ip_address(destination)}:{dport}, {cut.words}", cut.message)))
-    if not found:
-        raise UserError(f"there is no message in {path}")
     return [message for _, message in sorted(found, key=lambda pair: pair[0])]
 
 def flows_in(path: Path, data: bytes) -> dict[Flow, list[Segment]]:
@@ -336,15 +338,6 @@ def rows(part: Part) -> list[str]:
     return [f"{bytes_:<{COLUMN}}{part.name if at == 0 else '':<14}{words}".rstrip()
             for at, (bytes_, words) in enumerate(lines)]
 
-def as_html(shown: Sequence[Shown], title: str) -> str:
-    """Return one page that needs nothing else. Raises UserError."""
-    jinja2 = needed("jinja2")
-    folder = jinja2.FileSystemLoader(Path(__file__).parent)
-    environment = jinja2.Environment(autoescape=True, loader=folder, trim_blocks=True,
-                                     lstrip_blocks=True, undefined=jinja2.StrictUndefined)
-    page: str = environment.get_template("explain.html.j2").render(shown=shown, title=title)
-    return page
-
 def main(explain: Explain = explain) -> int:
     parser = Parser("Explains recorded messages byte by byte.", is_endpoint=False)
     parser.add_argument("source", metavar="FILE|HEX",
@@ -360,7 +353,7 @@ def main(explain: Explain = explain) -> int:
     shown = [Shown(number, where, explain(message, log))
              for number, (where, message) in enumerate(recorded(options.source), 1)]
     if options.html is not None:
-        page = as_html(shown, Path(options.source).name[:60])
+        page = filled(TEMPLATE, shown=shown, title=Path(options.source).name[:60])
         write_whole(Path(options.html), page.encode("ascii", "xmlcharrefreplace"))
     else:
         print("\n".join(map(as_text, shown)), end="")

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from bench.report import NAMES
 from bench.rivals import BODIES
 from classroom.drawing import Drawing
-from classroom.report import write_whole
+from classroom.output import write_whole
 from classroom.tables import read_document
 from endpoint import Parser, UserError, run_program
 
@@ -309,7 +309,8 @@ def main() -> int:
                         help="default bench.svg")
     parser.add_argument("--body", default="small", choices=[*BODIES], help="default small")
     options = parser.options()
-    write_whole(options.output, plot(read_bench(options.bench, options.body), options.body))
+    text = plot(read_bench(options.bench, options.body), options.body)
+    write_whole(options.output, text.encode("ascii"))
     print(f"wrote {options.output}")
     return 0
 

@@ -16,21 +16,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 from urllib.parse import quote
 
 from classroom.drawing import diagram, in_words, shown
 from classroom.events import ENDS, KINDS, Event, Run, Step, read_events, runs_of
+from classroom.output import filled, write_whole
 from classroom.tables import (
     Matrix, Section, claims, matrix_of, read_document, read_matrix, sections,
 )
 from classroom.wire import LAB, Change, Wire, changes
-from endpoint import Parser, UserError, reason_of, run_program, to_stderr
+from endpoint import Parser, run_program, to_stderr
 
-if TYPE_CHECKING:
-    import jinja2
-
-TEMPLATE = Path(__file__).with_name("report.html.j2")
+TEMPLATE = "report.html.j2"
 MOST_MESSAGES = 5  # of one run whose bytes are shown
 
 # What the template is given -----------------------------------------------------------------------
@@ -242,16 +240,6 @@ def summary(views: Sequence[RunView]) -> list[tuple[str, dict[str, int]]]:
 
 # The page -----------------------------------------------------------------------------------------
 
-def environment() -> jinja2.Environment:
-    """Return Jinja2 with escaping on; it is loaded here, and needed nowhere else. UserError."""
-    try:
-        import jinja2
-    except ImportError:
-        raise UserError("the page needs Jinja2, which is not installed: "
-                        "pip install -r requirements-evidence.txt") from None
-    return jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined,
-                              trim_blocks=True, lstrip_blocks=True)
-
 def page(runs: Sequence[Run], wire: Wire, security: str, matrix: Matrix | None = None) -> str:
     """Return the page; `security` is where SECURITY.md is, as seen from it. Raises UserError."""
     text = read_document(wire.security)
@@ -261,8 +249,8 @@ def page(runs: Sequence[Run], wire: Wire, security: str, matrix: Matrix | None =
     views = [view_of(run, anchor, wire) for run, anchor in zip(runs, anchors_of(runs))]
     link_documents(views, table, sections(text))
     elements, rows = matrix_rows(matrix or matrix_of(text), views, wire)
-    return environment().from_string(TEMPLATE.read_text("utf-8")).render(
-        wire=wire, views=views, summary=summary(views), signs=SIGNS, kinds=KINDS,
+    return filled(
+        TEMPLATE, wire=wire, views=views, summary=summary(views), signs=SIGNS, kinds=KINDS,
         elements=elements, matrix=rows, redundant=(matrix or matrix_of(text)).redundant,
         claims=table, claims_at=f"{security}#{section.anchor}", security=security,
         most=MOST_MESSAGES, anchors={view.run.attack: view.anchor for view in reversed(views)})
@@ -272,19 +260,6 @@ def link_to(target: Path, page: Path) -> str:
     with contextlib.suppress(ValueError):
         return quote(Path(os.path.relpath(target, page.resolve().parent)).as_posix())
     return target.as_uri()
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file whole or not at all. Raises UserError."""
-    try:
-        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-        try:
-            with open(partial, "x", encoding="utf-8", errors="replace", newline="\n") as file:
-                file.write(text)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
-    except (OSError, ValueError) as error:  # or it has no name
-        raise UserError(f"cannot write {path}: {reason_of(error)}") from None
 
 def main(wire: Wire = LAB) -> int:
     parser = Parser("Draws what the attacks of an event log did, on one page.", is_endpoint=False)
@@ -303,7 +278,8 @@ def main(wire: Wire = LAB) -> int:
             to_stderr(f"{path}: not shown, because not known here: {', '.join(unknown)}")
     matrix = read_matrix(options.matrix) if options.matrix else None
     security = link_to(wire.security, options.output)
-    write_whole(options.output, page(runs, wire, security, matrix))
+    text = page(runs, wire, security, matrix)
+    write_whole(options.output, text.encode("utf-8", "replace"))
     print(f"wrote {options.output}: {len(runs)} runs")
     return 0
 

@@ -11,8 +11,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from classroom.keylog import describe_message
 from crypto_utils import TAG_BYTES
-from endpoint import OPCODE_NAMES
+from endpoint import OPCODE_NAMES, PORT
 from protocol_fsm import CIPHERTEXT_AT, HEADER, Direction, Header
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -25,13 +26,22 @@ class Field(NamedTuple):
     meaning: str = ""
 
 class Wire(NamedTuple):
-    """One protocol, as far as a page needs it."""
+    """One protocol, as far as pages and captures need it."""
 
     name: str
     title: Callable[[bytes], str]
     fields: Callable[[bytes], Sequence[Field]]
     security: Path  # its SECURITY.md
     attacks: str  # the command that runs them
+    describe: Callable[[bytes], str]  # all that anybody sees of a message, in a line
+    framed: Callable[[bytes], bytes]  # what TCP carries for a message
+    port: int  # of the server
+    cuts: frozenset[str]  # errors that say that the other end has closed first
+
+    def what_changed(self, before: bytes, after: bytes) -> str:
+        """Say which fields are not what they were, and how if that is short; of both messages."""
+        fields = changes(self.fields(before), self.fields(after)) if before and after else []
+        return ", ".join(in_short(change) for change in fields if change.touched)
 
 class Change(NamedTuple):
     """One field before and after; `touched` are the places in it where the two differ."""
@@ -46,6 +56,13 @@ def changes(before: Sequence[Field], after: Sequence[Field]) -> list[Change]:
     pairs = [[next((field for field in fields if field.name == name), Field(name, b""))
               for fields in (before, after)] for name in names]
     return [Change(old, new, differing(old.content, new.content)) for old, new in pairs]
+
+def in_short(change: Change) -> str:
+    (name, old, _), (_, new, _), touched = change
+    if len(old) != len(new):
+        return f"{name}: {len(old)} -> {len(new)} bytes"
+    return name + "".join(f": {old[at]:02x} -> {new[at]:02x}" for at in touched
+                          if len(touched) == 1)
 
 def differing(one: bytes, other: bytes) -> frozenset[int]:
     """Return the places that differ, or that only one of them has."""
@@ -83,4 +100,6 @@ def lab_title(message: bytes) -> str:
     return f"{name}, round {header.round_number}"
 
 LAB = Wire("the lab's own protocol", lab_title, lab_fields, ROOT / "SECURITY.md",
-           "python attacks.py")
+           "python attacks.py", lambda message: describe_message(message)[0],
+           lambda message: len(message).to_bytes(2, "big") + message, PORT,
+           frozenset({"ConnectionCut"}))

@@ -11,9 +11,11 @@ import dpkt
 import pytest
 
 from classroom.capture import (
-    CORE, EPOCH_S, HOSTS, SEGMENT_BYTES, SIDES, Connection, Event, Wire, main, packets,
-    parse_events, pcapng, read_events, tell, write_whole,
+    EPOCH_S, HOSTS, SEGMENT_BYTES, SIDES, Connection, Told, main, packets, pcapng, tell,
 )
+from classroom.events import Run, parse_events, read_events, runs_of
+from classroom.output import write_whole
+from classroom.wire import LAB, Field, Wire
 from endpoint import UserError
 from protocol_fsm import Direction, Opcode
 from tests.helpers import Pair, reseal
@@ -22,18 +24,22 @@ from tests.test_programs import run
 A, B, C = b"\x0a" * 71, b"\x14" * 71, b"\x1e" * 87  # whatever these say
 
 def line(kind: str, end: str, message: bytes = b"", error: str = "", attack: str = "x") -> str:
-    if kind == "ended":
-        return json.dumps({"attack": attack, "event": kind, "by": end, "error": error})
+    if kind in ("ended", "refused"):
+        return json.dumps({"attack": attack, "event": kind, "by": end, "error": error,
+                           "message": message.hex()})
     return json.dumps({"attack": attack, "event": kind, "to": end, "message": message.hex()})
 
-def events(*lines: tuple[Any, ...]) -> list[Event]:
-    return parse_events("\n".join(line(*words) for words in lines), "log")
+def runs(*lines: tuple[Any, ...]) -> list[Run]:
+    return [*runs_of(parse_events("\n".join(line(*words) for words in lines), "log")[0])]
+
+def comments(*lines: tuple[Any, ...]) -> list[Told]:
+    return [told for run in runs(*lines) for told in tell(run, LAB)]
 
 def passed_on(message: bytes, to: str, attack: str = "x") -> list[tuple[Any, ...]]:
     return [(kind, to, message, "", attack) for kind in ("sent", "delivered")]
 
-REPLAY = events(*passed_on(A, "server"), *passed_on(B, "client"), ("delivered", "server", A),
-                ("ended", "client", b"", "ConnectionCut"), ("ended", "server", b"", "BadTag"))
+REPLAY = runs(*passed_on(A, "server"), *passed_on(B, "client"), ("delivered", "server", A),
+              ("ended", "client", b"", "ConnectionCut"), ("ended", "server", b"", "BadTag"))
 
 # The packets
 
@@ -56,13 +62,13 @@ def blocks_of(data: bytes) -> list[tuple[int, bytes]]:
         at += length
     return found
 
-def frames(log: list[Event], wire: Wire = CORE) -> list[Frame]:
+def frames(log: list[Run], wire: Wire = LAB) -> list[Frame]:
     data = pcapng(list(packets(log, wire)))
     return [Frame(dpkt.pcapng.EnhancedPacketBlockLE(block))
             for kind, block in blocks_of(data) if kind == 6]
 
 def test_the_file_has_two_named_interfaces() -> None:
-    kinds = blocks_of(pcapng(list(packets(REPLAY, CORE))))
+    kinds = blocks_of(pcapng(list(packets(REPLAY, LAB))))
     assert [kind for kind, _ in kinds[:3]] == [0x0A0D0D0A, 1, 1]
     names = [dpkt.pcapng.InterfaceDescriptionBlockLE(block).opts[0].data
              for kind, block in kinds if kind == 1]
@@ -83,7 +89,7 @@ def carried(found: list[Frame]) -> list[tuple[str, str, bytes]]:
             for frame in found if frame.tcp.data]
 
 def test_each_message_is_on_the_side_where_it_was_seen_and_goes_where_it_went() -> None:
-    a, b = (CORE.framed(message) for message in (A, B))
+    a, b = (LAB.framed(message) for message in (A, B))
     assert carried(frames(REPLAY)) == [
         ("client side", "adversary", a), ("server side", "server", a),
         ("server side", "adversary", b), ("client side", "client", b),
@@ -100,8 +106,8 @@ def test_sequence_numbers_count_every_byte_that_each_end_has_sent() -> None:
             frame.tcp.flags & (dpkt.tcp.TH_SYN | dpkt.tcp.TH_FIN))
 
 def test_each_attack_has_a_port_of_its_own_and_the_server_that_of_the_protocol() -> None:
-    log = events(*passed_on(A, "server"), *passed_on(A, "server", "y"),
-                 ("inserted", "server", A, "", "z"))
+    log = runs(*passed_on(A, "server"), *passed_on(A, "server", "y"),
+               ("inserted", "server", A, "", "z"))
     assert {frame.tcp.sport for frame in frames(log) if frame.tcp.dport == 9999} == {
         40_001, 40_002, 40_003}
     assert {frame.side for frame in frames(log) if 40_003 in (frame.tcp.sport, frame.tcp.dport)} \
@@ -117,83 +123,89 @@ def test_whoever_was_left_closes_last() -> None:
 
 def test_a_long_message_is_cut_as_tcp_cuts_it() -> None:
     message = bytes(65_527)
-    parts = [data for _, _, data in carried(frames(events(("inserted", "server", message))))]
-    assert b"".join(parts) == CORE.framed(message)
+    parts = [data for _, _, data in carried(frames(runs(("inserted", "server", message))))]
+    assert b"".join(parts) == LAB.framed(message)
     assert [len(part) for part in parts[:-1]] == [SEGMENT_BYTES] * (len(parts) - 1)
 
 def test_the_same_log_gives_the_same_file() -> None:
-    assert pcapng(list(packets(REPLAY, CORE))) == pcapng(list(packets(REPLAY, CORE)))
+    assert pcapng(list(packets(REPLAY, LAB))) == pcapng(list(packets(REPLAY, LAB)))
 
 def test_another_protocol_brings_its_port_its_framing_and_its_words() -> None:
-    wire = Wire(7000, lambda message: len(message).to_bytes(4, "big") + message,
-                lambda message: f"LETTER of {len(message)}", frozenset(), frozenset())
-    found = frames(events(("inserted", "server", b"hi"), ("ended", "server", b"", "Bad")), wire)
+    wire = LAB._replace(port=7000, framed=lambda message: len(message).to_bytes(4, "big") + message,
+                        describe=lambda message: f"LETTER of {len(message)}",
+                        fields=lambda message: [Field("all", message)])
+    found = frames(runs(("inserted", "server", b"hi"), ("refused", "server", b"hi", "Bad")), wire)
     assert carried(found) == [("server side", "server", b"\0\0\0\2hi")]
     assert {frame.tcp.dport for frame in found} == {7000, 40_001}
     (comment,) = [frame.comment for frame in found if frame.tcp.data]
-    assert comment == ("x: LETTER of 2. Put in by the adversary: it is not much like anything that "
-                       "was sent in this attack. The server refused it: Bad.")
+    assert comment == ("x: LETTER of 2. The server gets this: sent by the adversary. "
+                       "The server refused it: Bad.")
 
 # What is said of them
 
 FLIPPED = A[:5] + b"\x07\x08" + A[7:]
 
 @pytest.mark.parametrize(("log", "at", "words"), [
-    (passed_on(A, "server"), 0, "Sent by the client; passed on at once."),
-    (passed_on(A, "server"), 1, "Passed on as it was."),
-    (passed_on(B, "client"), 0, "Sent by the server; passed on at once."),
-    ([*passed_on(A, "server"), ("delivered", "server", A)], 2, "again, for the second time."),
-    ([*passed_on(A, "server"), *[("delivered", "server", A)] * 3], 4, "again, for the 4th time."),
-    ([("sent", "server", A), *passed_on(C, "server")], 0, "Sent by the client; dropped."),
+    (passed_on(A, "server"), 0, "Sent by the client; passed on as it was."),
+    (passed_on(A, "server"), 1, "The server gets this: passed on as it was."),
+    (passed_on(B, "client"), 0, "Sent by the server; passed on as it was."),
+    ([*passed_on(A, "server"), ("delivered", "server", A)], 2, "delivered once more (delivery 2)."),
+    ([*passed_on(A, "server"), *[("delivered", "server", A)] * 3], 4,
+     "delivered once more (delivery 4)."),
+    ([("sent", "server", A), *passed_on(C, "server")], 0, "Sent by the client; not delivered."),
     ([("sent", "server", A), *passed_on(C, "server")], 2,
-     "Passed on, though what was sent before it was not."),
+     "The server gets this: passed on as it was."),
     ([("sent", "server", A), *passed_on(B, "client"), ("delivered", "server", A)], 0,
-     "held, and passed on later."),
+     "Sent by the client; kept back for a while."),
     ([("sent", "server", A), *passed_on(B, "client"), ("delivered", "server", A)], 3,
-     "Passed on as it was."),
+     "The server gets this: delivered later than it was sent."),
     ([("sent", "server", A), ("inserted", "server", FLIPPED)], 0,
-     "not passed on: the adversary puts another in its place."),
+     "Sent by the client; changed on the way."),
     ([("sent", "server", A), ("inserted", "server", FLIPPED)], 1,
-     "what was sent before, with byte 5 changed (0a to 07), byte 6 changed (0a to 08)."),
+     "The server gets this: changed on the way (round: 0a -> 07, direction: 0a -> 08)."),
     ([("sent", "server", A), ("inserted", "server", A + A[:16])], 1,
-     "what was sent before, made 87 bytes of 71."),
+     "The server gets this: changed on the way (ciphertext: 16 -> 32 bytes)."),
     ([("sent", "server", A), ("inserted", "client", A)], 0,
-     "not passed on: the adversary answers by itself."),
+     "Sent by the client; not delivered."),
     ([("sent", "server", A), ("inserted", "client", A)], 1,
-     "sent back to the client, who sent it."),
+     "The client gets this: sent back to the end that it came from."),
     ([("inserted", "server", A), ("sent", "client", B)], 1,
-     "it answers the adversary, who is an outsider here."),
+     "Sent by the server; answered to the adversary."),
 ])
 def test_the_comment_says_what_was_done(log: list[tuple[Any, ...]], at: int, words: str) -> None:
-    assert tell(events(*log), CORE)[at].words.endswith(words)
+    assert comments(*log)[at].words.endswith(words)
 
 def refusals(*log: tuple[Any, ...]) -> list[str]:
-    return [words.rpartition(". The ")[2] for _, words in tell(events(*log), CORE)
-            if "refused" in words]
+    return [told.words.rpartition(". The ")[2] for told in comments(*log)
+            if "refused" in told.words]
 
 def test_the_comment_says_who_refused_it_and_why() -> None:
     flip = [("sent", "server", A), ("inserted", "server", FLIPPED)]
-    end = ("ended", "server", b"", "BadTag")
-    assert refusals(*flip, end) == ["server refused it: BadTag."]
-    assert refusals(*flip, ("ended", "client", b"", "BadTag")) == []
-    assert refusals(*flip, ("ended", "server", b"", "PeerTerminated")) == []
-    both = "server refused this or another of the 2 that were meddled with: BadTag."
-    assert refusals(*flip, ("inserted", "server", B), end) == [both, both]
+    refused = ("refused", "server", FLIPPED, "BadTag")
+    assert refusals(*flip, refused) == ["server refused it: BadTag."]
+    assert refusals(*flip, ("refused", "client", FLIPPED, "BadTag")) == []
+    assert refusals(*flip, ("refused", "server", A, "BadTag")) == [], "which never came there"
+    assert refusals(*flip, ("ended", "server", b"", "BadTag")) == []
+    assert refusals(("inserted", "server", B), *flip, refused) == ["server refused it: BadTag."]
+    second = comments(*passed_on(A, "server"), ("delivered", "server", A),
+                      ("refused", "server", A, "RoundMismatch"))
+    assert ["refused" in told.words for told in second] == [False, False, True]
 
 def test_a_sealed_message_is_named() -> None:
     pair = Pair()
     pair.hello()
     report = reseal(pair.client, Opcode.CLIENT_DATA, bytes(17), sender=Direction.C2S)
-    (told,) = tell(events(("inserted", "server", report)), CORE)
+    (told,) = comments(("inserted", "server", report))
     assert told.words.startswith(f"CLIENT_DATA, client 1, round 0, C2S, {len(report)} bytes. ")
 
 # What is no log, and what cannot be written
 
 def test_lines_of_other_kinds_are_left_out() -> None:
     others = ['{"attack": "x", "event": "verdict", "words": "ok"}',
-              '{"attack": "x", "event": "keys", "by": "nobody", "more": [1, {}]}']
+              '{"attack": "x", "event": "keyring", "by": "nobody", "more": [1, {}]}']
     text = "\n".join([others[0], line("sent", "server", A), others[1]])
-    assert parse_events(text, "log") == events(("sent", "server", A))
+    assert parse_events(text, "log") == (
+        parse_events(line("sent", "server", A), "log")[0], ["verdict", "keyring"])
 
 @pytest.mark.parametrize("bad", [
     "", "hello", "[]", "7", '"x"', "null", "{}", '{"attack": "x"}', '{"event": "sent"}', "[" * 9000,
@@ -206,23 +218,26 @@ def test_lines_of_other_kinds_are_left_out() -> None:
     '{"attack": "x", "event": "sent", "to": ["server"], "message": ""}',
 ])
 def test_a_line_that_is_none_is_named(bad: str) -> None:
-    with pytest.raises(UserError, match=r"^my log line 2 is no line of an event log$"):
+    with pytest.raises(UserError, match=r"^my log line 2 is not an event: '"):
         parse_events(f"{line('sent', 'server', A)}\n{bad}\n", "my log")
 
-def test_a_log_without_messages_and_one_that_cannot_be_read_are_named(tmp_path: Path) -> None:
-    for text in ("", line("ended", "server", b"", "BadTag")):
+def test_a_log_without_messages_and_one_that_cannot_be_read_are_named(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["capture", str(tmp_path / "log"), "-o", str(tmp_path / "o")])
+    for text, what in (("", "are no events"), (line("ended", "server", b"", "BadTag"),
+                                               "is no message")):
         (tmp_path / "log").write_text(text)
-        with pytest.raises(UserError, match="there is no message in"):
-            read_events(tmp_path / "log")
+        with pytest.raises(UserError, match=f"^there {what} in .*log$"):
+            main()
     (tmp_path / "log").write_bytes(b"\xff\xfe")
     for path in (tmp_path, tmp_path / "nowhere", tmp_path / "log"):
-        with pytest.raises(UserError, match=r"^cannot read "):
+        with pytest.raises(UserError, match=r"^cannot read events from "):
             read_events(path)
 
 def test_without_its_package_it_says_which_one_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "dpkt", None)
     with pytest.raises(UserError, match=r"^this needs dpkt: pip install -r requirements-evid"):
-        list(packets(REPLAY, CORE))
+        list(packets(REPLAY, LAB))
 
 def test_a_file_is_written_whole_or_not_at_all(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

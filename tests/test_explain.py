@@ -12,14 +12,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from classroom.capture import CORE, packets, parse_events, pcapng
-from classroom.explain import Explained, Shown, as_html, as_text, explain, main, recorded
+from classroom.capture import packets, pcapng
+from classroom.events import parse_events, runs_of
+from classroom.explain import TEMPLATE, Explained, Shown, as_text, explain, main, recorded
 from classroom.keylog import KeyLog, parse_keylog, plaintext_of, read_keylog
+from classroom.output import filled
+from classroom.wire import LAB
 from endpoint import UserError
 from protocol_fsm import Direction, Opcode
 from tests.helpers import READINGS, Pair, reseal
 from tests.test_keylog import live, logged_pair
 from tests.test_programs import run
+
+def as_html(shown: list[Shown]) -> str:
+    return filled(TEMPLATE, shown=shown, title="<i>")
+
+def capture_of(log: str) -> bytes:
+    return pcapng([*packets([*runs_of(parse_events(log, "log")[0])], LAB)])
 
 class Session:
     """A session of two rounds, its key log, and the names of its keys after each message."""
@@ -31,7 +40,7 @@ class Session:
         self.log = read_keylog(path)
 
     def stream(self) -> bytes:
-        return b"".join(map(CORE.framed, self.messages))
+        return b"".join(map(LAB.framed, self.messages))
 
     def events(self) -> str:
         return "".join(json.dumps({
@@ -111,7 +120,7 @@ def test_a_changed_message_has_no_inside(session: Session) -> None:
 
 def test_keys_are_named_and_never_shown(session: Session) -> None:
     shown = [Shown(n, "", explain(m, session.log)) for n, m in enumerate(session.messages)]
-    for text in ("\n".join(map(as_text, shown)), as_html(shown, "x")):
+    for text in ("\n".join(map(as_text, shown)), as_html(shown)):
         digits = re.sub(r"[^0-9a-f]", "", text)
         for pairs in session.log.values():
             for pair in pairs:
@@ -142,7 +151,7 @@ def test_sealed_nonsense_is_shown_as_it_is(opcode: int, text: bytes) -> None:
     found = explain(*sealed_nonsense(opcode, text))
     assert b"".join(part.data for part in found.inside) == text
     check_lines(found)
-    page = as_html([Shown(1, "<b>", found)], "<i>")
+    page = as_html([Shown(1, "<b>", found)])
     assert "<script" not in page
     assert "<b>" not in page
     assert "<i>" not in page
@@ -157,8 +166,7 @@ def test_every_form_of_a_recording_has_the_same_messages(
     (tmp_path / "raw").write_bytes(session.stream())
     (tmp_path / "hex").write_text(session.stream().hex(":", 16) + "\n")
     (tmp_path / "log").write_text(session.events())
-    (tmp_path / "pcapng").write_bytes(
-        pcapng(list(packets(parse_events(session.events(), "log"), CORE))))
+    (tmp_path / "pcapng").write_bytes(capture_of(session.events()))
     assert messages_of(session.stream().hex()) == session.messages
     assert messages_of(tmp_path / "raw") == messages_of(tmp_path / "hex") == session.messages
     twice = [message for message in session.messages for _ in range(2)]
@@ -169,7 +177,7 @@ def test_every_form_of_a_recording_has_the_same_messages(
 def test_an_event_says_what_was_done(session: Session, tmp_path: Path) -> None:
     (tmp_path / "log").write_text(session.events())
     assert recorded(str(tmp_path / "log"))[0].where == (
-        "none 1, sent, to the server. Sent by the client; passed on at once.")
+        "none 1. Sent by the client; passed on as it was.")
 
 @pytest.mark.parametrize("rest", [b"\0", b"\xff\xff", b"\0\x47" + bytes(70), b"\0\x48" + bytes(80)])
 def test_what_is_no_frame_is_shown_to_the_end(session: Session, rest: bytes) -> None:
@@ -220,19 +228,19 @@ def test_a_page_needs_nothing_else_and_is_written_whole(
 def test_without_its_package_there_is_no_page(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "jinja2", None)
     with pytest.raises(UserError, match="this needs jinja2: pip install -r requirements-evidence"):
-        as_html([], "")
+        as_html([])
 
 FILES = {"empty": b"", "text": b"Dear reader", "odd": b"abc", "log": b'{"attack": 7}\n',
          "pcapng": b"\x0a\x0d\x0d\x0a" + bytes(30), "pcap": b"\xd4\xc3\xb2\xa1" + bytes(3),
-         "cut": pcapng(list(packets(parse_events(
-             '{"attack": "x", "event": "sent", "to": "server", "message": "00"}', ""), CORE)))[:-9],
+         "cut": capture_of(
+             '{"attack": "x", "event": "sent", "to": "server", "message": "00"}')[:-9],
          "keys": b"nonsense\n"}
 
 @pytest.mark.parametrize(("words", "sentence"), [
     (["0"], "neither a file"), (["xyz"], "neither a file"), ([""], "cannot read|neither a file"),
     (["z" * 5_000], "cannot read|neither a file"), (["a\0b"], "cannot read|neither a file"),
     (["{}"], "cannot read "), (["{}/empty"], "neither a file"), (["{}/text"], "is text, but"),
-    (["{}/odd"], "is text, but"), (["{}/log"], "line 1 is no line"),
+    (["{}/odd"], "is text, but"), (["{}/log"], "line 1 is not an event"),
     (["{}/pcapng"], "no whole capture"), (["{}/pcap"], "no whole capture"),
     (["{}/cut"], "no whole capture"), (["00", "--keylog", "{}/keys"], "no line of a key log"),
     (["00", "--keylog", "{}/nowhere"], "no key log"), (["00", "--keylog", "{}"], "cannot read"),

@@ -20,8 +20,9 @@ from attacks import ATTACKS
 from classroom import pictures, report
 from classroom.events import KINDS, Run, Watch, read_events, run_of, runs_of
 from classroom.evidence import runs_needed
+from classroom.output import write_whole
 from classroom.tables import claims, matrix_of, read_document, sections, tables
-from classroom.wire import LAB, Field, Wire, changes, lab_fields, lab_title
+from classroom.wire import LAB, Field, changes, lab_fields, lab_title
 from endpoint import UserError
 from protocol_fsm import Direction, Opcode, PeerTerminated, Session
 
@@ -277,10 +278,11 @@ def hostile_lines() -> list[dict[str, Any]]:
 def test_nothing_in_a_log_becomes_a_tag_of_the_page(tmp_path: Path) -> None:
     log, output = tmp_path / "events.jsonl", tmp_path / "report.html"
     log.write_text("".join(json.dumps(line) + "\n" for line in hostile_lines()))
-    title = Wire(HOSTILE, lambda message: HOSTILE,
-                 lambda message: [Field(HOSTILE, message, HOSTILE)], LAB.security, HOSTILE)
+    title = LAB._replace(name=HOSTILE, title=lambda message: HOSTILE, attacks=HOSTILE,
+                         fields=lambda message: [Field(HOSTILE, message, HOSTILE)])
     for wire in (LAB, title):
-        report.write_whole(output, report.page([*runs_of(read_events(log)[0])], wire, "x"))
+        page = report.page([*runs_of(read_events(log)[0])], wire, "x")
+        write_whole(output, page.encode("utf-8", "replace"))
         text = output.read_text("utf-8")
         outline = Outline(text)
         assert "script" not in {tag for tag, _ in outline.tags}

@@ -15,9 +15,11 @@ from pathlib import Path
 import dpkt
 import pytest
 
-from classroom.capture import CORE, SIDES, Connection, Packet, pcapng, read_events
+from classroom.capture import SIDES, Connection, Packet, pcapng
+from classroom.events import read_events
 from classroom.explain import explain, recorded
 from classroom.keylog import plaintext_of, read_keylog
+from classroom.wire import LAB
 from endpoint import OPCODE_NAMES
 from protocol_fsm import (
     CIPHERTEXT_AT, HEADER, MAX_MESSAGE, MIN_MESSAGE, OVERHEAD, TAG_BYTES, BadTag, Direction, Header,
@@ -50,7 +52,7 @@ def lua_names(table: str) -> list[str]:
 def test_the_numbers_of_the_script_are_those_of_the_protocol() -> None:
     for names, numbers in re.findall(r"^local ([A-Z_, ]+) = ([\d, ]+)$", LUA, re.MULTILINE):
         for name, number in zip(names.split(", "), numbers.split(", ")):
-            ours = {"PORT": CORE.port, "MIN_MESSAGE": MIN_MESSAGE, "MAX_MESSAGE": MAX_MESSAGE,
+            ours = {"PORT": LAB.port, "MIN_MESSAGE": MIN_MESSAGE, "MAX_MESSAGE": MAX_MESSAGE,
                     "OVERHEAD": OVERHEAD, "BLOCK": 16, "IV_AT": HEADER.size,
                     "CIPHERTEXT_AT": CIPHERTEXT_AT, "TAG_BYTES": TAG_BYTES, "NONCE_BYTES": 16,
                     "HELLO": Opcode.CLIENT_HELLO, "CHALLENGE": Opcode.SERVER_CHALLENGE,
@@ -111,7 +113,7 @@ def connection(*sent: tuple[int, bytes], side: str = SIDES[1], port: int = 9999,
     return [*found, *tcp.close(0, ("end", "end"))]
 
 def dialogue(messages: Sequence[bytes]) -> list[tuple[int, bytes]]:
-    return [(message[6] & 1, CORE.framed(message)) for message in messages]
+    return [(message[6] & 1, LAB.framed(message)) for message in messages]
 
 PUBLIC = ("seclab.length", "seclab.opcode", "seclab.client_id", "seclab.round", "seclab.direction",
           "seclab.iv", "seclab.ciphertext", "seclab.tag")
@@ -175,7 +177,7 @@ def test_every_public_field_is_shown_as_it_is(tmp_path: Path) -> None:
 @slow
 def test_the_largest_message_is_shown(tmp_path: Path) -> None:
     message = session()[2][:CIPHERTEXT_AT] + bytes(MAX_MESSAGE - CIPHERTEXT_AT)
-    assert fields(written(tmp_path / "x", (0, CORE.framed(message))), *PUBLIC) == [public(message)]
+    assert fields(written(tmp_path / "x", (0, LAB.framed(message))), *PUBLIC) == [public(message)]
 
 @slow
 @pytest.mark.parametrize(("seed", "cuts"), [(1, 0), (2, 1), (3, 4), (4, 30), (5, 200)])
@@ -194,7 +196,7 @@ def test_frames_are_found_however_they_are_split_and_joined(
 @slow
 def test_several_messages_in_a_packet_are_all_named(tmp_path: Path) -> None:
     first, second = session()[0], session()[2]
-    path = written(tmp_path / "x", (0, CORE.framed(first) + CORE.framed(second)))
+    path = written(tmp_path / "x", (0, LAB.framed(first) + LAB.framed(second)))
     assert [line.strip() for (line,) in fields(path, "_ws.col.Info")] == [
         "CLIENT_HELLO id 1 round 0 C2S CLIENT_DATA id 1 round 1 C2S"]
 
@@ -213,7 +215,7 @@ def meddled(at: int, *instead: tuple[int, bytes]) -> list[tuple[int, bytes]]:
     return [*sent[:at], *instead, *sent[at + 1 :]]
 
 def framed(message: bytes, end: int = 0) -> tuple[int, bytes]:
-    return end, CORE.framed(message)
+    return end, LAB.framed(message)
 
 REPORT = session()[2]
 
@@ -328,14 +330,19 @@ def test_every_attack_is_clean_tcp_and_shows_what_the_log_has(tmp_path: Path) ->
     check = ["-o", "tcp.check_checksum:TRUE", "-o", "ip.check_checksum:TRUE"]
     assert tshark("-r", path, *check, "-Y", "tcp.analysis.flags || tcp.checksum.status != 1 || "
                   "ip.checksum.status != 1 || not frame.comment || _ws.malformed") == ""
-    messages = [event.message for event in read_events(log) if event.kind != "ended"]
+    messages = [event["message"] for event in read_events(log)[0] if "to" in event]
     assert fields(path, *PUBLIC) == [public(message) for message in messages]
     assert [message for _, message in recorded(str(path))] == messages
     names = fields(path, "frame.interface_name", "frame.comment")
     assert {name for name, _ in names} == {*SIDES}
     (flip,) = [words for _, words in names
-               if words.startswith("flip-reading") and "Put in by the adversary" in words]
+               if words.startswith("flip-reading") and "gets this: changed" in words]
     assert flip.endswith("The server refused it: BadTag.")
+    refused = [(event["attack"], event["by"], event["error"]) for event in read_events(log)[0]
+               if event["event"] == "refused"]
+    assert sorted(refused) == sorted(
+        (attack, *said.groups()) for attack, words in (words.split(": ", 1) for _, words in names)
+        if (said := re.search(r"The (\w+) refused it: (\w+)\.$", words)))
 
 @slow
 @posix_only
