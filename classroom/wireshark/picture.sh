@@ -8,7 +8,10 @@ here=$(mktemp -d)
 "$python" server.py --port 0 --window 0.3 --keylog "$here/keys.log" > "$here/server" 2>&1 &
 server=$!
 trap 'kill $server 2>/dev/null || true; rm -rf "$here"' EXIT
-until grep -q "^listening on" "$here/server"; do sleep 0.1; done
+until grep -q "^listening on" "$here/server"; do
+    kill -0 $server 2>/dev/null || { cat "$here/server"; exit 1; }
+    sleep 0.1
+done
 address=$(sed -n 's/^listening on //p' "$here/server")
 "$python" attacks.py --server "${address%% *}" --events "$here/run.jsonl" replay-rewritten
 "$python" -m classroom.capture "$here/run.jsonl" -o "$here/run.pcapng"
