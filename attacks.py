@@ -267,7 +267,7 @@ class Lab:
                 for readings in reports:
                     client.report(readings)
         except ProtocolError as error:
-            raise UserError(f"no honest session with {self.address}: {error}") from None
+            raise UserError(f"no honest session at port {self.address[1]}: {error}") from None
         return tape
 
     def _stand_by(self) -> None:
