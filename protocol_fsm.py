@@ -502,12 +502,13 @@ def read_frame(recv: Callable[[int], bytes]) -> bytes:
     return _read_exactly(recv, length_bytes, mid_frame=True)
 
 def _read_exactly(recv: Callable[[int], bytes], wanted: int, *, mid_frame: bool) -> bytes:
-    received = b""
+    received = bytearray()  # which grows in place, however small the pieces are
     while len(received) < wanted:
-        received += (more := recv(wanted - len(received)))  # no copy, if it is all there is
+        more = recv(wanted - len(received))
         if not more:
             raise ConnectionCut(mid_frame or bool(received))
-    return received
+        received += more
+    return bytes(received)
 
 def write_frame(sendall: Callable[[bytes], object], message: bytes) -> None:
     """Send `message` behind its length, in one piece."""

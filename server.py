@@ -90,8 +90,7 @@ class Member:
     def __init__(self, server: Server, sock: socket.socket) -> None:
         nobody = server.session_for(0)  # until the first message names somebody
         self.channel = Channel(sock, nobody, server.limits.frame_timeout_s, server.trace)
-        self.hello_number = self.rounds = 0
-        self.established = False
+        self.hello_number, self.rounds, self.established = 0, 0, False
         self._server = server
 
     @property
