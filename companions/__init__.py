@@ -1,0 +1,1 @@
+"""Secure channels of other kinds than the core's, each in a folder of its own."""

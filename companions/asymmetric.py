@@ -1,0 +1,122 @@
+"""What the companions take from public-key cryptography: signatures, key agreement, derivation.
+
+Thin over `cryptography`: each function fixes the parameters, so that nobody else chooses any. Every
+signature has a context, and one that was made in one context is worthless in every other. Keys
+are never shown: private keys go into files of mode 0600, and come out of them as objects.
+"""
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import padding, rsa
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF, HKDFExpand
+
+from endpoint import UserError, reason_of
+
+RSA_BITS = 2_048
+SIGNATURE_BYTES = RSA_BITS // 8
+SHARE_BYTES = 32  # an X25519 public key
+
+PrivateKey = rsa.RSAPrivateKey
+PublicKey = rsa.RSAPublicKey
+PSS = padding.PSS(padding.MGF1(hashes.SHA256()), salt_length=hashes.SHA256.digest_size)
+
+# Signatures ---------------------------------------------------------------------------------------
+
+def new_identity() -> PrivateKey:
+    """Return a new RSA-2048 key, which is to sign and for nothing else."""
+    return rsa.generate_private_key(public_exponent=65_537, key_size=RSA_BITS)
+
+def sign(key: PrivateKey, context: str, data: bytes) -> bytes:
+    """Return an RSA-PSS signature (256 bytes) of `data` in `context`. Source: RFC 8017, 8.1."""
+    return key.sign(under_signature(context, data), PSS, hashes.SHA256())
+
+def is_signed(key: PublicKey, context: str, data: bytes, signature: bytes) -> bool:
+    """Tell whether this signature of `data` was made in this context, by the owner of the key."""
+    try:
+        key.verify(signature, under_signature(context, data), PSS, hashes.SHA256())
+    except InvalidSignature:
+        return False
+    return True
+
+def under_signature(context: str, data: bytes) -> bytes:
+    """Return what is signed: no context is the beginning of another one, because of the zero."""
+    return context.encode("ascii") + b"\0" + data
+
+# Key agreement and derivation ---------------------------------------------------------------------
+
+def new_share() -> tuple[X25519PrivateKey, bytes]:
+    """Return an ephemeral X25519 key and its public share (32 bytes). Source: RFC 7748."""
+    key = X25519PrivateKey.generate()
+    return key, key.public_key().public_bytes_raw()
+
+def agree(key: X25519PrivateKey, share: bytes) -> bytes:
+    """Return the 32 bytes that only the owners of the two shares know.
+
+    Raises ValueError for a share that leads to zero whatever the key (RFC 7748 section 6.1).
+    """
+    return key.exchange(X25519PublicKey.from_public_bytes(share))
+
+def hkdf(salt: bytes, material: bytes, info: str) -> bytes:
+    """Extract and expand to 32 bytes, with SHA-256. Source: RFC 5869."""
+    return HKDF(hashes.SHA256(), 32, salt, info.encode("ascii")).derive(material)
+
+def hkdf_expand(secret: bytes, info: str, length: int) -> bytes:
+    """Expand a secret of 32 bytes, with SHA-256, to `length` bytes. Source: RFC 5869, 2.3."""
+    return HKDFExpand(hashes.SHA256(), length, info.encode("ascii")).derive(secret)
+
+# Keys in files ------------------------------------------------------------------------------------
+
+def public_pem(key: PublicKey) -> str:
+    return key.public_bytes(serialization.Encoding.PEM,
+                            serialization.PublicFormat.SubjectPublicKeyInfo).decode("ascii")
+
+def parse_public(pem: str) -> PublicKey:
+    """Return an RSA-2048 public key. Raises ValueError."""
+    try:
+        key = serialization.load_pem_public_key(pem.encode("ascii"))
+    except UnsupportedAlgorithm as error:
+        raise ValueError(str(error)) from None
+    if not isinstance(key, PublicKey) or key.key_size != RSA_BITS or public_pem(key) != pem:
+        raise ValueError("not an RSA key of 2,048 bits, as we write it")
+    return key
+
+def write_private(path: Path, key: PrivateKey, passphrase: str = "") -> None:
+    """Write a new file of mode 0600, encrypted if there is a passphrase of up to 1,023 bytes.
+
+    Raises OSError, and ValueError for a longer passphrase.
+    """
+    encryption = (serialization.BestAvailableEncryption(passphrase.encode()) if passphrase
+                  else serialization.NoEncryption())
+    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8,
+                            encryption)
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(pem)
+
+def read_private(path: Path, ask: Callable[[str], str]) -> PrivateKey:
+    """Return the RSA-2048 key in a file that nobody else can read. Raises UserError.
+
+    `ask` is given a prompt, and returns the passphrase; only an encrypted key asks.
+    """
+    try:
+        if os.name == "posix" and path.stat().st_mode & 0o077:
+            raise UserError(f"others can read the key in {path}; make it yours: chmod 600 {path}")
+        pem = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read the key {path}: {reason_of(error)}") from None
+    passphrase = None
+    try:
+        if b"ENCRYPTED" in pem:
+            passphrase = ask(f"passphrase for {path}: ").encode("utf-8", "surrogateescape")
+        key = serialization.load_pem_private_key(pem, passphrase)
+    except (ValueError, UnsupportedAlgorithm, TypeError):
+        why = "the passphrase is wrong" if passphrase is not None else "it is no private key"
+        raise UserError(f"cannot open the key {path}: {why}") from None
+    if not isinstance(key, PrivateKey) or key.key_size != RSA_BITS:
+        raise UserError(f"the key in {path} is not RSA with {RSA_BITS} bits")
+    return key

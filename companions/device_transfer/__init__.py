@@ -1,0 +1,1 @@
+"""A device sends texts, images and videos to a server: certificates and ephemeral keys."""

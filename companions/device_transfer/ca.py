@@ -1,0 +1,311 @@
+"""The certificate authority: makes identities, certificates and revocation lists [D 7].
+
+    python -m companions.device_transfer.ca create|issue|revoke|list|refresh PKI ...
+
+The only program that uses the authority's private key; no end imports it. What is made appears
+whole or not at all. In a folder PKI stand
+
+    revocation_list.json     which the ends need: the newest list
+    NAME/                    an identity: private_key.pem, certificate.json, authority.json
+    ca/                      the authority's own: private_key.pem, authority.json, number,
+                             issued/SERIAL.json, revoked/SERIAL, and `lock` while a list is made
+"""
+from __future__ import annotations
+
+import argparse
+import contextlib
+import re
+import secrets
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
+from getpass import getpass
+from pathlib import Path
+from typing import NoReturn
+
+from classroom.output import write_whole
+from companions.asymmetric import (
+    PrivateKey, new_identity, public_pem, read_private, write_private,
+)
+from companions.canonical import canonical
+from companions.device_transfer import certificates
+from companions.device_transfer.certificates import (
+    Certificate, RevocationList, RevocationListUnusable, Role, Trust, load_trust,
+    parse_certificate, parse_common_name, parse_revocation_list, parse_timestamp,
+    sign_revocation_list, timestamp, utc_now,
+)
+from endpoint import UserError, positive, reason_of, run_program
+from protocol_fsm import ProtocolError
+
+NAME = "device-transfer-ca"
+CERTIFICATE_DAYS = 365
+LIST_DAYS = 7
+MAX_PASSPHRASE = 1_023  # bytes, which is what OpenSSL takes
+
+Ask = Callable[[str], str]  # is given a prompt, returns what is typed
+
+# What it makes ------------------------------------------------------------------------------------
+
+def create(pki: Path, name: str = NAME, passphrase: str = "") -> None:
+    """Make the folder, with a new authority and its list number 1. Raises UserError."""
+    _checked_name(name)
+    with _new_folder(pki) as partial:
+        key, ca = new_identity(), partial / "ca"
+        ca.mkdir(mode=0o700)
+        for folder in ("issued", "revoked"):
+            (ca / folder).mkdir()
+        write_private(ca / "private_key.pem", key, passphrase)
+        write_whole(ca / "authority.json", canonical(
+            {"common_name": name, "public_key": public_pem(key.public_key())}))
+        _publish(partial, key, name, LIST_DAYS)
+
+def issue(pki: Path, common_name: str, role: Role, *, days: int = CERTIFICATE_DAYS,
+          not_before: datetime | None = None, not_after: datetime | None = None,
+          passphrase: str = "", ask: Ask | None = None) -> Certificate:
+    """Make an identity in PKI/COMMON_NAME; the passphrase is for its key. Raises UserError."""
+    begin, serial = not_before or utc_now(), secrets.token_hex(8)
+    end = not_after or _after(begin, days)
+    if end < begin:
+        raise UserError(f"a certificate cannot end at {timestamp(end)}, before it begins")
+    folder, record = pki / _checked_name(common_name), pki / "ca" / "issued" / f"{serial}.json"
+    try:
+        with _new_folder(folder) as partial:
+            trust, authority_key = _authority(pki, ask)
+            key = new_identity()
+            certificate = certificates.issue(
+                authority_key, issuer=trust.issuer, common_name=common_name, role=role,
+                public_key=key.public_key(), not_before=begin, not_after=end, serial=serial)
+            write_private(partial / "private_key.pem", key, passphrase)
+            write_whole(partial / "certificate.json", certificate.encoded)
+            shutil.copyfile(pki / "ca" / "authority.json", partial / "authority.json")
+            write_whole(record, certificate.encoded)  # first: what exists can be revoked
+    except BaseException:
+        _forget(record, folder)
+        raise
+    return certificate
+
+def _forget(record: Path, folder: Path) -> None:
+    """Remove the record of a certificate, unless the folder already has it."""
+    made = folder / "certificate.json"
+    with contextlib.suppress(OSError):
+        if not made.exists() or made.read_bytes() != record.read_bytes():
+            record.unlink()
+
+def revoke(pki: Path, who: str, *, ask: Ask | None = None) -> RevocationList:
+    """Revoke what has this serial or common name, in a new list. Raises UserError."""
+    issued = issued_certificates(pki)
+    serials = ([one.serial for one in issued if one.serial == who]
+               or [one.serial for one in issued if one.common_name == who])
+    if not serials:
+        raise UserError(f"no certificate of {pki} has the serial or the name {who!r}")
+    if len(serials) > 1:
+        raise UserError(f"give one of the serials of {who!r}: {', '.join(serials)}")
+    if serials[0] in revoked_serials(pki) & _listed(pki):
+        raise UserError(f"{who!r} is revoked already")
+    trust, key = _authority(pki, ask)
+    with _locked(pki):
+        write_whole(pki / "ca" / "revoked" / serials[0], b"")
+        return _publish(pki, key, trust.issuer, LIST_DAYS)
+
+def refresh(pki: Path, days: int = LIST_DAYS, *, ask: Ask | None = None) -> RevocationList:
+    """Sign the list anew, good for `days` from now. Raises UserError."""
+    trust, key = _authority(pki, ask)
+    with _locked(pki):
+        return _publish(pki, key, trust.issuer, days)
+
+def _publish(pki: Path, key: PrivateKey, issuer: str, days: int) -> RevocationList:
+    """Replace the list by one with all that is revoked, and the next number."""
+    number, now = _last_number(pki) + 1, utc_now()
+    latest = sign_revocation_list(key, issuer=issuer, number=number, this_update=now,
+                                  next_update=_after(now, days), revoked=revoked_serials(pki))
+    write_whole(pki / "ca" / "number", b"%d" % number)  # first: no number is used twice
+    write_whole(pki / "revocation_list.json", latest.encoded)
+    return latest
+
+# What there is ------------------------------------------------------------------------------------
+
+def issued_certificates(pki: Path) -> list[Certificate]:
+    """Return all that were ever issued, in the order of names and dates. Raises UserError."""
+    found = []
+    for path in _files(pki / "ca" / "issued", ".json"):
+        try:
+            found.append(parse_certificate(path.read_bytes()))
+        except OSError as error:
+            raise UserError(f"cannot read {path}: {reason_of(error)}") from None
+        except ProtocolError as error:
+            raise UserError(f"{path} is no certificate: {error.got}") from None
+    return sorted(found, key=lambda one: (one.common_name, one.not_before, one.serial))
+
+def revoked_serials(pki: Path) -> set[str]:
+    """Return the serials that are marked; other files are not ours. Raises UserError."""
+    names = {path.name for path in _files(pki / "ca" / "revoked")}
+    return {name for name in names if re.fullmatch("[0-9a-f]{16}", name)}
+
+def table(pki: Path, now: datetime) -> list[str]:
+    """Return lines of at most 79 columns: what was issued, and the list. Raises UserError."""
+    revoked, row = revoked_serials(pki), "{:<16}  {:<20}  {:<6}  {:<16}  {}".format
+    lines = [row("serial", "name", "role", "valid until, UTC", "status")]
+    for one in issued_certificates(pki):
+        name = one.common_name if len(one.common_name) <= 20 else f"{one.common_name[:18]}.."
+        status = ("revoked" if one.serial in revoked else "expired" if now > one.not_after else
+                  "not yet valid" if now < one.not_before else "valid")
+        lines.append(row(one.serial, name, one.role.value, f"{one.not_after:%Y-%m-%d %H:%M}",
+                         status))
+    try:
+        latest = load_trust(pki / "ca").revocation_list()
+        lines.append(f"revocation list: number {latest.number}, "
+                     f"next update {latest.next_update:%Y-%m-%d %H:%M} UTC")
+    except RevocationListUnusable as error:
+        lines.append(f"revocation list: {error}"[:79])
+    return lines
+
+def _files(folder: Path, suffix: str = "") -> list[Path]:
+    try:
+        return [path for path in folder.iterdir() if path.suffix == suffix]
+    except OSError as error:
+        raise UserError(f"cannot read {folder}: {reason_of(error)}") from None
+
+def _listed(pki: Path) -> frozenset[str]:
+    """Return the serials on the list that is there; it may be lost, or stale."""
+    try:
+        return parse_revocation_list((pki / "revocation_list.json").read_bytes()).revoked
+    except (OSError, RevocationListUnusable):
+        return frozenset()
+
+def _last_number(pki: Path) -> int:
+    path = pki / "ca" / "number"
+    try:
+        return int(path.read_bytes())
+    except FileNotFoundError:
+        return 0
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read the list's number in {path}: {reason_of(error)}") from None
+
+def _authority(pki: Path, ask: Ask | None) -> tuple[Trust, PrivateKey]:
+    """Return the authority, and its key. Raises UserError."""
+    trust = load_trust(pki / "ca")
+    key = read_private(pki / "ca" / "private_key.pem", ask or ask_passphrase)
+    if public_pem(key.public_key()) != public_pem(trust.authority):
+        raise UserError(f"the key in {pki / 'ca'} does not fit the authority in it")
+    return trust, key
+
+def _checked_name(name: str) -> str:
+    try:
+        return parse_common_name(name)
+    except ValueError as error:
+        raise UserError(f"{name!r} will not do: {error}") from None
+
+def _after(moment: datetime, days: int) -> datetime:
+    try:
+        return moment + timedelta(days=days)
+    except OverflowError:
+        raise UserError(f"{days} days are too many") from None
+
+# All or nothing -----------------------------------------------------------------------------------
+
+@contextlib.contextmanager
+def _new_folder(folder: Path) -> Iterator[Path]:
+    """Give a folder to fill, which becomes `folder` if nothing goes wrong. Raises UserError."""
+    try:
+        if folder.exists():
+            raise FileExistsError(0, "it exists already")
+        partial = Path(tempfile.mkdtemp(".partial", f"{folder.name}.", folder.parent))
+        try:
+            yield partial
+            partial.rename(folder)
+        except BaseException:  # Ctrl-C too
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+    except OSError as error:
+        raise UserError(f"cannot make {folder}: {reason_of(error)}") from None
+
+@contextlib.contextmanager
+def _locked(pki: Path) -> Iterator[None]:
+    """Be alone with the list: two writers could lose a revocation. Raises UserError."""
+    path = pki / "ca" / "lock"
+    try:
+        path.open("x").close()
+    except FileExistsError:
+        raise UserError(f"another program is making a list; if there is none, remove {path}"
+                        ) from None
+    except OSError as error:
+        raise UserError(f"cannot make {path}: {reason_of(error)}") from None
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+
+# The program --------------------------------------------------------------------------------------
+
+def ask_passphrase(prompt: str) -> str:
+    """Return what is typed, unseen. Raises UserError."""
+    try:
+        return getpass(prompt)
+    except UnicodeError:
+        raise UserError("a passphrase is text") from None
+
+def new_passphrase(what: str) -> str:
+    """Ask twice for a passphrase for a new key. Raises UserError."""
+    passphrase = ask_passphrase(f"new passphrase for {what}: ")
+    if not 1 <= len(passphrase.encode()) <= MAX_PASSPHRASE:
+        raise UserError(f"a passphrase has 1 to {MAX_PASSPHRASE} bytes")
+    if ask_passphrase("the same again: ") != passphrase:
+        raise UserError("these were two different passphrases")
+    return passphrase
+
+def moment(text: str) -> datetime:
+    return parse_timestamp(text)
+
+class Command(argparse.ArgumentParser):
+    """The flags of one command; a wrong one is a UserError like any other."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message)
+
+def parse_arguments() -> argparse.Namespace:
+    parser = Command(description="The certificate authority of the device transfer.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    about = {"create": "make a folder with a new authority", "issue": "make an identity",
+             "revoke": "revoke a certificate", "list": "show what was issued",
+             "refresh": "sign the revocation list anew"}
+    command = {name: commands.add_parser(name, help=text) for name, text in about.items()}
+    for one in command.values():
+        one.add_argument("pki", type=Path, metavar="PKI", help="the authority's folder")
+    for name in ("create", "issue"):
+        command[name].add_argument("--passphrase", action="store_true",
+                                   help="ask for a passphrase, to encrypt the new key")
+    command["create"].add_argument("--name", default=NAME, help=f"default {NAME}")
+    command["issue"].add_argument("common_name", metavar="COMMON_NAME")
+    command["issue"].add_argument("--role", required=True, choices=[one.value for one in Role])
+    for name, days in (("issue", CERTIFICATE_DAYS), ("refresh", LIST_DAYS)):
+        command[name].add_argument("--days", type=positive, default=days, help=f"default {days}")
+    for flag in ("--not-before", "--not-after"):
+        command["issue"].add_argument(flag, type=moment, metavar="2026-01-31T12:00:00Z")
+    command["revoke"].add_argument("who", metavar="SERIAL_OR_NAME")
+    return parser.parse_args()
+
+def main() -> int:
+    options = parse_arguments()
+    pki: Path = options.pki
+    if options.command == "list":
+        print("\n".join(table(pki, utc_now())))
+    elif options.command == "create":
+        create(pki, options.name, new_passphrase(f"the key of {pki}") if options.passphrase else "")
+        print(f"made {pki}; its folder ca is for nobody else to see")
+    elif options.command == "issue":
+        passphrase = (new_passphrase(f"the key of {options.common_name}") if options.passphrase
+                      else "")
+        made = issue(pki, options.common_name, Role(options.role), days=options.days,
+                     not_before=options.not_before, not_after=options.not_after,
+                     passphrase=passphrase)
+        print(f"made {pki / made.common_name}: certificate {made.serial}")
+    else:
+        latest = (revoke(pki, options.who) if options.command == "revoke"
+                  else refresh(pki, options.days))
+        print(f"revocation list: number {latest.number}, {len(latest.revoked)} revoked, "
+              f"next update {latest.next_update:%Y-%m-%d %H:%M} UTC")
+    return 0
+
+if __name__ == "__main__":
+    run_program(main)

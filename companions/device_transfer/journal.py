@@ -1,0 +1,284 @@
+"""What was received from whom, to be verified later by anybody who has the authority's public key.
+
+    python -m companions.device_transfer.journal FOLDER --authority PKI/NAME/authority.json
+
+FOLDER/journal.jsonl has a line for each item: certificate and signature of the sender, the manifest
+that was signed, where the file is, or the text itself. So a line stands for itself, and a changed,
+torn or repeated one is noticed, and a changed or missing file. A line that was removed is not, nor
+is a changed order. `received` and `stored_as` are the server's word and not signed: the first must
+be near the signed time, and what the second names must have the signed digest.
+
+A certificate is held against the time in the manifest. That it is revoked by now does not undo what
+was signed before, and is only remarked: but who stole a key can date what he signs back.
+"""
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import stat
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import NamedTuple
+
+from companions.asymmetric import SIGNATURE_BYTES, is_signed
+from companions.canonical import canonical, parse_canonical
+from companions.device_transfer.certificates import (
+    Certificate, CertificateExpired, CertificateNotYetValid, CertificateRevoked,
+    RevocationListUnusable, Role, Trust, UntrustedCertificate, WrongRole, load_trust,
+    parse_certificate, parse_timestamp, timestamp,
+)
+from companions.device_transfer.store import JOURNAL, storing, sync_folder, write_all
+from companions.device_transfer.transfer import (
+    CLOCK_SKEW, CONTEXT, BadName, Manifest, check_name, parse_manifest,
+)
+from endpoint import Parser, UserError, reason_of, run_program, to_stderr
+from protocol_fsm import ProtocolError
+
+MAX_LINE_BYTES = 1 << 20  # 65,536 bytes of text take six times as much if they are all controls
+BLOCK_BYTES = 1 << 20  # of a file, read at a time
+PROGRESS_S = 2.0  # how long nothing is said on the terminal
+APPEND = os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0)
+MEMBERS: dict[str, type] = {"certificate": dict, "manifest": dict, "received": str,
+                            "signature": str, "stored_as": str, "text": str}
+
+# Lines --------------------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class Entry:
+    """An item: `signature` (256 bytes) is of the manifest; a file is stored, a text stands here."""
+
+    certificate: Certificate
+    manifest: Manifest
+    signature: bytes
+    received: datetime
+    stored_as: str = ""
+    text: str = ""
+
+    def encode(self) -> bytes:
+        """Return the line, without its end. Raises ValueError for half a character in the text."""
+        return canonical({
+            "certificate": json.loads(self.certificate.encoded),
+            "manifest": json.loads(self.manifest.encode()), "received": timestamp(self.received),
+            "signature": self.signature.hex(), "stored_as": self.stored_as, "text": self.text})
+
+def parse_entry(line: bytes) -> Entry:
+    """Return what a line says, whether true or not. Raises ValueError and ProtocolError."""
+    members = parse_canonical(line, MEMBERS)
+    signature = bytes.fromhex(members["signature"])
+    if len(signature) != SIGNATURE_BYTES or signature.hex() != members["signature"]:
+        raise ValueError(f"no signature of {SIGNATURE_BYTES} bytes in hex")
+    return Entry(parse_certificate(canonical(members["certificate"])),
+                 parse_manifest(canonical(members["manifest"])), signature,
+                 parse_timestamp(members["received"]), members["stored_as"], members["text"])
+
+class Journal:
+    """The journal of a server, which opens it once; all its threads append to it.
+
+    The file is made at once, with mode 0600, so that nothing received can have its name. UserError.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._lock = threading.Lock()
+        try:
+            self._file = os.open(path, APPEND, 0o600)
+            sync_folder(path.parent)
+        except OSError as error:
+            raise UserError(f"cannot keep a journal in {path}: {reason_of(error)}") from None
+
+    def append(self, entry: Entry) -> None:
+        """Write a line to the disk, all of it or nothing. Raises StoreFailed."""
+        line = entry.encode() + b"\n"
+        with self._lock, storing("a line in the journal"):
+            before = os.lseek(self._file, 0, os.SEEK_END)
+            try:
+                write_all(self._file, self._missing_end(before) + line)
+                os.fsync(self._file)
+            except BaseException:  # Ctrl-C too
+                os.ftruncate(self._file, before)
+                raise
+
+    def _missing_end(self, size: int) -> bytes:
+        """Return the end of the last line if a killed server has not: it shall be torn alone."""
+        if not size:
+            return b""
+        os.lseek(self._file, size - 1, os.SEEK_SET)
+        return b"" if os.read(self._file, 1) == b"\n" else b"\n"
+
+    def close(self) -> None:
+        with self._lock:
+            file, self._file = self._file, -1
+            if file >= 0:
+                os.close(file)
+
+# Verification -------------------------------------------------------------------------------------
+
+class Verdict(NamedTuple):
+    """What is to be said of a line: `problem` is empty if all is well; a remark is no problem."""
+
+    line: int
+    entry: Entry | None
+    problem: str
+    remark: str = ""
+
+class _Wrong(Exception):
+    """The line does not hold; the message says why in a few words."""
+
+def verify(folder: Path, trust: Trust,
+           tell: Callable[[int], object] = lambda length: None) -> Iterator[Verdict]:
+    """Judge each line of the journal. `tell` hears of bytes that were hashed. Raises UserError."""
+    revocations, seen = _revocations(trust), dict[tuple[str, str, int], int]()
+    for number, line in enumerate(_lines(folder / JOURNAL), 1):
+        entry = None
+        try:
+            entry = _parse_line(line)
+            remark = _check_certificate(entry, trust, revocations)
+            _check_entry(entry)
+            _check_content(folder, entry, tell)
+            said = entry.manifest
+            first = seen.setdefault((said.sender, said.session, said.number), number)
+            if first != number:
+                raise _Wrong(f"same as line {first}")
+            yield Verdict(number, entry, "", remark)
+        except _Wrong as wrong:
+            yield Verdict(number, entry, str(wrong))
+
+def _revocations(trust: Trust) -> bytes:
+    """Return the list as it is today; nothing if it cannot be used."""
+    try:
+        return trust.revocation_list().encoded
+    except RevocationListUnusable:
+        return b""
+
+def _lines(path: Path) -> Iterator[bytes]:
+    """Return lines with their ends; what is longer than any can be, in pieces without."""
+    try:
+        with path.open("rb") as file:
+            while line := file.readline(MAX_LINE_BYTES):
+                yield line
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {reason_of(error)}") from None
+
+def _parse_line(line: bytes) -> Entry:
+    if not line.endswith(b"\n"):
+        raise _Wrong("torn line")
+    try:
+        return parse_entry(line[:-1])
+    except (ValueError, ProtocolError):
+        raise _Wrong("unreadable line") from None
+
+WRONG_CERTIFICATES: dict[type[ProtocolError], str] = {
+    UntrustedCertificate: "forged certificate", CertificateNotYetValid: "not yet certified",
+    CertificateExpired: "expired certificate", WrongRole: "not a device",
+}
+
+def _check_certificate(entry: Entry, trust: Trust, revocations: bytes) -> str:
+    """Hold it against the time in the manifest, and return a remark on its revocation."""
+    then = Trust(trust.authority, trust.issuer, lambda: revocations, lambda: entry.manifest.time)
+    try:
+        then.check(entry.certificate.encoded, Role.DEVICE)
+    except CertificateRevoked:
+        return "revoked by now"
+    except RevocationListUnusable:
+        return "may be revoked"
+    except tuple(WRONG_CERTIFICATES) as error:
+        raise _Wrong(WRONG_CERTIFICATES[type(error)]) from None
+    return ""
+
+def _check_entry(entry: Entry) -> None:
+    """Check what the line says of itself: signature, sender, time."""
+    certificate, manifest = entry.certificate, entry.manifest
+    if not is_signed(certificate.public_key, CONTEXT, manifest.encode(), entry.signature):
+        raise _Wrong("forged manifest")
+    if manifest.sender != certificate.common_name:
+        raise _Wrong("another sender")
+    if abs(entry.received - manifest.time) > 2 * CLOCK_SKEW:  # it is stamped a little later
+        raise _Wrong("time received")
+
+def _check_content(folder: Path, entry: Entry, tell: Callable[[int], object]) -> None:
+    if entry.manifest.kind == "text":
+        data = entry.text.encode("utf-8")
+        size, digest, is_odd = len(data), hashlib.sha256(data).hexdigest(), entry.stored_as != ""
+    else:
+        size, digest = _hash_file(folder, entry.stored_as, tell)
+        is_odd = entry.text != ""
+    if is_odd:
+        raise _Wrong("both text and file")
+    if size != entry.manifest.size:
+        raise _Wrong("size differs")
+    if digest != entry.manifest.digest:
+        raise _Wrong("content differs")
+
+def _hash_file(folder: Path, name: str, tell: Callable[[int], object]) -> tuple[int, str]:
+    """Return size and SHA-256 (hex) of a file in the folder; links and pipes are not followed."""
+    try:
+        check_name(name)
+        if not stat.S_ISREG((folder / name).lstat().st_mode):
+            raise _Wrong("not a file")
+        size, digest = 0, hashlib.sha256()
+        with (folder / name).open("rb") as file:
+            while block := file.read(BLOCK_BYTES):
+                size += len(block)
+                digest.update(block)
+                tell(len(block))
+    except BadName:
+        raise _Wrong("outside the folder") from None
+    except FileNotFoundError:
+        raise _Wrong("file is missing") from None
+    except OSError:
+        raise _Wrong("file is unreadable") from None
+    return size, digest.hexdigest()
+
+# Program ------------------------------------------------------------------------------------------
+
+def describe(verdict: Verdict) -> str:
+    """Put a verdict into a line of at most 79 columns, in ASCII: the rest is escaped."""
+    outcome = verdict.problem or ", ".join(filter(None, ["ok", verdict.remark]))
+    if verdict.entry is None:
+        return f"{f'line {verdict.line}':58} {outcome}"
+    said = verdict.entry.manifest
+    name = shorten(json.dumps(said.name)[1:-1], 15)
+    return (f"{timestamp(said.time)[:16]} {shorten(ascii(said.sender)[1:-1], 11):11} {said.kind:4}"
+            f" {name:15} {_in_columns(said.size):>8} {outcome}")
+
+def _in_columns(size: int) -> str:
+    """Return a size in bytes, or in MB, in at most 8 columns; anybody may have written it."""
+    exact, rounded = str(size), f"{size // 10**6} MB"
+    return exact if len(exact) <= 8 else rounded if len(rounded) <= 8 else "huge"
+
+def shorten(text: str, width: int) -> str:
+    """Return at most `width` columns: beginning and end are what names are recognised by."""
+    return text if len(text) <= width else f"{text[:width - 6]}..{text[-4:]}"
+
+class _Progress:
+    """Says on stderr how far it is, now and then, if it takes long."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock, self._next, self._bytes = clock, clock() + PROGRESS_S, 0
+
+    def __call__(self, length: int) -> None:
+        self._bytes += length
+        if self._clock() >= self._next:
+            self._next = self._clock() + PROGRESS_S
+            to_stderr(f"{self._bytes / 1e6:,.0f} MB hashed")
+
+def main() -> int:
+    parser = Parser("Verify a journal and the files that it names.", is_endpoint=False)
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="where the files are")
+    parser.add_argument("--authority", type=Path, metavar="FILE", required=True,
+                        help="the authority.json of one who trusts the same authority")
+    options = parser.options()
+    if options.authority.name != "authority.json":
+        raise UserError(f"{options.authority} is not named authority.json")
+    is_all_well = True
+    for verdict in verify(options.folder, load_trust(options.authority.parent), _Progress()):
+        print(describe(verdict))
+        is_all_well = is_all_well and not verdict.problem
+    return 0 if is_all_well else 1
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,169 @@
+"""The folder of received files: all of a file or nothing of it, and nothing ever overwritten.
+
+What comes goes into a file with a name of ours, in the same folder, and gets its final name at the
+very end, in one step that fails if anything has that name already (a link too, or the same name in
+other letters where the system makes no difference). No name leads out of the folder. One server at
+a time has a folder: `clean` removes what a killed one has left.
+"""
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import secrets
+import unicodedata
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+
+from companions.device_transfer.transfer import MAX_NAME_BYTES, BadName, safe_name
+from endpoint import UserError, reason_of
+from protocol_fsm import ProtocolError
+
+JOURNAL = "journal.jsonl"  # in the same folder: no file may have its name
+PARTIAL = re.compile(r"\.[0-9a-f]{16}\.partial")  # no final name begins with a dot
+MAX_SAME_NAME = 1_000  # files that are numbered; later ones get random digits
+NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)  # Windows has O_BINARY
+
+class StoreFailed(ProtocolError):
+    """What came cannot be stored: the disk is full, say. It is no fault of the sender's."""
+
+@contextlib.contextmanager
+def storing(what: str) -> Iterator[None]:
+    """Make a StoreFailed of every OSError inside."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreFailed(what, reason_of(error)) from error
+
+class Store:
+    """A folder, made with mode 0700 if there is none. Any thread may use it. Raises UserError."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder.absolute()
+        try:
+            self.folder.mkdir(mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot keep files in {folder}: {reason_of(error)}") from None
+
+    def clean(self) -> int:
+        """Remove what a killed server has left, and return how many files. Raises UserError."""
+        try:
+            left = [path for path in self.folder.iterdir() if PARTIAL.fullmatch(path.name)]
+            for path in left:
+                path.unlink()
+        except OSError as error:
+            raise UserError(f"cannot clean {self.folder}: {reason_of(error)}") from None
+        return len(left)
+
+    def begin(self) -> Partial:
+        """Return a new file without a final name, for a `with` block. Raises StoreFailed."""
+        return Partial(self)
+
+    def remove(self, name: str) -> None:
+        """Take back a file just kept, because the journal does not name it. Raises StoreFailed."""
+        with storing("to take back a file"):
+            (self.folder / self.final_name(name)).unlink()
+
+    def final_name(self, name: str) -> str:
+        """Return a name that stays in the folder, or raise BadName."""
+        final = safe_name(name)
+        if unicodedata.normalize("NFKC", final).casefold() == JOURNAL:
+            final = "_" + final
+        if os.path.basename(final) != final or final in ("", ".", ".."):
+            raise BadName("a name inside the folder", ascii(final))
+        return final
+
+class Partial:
+    """A file that nobody sees until `keep`. Leaving its `with` block before that removes it."""
+
+    def __init__(self, store: Store) -> None:
+        self._store, self._path = store, store.folder / f".{secrets.token_hex(8)}.partial"
+        with storing("a new file"):
+            self._file = os.open(self._path, NEW_FILE, 0o600)
+
+    def __enter__(self) -> Partial:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 traceback: TracebackType | None) -> None:
+        with contextlib.suppress(OSError):  # `clean` has another try
+            self._close()
+        with contextlib.suppress(OSError):
+            self._path.unlink(missing_ok=True)
+
+    def write(self, chunk: bytes) -> None:
+        """Append all of `chunk`. Raises StoreFailed."""
+        with storing(f"room for {len(chunk)} bytes"):
+            write_all(self._file, chunk)
+
+    def keep(self, name: str) -> str:
+        """Give it a final name, and return that: `name`, or one like it if that is taken.
+
+        It is on the disk then. Raises BadName and StoreFailed, and then no file has the name.
+        """
+        final = self._store.final_name(name)
+        with storing("a whole file"):
+            os.fsync(self._file)
+            self._close()
+            for candidate in candidates(final):
+                with contextlib.suppress(FileExistsError):
+                    give_name(self._path, self._store.folder / candidate)
+                    sync_folder(self._store.folder)
+                    return candidate
+        raise StoreFailed("a free name", "none")
+
+    def _close(self) -> None:
+        file, self._file = self._file, -1  # a number may soon be another file's
+        if file >= 0:
+            os.close(file)
+
+def candidates(name: str) -> Iterator[str]:
+    """Return a.png, a-2.png, a-3.png ... and in the end a name that nobody can have taken."""
+    yield name
+    for number in range(2, MAX_SAME_NAME):
+        yield numbered(name, f"-{number}")
+    yield numbered(name, f"-{secrets.token_hex(8)}")
+
+def numbered(name: str, mark: str) -> str:
+    """Put `mark` before the ending, within 255 bytes of UTF-8: what is too long loses its end."""
+    stem, ending = os.path.splitext(name)
+    if len(ending) > 16:  # not an ending, but a long name with a dot in it
+        stem, ending = name, ""
+    room = MAX_NAME_BYTES - len((mark + ending).encode("utf-8"))
+    return stem.encode("utf-8")[:room].decode("utf-8", "ignore") + mark + ending
+
+def write_all(file: int, data: bytes) -> None:
+    """Write all of `data`, in as many steps as the system takes."""
+    left = memoryview(data)
+    while left:
+        left = left[os.write(file, left):]
+
+def give_name(path: Path, final: Path) -> None:
+    """Give a file a name that nothing has, in one step; the old one may stay beside it.
+
+    Raises FileExistsError, or another OSError.
+    Where there are no hard links (FAT), two steps: an empty file takes the name first, and stays
+    if the program is killed between them.
+    """
+    try:
+        os.link(path, final)
+    except FileExistsError:
+        raise
+    except (OSError, AttributeError):
+        os.close(os.open(final, NEW_FILE, 0o600))
+        try:
+            os.replace(path, final)
+        except OSError:
+            final.unlink()
+            raise
+
+def sync_folder(folder: Path) -> None:
+    """Have a new name survive a power cut, where the system lets programs do that."""
+    if hasattr(os, "O_DIRECTORY"):
+        with contextlib.suppress(OSError):
+            file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                os.fsync(file)
+            finally:
+                os.close(file)
