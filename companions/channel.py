@@ -6,7 +6,6 @@ wakes every POLL_S to look at deadlines and requests.
 from __future__ import annotations
 
 import contextlib
-import select
 import socket
 import time
 from collections.abc import Callable
@@ -46,15 +45,16 @@ class Channel(Generic[Kind, Message]):
         self.session, self._sock = session, sock
         self._read_frame, self._write_frame = read_frame, write_frame
         self._frame_timeout_s, self._frame_begun, self._deadline = frame_timeout_s, False, 0.0
-        self._farewell, self._requested = b"", False
+        self._farewell, self._is_torn = b"", False
+        self._requested: Status | None = None
 
-    def request_end(self) -> None:
-        """Ask the owner to end the session. Any thread may."""
-        self._requested = True
+    def request_end(self, status: Status = Status.SHUTDOWN) -> None:
+        """Ask the owner to end the session. Any thread may; the first reason stands."""
+        self._requested = self._requested or status
 
     def check_request(self) -> None:
         if self._requested:
-            raise EndRequested(Status.SHUTDOWN)
+            raise EndRequested(self._requested)
 
     def receive(self, deadline: float) -> Message:
         """Return the next message, accepted. Its first byte has until `deadline` (monotonic)."""
@@ -72,8 +72,14 @@ class Channel(Generic[Kind, Message]):
 
     def hear(self) -> None:
         """Open what has come unasked, if anything has: it can only be the end."""
-        if select.select([self._sock], [], [], 0)[0]:
-            self.receive(time.monotonic() + self._frame_timeout_s)
+        try:
+            self._sock.settimeout(0)
+            self._sock.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return
+        except OSError:
+            pass  # a reset connection is a closed one
+        self.receive(time.monotonic() + self._frame_timeout_s)
 
     def send(self, kind: Kind, body: bytes = b"") -> None:
         """Seal and send. A peer that cannot be written to may have had a last word."""
@@ -96,10 +102,10 @@ class Channel(Generic[Kind, Message]):
         """Say the farewell of a failure, if there is one, and close.
 
         After a farewell the socket closes when the peer has closed it, or 0.25 s later: a plain
-        close could destroy the farewell in flight.
+        close could destroy the farewell in flight. In a torn frame nothing can be said.
         """
         with contextlib.suppress(OSError), self._sock:
-            if self._farewell:
+            if self._farewell and not self._is_torn:
                 self._sock.settimeout(DRAIN_S)
                 self._write_frame(self._sock.sendall, self._farewell)
                 self._sock.shutdown(socket.SHUT_WR)
@@ -128,5 +134,18 @@ class Channel(Generic[Kind, Message]):
             return received
 
     def _write(self, message: bytes) -> None:
-        self._sock.settimeout(self._frame_timeout_s)
-        self._write_frame(self._sock.sendall, message)
+        self._is_torn = True
+        self._write_frame(self._send_all, message)
+        self._is_torn = False
+
+    def _send_all(self, data: bytes) -> None:
+        """Send all of it. While nothing can be sent, requests to end are looked at."""
+        deadline, left = time.monotonic() + self._frame_timeout_s, memoryview(data)
+        while left:
+            if (left_s := deadline - time.monotonic()) <= 0:
+                raise TimeoutError
+            self._sock.settimeout(min(left_s, POLL_S))
+            try:
+                left = left[self._sock.send(left):]
+            except TimeoutError:
+                self.check_request()

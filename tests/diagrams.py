@@ -4,47 +4,54 @@
 """
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import textwrap
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
-from protocol_fsm import Direction, ProtocolFSM, ProtocolState, State
+from protocol_fsm import ProtocolState
 
 ROOT = Path(__file__).parent.parent
 VECTORS = ROOT / "tests" / "vectors" / "sessions.json"
 PART = re.compile(r"(<!-- generated from (\S+) by: [^>]*-->\n)(.*?)"
                   r"(<!-- end of generated part -->)", re.DOTALL)
-WHO = {Direction.C2S: "client", Direction.S2C: "server", None: "nobody"}
+WHO = {"C2S": "client", "S2C": "server", "D2S": "device", "S2D": "server"}
+Moves = dict[tuple[Any, Any, Any], Any]  # as the table of any of our protocols has them
 
-def transition_table() -> str:
+def whose_turn(state: Any) -> str:
+    return WHO[state.speaker.name] if state.speaker is not None else "nobody"
+
+def transition_table(states: Iterable[Any], moves: Moves, what: str) -> str:
     """Return every legal move as a Markdown table; moves by either side share a row."""
-    senders: dict[tuple[State, str, State], list[str]] = {}
-    for (state, opcode, sender), following in ProtocolFSM.VALID_TRANSITIONS.items():
+    senders: dict[tuple[Any, str, Any], list[str]] = {}
+    for (state, opcode, sender), following in moves.items():
         senders.setdefault((state, opcode.name, following), []).append(f"{sender.name}")
     rows = [
-        f"| {state.name} | {state.phase.name} | {WHO[state.speaker]} | {opcode} | "
+        f"| {state.name} | {state.phase.name} | {whose_turn(state)} | {opcode} | "
         f"{' or '.join(directions)} | {following.name} |"
         for (state, opcode, following), directions in senders.items()
     ]
-    last = State.ENDED
-    rows.append(f"| {last.name} | {last.phase.name} | {WHO[last.speaker]} | none | | |")
-    order = [state.name for state in State]
+    *_, last = states
+    rows.append(f"| {last.name} | {last.phase.name} | {whose_turn(last)} | none | | |")
+    order = [state.name for state in states]
     rows.sort(key=lambda row: order.index(row.split()[1]))
     return "\n".join([
-        "| state | phase | whose turn | opcode | direction | next state |",
+        f"| state | phase | whose turn | {what} | direction | next state |",
         "|---|---|---|---|---|---|",
         *rows,
     ])
 
-def diagram() -> str:
+def diagram(states: Iterable[Any], moves: Moves) -> str:
     """Return the same as a Mermaid state diagram, one box for each phase."""
     lines = ["```mermaid", "stateDiagram-v2", "    [*] --> HELLO"]
     for phase in ProtocolState:
-        names = [state.name for state in State if state.phase is phase]
+        names = [state.name for state in states if state.phase is phase]
         lines += [f"    state {phase.name} {{", *(f"        {name}" for name in names), "    }"]
-    arrows: dict[tuple[State, State], list[str]] = {}
-    for (state, opcode, _), following in ProtocolFSM.VALID_TRANSITIONS.items():
+    arrows: dict[tuple[Any, Any], list[str]] = {}
+    for (state, opcode, _), following in moves.items():
         labels = arrows.setdefault((state, following), [])
         if opcode.name not in labels:
             labels.append(opcode.name)
@@ -91,18 +98,21 @@ def part(source: str) -> str:
     """Return what stands in the documents for `source`."""
     if source == "tests/vectors/sessions.json":
         return annotated_session()
-    return f"{transition_table()}\n\n{diagram()}"
+    module = importlib.import_module(source.removesuffix(".ProtocolFSM.VALID_TRANSITIONS"))
+    states, moves = [*module.State], module.ProtocolFSM.VALID_TRANSITIONS
+    what = "kind" if hasattr(module, "Kind") else "opcode"
+    return f"{transition_table(states, moves, what)}\n\n{diagram(states, moves)}"
 
 def updated(text: str) -> str:
     """Return a document with its generated parts as they should be."""
     return PART.sub(lambda m: f"{m[1]}\n{part(m[2])}\n\n{m[4]}", text)
 
 def main() -> None:
-    for path in sorted(ROOT.glob("*.md")):
+    for path in sorted([*ROOT.glob("*.md"), *ROOT.glob("companions/*/*.md")]):
         text = path.read_text("utf-8")
         if PART.search(text):
             path.write_text(updated(text), "utf-8")
-            print(f"{path.name} is up to date")
+            print(f"{path.relative_to(ROOT)} is up to date")
 
 if __name__ == "__main__":
     main()

@@ -98,6 +98,10 @@ def forged(outcome: Outcome) -> str:
         return "the device believes that what it sent has arrived"
     return learned(outcome)
 
+def kept(outcome: Outcome) -> str:
+    """Say if the text was kept, though it was touched."""
+    return "the text is kept all the same" if outcome.stored else ""
+
 def littered(outcome: Outcome) -> str:
     """Say if there are files now that should not be."""
     return f"there is a file {min(outcome.litter)}" if outcome.litter else forged(outcome)
@@ -419,13 +423,17 @@ change("integrity", "server", BadTag, "flip-text", "One bit flips, to make door 
 change("integrity", "server", BadTag, "flip-photo", "One bit of a chunk of the photo flips.",
        lambda chunk, lab: flipped(chunk, CIPHERTEXT_AT + 5), Kind.CHUNK, PHOTO_CHUNK)
 change("integrity", "server", BadTag, "flip-tag", "One bit of a tag flips.",
-       lambda chunk, lab: flipped(chunk, -1), Kind.CHUNK)
-change("integrity", "server", BadTag, "truncate-chunk", "A chunk of the photo loses a block.",
-       lambda chunk, lab: chunk._replace(
-           message=chunk.message[: -TAG_BYTES - 16] + chunk.message[-TAG_BYTES:]),
-       Kind.CHUNK, PHOTO_CHUNK)
-change("integrity", "server", BadTag, "relabel-chunk", "A chunk is relabelled as a FAIL.",
-       lambda chunk, lab: edited(chunk, kind=Kind.FAIL), Kind.CHUNK, PHOTO_CHUNK,
+       lambda chunk, lab: flipped(chunk, -1), Kind.CHUNK, goal=kept)
+
+def shortened(chunk: Frame, lab: Lab) -> Frame:
+    """Cut off the last block; of the zeros before it the last becomes a padding of 1 byte."""
+    message = chunk.message[: -TAG_BYTES - 16] + chunk.message[-TAG_BYTES:]
+    return flipped(chunk._replace(message=message), -TAG_BYTES - 17)
+
+change("integrity", "server", BadTag, "truncate-chunk", "A chunk loses its end, and is padded.",
+       shortened, Kind.CHUNK, PHOTO_CHUNK)
+change("integrity", "server", BadTag, "relabel-end", "An END is relabelled as a FAIL.",
+       lambda end, lab: edited(end, kind=Kind.FAIL), Kind.END,
        goal=lambda outcome: "the server believes that the device gave up" if any(
            isinstance(error, PeerFailed) for error in outcome.errors["server"]) else "")
 change("order", "server", UnexpectedKind, "relabel-manifest", "A manifest is relabelled as an END.",
@@ -433,16 +441,16 @@ change("order", "server", UnexpectedKind, "relabel-manifest", "A manifest is rel
 
 @attack("freshness", "server", WrongSequence)
 def replay_chunk(frames: Frames, lab: Lab) -> Frames:
-    """A chunk of the photo is delivered twice."""
-    chunk = yield from up_to(frames, Kind.CHUNK, PHOTO_CHUNK)
+    """The last chunk of the photo is delivered twice."""
+    chunk = yield from up_to(frames, Kind.CHUNK, PHOTO_CHUNK + 3)
     yield from (chunk, chunk)
 
 @attack("freshness", "server", BadTag)
 def replay_rewritten(frames: Frames, lab: Lab) -> Frames:
-    """A chunk comes again, with the next sequence number."""
-    chunk = yield from up_to(frames, Kind.CHUNK, PHOTO_CHUNK)
-    header = Header(*HEADER.unpack_from(chunk.message))
-    yield from (chunk, edited(chunk, sequence=header.sequence + 1))
+    """A chunk comes again, in the place of the next one."""
+    chunk = yield from up_to(frames, Kind.CHUNK, PHOTO_CHUNK + 1)
+    header = Header(*HEADER.unpack_from(next(frames).message))
+    yield from (chunk, edited(chunk, sequence=header.sequence))
 
 @attack("freshness", "server", WrongSequence)
 def replay_text(frames: Frames, lab: Lab) -> Frames:

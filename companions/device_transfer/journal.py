@@ -89,6 +89,9 @@ class Journal:
             sync_folder(path.parent)
         except OSError as error:
             raise UserError(f"cannot keep a journal in {path}: {reason_of(error)}") from None
+        if not lock(self._file):
+            self.close()
+            raise UserError(f"another server keeps its files in {path.parent}")
 
     def append(self, entry: Entry) -> None:
         """Write a line to the disk, all of it or nothing. Raises StoreFailed."""
@@ -114,6 +117,20 @@ class Journal:
             file, self._file = self._file, -1
             if file >= 0:
                 os.close(file)
+
+def lock(file: int) -> bool:
+    """Tell whether nobody else has locked it; until it is closed, or we are killed, nobody will.
+
+    On Windows, and on some network drives, there are no such locks.
+    """
+    try:
+        import fcntl
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except (ImportError, OSError):
+        pass
+    return True
 
 # Verification -------------------------------------------------------------------------------------
 

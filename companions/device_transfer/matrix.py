@@ -27,7 +27,10 @@ Names = frozenset[str]  # of elements
 Task = tuple[Names, tuple[str, ...]]  # what to take out, and the attacks to try then
 Found = dict[str, list[Names]]  # the smallest sets, by attack
 TRIES = 3  # garbage unpads well once in 256: a set has to win every time
-REDUNDANT: dict[str, str] = {}  # why an element is in no set; whatever is in one must not be here
+REDUNDANT: dict[str, str] = {  # why an element is in no set; whatever is in one must not be here
+    "session-id": "each session has keys of its own, so that another one's record has no good tag",
+    "turn": "only who has the keys can say something out of turn, and would harm itself alone",
+}
 
 # One try ------------------------------------------------------------------------------------------
 

@@ -1,16 +1,25 @@
-"""The flags that device and server share."""
+"""What device and server share as programs: flags, who we are, the log, how far a file has come."""
 from __future__ import annotations
 
 import argparse
 import getpass
 import logging
+import os
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
-from companions.device_transfer.certificates import Identity, Trust, load_identity, load_trust
+from companions.device_transfer.certificates import (
+    Identity, Role, Trust, load_identity, load_trust,
+)
 from endpoint import HOST, Parser, UserError, port_number, reason_of
+from protocol_fsm import ProtocolError
 
 PORT = 9998  # the core's server has 9999
+PACE_S = 2.0  # how long nothing is said of a file on its way
+
+log = logging.getLogger("device_transfer")
 
 class PartyParser(Parser):
     """The flags of somebody who has an identity."""
@@ -25,18 +34,82 @@ class PartyParser(Parser):
         self.add_argument("--port", type=port_number, default=PORT, help=f"default {PORT}")
         self.add_argument("--log", type=Path, metavar="FILE", help="write the log there, too")
 
-def load_party(options: argparse.Namespace) -> tuple[Identity, Trust]:
-    """Return who we are and whom we trust. Raises UserError."""
-    return (load_identity(options.identity, getpass.getpass),
-            load_trust(options.identity, options.revocations))
+# Who we are ---------------------------------------------------------------------------------------
+
+def load_party(options: argparse.Namespace, role: Role) -> tuple[Identity, Trust]:
+    """Return who we are and whom we trust. Raises UserError.
+
+    That our certificate does not hold is only logged: the peer's clock and list decide.
+    """
+    identity = load_identity(options.identity, ask_passphrase)
+    trust = load_trust(options.identity, options.revocations)
+    check_role(identity, role)
+    try:
+        trust.check(identity.certificate.encoded, role)
+    except ProtocolError as error:
+        log.warning("our own certificate does not hold: %s", error)
+    return identity, trust
+
+def check_role(identity: Identity, role: Role) -> None:
+    """Raise UserError unless the certificate is for this role."""
+    certificate = identity.certificate
+    if certificate.role is not role:
+        raise UserError(f"the certificate of {certificate.common_name} is for a "
+                        f"{certificate.role.value}, and a {role.value} is wanted here")
+
+def ask_passphrase(prompt: str) -> str:
+    """Return what is typed, unseen. Raises UserError."""
+    try:
+        return getpass.getpass(prompt)
+    except EOFError:
+        raise UserError("the key needs a passphrase, and nobody types one") from None
+    except UnicodeError:
+        raise UserError("a passphrase is text") from None
+
+# The log ------------------------------------------------------------------------------------------
+
+class LineFormatter(logging.Formatter):
+    """An event in a line, behind its time in UTC; what could break a line or hide is escaped."""
+
+    converter = time.gmtime
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(message)s", "%Y-%m-%dT%H:%M:%SZ")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return "".join(letter if letter.isprintable() else ascii(letter)[1:-1]
+                       for letter in super().formatMessage(record))
 
 def start_log(path: Path | None, level: int = logging.INFO) -> None:
-    """Log to stderr, and to a file if there is one; with times, and without keys. UserError."""
+    """Log events of `level` to stderr, and all to a file (mode 0600) if there is one. UserError.
+
+    Texts and names are in it, keys never. That it cannot be written disturbs no session.
+    """
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
+    handlers[0].setLevel(level)
     try:
         if path:
-            handlers.append(logging.FileHandler(path, encoding="utf-8"))
+            handlers.append(logging.StreamHandler(open(  # noqa: SIM115  # until the program ends
+                path, "a", encoding="utf-8", errors="backslashreplace",
+                opener=lambda name, flags: os.open(name, flags, 0o600))))
     except OSError as error:
         raise UserError(f"cannot log to {path}: {reason_of(error)}") from None
-    logging.basicConfig(level=level, handlers=handlers, format="%(asctime)s %(message)s",
-                        datefmt="%Y-%m-%d %H:%M:%S")
+    for handler in handlers:
+        handler.setFormatter(LineFormatter())
+    logging.raiseExceptions = False
+    logging.basicConfig(level=logging.INFO, handlers=handlers)
+
+class Pace:
+    """Tells `say` every 2 s how much of something is done; nothing of what takes less."""
+
+    def __init__(self, what: str, size: int, say: Callable[[str], object],
+                 clock: Callable[[], float] = time.monotonic) -> None:
+        self._what, self._size, self._say, self._clock = what, size, say, clock
+        self._done, self._next = 0, clock() + PACE_S
+
+    def __call__(self, count: int) -> None:
+        """Hear of `count` more bytes."""
+        self._done += count
+        if self._clock() >= self._next:
+            self._next = self._clock() + PACE_S
+            self._say(f"{self._what}: {self._done / 1e6:,.0f} of {self._size / 1e6:,.0f} MB")

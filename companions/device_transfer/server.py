@@ -3,11 +3,13 @@
 Rules in this module:
 - only its own thread touches a session or writes its socket; others may ask it to end;
 - until its handshake is over a connection is a stranger: it has little time, and few may wait;
+- certificates are judged in the handshake: who is revoked later goes on until the session ends;
 - nothing gets its name before its signature, its size and its digest were found right;
 - what exactly failed goes to the log; the peer gets one uniform answer, or none.
 """
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import logging
@@ -24,16 +26,18 @@ from companions.asymmetric import SIGNATURE_BYTES
 from companions.channel import Channel
 from companions.device_transfer.certificates import Identity, Role, Trust
 from companions.device_transfer.journal import Entry, Journal
-from companions.device_transfer.options import PORT, PartyParser, load_party, start_log
+from companions.device_transfer.options import (
+    PORT, Pace, PartyParser, check_role, load_party, start_log,
+)
 from companions.device_transfer.protocol import (
     Kind, Message, Session, State, read_frame, write_frame,
 )
-from companions.device_transfer.store import JOURNAL, Store
+from companions.device_transfer.store import JOURNAL, Partial, Store
 from companions.device_transfer.transfer import Incoming, Manifest, parse_announcement
 from endpoint import (
-    HOST, POLL_S, EndRequested, NoConnection, UserError, positive, reason_of, run_program,
+    HOST, POLL_S, EndRequested, NoConnection, positive, reason_of, run_program,
 )
-from protocol_fsm import ProtocolError
+from protocol_fsm import ConnectionCut, ProtocolError, Status
 
 log = logging.getLogger("device_transfer.server")
 NOTHING = hashlib.sha256(b"").digest()  # what the ACK of an END names
@@ -59,7 +63,12 @@ class Record(NamedTuple):
     detail: Incoming | Exception | None
 
 class Server:
-    """Listens from the start, serves inside `with`, and tells every device FAIL after it."""
+    """Listens from the start, serves inside `with`, and tells every device FAIL after it.
+
+    `folder` is made if need be, and is this server's alone. `limits` are seconds and bytes;
+    `record` is told what happens, in the thread of the connection. The others are for the lab.
+    Raises UserError and NoConnection; what goes wrong with a device ends its session and no other.
+    """
 
     def __init__(self, identity: Identity, trust: Trust, folder: Path, host: str = HOST,
                  port: int = PORT, limits: Limits = Limits(), *,
@@ -67,18 +76,22 @@ class Server:
                  new_incoming: Callable[..., Incoming] = Incoming,
                  new_store: Callable[[Path], Store] = Store,
                  record: Callable[[Record], object] = lambda record: None) -> None:
+        check_role(identity, Role.SERVER)
         self.identity, self.trust, self.limits = identity, trust, limits
         self.new_session, self.new_incoming, self.record = new_session, new_incoming, record
-        self.store = new_store(folder)
-        if left := self.store.clean():
-            log.warning("removed %d files that an earlier server left unfinished", left)
-        self.journal = Journal(folder / JOURNAL)
         self._lock = threading.Lock()  # guards what follows
         self._members: list[Member] = []  # the oldest first
         self._closing = threading.Event()
         self._acceptor = threading.Thread(target=self._accept, daemon=True)
-        self._listener = listen(host, port)
-        self.address: tuple[str, int] = self._listener.getsockname()[:2]
+        with contextlib.ExitStack() as stack:
+            self._listener = stack.enter_context(listen(host, port))
+            self.address: tuple[str, int] = self._listener.getsockname()[:2]
+            self.store = new_store(folder)
+            self.journal = Journal(folder / JOURNAL)
+            stack.callback(self.journal.close)
+            if left := self.store.clean():  # now that the folder is known to be ours
+                log.warning("removed %d files that an earlier server left unfinished", left)
+            self.close = stack.pop_all().close  # for who never entered
 
     def __enter__(self) -> Server:
         self._acceptor.start()
@@ -94,20 +107,13 @@ class Server:
         deadline = time.monotonic() + 2.0
         for member in members:
             member.thread.join(max(0.0, deadline - time.monotonic()))
-        self._listener.close()
-        self.journal.close()
+        self.close()
 
     def _accept(self) -> None:
         pause = 0.0  # longer while descriptors or threads are lacking, which is logged once
         while not self._closing.wait(pause):
             try:
-                member = Member(self, self._listener.accept()[0])
-                with self._lock:
-                    self._members.append(member)
-                    strangers = [member for member in self._members if member.is_stranger]
-                    for oldest in strangers[: -self.limits.max_strangers]:
-                        oldest.channel.request_end()
-                member.thread.start()
+                self._begin(*self._listener.accept())
                 pause = 0.0
             except TimeoutError:
                 continue
@@ -115,45 +121,72 @@ class Server:
                 log.log(logging.DEBUG if pause else logging.ERROR, "cannot accept: %s", error)
                 pause = POLL_S
 
-    def forget(self, member: Member, reason: Exception | None) -> None:
-        """Take a connection that is over off the list, and say how it ended."""
+    def _begin(self, sock: socket.socket, address: tuple[str, int]) -> None:
+        """Serve a connection in a thread, and send the oldest strangers away if there are many."""
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(sock)
+            member = Member(self, sock, "{}:{}".format(*address))
+            with self._lock:  # which the thread has to wait for before it can be forgotten
+                member.thread.start()
+                stack.pop_all()
+                self._members.append(member)
+                strangers = [member for member in self._members if member.is_stranger]
+                for oldest in strangers[: -self.limits.max_strangers]:
+                    oldest.channel.request_end(Status.TIMEOUT)
+
+    def admit(self, member: Member) -> None:
+        """Let a stranger in who has shown who it is. Raises EndRequested: it was sent away."""
+        with self._lock:
+            member.channel.check_request()
+            member.is_stranger = False
+
+    def tell(self, member: Member, reason: Exception | None) -> None:
+        """Say how a connection ended."""
+        if reason is None:
+            log.info("%s: done, %d received", member, member.received)
+        else:
+            log.warning("%s: ended after %d received: %s", member, member.received,
+                        "connection lost" if isinstance(reason, ConnectionCut) else reason)
+        self.record(Record("end", member.name, reason))
+
+    def forget(self, member: Member) -> None:
+        """Take a connection that is closed off the list."""
         with self._lock:
             self._members = [other for other in self._members if other is not member]
-        name = member.name or "a stranger"
-        if reason:
-            log.warning("%s: ended: %s", name, reason)
-        else:
-            log.info("%s: done, %d received", name, member.received)
-        self.record(Record("end", member.name, reason))
 
 class Member:
     """One connection, from its first byte to its last, served by a thread of its own."""
 
-    def __init__(self, server: Server, sock: socket.socket) -> None:
-        self._server = server
+    def __init__(self, server: Server, sock: socket.socket, address: str) -> None:
+        self._server, self._address = server, address
         self.session = server.new_session(server.identity, server.trust)
         self.channel: Channel[Kind, Message] = Channel(sock, self.session, read_frame, write_frame,
                                                        server.limits.frame_s)
         self.thread = threading.Thread(target=self.run, daemon=True)
         self.name, self.received, self.is_stranger = "", 0, True
 
+    def __str__(self) -> str:
+        return f"{self.name or 'a stranger'} at {self._address}"
+
     def run(self) -> None:
-        reason: Exception | None = None
+        try:
+            self._server.tell(self, self._outcome())
+        finally:
+            self.channel.leave()
+            self._server.forget(self)
+
+    def _outcome(self) -> Exception | None:
+        """Serve to the end, and return what it ended of; nothing after an END."""
         try:
             self._serve()
-        except ProtocolError as error:  # which has found the session alive, or ended it itself
-            reason = error
+        except Exception as error:
+            if not isinstance(error, (ProtocolError, EndRequested)):  # a defect of ours
+                log.exception("%s: internal error", self)
             if self.session.state is not State.ENDED:
-                self.channel.fail(error)
-        except EndRequested as error:
-            reason = error
-            self.channel.fail(ProtocolError(None, str(error)))
-        except Exception as error:  # a defect of ours: it ends this session and no other
-            log.exception("%s: internal error", self.name or "a stranger")
-            reason = error
-            self.channel.fail(ProtocolError(None, "an internal error"))
-        self._server.forget(self, reason)
-        self.channel.leave()
+                self.channel.fail(error if isinstance(error, ProtocolError)
+                                  else ProtocolError(None, type(error).__name__))
+            return error
+        return None
 
     def _serve(self) -> None:
         self._shake_hands(time.monotonic() + self._server.limits.handshake_s)
@@ -169,8 +202,9 @@ class Member:
         for kind in (Kind.HELLO, Kind.SHARE, Kind.CONFIRM):
             self.channel.receive(deadline)
             self.channel.send(kind)
-        self.name, self.is_stranger = self.session.peer.common_name, False
-        log.info("%s: session %s begun", self.name, self.session.session_id.hex())
+        self._server.admit(self)
+        self.name = self.session.peer.common_name
+        log.info("%s: session %s begun", self, self.session.session_id.hex())
 
     def _receive(self) -> Message:
         return self.channel.receive(time.monotonic() + self._server.limits.silence_s)
@@ -184,19 +218,27 @@ class Member:
             session=self.session.session_id, number=number, sender=self.session.peer,
             recipient=server.identity.certificate.common_name, now=server.trust.now)
         with server.store.begin() as partial:
-            while (message := self._receive()).kind is not Kind.MANIFEST:
-                if message.kind is Kind.REKEY:
-                    self.channel.send(Kind.REKEY)
-                    continue
-                incoming.take(message.body)
-                partial.write(message.body)
-            manifest = incoming.finish(message.body)
+            signed = self._fill(partial, incoming)
+            manifest = incoming.finish(signed)
             stored_as = partial.keep(manifest.name) if kind == "file" else ""
-        self._enter(manifest, message.body[:SIGNATURE_BYTES], stored_as, incoming.text)
-        log.info("%s: %s of %d bytes%s", self.name, kind, manifest.size,
+        self._enter(manifest, signed[:SIGNATURE_BYTES], stored_as, incoming.text)
+        log.info("%s: %s of %d bytes%s", self, kind, manifest.size,
                  f" stored as {stored_as!a}" if stored_as else f": {incoming.text[:200]!a}")
         server.record(Record("stored", self.name, incoming))
         self.channel.send(Kind.ACK, incoming.digest)
+
+    def _fill(self, partial: Partial, incoming: Incoming) -> bytes:
+        """Write what comes, until the manifest, and return that with its signature."""
+        announced = incoming.announcement
+        pace = Pace(f"{self}: {announced.name!a}", announced.size, log.info)
+        while (message := self._receive()).kind is not Kind.MANIFEST:
+            if message.kind is Kind.REKEY:
+                self.channel.send(Kind.REKEY)
+                continue
+            incoming.take(message.body)
+            partial.write(message.body)
+            pace(len(message.body))
+        return message.body
 
     def _enter(self, manifest: Manifest, signature: bytes, stored_as: str, text: str) -> None:
         """Write a line of the journal; what cannot be in it is not kept either."""
@@ -212,7 +254,7 @@ def listen(host: str, port: int) -> socket.socket:
     """Return a listening socket whose accept wakes every POLL_S. Raises NoConnection."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        listener = socket.create_server((host, port), family=family, backlog=128)
+        listener = socket.create_server((host, port), family=family, backlog=1_024)
     except (OSError, UnicodeError, OverflowError) as error:
         raise NoConnection(f"cannot listen on {host}:{port}: {reason_of(error)}") from None
     listener.settimeout(POLL_S)
@@ -226,18 +268,16 @@ def main() -> int:
                         help="of one file; default 4 GiB")
     options = parser.options()
     start_log(options.log)
-    identity, trust = load_party(options)
-    if identity.certificate.role is not Role.SERVER:
-        raise UserError(f"the certificate in {options.identity} is not one of a server")
-    stop = threading.Event()
+    identity, trust = load_party(options, Role.SERVER)
+    stop: list[int] = []  # not an Event, whose lock a second signal would find taken
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
+        signal.signal(number, lambda number, _: stop.append(number))
     with Server(identity, trust, options.received, options.host, options.port,
                 Limits(max_bytes=options.max_bytes)) as server:
         print("{} listens on {}:{}".format(identity.certificate.common_name, *server.address),
               flush=True)
-        while not stop.wait(POLL_S):  # without a timeout Ctrl-C does not wake it on Windows
-            pass
+        while not stop:
+            time.sleep(POLL_S)
     print("stopped")
     return 0
 

@@ -1,0 +1,264 @@
+"""The benchmark: one file from process to disk, over ours and over TLS, measured side by side.
+
+    python -m companions.device_transfer.bench [--size MIB] [--turns N] [--json FILE]
+
+All do the same work over loopback: a process reads the file and sends it, another writes it to its
+disk, has the disk confirm that (fsync), and answers. The clock runs from the first byte to the
+answer; connections open and handshakes end before. Turn by turn every rival sends once, so that
+what else the machine does meets all alike; a ratio compares two of the same turn.
+
+- plain, tls12, tls13: as lean as Python allows; large pieces, one buffer, no deadlines, no limits;
+- digest: tls13, and both ends compute SHA-256 of the file and compare it, as a signed file needs;
+- ours: `Device` and `Server` as they are, with rekeying, signature, journal and all their checks.
+"""
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import platform
+import socket
+import ssl
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from getpass import getpass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from statistics import median
+from typing import NamedTuple
+
+from bench.certificate import write_certificate
+from bench.report import BAR, spread
+from bench.rivals import HOST, LIMIT_S, tls_context
+from bench.slices import Failed, hear, process
+from companions.device_transfer import ca
+from companions.device_transfer.certificates import Identity, Role, Trust, load_identity, load_trust
+from companions.device_transfer.device import Device
+from companions.device_transfer.server import Server
+from endpoint import Parser, positive, run_program, write_text
+
+NAMES = {"plain": "plain TCP", "tls12": "TLS 1.2", "tls13": "TLS 1.3",
+         "digest": "TLS 1.3 + digest", "ours": "ours"}
+SIZE_MIB, TURNS = 256, 7
+PIECE_BYTES = 256 * 1_024  # of the lean rivals: larger is not faster
+MIB = 2**20
+
+class Slice(NamedTuple):
+    """What one sending showed, in seconds: on the clock, and of the processor at either end."""
+
+    wall_s: float
+    sender_s: float
+    receiver_s: float
+    channel: str
+
+class Sent(NamedTuple):
+    """What the sending process tells, in seconds."""
+
+    wall_s: float
+    processor_s: float
+    channel: str
+
+def now_s() -> tuple[float, float]:
+    """Return what the clock says, and how much processor time this process has used."""
+    return time.perf_counter(), time.process_time()
+
+def passed_s(since_s: tuple[float, float]) -> tuple[float, float]:
+    return now_s()[0] - since_s[0], now_s()[1] - since_s[1]
+
+# The lean rivals ----------------------------------------------------------------------------------
+
+def context(rival: str, folder: Path, *, is_server: bool) -> ssl.SSLContext | None:
+    """Return what TLS needs; nothing for plain TCP."""
+    if rival == "plain":
+        return None
+    return tls_context("tls12" if rival == "tls12" else "tls13", folder, is_server=is_server)
+
+def receive_lean(pipe: Connection, rival: str, folder: Path) -> None:
+    """In the receiving process: take one file to the disk, and answer with its digest, if any."""
+    tls = context(rival, folder, is_server=True)
+    with socket.create_server((HOST, 0)) as listener:
+        pipe.send(listener.getsockname())
+        sock, before_s = listener.accept()[0], time.process_time()
+    with tls.wrap_socket(sock, server_side=True) if tls else sock as sock:
+        sock.sendall(bytes(1))  # the handshake is over at both ends
+        left = int.from_bytes(receive_exactly(sock, 8), "big")
+        with open(folder / "received" / "file", "wb", buffering=0) as file:
+            answer = take(sock, left, file.write, rival == "digest")
+            os.fsync(file.fileno())
+        sock.sendall(answer)
+    pipe.send(time.process_time() - before_s)
+
+def receive_exactly(sock: socket.socket, wanted: int) -> bytes:
+    received = b""
+    while len(received) < wanted:
+        received += sock.recv(wanted - len(received)) or sys.exit("the sender is gone")
+    return received
+
+def take(sock: socket.socket, left: int, write: Callable[[memoryview], object],
+         is_hashed: bool) -> bytes:
+    """Write what comes, and return its digest (32 bytes), or as many zeros."""
+    buffer, digest = memoryview(bytearray(PIECE_BYTES)), hashlib.sha256()
+    while left:
+        filled, wanted = 0, min(left, PIECE_BYTES)
+        while filled < wanted:
+            filled += sock.recv_into(buffer[filled:wanted]) or sys.exit("the sender is gone")
+        if is_hashed:
+            digest.update(buffer[:filled])
+        write(buffer[:filled])
+        left -= filled
+    return digest.digest() if is_hashed else bytes(32)
+
+def send_lean(rival: str, address: tuple[str, int], path: Path, folder: Path) -> Sent:
+    """Send one file, in the sending process."""
+    tls = context(rival, folder, is_server=False)
+    sock = socket.create_connection(address)
+    with tls.wrap_socket(sock, server_hostname=HOST) if tls else sock as sock:
+        receive_exactly(sock, 1)
+        began_s = now_s()
+        with path.open("rb", buffering=0) as file:
+            sock.sendall(path.stat().st_size.to_bytes(8, "big"))
+            digest = give(sock, file.readinto, rival == "digest") if tls else bytes(32)
+            if not tls:
+                sock.sendfile(file)
+        if receive_exactly(sock, 32) != digest:
+            sys.exit("the file that came is not the one that was sent")
+        channel = f"{sock.version()}, {(sock.cipher() or '?')[0]}" if tls else "nothing"
+        return Sent(*passed_s(began_s), channel)
+
+def give(sock: socket.socket, readinto: Callable[[memoryview], int | None],
+         is_hashed: bool) -> bytes:
+    """Send all of a file, and return its digest (32 bytes), or as many zeros."""
+    buffer, digest = memoryview(bytearray(PIECE_BYTES)), hashlib.sha256()
+    while size := readinto(buffer):
+        if is_hashed:
+            digest.update(buffer[:size])
+        sock.sendall(buffer[:size])
+    return digest.digest() if is_hashed else bytes(32)
+
+# Ours ---------------------------------------------------------------------------------------------
+
+def party(folder: Path, name: str) -> tuple[Identity, Trust]:
+    return load_identity(folder / "pki" / name, getpass), load_trust(folder / "pki" / name)
+
+def receive_ours(pipe: Connection, rival: str, folder: Path) -> None:
+    """In the receiving process: serve until the sender has what it wants."""
+    with Server(*party(folder, "server-1"), folder / "received", HOST, 0) as server:
+        before_s = time.process_time()
+        pipe.send(server.address)
+        pipe.recv()
+        pipe.send(time.process_time() - before_s)
+
+def send_ours(rival: str, address: tuple[str, int], path: Path, folder: Path) -> Sent:
+    """Send one file, in the sending process."""
+    with Device(*party(folder, "device-1"), "server-1", *address, timeout_s=LIMIT_S) as device:
+        began_s = now_s()
+        device.send_file(path)
+        return Sent(*passed_s(began_s), "device_transfer v1, AES128-CBC, HMAC-SHA256")
+
+# One slice, and all of them -----------------------------------------------------------------------
+
+def send(pipe: Connection, rival: str, address: tuple[str, int], path: Path, folder: Path) -> None:
+    """In the sending process."""
+    pipe.send((send_ours if rival == "ours" else send_lean)(rival, address, path, folder))
+
+def run_slice(rival: str, path: Path, folder: Path) -> Slice:
+    """Have `rival` send the file once, from a fresh process to another one. Raises Failed."""
+    with process(receive_ours if rival == "ours" else receive_lean, rival, folder) as receiver:
+        address = hear(receiver)
+        with process(send, rival, address, path, folder) as sender:
+            sent: Sent = hear(sender)
+        if rival == "ours":
+            receiver.send("stop")
+        receiver_s = hear(receiver)
+    for received in (folder / "received").iterdir():
+        if received.suffix != ".jsonl" and received.stat().st_size != path.stat().st_size:
+            raise Failed(f"{rival} has not sent all of the file")
+        received.unlink()
+    return Slice(sent.wall_s, sent.processor_s, receiver_s, sent.channel)
+
+def prepare(folder: Path, size_bytes: int) -> Path:
+    """Make certificates for all, and a file of random bytes; return its path."""
+    write_certificate(folder, HOST)
+    ca.create(folder / "pki")
+    ca.issue(folder / "pki", "server-1", Role.SERVER)
+    ca.issue(folder / "pki", "device-1", Role.DEVICE)
+    (folder / "received").mkdir()
+    path = folder / "video.bin"
+    with path.open("wb") as file:
+        for at in range(0, size_bytes, MIB):
+            file.write(os.urandom(min(MIB, size_bytes - at)))
+        os.fsync(file.fileno())
+    return path
+
+def run(size_bytes: int, turns: int) -> dict[str, list[Slice]]:
+    """Return the slices of every rival, in the order of turns. Raises Failed."""
+    seen: dict[str, list[Slice]] = {rival: [] for rival in NAMES}
+    with tempfile.TemporaryDirectory() as name:
+        path = prepare(Path(name), size_bytes)
+        for turn in range(turns):
+            first = turn % len(NAMES)
+            for rival in [*NAMES][first:] + [*NAMES][:first]:  # who is first changes
+                seen[rival].append(run_slice(rival, path, Path(name)))
+                print(f"turn {turn + 1} of {turns}: {NAMES[rival]}, "
+                      f"{size_bytes / 1e6 / seen[rival][-1].wall_s:,.0f} MB/s",
+                      file=sys.stderr, flush=True)
+    return seen
+
+# What it tells ------------------------------------------------------------------------------------
+
+def of(ours: Sequence[Slice], theirs: Sequence[Slice]) -> tuple[float, float, float]:
+    """Return what share of their speed is ours: median over the turns, and both quartiles."""
+    return spread([their.wall_s / our.wall_s for our, their in zip(ours, theirs)])
+
+def table(size_bytes: int, seen: Mapping[str, Sequence[Slice]]) -> str:
+    """Return the table and the bars, in ASCII of at most 79 columns."""
+    rates = {rival: size_bytes / 1e6 / median(each.wall_s for each in slices)
+             for rival, slices in seen.items()}
+    lines = ["                     MB/s   processor ms a MB    ours, of its speed",
+             "                            sender  receiver     median (quartiles)"]
+    for rival, slices in seen.items():
+        cost = [1e9 * median(times) / size_bytes
+                for times in zip(*((each.sender_s, each.receiver_s) for each in slices))]
+        ratio = "{:.2f} ({:.2f}-{:.2f})".format(*of(seen["ours"], slices))
+        lines.append(f"{NAMES[rival]:17} {rates[rival]:7,.0f}   {cost[0]:7.2f}   {cost[1]:7.2f}"
+                     f"     {'' if rival == 'ours' else ratio}")
+    best = max(rates.values())
+    bars = [f"{NAMES[rival]:17} |{'#' * round(BAR * rate / best):{BAR}}|"
+            for rival, rate in rates.items()]
+    notes = [f"{NAMES[rival]}: {slices[0].channel}" for rival, slices in seen.items()]
+    return "\n".join([f"A file of {size_bytes / MIB:,.0f} MiB, {len(seen['ours'])} times each",
+                      *notes, "", *lines, "", *bars])
+
+def as_json(size_bytes: int, seen: Mapping[str, Sequence[Slice]]) -> str:
+    return json.dumps({
+        "python": platform.python_version(), "openssl": ssl.OPENSSL_VERSION,
+        "processors": os.cpu_count(), "size_bytes": size_bytes,
+        "slices": {rival: [each._asdict() for each in slices] for rival, slices in seen.items()},
+        "ours_of": {rival: of(seen["ours"], slices) for rival, slices in seen.items()},
+    }, indent=1) + "\n"
+
+def parse() -> argparse.Namespace:
+    parser = Parser("Sends one file over ours and over TLS, and compares.", is_endpoint=False)
+    parser.add_argument("--size", type=positive, default=SIZE_MIB, metavar="MIB",
+                        help=f"of the file; default {SIZE_MIB}")
+    parser.add_argument("--turns", type=positive, default=TURNS, help=f"default {TURNS}")
+    parser.add_argument("--json", metavar="FILE", help="write all numbers there")
+    return parser.options()
+
+def main() -> int:
+    options = parse()
+    try:
+        seen = run(options.size * MIB, options.turns)
+    except Failed as problem:
+        print(f"bench: {problem}", file=sys.stderr)
+        return 1
+    print(table(options.size * MIB, seen))
+    if options.json:
+        write_text(options.json, as_json(options.size * MIB, seen))
+    return 0
+
+if __name__ == "__main__":
+    run_program(main)
