@@ -53,7 +53,7 @@ from companions.device_transfer.transfer import (
 from crypto_utils import TAG_BYTES, aes_cbc_decrypt, hmac_verify, pkcs7_unpad
 from endpoint import Parser, UserError, run_program, write_text
 from protocol_fsm import (
-    BadTag, ConnectionCut, DeadlineExpired, ProtocolError, WrongDirection, WrongPeer,
+    BadTag, ConnectionCut, DeadlineExpired, LocalError, ProtocolError, WrongDirection, WrongPeer,
 )
 
 # The victims, and what is seen of them ------------------------------------------------------------
@@ -223,7 +223,7 @@ class Lab:
         self._close()
 
     def _dismiss(self) -> None:
-        with suppress(ProtocolError, UserError):  # an attack may have harmed it
+        with suppress(ProtocolError, LocalError, UserError):  # an attack may have harmed it
             self._bystander.__exit__(None, None, None)
 
     def log(self, event: str, frame: Frame) -> None:
@@ -276,7 +276,7 @@ class Lab:
             try:
                 self._bystander.send_text(f"all is well, {self.rounds}")
                 self.rounds += 1
-            except (ProtocolError, UserError) as error:
+            except (ProtocolError, LocalError, UserError) as error:
                 self.harm.append(error)
         return not self.harm
 
@@ -804,7 +804,8 @@ def run_all(names: Sequence[str], lab: Lab, events: list[dict[str, Any]], watch:
     results = list[Result]()
     for attack in map(ATTACKS.__getitem__, names):
         begin, rounds, outcome = len(events), lab.rounds, lab.suffer(attack)
-        results.append(result := judge(attack, lab))  # type: ignore[arg-type]  # it looks at no more
+        result = judge(attack, lab)  # type: ignore[arg-type]  # it asks no more of a lab
+        results.append(result)
         say(result, events[begin:])
         ended = [{"event": "ended", "by": who, "error": type(error).__name__}
                  for who, errors in outcome.errors.items() for error in errors]

@@ -21,11 +21,12 @@ from companions.asymmetric import SIGNATURE_BYTES
 from companions.device_transfer.certificates import Certificate, RevocationList, Role, Trust
 from companions.device_transfer.device import Device
 from companions.device_transfer.protocol import (
-    KIND_BYTES, PLAIN, Direction, Header, Kind, Session,
+    CIPHERTEXT_AT, KIND_BYTES, PLAIN, Direction, Header, Kind, Session,
 )
 from companions.device_transfer.server import Server
 from companions.device_transfer.store import Partial, Store
 from companions.device_transfer.transfer import Incoming, Manifest
+from crypto_utils import TAG_BYTES
 from endpoint import HOST, UserError, is_loopback
 from protocol_fsm import ProtocolError
 
@@ -130,6 +131,15 @@ class NoDirectionKeys(Session):
         """Use the keys of one direction for both."""
         return self._keys[f"D2S-{use}"]
 
+class NoEncryption(Session):
+    def _encrypt(self, padded: bytes, iv: bytes) -> bytes:
+        """Send the plaintext, under a good tag."""
+        return padded
+
+    def _decrypt(self, header: Header, message: bytes) -> bytes:
+        """Take what came for the plaintext."""
+        return message[CIPHERTEXT_AT:-TAG_BYTES]
+
 class NoFreshIV(Session):
     def _fresh_iv(self) -> bytes:
         """Use one IV for the whole session, as the document does."""
@@ -223,7 +233,8 @@ ELEMENTS: dict[str, type] = {
     "peer-name": NoPeerName, "handshake-signature": NoHandshakeSignature,
     "transcript": NoTranscript, "ephemeral": NoEphemeral, "session-id": NoSessionId,
     "direction": NoDirection, "sequence": NoSequence, "tag": NoTag, "turn": NoTurn,
-    "direction-keys": NoDirectionKeys, "fresh-iv": NoFreshIV, "rekey-limit": NoRekeyLimit,
+    "direction-keys": NoDirectionKeys, "encryption": NoEncryption, "fresh-iv": NoFreshIV,
+    "rekey-limit": NoRekeyLimit,
     "uniform-errors": NoUniformErrors, "name": NoName, "limit": NoLimit, "size": NoSize,
     "file-signature": NoFileSignature, "manifest": NoManifest, "manifest-time": NoManifestTime,
     "verify-first": NoVerifyFirst, "plain-name": NoPlainName, "deadline": NoDeadline,

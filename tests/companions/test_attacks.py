@@ -11,13 +11,18 @@ from pathlib import Path
 
 import pytest
 
+from hypothesis import given
+from hypothesis import strategies as st
+
 from attacks import Attack, Result, judge
+from classroom import report
 from classroom.events import parse_events, runs_of
-from companions.device_transfer import attacks
+from companions.device_transfer import attacks, wire
 from companions.device_transfer.attacks import (
     ATTACKS, BYSTANDER, MALLORY, PHOTO, SERVER, TEXT, VICTIM, Lab, Outcome, Parts, Pki, forged,
     thing,
 )
+from companions.device_transfer.protocol import Kind
 from companions.device_transfer.weakened import DOCUMENTED, ELEMENTS, without
 from endpoint import UserError
 
@@ -149,6 +154,11 @@ def test_programs_cannot_reach_what_is_weakened() -> None:
 
 # The program --------------------------------------------------------------------------------------
 
+@pytest.fixture(autouse=True)
+def no_new_keys(monkeypatch: pytest.MonkeyPatch, pki: Pki) -> None:
+    """Let the program take the keys of these tests: to make its own takes long."""
+    monkeypatch.setattr(attacks, "Pki", lambda: pki)
+
 def run(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
     monkeypatch.setattr(sys, "argv", ["attacks.py", *words])
     return attacks.main()
@@ -180,6 +190,36 @@ def test_the_event_log_is_one_of_the_core(
         "WrongDirection"]
     assert flip.keys, "the names of keys as they were derived"
     assert flip.ended["server", "BadTag"] == 1
+
+def test_a_page_is_drawn_from_the_event_log(
+        monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    log, page = tmp_path / "events.jsonl", tmp_path / "report.html"
+    assert run(monkeypatch, "--events", str(log), "misbinding") == 0
+    monkeypatch.setattr(sys, "argv", ["wire.py", str(log), "-o", str(page)])
+    assert report.main(wire.WIRE) == 0
+    text = page.read_text("utf-8")
+    assert "BadSignature" in text
+    assert 'href="' in text
+    assert "D-9" in text
+
+def record_of(kind: Kind) -> st.SearchStrategy[bytes]:
+    return st.binary(max_size=400).map(lambda rest: kind.value + rest)
+
+@given(st.one_of(st.binary(max_size=200), *map(record_of, Kind)))
+def test_the_fields_of_a_message_are_all_of_its_bytes(message: bytes) -> None:
+    assert b"".join(field.content for field in wire.fields(message)) == message
+    assert wire.title(message)
+    assert wire.describe(message).endswith(f", {len(message)} bytes")
+
+def test_fields_say_what_they_mean(lab: Lab) -> None:
+    hello, _, share = (frame.message for frame in lab.tape[:3])
+    assert [(field.name, field.meaning) for field in wire.fields(hello)] == [
+        ("kind", "HELLO"), ("version", "1"), ("nonce", ""), ("certificate", VICTIM)]
+    assert [len(field.content) for field in wire.fields(share)] == [6, 32, 256]
+    confirm = lab.tape[5].message
+    assert [(field.name, field.meaning) for field in wire.fields(confirm)][:4] == [
+        ("kind", "CONFIRM"), ("session", ""), ("direction", "1: S2D"), ("sequence", "0")]
+    assert wire.title(confirm) == "CONFIRM, number 0"
 
 def test_the_program_lists_attacks_and_knows_no_others(
         monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

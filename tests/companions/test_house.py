@@ -1,0 +1,64 @@
+"""The rules of the house for companions: who may import whom, and how they read."""
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from tests.test_house import imports_of
+
+ROOT = Path(__file__).parent.parent.parent
+FOLDER = ROOT / "companions"
+MODULES = sorted(FOLDER.rglob("*.py"))
+COMPANIONS = {path.name for path in FOLDER.iterdir() if (path / "README.md").is_file()}
+CORE = sorted([*ROOT.glob("*.py"), *(ROOT / "classroom").rglob("*.py"),
+               *(ROOT / "bench").glob("*.py")])
+LAB = {"attacks", "demo", "weakened", "matrix", "wire", "bench"}  # what no program of a companion imports
+
+def modules_imported(path: Path) -> set[str]:
+    """Return the dotted names of the modules that a file imports, wherever in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+@pytest.mark.parametrize("path", CORE, ids=[str(path.relative_to(ROOT)) for path in CORE])
+def test_nothing_else_imports_a_companion(path: Path) -> None:
+    assert "companions" not in imports_of(path)
+
+@pytest.mark.parametrize("path", MODULES, ids=[str(path.relative_to(FOLDER)) for path in MODULES])
+def test_no_companion_imports_another(path: Path) -> None:
+    own = path.parent.name if path.parent != FOLDER else ""
+    for name in modules_imported(path):
+        parts = name.split(".")
+        if parts[0] == "companions" and len(parts) > 1 and parts[1] in COMPANIONS:
+            assert parts[1] == own, f"{path} imports {name}"
+
+@pytest.mark.parametrize("name", sorted(COMPANIONS))
+def test_no_program_can_reach_what_is_insecure(name: str) -> None:
+    """Only the lab imports the lab; what is weakened, only when it is asked for."""
+    insecure = {f"companions.{name}.{module}" for module in LAB}
+    for path in (FOLDER / name).glob("*.py"):
+        if path.stem not in LAB:
+            assert not modules_imported(path) & insecure, path.name
+    top = ast.parse((FOLDER / name / "attacks.py").read_text("utf-8")).body
+    imported = {node.module for node in top if isinstance(node, ast.ImportFrom)}
+    assert f"companions.{name}.weakened" not in imported
+
+@pytest.mark.parametrize("path", MODULES, ids=[str(path.relative_to(FOLDER)) for path in MODULES])
+def test_modules_read_like_the_core(path: Path) -> None:
+    text = path.read_text("utf-8")
+    tree = ast.parse(text)
+    assert ast.get_docstring(tree)
+    assert max((len(line) for line in text.splitlines()), default=0) <= 100
+    for node in ast.walk(tree):
+        assert not isinstance(node, ast.Assert), "no assert guards a protocol"
+        assert not (isinstance(node, ast.ExceptHandler) and node.type is None)
+        if isinstance(node, ast.FunctionDef) and node.name not in ("main", "__init__"):
+            docstring = ast.get_docstring(node, clean=False) or ""
+            length = (node.end_lineno or 0) - node.lineno - docstring.count("\n") - bool(docstring)
+            assert length <= 30, f"{node.name} has {length} lines"
