@@ -45,7 +45,7 @@ class Channel(Generic[Kind, Message]):
         self.session, self._sock = session, sock
         self._read_frame, self._write_frame = read_frame, write_frame
         self._frame_timeout_s, self._frame_begun, self._deadline = frame_timeout_s, False, 0.0
-        self._farewell, self._is_torn = b"", False
+        self._farewell, self._is_stuck = b"", False
         self._requested: Status | None = None
 
     def request_end(self, status: Status = Status.SHUTDOWN) -> None:
@@ -102,10 +102,10 @@ class Channel(Generic[Kind, Message]):
         """Say the farewell of a failure, if there is one, and close.
 
         After a farewell the socket closes when the peer has closed it, or 0.25 s later: a plain
-        close could destroy the farewell in flight. In a torn frame nothing can be said.
+        close could destroy the farewell in flight. After half a frame nothing can be said.
         """
         with contextlib.suppress(OSError), self._sock:
-            if self._farewell and not self._is_torn:
+            if self._farewell and not self._is_stuck:
                 self._sock.settimeout(DRAIN_S)
                 self._write_frame(self._sock.sendall, self._farewell)
                 self._sock.shutdown(socket.SHUT_WR)
@@ -134,9 +134,9 @@ class Channel(Generic[Kind, Message]):
             return received
 
     def _write(self, message: bytes) -> None:
-        self._is_torn = True
+        self._is_stuck = True
         self._write_frame(self._send_all, message)
-        self._is_torn = False
+        self._is_stuck = False
 
     def _send_all(self, data: bytes) -> None:
         """Send all of it. While nothing can be sent, requests to end are looked at."""

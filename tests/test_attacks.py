@@ -106,6 +106,7 @@ def test_a_foreign_server_that_lets_an_attack_through_is_found_out() -> None:
         result = judge(ATTACKS["replay-session"], outside)
     assert (result.as_expected, result.words) == (False, "wire: SERVER_AGGR_RESPONSE")
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["flip-reading", "truncate", "swap-opcode", "forge-goodbye"])
 def test_a_foreign_server_that_looks_at_no_tag_is_found_out(name: str) -> None:
     """It refuses in the end, but only what comes after it has believed a lie."""
@@ -257,6 +258,7 @@ def run(*flags: str, given: str = "") -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "attacks.py", *flags], cwd=ROOT, text=True, input=given,
                           capture_output=True, timeout=60, check=False)
 
+@pytest.mark.slow
 def test_the_demo_tells_every_story_in_ascii_of_80_columns() -> None:
     done = run()
     assert (done.returncode, done.stderr) == (0, "")

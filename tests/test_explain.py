@@ -257,6 +257,7 @@ def test_bad_input_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 250
 
+@pytest.mark.slow
 def test_it_is_a_command(session: Session) -> None:
     done = run("-m", "classroom.explain", session.messages[0].hex())
     assert (done.returncode, done.stderr) == (0, "")

@@ -97,6 +97,7 @@ def test_a_search_finds_the_known_sets() -> None:
     assert found_by_search("flip-reading", 2, brute=False) == {frozenset({"tag"})}
     assert found_by_search("eavesdrop", 2, brute=False) == {frozenset({"encryption"})}
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["replay-rewritten", "swap-opcode", "replay-session"])
 def test_leaving_out_what_refused_nothing_leaves_out_no_set(name: str) -> None:
     assert found_by_search(name, 2, brute=False) == found_by_search(name, 2, brute=True)

@@ -142,6 +142,7 @@ def test_a_server_that_stops_waits_until_all_are_told() -> None:
         server.__exit__()
         assert not any(thread.is_alive() for thread in server._threads)
 
+@pytest.mark.slow
 def test_a_server_that_stops_waits_a_moment_and_no_longer() -> None:
     """A thread may be held by an aggregation that takes long, say."""
     release = threading.Event()

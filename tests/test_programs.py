@@ -442,6 +442,7 @@ def test_ctrl_c_on_a_client_says_goodbye() -> None:
         server.wait_for(r"client 1: ended.*TERMINATE \(GOODBYE\)", "err", count=3)
 
 @posix_only
+@pytest.mark.slow
 def test_a_killed_client_is_a_cut_connection_to_the_server_and_nothing_to_others() -> None:
     with running_server() as (server, port), \
             Program("client.py", "1", "--port", port, "--rounds", "500") as killed, \
@@ -473,6 +474,7 @@ def test_of_two_clients_with_one_id_the_later_stays() -> None:
         assert first.finish() == 1
         assert first.lines["err"] == ["client 1: session terminated by the server: REPLACED"]
 
+@pytest.mark.slow
 def test_patient_lifts_the_deadlines_on_both_sides() -> None:
     limits = ["--stranger-timeout", "0.2", "--silence-timeout", "0.2", "--frame-timeout", "0.2"]
     with running_server(*limits, "--patient") as (_, port):

@@ -141,6 +141,8 @@ def test_the_version_is_checked_before_anything_else(
 @pytest.mark.parametrize(("words", "requirements", "lines"), [
     ("classroom", "requirements.txt", ["-m classroom.demo"]),
     ("classroom --rounds 3", "requirements.txt", ["-m classroom.demo --rounds 3"]),
+    ("device --keep mine", "companions/device_transfer/requirements.txt",
+     ["-m companions.device_transfer.demo --keep mine"]),
     ("server --port 0", "requirements.txt", ["server.py --port 0"]),
     ("client 1 --values 2 -3", "requirements.txt", ["client.py 1 --values 2 -3"]),
     ("test", "requirements-dev.txt", ["-m pytest"]),
@@ -391,6 +393,7 @@ def test_the_demo_does_not_wait_for_ever(demo: Any) -> None:
     with pytest.raises(SystemExit, match="too long"):
         demo.Crew(limit_s=0).hear()
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("server", "complaint"), [
     ("raise SystemExit('no port is left')", "the server did not start"),
     ("real.main(); raise SystemExit(5)", "PROBLEM: server ended with exit code 5"),
@@ -445,6 +448,7 @@ def started() -> Iterator[subprocess.Popen[str]]:
             os.killpg(process.pid, signal.SIGKILL)
 
 @posix_only
+@pytest.mark.slow
 def test_a_client_that_dies_fails_the_demo_and_leaves_no_process(
         started: subprocess.Popen[str]) -> None:
     assert started.stdout
@@ -459,6 +463,7 @@ def test_a_client_that_dies_fails_the_demo_and_leaves_no_process(
     assert "PROBLEM: client 3" not in rest
 
 @posix_only
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "to_all"), [
     (signal.SIGINT, True), (signal.SIGINT, False), (signal.SIGTERM, False)],
     ids=["Ctrl-C in a terminal", "SIGINT", "SIGTERM"])
@@ -474,6 +479,7 @@ def test_a_demo_that_is_stopped_leaves_no_process_and_no_traceback(
     assert "Traceback" not in rest
 
 @posix_only
+@pytest.mark.slow
 def test_a_demo_whose_reader_has_gone_leaves_no_process(started: subprocess.Popen[str]) -> None:
     assert started.stdout
     demo = Demo(started.stdout)

@@ -306,6 +306,7 @@ def test_unknown_id_keeps_its_decoy_so_that_two_attempts_meet_the_same_keys() ->
         assert first.fingerprints() == second.fingerprints()
         assert first.fingerprints() != server.session_for(1).fingerprints()
 
+@pytest.mark.slow
 def test_a_stranger_has_its_time_in_all_however_it_drips() -> None:
     with serving(stranger_timeout_s=0.5, frame_timeout_s=30) as (server, journal):
         with Wire(server.address) as silent:

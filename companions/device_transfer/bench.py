@@ -5,7 +5,8 @@
 All do the same work over loopback: a process reads the file and sends it, another writes it to its
 disk, has the disk confirm that (fsync), and answers. The clock runs from the first byte to the
 answer; connections open and handshakes end before. Turn by turn every rival sends once, so that
-what else the machine does meets all alike; a ratio compares two of the same turn.
+what else the machine does meets all alike; a ratio compares two of the same turn. The files are
+in the folder for temporary ones: TMPDIR chooses the disk.
 
 - plain, tls12, tls13: as lean as Python allows; large pieces, one buffer, no deadlines, no limits;
 - digest: tls13, and both ends compute SHA-256 of the file and compare it, as a signed file needs;
@@ -14,12 +15,14 @@ what else the machine does meets all alike; a ratio compares two of the same tur
 from __future__ import annotations
 
 import argparse
+import filecmp
 import hashlib
 import json
 import os
 import platform
 import socket
 import ssl
+import subprocess
 import sys
 import tempfile
 import time
@@ -34,16 +37,17 @@ from bench.certificate import write_certificate
 from bench.report import BAR, spread
 from bench.rivals import HOST, LIMIT_S, tls_context
 from bench.slices import Failed, hear, process
-from companions.device_transfer import ca
-from companions.device_transfer.certificates import Identity, Role, Trust, load_identity, load_trust
+from companions.device_transfer.certificates import Identity, Trust, load_identity, load_trust
 from companions.device_transfer.device import Device
 from companions.device_transfer.server import Server
 from endpoint import Parser, positive, run_program, write_text
 
+ROOT = Path(__file__).resolve().parents[2]
 NAMES = {"plain": "plain TCP", "tls12": "TLS 1.2", "tls13": "TLS 1.3",
          "digest": "TLS 1.3 + digest", "ours": "ours"}
 SIZE_MIB, TURNS = 256, 7
 PIECE_BYTES = 256 * 1_024  # of the lean rivals: larger is not faster
+LEAN_NAME = "file"  # of what the lean rivals receive
 MIB = 2**20
 
 class Slice(NamedTuple):
@@ -85,7 +89,7 @@ def receive_lean(pipe: Connection, rival: str, folder: Path) -> None:
     with tls.wrap_socket(sock, server_side=True) if tls else sock as sock:
         sock.sendall(bytes(1))  # the handshake is over at both ends
         left = int.from_bytes(receive_exactly(sock, 8), "big")
-        with open(folder / "received" / "file", "wb", buffering=0) as file:
+        with open(folder / "received" / LEAN_NAME, "wb", buffering=0) as file:
             answer = take(sock, left, file.write, rival == "digest")
             os.fsync(file.fileno())
         sock.sendall(answer)
@@ -120,13 +124,19 @@ def send_lean(rival: str, address: tuple[str, int], path: Path, folder: Path) ->
         began_s = now_s()
         with path.open("rb", buffering=0) as file:
             sock.sendall(path.stat().st_size.to_bytes(8, "big"))
-            digest = give(sock, file.readinto, rival == "digest") if tls else bytes(32)
-            if not tls:
+            if isinstance(sock, ssl.SSLSocket):
+                digest = give(sock, file.readinto, rival == "digest")
+            else:
                 sock.sendfile(file)
+                digest = bytes(32)
         if receive_exactly(sock, 32) != digest:
             sys.exit("the file that came is not the one that was sent")
-        channel = f"{sock.version()}, {(sock.cipher() or '?')[0]}" if tls else "nothing"
-        return Sent(*passed_s(began_s), channel)
+        return Sent(*passed_s(began_s), describe(sock))
+
+def describe(sock: socket.socket) -> str:
+    """Name the version and the cipher."""
+    cipher = sock.cipher() if isinstance(sock, ssl.SSLSocket) else None
+    return f"{cipher[1]}, {cipher[0]}" if cipher else "nothing protects it"
 
 def give(sock: socket.socket, readinto: Callable[[memoryview], int | None],
          is_hashed: bool) -> bytes:
@@ -173,18 +183,29 @@ def run_slice(rival: str, path: Path, folder: Path) -> Slice:
         if rival == "ours":
             receiver.send("stop")
         receiver_s = hear(receiver)
-    for received in (folder / "received").iterdir():
-        if received.suffix != ".jsonl" and received.stat().st_size != path.stat().st_size:
-            raise Failed(f"{rival} has not sent all of the file")
-        received.unlink()
+    check_received(rival, path, folder)
     return Slice(sent.wall_s, sent.processor_s, receiver_s, sent.channel)
+
+def check_received(rival: str, path: Path, folder: Path) -> None:
+    """Hold what came against what was sent, and remove it. Raises Failed."""
+    received = folder / "received" / (path.name if rival == "ours" else LEAN_NAME)
+    if not received.exists() or not filecmp.cmp(path, received, shallow=False):
+        raise Failed(f"{NAMES[rival]} has not sent all of the file")
+    received.unlink()
+
+def certify(pki: Path) -> None:
+    """Make an authority, a server and a device, with the program that does so. Raises Failed."""
+    for words in (["create"], ["issue", "server-1", "--role=server"],
+                  ["issue", "device-1", "--role=device"]):
+        command = [sys.executable, "-m", "companions.device_transfer.ca",
+                   words[0], str(pki), *words[1:]]
+        if subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, check=False).returncode:
+            raise Failed("the authority did not make its certificates")
 
 def prepare(folder: Path, size_bytes: int) -> Path:
     """Make certificates for all, and a file of random bytes; return its path."""
     write_certificate(folder, HOST)
-    ca.create(folder / "pki")
-    ca.issue(folder / "pki", "server-1", Role.SERVER)
-    ca.issue(folder / "pki", "device-1", Role.DEVICE)
+    certify(folder / "pki")
     (folder / "received").mkdir()
     path = folder / "video.bin"
     with path.open("wb") as file:

@@ -6,58 +6,76 @@
 
 Memory does not grow with a file: it is read, sealed and sent chunk by chunk. As a program it exits
 with 0 when all was acknowledged, 1 when the session was ended, 2 for bad input, 3 for no
-connection, a cut one, or a late answer.
+connection, a cut one, or a late answer, and 130 after Ctrl-C (143 after SIGTERM).
 """
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import logging
+import os
+import signal
 import socket
+import stat
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
 from tqdm import tqdm
 
 from companions.channel import Channel
-from companions.device_transfer.certificates import Identity, Trust
-from companions.device_transfer.options import PORT, PartyParser, load_party, start_log
+from companions.device_transfer.certificates import (
+    CertificateExpired, CertificateNotYetValid, CertificateRevoked, Identity, MalformedCertificate,
+    RevocationListUnusable, Role, Trust, UntrustedCertificate, WrongRole,
+)
+from companions.device_transfer.journal import shorten
+from companions.device_transfer.options import (
+    PORT, Pace, PartyParser, check_role, load_party, start_log,
+)
 from companions.device_transfer.protocol import (
-    CHUNK_BYTES, Kind, Message, PeerFailed, Session, read_frame, write_frame,
+    CHUNK_BYTES, Kind, Message, PeerFailed, Session, State, read_frame, write_frame,
 )
 from companions.device_transfer.transfer import (
     MAX_TEXT_BYTES, Announcement, Manifest, Outgoing, check_name, sign_manifest,
 )
 from endpoint import (
-    HOST, NoConnection, UserError, reason_of, run_program, seconds,
+    HOST, EndRequested, NoConnection, UserError, reason_of, run_program, seconds, to_stderr,
 )
 from protocol_fsm import (
-    BadPayload, ConnectionCut, DeadlineExpired, LocalError, ProtocolError, ProtocolState,
+    BadPayload, ConnectionCut, DeadlineExpired, LocalError, ProtocolError, ProtocolState, WrongPeer,
 )
 
+log = logging.getLogger("device_transfer.device")
 Progress = Callable[[int], object]  # told how many bytes went out
+REFUSED = (MalformedCertificate, UntrustedCertificate, CertificateNotYetValid, CertificateExpired,
+           WrongRole, CertificateRevoked)
 
 class Device:
     """A session with one server, named by its certificate: begins with `with`, ends with END.
 
-    Raises UserError, NoConnection, and any ProtocolError, which has then ended the session.
+    `timeout_s` is for each answer, and for 64 KiB to go out. Raises UserError and NoConnection
+    before there is a session; any ProtocolError has ended it. A Device has one session: for another
+    one, make another Device. One thread at a time may use it.
     """
 
     def __init__(self, identity: Identity, trust: Trust, recipient: str, host: str = HOST,
                  port: int = PORT, *, timeout_s: float = 10.0,
                  new_session: Callable[..., Session] = Session) -> None:
+        check_role(identity, Role.DEVICE)
         self.session = new_session(identity, trust, recipient)
         self._identity, self._trust, self.recipient = identity, trust, recipient
         self._address, self.timeout_s, self._number = (host, port), timeout_s, 0
         self.channel: Channel[Kind, Message]
 
     def __enter__(self) -> Device:
+        if self.session.state is not State.HELLO:
+            raise LocalError("a Device has one session; for another one, make another Device")
         try:
             sock = socket.create_connection(self._address, min(self.timeout_s, 10.0))
-        except (OSError, UnicodeError) as error:
+        except (OSError, UnicodeError, OverflowError) as error:
             where = "{}:{}".format(*self._address)
             raise NoConnection(f"no server at {where}: {reason_of(error)}") from None
         self.channel = Channel(sock, self.session, read_frame, write_frame, self.timeout_s)
@@ -65,57 +83,82 @@ class Device:
             for kind in (Kind.HELLO, Kind.SHARE, Kind.CONFIRM):
                 self.channel.send(kind)
                 self.receive()
-        except BaseException:
+        except BaseException as error:
+            log.info("%s: no session: %s", self.recipient, error)
             self.channel.leave()
             raise
+        log.info("%s: session %s begun", self.recipient, self.session.session_id.hex())
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
         try:
-            if kind is None:
+            if kind is None and self.session.state is State.READY:
                 self.channel.send(Kind.END)
                 self._check_ack(hashlib.sha256(b"").digest())
-            elif self.session.state.phase is ProtocolState.ACTIVE:
-                self.channel.fail(ProtocolError(None, "our own side gave up"))
         finally:
+            if self.session.state.phase is ProtocolState.ACTIVE:
+                self.channel.fail(ProtocolError(None, "our own side gave up"))
             self.channel.leave()
+            log.info("%s: session over, %d acknowledged", self.recipient, self._number)
 
     def send_text(self, text: str) -> Manifest:
-        """Send a text of at most 65,536 bytes; returns when the server has verified it."""
-        try:
-            content = text.encode("utf-8")
-        except UnicodeError:
-            raise UserError("the text has characters that are none") from None
-        if len(content) > MAX_TEXT_BYTES:
-            raise UserError(f"the text has {len(content):,} bytes, and {MAX_TEXT_BYTES:,} is all")
+        """Send a text of 0 to 65,536 bytes (UTF-8), and return what was signed of it.
+
+        Then the server has verified it, and written it down. Raises UserError, and nothing was
+        sent; LocalError outside of a session; ProtocolError, which has ended the session.
+        """
+        content = encode_text(text)
         return self._send(Announcement("text", "", len(content)), io.BytesIO(content))
 
     def send_file(self, path: Path, progress: Progress = lambda count: None) -> Manifest:
-        """Send a file of any size; returns when the server has verified and stored it."""
+        """Send a file of any size under its own name, and return what was signed of it.
+
+        Then the server has verified and stored it. Raises UserError, and nothing was sent;
+        LocalError outside of a session, or if the file changes its size or cannot be read to its
+        end, which ends the session, as does a ProtocolError.
+        """
         with open_file(path) as file:
             size = file.seek(0, io.SEEK_END)
             file.seek(0)
-            return self._send(Announcement("file", path.name, size), file, progress)
+            try:
+                return self._send(Announcement("file", path.name, size), file, progress)
+            except LocalError as error:
+                raise LocalError(f"{shorten(ascii(path.name), 40)}: {error}") from None
 
     def _send(self, announcement: Announcement, content: BinaryIO,
               progress: Progress = lambda count: None) -> Manifest:
-        outgoing, session = Outgoing(announcement), self.session
-        self.channel.send(Kind.TEXT if announcement.kind == "text" else Kind.FILE,
-                          announcement.encode())
-        while chunk := read_chunk(content, announcement.size - outgoing.size):
+        if self.session.state is not State.READY:
+            raise LocalError("there is no session: a Device sends inside its `with`, and not after "
+                             "something has ended that")
+        try:
+            self.channel.send(Kind.TEXT if announcement.kind == "text" else Kind.FILE,
+                              announcement.encode())
+            manifest = self._send_content(Outgoing(announcement), content, progress)
+            self._check_ack(bytes.fromhex(manifest.digest))
+        except BaseException as error:
+            log.info("%s: %a of %d bytes not acknowledged: %r", self.recipient,
+                     announcement.name or "text", announcement.size, error)
+            raise
+        self._number += 1
+        log.info("%s: %a of %d bytes acknowledged", self.recipient, manifest.name or "text",
+                 manifest.size)
+        return manifest
+
+    def _send_content(self, outgoing: Outgoing, content: BinaryIO, progress: Progress) -> Manifest:
+        """Send chunks, new keys where they are due, and the signature over all of it."""
+        session = self.session
+        while chunk := read_chunk(content, outgoing.announcement.size - outgoing.size):
+            outgoing.take(chunk)
             if session.chunks >= session.rekey_chunks:
                 self.channel.send(Kind.REKEY)
                 self.receive()
             self.channel.hear()
             self.channel.send(Kind.CHUNK, chunk)
-            outgoing.take(chunk)
             progress(len(chunk))
         manifest = outgoing.manifest(session.session_id, self._number,
                                      self._identity.certificate.common_name, self.recipient,
                                      self._trust.now())
         self.channel.send(Kind.MANIFEST, sign_manifest(self._identity.private_key, manifest))
-        self._check_ack(bytes.fromhex(manifest.digest))
-        self._number += 1
         return manifest
 
     def receive(self) -> Message:
@@ -127,52 +170,93 @@ class Device:
             self.channel.fail(error)
             raise error
 
-def open_file(path: Path) -> BinaryIO:
-    """Open a regular file. Raises UserError."""
+# What is sent -------------------------------------------------------------------------------------
+
+def encode_text(text: str) -> bytes:
+    """Return at most 65,536 bytes of UTF-8. Raises UserError."""
     try:
+        content = text.encode("utf-8")
+    except UnicodeError:
+        raise UserError("the text is not Unicode: it has half a character in it") from None
+    if len(content) > MAX_TEXT_BYTES:
+        raise UserError(f"a text has at most {MAX_TEXT_BYTES:,} bytes, and this {len(content):,}")
+    return content
+
+def open_file(path: Path) -> BinaryIO:
+    """Open a regular file whose name can be sent. Raises UserError."""
+    try:
+        mode = path.stat().st_mode  # first: to open a pipe would wait for who writes it
+        if not stat.S_ISREG(mode):
+            raise OSError("it is a folder" if stat.S_ISDIR(mode) else "it is no file")
         check_name(path.name)
-        if not path.is_file():
-            raise FileNotFoundError(0, "it is no file")
         return path.open("rb")
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {reason_of(error)}") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {os.fspath(path)!a}: {reason_of(error)}") from None
     except ProtocolError as error:
-        raise UserError(f"cannot send {str(path)!a}: {error}") from None
+        raise UserError(f"cannot send {os.fspath(path)!a}: {error}") from None
 
 def read_chunk(content: BinaryIO, left: int) -> bytes:
-    """Return the next bytes to send, none when all was read. Raises UserError."""
+    """Return 1 to 65,536 bytes to send, or none at the end; a byte more than `left` if it grows.
+
+    Raises LocalError.
+    """
     try:
-        return content.read(min(CHUNK_BYTES, left))
+        return content.read(min(CHUNK_BYTES, left + 1))
     except OSError as error:
-        raise UserError(f"cannot read on: {reason_of(error)}") from None
+        raise LocalError(f"cannot be read to its end: {reason_of(error)}") from None
+
+# The program --------------------------------------------------------------------------------------
 
 def explain(error: ProtocolError, session: Session) -> str:
     """Return the sentence for a person whose session ended before its time."""
     if isinstance(error, PeerFailed):
         return "the server ended the session; its log says why, and nobody else is told"
-    if isinstance(error, ConnectionCut) and session.state.phase is not ProtocolState.ACTIVE \
-            and not session.session_id:
+    if isinstance(error, ConnectionCut) and not session.session_id:
         return ("the server closed the connection in the handshake, and never says why: an "
                 "expired, revoked or unknown certificate, a wrong clock or tampering look alike")
     if isinstance(error, ConnectionCut):
-        return "connection lost; what was not acknowledged has not arrived"
+        return "connection lost; what was not acknowledged may not have arrived"
     if isinstance(error, DeadlineExpired):
-        return "no answer in time"
+        return "no answer in time; what was not acknowledged may not have arrived"
+    if isinstance(error, REFUSED):
+        return f"the server's certificate is refused: {error}"
+    if isinstance(error, WrongPeer):
+        return f"another server is there: {error}"
+    if isinstance(error, RevocationListUnusable):
+        return f"no certificate is accepted without a good revocation list: {error}"
     return f"session ended: {error}"
 
-def send_all(device: Device, texts: Sequence[str], files: Sequence[Path]) -> None:
-    """Send everything, with a progress bar on a terminal and a line for each that has arrived."""
+@contextlib.contextmanager
+def shown(path: Path) -> Iterator[Progress]:
+    """Give what shows progress on stderr: a bar on a terminal, and else a line now and then."""
+    with open_file(path) as file:
+        size = os.fstat(file.fileno()).st_size
+    name = shorten(ascii(path.name)[1:-1], 30)
+    if not sys.stderr.isatty():
+        yield Pace(name, size, to_stderr)
+        return
+    with tqdm(total=size, unit="B", unit_scale=True, desc=name, leave=False, dynamic_ncols=True,
+              delay=0.5) as bar:
+        yield bar.update
+
+def send_all(device: Device, texts: Sequence[str], files: Sequence[Path], stop: list[int]) -> None:
+    """Send everything, and print a line for each that has arrived. `stop`: signals that came."""
+    def leave(number: int, _: object) -> None:
+        stop.append(number)
+        device.channel.request_end()
+
     with device:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, leave)
         print(f"session with {device.recipient} begun", flush=True)
         for text in texts:
             device.send_text(text)
-            print(f"text of {len(text)} characters: acknowledged", flush=True)
+            print(f"text of {len(text):,} characters: acknowledged", flush=True)
         for path in files:
-            size = path.stat().st_size
-            with tqdm(total=size, unit="B", unit_scale=True, desc=f"{path.name[:30]!a}"[1:-1],
-                      disable=None, leave=False, dynamic_ncols=True, delay=0.5) as bar:
-                manifest = device.send_file(path, bar.update)
-            print(f"{path.name!a}: {manifest.size:,} bytes acknowledged", flush=True)
+            with shown(path) as progress:
+                manifest = device.send_file(path, progress)
+            print(f"{shorten(ascii(path.name), 40)}: {manifest.size:,} bytes acknowledged",
+                  flush=True)
     print(f"done: {len(texts) + len(files)} sent and acknowledged")
 
 def main() -> int:
@@ -184,17 +268,22 @@ def main() -> int:
     options = parser.options()
     if not options.text and not options.files:
         raise UserError("there is nothing to send: name files, or give a --text")
+    for text in options.text:  # before anything is sent
+        encode_text(text)
     for path in options.files:
-        open_file(path).close()  # before anything is sent
+        open_file(path).close()
     start_log(options.log, logging.WARNING)
-    device = Device(*load_party(options), options.to, options.host, options.port,
-                    timeout_s=options.timeout)
+    device, stop = Device(*load_party(options, Role.DEVICE), options.to, options.host,
+                          options.port, timeout_s=options.timeout), list[int]()
     try:
-        send_all(device, options.text, options.files)
+        send_all(device, options.text, options.files, stop)
+    except EndRequested:
+        to_stderr("device: stopped; what was not acknowledged may not have arrived")
+        return 128 + stop[0]
     except LocalError as error:
         raise UserError(str(error)) from None
     except ProtocolError as error:
-        print(f"device: {explain(error, device.session)}", file=sys.stderr)
+        to_stderr(f"device: {explain(error, device.session)}")
         return 3 if isinstance(error, (ConnectionCut, DeadlineExpired)) else 1
     return 0
 

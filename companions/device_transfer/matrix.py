@@ -79,7 +79,8 @@ def trial(task: Task) -> list[tuple[str, Names, bool, Names]]:
                     name, won = left.pop(0), ""
                     said_no.clear()
                     with contextlib.suppress(ProtocolError, LocalError, UserError):
-                        won = ATTACKS[name].goal(lab.suffer(ATTACKS[name]))
+                        outcome: Any = lab.suffer(ATTACKS[name])
+                        won = ATTACKS[name].goal(outcome)
                     relevant = {element for element, rule in ELEMENTS.items()
                                 if matters(rule, said_no)}
                     results.append((name, taken, bool(won), frozenset(relevant - taken)))

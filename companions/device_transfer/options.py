@@ -13,7 +13,7 @@ from pathlib import Path
 from companions.device_transfer.certificates import (
     Identity, Role, Trust, load_identity, load_trust,
 )
-from endpoint import HOST, Parser, UserError, port_number, reason_of
+from endpoint import HOST, Parser, UserError, port_number, reason_of, to_stderr
 from protocol_fsm import ProtocolError
 
 PORT = 9998  # the core's server has 9999
@@ -62,6 +62,7 @@ def ask_passphrase(prompt: str) -> str:
     try:
         return getpass.getpass(prompt)
     except EOFError:
+        to_stderr("")  # the prompt has a line of its own
         raise UserError("the key needs a passphrase, and nobody types one") from None
     except UnicodeError:
         raise UserError("a passphrase is text") from None
@@ -71,7 +72,7 @@ def ask_passphrase(prompt: str) -> str:
 class LineFormatter(logging.Formatter):
     """An event in a line, behind its time in UTC; what could break a line or hide is escaped."""
 
-    converter = time.gmtime
+    converter = staticmethod(time.gmtime)
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(message)s", "%Y-%m-%dT%H:%M:%SZ")

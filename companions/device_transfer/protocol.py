@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from companions.asymmetric import (
-    SHARE_BYTES, SIGNATURE_BYTES, agree, hkdf, hkdf_expand, is_signed, new_share, sign,
+    SIGNATURE_BYTES, agree, hkdf, hkdf_expand, is_signed, new_share, sign,
 )
 from companions.device_transfer.certificates import Certificate, Identity, Role, Trust
 from crypto_utils import (
@@ -397,7 +397,7 @@ class Session:
     def _agree(self, share: bytes) -> bytes:
         """Return what both shares lead to (32 bytes). Raises BadShare."""
         try:
-            if self._ephemeral is None or len(share) != SHARE_BYTES:
+            if self._ephemeral is None:
                 raise ValueError
             return agree(self._ephemeral, share)
         except ValueError:

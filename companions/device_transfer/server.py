@@ -17,7 +17,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -121,11 +121,11 @@ class Server:
                 log.log(logging.DEBUG if pause else logging.ERROR, "cannot accept: %s", error)
                 pause = POLL_S
 
-    def _begin(self, sock: socket.socket, address: tuple[str, int]) -> None:
+    def _begin(self, sock: socket.socket, address: Sequence[object]) -> None:
         """Serve a connection in a thread, and send the oldest strangers away if there are many."""
         with contextlib.ExitStack() as stack:
             stack.enter_context(sock)
-            member = Member(self, sock, "{}:{}".format(*address))
+            member = Member(self, sock, shown(address))
             with self._lock:  # which the thread has to wait for before it can be forgotten
                 member.thread.start()
                 stack.pop_all()
@@ -145,7 +145,8 @@ class Server:
         if reason is None:
             log.info("%s: done, %d received", member, member.received)
         else:
-            log.warning("%s: ended after %d received: %s", member, member.received,
+            received = "" if member.is_stranger else f" after {member.received} received"
+            log.warning("%s: ended%s: %s", member, received,
                         "connection lost" if isinstance(reason, ConnectionCut) else reason)
         self.record(Record("end", member.name, reason))
 
@@ -201,8 +202,9 @@ class Member:
     def _shake_hands(self, deadline: float) -> None:
         for kind in (Kind.HELLO, Kind.SHARE, Kind.CONFIRM):
             self.channel.receive(deadline)
+            if kind is Kind.CONFIRM:  # first: who has heard ours is no stranger any more
+                self._server.admit(self)
             self.channel.send(kind)
-        self._server.admit(self)
         self.name = self.session.peer.common_name
         log.info("%s: session %s begun", self, self.session.session_id.hex())
 
@@ -234,6 +236,7 @@ class Member:
         while (message := self._receive()).kind is not Kind.MANIFEST:
             if message.kind is Kind.REKEY:
                 self.channel.send(Kind.REKEY)
+                partial.sync()  # at the end of a large file the device will not wait for all of it
                 continue
             incoming.take(message.body)
             partial.write(message.body)
@@ -250,14 +253,19 @@ class Member:
                 self._server.store.remove(stored_as)
             raise
 
+def shown(address: Sequence[object]) -> str:
+    """Return HOST:PORT, of IPv4 or IPv6."""
+    host, port = str(address[0]), address[1]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
 def listen(host: str, port: int) -> socket.socket:
-    """Return a listening socket whose accept wakes every POLL_S. Raises NoConnection."""
+    """Return a listening socket whose accept wakes now and then. Raises NoConnection."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         listener = socket.create_server((host, port), family=family, backlog=1_024)
     except (OSError, UnicodeError, OverflowError) as error:
         raise NoConnection(f"cannot listen on {host}:{port}: {reason_of(error)}") from None
-    listener.settimeout(POLL_S)
+    listener.settimeout(POLL_S / 4)
     return listener
 
 def main() -> int:
@@ -274,8 +282,7 @@ def main() -> int:
         signal.signal(number, lambda number, _: stop.append(number))
     with Server(identity, trust, options.received, options.host, options.port,
                 Limits(max_bytes=options.max_bytes)) as server:
-        print("{} listens on {}:{}".format(identity.certificate.common_name, *server.address),
-              flush=True)
+        print(f"{identity.certificate.common_name} listens on {shown(server.address)}", flush=True)
         while not stop:
             time.sleep(POLL_S)
     print("stopped")

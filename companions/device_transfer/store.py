@@ -97,6 +97,11 @@ class Partial:
         with storing(f"room for {len(chunk)} bytes"):
             write_all(self._file, chunk)
 
+    def sync(self) -> None:
+        """Have the disk write what came so far, so that `keep` is quick. Raises StoreFailed."""
+        with storing("what came so far"):
+            os.fsync(self._file)
+
     def keep(self, name: str) -> str:
         """Give it a final name, and return that: `name`, or one like it if that is taken.
 

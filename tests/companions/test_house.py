@@ -14,7 +14,8 @@ MODULES = sorted(FOLDER.rglob("*.py"))
 COMPANIONS = {path.name for path in FOLDER.iterdir() if (path / "README.md").is_file()}
 CORE = sorted([*ROOT.glob("*.py"), *(ROOT / "classroom").rglob("*.py"),
                *(ROOT / "bench").glob("*.py")])
-LAB = {"attacks", "demo", "weakened", "matrix", "wire", "bench"}  # what no program of a companion imports
+# what no program of a companion imports
+LAB = {"attacks", "demo", "weakened", "matrix", "wire", "bench"}
 
 def modules_imported(path: Path) -> set[str]:
     """Return the dotted names of the modules that a file imports, wherever in it."""

@@ -1,0 +1,209 @@
+"""All of the device transfer at work on this computer, in real processes, and then its adversary.
+
+    python3 run.py device [--keep FOLDER]
+
+An authority certifies a server and two devices; both send at once; one is revoked and comes back;
+what came is verified; then all attacks run. Exits with 0 only if all of it went as it should.
+Everything lies in a temporary folder that is removed at the end, or in FOLDER, which then stays.
+"""
+from __future__ import annotations
+
+import contextlib
+import filecmp
+import io
+import os
+import re
+import shlex
+import tempfile
+import textwrap
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from classroom.demo import Crew
+from classroom.output import write_whole
+from companions.device_transfer import media
+from endpoint import Parser, UserError, reason_of, run_program
+
+PROGRAMS = "companions.device_transfer"
+LIMIT_S = 120.0  # for all of it
+COLUMNS = 79
+UNSHOWN = re.compile(r"^[\d-]+T[\d:]+Z | at [\d.]+:\d+(?=: )")  # of a log: time, and address
+SESSION_END = re.compile(r": (done|ended)\b")  # as the server's log has it
+ATTACKS_SHOWN = 6  # single ones, before the summary of all
+MEDIA = {"device-1": ("door.png", media.image), "device-2": ("door.avi", media.video)}
+
+class Stage(Crew):
+    """The processes, the folder that they work in, and what went wrong, as sentences."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(LIMIT_S)
+        self.folder, self.problems = folder, list[str]()
+        self.port, self.said = "", list[str]()  # of the server
+
+    def begin(self, name: str, program: str, *words: str | Path) -> None:
+        """Start a program of ours, and show what to type for that."""
+        self.ended.discard(name)
+        print("$", program, *(shlex.quote(self._short(str(word))) for word in words), flush=True)
+        with contextlib.redirect_stdout(io.StringIO()):  # its number is not of interest here
+            self.start(name, "-u", "-m", f"{PROGRAMS}.{program}", *map(str, words))
+
+    def next_line(self) -> tuple[str, str]:
+        """Return who says what; nothing when they have ended."""
+        name, line = self.hear()
+        line = self._short(UNSHOWN.sub("", line))
+        if name == "server":
+            self.said.append(line)
+        return name, line
+
+    def listen(self, *names: str, sessions: int = 0) -> None:
+        """Show what is said until all of these, and `sessions` more at the server, have ended."""
+        wanted = self._session_ends() + sessions
+        while not self.ended >= {*names} or (
+                self._session_ends() < wanted and "server" not in self.ended):
+            show(*self.next_line())
+
+    def finish(self, program: str, *words: str | Path) -> list[str]:
+        """Run a program to its end, and return what it prints."""
+        lines = list[str]()
+        self.begin(program, program, *words)
+        while program not in self.ended:
+            name, line = self.next_line()
+            if name == program:
+                lines += [line] if line else []
+            else:
+                show(name, line)
+        self.check_end(program)
+        return lines
+
+    def check_end(self, name: str, wanted: int = 0) -> None:
+        """Remember a program that did not end as it should."""
+        code = self.processes[name].wait()
+        self.check(code == wanted, f"{name} ended with exit code {code}, not {wanted}")
+
+    def check(self, is_well: bool, problem: str) -> None:
+        if not is_well:
+            self.problems.append(problem)
+
+    def _session_ends(self) -> int:
+        return sum(1 for line in self.said if SESSION_END.search(line))
+
+    def _short(self, line: str) -> str:
+        return line.replace(f"{self.folder}{os.sep}", "")
+
+def show(name: str, line: str) -> None:
+    if line:
+        print(textwrap.fill(f"{name:<8} | {line}", COLUMNS, subsequent_indent=" " * 9 + "| "),
+              flush=True)
+
+def heading(title: str, look: str) -> None:
+    print("", title, "-" * len(title), textwrap.fill(look, COLUMNS), "", sep="\n", flush=True)
+
+def show_all(lines: Sequence[str]) -> None:
+    print("\n".join(lines), flush=True)
+
+# The acts -----------------------------------------------------------------------------------------
+
+def certify(stage: Stage) -> None:
+    heading("1 An authority says who is who",
+            "Each gets a key of its own, and a certificate to show. Look at the roles: a device "
+            "cannot play the server. Nobody but the authority needs pki/ca.")
+    pki = stage.folder / "pki"
+    show_all(stage.finish("ca", "create", pki))
+    for name in ("server-1", "device-1", "device-2"):
+        show_all(stage.finish("ca", "issue", pki, name, "--role", name[:6]))
+    show_all(stage.finish("ca", "list", pki))
+
+def send(stage: Stage, name: str, *words: str | Path) -> None:
+    stage.begin(name, "device", "--identity", stage.folder / "pki" / name, "--to", "server-1",
+                "--port", stage.port, *words)
+
+def transfer(stage: Stage) -> None:
+    heading("2 Two devices send at the same time",
+            "Look at the sessions: each has keys of its own, which are in no file. A device says "
+            "`acknowledged` when the server has verified what was signed, and stored it.")
+    stage.begin("server", "server", "--identity", stage.folder / "pki" / "server-1", "--received",
+                stage.folder / "received", "--port", "0")
+    name, line = stage.next_line()
+    show(name, line)
+    stage.port = line.rpartition(":")[2]
+    if not line.startswith("server-1 listens on "):
+        raise SystemExit("the server did not start")
+    for device, (file, content) in MEDIA.items():
+        write_whole(stage.folder / file, content())
+        send(stage, device, "--text", "hi", stage.folder / file)
+    stage.listen(*MEDIA, sessions=len(MEDIA))
+    for device, (file, _) in MEDIA.items():
+        stage.check_end(device)
+        is_same = (stage.folder / "received" / file).is_file() and filecmp.cmp(
+            stage.folder / file, stage.folder / "received" / file, shallow=False)
+        stage.check(is_same, f"received/{file} is not what {device} sent")
+
+def revoke(stage: Stage) -> None:
+    heading("3 A device is lost, and its certificate revoked",
+            "The server reads the new list by itself, and tells nobody why it hangs up: look at "
+            "its log.")
+    show_all(stage.finish("ca", "revoke", stage.folder / "pki", "device-2"))
+    send(stage, "device-2", "--text", "let me in")
+    stage.listen("device-2", sessions=1)
+    stage.check_end("device-2", 3)
+    stage.check(any("CertificateRevoked" in line for line in stage.said),
+                "the server did not notice the revocation")
+    stage.processes["server"].terminate()
+    stage.listen("server")
+    if os.name == "posix":  # Windows knows no gentle end
+        stage.check_end("server")
+
+def verify(stage: Stage) -> None:
+    heading("4 Anybody can verify what came",
+            "The journal keeps the signatures. With the authority's public key, and no secret at "
+            "all, anybody can tell later who sent what, and when. What was signed before a "
+            "revocation stays signed.")
+    lines = stage.finish("journal", stage.folder / "received", "--authority",
+                         stage.folder / "pki" / "device-1" / "authority.json")
+    show_all(lines)
+    stage.check(len(lines) == 2 * len(MEDIA), "the journal does not name all that was sent")
+
+def attack(stage: Stage) -> None:
+    heading("5 The adversary",
+            "Each attack is real: a proxy on the wire, bad certificates, stolen keys. Look at the "
+            "name of the check that stops it, and at what nothing prevents.")
+    lines = stage.finish("attacks")
+    begin = next((n for n, line in enumerate(lines) if line.startswith("claim ")), len(lines))
+    show_all([*lines[2 : 2 + ATTACKS_SHOWN], "... `attacks` alone shows them all ...", "",
+              *lines[begin:]])
+
+def run(folder: Path) -> list[str]:
+    """Play all acts in this folder, and return what went wrong. Raises SystemExit."""
+    print(f"`$ ca` stands for: python -m {PROGRAMS}.ca; and so on.", flush=True)
+    stage = Stage(folder)
+    with stage:
+        for act in (certify, transfer, revoke, verify, attack):
+            act(stage)
+    return stage.problems
+
+@contextlib.contextmanager
+def kept(folder: Path) -> Iterator[Path]:
+    """Make a folder that stays. Raises UserError."""
+    try:
+        folder.mkdir(mode=0o700)
+    except OSError as error:
+        raise UserError(f"cannot make {folder}: {reason_of(error)}") from None
+    yield folder.absolute()
+
+def main() -> int:
+    parser = Parser("Shows the device transfer, and its adversary.", is_endpoint=False)
+    parser.add_argument("--keep", type=Path, metavar="FOLDER",
+                        help="make this folder, and leave all there: keys, files, journal")
+    options = parser.options()
+    with kept(options.keep) if options.keep else tempfile.TemporaryDirectory() as folder:
+        problems = run(Path(folder))
+    for problem in problems:
+        print(f"PROBLEM: {problem}")
+    if options.keep:
+        print(f"\nAll that was made is in {options.keep}.")
+    if not problems:
+        print("\nAll went as it should.")
+    return int(bool(problems))
+
+if __name__ == "__main__":
+    run_program(main)
