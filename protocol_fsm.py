@@ -29,8 +29,7 @@ MIN_MESSAGE, MAX_MESSAGE = 71, 65_527  # one block; the most whole blocks that 2
 MAX_BODY = MAX_MESSAGE - OVERHEAD - NONCE_BYTES - 1  # 65,455: one byte at least is padding
 MIN_MASTER_KEY = 16
 LAST_ROUND = 2**32 - 1
-MAX_READINGS = 1_024  # numbers in one report
-MAX_MAGNITUDE = 1e15  # of one number
+MAX_READINGS, MAX_MAGNITUDE = 1_024, 1e15  # numbers in one report; the magnitude of each
 
 RandomSource = Callable[[int], bytes]
 Json = str | float | None | list[str | float | None]  # a value in an aggregate [P 3.3]
@@ -128,7 +127,6 @@ class ProtocolState(Enum):
 
 class State(Enum):
     """A phase, and the direction that the next message of the conversation takes."""
-
     HELLO = ProtocolState.INIT, Direction.C2S
     CHALLENGE = ProtocolState.INIT, Direction.S2C
     REPORT = ProtocolState.ACTIVE, Direction.C2S
@@ -140,7 +138,6 @@ class State(Enum):
 
 class ProtocolFSM:
     """Where one end of one session stands. It holds no keys."""
-
     # Every legal move. What is not here is a violation.
     VALID_TRANSITIONS: ClassVar[Mapping[tuple[State, Opcode, Direction], State]] = {
         (State.HELLO, Opcode.CLIENT_HELLO, Direction.C2S): State.CHALLENGE,
@@ -226,7 +223,7 @@ def parse_readings(body: bytes) -> list[float]:
     values = _parse_json(body)
     if not isinstance(values, list) or len(values) > MAX_READINGS:
         raise BadPayload(f"an array of at most {MAX_READINGS} numbers", type(values).__name__)
-    if not all(_is_number(value, MAX_MAGNITUDE) for value in values):
+    if not _are_numbers(values, MAX_MAGNITUDE):
         raise BadPayload(f"numbers of at most {MAX_MAGNITUDE:.0e}", "something else")
     return [float(value) for value in values]
 
@@ -235,8 +232,9 @@ def parse_aggregate(body: bytes) -> dict[str, Json]:
     members = _parse_json(body)
     if not isinstance(members, dict):
         raise BadPayload("an object", type(members).__name__)
-    arrays = (value if isinstance(value, list) else [value] for value in members.values())
-    if not all(map(_is_plain, [*members, *(item for array in arrays for item in array)])):
+    arrays = [value if isinstance(value, list) else [value] for value in members.values()]
+    values = [item for array in arrays for item in array]
+    if not _is_plain("".join(members)) or not (_are_numbers(values) or all(map(_is_plain, values))):
         raise BadPayload("strings, finite numbers, nulls, arrays of them", "something else")
     return members
 
@@ -259,15 +257,15 @@ def _parse_json(body: bytes) -> object:
 _COMPACT_JSON = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
 _STRICT_JSON = json.JSONDecoder(parse_constant=int)  # int("NaN") is a ValueError: not JSON
 
-def _is_number(value: object, limit: float = sys.float_info.max) -> bool:
-    """Tell if it is a number within `limit`; True is an int, 1e400 infinity, an int may be huge."""
-    return (type(value) is int or type(value) is float) and abs(value) <= limit
+def _are_numbers(values: Sequence[float], limit: float = sys.float_info.max) -> bool:
+    """Tell if all are numbers up to `limit`; True is an int, 1e400 infinity, an int may be huge."""
+    return {*map(type, values)} <= {int, float} and max(map(abs, values), default=0) <= limit
 
-def _is_plain(value: object) -> bool:
+def _is_plain(value: str | float | None) -> bool:
     """Tell if it is text, a number or null. Half a character (a lone surrogate) is not text."""
     if isinstance(value, str):
         return value.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in value)
-    return value is None or _is_number(value)
+    return value is None or _are_numbers([value])
 
 # Key schedule [P 3.4] -----------------------------------------------------------------------------
 

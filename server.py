@@ -43,7 +43,6 @@ def limit(default: Number, meaning: str) -> Number:
 @dataclass(frozen=True)
 class Limits:
     """How long the server waits, and for how many."""
-
     window_s: float = limit(1.0, "seconds that an epoch waits for its members")
     stranger_timeout_s: float = limit(10.0, "seconds until a first report is accepted, in all")
     frame_timeout_s: float = limit(FRAME_S, "seconds from a frame's first byte to its last")
@@ -70,7 +69,6 @@ class Record(NamedTuple):
 
     `detail` is the Message, the Epoch, or the exception that ended the session.
     """
-
     what: str
     client_id: int  # 0: an epoch, or a connection that never named its client
     detail: Message | Epoch | Exception
@@ -122,6 +120,7 @@ class Member:
         server.establish(self)
         while True:
             channel.send(Opcode.SERVER_AGGR_RESPONSE, server.contribute(self, report))
+            server.wake_next()
             self.rounds += 1
             if channel.session.state is State.ENDED:
                 raise EndRequested(Status.GOODBYE)  # there are no rounds left
@@ -163,7 +162,6 @@ class Server:
         with self._changed:
             for member in [*self._strangers, *self._members.values()]:
                 member.channel.request_end(Status.SHUTDOWN)
-            self._changed.notify_all()
         deadline = time.monotonic() + 1.5
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
@@ -208,7 +206,6 @@ class Server:
             if member.client_id in self._members:
                 self._members[member.client_id].channel.request_end(Status.REPLACED)
                 self._epoch.contributions.pop(member.client_id, None)
-                self._changed.notify_all()
             self._newest_hello[member.client_id] = member.hello_number
             self._members[member.client_id] = member
             self._strangers.remove(member)
@@ -227,6 +224,7 @@ class Server:
             if self._epoch.contributions.get(client_id, (None,))[0] is member:
                 del self._epoch.contributions[client_id]
             self._close_epoch_if_due()
+            self.wake_next()  # in case it was this one's turn to
             if not member.established:
                 self.refused[type(reason).__name__] += 1
             self._record(Record("end", client_id, reason))
@@ -259,6 +257,11 @@ class Server:
             raise EndRequested(Status.SHUTDOWN)
         return epoch.answers[member.client_id]
 
+    def wake_next(self) -> None:
+        """Wake one member for its answer, and it the next: all at once cut in on each other."""
+        with self._changed:
+            self._changed.notify()
+
     def _close_epoch_if_due(self) -> None:
         epoch = self._epoch
         complete = self._expected <= epoch.contributions.keys()
@@ -271,7 +274,6 @@ class Server:
             epoch.aggregate, epoch.answers = {}, {}
         self._expected = set(epoch.contributions)
         self._epoch = Epoch(epoch.number + 1)
-        self._changed.notify_all()
         self._record(Record("epoch", 0, epoch))
         if log.isEnabledFor(logging.DEBUG):  # to describe takes longer than to answer
             log.debug("%s", describe({"epoch": epoch.number, **epoch.aggregate}))

@@ -9,8 +9,7 @@ files.
 Not here, because nobody could tell the difference except by a clock, or because two rules cover
 for each other:
 
-- `notify_all` (in `establish`, `__exit__`, `_close_epoch_if_due`) and the `_close_epoch_if_due` of
-  `forget`: who waits in `contribute` looks for itself, every POLL_S at the latest;
+- the `_close_epoch_if_due` of `forget`: whom `forget` wakes in `contribute` looks for itself;
 - `self._epoch.contributions.pop` of `establish`: the newer report overwrites the older one as soon
   as it is entered, and `forget` takes the older one out if that comes first;
 - the order of `channel.open(hello)` and `number_hello`: a HELLO that is refused would use up a
@@ -48,6 +47,7 @@ SEALED = (VECTORS + "test_every_message_of_a_session_is_sealed_byte_for_byte"
 FAILING = SERVER + "test_a_failing_aggregation_ends_its_epoch_but_not_the_server"
 MEDDLING = SERVER + "test_an_aggregation_that_changes_its_input_changes_no_personal_part"
 STALLED = SERVER + "test_a_stalled_client_delays_the_others_by_one_window_once"
+WOKEN = SERVER + "test_members_wake_each_other_one_by_one"
 LACKING = "tests/test_hold.py::test_a_lack_is_logged_once_however_long_it_lasts"
 OLDEST = SERVER + "test_the_oldest_stranger_makes_room_and_no_established_client_does"
 ASKED = SERVER + "test_a_session_that_was_asked_to_end_contributes_nothing_more"
@@ -165,18 +165,20 @@ PATCHES: list[Patch] = [
     Patch("a report may have any number of readings", _P,
           " or len(values) > MAX_READINGS", "", BAD_REPORT),
     Patch("a reading need not be a number", _P,
-          "if not all(_is_number(value, MAX_MAGNITUDE) for value in values):", "if False:",
+          "if not _are_numbers(values, MAX_MAGNITUDE):", "if False:",
           f"{BAD_REPORT}[b'[\"1\"]']"),
     Patch("a reading may be of any size", _P,
-          "_is_number(value, MAX_MAGNITUDE)", "_is_number(value)",
+          "_are_numbers(values, MAX_MAGNITUDE)", "_are_numbers(values)",
           f"{BAD_REPORT}[b'[1000000000000001]']"),
     Patch("an answer need not be an object", _P,
           "if not isinstance(members, dict):", "if False:", f"{BAD_ANSWER}[b'[]']"),
     Patch("an answer may hold anything", _P,
-          "if not all(map(_is_plain, [*members, *(item for array in arrays for item in array)])):",
-          "if False:", BAD_ANSWER),
+          " or not (_are_numbers(values) or all(map(_is_plain, values)))", "", BAD_ANSWER),
+    Patch("an answer holds no text", _P,
+          "all(map(_is_plain, values))", "all(v is None or _are_numbers([v]) for v in values)",
+          FSM + "test_good_answer_is_accepted"),
     Patch("an answer's names may hold half a character", _P,
-          "[*members, *(item", "[*(item", BAD_ANSWER),
+          'not _is_plain("".join(members)) or ', "", BAD_ANSWER),
     Patch("we send NaN", _P,
           "allow_nan=False", "allow_nan=True",
           FSM + "test_what_is_not_json_is_not_encoded"),
@@ -199,10 +201,16 @@ PATCHES: list[Patch] = [
     Patch("NaN is JSON, where another value of the same name hides it", _P,
           "json.JSONDecoder(parse_constant=int)", "json.JSONDecoder()", BAD_ANSWER),
     Patch("true is a number", _P,
-          "(type(value) is int or type(value) is float)", "isinstance(value, (int, float))",
+          "<= {int, float}", "<= {int, float, bool}",
           f"{BAD_REPORT}[b'[true]']"),
     Patch("infinity is a number", _P,
-          " and abs(value) <= limit", "", f"{BAD_REPORT}[b'[1e400]']"),
+          " and max(map(abs, values), default=0) <= limit", "", f"{BAD_REPORT}[b'[1e400]']"),
+    Patch("a number may be as far below 0 as it likes", _P,
+          "max(map(abs, values), default=0)", "max(values, default=0)",
+          f"{BAD_REPORT}[b'[-1.1e15]']"),
+    Patch("an empty array is no array of numbers", _P,
+          "values), default=0) <= limit", "values), default=limit + limit) <= limit",
+          FSM + "test_good_report_is_accepted[b'[]']"),
     Patch("half a character is text", _P,
           'return value.isascii() or not any("\\ud800" <= letter <= "\\udfff" for letter in value)',
           "return True", BAD_ANSWER),
@@ -634,6 +642,12 @@ PATCHES: list[Patch] = [
     Patch("an epoch has no window", _S,
           "epoch.deadline = time.monotonic() + self.limits.window_s", "epoch.deadline = math.inf",
           STALLED),
+    Patch("nobody is woken", _S,
+          "            self._changed.notify()\n", "            pass\n", WOKEN),
+    Patch("who is answered wakes nobody", _S,
+          "            server.wake_next()\n", "", WOKEN),
+    Patch("who leaves wakes nobody", _S,
+          "            self.wake_next()  # in case it was this one's turn to\n", "", WOKEN),
     Patch("who was asked to end waits for its answer", _S,
           "                member.channel.check_request()\n                self._close",
           "                self._close",

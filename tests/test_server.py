@@ -142,6 +142,31 @@ def test_a_stalled_client_delays_the_others_by_one_window_once() -> None:
         assert time.monotonic() - began < 0.9, "waited for a client that missed an epoch already"
         assert share_an_epoch(journal, stalled, quick) == [1, 2], "and it may come back"
 
+def test_members_wake_each_other_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(window_s=60) as (server, journal), contextlib.ExitStack() as stack:
+        monkeypatch.setattr("server.POLL_S", 60)  # so that nobody looks for itself
+        hands = [Hand(server.address, client_id).shake_hands() for client_id in (1, 2, 3)]
+        for hand in hands:
+            stack.enter_context(hand)
+
+        def report(client_id: int) -> None:
+            count = len(journal.of("report", client_id)) + 1
+            hands[client_id - 1].report(b"[1]")
+            journal.wait("report", client_id, count)
+
+        def participants(client_id: int) -> object:
+            return hands[client_id - 1].open().aggregate["participants"]
+
+        report(1)
+        assert participants(1) == [1]
+        for client_id in (2, 3, 1):
+            report(client_id)
+        assert [participants(client_id) for client_id in (1, 2, 3)] == [[1, 2, 3]] * 3
+        report(1)
+        report(2)
+        hands[2].socket.close()
+        assert [participants(client_id) for client_id in (1, 2)] == [[1, 2]] * 2
+
 def share_an_epoch(journal: Journal, first: Client, second: Client) -> object:
     """Have `first` open an epoch, which waits for `second`; return who took part."""
     reports = len(journal.of("report", first.session.client_id))

@@ -420,16 +420,15 @@ class Session:
 
     def _next_generation(self, kind: Kind) -> None:
         """Derive the four keys anew, and forget what led to them."""
+        bound = digest_of(self._bound_parts())  # H, and later what both have offered since
         if kind is Kind.SHARE:
-            self._transcript = [digest_of(self._bound_parts())]  # H
-            self.session_id = self._transcript[0][:SESSION_BYTES]
-        salt = self._transcript[0] if kind is Kind.SHARE else self._secret
-        self._secret = next_secret(salt, self._shared)
-        self._keys, self._transcript = keys_of(self._secret), self._transcript[:1]
+            self.session_id = bound[:SESSION_BYTES]
+        self._secret = next_secret(self._secret or bound, self._shared)
+        self._keys, self._transcript = keys_of(self._secret), [bound]
         self._ephemeral, self._share, self._shared, self.chunks = None, b"", b"", 0
 
     def _bound_parts(self) -> Sequence[bytes]:
-        """Return what keys and session id are bound to: all four messages."""
+        """Return what is bound: all four messages, or what was before and two shares more."""
         return self._transcript
 
     def fail(self, error: ProtocolError) -> None:

@@ -140,6 +140,7 @@ def test_rekeyings_are_signed_as_documented(world: World) -> None:
             shares.append(body[:32])
             digest = sha256(behind_lengths([h, *shares]))
             rsa_verify(world.keys[key], context, digest, body[32:])
+        h = digest  # what the server has signed last: all that was offered so far
 
 @ENDS
 def test_a_record_is_what_the_document_says_byte_by_byte(world: World, sends: Direction) -> None:
@@ -682,6 +683,13 @@ def test_a_share_of_one_rekeying_does_not_answer_another(world: World) -> None:
     pair.carry(D2S, Kind.REKEY)
     message = forge(pair.server, Kind.REKEY, old)
     assert type(refusal(pair.device, message)) is BadSignature
+
+def test_a_rekeying_is_not_begun_twice_with_one_signed_share(world: World) -> None:
+    """Not even by a thief of all session keys, and of the ephemeral key behind that share."""
+    pair = world.pair(State.SENDING)
+    old = pair.carry(D2S, Kind.REKEY).body
+    pair.carry(S2D, Kind.REKEY)
+    assert type(refusal(pair.server, forge(pair.device, Kind.REKEY, old))) is BadSignature
 
 # Rekeying -----------------------------------------------------------------------------------------
 
