@@ -525,7 +525,7 @@ PATCHES: list[Patch] = [
           "            self.session_id = bound",
           "        if True:\n"
           "            self.session_id = bound",
-          PROTOCOL + "test_two_ends_agree_from_hello_to_the_last_ack"),
+          PROTOCOL + "test_rekeying_changes_all_keys_and_no_sequence"),
     Patch("the session id is another part of H", _P,
           "self.session_id = bound[:SESSION_BYTES]",
           "self.session_id = bound[SESSION_BYTES:]",
@@ -1585,7 +1585,7 @@ PATCHES: list[Patch] = [
           "        _forget(record, folder)\n"
           "        raise\n",
           "        raise\n",
-          CA + "test_two_that_issue_at_once_both_succeed_or_one_is_refused"),
+          CA + "test_an_interrupted_issue_leaves_nothing"),
     Patch("a certificate that was made is forgotten", _CA,
           "if not made.exists() or made.read_bytes() != record.read_bytes():", "if True:",
           CA + "test_an_interrupt_that_comes_too_late_leaves_all_of_it"),
@@ -1664,7 +1664,7 @@ PATCHES: list[Patch] = [
           "    except FileNotFoundError:\n"
           "        return 0\n",
           "",
-          CA + "test_a_new_authority_has_a_first_list_and_issues_what_is_trusted"),
+          CA + "test_every_key_is_a_new_one"),
     Patch("a key of another authority signs", _CA,
           "if public_pem(key.public_key()) != public_pem(trust.authority):", "if False:",
           CA + "test_a_key_of_another_authority_signs_nothing"),
@@ -1686,7 +1686,7 @@ PATCHES: list[Patch] = [
           "            shutil.rmtree(partial, ignore_errors=True)\n"
           "            raise\n",
           "            raise\n",
-          CA + "test_two_that_issue_at_once_both_succeed_or_one_is_refused"),
+          CA + "test_an_interrupted_create_leaves_nothing"),
     Patch("a folder that cannot be made crashes", _CA,
           "    except OSError as error:\n"
           '        raise UserError(f"cannot make {folder}',

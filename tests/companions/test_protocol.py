@@ -697,11 +697,13 @@ def test_rekeying_changes_all_keys_and_no_sequence(world: World) -> None:
     pair = world.pair(State.SENDING)
     pair.carry(D2S, Kind.CHUNK)
     before, sequence = pair.device._keys, dict(pair.device._sequence)
+    session_id = pair.device.session_id
     assert sequence == {D2S: 3, S2D: 1}
     pair.rekey()
     for session in (pair.device, pair.server):
         assert not set(before.values()) & set(session._keys.values())
         assert session._sequence == {D2S: 4, S2D: 2}
+        assert session.session_id == session_id
     old = forge(pair.device, Kind.CHUNK, b"data", keys=before)
     assert type(refusal(clone(pair.server), old)) is BadTag, "the old keys open nothing"
     assert pair.carry(D2S, Kind.CHUNK).body == b"data"
