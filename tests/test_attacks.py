@@ -328,6 +328,7 @@ def test_a_won_attack_is_an_exit_code_and_capital_letters() -> None:
     assert done.returncode == 1
     assert "WON: the server aggregates [900.0, 20.5, 21.0, 22.5]" in " ".join(done.stdout.split())
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [(["nonsense"], "no attack is named nonsense"),

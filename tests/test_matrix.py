@@ -55,6 +55,7 @@ def found_by_search(name: str, size: int, brute: bool) -> frozenset[Names]:
         tries = larger
     return frozenset(found[name])
 
+@pytest.mark.slow
 def test_memory_and_sockets_agree_while_nothing_is_taken_out() -> None:
     world = World(Session)
     with Lab("agree", lambda *_: None) as lab:
@@ -130,6 +131,7 @@ def run_matrix(*flags: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "classroom.matrix", *flags], cwd=ROOT, text=True,
                           capture_output=True, check=False, timeout=300)
 
+@pytest.mark.slow
 def test_two_attacks_from_end_to_end_through_a_pipe() -> None:
     done = run_matrix("--attack", "flip-reading", "--attack", "hold", "--size", "1")
     assert done.returncode == 0, done.stderr

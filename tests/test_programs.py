@@ -409,6 +409,7 @@ def test_two_ctrl_c_at_once_do_not_cut_the_goodbye() -> None:
         assert client.lines["err"] == []
         server.wait_for(r"client 1: ended.*TERMINATE \(GOODBYE\)", "err")
 
+@pytest.mark.slow
 @posix_only
 @pytest.mark.parametrize(
     "redirection", [">&-", "<&-", "2>&-", "> /dev/full", "--trace 2>&1 | head -1"])
@@ -465,6 +466,7 @@ def test_a_killed_server_is_a_lost_connection_to_the_client() -> None:
         assert client.lines["err"] == [
             "client 1: connection lost: it closed without a TERMINATE"]
 
+@pytest.mark.slow
 def test_of_two_clients_with_one_id_the_later_stays() -> None:
     with running_server() as (_, port), \
             Program("client.py", "1", "--port", port, "--rounds", "500") as first:

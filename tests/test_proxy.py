@@ -434,6 +434,7 @@ def proxy(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "classroom.proxy", *arguments], cwd=ROOT,
                           text=True, input="", capture_output=True, timeout=TIMEOUT_S, check=False)
 
+@pytest.mark.slow
 def test_the_program_ends_in_one_sentence_and_an_exit_code(tmp_path: Path) -> None:
     wrong = script(tmp_path / "wrong", "until end\nflop\n")
     with socket.create_server((HOST, 0)) as listener, socket.create_server((HOST, 0)) as closed:

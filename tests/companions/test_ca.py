@@ -410,6 +410,7 @@ def test_a_bad_new_passphrase_makes_nothing(tmp_path: Path, monkeypatch: pytest.
         run(monkeypatch, "create", tmp_path / "pki", "--passphrase")
     assert tree(tmp_path) == {}
 
+@pytest.mark.slow
 @posix_only
 def test_at_a_terminal_a_passphrase_is_not_shown_and_ctrl_c_makes_nothing(tmp_path: Path) -> None:
     pexpect = pytest.importorskip("pexpect")

@@ -421,6 +421,7 @@ def test_a_host_that_is_not_ours_is_the_users_fault(world: World, received: Path
 
 # The end
 
+@pytest.mark.slow
 def test_the_end_of_the_server_is_told_to_every_device(world: World, received: Path) -> None:
     with contextlib.ExitStack() as stack:
         with serving(world, received) as (server, _):
