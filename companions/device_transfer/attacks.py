@@ -594,10 +594,10 @@ def replay_session(lab: Lab) -> None:
 # Certificates
 
 def knock(lab: Lab, who: Identity, what: str) -> None:
-    """Try a session of one's own as somebody."""
+    """Try a session of one's own as somebody, and to send something in it."""
     with suppress(ProtocolError), lab.device(who) as device:
-        device.send_text("let me in")
         lab.outcome.learned = f"{what} is let in"
+        device.send_text("let me in")
 
 @attack("identity", "server", CertificateExpired)
 def expired_certificate(lab: Lab) -> None:

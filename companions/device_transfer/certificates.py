@@ -213,8 +213,8 @@ class Trust:
         with self._lock:
             latest = parse_revocation_list(self._fetch())
             self._check_list_signature(latest)
-            self._check_list_date(latest)
             self._check_list_number(latest)
+            self._check_list_date(latest)
             return latest
 
     def _check_signature(self, certificate: Certificate) -> None:
@@ -224,7 +224,7 @@ class Trust:
             raise UntrustedCertificate(f"a signature of {self.issuer}", "another one")
 
     def _check_dates(self, certificate: Certificate) -> None:
-        now = self.now()
+        now = self.now().replace(microsecond=0)  # as certificates count
         if now < certificate.not_before:
             raise CertificateNotYetValid(timestamp(certificate.not_before), timestamp(now))
         if now > certificate.not_after:
@@ -251,7 +251,7 @@ class Trust:
             raise RevocationListUnusable(f"a signature of {self.issuer}", "another one")
 
     def _check_list_date(self, latest: RevocationList) -> None:
-        if self.now() > latest.next_update:
+        if self.now().replace(microsecond=0) > latest.next_update:
             raise RevocationListStale(f"a list later than {timestamp(latest.next_update)}", "none")
 
     def _check_list_number(self, latest: RevocationList) -> None:

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from companions.asymmetric import (
-    SIGNATURE_BYTES, agree, hkdf, hkdf_expand, is_signed, new_share, sign,
+    SHARE_BYTES, SIGNATURE_BYTES, agree, hkdf, hkdf_expand, is_signed, new_share, sign,
 )
 from companions.device_transfer.certificates import Certificate, Identity, Role, Trust
 from crypto_utils import (
@@ -37,6 +37,7 @@ KIND_BYTES, SESSION_BYTES = 6, 16
 CIPHERTEXT_AT = HEADER.size + BLOCK_BYTES  # the IV stands before it
 CHUNK_BYTES = 65_536
 MAX_MESSAGE = CIPHERTEXT_AT + CHUNK_BYTES + BLOCK_BYTES + TAG_BYTES  # 65,631
+SIGNED_SHARE = SHARE_BYTES + SIGNATURE_BYTES  # bytes of a body
 MAX_HANDSHAKE = 8_192  # bytes of a message from somebody who has not shown who they are
 REKEY_CHUNKS = 1_024  # 64 MiB under one key, at most
 
@@ -62,7 +63,7 @@ PLAIN = frozenset({Kind.HELLO, Kind.SHARE})  # not sealed: there are no keys yet
 SHARES = frozenset({Kind.SHARE, Kind.REKEY})
 SIZES: Mapping[Kind, tuple[int, int]] = {  # of a body, in bytes; of all others 0
     Kind.HELLO: (len(VERSION) + NONCE_BYTES, MAX_HANDSHAKE),
-    Kind.SHARE: (SIGNATURE_BYTES, MAX_HANDSHAKE), Kind.REKEY: (SIGNATURE_BYTES, MAX_HANDSHAKE),
+    Kind.SHARE: (SIGNED_SHARE, SIGNED_SHARE), Kind.REKEY: (SIGNED_SHARE, SIGNED_SHARE),
     Kind.TEXT: (2, 4_096), Kind.FILE: (2, 4_096), Kind.CHUNK: (1, CHUNK_BYTES),
     Kind.MANIFEST: (SIGNATURE_BYTES, 8_192), Kind.ACK: (32, 32),
 }

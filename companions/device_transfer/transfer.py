@@ -267,7 +267,11 @@ class Incoming:
                 raise BadManifest(f"{member} {value!a}", ascii(said[member]))
 
     def _check_time(self, manifest: Manifest) -> None:
-        now = self._now()
+        """Hold the time against our clock, and against the dates of who signed."""
+        now, first, last = self._now(), self.sender.not_before, self.sender.not_after
+        if not first <= manifest.time <= last:
+            raise BadManifest(f"time {timestamp(first)} to {timestamp(last)}",
+                              timestamp(manifest.time))
         if abs(now - manifest.time) > CLOCK_SKEW:
             raise BadManifest(f"time {timestamp(now)}, or 10 minutes from it",
                               timestamp(manifest.time))

@@ -19,7 +19,7 @@ from companions.canonical import canonical, parse_canonical
 from companions.device_transfer import ca, certificates
 from companions.device_transfer import device as device_module
 from companions.device_transfer.certificates import (
-    MalformedCertificate, RevocationListStale, parse_certificate,
+    MalformedCertificate, RevocationListRolledBack, RevocationListStale, parse_certificate,
 )
 from companions.device_transfer.device import Device
 from companions.device_transfer.journal import Journal, shorten
@@ -55,13 +55,14 @@ def test_no_certificate_has_more_than_4096_bytes() -> None:
         parse_certificate(bytes(4_097))
     assert caught.value.got == 4_097
 
-def test_of_a_stale_list_the_number_does_not_matter(keys: Sequence[PrivateKey]) -> None:
+def test_a_stale_list_has_been_seen_all_the_same(keys: Sequence[PrivateKey]) -> None:
     world = World(keys)
     trust = world.trust()
-    world.revocations = world.revocation_list(2)
-    trust.revocation_list()
-    world.revocations = world.revocation_list(1, ends=NOW - timedelta(0, 1))
+    world.revocations = world.revocation_list(2, ends=NOW - timedelta(0, 1))
     with pytest.raises(RevocationListStale):
+        trust.revocation_list()
+    world.revocations = world.revocation_list(1)
+    with pytest.raises(RevocationListRolledBack):
         trust.revocation_list()
 
 # What is received ---------------------------------------------------------------------------------

@@ -638,16 +638,17 @@ def test_a_share_is_signed_by_its_sender_over_all_before_it(world: World, state:
              key is not session.identity.private_key]
     wrong += [forge_share(pair, sends, share, before=before) for before in (
         [], said[:-1], said[::-1], [b"".join(said)], [*said, b""]) if before != said]
-    wrong += [b"\x0a" + good[1:], good[:32] + bytes(256), good[:32] + good[31:-1], good + b"\0",
-              good[1:], good[32:]]
+    wrong += [b"\x0a" + good[1:], good[:32] + bytes(256), good[:32] + good[31:-1]]
     for body in wrong:
         message = forge(session, Kind.REKEY, body) if state in ACTIVE else b"<PREM>" + body
         assert type(refusal(clone(pair.end(OTHER[sends])), message)) is BadSignature
+    for body in (good + b"\0", good[1:], good[32:], b""):
+        message = forge(session, Kind.REKEY, body) if state in ACTIVE else b"<PREM>" + body
+        assert type(refusal(clone(pair.end(OTHER[sends])), message)) is BadPayload
     message = forge(session, Kind.REKEY, good) if state in ACTIVE else b"<PREM>" + good
     assert pair.end(OTHER[sends]).open(message).body == good
 
-@pytest.mark.parametrize("share", [*LOW_ORDER, b"", bytes(31), b"\x09" + bytes(30),
-                                   b"\x09" + bytes(32)], ids=lambda share: share.hex()[:8])
+@pytest.mark.parametrize("share", LOW_ORDER, ids=lambda share: share.hex()[:8])
 @pytest.mark.parametrize("state", [State.SHARE, State.SHARE_BACK, State.SENDING, State.REKEYING],
                          ids=lambda state: state.name)
 def test_a_share_that_is_of_no_use_is_refused(world: World, state: State, share: bytes) -> None:

@@ -1,6 +1,7 @@
 """What is sent: names, announcements, manifests, and what is refused [D 8]."""
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
@@ -279,6 +280,19 @@ def test_the_clocks_may_differ_by_ten_minutes(receive: Receive, keys: list[Priva
     receive("file", "a", 0, now=NOW + side * CLOCK_SKEW).finish(signed)
     with pytest.raises(BadManifest, match="time"):
         receive("file", "a", 0, now=NOW + side * (CLOCK_SKEW + timedelta(seconds=1))).finish(signed)
+
+@pytest.mark.parametrize(("seconds", "is_certified"), [(-1, False), (0, True), (60, True),
+                                                       (61, False)])
+def test_who_signs_is_certified_at_that_time(receive: Receive, camera: Certificate,
+                                             keys: list[PrivateKey], seconds: int,
+                                             is_certified: bool) -> None:
+    """Even if our own clock is of another opinion: a judge will ask the journal, not us."""
+    then = NOW + timedelta(seconds=seconds)
+    signed = sign_manifest(keys[1], outgoing("file", "a", b"", now=then))
+    incoming = receive("file", "a", 0, now=NOW)
+    incoming.sender = replace(camera, not_before=NOW, not_after=NOW + timedelta(seconds=60))
+    with contextlib.nullcontext() if is_certified else pytest.raises(BadManifest, match="time"):
+        incoming.finish(signed)
 
 @pytest.mark.parametrize("method", [
     "_check_name", "_check_limit", "_check_size", "_check_text", "_check_signature",
