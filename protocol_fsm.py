@@ -110,7 +110,7 @@ class DeadlineExpired(ProtocolError):
 class ConnectionCut(ProtocolError):
     """The connection closed without an accepted TERMINATE; `mid_frame`: inside a frame."""
     def __init__(self, mid_frame: bool) -> None:
-        super().__init__("a TERMINATE first", "the end")
+        super().__init__("a farewell first", "the end")
         self.mid_frame = mid_frame
 class PeerTerminated(ProtocolError):
     """The peer ended the session with an accepted TERMINATE or KEY_DESYNC_ERROR."""

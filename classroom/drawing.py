@@ -12,15 +12,26 @@ from classroom.events import ENDS, Run, Step
 from classroom.wire import Wire
 
 WIDTH, ROW, TOP, LANES = 840, 54, 62, {"client": 150, "adversary": 420, "server": 690}
-LONGEST = 14  # rows; of more, the middle is left out
+LONGEST = 14  # rows; of more, some are left out
 BOX = 78  # the width of the adversary's word for what it did
 LETTERS = 36  # of a label; more would run into what is beside it
 
 def shown(steps: Sequence[Step]) -> list[tuple[int, Step | None]]:
-    """Number the steps from 1, and leave out the middle of too many: there is one None then."""
-    rows: list[tuple[int, Step | None]] = [*enumerate(steps, 1)]
-    if len(rows) > LONGEST:
-        rows[LONGEST - 5 : -4] = [(0, None)]
+    """Number the steps from 1. Of too many, what was left alone is left out first.
+
+    There is a None in the place of what is missing, with how much that is.
+    """
+    if len(steps) <= LONGEST:
+        return [*enumerate(steps, 1)]
+    numbers, middle = range(1, len(steps) + 1), range(5, len(steps) - 3)
+    touched = [n for n in middle if steps[n - 1].kind != "passed" or steps[n - 1].refused]
+    kept = sorted({*numbers[:4], *numbers[-4:], *(touched or middle)[: LONGEST - 9]})
+    rows, last = list[tuple[int, Step | None]](), 0
+    for number in kept:
+        if number > last + 1:
+            rows.append((number - last - 1, None))
+        rows.append((number, steps[number - 1]))
+        last = number
     return rows
 
 def diagram(run: Run, wire: Wire, name: str) -> str:
@@ -42,8 +53,7 @@ def diagram(run: Run, wire: Wire, name: str) -> str:
         if step:
             svg.step(number, step, y, wire)
         else:
-            svg.text(LANES["adversary"], y, f"... {len(run.steps) - len(rows) + 1} messages more "
-                     "...", "note", paper=True)
+            svg.text(LANES["adversary"], y, f"... {number} messages more ...", "note", paper=True)
     for end, errors in endings.items():
         for line, error in enumerate(errors or ["no error"]):
             svg.text(LANES[end], bottom + 32 + 17 * line, error, "ending")
@@ -138,7 +148,7 @@ class Drawing:
 def in_words(run: Run, wire: Wire) -> list[str]:
     """Return the diagram as sentences, one a row."""
     return [sentence(step, wire) if step else
-            f"{len(run.steps) - LONGEST + 1} messages more." for _, step in shown(run.steps)]
+            f"{number} messages more." for number, step in shown(run.steps)]
 
 def sentence(step: Step, wire: Wire) -> str:
     source = step.source

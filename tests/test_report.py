@@ -193,6 +193,20 @@ def test_of_very_many_messages_the_middle_is_left_out_everywhere() -> None:
     assert "CLIENT_DATA, round 2999" in text
     assert len(text) < 200_000
 
+def test_of_many_messages_the_one_that_was_touched_is_never_left_out() -> None:
+    def line(event: str, number: int, body: bytes) -> dict[str, object]:
+        message = struct.pack(">BBIB", 30, 1, number, 0) + body
+        return {"attack": "one", "event": event, "to": "server", "message": message}
+
+    lines = [line(event, number, bytes(64)) for number in range(40)
+             for event in ("sent", "delivered")]
+    lines[2 * 20 + 1] = line("inserted", 20, bytes(63) + b"!")
+    text = report.page([run_of(lines)], LAB, "SECURITY.md")
+    assert "... 16 messages more ..." in text
+    assert "... 15 messages more ..." in text
+    assert "CLIENT_DATA, round 20" in text
+    assert "CLIENT_DATA, round 19" not in text
+
 # The page -----------------------------------------------------------------------------------------
 
 def test_every_attack_of_the_log_has_its_place(page: str, runs: dict[str, Run]) -> None:

@@ -32,6 +32,8 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import padding
 
 from attacks import Attack, CutHere, Frame, Frames, Log, Proxy, Result, judge, summary
+from classroom.drawing import shown
+from classroom.events import KINDS, Watch, run_of
 from companions.asymmetric import SIGNATURE_BYTES, PrivateKey, new_identity
 from companions.device_transfer.certificates import (
     Certificate, CertificateExpired, CertificateNotYetValid, CertificateRevoked, Identity,
@@ -40,9 +42,9 @@ from companions.device_transfer.certificates import (
 )
 from companions.device_transfer.device import Device
 from companions.device_transfer.protocol import (
-    CIPHERTEXT_AT, HEADER, KIND_BYTES, BadSignature, Direction, Header, Kind,
-    PeerFailed, RekeyOverdue, Session, UnexpectedKind, WrongSequence, WrongSession,
-    digest_of, keys_of, next_secret, read_frame, write_frame,
+    CIPHERTEXT_AT, HEADER, KIND_BYTES, BadSignature, Direction, Header, Kind, Message, PeerFailed,
+    RekeyOverdue, Session, UnexpectedKind, WrongSequence, WrongSession, digest_of, keys_of,
+    next_secret, read_frame, write_frame,
 )
 from companions.device_transfer.server import Limits, Record, Server
 from companions.device_transfer.store import Store
@@ -214,7 +216,8 @@ class Lab:
                 new_session=self.new_session, new_incoming=self.parts.incoming,
                 new_store=self.parts.store, record=self._see))
             self.tape = self.honest_session()
-            self._bystander = self.device(self.pki.people[BYSTANDER]).__enter__()
+            bystander = self._device(self.pki.people[BYSTANDER], self.server.address)
+            self._bystander = bystander.__enter__()
             stack.callback(self._dismiss)
             self._close = stack.pop_all().close
         return self
@@ -236,13 +239,30 @@ class Lab:
             self._watch.noting(session, by, PeerFailed)
         return session
 
-    def device(self, who: Identity, address: tuple[str, int] | None = None,
-               new_session: Callable[..., Session] | None = None) -> Device:
-        """Return a device of ours or of the adversary's, whose end the lab will wait for."""
+    def device(self, who: Identity, new_session: Callable[..., Session] | None = None) -> Device:
+        """Return a device of the adversary's, whose messages are logged as its own."""
+        device = self._device(who, self.server.address, new_session)
+        seal, opened = device.session.seal, device.session.open
+
+        def told_seal(kind: Kind, body: bytes = b"") -> bytes:
+            message = seal(kind, body)
+            self.log("inserted", Frame("server", message))
+            return message
+
+        def told_open(message: bytes) -> Message:
+            self.log("sent", Frame("client", message))
+            return opened(message)
+
+        vars(device.session).update(seal=told_seal, open=told_open)
+        return device
+
+    def _device(self, who: Identity, address: tuple[str, int],
+                new_session: Callable[..., Session] | None = None) -> Device:
+        """Return a device whose end the lab will wait for."""
         with self._changed:
             self._connections += who.certificate.common_name != BYSTANDER
-        return self.parts.device(who, self.trust, SERVER, *(address or self.server.address),
-                                 timeout_s=TIMEOUT_S, new_session=new_session or self.new_session)
+        return self.parts.device(who, self.trust, SERVER, *address, timeout_s=TIMEOUT_S,
+                                 new_session=new_session or self.new_session)
 
     @contextlib.contextmanager
     def connect(self) -> Iterator[Line]:
@@ -262,7 +282,7 @@ class Lab:
                 yield frame
         try:
             with Proxy(self.server.address, listen, read_frame, write_frame) as proxy, \
-                    self.device(self.pki.people[VICTIM], proxy.address) as device:
+                    self._device(self.pki.people[VICTIM], proxy.address) as device:
                 device.send_text(TEXT)
                 self.secret = device.session._secret  # for who steals it
                 device.send_file(self.photo)
@@ -320,7 +340,7 @@ class Lab:
         outcome = self.outcome
         text, photo = thing("", TEXT.encode()), thing("photo.png", PHOTO)
         try:
-            with self.device(self.pki.people[VICTIM], address) as self.victim:
+            with self._device(self.pki.people[VICTIM], address) as self.victim:
                 outcome.sent.append(text)
                 self.victim.send_text(TEXT)
                 outcome.acknowledged.append(text)
@@ -624,7 +644,7 @@ def other_authority(lab: Lab) -> None:
 
 @attack("identity", "server", BadSignature)
 def borrowed_certificate(lab: Lab) -> None:
-    """The certificate of device-1 is shown without its key."""
+    """Device-1's certificate is shown, without its key."""
     who = Identity(lab.pki.people[VICTIM].certificate, lab.pki.keys[MALLORY])
     knock(lab, who, "who copied a certificate")
 
@@ -789,11 +809,16 @@ def kind_name(message: bytes) -> str:
     return "nonsense"
 
 def details(result: Result, events: Sequence[dict[str, Any]], lab: Lab) -> str:
-    """Return at most 20 lines: what went over the wire, and who said no."""
-    lines = [f"  {event['event']:<9} to {event['to']}: {kind_name(message)}, {len(message)} bytes"
-             for event, message in ((event, bytes.fromhex(event["message"])) for event in events)]
-    if len(lines) > 13:
-        lines[8:-4] = [f"  ... {len(lines) - 12} lines more ..."]
+    """Return some 20 lines: what went over the wire, what was done to it, and who said no."""
+    told = [{**event, "message": bytes.fromhex(event["message"])} for event in events]
+    lines = list[str]()
+    for number, step in shown(run_of(told).steps if told else []):
+        if step is None:
+            lines.append(f"  ... {number} messages more ...")
+            continue
+        title = kind_name(step.sent if step.comes_in else step.arrived)
+        lines.append(f"  to {step.to}: {title}, {len(step.arrived or step.sent)} bytes, "
+                     f"{KINDS[step.kind]}")
     lines += [f"  {who} ended: {errors[0]}" for who, errors in lab.outcome.errors.items() if errors]
     return "\n".join([f"{result.attack.name}: {result.attack.story}", *lines, f"  {result.words}"])
 
@@ -835,7 +860,6 @@ def main() -> int:
         from companions.device_transfer.weakened import without  # loaded when it is asked for
         parts = Parts(*without(options.without.split(",")))
     if options.events:
-        from classroom.events import Watch
         watch = Watch()
     logging.disable()  # what is refused is told here
 

@@ -226,9 +226,10 @@ class Trust:
     def _check_dates(self, certificate: Certificate) -> None:
         now = self.now().replace(microsecond=0)  # as certificates count
         if now < certificate.not_before:
-            raise CertificateNotYetValid(timestamp(certificate.not_before), timestamp(now))
+            raise CertificateNotYetValid(f"from {timestamp(certificate.not_before)}",
+                                         timestamp(now))
         if now > certificate.not_after:
-            raise CertificateExpired(timestamp(certificate.not_after), timestamp(now))
+            raise CertificateExpired(f"until {timestamp(certificate.not_after)}", timestamp(now))
 
     def _check_role(self, certificate: Certificate, role: Role) -> None:
         if certificate.role is not role:

@@ -213,7 +213,8 @@ def explain(error: ProtocolError, session: Session) -> str:
         return "the server ended the session; its log says why, and nobody else is told"
     if isinstance(error, ConnectionCut) and not session.session_id:
         return ("the server closed the connection in the handshake, and never says why: an "
-                "expired, revoked or unknown certificate, a wrong clock or tampering look alike")
+                "expired, revoked or unknown certificate, a list or a clock that is wrong, or "
+                "tampering look alike")
     if isinstance(error, ConnectionCut):
         return "connection lost; what was not acknowledged may not have arrived"
     if isinstance(error, DeadlineExpired):

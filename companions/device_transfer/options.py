@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from companions.device_transfer.certificates import (
-    Identity, Role, Trust, load_identity, load_trust,
+    Identity, RevocationListUnusable, Role, Trust, load_identity, load_trust,
 )
 from endpoint import HOST, Parser, UserError, port_number, reason_of, to_stderr
 from protocol_fsm import ProtocolError
@@ -46,6 +46,9 @@ def load_party(options: argparse.Namespace, role: Role) -> tuple[Identity, Trust
     check_role(identity, role)
     try:
         trust.check(identity.certificate.encoded, role)
+    except RevocationListUnusable as error:
+        log.warning("no revocation list that holds, so nobody is let in; ca refresh makes one: %s",
+                    error)
     except ProtocolError as error:
         log.warning("our own certificate does not hold: %s", error)
     return identity, trust

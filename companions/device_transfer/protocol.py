@@ -126,12 +126,12 @@ class ProtocolFSM:
         (State.CHECKING, Kind.ACK, Direction.S2D): State.READY,
         (State.READY, Kind.END, Direction.D2S): State.LEAVING,
         (State.LEAVING, Kind.ACK, Direction.S2D): State.ENDED,
-        # whoever fails after the handshake says so, whosever turn it is
+        # whoever fails after the handshake says so, whosever turn it is; but a device that waits
+        # for REKEY cannot know under which keys it would be heard
         (State.READY, Kind.FAIL, Direction.D2S): State.ENDED,
         (State.READY, Kind.FAIL, Direction.S2D): State.ENDED,
         (State.SENDING, Kind.FAIL, Direction.D2S): State.ENDED,
         (State.SENDING, Kind.FAIL, Direction.S2D): State.ENDED,
-        (State.REKEYING, Kind.FAIL, Direction.D2S): State.ENDED,
         (State.REKEYING, Kind.FAIL, Direction.S2D): State.ENDED,
         (State.CHECKING, Kind.FAIL, Direction.D2S): State.ENDED,
         (State.CHECKING, Kind.FAIL, Direction.S2D): State.ENDED,
@@ -434,7 +434,7 @@ class Session:
 
     def fail(self, error: ProtocolError) -> None:
         """End the session because of `error`, and give `error` the farewell to send."""
-        if self.state.phase is ProtocolState.ACTIVE and not isinstance(error, ConnectionCut):
+        if self.fsm.allows(Kind.FAIL, self.sends) and not isinstance(error, ConnectionCut):
             error.farewell = self.seal(Kind.FAIL)
         self.fsm.state = State.ENDED
         self._forget_keys()

@@ -90,7 +90,7 @@ class Server:
             self.journal = Journal(folder / JOURNAL)
             stack.callback(self.journal.close)
             if left := self.store.clean():  # now that the folder is known to be ours
-                log.warning("removed %d files that an earlier server left unfinished", left)
+                log.warning("unfinished files of an earlier server, removed: %d", left)
             self.close = stack.pop_all().close  # for who never entered
 
     def __enter__(self) -> Server:

@@ -566,7 +566,7 @@ PATCHES: list[Patch] = [
           "        return self._transcript\n", "        return self._transcript[:2]\n",
           PROTOCOL + "test_keys_and_session_id_are_those_of_the_document"),
     Patch("a farewell is said in the handshake", _P,
-          "if self.state.phase is ProtocolState.ACTIVE and not", "if self._keys and not",
+          "if self.fsm.allows(Kind.FAIL, self.sends) and not", "if self._keys and not",
           PROTOCOL + "test_every_cell_of_the_table_is_opened_or_refused[device sends-CONFIRM]"),
     Patch("no failure has a farewell", _P,
           "            error.farewell = self.seal(Kind.FAIL)\n", "            pass\n",

@@ -370,7 +370,7 @@ def test_what_an_earlier_server_left_is_removed(world: World, received: Path,
     a_file(received, "whole.png")
     with serving(world, received):
         assert files_in(received) == {"whole.png": b"picture"}
-    assert "removed 1 files" in caplog.text
+    assert "removed: 1" in caplog.text
 
 def test_a_second_server_does_not_touch_the_files_of_the_first(world: World,
                                                                received: Path) -> None:
