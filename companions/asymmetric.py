@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from Crypto.PublicKey import RSA
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
@@ -18,8 +19,9 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF, HKDFExpand
 
 from endpoint import UserError, reason_of
 
-RSA_BITS = 2_048
+RSA_BITS, EXPONENT = 2_048, 65_537
 SIGNATURE_BYTES = RSA_BITS // 8
+SCRYPT_ROUNDS = 2**15
 SHARE_BYTES = 32  # an X25519 public key
 
 PrivateKey = rsa.RSAPrivateKey
@@ -30,7 +32,7 @@ PSS = padding.PSS(padding.MGF1(hashes.SHA256()), salt_length=hashes.SHA256.diges
 
 def new_identity() -> PrivateKey:
     """Return a new RSA-2048 key, which is to sign and for nothing else."""
-    return rsa.generate_private_key(public_exponent=65_537, key_size=RSA_BITS)
+    return rsa.generate_private_key(public_exponent=EXPONENT, key_size=RSA_BITS)
 
 def sign(key: PrivateKey, context: str, data: bytes) -> bytes:
     """Return an RSA-PSS signature (256 bytes) of `data` in `context`. Source: RFC 8017, 8.1."""
@@ -82,19 +84,25 @@ def parse_public(pem: str) -> PublicKey:
         key = serialization.load_pem_public_key(pem.encode("ascii"))
     except UnsupportedAlgorithm as error:
         raise ValueError(str(error)) from None
-    if not isinstance(key, PublicKey) or key.key_size != RSA_BITS or public_pem(key) != pem:
+    if not isinstance(key, PublicKey) or key.key_size != RSA_BITS or public_pem(key) != pem \
+            or key.public_numbers().e != EXPONENT:
         raise ValueError("not an RSA key of 2,048 bits, as we write it")
     return key
 
 def write_private(path: Path, key: PrivateKey, passphrase: str = "") -> None:
     """Write a new file of mode 0600, encrypted if there is a passphrase of up to 1,023 bytes.
 
-    Raises OSError, and ValueError for a longer passphrase.
+    The passphrase is stretched by scrypt (RFC 7914), 2^15 rounds. Raises OSError, and ValueError
+    for a longer passphrase.
     """
-    encryption = (serialization.BestAvailableEncryption(passphrase.encode()) if passphrase
-                  else serialization.NoEncryption())
+    if len(passphrase.encode()) > 1_023:  # which no library would read again
+        raise ValueError("a passphrase has at most 1,023 bytes")
     pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8,
-                            encryption)
+                            serialization.NoEncryption())
+    if passphrase:  # by pycryptodome, as `cryptography` leaves no choice of rounds
+        pem = bytes(RSA.import_key(pem).export_key(
+            "PEM", passphrase.encode(), 8, "scryptAndAES256-CBC",
+            prot_params={"iteration_count": SCRYPT_ROUNDS})) + b"\n"
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
         file.write(pem)
 

@@ -52,6 +52,12 @@ class Channel(Generic[Kind, Message]):
         """Ask the owner to end the session. Any thread may; the first reason stands."""
         self._requested = self._requested or status
 
+    def send_away(self, status: Status) -> None:
+        """Ask the owner to end the session, without a word: the connection is closed at once."""
+        self.request_end(status)
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)  # which also wakes the owner
+
     def check_request(self) -> None:
         if self._requested:
             raise EndRequested(self._requested)
@@ -127,7 +133,10 @@ class Channel(Generic[Kind, Message]):
             except TimeoutError:
                 continue
             except OSError:
-                return b""  # a reset connection is a closed one
+                received = b""  # a reset connection is a closed one
+            if not received:
+                self.check_request()
+                return b""
             if not self._frame_begun:
                 self._frame_begun = True
                 self._deadline = min(self._deadline, time.monotonic() + self._frame_timeout_s)

@@ -101,7 +101,7 @@ def revoke(pki: Path, who: str, *, ask: Ask | None = None) -> RevocationList:
         raise UserError(f"no certificate of {pki} has the serial or the name {who!r}")
     if len(serials) > 1:
         raise UserError(f"give one of the serials of {who!r}: {', '.join(serials)}")
-    if serials[0] in revoked_serials(pki) & _listed(pki):
+    if serials[0] in revoked_serials(pki) & _published(pki)[1]:
         raise UserError(f"{who!r} is revoked already")
     trust, key = _authority(pki, ask)
     with _locked(pki):
@@ -116,7 +116,7 @@ def refresh(pki: Path, days: int = LIST_DAYS, *, ask: Ask | None = None) -> Revo
 
 def _publish(pki: Path, key: PrivateKey, issuer: str, days: int) -> RevocationList:
     """Replace the list by one with all that is revoked, and the next number."""
-    number, now = _last_number(pki) + 1, utc_now()
+    number, now = max(_last_number(pki), _published(pki)[0]) + 1, utc_now()
     latest = sign_revocation_list(key, issuer=issuer, number=number, this_update=now,
                                   next_update=_after(now, days), revoked=revoked_serials(pki))
     write_whole(pki / "ca" / "number", b"%d" % number)  # first: no number is used twice
@@ -144,11 +144,14 @@ def revoked_serials(pki: Path) -> set[str]:
 
 def table(pki: Path, now: datetime) -> list[str]:
     """Return lines of at most 79 columns: what was issued, and the list. Raises UserError."""
-    revoked, row = revoked_serials(pki), "{:<16}  {:<20}  {:<6}  {:<16}  {}".format
+    revoked, listed = revoked_serials(pki), _published(pki)[1]
+    row = "{:<16}  {:<20}  {:<6}  {:<16}  {}".format
     lines = [row("serial", "name", "role", "valid until, UTC", "status")]
     for one in issued_certificates(pki):
         name = one.common_name if len(one.common_name) <= 20 else f"{one.common_name[:18]}.."
-        status = ("revoked" if one.serial in revoked else "expired" if now > one.not_after else
+        status = ("revoked" if one.serial in revoked & listed else
+                  "revoked, not listed" if one.serial in revoked else
+                  "expired" if now > one.not_after else
                   "not yet valid" if now < one.not_before else "valid")
         lines.append(row(one.serial, name, one.role.value, f"{one.not_after:%Y-%m-%d %H:%M}",
                          status))
@@ -166,12 +169,13 @@ def _files(folder: Path, suffix: str = "") -> list[Path]:
     except OSError as error:
         raise UserError(f"cannot read {folder}: {reason_of(error)}") from None
 
-def _listed(pki: Path) -> frozenset[str]:
-    """Return the serials on the list that is there; it may be lost, or stale."""
+def _published(pki: Path) -> tuple[int, frozenset[str]]:
+    """Return number and serials of the list that is there; it may be lost, or stale."""
     try:
-        return parse_revocation_list((pki / "revocation_list.json").read_bytes()).revoked
+        latest = parse_revocation_list((pki / "revocation_list.json").read_bytes())
+        return latest.number, latest.revoked
     except (OSError, RevocationListUnusable):
-        return frozenset()
+        return 0, frozenset()
 
 def _last_number(pki: Path) -> int:
     path = pki / "ca" / "number"

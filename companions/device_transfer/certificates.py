@@ -56,7 +56,7 @@ class RevocationListUnusable(ProtocolError):
 class RevocationListStale(RevocationListUnusable):
     """Our clock stands after its `next_update`."""
 class RevocationListRolledBack(RevocationListUnusable):
-    """Its number is lower than one that we have seen."""
+    """Its number is lower than one that we have seen, or that of another list."""
 
 # Members ------------------------------------------------------------------------------------------
 
@@ -134,7 +134,7 @@ def parse_certificate(encoded: bytes) -> Certificate:
             parse_public(members["public_key"]), Role(members["role"]),
             parse_serial(members["serial"]), encoded)
     except ValueError as error:
-        raise MalformedCertificate("a certificate", str(error)) from None
+        raise MalformedCertificate("a certificate", str(error)[:80]) from None  # a stranger's words
 
 def issue(authority: PrivateKey, *, issuer: str, common_name: str, role: Role,
           public_key: PublicKey, not_before: datetime, not_after: datetime,
@@ -194,7 +194,7 @@ class Trust:
                  now: Callable[[], datetime] = utc_now) -> None:
         self.authority, self.issuer = authority, issuer
         self._revocations, self.now = revocations, now
-        self._lock, self._highest_number = threading.Lock(), 0
+        self._lock, self._highest_number, self._latest = threading.Lock(), 0, b""
 
     def check(self, encoded: bytes, role: Role) -> Certificate:
         """Return a certificate that holds, of that role. Raises a ProtocolError of this module."""
@@ -256,9 +256,10 @@ class Trust:
             raise RevocationListStale(f"a list later than {timestamp(latest.next_update)}", "none")
 
     def _check_list_number(self, latest: RevocationList) -> None:
-        if latest.number < self._highest_number:
-            raise RevocationListRolledBack(f"number {self._highest_number}", latest.number)
-        self._highest_number = latest.number
+        known, number = self._latest, self._highest_number
+        if latest.number < number or (latest.number == number and latest.encoded != known):
+            raise RevocationListRolledBack(f"number {number}, and its list", latest.number)
+        self._highest_number, self._latest = latest.number, latest.encoded
 
 # Files --------------------------------------------------------------------------------------------
 
@@ -291,7 +292,7 @@ def load_trust(folder: Path, revocations: Path | None = None,
     except ValueError as error:
         raise UserError(f"{path} names no authority: {error}") from None
     return Trust(public_key, issuer,
-                 (revocations or folder.parent / "revocation_list.json").read_bytes, now)
+                 (revocations or folder.absolute().parent / "revocation_list.json").read_bytes, now)
 
 def _read(path: Path) -> bytes:
     try:

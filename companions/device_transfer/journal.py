@@ -149,6 +149,7 @@ def verify(folder: Path, trust: Trust,
            tell: Callable[[int], object] = lambda length: None) -> Iterator[Verdict]:
     """Judge each line of the journal. `tell` hears of bytes that were hashed. Raises UserError."""
     revocations, seen = _revocations(trust), dict[tuple[str, str, int], int]()
+    recipient = ""  # whose journal it is, as its first line that holds has it
     for number, line in enumerate(_lines(folder / JOURNAL), 1):
         entry = None
         try:
@@ -160,6 +161,9 @@ def verify(folder: Path, trust: Trust,
             first = seen.setdefault((said.sender, said.session, said.number), number)
             if first != number:
                 raise _Wrong(f"same as line {first}")
+            recipient = recipient or said.recipient
+            if said.recipient != recipient:
+                raise _Wrong("of another server")
             yield Verdict(number, entry, "", remark)
         except _Wrong as wrong:
             yield Verdict(number, entry, str(wrong))
@@ -231,7 +235,7 @@ def _check_content(folder: Path, entry: Entry, tell: Callable[[int], object]) ->
         raise _Wrong("content differs")
 
 def _hash_file(folder: Path, name: str, tell: Callable[[int], object]) -> tuple[int, str]:
-    """Return size and SHA-256 (hex) of a file in the folder; links and pipes are not followed."""
+    """Return size and SHA-256 (hex) of a file in the folder, which shall be no link and no pipe."""
     try:
         check_name(name)
         if not stat.S_ISREG((folder / name).lstat().st_mode):

@@ -132,7 +132,7 @@ class Server:
                 self._members.append(member)
                 strangers = [member for member in self._members if member.is_stranger]
                 for oldest in strangers[: -self.limits.max_strangers]:
-                    oldest.channel.request_end(Status.TIMEOUT)
+                    oldest.channel.send_away(Status.TIMEOUT)
 
     def admit(self, member: Member) -> None:
         """Let a stranger in who has shown who it is. Raises EndRequested: it was sent away."""

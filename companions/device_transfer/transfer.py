@@ -58,7 +58,7 @@ def _is_forbidden(letter: str) -> bool:
     return letter in NOT_IN_NAMES or unicodedata.category(letter) in ("Cc", "Cs")
 
 def safe_name(name: str) -> str:
-    """Return a name (1 to 255 bytes) that every system takes, and no reader is fooled by.
+    """Return a name (1 to 255 bytes) that every system takes, and that turns no line around.
 
     What is awkward becomes "_"; a name that is not is returned as it is. Raises BadName.
     """

@@ -122,7 +122,7 @@ class NoTag(Session):
 
 class NoTurn(Session):
     def _check_kind(self, kind: Kind) -> None:
-        """Take any record at any time after the handshake, and stay where we are."""
+        """Take any record at any time after the handshake, and go where it leads."""
         moves = self.fsm.VALID_TRANSITIONS
         if kind in PLAIN or not self._keys or self.fsm.allows(kind, self.receives):
             super()._check_kind(kind)

@@ -1,6 +1,7 @@
 """companions/asymmetric.py against vectors from outside, another library, and what is bad."""
 from __future__ import annotations
 
+import base64
 import hashlib
 import hmac
 import os
@@ -151,6 +152,21 @@ def test_a_wrong_passphrase_is_told_and_not_shown(tmp_path: Path, keys: list[Pri
     with pytest.raises(UserError, match="the passphrase is wrong") as caught:
         read_private(tmp_path / "key.pem", lambda prompt: "battery staple")
     assert "battery" not in str(caught.value)
+
+def test_a_passphrase_is_stretched_by_scrypt(tmp_path: Path, keys: list[PrivateKey]) -> None:
+    write_private(tmp_path / "key", keys[0], "door 3")
+    body = (tmp_path / "key").read_text("ascii").split("-----")[2]
+    structure = base64.b64decode(body)
+    assert bytes.fromhex("06092b06010401da47040b") in structure, "id-scrypt, RFC 7914 section 7"
+    assert bytes.fromhex("0203008000") in structure, "2^15 rounds"
+    with pytest.raises(ValueError, match="1,023"):
+        write_private(tmp_path / "other", keys[0], "x" * 1_024)
+    assert not (tmp_path / "other").exists()
+
+def test_a_public_key_has_the_usual_exponent() -> None:
+    odd = rsa.generate_private_key(public_exponent=3, key_size=2_048).public_key()
+    with pytest.raises(ValueError, match="as we write it"):
+        parse_public(public_pem(odd))
 
 def test_a_key_file_is_never_overwritten(tmp_path: Path, keys: list[PrivateKey]) -> None:
     write_private(tmp_path / "key.pem", keys[0])

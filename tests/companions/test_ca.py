@@ -170,6 +170,8 @@ def test_a_lost_or_older_list_in_the_folder_does_not_turn_the_number_back(pki: P
     assert ca.refresh(pki).number == 3
     (pki / "revocation_list.json").unlink()
     assert ca.refresh(pki).number == 4
+    (pki / "ca" / "number").unlink()
+    assert ca.refresh(pki).number == 5, "one of the two is enough"
 
 def test_what_cannot_be_revoked_is_said_and_no_list_is_made(pki: Path) -> None:
     serials = [ca.issue(pki, "phone", Role.DEVICE).serial]
@@ -293,6 +295,14 @@ def test_the_table_tells_what_became_of_each_certificate(pki: Path) -> None:
     lines = ca.table(pki, now)
     assert lines[-1].startswith("revocation list: number 2, next update 20")
     assert all(len(line) <= 79 for line in lines)
+
+def test_the_table_says_what_is_revoked_but_not_on_the_list_yet(pki: Path) -> None:
+    """As after a power cut between the two; it can be revoked again then."""
+    serial = ca.issue(pki, "phone", Role.DEVICE).serial
+    (pki / "ca" / "revoked" / serial).touch()
+    assert statuses(pki) == {"phone": "revoked, not listed"}
+    ca.revoke(pki, "phone")
+    assert statuses(pki) == {"phone": "revoked"}
 
 def test_the_table_says_when_the_list_is_no_good(pki: Path) -> None:
     (pki / "revocation_list.json").write_bytes(b"nonsense" * 20)

@@ -405,9 +405,33 @@ def test_an_older_list_is_not_taken_back(world: World) -> None:
     world.listed = before
     with pytest.raises(RevocationListRolledBack) as caught:
         trust.check(encoded, Role.DEVICE)
-    assert (caught.value.expected, caught.value.got) == ("number 2", 1)
-    world.publish(2)  # the same number again is no step back
-    trust.check(encoded, Role.DEVICE)
+    assert (caught.value.expected, caught.value.got) == ("number 2, and its list", 1)
+
+def test_of_two_lists_with_one_number_the_first_stays(world: World) -> None:
+    trust, encoded = world.trust(), world.certificate()
+    world.publish(2, SERIAL)
+    for _ in range(2):
+        with pytest.raises(CertificateRevoked):
+            trust.check(encoded, Role.DEVICE)
+    world.publish(2)
+    with pytest.raises(RevocationListRolledBack):
+        trust.check(encoded, Role.DEVICE)
+
+def test_a_strangers_words_are_not_repeated_at_length(world: World) -> None:
+    encoded = world.certificate().replace(b'"device"', b'"' + b"x" * 2_000 + b'"')
+    with pytest.raises(MalformedCertificate) as caught:
+        parse_certificate(encoded)
+    assert len(str(caught.value)) < 150
+
+def test_the_list_is_found_beside_the_folder_that_we_are_in(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, world: World) -> None:
+    folder = tmp_path / "device-1"
+    folder.mkdir()
+    (folder / "authority.json").write_bytes(canonical({
+        "common_name": "ca", "public_key": public_pem(world.authority.public_key())}))
+    (tmp_path / "revocation_list.json").write_bytes(world.listed)
+    monkeypatch.chdir(folder)
+    assert load_trust(Path("."), now=lambda: NOW).revocation_list().number == 1
 
 def test_a_list_that_is_refused_does_not_raise_the_number(world: World) -> None:
     trust = world.trust()

@@ -234,6 +234,10 @@ def test_a_repeated_line_is_noticed(folder: Path, world: World) -> None:
     (folder / JOURNAL).write_bytes(b"".join([*lines, lines[1]]))
     assert problems(folder, world.trust()) == ["", "", "", "same as line 2"]
 
+def test_a_line_of_another_servers_journal_is_noticed(folder: Path, world: World) -> None:
+    write(folder, world.entry("text", "", b"hello", 3, recipient="server-2"))
+    assert problems(folder, world.trust()) == ["", "", "", "of another server"]
+
 def test_what_cannot_be_noticed_is_not_claimed(folder: Path, world: World) -> None:
     """A removed line, or another order: the docstring says so."""
     lines = lines_of(folder)

@@ -99,7 +99,7 @@ def test_without_a_list_that_is_any_good_nobody_is_revoked_yet(tmp_path: Path,
     """So that who has lost the list can revoke again, and has a new one."""
     if content is not None:
         (tmp_path / "revocation_list.json").write_bytes(content)
-    assert ca._listed(tmp_path) == frozenset()
+    assert ca._published(tmp_path) == (0, frozenset())
 
 def test_a_lock_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot make"):

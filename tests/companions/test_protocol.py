@@ -701,6 +701,29 @@ def test_a_rekeying_is_not_begun_twice_with_one_signed_share(world: World) -> No
     pair.carry(S2D, Kind.REKEY)
     assert type(refusal(pair.server, forge(pair.device, Kind.REKEY, old))) is BadSignature
 
+def test_names_are_compared_letter_by_letter(world: World) -> None:
+    pair = Pair(world.session(world.device, "SERVER-1"), world.session(world.server))
+    pair.carry(D2S, Kind.HELLO)
+    assert type(refusal(pair.device, pair.server.seal(Kind.HELLO))) is WrongPeer
+
+def test_sequence_numbers_have_64_bits(world: World) -> None:
+    pair = world.pair(State.SENDING)
+    for session in (pair.device, pair.server):
+        session._sequence[D2S] = 2**32 - 1
+    pair.carry(D2S, Kind.CHUNK)
+    pair.carry(D2S, Kind.CHUNK)
+    assert pair.device._sequence[D2S] == 2**32 + 1
+
+def test_a_nonce_is_16_bytes_of_the_random_source(world: World) -> None:
+    asked: list[int] = []
+
+    def source(length: int) -> bytes:
+        asked.append(length)
+        return bytes(length)
+
+    world.session(world.device, random_bytes=source).seal(Kind.HELLO)
+    assert asked == [16]
+
 # Rekeying -----------------------------------------------------------------------------------------
 
 def test_rekeying_changes_all_keys_and_no_sequence(world: World) -> None:
