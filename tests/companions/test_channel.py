@@ -176,6 +176,23 @@ def test_a_frame_that_is_too_long_is_refused_after_its_length(ends: Make) -> Non
 
 # Requests to end ----------------------------------------------------------------------------------
 
+def test_who_is_sent_away_goes_at_once(ends: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "POLL_S", LATE_S)  # so that nobody looks for itself
+    pair = ends()
+    raised: list[BaseException] = []
+
+    def wait() -> None:
+        try:
+            pair.receive()
+        except (EndRequested, ProtocolError) as error:
+            raised.append(error)
+
+    waiting = threading.Thread(target=wait, daemon=True)
+    waiting.start()
+    pair.channel.send_away(Status.TIMEOUT)
+    waiting.join(LATE_S / 2)
+    assert [str(error) for error in raised] == [str(EndRequested(Status.TIMEOUT))]
+
 def test_a_request_wakes_who_waits(ends: Make) -> None:
     pair = ends()
     raised: list[BaseException] = []

@@ -154,6 +154,12 @@ def test_the_folder_is_not_left_even_if_names_were_not_checked(
 def test_no_file_gets_the_name_of_the_journal(store: Store, name: str) -> None:
     assert keep(store, name) == "_" + name
 
+def test_an_awkward_name_is_mended_on_the_disk(store: Store) -> None:
+    for name, kept in (("CON.txt", "_CON.txt"), (".hidden", "_hidden"), ("a?", "a_")):
+        with store.begin() as partial:
+            assert partial.keep(name) == kept
+        assert (store.folder / kept).is_file()
+
 @pytest.mark.skipif(os.name != "posix", reason="making links may need rights")
 @pytest.mark.usefixtures("any_system")
 @pytest.mark.parametrize("target", ["victim", "nowhere"])
