@@ -180,6 +180,7 @@ def test_the_padding_oracle_tells_the_secret_and_what_it_cost() -> None:
         assert weak.suffer(ATTACKS["padding-oracle"]).learned == (
             "[100.0,20.5,21.0, in 4098 connections")
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rules", [*([name] for name in ELEMENTS), ["documented"], [*ELEMENTS]],
                          ids=lambda rules: " ".join(rules)[:30])
 def test_a_weakened_lab_lives_through_honest_sessions(rules: list[str]) -> None:
@@ -286,6 +287,7 @@ def test_one_attack_is_told_with_the_bytes_that_it_touched() -> None:
     assert "  server ended: BadTag" in done.stdout
     assert "bystanders 4 and 5: another round each\n  server: BadTag" in done.stdout
 
+@pytest.mark.slow
 def test_the_six_documented_families_can_be_asked_for() -> None:
     done = run("documented")
     for name in attacks.DOCUMENTED:

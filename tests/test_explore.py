@@ -69,6 +69,7 @@ def test_nothing_breaks_with_one_session_and_there_is_nothing_else_to_see() -> N
     assert (found.story, found.words) == ((), "")
     assert found.depth > 8, "two rounds, a goodbye, and every farewell"
 
+@pytest.mark.slow
 def test_nothing_breaks_with_four_sessions_in_the_first_worlds() -> None:
     found = explorer(REAL).search(500)
     assert not found.story

@@ -297,6 +297,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[list[dict[str, Any]]]
     assert (folder / "one").read_bytes() == (folder / "two").read_bytes()
     return found
 
+@pytest.mark.slow
 def test_every_field_of_a_line_is_documented_and_none_is_missing(
         runs: list[list[dict[str, Any]]]) -> None:
     types = {"string": str, "boolean": bool, "integer": int, "object": dict}

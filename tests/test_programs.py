@@ -206,7 +206,11 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     key_file(tmp / "binary.csv", bytes(range(256)) * 4)
     return tmp
 
-@pytest.mark.parametrize("case", CASES)
+QUICK = ("demo keys for the network", "port in use", "keys into what exists", "window of nothing",
+         "keys for id 0", "patient on the network", "key log into nowhere")
+
+@pytest.mark.parametrize("case", [pytest.param(case, marks=[] if case in QUICK else [
+    pytest.mark.slow]) for case in CASES])
 def test_bad_input_ends_in_one_sentence(
     case: str, port: str, closed_port: str, files: Path
 ) -> None:

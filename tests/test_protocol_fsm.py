@@ -712,7 +712,7 @@ def test_any_stream_of_bytes_ends_in_a_typed_error(pieces: list[bytes]) -> None:
         while True:
             read_frame(recv)
 
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(st.sampled_from([s for s in State if s is not State.ENDED]), st.sampled_from(Direction),
        st.sampled_from(Opcode), st.binary(max_size=64) | st.text().map(str.encode)
        | st.builds(lambda n, v: n + json.dumps(v).encode(), st.sampled_from([bytes(16), b"\x00"]),

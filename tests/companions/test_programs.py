@@ -130,6 +130,7 @@ def partials(folder: Path) -> list[str]:
 
 # The story
 
+@pytest.mark.slow
 def test_a_text_and_a_file_arrive_and_ctrl_c_stops_the_server(known_keys: None,
                                                               tmp_path: Path) -> None:
     pki = authority_with_two(tmp_path / "pki")
