@@ -83,6 +83,7 @@ def test_a_mistake_in_the_real_session_is_found(mistake: type[Session]) -> None:
     assert found.story
     assert found.words
 
+@pytest.mark.slow
 def test_the_first_steps_split_the_worlds_and_every_process_counts_the_same() -> None:
     real = explorer(REAL)
     firsts = [step.sender for _, step, _ in real.moves(real.start)]

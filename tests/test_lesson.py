@@ -309,6 +309,7 @@ def test_every_field_of_a_line_is_documented_and_none_is_missing(
                   if on == "all" or line["event"] in on.split()}
         assert {name: type(value) for name, value in line.items()} == wanted
 
+@pytest.mark.slow
 def test_the_values_of_a_line_are_those_of_the_document(runs: list[list[dict[str, Any]]]) -> None:
     assert {line["event"] for line in runs[0]} == {*cells("event")}
     assert {line["by"] for line in runs[0] if "by" in line} == {"client", "server"}
@@ -334,6 +335,7 @@ def test_all_attacks_with_one_seed_are_the_same_byte_for_byte(tmp_path: Path) ->
     heard = {line["attack"] for line in whole[0] if "to" in line}
     assert {*re.findall(r"`([a-z-]+)`", silent)} == ATTACKS.keys() - heard
 
+@pytest.mark.slow
 def test_another_seed_gives_other_bytes_and_another_choice_of_attacks_the_same(
     tmp_path: Path
 ) -> None:

@@ -84,6 +84,7 @@ def test_the_world_is_the_same_again_whatever_came_before() -> None:
     for name in ("flip-reading", "inject-report"):
         assert str(one.suffer(ATTACKS[name])) == str(other.suffer(ATTACKS[name]))
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "taken"), KNOWN)
 def test_known_sets_win_and_are_minimal(name: str, taken: set[str]) -> None:
     assert wins(name, frozenset(taken))

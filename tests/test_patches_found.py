@@ -105,6 +105,7 @@ def test_nobody_can_know_the_key_for_unknown_ids() -> None:
     with serving() as (first, _), serving() as (second, _):
         assert first.session_for(77).fingerprints() != second.session_for(77).fingerprints()
 
+@pytest.mark.slow
 def test_a_stranger_that_has_left_takes_no_place_away() -> None:
     with serving(max_strangers=2) as (server, journal):
         with Hand(server.address, 1).shake_hands() as first:

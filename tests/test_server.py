@@ -127,6 +127,7 @@ def test_clients_that_start_at_random_offsets_share_every_epoch_from_then_on() -
         assert sizes[first : last + 1] == [3] * (last + 1 - first), f"seed {seed}: {sizes}"
         assert last > first + 10
 
+@pytest.mark.slow
 def test_a_stalled_client_delays_the_others_by_one_window_once() -> None:
     with serving(window_s=1.0) as (server, journal), \
             client_for(server, 1) as quick, client_for(server, 2) as stalled:
