@@ -301,13 +301,15 @@ def trial(task: Task) -> list[tuple[str, Names, bool, Names]]:
 
 def tasks_of(tries: Mapping[Names, set[str]], found: Mapping[str, list[Names]]) -> list[Task]:
     """Return what is still to be tried: no set around one that suffices."""
-    tasks = [(taken, tuple(name for name in ATTACKS if name in names
+    tasks = [(taken, tuple(name for name in found if name in names
                            and not any(smaller < taken for smaller in found[name])))
              for taken, names in tries.items()]
     return [task for task in tasks if task[1]]
 
-def search(names: Sequence[str], size: int, pool: Pool) -> dict[str, list[Names]]:
-    """Return the minimal sets of session rules for each attack, the smallest first."""
+def search(names: Sequence[str], size: int, pool: Pool,
+           trial: Callable[[Task], list[tuple[str, Names, bool, Names]]] = trial
+           ) -> dict[str, list[Names]]:
+    """Return the minimal sets for each attack, the smallest first: here, of session rules."""
     found: dict[str, list[Names]] = {name: [] for name in names}
     tries: dict[Names, set[str]] = {frozenset(): set(names)}
     for count in range(size + 1):

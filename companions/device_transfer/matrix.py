@@ -12,19 +12,16 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing.pool import Pool
 from typing import Any
 
-from classroom.matrix import markdown, progress, table, workers
+from classroom.matrix import Names, Task, markdown, progress, search, table, workers
 from companions.device_transfer.attacks import ATTACKS, Lab, Parts, Pki
 from companions.device_transfer.weakened import ELEMENTS, without
 from endpoint import Parser, UserError, positive, run_program
 from protocol_fsm import LocalError, ProtocolError
 
-Names = frozenset[str]  # of elements
-Task = tuple[Names, tuple[str, ...]]  # what to take out, and the attacks to try then
 Found = dict[str, list[Names]]  # the smallest sets, by attack
 TRIES = 3  # garbage unpads well once in 256: a set has to win every time
 REDUNDANT: dict[str, str] = {  # why an element is in no set; whatever is in one must not be here
@@ -92,29 +89,6 @@ def trial(task: Task) -> list[tuple[str, Names, bool, Names]]:
 
 # The search ---------------------------------------------------------------------------------------
 
-def tasks_of(tries: Mapping[Names, set[str]], found: Found) -> list[Task]:
-    """Return what is still to be tried: no set around one that suffices."""
-    tasks = [(taken, tuple(name for name in ATTACKS if name in names
-                           and not any(smaller < taken for smaller in found[name])))
-             for taken, names in tries.items()]
-    return [task for task in tasks if task[1]]
-
-def search(names: Sequence[str], size: int, pool: Pool) -> Found:
-    """Return the smallest sets for each attack, the smallest first."""
-    found: Found = {name: [] for name in names}
-    tries: dict[Names, set[str]] = {frozenset(): set(names)}
-    for count in range(size + 1):
-        larger: dict[Names, set[str]] = defaultdict(set)
-        tasks = tasks_of(tries, found)
-        for results in progress(f"{count} rules less", pool.imap_unordered(trial, tasks), tasks):
-            for name, taken, won, relevant in results:
-                if won:
-                    found[name].append(taken)
-                for element in () if won else relevant:
-                    larger[taken | {element}].add(name)
-        tries = larger
-    return found
-
 def confirmed(found: Found, pool: Pool) -> Found:
     """Return the sets with which the attack wins every time."""
     tasks = [(taken, (name,)) for name, sets in found.items() for taken in sets] * (TRIES - 1)
@@ -129,7 +103,7 @@ def matrix(names: Sequence[str], size: int) -> Found:
     """Return the smallest sets for each attack that something prevents."""
     prevented = [name for name in names if not ATTACKS[name].noticed]
     with workers(4) as pool:  # they wait most of the time
-        return confirmed(search(prevented, size, pool), pool)
+        return confirmed(search(prevented, size, pool, trial), pool)
 
 # Showing it ---------------------------------------------------------------------------------------
 
