@@ -15,7 +15,7 @@ from bench.slices import Case, Slice
 
 BAR = 44  # columns
 NAMES = {"plain": "plain TCP", "floor": "floor", "tls12": "TLS 1.2", "tls13": "TLS 1.3",
-         "ours": "ours"}
+         "over_tls": "ours/TLS", "ours": "ours"}
 HEAD = ("           rounds/s    MB/s  p50 us    p99 us server   both  of TLS 1.2\n"
         "                                            processor us")
 

@@ -12,6 +12,8 @@ server parses it, enters it into the epoch, and when all clients are in computes
   else: no header, state, nonce, limits or checks but the tag. What ours could be at best.
 - bare: plain without JSON and without epochs: frames of our sizes, sent and echoed by size.
 - ours: `Server` and `Client` as they are, with all their checks and deadlines.
+- over_tls: the same two over TLS 1.2, which has taken the place of our cryptography: what is left
+  of a session is its table, its header and its checks of what a message carries.
 
 All have TCP_NODELAY and the frame of [P 3.1]: 2 bytes of length, then that many bytes.
 """
@@ -30,17 +32,21 @@ from typing import NamedTuple, Protocol
 
 from Crypto.Random import get_random_bytes
 
+from classroom.weakened import LoopbackClient, LoopbackServer, without
 from client import Client
 from crypto_utils import (
     AES_KEY_BYTES, BLOCK_BYTES, NONCE_BYTES, TAG_BYTES, aes_cbc_decrypt, aes_cbc_encrypt,
     evolve_key, hmac_sha256, hmac_verify, pkcs7_pad, pkcs7_unpad,
 )
-from protocol_fsm import MAX_BODY, MAX_READINGS, OVERHEAD, Json, Opcode
+from endpoint import Channel
+from protocol_fsm import MAX_BODY, MAX_READINGS, OVERHEAD, Json, Opcode, Session
 from server import Contributions, Limits, Server, compute_aggregation, own_part
 
 HOST = "127.0.0.1"
-RIVALS = ("plain", "floor", "tls12", "tls13", "ours")
+RIVALS = ("plain", "floor", "tls12", "tls13", "over_tls", "ours")
 LIMIT_S = 120.0  # for what should take a moment
+LIMITS = Limits(window_s=LIMIT_S, stranger_timeout_s=LIMIT_S, max_strangers=256)
+TLS_KEEPS = ("tag", "encryption", "fresh-iv", "ratchet", "binding")  # rules, in its own way
 TLS12_CIPHER = "AES128-SHA256"  # TLS_RSA_WITH_AES_128_CBC_SHA256: AES-128-CBC and HMAC-SHA256
 encode = json.JSONEncoder(separators=(",", ":")).encode  # made once: json.dumps makes one a call
 
@@ -202,12 +208,28 @@ class BareServer(LeanServer):
             answer = answer if len(answer) == wanted else bytes(wanted)
             sock.sendall(frame(answer))
 
+class NothingUnderTag(Session):
+    def _under_tag(self, untagged: bytes) -> bytes:
+        """Leave nothing to tag, where TLS has a tag of its own."""
+        return b""
+
+OverTLSSession = type("OverTLSSession", (NothingUnderTag, without(TLS_KEEPS).session), {})
+
+class OverTLSServer(LoopbackServer):
+    """Our server without our cryptography, on a listener whose connections speak TLS."""
+
+    def __init__(self, clients: int, meter: Meter, tls: ssl.SSLContext) -> None:
+        super().__init__(keys(clients), HOST, 0, LIMITS, aggregation=meter,
+                         new_session=OverTLSSession)
+        self._listener = tls.wrap_socket(self._listener, server_side=True)
+
 def make_server(rival: str, clients: int, meter: Meter, folder: Path) -> Server | LeanServer:
     """Return a server that serves inside `with`."""
     if rival == "ours":
-        limits = Limits(window_s=LIMIT_S, stranger_timeout_s=LIMIT_S, max_strangers=256)
-        return Server(keys(clients), HOST, 0, limits, aggregation=meter)
-    tls = tls_context(rival, folder, is_server=True) if rival.startswith("tls") else None
+        return Server(keys(clients), HOST, 0, LIMITS, aggregation=meter)
+    tls = tls_context(rival, folder, is_server=True) if "tls" in rival else None
+    if rival == "over_tls" and tls:
+        return OverTLSServer(clients, meter, tls)
     kind = {"bare": BareServer, "floor": FloorServer}.get(rival, LeanServer)
     return kind(clients, meter, tls)
 
@@ -266,10 +288,8 @@ class BareClient(LeanClient):
 class OurClient:
     """The real Client. A report that no float writes goes past `report`, to the same channel."""
 
-    def __init__(self, address: tuple[str, int], body: Body, client_id: int) -> None:
-        self._client = Client(client_id, keys(client_id), *address, timeout_s=LIMIT_S)
-        self._client.__enter__()
-        self._body, self.channel = body, "AES-128-CBC, HMAC-SHA256, a ratchet"
+    def __init__(self, client: Client, body: Body, channel: str) -> None:
+        self._client, self._body, self.channel = client.__enter__(), body, channel
 
     def call(self) -> object:
         if self._body.readings is not None:
@@ -280,10 +300,28 @@ class OurClient:
     def close(self) -> None:
         self._client.__exit__()
 
+class OverTLSClient(LoopbackClient):
+    """Our client without our cryptography, on a connection that speaks TLS."""
+
+    def __init__(self, client_id: int, address: tuple[str, int], tls: ssl.SSLContext) -> None:
+        super().__init__(client_id, keys(client_id), *address, timeout_s=LIMIT_S,
+                         new_session=OverTLSSession)
+        self._tls = tls
+
+    def __enter__(self) -> OverTLSClient:
+        sock = self._tls.wrap_socket(socket.create_connection(self._address), server_hostname=HOST)
+        self.channel = Channel(sock, self.session)
+        self.channel.send(Opcode.CLIENT_HELLO)
+        self.channel.receive(time.monotonic() + LIMIT_S)
+        return self
+
 def make_client(rival: str, address: tuple[str, int], body: Body, client_id: int,
                 tls: ssl.SSLContext | None) -> Caller:
     if rival == "ours":
-        return OurClient(address, body, client_id)
+        client = Client(client_id, keys(client_id), *address, timeout_s=LIMIT_S)
+        return OurClient(client, body, "AES-128-CBC, HMAC-SHA256, a ratchet")
+    if rival == "over_tls" and tls:
+        return OurClient(OverTLSClient(client_id, address, tls), body, "TLS 1.2 in place of it")
     if rival in ("bare", "floor"):
         return (BareClient if rival == "bare" else FloorClient)(address, body)
     return LeanClient(address, body, tls)
@@ -310,10 +348,10 @@ def keys(last_id: int) -> dict[int, bytes]:
 def tls_context(rival: str, folder: Path, *, is_server: bool) -> ssl.SSLContext:
     """Return a context for one version of TLS, without compression."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if is_server else ssl.PROTOCOL_TLS_CLIENT)
-    version = ssl.TLSVersion.TLSv1_2 if rival == "tls12" else ssl.TLSVersion.TLSv1_3
+    version = ssl.TLSVersion.TLSv1_3 if rival == "tls13" else ssl.TLSVersion.TLSv1_2
     context.minimum_version = context.maximum_version = version
     context.options |= ssl.OP_NO_COMPRESSION
-    if rival == "tls12":
+    if rival != "tls13":
         context.set_ciphers(TLS12_CIPHER)
     if is_server:
         context.load_cert_chain(folder / "certificate.pem", folder / "key.pem")

@@ -32,13 +32,14 @@ LADDER_LEFT, LADDER_RIGHT = 104, 486
 MARKS = {  # paths around 0,0
     "plain": "M-6,-5 h12 l-6,11 z", "floor": "M-5,-5 h10 v10 h-10 z",
     "tls12": "M-6,5 h12 l-6,-11 z", "tls13": "M0,-7 l6,7 -6,7 -6,-7 z",
+    "over_tls": "M-2,-6 h4 v4 h4 v4 h-4 v4 h-4 v-4 h-4 v-4 h4 z",
     "ours": "M-6,0 a6,6 0 1 0 12,0 a6,6 0 1 0 -12,0 z"}
 COLOURS = {  # by class: light, dark
     "paper": ("#ffffff", "#14181a"), "ink": ("#1b2224", "#e4e8e6"), "soft": ("#4d585d", "#a9b3b8"),
     "line": ("#d5dadc", "#353d40"), "one": ("#7c878c", "#7f8a8f"), "piece": ("#6f8698", "#8ba4b8"),
     "plain": ("#5f686d", "#aeb7bc"), "floor": ("#a65f00", "#e8a84a"),
     "tls12": ("#1c68b0", "#75b5f3"), "tls13": ("#0b7a60", "#54cba9"),
-    "ours": ("#bd1f57", "#ff82b0")}
+    "over_tls": ("#6a3fb5", "#bd9fff"), "ours": ("#bd1f57", "#ff82b0")}
 STYLE = """
 text { font: 15px system-ui, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
 text.ink, text.soft { stroke: none; }

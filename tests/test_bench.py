@@ -12,19 +12,26 @@ import pytest
 
 from bench import ladder, report
 from bench.bench import parse
+from bench.certificate import write_certificate
 from bench.rivals import (
-    BODIES, Body, Meter, example_answer, large_body, make_client, make_server, message_sizes,
-    small_body,
+    BODIES, Body, Meter, OverTLSSession, example_answer, large_body, make_client, make_server,
+    message_sizes, small_body, tls_context,
 )
 from bench.slices import Case, Slice
-from protocol_fsm import MAX_BODY, MAX_MESSAGE, MAX_READINGS, parse_aggregate, parse_readings
+from crypto_utils import TAG_BYTES
+from protocol_fsm import (
+    CIPHERTEXT_AT, HEADER, MAX_BODY, MAX_MESSAGE, MAX_READINGS, Direction, Opcode, parse_aggregate,
+    parse_readings,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 LIMIT_S = 120
 QUICK = [sys.executable, "-m", "bench.bench", "--quick", "--rounds", "6", "--turns", "2"]
 
-def answers_of(rival: str, clients: int, body: Body, rounds: int) -> list[dict[str, object]]:
+def answers_of(rival: str, clients: int, body: Body, rounds: int,
+               folder: Path = Path()) -> list[dict[str, object]]:
     """Return the last answer to each of some clients that report in step."""
+    tls = tls_context(rival, folder, is_server=False) if "tls" in rival else None
     last: list[dict[str, object]] = [{}] * clients
 
     def work(number: int) -> None:
@@ -33,9 +40,9 @@ def answers_of(rival: str, clients: int, body: Body, rounds: int) -> list[dict[s
         for _ in range(rounds):
             last[number] = callers[number].call()  # type: ignore[assignment]
 
-    with make_server(rival, clients, Meter(clients, body.filling), Path()) as server:
+    with make_server(rival, clients, Meter(clients, body.filling), folder) as server:
         assert not isinstance(server, BaseException)
-        callers = [make_client(rival, server.address, body, n + 1, None) for n in range(clients)]
+        callers = [make_client(rival, server.address, body, n + 1, tls) for n in range(clients)]
         threads = [threading.Thread(target=work, args=(n,), daemon=True) for n in range(clients)]
         for thread in threads:
             thread.start()
@@ -56,6 +63,20 @@ def test_lean_rivals_and_ours_give_the_same_answers(name: str, clients: int) -> 
         for member in set(ours) - {"epoch", "round"}:
             assert plain[member] == ours[member]
         assert ours["participants"] == [*range(1, clients + 1)]
+
+@pytest.mark.parametrize("name", BODIES)
+def test_over_tls_nothing_changes_but_the_channel(name: str, tmp_path: Path) -> None:
+    write_certificate(tmp_path, "127.0.0.1")
+    ours = answers_of("ours", 2, BODIES[name](), 2)
+    over_tls = answers_of("over_tls", 2, BODIES[name](), 2, tmp_path)
+    for one, other in zip(ours, over_tls):
+        assert {**one, "epoch": 0, "round": 0} == {**other, "epoch": 0, "round": 0}
+
+def test_over_tls_our_own_bytes_show_what_tls_hides(tmp_path: Path) -> None:
+    session = OverTLSSession(1, bytes(16), Direction.C2S)
+    message = session.seal(Opcode.CLIENT_HELLO)
+    assert message[HEADER.size : CIPHERTEXT_AT] == bytes(16)  # so it is never used without TLS
+    assert message[CIPHERTEXT_AT:-TAG_BYTES].endswith(b"\x01" + b"\x0f" * 15)
 
 def test_large_bodies_are_about_60_kb_and_within_the_limits_of_the_protocol() -> None:
     body = large_body()
@@ -128,9 +149,9 @@ def test_a_quick_run_prints_tables_bars_and_a_ladder_and_writes_json(tmp_path: P
     assert "TLSv1.2 AES128-SHA256" in done.stdout
     assert "TLSv1.3 " in done.stdout
     assert done.stdout.count("Cost ladder") == 2
-    assert len(done.stderr.splitlines()) == 2 * (2 * 2 * 5 + 2 * 4)  # a line for each slice
+    assert len(done.stderr.splitlines()) == 2 * (2 * 2 * 6 + 2 * 4)  # a line for each slice
     found = json.loads(file.read_text("ascii"))
-    assert len(found["cases"]) == 2 * 2 * 5
+    assert len(found["cases"]) == 2 * 2 * 6
     assert all(case["rounds_per_s"] > 0 for case in found["cases"])
     assert {case["of_tls12"] for case in found["cases"] if case["rival"] == "tls12"} == {1.0}
     assert [*found["ladder"]] == ["small", "large"]
