@@ -372,7 +372,7 @@ class Attack:
     """One attack: what runs, and where it must fail. `noticed`: nothing prevents it, but this."""
     name: str
     story: str
-    claim: str  # of SECURITY.md
+    claim: str  # its family in SECURITY.md
     run: Callable[..., Any]  # (frames, lab), or (lab) from outside
     is_on_path: bool
     who: str  # refuses it: "client" or "server"
@@ -730,7 +730,7 @@ def judge(attack: Attack, lab: Lab) -> Result:
         won = outcome.learned  # what else could be won is seen inside the server only
     if lab.is_foreign and who == "server":  # which tells a stranger nothing
         answers = [n for n in outcome.said if n == "SERVER_AGGR_RESPONSE"]
-        answers = answers[attack.claim == "freshness" :]  # what is replayed was answered once
+        answers = answers[1:] if attack.claim == "freshness" else answers  # the original's
         who, met = "wire", [*answers, *outcome.said[-1:], "closed"][:1]
         refusal = "KEY_DESYNC_ERROR" if attack.error is RoundMismatch else "TERMINATE"
         expected = refusal if outcome.said else "closed"
@@ -745,8 +745,8 @@ def judge(attack: Attack, lab: Lab) -> Result:
     return Result(attack, True, "not prevented" if attack.noticed else refused_by, won)
 
 def summary(results: Sequence[Result]) -> str:
-    """Return a table by claim, and how the attacks are noticed that nothing prevents."""
-    lines = [f"{'claim':<14}{'attacks':>8}{'refused':>9}{'not prevented':>15}{'wrong':>7}"]
+    """Return a table by family, and how the attacks are noticed that nothing prevents."""
+    lines = [f"{'family':<14}{'attacks':>8}{'refused':>9}{'not prevented':>15}{'wrong':>7}"]
     for claim in dict.fromkeys(result.attack.claim for result in results):
         of_claim = [result for result in results if result.attack.claim == claim]
         open_ends = sum(bool(result.attack.noticed) for result in of_claim if result.as_expected)

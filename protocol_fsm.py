@@ -389,14 +389,14 @@ class Session:
             self._check_tag(header, message)  # step 5
             padded = self._decrypt(header, message)  # step 6
             plaintext = self._unpad(padded)  # step 7
-            accepted = self._check_payload(header, plaintext)  # step 8
+            parsed = self._check_payload(header, plaintext)  # step 8
         except ProtocolError as error:
             self.fail(error)
             raise
-        self._commit(accepted, message[CIPHERTEXT_AT:-TAG_BYTES], self.receives)  # step 9
-        if accepted.opcode in ENDING:
-            raise PeerTerminated(accepted.opcode, accepted.status)
-        return accepted
+        self._commit(parsed, message[CIPHERTEXT_AT:-TAG_BYTES], self.receives)  # step 9
+        if parsed.opcode in ENDING:
+            raise PeerTerminated(parsed.opcode, parsed.status)
+        return parsed
 
     def _check_shape(self, message: bytes) -> Header:
         check_length(len(message))

@@ -348,31 +348,31 @@ PATCHES: list[Patch] = [
           "            self._check_tag(header, message)  # step 5\n",
           f"{FLIPPED}[CLIENT_DATA C2S]"),
     Patch("the keys move before the echo is checked", _P,
-          "            accepted = self._check_payload(header, plaintext)  # step 8\n"
+          "            parsed = self._check_payload(header, plaintext)  # step 8\n"
           "        except ProtocolError as error:\n"
           "            self.fail(error)\n"
           "            raise\n"
-          "        self._commit(accepted, message[CIPHERTEXT_AT:-TAG_BYTES], self.receives)",
-          "            accepted = parse_message(header, plaintext)\n"
-          "            self._commit(accepted, message[CIPHERTEXT_AT:-TAG_BYTES], self.receives)\n"
-          "            if accepted.opcode is Opcode.SERVER_CHALLENGE:\n"
-          "                self._check_echo(accepted.body[:NONCE_BYTES])\n"
+          "        self._commit(parsed, message[CIPHERTEXT_AT:-TAG_BYTES], self.receives)",
+          "            parsed = parse_message(header, plaintext)\n"
+          "            self._commit(parsed, message[CIPHERTEXT_AT:-TAG_BYTES], self.receives)\n"
+          "            if parsed.opcode is Opcode.SERVER_CHALLENGE:\n"
+          "                self._check_echo(parsed.body[:NONCE_BYTES])\n"
           "        except ProtocolError as error:\n"
           "            self.fail(error)\n"
           "            raise",
           FSM + "test_challenge_with_a_foreign_echo_is_refused_without_a_word"),
     Patch("a refused message leaves the session alive", _P,
-          "            self.fail(error)\n            raise\n        self._commit(accepted",
-          "            raise\n        self._commit(accepted", f"{CELL}[HELLO-client receives]"),
+          "            self.fail(error)\n            raise\n        self._commit(parsed",
+          "            raise\n        self._commit(parsed", f"{CELL}[HELLO-client receives]"),
     Patch("a refused message is swallowed", _P,
-          "            self.fail(error)\n            raise\n        self._commit(accepted",
-          "            self.fail(error)\n        self._commit(accepted",
+          "            self.fail(error)\n            raise\n        self._commit(parsed",
+          "            self.fail(error)\n        self._commit(parsed",
           f"{CELL}[HELLO-client receives]"),
     Patch("a receiver does not move its keys, its round and its state", _P,
-          "self._commit(accepted, message[CIPHERTEXT_AT:-TAG_BYTES], self.receives)", "pass",
+          "self._commit(parsed, message[CIPHERTEXT_AT:-TAG_BYTES], self.receives)", "pass",
           BOTH_ENDS),
     Patch("a farewell is accepted like any message", _P,
-          "if accepted.opcode in ENDING:", "if False:",
+          "if parsed.opcode in ENDING:", "if False:",
           OPENED),
     Patch("the client id is not checked", _P,
           "if header.client_id != self.client_id:", "if False:", f"{FLIPPED}[CLIENT_HELLO C2S]"),

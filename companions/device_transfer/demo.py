@@ -168,7 +168,7 @@ def attack(stage: Stage) -> None:
             "Each attack is real: a proxy on the wire, bad certificates, stolen keys. Look at the "
             "name of the check that stops it, and at what nothing prevents.")
     lines = stage.finish("attacks")
-    begin = next((n for n, line in enumerate(lines) if line.startswith("claim ")), len(lines))
+    begin = next((n for n, line in enumerate(lines) if line.startswith("family ")), len(lines))
     show_all([*lines[2 : 2 + ATTACKS_SHOWN], "... `attacks` alone shows them all ...", "",
               *lines[begin:]])
 
