@@ -363,8 +363,8 @@ class Lab:
 
 def random_source(name: str) -> Callable[[int], bytes]:
     """Return a source of bytes that are always the same for the same name."""
-    counter = itertools.count()
-    return lambda length: hashlib.shake_256(f"{name} {next(counter)}".encode()).digest(length)
+    start, counter = name.encode(errors="surrogateescape"), itertools.count()
+    return lambda length: hashlib.shake_256(b"%b %d" % (start, next(counter))).digest(length)
 
 # The catalogue ------------------------------------------------------------------------------------
 @dataclass(frozen=True)

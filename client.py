@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from endpoint import (
     DEMO_WARNING, FRAME_S, HOST, PORT, Channel, EndRequested, NoConnection, Parser, UserError,
-    choose_keys, describe, positive, reason_of, run_program, seconds,
+    choose_keys, describe, positive, reason_of, run_program, seconds, to_stderr,
 )
 from protocol_fsm import (
     MAX_MAGNITUDE, ConnectionCut, DeadlineExpired, Direction, Json, LocalError, Opcode,
@@ -36,8 +36,7 @@ class Client:
 
     `keys` are master keys by client id, as load_keys returns them; without, the published demo
     keys, on loopback only. Each answer has `timeout_s`, which has to exceed the server's window.
-    Raises UserError, NoConnection, and any ProtocolError, which has then ended the session. Use a
-    new Client for a new session.
+    Raises UserError, NoConnection, and any ProtocolError, which has then ended this session.
     """
 
     def __init__(self, client_id: int, keys: Mapping[int, bytes] | None = None, host: str = HOST,
@@ -54,7 +53,7 @@ class Client:
 
     def __enter__(self) -> Client:
         try:
-            sock = socket.create_connection(self._address, min(self.timeout_s, 10.0))
+            sock = socket.create_connection(self._address, max(5.0, min(self.timeout_s, 10.0)))
         except (OSError, UnicodeError) as error:
             where = "{}:{}".format(*self._address)
             raise NoConnection(f"no server at {where}: {reason_of(error)}") from None
@@ -96,23 +95,23 @@ def rows_of(path: str) -> Iterator[tuple[str, list[str]]]:
 def readings_of(path: str, column: str | None) -> Iterator[list[float]]:
     """Yield a reading a row, from `column` or else the last one. Raises UserError.
 
-    The first row is a header if a column is named, or if there is no number in it.
+    The first row is a header if a column is named, or if none of its cells begins like a number.
     """
-    index, is_first = -1, True
-    for where, cells in rows_of(path):
-        if is_first and column is not None and column not in cells:
-            raise UserError(f"{where}: there is no column {column!r}")
-        if is_first and column is not None:
-            index, is_first = cells.index(column), False
-            continue
+    rows, index = rows_of(path), -1
+    where, head = next(rows, (path, list[str]()))
+    if column is not None and column not in head:
+        raise UserError(f"{where}: there is no column {column!r}")
+    if column is not None:
+        index = head.index(column)
+    elif any(cell.strip().lstrip("+-.")[:1].isdigit() for cell in head):
+        rows = itertools.chain([(where, head)], rows)
+    for where, cells in rows:
         try:
             yield [reading(cells[index])]
         except (ValueError, IndexError):
-            if not is_first:
-                cell = repr(cells[index][:30]) if index < len(cells) else "what is missing"
-                where += f", column {index + 1 or len(cells)}"
-                raise UserError(f"{where}: {cell} is not a number up to 1e15") from None
-        is_first = False
+            cell = repr(cells[index][:30]) if index < len(cells) else "what is missing"
+            where += f", column {index + 1 or len(cells)}"
+            raise UserError(f"{where}: {cell} is not a number up to 1e15") from None
 
 def simulated(client_id: int) -> Iterator[list[float]]:
     """Yield the readings of a thermometer that does not exist, in degrees Celsius."""
@@ -132,9 +131,9 @@ def typed(session: Session) -> Iterator[list[float]]:
                 print("numbers up to 1e15, please, with spaces between them")
 
 def choose_reports(options: argparse.Namespace, session: Session) -> Iterator[list[float]]:
-    """Return what to report, round by round. Raises UserError before anything is sent."""
+    """Return the reports; an empty one establishes. Raises UserError before anything is sent."""
     if options.interactive:
-        return itertools.chain([[]], typed(session))  # the empty report establishes the session
+        return itertools.chain([[]], itertools.islice(typed(session), options.rounds))
     if options.file == "-":
         return itertools.chain([[]], itertools.islice(readings_of("-", options.column),
                                                       options.rounds))
@@ -168,8 +167,8 @@ def run(client: Client, reports: Iterator[list[float]], options: argparse.Namesp
             at_input = False
             if readings is None:
                 return
-            if client.session.round_number > 1 and not options.interactive:
-                client.channel.idle(options.interval)
+            if client.session.round_number > 1:  # a pause, which hears what the server has said
+                client.channel.idle(0.01 if options.interactive else options.interval)
             answer = client.report(readings)
             print(json.dumps(answer) if options.json else describe(answer), flush=True)
 
@@ -183,7 +182,7 @@ def explain(error: ProtocolError, session: Session) -> str:
     if isinstance(error, ConnectionCut):
         return "connection lost: it closed without a TERMINATE"
     if isinstance(error, DeadlineExpired):
-        return "no answer in time; --timeout has to be longer than the server's --window"
+        return "no answer in time: is it our server, and is --timeout longer than its --window?"
     return f"session terminated: {error}"
 
 def main() -> int:
@@ -196,8 +195,7 @@ def main() -> int:
     parser.add_argument("--column", metavar="NAME", help="of the CSV; default: the last")
     parser.add_argument("--rounds", type=positive, help="default 10, or the whole file")
     parser.add_argument("--interval", type=seconds, default=0.5, help="between rounds; default 0.5")
-    parser.add_argument("--timeout", type=seconds, default=2.0,
-                        help="for an answer, more than the server's window; default 2")
+    parser.add_argument("--timeout", type=seconds, default=2.0, help="for an answer; default 2")
     parser.add_argument("--json", action="store_true", help="print answers as lines of JSON")
     options = parser.options()
     client = Client(options.id, choose_keys(options.keys, options.host), options.host, options.port,
@@ -211,7 +209,7 @@ def main() -> int:
     except LocalError as error:
         raise UserError(str(error)) from None
     except ProtocolError as error:
-        print(f"client {options.id}: {explain(error, client.session)}", file=sys.stderr)
+        to_stderr(f"client {options.id}: {explain(error, client.session)}")
         return 3 if isinstance(error, (ConnectionCut, DeadlineExpired)) else 1
     if not options.json:
         print(f"client {options.id}: goodbye said after {client.session.round_number - 1} rounds")

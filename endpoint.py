@@ -12,13 +12,16 @@ import ipaddress
 import json
 import math
 import os
+import queue
 import re
 import secrets
 import shutil
+import signal
 import socket
 import sys
 import tempfile
 import textwrap
+import threading
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -64,11 +67,18 @@ class Channel:
         self.session, self._sock, self._trace = session, sock, trace
         self._frame_timeout_s, self._frame_begun, self._deadline = frame_timeout_s, False, 0.0
         self._received = self._farewell = b""
+        self._is_stuck = False  # in the middle of a frame of ours, where nobody hears a farewell
         self._requested: Status | None = None
 
     def request_end(self, status: Status) -> None:
         """Ask the owner to end the session. Any thread may; the first reason stands."""
         self._requested = self._requested or status
+
+    def send_away(self, status: Status) -> None:
+        """Ask the owner to end the session, and wake it, to do so at once."""
+        self.request_end(status)
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RD)
 
     def check_request(self) -> None:
         if self._requested:
@@ -122,10 +132,10 @@ class Channel:
 
         After a farewell the socket closes when the peer has closed it, or 0.25 s later.
         """
-        if self.session.state.phase is ProtocolState.ACTIVE:
-            self._farewell = self.session.seal(Opcode.TERMINATE, status=status)
         with contextlib.suppress(OSError), self._sock:
-            if self._farewell:
+            if self.session.state.phase is ProtocolState.ACTIVE:
+                self._farewell = self.session.seal(Opcode.TERMINATE, status=status)
+            if self._farewell and not self._is_stuck:
                 self._show("->", self._farewell)
                 self._write(self._farewell, DRAIN_S)
                 self._sock.shutdown(socket.SHUT_WR)
@@ -151,15 +161,19 @@ class Channel:
                 raise DeadlineExpired("a whole frame" if self._frame_begun else "a message", "none")
             try:
                 self._sock.settimeout(min(left, POLL_S))
-                return self._sock.recv(65_536)
+                received = self._sock.recv(65_536)
             except TimeoutError:
                 continue
             except OSError:
-                return b""  # a reset connection is a closed one
+                received = b""  # a reset connection is a closed one
+            self.check_request()
+            return received
 
     def _write(self, message: bytes, limit_s: float = FRAME_S) -> None:
         self._sock.settimeout(limit_s)
+        self._is_stuck = True
         write_frame(self._sock.sendall, message)
+        self._is_stuck = False
 
     def _show(self, arrow: str, message: bytes) -> None:
         if self._trace:
@@ -191,6 +205,8 @@ def load_keys(path: Path) -> dict[int, bytes]:
     """Read lines of id:hex, ids 1 to 255, keys of 16 bytes or more. Raises UserError."""
     keys: dict[int, bytes] = {}
     try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "")
         if os.name == "posix" and path.stat().st_mode & 0o077:
             raise UserError(f"others can read the keys in {path}; make it yours: chmod 600 {path}")
         lines = path.read_text("ascii").splitlines()
@@ -215,14 +231,14 @@ def generate_keys(directory: Path, ids: list[int]) -> None:
     try:
         if directory.exists():
             raise FileExistsError(0, "it exists already")
-        partial = Path(tempfile.mkdtemp(".partial", directory.name, directory.parent))
+        unfinished = Path(tempfile.mkdtemp(".partial", directory.name, directory.parent))
         try:
             for name, text in {"server.keys": "".join(lines.values()), **lines}.items():
-                with open(os.open(partial / name, os.O_WRONLY | os.O_CREAT, 0o600), "w") as file:
+                with open(os.open(unfinished / name, os.O_WRONLY | os.O_CREAT, 0o600), "w") as file:
                     file.write(text)
-            partial.rename(directory)
+            unfinished.rename(directory)
         except BaseException:  # Ctrl-C too
-            shutil.rmtree(partial, ignore_errors=True)
+            shutil.rmtree(unfinished, ignore_errors=True)
             raise
     except OSError as error:
         raise UserError(f"cannot write keys to {directory}: {reason_of(error)}") from None
@@ -332,8 +348,38 @@ def host_and_port(text: str) -> tuple[str, int]:
 
 host_and_port.__name__ = "HOST:PORT"  # for argparse, which quotes it
 
+class Lines:
+    """Lines to stderr for which nobody waits: what a paused terminal does not take is dropped.
+
+    Else whoever selects text in the server's window would stop all of its clients.
+    """
+
+    def __init__(self) -> None:
+        self._texts: queue.Queue[str] = queue.Queue(10_000)
+        threading.Thread(target=self._print, daemon=True).start()
+
+    def write(self, text: str) -> None:
+        with contextlib.suppress(queue.Full):
+            self._texts.put_nowait(text)
+
+    def write_line(self, line: str) -> None:
+        self.write(f"{line}\n")
+
+    def drain(self) -> None:
+        """Wait until all is printed, but not longer than half a second."""
+        deadline = time.monotonic() + 0.5
+        while self._texts.unfinished_tasks and time.monotonic() < deadline:
+            time.sleep(0.01)
+
+    def _print(self) -> None:
+        while True:
+            text = self._texts.get()
+            with contextlib.suppress(OSError):  # sys.stderr's lock is needed at the end
+                os.write(2, text.encode(errors="backslashreplace"))
+            self._texts.task_done()
+
 def to_stderr(line: str) -> None:
-    """Print a line where it disturbs no output; that nobody reads it disturbs no session."""
+    """Print a line where it disturbs no output; that it cannot be printed disturbs no session."""
     with contextlib.suppress(OSError, ValueError):
         print(line, file=sys.stderr, flush=True)
 
@@ -350,13 +396,14 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--patient", action="store_true", help="no deadlines (loopback only)")
         self.add_argument("--trace", action="store_const", const=to_stderr,
                           help="show every message on stderr")
-        self.add_argument("--keylog", type=keylog, metavar="FILE", dest="new_session",
-                          default=Session, help="write all keys there, for classroom tools")
+        self.add_argument("--keylog", metavar="FILE", help="write all keys there, to look inside")
 
     def options(self) -> argparse.Namespace:
         options = self.parse_args()
         if vars(options).get("patient") and not is_loopback(options.host):
             raise UserError(f"--patient is for loopback only, which {options.host} is not")
+        if "keylog" in options:
+            options.new_session = Session if options.keylog is None else keylog(options.keylog)
         return options
 
     def error(self, message: str) -> NoReturn:
@@ -364,9 +411,11 @@ class Parser(argparse.ArgumentParser):
 
 def reason_of(error: Exception) -> str:
     """Return what the system says of an error, without the rest."""
+    reason: str = getattr(error, "strerror", None) or str(error)
     if isinstance(error, OSError) and error.errno and not isinstance(error, socket.gaierror):
-        return os.strerror(error.errno)
-    return getattr(error, "strerror", None) or str(error)
+        known = os.strerror(error.errno)
+        return reason if known.startswith("Unknown error") else known  # of Windows' sockets
+    return reason
 
 def write_text(path: str, text: str) -> None:
     """Write a file of ASCII lines, the same on every system. Raises UserError."""
@@ -377,7 +426,8 @@ def write_text(path: str, text: str) -> None:
         raise UserError(f"cannot write {path}: {reason_of(error)}") from None
 
 def run_program(main: Callable[[], int]) -> NoReturn:
-    """Run `main`, and exit with its code or with one sentence on stderr."""
+    """Run `main`, and exit with its code or with one sentence on stderr; tidily on SIGTERM too."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:  # closed by whoever started us
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
@@ -386,7 +436,7 @@ def run_program(main: Callable[[], int]) -> NoReturn:
         code = main()
         sys.stdout.flush()
     except UserError as error:
-        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+        to_stderr(f"{Path(sys.argv[0]).name}: {error}")
         code = error.exit_code
     except (KeyboardInterrupt, EOFError):
         code = 130  # before there was a session to end

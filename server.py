@@ -25,7 +25,7 @@ from typing import NamedTuple, TypeVar
 
 from endpoint import (
     DEMO_WARNING, FRAME_S, HOST, POLL_S, PORT, Channel, EndRequested, NoConnection, Parser,
-    choose_keys, describe, generate_keys, id_list, positive, reason_of, run_program, seconds,
+    Lines, choose_keys, describe, generate_keys, id_list, positive, reason_of, run_program, seconds,
 )
 from protocol_fsm import (
     Direction, Json, Message, Opcode, ProtocolError, Session, State, Status, client_id_of,
@@ -65,13 +65,10 @@ def own_part(readings: Sequence[float], total: float) -> dict[str, Json]:
             "own_share": share if math.isfinite(share) else None}
 
 class Record(NamedTuple):
-    """What happened: a "report" was accepted, an "epoch" closed, or a connection came to its "end".
-
-    `detail` is the Message, the Epoch, or the exception that ended the session.
-    """
+    """A "report" was accepted, an "epoch" closed, or a connection came to its "end"."""
     what: str
     client_id: int  # 0: an epoch, or a connection that never named its client
-    detail: Message | Epoch | Exception
+    detail: Message | Epoch | Exception  # what ended the session
 
 class Epoch:
     """One aggregation. It opens with its first contribution and closes for all members at once."""
@@ -104,9 +101,10 @@ class Member:
         except Exception as error:  # a defect of ours: it ends this session and no other
             log.exception("client %d: internal error", self.client_id)
             reason = error
-        self._server.forget(self, reason)
-        # a ProtocolError left its own farewell, and then there is no session to terminate
-        self.channel.leave(reason.status if isinstance(reason, EndRequested) else Status.SHUTDOWN)
+        try:
+            self._server.forget(self, reason)
+        finally:  # a ProtocolError left its own farewell: then there is no session to terminate
+            self.channel.leave(getattr(reason, "status", Status.SHUTDOWN))
 
     def _serve(self) -> None:
         server, channel, limits = self._server, self.channel, self._server.limits
@@ -114,7 +112,7 @@ class Member:
         hello = channel.read(deadline)
         channel.session = server.session_for(client_id_of(hello))
         channel.open(hello)
-        self.hello_number = server.number_hello(self)
+        server.number_hello(self)
         channel.send(Opcode.SERVER_CHALLENGE)
         report = channel.receive(deadline)
         server.establish(self)
@@ -179,23 +177,25 @@ class Server:
                 member = Member(self, self._listener.accept()[0])
                 thread = threading.Thread(target=member.run, daemon=True)
                 with self._changed:  # which the thread has to wait for before it can be forgotten
-                    thread.start()
+                    try:
+                        thread.start()
+                    except RuntimeError:  # out of threads
+                        member.channel.leave(Status.SHUTDOWN)
+                        raise
                     self._threads = [*(old for old in self._threads if old.is_alive()), thread]
                     self._strangers.append(member)
                     while len(self._strangers) > self.limits.max_strangers:
-                        self._strangers.pop(0).channel.request_end(Status.TIMEOUT)
+                        self._strangers.pop(0).channel.send_away(Status.TIMEOUT)
                 pause = 0.0
             except TimeoutError:
                 continue
             except Exception as error:  # of memory, too, there may be too little
                 log.log(logging.DEBUG if pause else logging.ERROR, "cannot accept: %s", error)
-                if isinstance(error, RuntimeError):  # out of threads, after the connection was made
-                    member.channel.leave(Status.SHUTDOWN)
                 pause = POLL_S
 
-    def number_hello(self, member: Member) -> int:
-        """Return the place of `member` in the order in which HELLOs are accepted."""
-        return next(self._hellos)
+    def number_hello(self, member: Member) -> None:
+        """Give `member` its place in the order in which HELLOs are accepted."""
+        member.hello_number = next(self._hellos)
 
     def establish(self, member: Member) -> None:
         """Let a stranger in, in place of an older session of its id. Raises EndRequested."""
@@ -301,8 +301,8 @@ def listen(host: str, port: int) -> socket.socket:
     """Return a listening TCP socket. Raises NoConnection."""
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.create_server(address[:2], family=family, backlog=1_024)
-    except (OSError, UnicodeError) as error:
+        listener = socket.create_server((address[0], port), family=family, backlog=1_024)
+    except (OSError, UnicodeError, OverflowError) as error:
         raise NoConnection(f"cannot listen on {host} port {port}: {reason_of(error)}") from None
     listener.settimeout(POLL_S / 4)
     return listener
@@ -318,7 +318,7 @@ def main() -> int:
     parser.add_argument("--generate-keys", metavar="DIR", help="write new key files, and exit")
     parser.add_argument("--ids", type=id_list, default="1-5", help="for whom; default 1-5")
     options = parser.options()
-    if options.generate_keys:
+    if options.generate_keys is not None:
         generate_keys(Path(options.generate_keys), options.ids)
         print(f"wrote server.keys and {len(options.ids)} client keys to {options.generate_keys}")
         return 0
@@ -326,9 +326,10 @@ def main() -> int:
     if options.patient:
         limits = dataclasses.replace(limits, stranger_timeout_s=math.inf,
                                      frame_timeout_s=math.inf, silence_timeout_s=math.inf)
-    logging.basicConfig(level="DEBUG" if options.verbose else "INFO", format="%(message)s")
+    logging.basicConfig(level="DEBUG" if options.verbose else "INFO", format="%(message)s",
+                        stream=(lines := Lines()))
     server = Server(choose_keys(options.keys, options.host), options.host, options.port, limits,
-                    trace=options.trace, new_session=options.new_session)
+                    trace=options.trace and lines.write_line, new_session=options.new_session)
     stop: list[int] = []  # not an Event, whose lock a second signal would find taken
     for signal_number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signal_number, lambda number, _: stop.append(number))
@@ -338,6 +339,7 @@ def main() -> int:
             log.warning(DEMO_WARNING)
         while not stop:
             time.sleep(POLL_S)
+    lines.drain()
     print(server.summary())
     return 0
 

@@ -80,8 +80,9 @@ def growth(figures: Mapping[Case, Figure]) -> str:
     lines = []
     for case, each in figures.items():
         one = figures.get(case._replace(clients=1))
-        if one and case.clients > 1:
-            ratio = (each.server_s + each.client_s) / (one.server_s + one.client_s)
+        one_s = one.server_s + one.client_s if one else 0.0  # 0: less than a tick of its clock
+        if one_s > 0 and case.clients > 1:
+            ratio = (each.server_s + each.client_s) / one_s
             lines.append(f"{NAMES[case.rival]:10} {case.body:6} {case.clients:4} clients  "
                          f"|{'#' * min(30, round(10 * ratio)):30}| {ratio:.2f}")
     title = "Processor time a round, of that with one client (# is a tenth)"

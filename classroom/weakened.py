@@ -152,13 +152,13 @@ class CutIsGoodbye(Session):
 # Rules of Server ----------------------------------------------------------------------------------
 
 class NoEstablishedRule(Server):
-    def number_hello(self, member: Member) -> int:
+    def number_hello(self, member: Member) -> None:
         """Let a HELLO alone take the place of the session that its id has."""
         with self._changed:
             if member.client_id in self._members:
                 self._members[member.client_id].channel.request_end(Status.REPLACED)
                 self._changed.notify_all()
-        return super().number_hello(member)
+        super().number_hello(member)
 
 class NoHelloOrder(Server):
     def establish(self, member: Member) -> None:
