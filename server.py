@@ -301,8 +301,8 @@ def listen(host: str, port: int) -> socket.socket:
     """Return a listening TCP socket. Raises NoConnection."""
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.create_server((address[0], port), family=family, backlog=1_024)
-    except (OSError, UnicodeError, OverflowError) as error:
+        listener = socket.create_server(address[:2], family=family, backlog=1_024)
+    except (OSError, UnicodeError) as error:
         raise NoConnection(f"cannot listen on {host} port {port}: {reason_of(error)}") from None
     listener.settimeout(POLL_S / 4)
     return listener

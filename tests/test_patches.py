@@ -48,7 +48,8 @@ WITHOUT_A_PATCH = {
     },
     "endpoint.py": {
         "EndRequested.__init__", "Channel.__init__", "Channel.receive", "Channel._show",
-        "to_stderr", "reason_of", "run_program",  # words, and how programs end
+        "Lines.__init__", "Lines.write_line", "Lines.drain", "Lines._print",
+        "to_stderr", "run_program",  # words, and how programs end
     },
 }
 

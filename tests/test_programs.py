@@ -15,7 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from endpoint import UserError, generate_keys, host_and_port
+from client import Client
+from endpoint import UserError, generate_keys, host_and_port, reason_of
+from protocol_fsm import State
 
 ROOT = Path(__file__).parent.parent
 TIMEOUT_S = 30
@@ -149,6 +151,11 @@ CASES = {
                              "short.csv line 3, column 2: what is missing is not a number"),
     "CSV without that column": ("client.py 1 --port {port} --file {tmp}/bad.csv --column x", 2,
                                 "bad.csv line 1: there is no column 'x'"),
+    "CSV whose first reading has a letter in it": (
+        "client.py 1 --port {port} --file {tmp}/letter.csv", 2,
+        "letter.csv line 1, column 2: '2O.5' is not a number"),
+    "CSV whose first reading is too large": (
+        "client.py 1 --port {port} --file {tmp}/large.csv", 2, "line 1, column 1: '9e99' is not"),
     "CSV of infinity": ("client.py 1 --port {port} --file {tmp}/inf.csv", 2,
                         "inf.csv line 2, column 1: 'inf' is not a number"),
     "CSV is no text": ("client.py 1 --port {port} --file {tmp}/binary.csv", 2, "binary.csv"),
@@ -167,7 +174,8 @@ CASES = {
                                "--patient is for loopback only"),
     "patient to the network": ("client.py 1 --host 192.0.2.1 --patient", 2,
                                "--patient is for loopback only"),
-    "port in use": ("server.py --port {port}", 3, "cannot listen on 127.0.0.1 port .*in use"),
+    "port in use": ("server.py --port {port}", 3,
+                    "cannot listen on 127.0.0.1 port .*(in use|Only one usage)"),
     "key log into nowhere": ("client.py 1 --port {port} --keylog {tmp}/no/where", 2,
                              "cannot log keys to .*where: No such file"),
     "no such address to listen on": ("server.py --host 127.0.0.1 --port -1", 2, "--port: "),
@@ -178,6 +186,8 @@ CASES = {
     "keys for id 0": ("server.py --generate-keys {tmp}/x --ids 0-4", 2, "--ids: invalid"),
     "keys for too many": ("server.py --generate-keys {tmp}/x --ids 1-999999999", 2, "--ids: inv"),
     "keys into here": ("server.py --generate-keys . --ids 1", 2, "it exists already"),
+    "keys into a folder without a name": ("server.py --generate-keys=", 2, "it exists already"),
+    "keys are a folder": ("server.py --keys data", 2, "cannot read keys .*: Is a directory"),
     "keys for nobody": ("server.py --generate-keys {tmp}/x --ids 4-1", 2, "--ids: invalid"),
 }
 if os.name == "posix":
@@ -202,6 +212,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     key_file(tmp / "header.csv", "hour,celsius\n\n")
     key_file(tmp / "bad.csv", "hour,celsius\n00:00,20.5\n\n01:00,20\n02:00,warm\n")
     key_file(tmp / "short.csv", "a,b\n1,2\n3\n")
+    key_file(tmp / "letter.csv", "1,2O.5\n2,21\n")
+    key_file(tmp / "large.csv", "9e99\n2\n")
     key_file(tmp / "inf.csv", "20\ninf\n")
     key_file(tmp / "binary.csv", bytes(range(256)) * 4)
     return tmp
@@ -224,6 +236,42 @@ def test_bad_input_ends_in_one_sentence(
     assert re.match(r"(client|server)\.py: |client \d+: ", lines[0]), lines[0]
     assert GOOD_KEY not in done.stdout + done.stderr
     assert not list(files.glob("*.partial"))
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no such device here")
+def test_the_exit_code_is_right_though_nobody_can_be_told_why(closed_port: str) -> None:
+    with open("/dev/full", "w") as full:
+        for words, code in ((("client.py", "1", "--port", closed_port), 3),
+                            (("server.py", "--window", "x"), 2)):
+            done = subprocess.run([sys.executable, *words], cwd=ROOT, stderr=full, check=False,
+                                  stdout=subprocess.DEVNULL, timeout=TIMEOUT_S)
+            assert done.returncode == code
+
+def test_a_wrong_flag_leaves_no_key_log(tmp_path: Path) -> None:
+    done = run("server.py", "--keylog", str(tmp_path / "log"), "--nonsense")
+    assert (done.returncode, [*tmp_path.iterdir()]) == (2, [])
+    assert "WARNING" not in done.stderr
+
+@pytest.mark.skipif(os.name != "posix", reason="nobody can ask this server to stop")
+def test_a_log_that_nobody_reads_holds_nobody_up() -> None:
+    """As when text is selected in the server's window, or its terminal is paused."""
+    command = [sys.executable, "server.py", "--port", "0", "--verbose"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True,
+                          stderr=subprocess.PIPE) as server, contextlib.ExitStack() as stack:
+        stack.callback(server.kill)
+        port = int(server.stdout.readline().rpartition(":")[2])  # type: ignore[union-attr]
+        with Client(1, port=port) as client:
+            for _ in range(700):  # of over 100 bytes each, and a pipe holds 65,536
+                client.report([20.5, 21.0])
+            with Client(2, port=port) as newcomer:
+                assert newcomer.session.state is State.REPORT
+            server.terminate()
+            assert server.wait(TIMEOUT_S) == 0
+
+def test_windows_words_are_used_where_the_c_library_has_none(
+    monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "strerror", lambda number: "Unknown error")
+    assert reason_of(OSError(10061, "refused it")) == "refused it"
 
 def test_the_cases_leave_the_server_untouched(port: str) -> None:
     done = run("client.py", "1", "--port", port, "--rounds", "2", "--interval", "0.01")

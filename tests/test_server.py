@@ -670,3 +670,94 @@ def test_sessions_of_one_server_never_share_keys() -> None:
             with client_for(server, 1) as client:
                 names |= set(client.session.fingerprints().values())
     assert len(names) == 12
+
+# Defects of ours, and of what instructors put in
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # closed unasked
+def test_a_session_that_cannot_be_made_ends_neither_the_server_nor_anybody_else(
+    monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.log.log", lambda *words: None)  # which would keep the connection
+    wanted = [RuntimeError("once"), NotImplementedError("a student's stub")]
+
+    def new_session(*arguments: Any) -> Session:
+        if server._members and wanted:
+            raise wanted.pop()
+        return Session(*arguments)
+
+    with Server(DEMO_KEYS, port=0, new_session=new_session) as server:
+        with client_for(server, 1) as client:
+            assert client.report([1])["sum"] == 1
+            with Wire(server.address), Wire(server.address), client_for(server, 2) as newcomer:
+                assert newcomer.session.state is State.REPORT
+                assert not wanted  # connections are accepted one after the other
+            assert client.report([2])["sum"] == 2
+
+def test_a_record_that_raises_keeps_no_farewell_back() -> None:
+    def record(seen: Any) -> None:
+        if seen.what == "end":
+            raise ValueError("of an instructor's function")
+
+    def thread_died(args: Any) -> None:
+        died.append(args.exc_type)
+
+    died = list[type[BaseException]]()
+    usual, threading.excepthook = threading.excepthook, thread_died
+    try:
+        with Server(DEMO_KEYS, port=0, record=record) as server, Hand(server.address) as first:
+            first.shake_hands().report()
+            first.open()
+            with client_for(server, 1) as second:
+                second.report([1])
+                assert terminated(first.session, first.receive())[1] is Status.REPLACED
+    finally:
+        threading.excepthook = usual
+    assert died == [ValueError] * 2
+
+class Watched(socket.socket):
+    """A socket that says when somebody begins to read."""
+
+    def recv(self, size: int, flags: int = 0) -> bytes:
+        self.reading.set()
+        return super().recv(size, flags)
+
+def test_who_is_sent_away_is_woken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("endpoint.POLL_S", 60.0)  # how long it would sleep otherwise
+    ours, theirs = socket.socketpair()
+    sock = Watched(fileno=ours.detach())
+    sock.reading = threading.Event()  # type: ignore[attr-defined]
+    with sock, theirs:
+        channel = Channel(sock, pair_in(State.REPORT).server)
+        said = list[Exception]()
+
+        def own() -> None:
+            try:
+                channel.receive(math.inf)
+            except Exception as error:
+                said.append(error)
+
+        owner = threading.Thread(target=own, daemon=True)
+        owner.start()
+        assert sock.reading.wait(30)  # type: ignore[attr-defined]
+        channel.send_away(Status.TIMEOUT)
+        owner.join(30)
+        assert [type(error) for error in said] == [EndRequested]
+
+class HalfSent(socket.socket):
+    """A socket whose peer reads no more: half of what is sent gets through."""
+
+    def sendall(self, data: Any, flags: int = 0) -> None:
+        super().sendall(data[: len(data) // 2])
+        raise TimeoutError
+
+def test_no_farewell_is_written_into_the_middle_of_a_frame() -> None:
+    pair = pair_in(State.ANSWER)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        channel = Channel(HalfSent(fileno=ours.detach()), pair.server)
+        channel.request_end(Status.SHUTDOWN)  # heard while it looks for a last word of the peer
+        with pytest.raises(EndRequested):
+            channel.send(Opcode.SERVER_AGGR_RESPONSE, b"{}")
+        channel.leave(Status.SHUTDOWN)
+        assert len(theirs.recv(1_000)) == (2 + 71) // 2
+        assert theirs.recv(1_000) == b""
