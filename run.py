@@ -14,10 +14,12 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 
 NEEDED = (3, 10)
 HERE = os.path.dirname(os.path.abspath(__file__))
 VENV = os.path.join(HERE, ".venv")
+PATIENCE_S = 600  # for another run.py that makes .venv
 DEFAULT = "attacks"
 # What to type: (which packages it needs, what Python is to run in turn, what it is for).
 COMMANDS = {
@@ -125,6 +127,35 @@ def prepare(requirements):
     if missing(sys.executable, wanted) == []:
         return sys.executable
     python = venv_python()
+    if missing(python, wanted) == []:
+        return python
+    lock = VENV + ".lock"
+    take(lock)
+    try:
+        return fill(python, requirements, wanted)
+    finally:
+        os.rmdir(lock)
+
+def take(lock):
+    """Make that folder, or wait until the run.py in another terminal is done. Raises Problem."""
+    give_up = time.time() + PATIENCE_S
+    waiting = False
+    while True:
+        try:
+            return os.mkdir(lock)
+        except OSError as error:
+            if not os.path.isdir(lock):
+                raise Problem("cannot make .venv in %s: %s" % (HERE, error.strerror))
+        if time.time() > give_up:
+            raise Problem("another run.py has not finished making .venv; "
+                          "if there is none, delete the folder .venv.lock")
+        if not waiting:
+            say("waiting for the run.py that makes .venv ...")
+        waiting = True
+        time.sleep(0.2)
+
+def fill(python, requirements, wanted):
+    """Make .venv, or put into it what it lacks, and return its interpreter. Raises Problem."""
     # without pip it is half-made, or belongs to a Python that has been upgraded
     lacking = missing(python, dict(wanted, pip=()))
     if lacking in ([], ["pip"]):

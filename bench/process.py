@@ -14,6 +14,14 @@ from endpoint import HOST, POLL_S
 
 ROOT = Path(__file__).parent.parent
 
+def raise_descriptor_limit() -> None:
+    """Let this process have 4,096 connections, or as many as it may; macOS begins with 256."""
+    with contextlib.suppress(ImportError, ValueError, OSError):
+        import resource
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        wanted = 4_096 if hard == resource.RLIM_INFINITY else min(4_096, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
+
 class Usage(NamedTuple):
     """What a process holds; where the system does not tell (no /proc), all is 0."""
 

@@ -16,6 +16,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from bench.process import raise_descriptor_limit
 from bench.rivals import BODIES, LIMIT_S, Caller, Meter, make_client, make_server, tls_context
 
 SPAWN = multiprocessing.get_context("spawn")  # the same on every system
@@ -92,6 +93,7 @@ def hear(pipe: Connection) -> Any:
 # In the processes ---------------------------------------------------------------------------------
 
 def serve(pipe: Connection, case: Case, folder: Path) -> None:
+    raise_descriptor_limit()
     meter = Meter(case.clients, BODIES[case.body]().filling)
     with make_server(case.rival, case.clients, meter, folder) as server:
         pipe.send(server.address)
@@ -100,6 +102,7 @@ def serve(pipe: Connection, case: Case, folder: Path) -> None:
 
 def call(pipe: Connection, case: Case, address: tuple[str, int], ids: list[int],
          rounds_each: int, folder: Path) -> None:
+    raise_descriptor_limit()
     body = BODIES[case.body]()
     tls = tls_context(case.rival, folder, is_server=False) if "tls" in case.rival else None
     callers = [make_client(case.rival, address, body, client_id, tls) for client_id in ids]

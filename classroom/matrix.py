@@ -374,6 +374,7 @@ def progress(what: str, done: Iterator[Done], tasks: Sequence[object]) -> Iterat
 def quiet() -> None:
     """Make a worker leave Ctrl-C to its parent, and say nothing of what attacks break in it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # a lab may have a folder to remove
     logging.disable()
     threading.excepthook = lambda _: None
 

@@ -7,6 +7,7 @@ are never shown: private keys go into files of mode 0600, and come out of them a
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
@@ -112,7 +113,10 @@ def read_private(path: Path, ask: Callable[[str], str]) -> PrivateKey:
     `ask` is given a prompt, and returns the passphrase; only an encrypted key asks.
     """
     try:
-        if os.name == "posix" and path.stat().st_mode & 0o077:
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode):
+            raise OSError("it is no file")
+        if os.name == "posix" and mode & 0o077:
             raise UserError(f"others can read the key in {path}; make it yours: chmod 600 {path}")
         pem = path.read_bytes()
     except OSError as error:

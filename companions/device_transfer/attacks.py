@@ -232,7 +232,8 @@ class Lab:
     def log(self, event: str, frame: Frame) -> None:
         self._log(event, frame)
 
-    def new_session(self, identity: Identity, trust: Trust, peer_name: str = "") -> Session:
+    def new_session(self, identity: Identity, trust: Trust,
+                    peer_name: str | None = None) -> Session:
         session = self.parts.session(identity, trust, peer_name, rekey_chunks=REKEY_CHUNKS)
         if self._watch and self.attack and identity.certificate.common_name in (SERVER, VICTIM):
             by = "client" if session.sends is Direction.D2S else "server"

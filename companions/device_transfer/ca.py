@@ -20,7 +20,6 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
-from getpass import getpass
 from pathlib import Path
 from typing import NoReturn
 
@@ -35,6 +34,7 @@ from companions.device_transfer.certificates import (
     parse_certificate, parse_common_name, parse_revocation_list, parse_timestamp,
     sign_revocation_list, timestamp, utc_now,
 )
+from companions.device_transfer.options import ask_passphrase
 from endpoint import UserError, positive, reason_of, run_program
 from protocol_fsm import ProtocolError
 
@@ -241,13 +241,6 @@ def _locked(pki: Path) -> Iterator[None]:
         path.unlink(missing_ok=True)
 
 # The program --------------------------------------------------------------------------------------
-
-def ask_passphrase(prompt: str) -> str:
-    """Return what is typed, unseen. Raises UserError."""
-    try:
-        return getpass(prompt)
-    except UnicodeError:
-        raise UserError("a passphrase is text") from None
 
 def new_passphrase(what: str) -> str:
     """Ask twice for a passphrase for a new key. Raises UserError."""

@@ -292,7 +292,7 @@ def load_trust(folder: Path, revocations: Path | None = None,
     except ValueError as error:
         raise UserError(f"{path} names no authority: {error}") from None
     return Trust(public_key, issuer,
-                 (revocations or folder.absolute().parent / "revocation_list.json").read_bytes, now)
+                 (revocations or folder.resolve().parent / "revocation_list.json").read_bytes, now)
 
 def _read(path: Path) -> bytes:
     try:

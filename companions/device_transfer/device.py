@@ -29,7 +29,7 @@ from tqdm import tqdm
 from companions.channel import Channel
 from companions.device_transfer.certificates import (
     CertificateExpired, CertificateNotYetValid, CertificateRevoked, Identity, MalformedCertificate,
-    RevocationListUnusable, Role, Trust, UntrustedCertificate, WrongRole,
+    RevocationListUnusable, Role, Trust, UntrustedCertificate, WrongRole, parse_common_name,
 )
 from companions.device_transfer.journal import shorten
 from companions.device_transfer.options import (
@@ -65,6 +65,10 @@ class Device:
                  port: int = PORT, *, timeout_s: float = 10.0,
                  new_session: Callable[..., Session] = Session) -> None:
         check_role(identity, Role.DEVICE)
+        try:
+            parse_common_name(recipient)
+        except ValueError as error:
+            raise UserError(f"{recipient!a} names no server: {error}") from None
         self.session = new_session(identity, trust, recipient)
         self._identity, self._trust, self.recipient = identity, trust, recipient
         self._address, self.timeout_s, self._number = (host, port), timeout_s, 0

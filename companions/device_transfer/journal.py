@@ -32,7 +32,9 @@ from companions.device_transfer.certificates import (
     RevocationListUnusable, Role, Trust, UntrustedCertificate, WrongRole, load_trust,
     parse_certificate, parse_timestamp, timestamp,
 )
-from companions.device_transfer.store import JOURNAL, storing, sync_folder, write_all
+from companions.device_transfer.store import (
+    JOURNAL, StoreFailed, storing, sync_folder, write_all,
+)
 from companions.device_transfer.transfer import (
     CLOCK_SKEW, CONTEXT, BadName, Manifest, check_name, parse_manifest,
 )
@@ -79,19 +81,22 @@ def parse_entry(line: bytes) -> Entry:
 class Journal:
     """The journal of a server, which opens it once; all its threads append to it.
 
-    The file is made at once, with mode 0600, so that nothing received can have its name. UserError.
+    The file is made at once, with mode 0600, so that nothing received can have its name. The lock
+    is on the folder: the file may be moved away, and nothing is written then. Raises UserError.
     """
 
     def __init__(self, path: Path) -> None:
-        self._lock = threading.Lock()
+        self._path, self._lock = path.absolute(), threading.Lock()
+        self._folder = self._file = -1
         try:
+            self._folder = lock(path.parent)
             self._file = os.open(path, APPEND, 0o600)
+            if not stat.S_ISREG(os.fstat(self._file).st_mode):
+                raise OSError("it is no file")
             sync_folder(path.parent)
         except OSError as error:
-            raise UserError(f"cannot keep a journal in {path}: {reason_of(error)}") from None
-        if not lock(self._file):
             self.close()
-            raise UserError(f"another server keeps its files in {path.parent}")
+            raise UserError(f"cannot keep a journal in {path}: {reason_of(error)}") from None
 
     def append(self, entry: Entry) -> None:
         """Write a line to the disk, all of it or nothing. Raises StoreFailed."""
@@ -101,9 +106,15 @@ class Journal:
             try:
                 write_all(self._file, self._missing_end(before) + line)
                 os.fsync(self._file)
+                self._check_place()
             except BaseException:  # Ctrl-C too
                 os.ftruncate(self._file, before)
                 raise
+
+    def _check_place(self) -> None:
+        """Raise StoreFailed, or OSError, if what we write to is not where others will look."""
+        if not os.path.samestat(os.fstat(self._file), self._path.stat()):
+            raise StoreFailed("the journal that was opened", "another file in its place")
 
     def _missing_end(self, size: int) -> bytes:
         """Return the end of the last line if a killed server has not: it shall be torn alone."""
@@ -114,23 +125,29 @@ class Journal:
 
     def close(self) -> None:
         with self._lock:
-            file, self._file = self._file, -1
-            if file >= 0:
-                os.close(file)
+            files, self._file, self._folder = (self._file, self._folder), -1, -1
+            for file in files:
+                if file >= 0:
+                    os.close(file)
 
-def lock(file: int) -> bool:
-    """Tell whether nobody else has locked it; until it is closed, or we are killed, nobody will.
+def lock(folder: Path) -> int:
+    """Return a descriptor of the folder; until it is closed, or we are killed, it is the only one.
 
-    On Windows, and on some network drives, there are no such locks.
+    On Windows (-1), and on some network drives, there are no such locks. Raises UserError: another
+    server has it; and OSError.
     """
+    if not hasattr(os, "O_DIRECTORY"):
+        return -1
+    import fcntl
+    file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        import fcntl
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        return False
-    except (ImportError, OSError):
+        os.close(file)
+        raise UserError(f"another server keeps its files in {folder}") from None
+    except OSError:
         pass
-    return True
+    return file
 
 # Verification -------------------------------------------------------------------------------------
 
@@ -178,6 +195,8 @@ def _revocations(trust: Trust) -> bytes:
 def _lines(path: Path) -> Iterator[bytes]:
     """Return lines with their ends; what is longer than any can be, in pieces without."""
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # to open a pipe would wait for who writes it
+            raise OSError("it is no file")
         with path.open("rb") as file:
             while line := file.readline(MAX_LINE_BYTES):
                 yield line
@@ -295,10 +314,12 @@ def main() -> int:
     options = parser.options()
     if options.authority.name != "authority.json":
         raise UserError(f"{options.authority} is not named authority.json")
-    is_all_well = True
+    is_empty = is_all_well = True
     for verdict in verify(options.folder, load_trust(options.authority.parent), _Progress()):
         print(describe(verdict))
-        is_all_well = is_all_well and not verdict.problem
+        is_empty, is_all_well = False, is_all_well and not verdict.problem
+    if is_empty:
+        print("0 lines")
     return 0 if is_all_well else 1
 
 if __name__ == "__main__":

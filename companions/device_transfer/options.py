@@ -84,6 +84,13 @@ class LineFormatter(logging.Formatter):
         return "".join(letter if letter.isprintable() else ascii(letter)[1:-1]
                        for letter in super().formatMessage(record))
 
+def is_same_file(one: Path, other: Path) -> bool:
+    """Tell whether two paths lead to the same file, or would if there was one."""
+    try:
+        return os.path.samefile(one, other)
+    except OSError:
+        return os.path.realpath(one) == os.path.realpath(other)
+
 def start_log(path: Path | None, level: int = logging.INFO) -> None:
     """Log events of `level` to stderr, and all to a file (mode 0600) if there is one. UserError.
 

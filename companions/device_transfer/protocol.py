@@ -182,11 +182,11 @@ class Session:
     """One end of one session: seal what we send, open what arrives.
 
     Which end it is, our certificate says. `peer_name` is the only common name that we will talk to;
-    empty: any in the right role. `random_bytes` draws nonces and IVs, `rekey_chunks` is how many
+    None: any in the right role. `random_bytes` draws nonces and IVs, `rekey_chunks` is how many
     chunks one generation of keys may serve; both are for tests.
     """
 
-    def __init__(self, identity: Identity, trust: Trust, peer_name: str = "", *,
+    def __init__(self, identity: Identity, trust: Trust, peer_name: str | None = None, *,
                  rekey_chunks: int = REKEY_CHUNKS,
                  random_bytes: Callable[[int], bytes] = get_random_bytes) -> None:
         self.identity, self.trust, self.rekey_chunks = identity, trust, rekey_chunks
@@ -381,7 +381,7 @@ class Session:
         self._check_peer_name(self._peer.common_name)
 
     def _check_peer_name(self, common_name: str) -> None:
-        if self._peer_name not in ("", common_name):
+        if self._peer_name not in (None, common_name):
             raise WrongPeer(self._peer_name, common_name)
 
     def _check_share(self, kind: Kind, body: bytes) -> None:

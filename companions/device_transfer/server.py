@@ -27,7 +27,7 @@ from companions.channel import Channel
 from companions.device_transfer.certificates import Identity, Role, Trust
 from companions.device_transfer.journal import Entry, Journal
 from companions.device_transfer.options import (
-    PORT, Pace, PartyParser, check_role, load_party, start_log,
+    PORT, Pace, PartyParser, check_role, is_same_file, load_party, start_log,
 )
 from companions.device_transfer.protocol import (
     Kind, Message, Session, State, read_frame, write_frame,
@@ -35,7 +35,7 @@ from companions.device_transfer.protocol import (
 from companions.device_transfer.store import JOURNAL, Partial, Store
 from companions.device_transfer.transfer import Incoming, Manifest, parse_announcement
 from endpoint import (
-    HOST, POLL_S, EndRequested, NoConnection, positive, reason_of, run_program,
+    HOST, POLL_S, EndRequested, NoConnection, UserError, positive, reason_of, run_program,
 )
 from protocol_fsm import ConnectionCut, ProtocolError, Status
 
@@ -275,6 +275,8 @@ def main() -> int:
     parser.add_argument("--max-bytes", type=positive, default=Limits.max_bytes, metavar="N",
                         help="of one file; default 4 GiB")
     options = parser.options()
+    if options.log and is_same_file(options.log, options.received / JOURNAL):
+        raise UserError(f"the log cannot be the journal, {options.log}")
     start_log(options.log)
     identity, trust = load_party(options, Role.SERVER)
     stop: list[int] = []  # not an Event, whose lock a second signal would find taken

@@ -30,10 +30,10 @@ class StoreFailed(ProtocolError):
 
 @contextlib.contextmanager
 def storing(what: str) -> Iterator[None]:
-    """Make a StoreFailed of every OSError inside."""
+    """Make a StoreFailed of every error inside that is the system's: names have other letters."""
     try:
         yield
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         raise StoreFailed(what, reason_of(error)) from error
 
 class Store:

@@ -272,6 +272,8 @@ class Incoming:
         if not first <= manifest.time <= last:
             raise BadManifest(f"time {timestamp(first)} to {timestamp(last)}",
                               timestamp(manifest.time))
+        if now.replace(microsecond=0) > last:  # who dates back is too late all the same
+            raise BadManifest(f"time of coming until {timestamp(last)}", timestamp(now))
         if abs(now - manifest.time) > CLOCK_SKEW:
             raise BadManifest(f"time {timestamp(now)}, or 10 minutes from it",
                               timestamp(manifest.time))

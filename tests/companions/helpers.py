@@ -80,7 +80,7 @@ class World:
     def trust(self) -> Trust:
         return Trust(self.keys[0].public_key(), ISSUER, lambda: self.revocations, lambda: self.now)
 
-    def session(self, who: Identity, peer_name: str = "", **options: Any) -> Session:
+    def session(self, who: Identity, peer_name: str | None = None, **options: Any) -> Session:
         return Session(who, self.trust(), peer_name, **{"rekey_chunks": REKEY_CHUNKS, **options})
 
     def pair(self, state: State = State.HELLO) -> Pair:

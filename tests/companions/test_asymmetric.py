@@ -12,7 +12,7 @@ from Crypto.Hash import SHA256
 from Crypto.PublicKey import RSA
 from Crypto.Signature import pss
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric import dsa, ec, rsa
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from hypothesis import given
 from hypothesis import strategies as st
@@ -112,7 +112,11 @@ def test_hkdf_is_two_hmacs_as_rfc_5869_has_it(salt: bytes, material: bytes, info
 
 # Keys in files ------------------------------------------------------------------------------------
 
-def private_pem(key: PrivateKey | ec.EllipticCurvePrivateKey) -> bytes:
+# no key, but of 2,048 bits, and there at once
+DSA = dsa.DSAPrivateNumbers(2, dsa.DSAPublicNumbers(4, dsa.DSAParameterNumbers(
+    2**2047 + 1, 2**255 + 1, 2))).private_key()
+
+def private_pem(key: PrivateKey | ec.EllipticCurvePrivateKey | dsa.DSAPrivateKey) -> bytes:
     return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8,
                              serialization.NoEncryption())
 
@@ -132,11 +136,19 @@ def test_a_public_key_has_one_encoding(keys: list[PrivateKey]) -> None:
             parse_public(other)
 
 def test_a_public_key_of_another_sort_or_size_is_refused() -> None:
-    for key in (ec.generate_private_key(ec.SECP256R1()), rsa.generate_private_key(65_537, 1_024)):
+    for key in (DSA, ec.generate_private_key(ec.SECP256R1()),
+                rsa.generate_private_key(65_537, 1_024)):
         pem = key.public_key().public_bytes(serialization.Encoding.PEM,
                                             serialization.PublicFormat.SubjectPublicKeyInfo)
         with pytest.raises(ValueError):
             parse_public(pem.decode())
+
+def test_a_sort_that_nobody_knows_is_refused() -> None:
+    curve = ec.generate_private_key(ec.SECP256R1()).public_key().public_bytes(
+        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    unknown = base64.b64encode(curve.replace(bytes.fromhex("2a8648ce3d0201"), b"*" * 7)).decode()
+    with pytest.raises(ValueError):
+        parse_public(f"-----BEGIN PUBLIC KEY-----\n{unknown}\n-----END PUBLIC KEY-----\n")
 
 @pytest.mark.parametrize("passphrase", ["", "correct horse", "\u0142\u00f3d\u017a"])
 def test_a_private_key_survives_its_file(tmp_path: Path, keys: list[PrivateKey],
@@ -184,10 +196,15 @@ def test_a_key_file_is_for_its_owner_alone(tmp_path: Path, keys: list[PrivateKey
         with pytest.raises(UserError, match="chmod 600"):
             read_private(path, never)
 
+def test_a_folder_is_no_key_whoever_can_read_it(tmp_path: Path) -> None:
+    (tmp_path / "key.pem").mkdir(mode=0o755)
+    with pytest.raises(UserError, match=r"cannot read the key .*: it is no file"):
+        read_private(tmp_path / "key.pem", never)
+
 def test_what_is_no_rsa_key_of_2048_bits_is_refused(tmp_path: Path) -> None:
     small, curve = rsa.generate_private_key(65_537, 1_024), ec.generate_private_key(ec.SECP256R1())
     path = tmp_path / "key.pem"
-    for content in (b"", b"nonsense", private_pem(small), private_pem(curve)):
+    for content in (b"", b"nonsense", private_pem(small), private_pem(curve), private_pem(DSA)):
         path.write_bytes(content)
         path.chmod(0o600)
         with pytest.raises(UserError, match=r"it is no private key|is not RSA"):

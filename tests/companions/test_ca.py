@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import getpass
 import itertools
 import os
 import shutil
@@ -11,6 +12,7 @@ import threading
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from cryptography.hazmat.primitives import serialization
@@ -21,6 +23,7 @@ from companions.device_transfer.certificates import (
     CertificateRevoked, Role, UntrustedCertificate, load_identity, load_trust, parse_certificate,
     parse_revocation_list,
 )
+from companions.device_transfer.options import ask_passphrase
 from endpoint import UserError
 
 ROOT = Path(__file__).parent.parent.parent
@@ -39,7 +42,7 @@ def _keys_are_there(keys: list[PrivateKey], monkeypatch: pytest.MonkeyPatch) -> 
 def typed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What will be typed at the prompts, in order; more than that must not be asked."""
     answers: list[str] = []
-    monkeypatch.setattr(ca, "getpass", lambda prompt: answers.pop(0))
+    monkeypatch.setattr(getpass, "getpass", lambda prompt: answers.pop(0))
     return answers
 
 @pytest.fixture
@@ -255,7 +258,7 @@ def test_an_interrupt_that_comes_too_late_leaves_all_of_it(
             Interrupter(patched, 5, after=True)
             with pytest.raises(KeyboardInterrupt):
                 make()
-    serial = load_identity(pki / "phone", ca.ask_passphrase).certificate.serial
+    serial = load_identity(pki / "phone", ask_passphrase).certificate.serial
     assert ca.revoke(pki, "phone").revoked == {serial}
 
 @pytest.mark.parametrize("after", [False, True])
@@ -417,6 +420,16 @@ def test_a_bad_new_passphrase_makes_nothing(tmp_path: Path, monkeypatch: pytest.
                                             reason: str) -> None:
     typed[:] = answers
     with pytest.raises(UserError, match=reason):
+        run(monkeypatch, "create", tmp_path / "pki", "--passphrase")
+    assert tree(tmp_path) == {}
+
+def test_a_passphrase_that_nobody_types_makes_nothing(tmp_path: Path,
+                                                      monkeypatch: pytest.MonkeyPatch) -> None:
+    def nobody(prompt: str) -> NoReturn:
+        raise EOFError
+
+    monkeypatch.setattr(getpass, "getpass", nobody)
+    with pytest.raises(UserError, match="nobody types one"):
         run(monkeypatch, "create", tmp_path / "pki", "--passphrase")
     assert tree(tmp_path) == {}
 

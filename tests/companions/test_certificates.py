@@ -432,6 +432,9 @@ def test_the_list_is_found_beside_the_folder_that_we_are_in(
     (tmp_path / "revocation_list.json").write_bytes(world.listed)
     monkeypatch.chdir(folder)
     assert load_trust(Path("."), now=lambda: NOW).revocation_list().number == 1
+    (folder / "inside").mkdir()
+    monkeypatch.chdir(folder / "inside")
+    assert load_trust(Path(".."), now=lambda: NOW).revocation_list().number == 1
 
 def test_a_list_that_is_refused_does_not_raise_the_number(world: World) -> None:
     trust = world.trust()

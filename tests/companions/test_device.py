@@ -477,6 +477,9 @@ def test_the_program_says_what_has_arrived(run: Callable[..., int], tmp_path: Pa
 @pytest.mark.parametrize(("arguments", "why"), [
     (["--to", SERVER], "there is nothing to send"),
     (["--text", "x"], "required: --to"),
+    (["--to", "", "--text", "x"], "'' names no server"),
+    (["--to", "..", "--text", "x"], "'..' names no server"),
+    (["--to", f"{SERVER}\n", "--text", "x"], r"'server-1\\n' names no server"),
     (["--to", SERVER, "missing.png"], "cannot read 'missing.png'"),
     (["--to", SERVER, "--text", "x" * 65_537], "at most 65,536 bytes"),
     (["--to", SERVER, "--text", "ok", "--text", "\udc80"], "half a character"),

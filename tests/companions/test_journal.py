@@ -35,6 +35,7 @@ from endpoint import UserError
 ROOT = Path(__file__).parent.parent.parent
 NOW = datetime(2026, 1, 31, 12, tzinfo=timezone.utc)
 DAY = timedelta(days=1)
+posix_only = pytest.mark.skipif(os.name != "posix", reason="modes, pipes and renaming of POSIX")
 
 @dataclass(frozen=True)
 class World:
@@ -114,7 +115,7 @@ def test_the_longest_text_is_a_line_that_can_be_verified(tmp_path: Path, world: 
 
 # Writing ------------------------------------------------------------------------------------------
 
-@pytest.mark.skipif(os.name != "posix", reason="modes are of POSIX")
+@posix_only
 def test_nobody_else_can_read_the_journal(folder: Path) -> None:
     assert (folder / JOURNAL).stat().st_mode & 0o777 == 0o600
 
@@ -168,6 +169,41 @@ def test_threads_write_whole_lines(tmp_path: Path, world: World,
 def test_a_journal_that_cannot_be_is_the_users_fault(tmp_path: Path) -> None:
     with pytest.raises(UserError):
         Journal(tmp_path)
+    with pytest.raises(UserError):
+        Journal(tmp_path / "nowhere" / JOURNAL)
+
+@posix_only
+def test_a_pipe_is_no_journal(tmp_path: Path, world: World,
+                              monkeypatch: pytest.MonkeyPatch) -> None:
+    os.mkfifo(tmp_path / JOURNAL)
+    with pytest.raises(UserError, match=r"cannot keep a journal in .*: it is no file"):
+        Journal(tmp_path / JOURNAL)
+    monkeypatch.setattr(Path, "open", lambda *_: pytest.fail("it would wait for who writes"))
+    with pytest.raises(UserError, match=r"cannot read .*: it is no file"):
+        next(verify(tmp_path, world.trust()))
+
+@posix_only
+@pytest.mark.parametrize("is_replaced", [False, True])
+def test_into_a_journal_that_was_moved_nothing_is_written(folder: Path, world: World,
+                                                          is_replaced: bool) -> None:
+    before, journal = (folder / JOURNAL).read_bytes(), Journal(folder / JOURNAL)
+    (folder / JOURNAL).rename(folder / "journal.1")
+    if is_replaced:
+        (folder / JOURNAL).write_bytes(before)
+    with pytest.raises(StoreFailed):
+        journal.append(world.entry("text", "", b"x", 3))
+    assert (folder / "journal.1").read_bytes() == before
+    (folder / "journal.1").replace(folder / JOURNAL)
+    journal.append(world.entry("text", "", b"x", 3))
+    journal.close()
+    assert problems(folder, world.trust()) == [""] * 4
+
+def test_where_no_folder_can_be_locked_a_journal_is_kept_all_the_same(
+        folder: Path, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on Windows, which opens no folders."""
+    monkeypatch.delattr(os, "O_DIRECTORY", raising=False)
+    write(folder, world.entry("text", "", b"x", 3))
+    assert problems(folder, world.trust()) == [""] * 4
 
 def test_after_the_end_no_line_is_written(folder: Path, world: World) -> None:
     journal = Journal(folder / JOURNAL)
@@ -380,6 +416,14 @@ def test_the_program_prints_a_line_for_each_item(
         "2026-01-31T12:00 camera      file a.png                  5 file is missing",
         "2026-01-31T12:00 camera      file b.png                  5 ok",
         "line 4" + 53 * " " + "torn line"]
+
+def test_an_empty_journal_is_said_to_be_one(
+        folder: Path, authority: Path, monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / JOURNAL).write_bytes(b"")
+    monkeypatch.setattr(sys, "argv", ["journal", str(folder), "--authority", str(authority)])
+    assert main() == 0
+    assert capsys.readouterr() == ("0 lines\n", "")
 
 @given(st.text(st.characters(codec="utf-8")), st.from_regex(r"[\w.\x1b-]{1,64}"),
        st.integers(0, 10**400))

@@ -5,6 +5,7 @@ Often because they share a constant with the code; here stands what the document
 from __future__ import annotations
 
 import contextlib
+import getpass
 import socket
 import sys
 import threading
@@ -16,7 +17,7 @@ import pytest
 
 from companions.asymmetric import PrivateKey, is_signed
 from companions.canonical import canonical, parse_canonical
-from companions.device_transfer import ca, certificates
+from companions.device_transfer import ca, certificates, options
 from companions.device_transfer import device as device_module
 from companions.device_transfer.certificates import (
     MalformedCertificate, RevocationListRolledBack, RevocationListStale, parse_certificate,
@@ -78,6 +79,10 @@ def test_a_journal_has_one_writer(tmp_path: Path) -> None:
     first = Journal(tmp_path / "journal.jsonl")
     with pytest.raises(UserError, match="another server"):
         Journal(tmp_path / "journal.jsonl")
+    (tmp_path / "journal.jsonl").rename(tmp_path / "journal.1")  # the lock does not go along
+    with pytest.raises(UserError, match="another server"):
+        Journal(tmp_path / "journal.jsonl")
+    assert [path.name for path in tmp_path.iterdir()] == ["journal.1"]
     first.close()
     Journal(tmp_path / "journal.jsonl").close()
 
@@ -109,9 +114,9 @@ def test_a_passphrase_is_text(monkeypatch: pytest.MonkeyPatch) -> None:
     def typed(prompt: str) -> str:
         return b"\xff".decode("utf-8")
 
-    monkeypatch.setattr(ca, "getpass", typed)
+    monkeypatch.setattr(getpass, "getpass", typed)
     with pytest.raises(UserError, match="a passphrase is text"):
-        ca.ask_passphrase("passphrase: ")
+        options.ask_passphrase("passphrase: ")
 
 # The two programs ---------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import socket
+import sys
 import threading
 from datetime import datetime
 from functools import partial
@@ -412,6 +413,19 @@ def test_a_server_that_never_serves_can_be_closed(world: World, received: Path) 
 def test_a_device_cannot_be_a_server(world: World, received: Path) -> None:
     with pytest.raises(UserError, match="certificate of device-1 is for a device, and a server"):
         Server(world.device, world.trust(), received, port=0)
+
+@pytest.mark.parametrize(("log", "is_there"), [
+    ("received/journal.jsonl", False), ("received/../received/journal.jsonl", False),
+    ("link", True)])
+def test_the_log_is_not_the_journal(received: Path, monkeypatch: pytest.MonkeyPatch, log: str,
+                                    is_there: bool) -> None:
+    if is_there:
+        os.link(a_file(received, JOURNAL), received.parent / "link")
+    monkeypatch.chdir(received.parent)
+    monkeypatch.setattr(sys, "argv", ["server", "--identity", "x", "--log", log])
+    monkeypatch.setattr(server_module, "start_log", lambda *_: pytest.fail("a line is in it"))
+    with pytest.raises(UserError, match="the log cannot be the journal"):
+        server_module.main()
 
 @pytest.mark.parametrize("host", ["192.0.2.1", "\0"])
 def test_a_host_that_is_not_ours_is_the_users_fault(world: World, received: Path,

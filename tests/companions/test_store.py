@@ -248,6 +248,16 @@ def test_a_rename_that_fails_gives_the_name_back(store: Store,
         keep(store, "a")
     assert not contents(store.folder)
 
+def test_a_name_that_the_system_has_no_letters_for_is_a_failure(
+        store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in an ASCII locale; elsewhere the same file could be stored."""
+    def link(path: Path, final: Path) -> None:
+        os.fspath(final).encode("ascii")
+    monkeypatch.setattr(os, "link", link)
+    with pytest.raises(StoreFailed, match="'ascii' codec"):
+        keep(store, "\u00fc.txt")
+    assert not contents(store.folder)
+
 def test_a_new_file_that_cannot_be_made_is_a_failure(store: Store) -> None:
     store.folder.rmdir()
     with pytest.raises(StoreFailed) as failed:

@@ -33,7 +33,8 @@ PLAIN = st.text(st.characters(codec="utf-8", exclude_categories=["Cc"], exclude_
 @pytest.fixture(scope="module")
 def camera(keys: list[PrivateKey]) -> Certificate:
     return issue(keys[0], issuer="authority", common_name="camera", role=Role.DEVICE,
-                 public_key=keys[1].public_key(), not_before=NOW, not_after=NOW, serial="0" * 16)
+                 public_key=keys[1].public_key(), not_before=NOW, serial="0" * 16,
+                 not_after=NOW + timedelta(days=1))
 
 Receive = Callable[..., Incoming]
 
@@ -292,6 +293,16 @@ def test_who_signs_is_certified_at_that_time(receive: Receive, camera: Certifica
     signed = sign_manifest(keys[1], outgoing("file", "a", b"", now=then))
     incoming = receive("file", "a", 0, now=NOW)
     incoming.sender = replace(camera, not_before=NOW, not_after=NOW + timedelta(seconds=60))
+    with contextlib.nullcontext() if is_certified else pytest.raises(BadManifest, match="time"):
+        incoming.finish(signed)
+
+@pytest.mark.parametrize(("seconds", "is_certified"), [(60.9, True), (61, False)])
+def test_who_dates_back_is_too_late_all_the_same(receive: Receive, camera: Certificate,
+                                                 keys: list[PrivateKey], seconds: float,
+                                                 is_certified: bool) -> None:
+    incoming = receive("file", "a", 0, now=NOW + timedelta(seconds=seconds))
+    incoming.sender = replace(camera, not_after=NOW + timedelta(seconds=60))
+    signed = sign_manifest(keys[1], outgoing("file", "a", b"", now=NOW + timedelta(seconds=60)))
     with contextlib.nullcontext() if is_certified else pytest.raises(BadManifest, match="time"):
         incoming.finish(signed)
 
