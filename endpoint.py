@@ -397,13 +397,14 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--trace", action="store_const", const=to_stderr,
                           help="show every message on stderr")
         self.add_argument("--keylog", metavar="FILE", help="write all keys there, to look inside")
+        self.set_defaults(new_session=Session)
 
     def options(self) -> argparse.Namespace:
         options = self.parse_args()
         if vars(options).get("patient") and not is_loopback(options.host):
             raise UserError(f"--patient is for loopback only, which {options.host} is not")
-        if "keylog" in options:
-            options.new_session = Session if options.keylog is None else keylog(options.keylog)
+        if "new_session" in options and options.keylog is not None:
+            options.new_session = keylog(options.keylog)
         return options
 
     def error(self, message: str) -> NoReturn:

@@ -919,7 +919,7 @@ PATCHES: list[Patch] = [
           'if verdict == "accepted" else "-"', 'if True else "-"',
           KEYLOG + "test_a_refused_message_is_logged_with_the_check_and_so_is_the_farewell"),
     Patch("keys are logged without the flag", _E,
-          "Session if options.keylog is None else", "",
+          "in options and options.keylog is not None:", "in options:",
           KEYLOG + "test_without_the_flag_there_is_no_log_and_with_it_a_warning"),
     # endpoint.py: numbers, words and flags
     Patch("keys are generated for id 0", _E,
