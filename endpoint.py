@@ -330,7 +330,8 @@ def describe(answer: Mapping[str, Json]) -> str:
         items = value if isinstance(value, list) else [value]
         # JSON keeps what is no number to ASCII, and control characters from the terminal
         shown = [f"{item:.6g}" if isinstance(item, float) else json.dumps(item) for item in items]
-        words.append(f"{json.dumps(name)[1:-1]}\0{','.join(shown)}")
+        comma = ", " if len(shown) > 9 else ","  # where a line may end
+        words.append(f"{json.dumps(name)[1:-1]}\0{comma.join(shown)}")
     return textwrap.fill("  ".join(words), 79, subsequent_indent="    ").replace("\0", " ")
 
 def port_number(text: str) -> int:

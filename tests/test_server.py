@@ -761,3 +761,10 @@ def test_no_farewell_is_written_into_the_middle_of_a_frame() -> None:
         channel.leave(Status.SHUTDOWN)
         assert len(theirs.recv(1_000)) == (2 + 71) // 2
         assert theirs.recv(1_000) == b""
+
+def test_no_number_of_many_clients_is_broken_in_two() -> None:
+    participants: list[str | float | None] = [*range(2, 42)]
+    lines = describe({"epoch": 12, "participants": participants, "count": 40}).splitlines()
+    assert max(map(len, lines)) <= 79
+    found = " ".join(lines).partition("participants")[2].partition("count")[0]
+    assert [int(word) for word in found.split(",")] == participants
