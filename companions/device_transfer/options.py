@@ -2,10 +2,10 @@
 from __future__ import annotations
 
 import argparse
+import atexit
 import getpass
 import logging
 import os
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +13,7 @@ from pathlib import Path
 from companions.device_transfer.certificates import (
     Identity, RevocationListUnusable, Role, Trust, load_identity, load_trust,
 )
-from endpoint import HOST, Parser, UserError, port_number, reason_of, to_stderr
+from endpoint import HOST, Lines, Parser, UserError, port_number, reason_of, to_stderr
 from protocol_fsm import ProtocolError
 
 PORT = 9998  # the core's server has 9999
@@ -96,7 +96,9 @@ def start_log(path: Path | None, level: int = logging.INFO) -> None:
 
     Texts and names are in it, keys never. That it cannot be written disturbs no session.
     """
-    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
+    lines = Lines()
+    atexit.register(lines.drain)
+    handlers: list[logging.Handler] = [logging.StreamHandler(lines)]
     handlers[0].setLevel(level)
     try:
         if path:
