@@ -104,7 +104,7 @@ def readings_of(path: str, column: str | None) -> Iterator[list[float]]:
     if column is not None:
         index = head.index(column)
     elif any(cell.strip().lstrip("+-.")[:1].isdigit() for cell in head):
-        rows = itertools.chain([(where, head)], rows)
+        rows = itertools.chain([(f"{where} (a header? then use --column)", head)], rows)
     for where, cells in rows:
         try:
             yield [reading(cells[index])]

@@ -67,7 +67,7 @@ class Channel:
         self.session, self._sock, self._trace = session, sock, trace
         self._frame_timeout_s, self._frame_begun, self._deadline = frame_timeout_s, False, 0.0
         self._received = self._farewell = b""
-        self._is_stuck = False  # in the middle of a frame of ours, where nobody hears a farewell
+        self._is_stuck = False  # a message of ours is sealed, and not sent
         self._requested: Status | None = None
 
     def request_end(self, status: Status) -> None:
@@ -75,10 +75,11 @@ class Channel:
         self._requested = self._requested or status
 
     def send_away(self, status: Status) -> None:
-        """Ask the owner to end the session, and wake it, to do so at once."""
+        """Ask the owner to end the session; if it leaves without a word, at once."""
         self.request_end(status)
-        with contextlib.suppress(OSError):
-            self._sock.shutdown(socket.SHUT_RD)
+        if self.session.state.phase is not ProtocolState.ACTIVE:
+            with contextlib.suppress(OSError):
+                self._sock.shutdown(socket.SHUT_RD)  # which wakes it
 
     def check_request(self) -> None:
         if self._requested:
@@ -109,6 +110,7 @@ class Channel:
     def send(self, opcode: Opcode, body: bytes = b"") -> None:
         """Seal and send. A peer that cannot be written to may have had a last word [P 3.7]."""
         message = self.session.seal(opcode, body)
+        self._is_stuck = True  # until all of it is sent, no farewell can be understood
         self._show("->", message)
         try:
             self._write(message)
@@ -132,18 +134,22 @@ class Channel:
 
         After a farewell the socket closes when the peer has closed it, or 0.25 s later.
         """
-        with contextlib.suppress(OSError), self._sock:
+        with self._sock:
             if self.session.state.phase is ProtocolState.ACTIVE:
                 self._farewell = self.session.seal(Opcode.TERMINATE, status=status)
             if self._farewell and not self._is_stuck:
-                self._show("->", self._farewell)
-                self._write(self._farewell, DRAIN_S)
-                self._sock.shutdown(socket.SHUT_WR)
-                deadline = time.monotonic() + DRAIN_S
-                while (left := deadline - time.monotonic()) > 0:
-                    self._sock.settimeout(left)
-                    if not self._sock.recv(65_536):
-                        break
+                with contextlib.suppress(OSError):
+                    self._say_farewell()
+
+    def _say_farewell(self) -> None:
+        self._show("->", self._farewell)
+        self._write(self._farewell, DRAIN_S)
+        self._sock.shutdown(socket.SHUT_WR)
+        deadline = time.monotonic() + DRAIN_S
+        while (left := deadline - time.monotonic()) > 0:
+            self._sock.settimeout(left)
+            if not self._sock.recv(65_536):
+                break
 
     def _recv(self, wanted: int) -> bytes:
         self._received = self._received or self._wait_for_bytes()
@@ -171,7 +177,6 @@ class Channel:
 
     def _write(self, message: bytes, limit_s: float = FRAME_S) -> None:
         self._sock.settimeout(limit_s)
-        self._is_stuck = True
         write_frame(self._sock.sendall, message)
         self._is_stuck = False
 
@@ -330,7 +335,7 @@ def describe(answer: Mapping[str, Json]) -> str:
         items = value if isinstance(value, list) else [value]
         # JSON keeps what is no number to ASCII, and control characters from the terminal
         shown = [f"{item:.6g}" if isinstance(item, float) else json.dumps(item) for item in items]
-        comma = ", " if len(shown) > 9 else ","  # where a line may end
+        comma = ", " if len(",".join(shown)) > 40 else ","  # where a line may end
         words.append(f"{json.dumps(name)[1:-1]}\0{comma.join(shown)}")
     return textwrap.fill("  ".join(words), 79, subsequent_indent="    ").replace("\0", " ")
 
@@ -376,7 +381,7 @@ class Lines:
         while True:
             text = self._texts.get()
             with contextlib.suppress(OSError):  # sys.stderr's lock is needed at the end
-                os.write(2, text.encode(errors="backslashreplace"))
+                os.write(2, text.encode(sys.stderr.encoding, "backslashreplace"))
             self._texts.task_done()
 
 def to_stderr(line: str) -> None:

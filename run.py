@@ -7,6 +7,7 @@ This file has to parse on every Python since 2.7: an old one shall say so, not f
 There is no #! line, because the Windows launcher would look for it in the wrong place.
 """
 # ruff: noqa: UP031, B904
+import errno
 import json
 import os
 import re
@@ -134,7 +135,8 @@ def prepare(requirements):
     try:
         return fill(python, requirements, wanted)
     finally:
-        os.rmdir(lock)
+        if os.path.isdir(lock):  # nobody has deleted it by hand
+            os.rmdir(lock)
 
 def take(lock):
     """Make that folder, or wait until the run.py in another terminal is done. Raises Problem."""
@@ -144,13 +146,14 @@ def take(lock):
         try:
             return os.mkdir(lock)
         except OSError as error:
-            if not os.path.isdir(lock):
+            if error.errno != errno.EEXIST:
                 raise Problem("cannot make .venv in %s: %s" % (HERE, error.strerror))
         if time.time() > give_up:
             raise Problem("another run.py has not finished making .venv; "
                           "if there is none, delete the folder .venv.lock")
         if not waiting:
-            say("waiting for the run.py that makes .venv ...")
+            say("waiting for the run.py that makes .venv "
+                "(if there is none, delete the folder .venv.lock) ...")
         waiting = True
         time.sleep(0.2)
 
@@ -239,7 +242,9 @@ def main(words):
 
 if __name__ == "__main__":
     # as an exception, so that no half-made .venv stays
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    for name in ("SIGTERM", "SIGHUP"):  # a closed terminal
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), lambda number, frame: sys.exit(128 + number))
     try:
         sys.exit(main(sys.argv[1:]))
     except KeyboardInterrupt:

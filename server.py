@@ -93,18 +93,18 @@ class Member:
         return self.channel.session.client_id
 
     def run(self) -> None:
-        reason: Exception
+        cause: Exception
         try:
             self._serve()
         except (EndRequested, ProtocolError) as error:
-            reason = error
+            cause = error
         except Exception as error:  # a defect of ours: it ends this session and no other
             log.exception("client %d: internal error", self.client_id)
-            reason = error
+            cause = error
         try:
-            self._server.forget(self, reason)
+            self._server.forget(self, cause)
         finally:  # a ProtocolError left its own farewell: then there is no session to terminate
-            self.channel.leave(getattr(reason, "status", Status.SHUTDOWN))
+            self.channel.leave(cause.status if isinstance(cause, EndRequested) else Status.SHUTDOWN)
 
     def _serve(self) -> None:
         server, channel, limits = self._server, self.channel, self._server.limits

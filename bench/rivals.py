@@ -221,7 +221,8 @@ class OverTLSServer(LoopbackServer):
     def __init__(self, clients: int, meter: Meter, tls: ssl.SSLContext) -> None:
         super().__init__(keys(clients), HOST, 0, LIMITS, aggregation=meter,
                          new_session=OverTLSSession)
-        self._listener = tls.wrap_socket(self._listener, server_side=True)
+        self._listener = tls.wrap_socket(self._listener, server_side=True,
+                                          do_handshake_on_connect=False)
 
 def make_server(rival: str, clients: int, meter: Meter, folder: Path) -> Server | LeanServer:
     """Return a server that serves inside `with`."""

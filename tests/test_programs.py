@@ -153,9 +153,9 @@ CASES = {
                                 "bad.csv line 1: there is no column 'x'"),
     "CSV whose first reading has a letter in it": (
         "client.py 1 --port {port} --file {tmp}/letter.csv", 2,
-        "letter.csv line 1, column 2: '2O.5' is not a number"),
+        r"letter.csv line 1 \(a header\? then use --column\), column 2: '2O.5' is not a"),
     "CSV whose first reading is too large": (
-        "client.py 1 --port {port} --file {tmp}/large.csv", 2, "line 1, column 1: '9e99' is not"),
+        "client.py 1 --port {port} --file {tmp}/large.csv", 2, "line 1 .*1: '9e99' is not"),
     "CSV of infinity": ("client.py 1 --port {port} --file {tmp}/inf.csv", 2,
                         "inf.csv line 2, column 1: 'inf' is not a number"),
     "CSV is no text": ("client.py 1 --port {port} --file {tmp}/binary.csv", 2, "binary.csv"),

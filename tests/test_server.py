@@ -727,7 +727,7 @@ def test_who_is_sent_away_is_woken(monkeypatch: pytest.MonkeyPatch) -> None:
     sock = Watched(fileno=ours.detach())
     sock.reading = threading.Event()  # type: ignore[attr-defined]
     with sock, theirs:
-        channel = Channel(sock, pair_in(State.REPORT).server)
+        channel = Channel(sock, pair_in(State.HELLO).server)
         said = list[Exception]()
 
         def own() -> None:
@@ -742,6 +742,14 @@ def test_who_is_sent_away_is_woken(monkeypatch: pytest.MonkeyPatch) -> None:
         channel.send_away(Status.TIMEOUT)
         owner.join(30)
         assert [type(error) for error in said] == [EndRequested]
+
+def test_who_is_told_why_may_still_speak() -> None:
+    """A socket that takes no more answers what still comes by a reset, which eats the farewell."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        Channel(ours, pair_in(State.REPORT).server).send_away(Status.TIMEOUT)
+        theirs.sendall(b"a report that was on its way")
+        assert ours.recv(100) == b"a report that was on its way"
 
 class HalfSent(socket.socket):
     """A socket whose peer reads no more: half of what is sent gets through."""

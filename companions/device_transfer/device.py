@@ -277,7 +277,7 @@ def main() -> int:
         encode_text(text)
     for path in options.files:
         open_file(path).close()
-    start_log(options.log, logging.WARNING)
+    start_log(options.log, sys.stderr, logging.WARNING)
     device, stop = Device(*load_party(options, Role.DEVICE), options.to, options.host,
                           options.port, timeout_s=options.timeout), list[int]()
     try:

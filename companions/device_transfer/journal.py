@@ -89,11 +89,17 @@ class Journal:
         self._path, self._lock = path.absolute(), threading.Lock()
         self._folder = self._file = -1
         try:
-            self._folder = lock(path.parent)
+            if hasattr(os, "O_DIRECTORY"):  # not on Windows
+                self._folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+                lock(self._folder, path.parent)
             self._file = os.open(path, APPEND, 0o600)
+            lock(self._file, path.parent)
             if not stat.S_ISREG(os.fstat(self._file).st_mode):
                 raise OSError("it is no file")
             sync_folder(path.parent)
+        except UserError:
+            self.close()
+            raise
         except OSError as error:
             self.close()
             raise UserError(f"cannot keep a journal in {path}: {reason_of(error)}") from None
@@ -130,24 +136,18 @@ class Journal:
                 if file >= 0:
                     os.close(file)
 
-def lock(folder: Path) -> int:
-    """Return a descriptor of the folder; until it is closed, or we are killed, it is the only one.
+def lock(file: int, folder: Path) -> None:
+    """Let nobody else lock `file` until it is closed, or we are killed. Raises UserError.
 
-    On Windows (-1), and on some network drives, there are no such locks. Raises UserError: another
-    server has it; and OSError.
+    On Windows, and on some network drives, there are no such locks; NFS has them for files only.
     """
-    if not hasattr(os, "O_DIRECTORY"):
-        return -1
-    import fcntl
-    file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
+        import fcntl
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        os.close(file)
         raise UserError(f"another server keeps its files in {folder}") from None
-    except OSError:
+    except (ImportError, OSError):
         pass
-    return file
 
 # Verification -------------------------------------------------------------------------------------
 

@@ -2,13 +2,13 @@
 from __future__ import annotations
 
 import argparse
-import atexit
 import getpass
 import logging
 import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TextIO
 
 from companions.device_transfer.certificates import (
     Identity, RevocationListUnusable, Role, Trust, load_identity, load_trust,
@@ -91,14 +91,12 @@ def is_same_file(one: Path, other: Path) -> bool:
     except OSError:
         return os.path.realpath(one) == os.path.realpath(other)
 
-def start_log(path: Path | None, level: int = logging.INFO) -> None:
-    """Log events of `level` to stderr, and all to a file (mode 0600) if there is one. UserError.
+def start_log(path: Path | None, stream: TextIO | Lines, level: int = logging.INFO) -> None:
+    """Log events of `level` to a stream, and all to a file (mode 0600) if there is one. UserError.
 
     Texts and names are in it, keys never. That it cannot be written disturbs no session.
     """
-    lines = Lines()
-    atexit.register(lines.drain)
-    handlers: list[logging.Handler] = [logging.StreamHandler(lines)]
+    handlers: list[logging.Handler] = [logging.StreamHandler(stream)]
     handlers[0].setLevel(level)
     try:
         if path:

@@ -35,7 +35,7 @@ from companions.device_transfer.protocol import (
 from companions.device_transfer.store import JOURNAL, Partial, Store
 from companions.device_transfer.transfer import Incoming, Manifest, parse_announcement
 from endpoint import (
-    HOST, POLL_S, EndRequested, NoConnection, UserError, positive, reason_of, run_program,
+    HOST, POLL_S, EndRequested, Lines, NoConnection, UserError, positive, reason_of, run_program,
 )
 from protocol_fsm import ConnectionCut, ProtocolError, Status
 
@@ -277,7 +277,8 @@ def main() -> int:
     options = parser.options()
     if options.log and is_same_file(options.log, options.received / JOURNAL):
         raise UserError(f"the log cannot be the journal, {options.log}")
-    start_log(options.log)
+    lines = Lines()
+    start_log(options.log, lines)
     identity, trust = load_party(options, Role.SERVER)
     stop: list[int] = []  # not an Event, whose lock a second signal would find taken
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -287,6 +288,7 @@ def main() -> int:
         print(f"{identity.certificate.common_name} listens on {shown(server.address)}", flush=True)
         while not stop:
             time.sleep(POLL_S)
+    lines.drain()
     print("stopped")
     return 0
 

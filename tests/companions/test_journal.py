@@ -5,6 +5,7 @@ import errno
 import hashlib
 import json
 import os
+import stat
 import subprocess
 import sys
 import threading
@@ -204,6 +205,24 @@ def test_where_no_folder_can_be_locked_a_journal_is_kept_all_the_same(
     monkeypatch.delattr(os, "O_DIRECTORY", raising=False)
     write(folder, world.entry("text", "", b"x", 3))
     assert problems(folder, world.trust()) == [""] * 4
+
+@posix_only
+def test_where_only_files_can_be_locked_the_journal_is(
+        folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on NFS, which makes of this lock another, for which a file has to be open for writing."""
+    import fcntl
+    real = fcntl.flock
+
+    def flock(file: int, operation: int) -> None:
+        if stat.S_ISDIR(os.fstat(file).st_mode):
+            raise OSError(errno.EBADF, "not open for writing")
+        real(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    first = Journal(folder / JOURNAL)
+    with pytest.raises(UserError, match="another server"):
+        Journal(folder / JOURNAL)
+    first.close()
 
 def test_after_the_end_no_line_is_written(folder: Path, world: World) -> None:
     journal = Journal(folder / JOURNAL)
