@@ -97,9 +97,6 @@ class Journal:
             if not stat.S_ISREG(os.fstat(self._file).st_mode):
                 raise OSError("it is no file")
             sync_folder(path.parent)
-        except UserError:
-            self.close()
-            raise
         except OSError as error:
             self.close()
             raise UserError(f"cannot keep a journal in {path}: {reason_of(error)}") from None
@@ -137,7 +134,7 @@ class Journal:
                     os.close(file)
 
 def lock(file: int, folder: Path) -> None:
-    """Let nobody else lock `file` until it is closed, or we are killed. Raises UserError.
+    """Let nobody else lock `file` until it is closed, or we are killed. Raises OSError.
 
     On Windows, and on some network drives, there are no such locks; NFS has them for files only.
     """
@@ -145,7 +142,7 @@ def lock(file: int, folder: Path) -> None:
         import fcntl
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise UserError(f"another server keeps its files in {folder}") from None
+        raise OSError(f"another server keeps its files in {folder}") from None
     except (ImportError, OSError):
         pass
 

@@ -1874,7 +1874,7 @@ PATCHES: list[Patch] = [
           STORE + "test_a_path_is_refused_here_too[../../x]"),
     # journal.py
     Patch("a lock of the journal locks nobody out", _J,
-          '        raise UserError(f"another server keeps its files in {folder}") from None\n',
+          '        raise OSError(f"another server keeps its files in {folder}") from None\n',
           "        pass\n",
           FOUND + "test_a_journal_has_one_writer"),
     Patch("where a folder cannot be locked two servers share a journal", _J,
