@@ -57,7 +57,8 @@ class Crew:
     def start(self, name: str, *arguments: str) -> None:
         process = subprocess.Popen(
             [sys.executable, *arguments], cwd=ROOT, stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
+            preexec_fn=deaf_to_ctrl_c if os.name == "posix" else None)
         self.processes[name] = process
         threading.Thread(target=self._listen, args=(name, process), daemon=True).start()
         show(name, f"is process {process.pid}")
@@ -90,6 +91,10 @@ class Crew:
         codes = {name: process.returncode for name, process in self.processes.items()}
         return [f"{name} ended with exit code {code}" for name, code in codes.items()
                 if code and not (name == "server" and os.name == "nt")]
+
+def deaf_to_ctrl_c() -> None:
+    """Let a new process begin in peace: until it has its own way to end, we end it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 def show(name: str, line: str) -> None:
     if line:
