@@ -657,11 +657,11 @@ def padding_oracle(lab: Lab) -> None:
     if ask(report[:-TAG_BYTES]) == ask(report[:-TAG_BYTES - 16] + block):
         return  # good padding and bad look alike
     while len(known) < 16:  # of the second block, from its end
-        aim, answers = len(known) + 1, dict[int, bytes]()
+        aim, answers = len(known) + 1, list[bytes]()
         for guess in range(256):
             mask = bytes([*bytes(16 - aim), guess, *(aim ^ byte for byte in known)])
-            answers[guess] = ask(head + xored(block, mask) + last)
-        rare = [guess for guess in answers if [*answers.values()].count(answers[guess]) <= 2]
+            answers.append(ask(head + xored(block, mask) + last))
+        rare = [guess for guess, said in enumerate(answers) if said and answers.count(said) <= 2]
         if not rare:
             return  # all refusals look alike
         known = bytes([aim ^ rare[-1]]) + known

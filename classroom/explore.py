@@ -29,8 +29,6 @@ import functools
 import hashlib
 import itertools
 import math
-import multiprocessing
-import os
 import re
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -41,7 +39,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from attacks import random_source
-from classroom.matrix import SEEDS, SESSION_RULES, Names, progress, quiet, shown
+from classroom.matrix import SEEDS, SESSION_RULES, SPAWN, Names, progress, shown, workers
 from classroom.stage import on_sockets
 from classroom.story import CLIENTS, OLD, ROUNDS, Notes, Step, broken, menu, readings, watched
 from classroom.weakened import DOCUMENTED, without
@@ -345,10 +343,9 @@ def tell(task: tuple[Names, int, bool]) -> Tale:
 
 COUNTER: Synchronized[int]  # of the worlds that the workers have seen
 
-def begin(counter: Synchronized[int]) -> None:
+def share(counter: Synchronized[int]) -> None:
     """Prepare a worker."""
     global COUNTER
-    quiet()
     COUNTER = counter
 
 def count_one() -> None:
@@ -369,9 +366,8 @@ def explore(sessions: int, limit: int) -> Found:
     """
     real = explorer(frozenset(), sessions=sessions)
     firsts = len([*real.moves(real.start)])
-    context = multiprocessing.get_context("spawn")
-    counter = context.Value("q")
-    with context.Pool(os.cpu_count(), begin, (counter,)) as pool:
+    counter = SPAWN.Value("q")
+    with workers(1, share, counter) as pool:
         tasks = [(sessions, first, -(-limit // firsts)) for first in range(firsts)]
         done = pool.map_async(part, tasks, 1)
         thousands = range(-(-limit // 1000))
@@ -396,7 +392,7 @@ def ticks(done: AsyncResult[Any], counter: Synchronized[int], count: int) -> Ite
 
 def tell_all(sets: Sequence[Names], limit: int, is_played: bool) -> Iterator[Tale]:
     """Yield the tale of each set, on all cores."""
-    with multiprocessing.get_context("spawn").Pool(os.cpu_count(), quiet) as pool:
+    with workers(1) as pool:
         tasks = [(taken, limit, is_played) for taken in sets]
         yield from progress("sets of rules", pool.imap(tell, tasks), tasks)
 

@@ -19,6 +19,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import tempfile
 import textwrap
 import threading
 from collections import Counter, defaultdict, deque
@@ -371,16 +372,30 @@ def progress(what: str, done: Iterator[Done], tasks: Sequence[object]) -> Iterat
             end = "\r" if is_terminal and number < len(tasks) else "\n"
             print(f"{line:<60}", end=end, file=sys.stderr, flush=True)
 
-def quiet() -> None:
+SPAWN = multiprocessing.get_context("spawn")  # the same everywhere
+
+def begin(folder: str, prepare: Callable[..., object] | None, *arguments: object) -> None:
     """Make a worker leave Ctrl-C to its parent, and say nothing of what attacks break in it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # a lab may have a folder to remove
     logging.disable()
     threading.excepthook = lambda _: None
+    tempfile.tempdir = folder
+    if prepare:
+        prepare(*arguments)
 
-def workers(per_core: int) -> Pool:
-    count = per_core * (os.cpu_count() or 1)
-    return multiprocessing.get_context("spawn").Pool(count, quiet)
+@contextlib.contextmanager
+def workers(per_core: int, prepare: Callable[..., object] | None = None,
+            *arguments: object) -> Iterator[Pool]:
+    """Give a pool of processes, each prepared by a call.
+
+    Their labs' folders are in one of the parent's, because a worker may be killed at any time.
+    """
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, \
+            SPAWN.Pool(per_core * (os.cpu_count() or 1), begin,
+                       (folder, prepare, *arguments)) as pool:
+        yield pool
+        pool.close()  # in peace: who is killed while it holds a lock of the pool stops the others
+        pool.join()
 
 def matrix(names: Sequence[str], size: int) -> tuple[dict[str, list[Names]], list[str]]:
     """Return the minimal sets for each attack that something prevents, and what went wrong."""

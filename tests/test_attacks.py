@@ -1,6 +1,7 @@
 """The adversary: every attack by name, against the real protocol and against weakened ones."""
 from __future__ import annotations
 
+import itertools
 import json
 import socket
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import attacks
-from attacks import ATTACKS, READINGS, Frame, Frames, Lab, Parts, Proxy, judge
+from attacks import ATTACKS, READINGS, Frame, Frames, Lab, Line, Parts, Proxy, judge
 from classroom.weakened import DOCUMENTED, ELEMENTS, without
 from endpoint import DEMO_KEYS, UserError
 from protocol_fsm import Opcode, PeerTerminated, Status
@@ -179,6 +180,22 @@ def test_the_padding_oracle_tells_the_secret_and_what_it_cost() -> None:
     with lab_without("tag-first", "uniform-answers", "binding") as weak:
         assert weak.suffer(ATTACKS["padding-oracle"]).learned == (
             "[100.0,20.5,21.0, in 4098 connections")
+
+@pytest.mark.slow
+def test_the_padding_oracle_forgives_an_answer_that_never_came(
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that is busy for longer than a stranger's deadline closes without a word."""
+    hear, refusals = Line.receive, itertools.count(1)
+
+    def lossy(line: Line) -> bytes:
+        message = hear(line)
+        is_lost = message[0] != Opcode.SERVER_CHALLENGE and next(refusals) % 100 == 0
+        return b"" if is_lost else message
+
+    with lab_without("tag-first", "uniform-answers", "binding") as weak:
+        monkeypatch.setattr(Line, "receive", lossy)
+        assert weak.suffer(ATTACKS["padding-oracle"]).learned.startswith("[100.0,20.5,21.0")
+    assert next(refusals) > 4000
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rules", [*([name] for name in ELEMENTS), ["documented"], [*ELEMENTS]],

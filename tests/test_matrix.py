@@ -1,11 +1,15 @@
 """classroom/matrix.py: its world in memory is that of the sockets, and its sets are minimal."""
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import json
+import multiprocessing
 import subprocess
 import sys
+import tempfile
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -14,6 +18,7 @@ import pytest
 from attacks import ATTACKS, Lab, Outcome
 from classroom.matrix import (
     REDUNDANT, SERVER_RULES, SESSION_RULES, Names, World, heard, table, tasks_of, trial, unused,
+    workers,
 )
 from classroom.weakened import DOCUMENTED, ELEMENTS, without
 from protocol_fsm import Session
@@ -123,6 +128,17 @@ def test_every_element_is_a_rule_of_one_end_or_the_other() -> None:
     assert {*SESSION_RULES, *SERVER_RULES} == ELEMENTS.keys()
     assert DOCUMENTED
     assert REDUNDANT.keys() <= ELEMENTS.keys()
+
+@pytest.mark.parametrize("error", [None, KeyboardInterrupt()], ids=["in peace", "interrupted"])
+def test_workers_and_their_folders_end_with_the_pool(error: BaseException | None) -> None:
+    with contextlib.suppress(KeyboardInterrupt), workers(1) as pool:
+        folder = Path(pool.apply(tempfile.mkdtemp))
+        assert folder.is_dir()
+        if error:
+            pool.apply_async(time.sleep, (60,))
+            raise error
+    assert not folder.exists()
+    assert not multiprocessing.active_children()
 
 def test_reasons_and_rows_fit_their_lines() -> None:
     lines = table({"redundant here": "because", **REDUNDANT}).splitlines()
