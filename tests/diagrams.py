@@ -18,13 +18,15 @@ ROOT = Path(__file__).parent.parent
 VECTORS = ROOT / "tests" / "vectors" / "sessions.json"
 PART = re.compile(r"(<!-- generated from (\S+) by: [^>]*-->\n)(.*?)"
                   r"(<!-- end of generated part -->)", re.DOTALL)
-WHO = {"C2S": "client", "S2C": "server", "D2S": "device", "S2D": "server"}
+WHO = {"C2S": "client", "S2C": "server", "D2S": "device", "S2D": "server",
+       "INITIATOR": "initiator", "RESPONDER": "responder"}
 Moves = dict[tuple[Any, Any, Any], Any]  # as the table of any of our protocols has them
 
 def whose_turn(state: Any) -> str:
-    return WHO[state.speaker.name] if state.speaker is not None else "nobody"
+    nobody = "nobody" if state.phase is ProtocolState.TERMINATED else "both"
+    return WHO[state.speaker.name] if state.speaker is not None else nobody
 
-def transition_table(states: Iterable[Any], moves: Moves, what: str) -> str:
+def transition_table(states: Iterable[Any], moves: Moves, what: str, sender_is: str) -> str:
     """Return every legal move as a Markdown table; moves by either side share a row."""
     senders: dict[tuple[Any, str, Any], list[str]] = {}
     for (state, opcode, sender), following in moves.items():
@@ -39,7 +41,7 @@ def transition_table(states: Iterable[Any], moves: Moves, what: str) -> str:
     order = [state.name for state in states]
     rows.sort(key=lambda row: order.index(row.split()[1]))
     return "\n".join([
-        f"| state | phase | whose turn | {what} | direction | next state |",
+        f"| state | phase | whose turn | {what} | {sender_is} | next state |",
         "|---|---|---|---|---|---|",
         *rows,
     ])
@@ -101,7 +103,8 @@ def part(source: str) -> str:
     module = importlib.import_module(source.removesuffix(".ProtocolFSM.VALID_TRANSITIONS"))
     states, moves = [*module.State], module.ProtocolFSM.VALID_TRANSITIONS
     what = "kind" if hasattr(module, "Kind") else "opcode"
-    return f"{transition_table(states, moves, what)}\n\n{diagram(states, moves)}"
+    sender_is = "direction" if hasattr(module, "Direction") else "sender"
+    return f"{transition_table(states, moves, what, sender_is)}\n\n{diagram(states, moves)}"
 
 def updated(text: str) -> str:
     """Return a document with its generated parts as they should be."""

@@ -143,6 +143,8 @@ def test_the_version_is_checked_before_anything_else(
     ("classroom --rounds 3", "requirements.txt", ["-m classroom.demo --rounds 3"]),
     ("device --keep mine", "companions/device_transfer/requirements.txt",
      ["-m companions.device_transfer.demo --keep mine"]),
+    ("peers --keep mine", "companions/peer_messaging/requirements.txt",
+     ["-m companions.peer_messaging.demo --keep mine"]),
     ("server --port 0", "requirements.txt", ["server.py --port 0"]),
     ("client 1 --values 2 -3", "requirements.txt", ["client.py 1 --values 2 -3"]),
     ("test", "requirements-dev.txt", ["-m pytest"]),

@@ -13,11 +13,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import itertools
-import json
-import logging
 import socket
 import tempfile
-import textwrap
 import threading
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -31,9 +28,8 @@ from typing import Any, NamedTuple
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import padding
 
-from attacks import Attack, CutHere, Frame, Frames, Log, Proxy, Result, judge, summary
-from classroom.drawing import shown
-from classroom.events import KINDS, Watch, run_of
+from attacks import Attack, CutHere, Frame, Frames, Log, Proxy
+from companions.adversary import Catalogue, Program, flipped, run
 from companions.asymmetric import SIGNATURE_BYTES, PrivateKey, new_identity
 from companions.device_transfer.certificates import (
     Certificate, CertificateExpired, CertificateNotYetValid, CertificateRevoked, Identity,
@@ -53,7 +49,7 @@ from companions.device_transfer.transfer import (
     sign_manifest,
 )
 from crypto_utils import TAG_BYTES, aes_cbc_decrypt, hmac_verify, pkcs7_unpad
-from endpoint import Parser, UserError, run_program, write_text
+from endpoint import UserError, run_program
 from protocol_fsm import (
     BadTag, ConnectionCut, DeadlineExpired, LocalError, ProtocolError, WrongDirection, WrongPeer,
 )
@@ -371,29 +367,15 @@ class Lab:
 
 # The catalogue ------------------------------------------------------------------------------------
 
-ATTACKS: dict[str, Attack] = {}
-
-def attack(claim: str, who: str, error: type[Exception] | None,
-           **options: Any) -> Callable[[Any], Any]:
-    """Register a generator over frames, or a function that takes only the lab."""
-    def register(run: Any) -> Any:
-        name, is_on_path = run.__name__.replace("_", "-"), run.__code__.co_argcount == 2
-        options.setdefault("goal", forged)
-        ATTACKS[name] = Attack(name, run.__doc__, claim, run, is_on_path, who, error, **options)
-        return run
-
-    return register
+CATALOGUE = Catalogue(forged)
+ATTACKS, attack = CATALOGUE.attacks, CATALOGUE.attack
 
 def change(claim: str, who: str, error: type[Exception], name: str, story: str,
            how: Callable[[Frame, Lab], Frame | None], at: Kind, count: int = 1,
            **options: Any) -> None:
-    """Register an attack on one message: what `how` returns takes its place."""
-    def run(frames: Frames, lab: Lab) -> Frames:
-        if changed := how((yield from up_to(frames, at, count)), lab):
-            yield changed
-
-    run.__name__, run.__doc__ = name, story
-    attack(claim, who, error, **options)(run)
+    """Register an attack on one message to the server: what `how` returns takes its place."""
+    CATALOGUE.change(claim, who, error, name, story, how,
+                     lambda frames: up_to(frames, at, count), **options)
 
 def up_to(frames: Frames, kind: Kind, count: int = 1,
           to: str = "server") -> Generator[Frame, None, Frame]:
@@ -404,12 +386,6 @@ def up_to(frames: Frames, kind: Kind, count: int = 1,
             return frame
         yield frame
     raise CutHere
-
-def flipped(frame: Frame, position: int, mask: int = 1) -> Frame:
-    """Flip the bits of `mask` in one byte of a message; -1 is its last."""
-    message = bytearray(frame.message)
-    message[position] ^= mask
-    return frame._replace(message=bytes(message))
 
 def edited(frame: Frame, **fields: Any) -> Frame:
     """Rewrite header fields of a record."""
@@ -809,85 +785,13 @@ def kind_name(message: bytes) -> str:
         return Kind(message[:KIND_BYTES]).name
     return "nonsense"
 
-def details(result: Result, events: Sequence[dict[str, Any]], lab: Lab) -> str:
-    """Return some 20 lines: what went over the wire, what was done to it, and who said no."""
-    told = [{**event, "message": bytes.fromhex(event["message"])} for event in events]
-    lines = list[str]()
-    for number, step in shown(run_of(told).steps if told else []):
-        if step is None:
-            lines.append(f"  ... {number} messages more ...")
-            continue
-        title = kind_name(step.sent if step.comes_in else step.arrived)
-        lines.append(f"  to {step.to}: {title}, {len(step.arrived or step.sent)} bytes, "
-                     f"{KINDS[step.kind]}")
-    lines += [f"  {who} ended: {errors[0]}" for who, errors in lab.outcome.errors.items() if errors]
-    return "\n".join([f"{result.attack.name}: {result.attack.story}", *lines, f"  {result.words}"])
-
-def run_all(names: Sequence[str], lab: Lab, events: list[dict[str, Any]], watch: Any,
-            say: Callable[[Result, Sequence[dict[str, Any]]], object],
-            without: str) -> list[Result]:
-    """Run attacks one after the other; `events` gets what happened [classroom/EVENTS.md]."""
-    results = list[Result]()
-    for attack in map(ATTACKS.__getitem__, names):
-        begin, rounds, outcome = len(events), lab.rounds, lab.suffer(attack)
-        result = judge(attack, lab)  # type: ignore[arg-type]  # it asks no more of a lab
-        results.append(result)
-        say(result, events[begin:])
-        ended = [{"event": "ended", "by": who, "error": type(error).__name__}
-                 for who, errors in outcome.errors.items() for error in errors]
-        judged = {"event": "judged", **result._asdict(), "attack": attack.name,
-                  "story": attack.story, "claim": attack.claim, "noticed": attack.noticed,
-                  "without": without, "bystanders": lab.rounds - rounds}
-        events += [{"attack": attack.name, **line} for line in (
-            *(watch.told() if watch else ()), *sorted(ended, key=repr), judged)]
-    return results
-
 def main() -> int:
-    parser = Parser("Attacks devices and a server of its own, on loopback.", is_endpoint=False)
-    parser.add_argument("names", nargs="*", metavar="NAME", help="some of the attacks, in detail")
-    parser.add_argument("--list", action="store_true", help="name all attacks, and stop")
-    parser.add_argument("--events", metavar="FILE", help="write what happened, as lines of JSON")
-    parser.add_argument("--json", action="store_true", help="print results as lines of JSON")
-    parser.add_argument("-v", "--verbose", action="store_true", help="all attacks in detail")
-    parser.add_argument("--without", metavar="A,B", help="take rules out of the lab's endpoints")
-    options = parser.options()
-    if unknown := {*options.names} - ATTACKS.keys():
-        raise UserError(f"no attack is named {min(unknown)}; --list names them all")
-    if options.list:
-        print("\n".join(f"{attack.name:<30}{attack.story}" for attack in ATTACKS.values()))
-        return 0
-    parts, watch, events = None, None, list[dict[str, Any]]()
-    if options.without is not None:
+    def parts(names: Sequence[str]) -> Parts:
         from companions.device_transfer.weakened import without  # loaded when it is asked for
-        parts = Parts(*without(options.without.split(",")))
-    if options.events:
-        watch = Watch()
-    logging.disable()  # what is refused is told here
+        return Parts(*without(names))
 
-    def log(event: str, frame: Frame) -> None:
-        events.append({"attack": lab.attack, "event": event, "to": frame.to,
-                       "message": frame.message.hex()})
-    def say(text: str) -> None:
-        print(end="" if options.json else f"{text}\n", flush=True)
-    def tell(result: Result, told: Sequence[dict[str, Any]]) -> None:
-        if options.json:
-            print(json.dumps({**result._asdict(), "attack": result.attack.name}), flush=True)
-        elif options.verbose or options.names:
-            print(details(result, told, lab) + "\n", flush=True)
-        else:
-            print(textwrap.fill(f"{result.attack.story:<53}{result.words}", 79,
-                                subsequent_indent="  "), flush=True)
-    say("making keys for an authority, a server and three devices ...")
-    with Lab(log, parts, watch) as lab:
-        say("honest session first: worked")
-        results = run_all([*dict.fromkeys(options.names or ATTACKS)], lab, events, watch, tell,
-                          options.without or "")
-        lab.attack = ""
-        lab.honest_session()
-    say(f"honest session last: worked\n\n{summary(results)}")
-    if options.events:
-        write_text(options.events, "".join(json.dumps(event) + "\n" for event in events))
-    return int(not all(result.as_expected for result in results))
+    return run(Program("Attacks devices and a server of its own, on loopback.", ATTACKS, Lab, parts,
+                       kind_name, "making keys for an authority, a server and three devices ..."))
 
 if __name__ == "__main__":
     run_program(main)

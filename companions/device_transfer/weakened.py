@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import padding
 
 from classroom.weakened import require_loopback
+from companions.adversary import chosen, lacking
 from companions.asymmetric import SIGNATURE_BYTES
 from companions.device_transfer.certificates import Certificate, RevocationList, Role, Trust
 from companions.device_transfer.device import Device
@@ -28,7 +29,7 @@ from companions.device_transfer.server import Server
 from companions.device_transfer.store import Partial, Store
 from companions.device_transfer.transfer import Incoming, Manifest
 from crypto_utils import TAG_BYTES
-from endpoint import HOST, UserError
+from endpoint import HOST
 from protocol_fsm import ProtocolError
 
 # Rules of Trust -----------------------------------------------------------------------------------
@@ -258,16 +259,6 @@ class Weakened(NamedTuple):
 
 def without(names: Iterable[str]) -> Weakened:
     """Return parts without these elements; `documented` stands for several. UserError."""
-    wanted = {name for given in names
-              for name in (DOCUMENTED if given == "documented" else (given,))}
-    if unknown := wanted - ELEMENTS.keys():
-        raise UserError(f"there is no element {min(unknown)}; there are: documented, "
-                        + ", ".join(ELEMENTS))
-    rules = [rule for name, rule in ELEMENTS.items() if name in wanted]
-
-    def weakened(part: type, *extra: type) -> Any:
-        chosen = [rule for rule in rules if issubclass(rule, part)]
-        return type(f"Weakened{part.__name__}", (*extra, *chosen, part), {})
-
-    return Weakened(weakened(Session), weakened(Trust), weakened(Incoming), weakened(Store),
-                    weakened(Server, LoopbackServer), LoopbackDevice)
+    rules = chosen(names, ELEMENTS, DOCUMENTED)
+    return Weakened(lacking(Session, rules), lacking(Trust, rules), lacking(Incoming, rules),
+                    lacking(Store, rules), lacking(Server, rules, LoopbackServer), LoopbackDevice)

@@ -1,0 +1,1 @@
+"""Two equal nodes that talk over ZeroMQ: see README.md in this folder."""

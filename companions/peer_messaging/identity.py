@@ -1,0 +1,118 @@
+"""Who a node is, and whom it takes for its peer: a key pair, and fingerprints by name.
+
+There is no authority here. A peer's key is known beforehand (pinned), or it is the one that came
+with the first contact (trust on first use), and from then on no other. Both leave a line in the
+file `known_peers`; only a person takes one out again.
+"""
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from companions.asymmetric import (
+    PrivateKey, PublicKey, new_identity, parse_public, public_pem, read_private, write_private,
+)
+from endpoint import UserError, reason_of
+from protocol_fsm import ProtocolError, WrongPeer
+
+KEY_BYTES = 451  # the PEM encoding of every RSA-2048 public key with exponent 65,537
+
+class UnusableKey(ProtocolError):
+    """What stands in the place of a public key is none."""
+class UnknownPeer(ProtocolError):
+    """A key that was never seen, where only pinned ones are taken."""
+class IdentityChanged(ProtocolError):
+    """Not the key that this peer had before: another node, a new installation, or an attack."""
+
+def fingerprint_of(pem: str) -> str:
+    """Return SHA-256 of a public key, as 64 hex digits."""
+    return hashlib.sha256(pem.encode("ascii")).hexdigest()
+
+def grouped(fingerprint: str) -> str:
+    """Return a fingerprint as people read it to each other: groups of four."""
+    return " ".join(re.findall("....", fingerprint))
+
+class Identity:
+    """A key pair that signs, and its fingerprint (64 hex digits)."""
+
+    def __init__(self, private_key: PrivateKey) -> None:
+        self.private_key, self.public_pem = private_key, public_pem(private_key.public_key())
+        self.fingerprint = fingerprint_of(self.public_pem)
+
+    def __repr__(self) -> str:
+        return f"<Identity {self.fingerprint[:16]}>"
+
+def load_identity(folder: Path, ask: Callable[[str], str]) -> tuple[Identity, bool]:
+    """Return who we are, and whether that is new: the key is made if there is none. UserError."""
+    path = folder / "identity.pem"
+    if path.exists() or path.is_symlink():
+        return Identity(read_private(path, ask)), False
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        key = new_identity()
+        write_private(path, key)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {reason_of(error)}") from None
+    return Identity(key), True
+
+class Trust:
+    """Which key our peer may show. `pinned` is a fingerprint, or "" before the first contact."""
+
+    def __init__(self, peer: str, pinned: str = "", *, first_use: bool = True,
+                 keep: Callable[[str], object] = lambda fingerprint: None) -> None:
+        self.peer, self.pinned, self.first_use, self._keep = peer, pinned, first_use, keep
+
+    def check(self, own: Identity, pem: bytes) -> PublicKey:
+        """Return the peer's public key. Raises UnusableKey, and what the rules below raise."""
+        try:
+            key = parse_public(pem.decode("ascii"))
+        except ValueError:  # UnicodeError is one
+            raise UnusableKey("an RSA-2048 key, as we write it", "something else") from None
+        fingerprint = fingerprint_of(pem.decode("ascii"))
+        self._check_not_own(own, fingerprint)
+        self._check_pin(fingerprint)
+        return key
+
+    def _check_not_own(self, own: Identity, fingerprint: str) -> None:
+        if fingerprint == own.fingerprint:
+            raise WrongPeer("another node", "ourselves")
+
+    def _check_pin(self, fingerprint: str) -> None:
+        if self.pinned and fingerprint != self.pinned:
+            raise IdentityChanged(f"{self.peer} with {self.pinned[:16]}", fingerprint[:16])
+        if not self.pinned and not self.first_use:
+            raise UnknownPeer("a pinned key", fingerprint[:16])
+
+    def pin(self, pem: str) -> bool:
+        """Take this key for the peer's from now on; tell whether it is new."""
+        is_new = not self.pinned
+        if is_new:
+            self.pinned = fingerprint_of(pem)
+            self._keep(self.pinned)
+        return is_new
+
+# The file -----------------------------------------------------------------------------------------
+
+LINE = re.compile(r"([^\s#]{1,64}) ([0-9a-f]{64})")
+
+def known_peers(path: Path) -> dict[str, str]:
+    """Return fingerprints by name, from lines of `name fingerprint`. Raises UserError."""
+    try:
+        lines = path.read_text("utf-8").splitlines() if path.exists() else []
+    except (OSError, UnicodeError) as error:
+        raise UserError(f"cannot read {path}: {reason_of(error)}") from None
+    known: dict[str, str] = {}
+    for number, line in enumerate(lines, 1):
+        match = LINE.fullmatch(line)
+        if not match or match[1] in known:
+            raise UserError(f"{path} line {number} is not a new name and 64 hex digits")
+        known[match[1]] = match[2]
+    return known
+
+def remember(path: Path, peer: str, fingerprint: str) -> None:
+    """Add a line to the file (mode 0600). Raises OSError."""
+    with open(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "a") as file:
+        file.write(f"{peer} {fingerprint}\n")

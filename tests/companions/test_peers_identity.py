@@ -1,0 +1,215 @@
+"""Who a node is, and whom it takes for its peer."""
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+import stat
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from Crypto.PublicKey import ECC, RSA
+
+from companions.asymmetric import PrivateKey, public_pem, write_private
+from companions.peer_messaging.identity import (
+    KEY_BYTES, Identity, IdentityChanged, Trust, UnknownPeer, UnusableKey, fingerprint_of, grouped,
+    known_peers, load_identity, remember,
+)
+from endpoint import UserError
+from protocol_fsm import ProtocolError, WrongPeer
+from tests.companions.peers_helpers import World
+from tests.test_programs import posix_only
+
+@pytest.fixture(scope="module")
+def world(keys: Sequence[PrivateKey]) -> World:
+    return World(keys)
+
+def never_asked(prompt: str) -> str:
+    pytest.fail(f"nobody should be asked: {prompt}")
+
+# Identities ---------------------------------------------------------------------------------------
+
+def test_a_fingerprint_is_sha_256_of_the_pem_in_hex(keys: Sequence[PrivateKey]) -> None:
+    for key in keys:
+        who = Identity(key)
+        assert who.public_pem == public_pem(key.public_key())
+        assert len(who.public_pem.encode()) == KEY_BYTES == 451
+        assert who.fingerprint == hashlib.sha256(who.public_pem.encode()).hexdigest()
+        assert who.fingerprint == fingerprint_of(who.public_pem)
+
+def test_people_read_a_fingerprint_in_groups_of_four() -> None:
+    assert grouped("0123456789abcdef" * 4) == " ".join(["0123 4567 89ab cdef"] * 4)
+
+def test_an_identity_shows_no_key(world: World) -> None:
+    assert repr(world.alice) == f"<Identity {world.alice.fingerprint[:16]}>"
+    with pytest.raises(TypeError):
+        pickle.dumps(world.alice)
+
+@posix_only
+def test_a_new_identity_is_its_owners_alone_and_stays(tmp_path: Path) -> None:
+    folder = tmp_path / "deep" / "alice"
+    who, is_new = load_identity(folder, never_asked)
+    assert is_new
+    assert [path.name for path in folder.iterdir()] == ["identity.pem"]
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert stat.S_IMODE((folder / "identity.pem").stat().st_mode) == 0o600
+    again, is_new = load_identity(folder, never_asked)
+    assert (again.fingerprint, is_new) == (who.fingerprint, False)
+
+@posix_only
+@pytest.mark.parametrize("mode", [0o604, 0o640, 0o660])
+def test_a_key_that_others_can_read_is_not_used(world: World, tmp_path: Path, mode: int) -> None:
+    write_private(tmp_path / "identity.pem", world.alice.private_key)
+    (tmp_path / "identity.pem").chmod(mode)
+    with pytest.raises(UserError, match="chmod 600"):
+        load_identity(tmp_path, never_asked)
+
+def test_an_encrypted_key_asks_for_its_passphrase(world: World, tmp_path: Path) -> None:
+    write_private(tmp_path / "identity.pem", world.alice.private_key, "swordfish")
+    asked: list[str] = []
+
+    def ask(prompt: str) -> str:
+        asked.append(prompt)
+        return ["sword", "swordfish"][len(asked) - 1]
+
+    with pytest.raises(UserError, match="passphrase is wrong"):
+        load_identity(tmp_path, ask)
+    assert load_identity(tmp_path, ask)[0].fingerprint == world.alice.fingerprint
+    assert all("identity.pem" in prompt for prompt in asked)
+
+def test_a_key_that_is_none_is_never_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "identity.pem").write_bytes(b"not a key")
+    (tmp_path / "identity.pem").chmod(0o600)
+    with pytest.raises(UserError, match="no private key"):
+        load_identity(tmp_path, never_asked)
+    assert (tmp_path / "identity.pem").read_bytes() == b"not a key"
+
+@posix_only
+def test_a_link_that_leads_nowhere_is_no_reason_for_a_new_key(tmp_path: Path) -> None:
+    (tmp_path / "identity.pem").symlink_to(tmp_path / "usb-stick" / "identity.pem")
+    with pytest.raises(UserError, match="cannot read the key"):
+        load_identity(tmp_path, never_asked)
+
+@pytest.mark.parametrize("inside", ["", "deeper"])
+def test_where_no_folder_can_be_there_is_no_identity(tmp_path: Path, inside: str) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(UserError, match="cannot write"):
+        load_identity(tmp_path / "file" / inside, never_asked)
+
+# Trust --------------------------------------------------------------------------------------------
+
+def refusal(trust: Trust, own: Identity, pem: bytes) -> ProtocolError:
+    pinned = trust.pinned
+    with pytest.raises(ProtocolError) as caught:
+        trust.check(own, pem)
+    assert trust.pinned == pinned, "what is refused leaves no trace"
+    return caught.value
+
+def test_a_pinned_key_is_the_only_one(world: World) -> None:
+    trust = Trust("bob", world.bob.fingerprint)
+    assert public_pem(trust.check(world.alice, world.bob.public_pem.encode())) \
+        == world.bob.public_pem
+    error = refusal(trust, world.alice, world.mallory.public_pem.encode())
+    assert type(error) is IdentityChanged
+    assert (error.expected, error.got) == (
+        f"bob with {world.bob.fingerprint[:16]}", world.mallory.fingerprint[:16])
+    almost = world.bob.fingerprint[:-1] + ("0" if world.bob.fingerprint[-1] != "0" else "1")
+    refused = refusal(Trust("bob", almost), world.alice, world.bob.public_pem.encode())
+    assert type(refused) is IdentityChanged, "all 64 digits count"
+
+def test_the_first_key_is_taken_and_after_it_no_other(world: World) -> None:
+    kept: list[str] = []
+    trust = Trust("bob", keep=kept.append)
+    for who in (world.mallory, world.bob):  # to be checked pins nothing
+        trust.check(world.alice, who.public_pem.encode())
+    assert (trust.pinned, kept) == ("", [])
+    assert trust.pin(world.bob.public_pem)
+    assert trust.pinned == world.bob.fingerprint
+    assert not trust.pin(world.bob.public_pem), "it is known by now"
+    assert not trust.pin(world.mallory.public_pem)
+    assert (trust.pinned, kept) == (world.bob.fingerprint, [world.bob.fingerprint])
+    assert type(refusal(trust, world.alice, world.mallory.public_pem.encode())) is IdentityChanged
+
+def test_a_trust_that_nobody_keeps_is_one_too(world: World) -> None:
+    assert Trust("bob").pin(world.bob.public_pem)
+
+def test_where_only_pinned_keys_are_taken_the_first_is_not(world: World) -> None:
+    error = refusal(Trust("bob", first_use=False), world.alice, world.bob.public_pem.encode())
+    assert type(error) is UnknownPeer
+    assert error.got == world.bob.fingerprint[:16]
+    trust = Trust("bob", world.bob.fingerprint, first_use=False)
+    assert trust.check(world.alice, world.bob.public_pem.encode())
+
+@pytest.mark.parametrize("pinned", ["", "alice", "bob"])
+def test_our_own_key_is_nobody_elses_whatever_is_pinned(world: World, pinned: str) -> None:
+    names = {"": "", "alice": world.alice.fingerprint, "bob": world.bob.fingerprint}
+    for first_use in (True, False):
+        trust = Trust("bob", names[pinned], first_use=first_use)
+        assert type(refusal(trust, world.alice, world.alice.public_pem.encode())) is WrongPeer
+
+def test_what_is_no_key_of_ours_is_unusable(world: World) -> None:
+    pem = world.bob.public_pem
+    others = [RSA.generate(1_024).public_key().export_key("PEM") + b"\n",
+              ECC.generate(curve="P-256").public_key().export_key(format="PEM").encode(),
+              RSA.construct((RSA.import_key(pem).n, 3)).export_key("PEM") + b"\n"]
+    for bad in (b"", b"\xff" * 451, bytes(451), pem.encode()[:-1], pem.encode() + b"\n",
+                pem.replace("\n", "\r\n").encode(), pem.lower().encode(),
+                pem.replace("PUBLIC", "PRIVATE").encode(), *others):
+        error = refusal(Trust("bob"), world.alice, bad)
+        assert type(error) is UnusableKey, bad
+        assert error.farewell == b""
+    assert Trust("bob").check(world.alice, pem.encode())
+
+# The file -----------------------------------------------------------------------------------------
+
+ONE, TWO = "1" * 64, "0123456789abcdef" * 4
+
+def test_no_file_knows_nobody(tmp_path: Path) -> None:
+    assert known_peers(tmp_path / "known_peers") == {}
+    assert known_peers(tmp_path / "nowhere" / "known_peers") == {}
+
+@posix_only
+def test_whom_we_remember_we_know(tmp_path: Path) -> None:
+    path = tmp_path / "known_peers"
+    remember(path, "bob", ONE)
+    remember(path, "bob@home:5555", TWO)
+    assert path.read_text() == f"bob {ONE}\nbob@home:5555 {TWO}\n"
+    assert known_peers(path) == {"bob": ONE, "bob@home:5555": TWO}
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+def test_whom_we_cannot_remember_is_told(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No such file"):
+        remember(tmp_path / "nowhere" / "known_peers", "bob", ONE)
+
+@pytest.mark.parametrize("name", ["b", "x" * 64, "büro", "[::1]:5555"])
+def test_a_name_is_1_to_64_letters_of_any_kind(tmp_path: Path, name: str) -> None:
+    (tmp_path / "known_peers").write_text(f"{name} {TWO}", "utf-8")
+    assert known_peers(tmp_path / "known_peers") == {name: TWO}
+
+@pytest.mark.parametrize("line", [
+    "", " ", "bob", f" {TWO}", f"bob  {TWO}", f" bob {TWO}", f"bob {TWO} ", f"bob {TWO[:-1]}",
+    f"bob {TWO}0", f"bob {TWO.upper()}", f"bob\t{TWO}", f"bob {'g' * 64}", f"# bob {TWO}",
+    f"#bob {TWO}", f"a b {TWO}", f"{'x' * 65} {TWO}", f"alice {TWO}", f"alice {ONE}",
+    f"bob {TWO} alice {TWO}"])
+def test_a_line_that_is_not_a_name_and_a_fingerprint_is_named(tmp_path: Path, line: str) -> None:
+    """Also a second line for a name: nobody shall have to guess which of the two counts."""
+    path = tmp_path / "known_peers"
+    path.write_text(f"alice {ONE}\n{line}\ncarol {ONE}\n", "utf-8")
+    with pytest.raises(UserError, match="known_peers line 2 is not a new name and 64 hex digits"):
+        known_peers(path)
+
+def test_a_file_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "latin").write_bytes(b"b\xfcro " + TWO.encode())
+    for name in ("folder", "latin"):
+        with pytest.raises(UserError, match=f"cannot read .*{name}"):
+            known_peers(tmp_path / name)
+
+@posix_only
+@pytest.mark.skipif(os.name == "posix" and os.geteuid() == 0, reason="root reads everything")
+def test_a_file_that_is_locked_away_is_told(tmp_path: Path) -> None:
+    (tmp_path / "known_peers").write_text(f"bob {TWO}\n")
+    (tmp_path / "known_peers").chmod(0)
+    with pytest.raises(UserError, match="cannot read"):
+        known_peers(tmp_path / "known_peers")
