@@ -48,14 +48,14 @@ class Identity:
 def load_identity(folder: Path, ask: Callable[[str], str]) -> tuple[Identity, bool]:
     """Return who we are, and whether that is new: the key is made if there is none. UserError."""
     path = folder / "identity.pem"
-    if path.exists() or path.is_symlink():
-        return Identity(read_private(path, ask)), False
     try:
+        if path.exists() or path.is_symlink():
+            return Identity(read_private(path, ask)), False
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         key = new_identity()
         write_private(path, key)
     except OSError as error:
-        raise UserError(f"cannot write {path}: {reason_of(error)}") from None
+        raise UserError(f"cannot make {path}: {reason_of(error)}") from None
     return Identity(key), True
 
 class Trust:
@@ -101,7 +101,7 @@ LINE = re.compile(r"([^\s#]{1,64}) ([0-9a-f]{64})")
 def known_peers(path: Path) -> dict[str, str]:
     """Return fingerprints by name, from lines of `name fingerprint`. Raises UserError."""
     try:
-        lines = path.read_text("utf-8").splitlines() if path.exists() else []
+        lines = path.read_text("utf-8-sig").splitlines() if path.exists() else []
     except (OSError, UnicodeError) as error:
         raise UserError(f"cannot read {path}: {reason_of(error)}") from None
     known: dict[str, str] = {}
@@ -113,6 +113,8 @@ def known_peers(path: Path) -> dict[str, str]:
     return known
 
 def remember(path: Path, peer: str, fingerprint: str) -> None:
-    """Add a line to the file (mode 0600). Raises OSError."""
-    with open(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "a") as file:
-        file.write(f"{peer} {fingerprint}\n")
+    """Add a line to the file (mode 0600), whatever editor wrote the last one. Raises OSError."""
+    before = path.read_bytes() if path.exists() else b""
+    between = b"" if before.endswith(b"\n") or not before else b"\n"
+    with open(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "ab") as file:
+        file.write(between + f"{peer} {fingerprint}\n".encode())

@@ -143,7 +143,10 @@ class Node:
             self._failure = error
 
     def _next_message(self) -> bytes | None:
-        """Return what comes within 0.1 s. Ours have one part; what has more counts as empty."""
+        """Return what comes within 0.1 s. Ours have one part; what has more counts as empty.
+
+        Until its last part has come it is in libzmq's memory, and nothing here can limit that.
+        """
         try:
             parts = self._inbox.recv_multipart()
         except zmq.Again:

@@ -15,7 +15,8 @@ from typing import NamedTuple
 
 from companions.peer_messaging.identity import Identity, Trust, fingerprint_of
 from companions.peer_messaging.protocol import (
-    MAX_TEXT, NUMBER, WINDOW_S, Kind, Message, PeerAway, Reason, Replayed, Role, Session, State,
+    MAX_TEXT, NUMBER, WINDOW_S, Kind, Message, NumbersSpent, PeerAway, Reason, Replayed, Role,
+    Session, State,
 )
 from protocol_fsm import LocalError, ProtocolError
 
@@ -28,7 +29,8 @@ class Limits:
     hello_s: float = 1.0  # between two HELLOs; it doubles up to eight times that
     handshake_s: float = 5.0  # from HELLO to WELCOME
     lifetime_s: float = 3_600.0  # of a session, until the next takes its place
-    max_waiting: int = 100  # texts that wait for a session
+    max_waiting: int = 100  # texts that wait for a session, or for receipts of those before
+    max_under_way: int = 100  # texts without a receipt
 
 class Event(NamedTuple):
     """Something that a person, or a test, may want to know.
@@ -113,6 +115,8 @@ class Peer:
     def _keep_alive(self, session: Session, now: float) -> list[bytes]:
         """Ask a silent peer if it is there, and give it up if it stays silent."""
         silent_s = now - self._heard
+        if session.is_spent:
+            return self._end(session, NumbersSpent("a number for what comes next", "none"))
         if silent_s >= self.limits.away_s:
             return self._end(session, PeerAway(f"a word in {self.limits.away_s:g} s", "none"))
         if silent_s >= self.limits.ping_s and now - self._asked >= self.limits.ping_s:
@@ -171,15 +175,17 @@ class Peer:
             self._refuse(error)
             return []
         self._hellos[digest] = now + 2 * self.limits.window_s
-        if self._goes_first(session):  # and the peer may have missed our HELLO
-            self._next_hello, self._pause = now, self.limits.hello_s
+        if self._goes_first(session):  # and if the peer has missed our HELLO, there is another
+            self._next_hello = min(self._next_hello, now + self.limits.hello_s / 4)
+            self._pause = self.limits.hello_s
             return []
         self._admit(session, now)
         return [session.seal(Kind.REPLY)]
 
     def _check_memory(self, digest: bytes, now: float) -> None:
         """Refuse a HELLO that was here before, while its timestamp is still good."""
-        self._hellos = {known: until for known, until in self._hellos.items() if until > now}
+        while self._hellos and next(iter(self._hellos.values())) < now:  # the oldest
+            del self._hellos[next(iter(self._hellos))]
         if digest in self._hellos:
             raise Replayed("a new HELLO", "one that was here before")
 
@@ -261,10 +267,10 @@ class Peer:
         """Send what waits, but not while a newer session is about to take over."""
         sent = list[bytes]()
         is_changing = self._pending is not None and self._pending.state is State.WELCOME
-        while self._session and self._waiting and not is_changing:
+        while self._session and self._waiting and not is_changing \
+                and len(self._numbers) < self.limits.max_under_way:
             number, text = self._waiting.popleft()
+            self._numbers[self._session.next_number] = number
             sent.append(self._session.seal(Kind.TEXT, text.encode("utf-8")))
-            sequence = max(self._session.unanswered)
-            self._numbers[sequence] = number
             self._tell(Event("sent", text, number))
         return sent

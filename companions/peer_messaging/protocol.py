@@ -40,6 +40,7 @@ MIN_RECORD = HEADER.size + GCM_TAG_BYTES  # 46
 MAX_MESSAGE = MIN_RECORD + MAX_TEXT  # 4,142
 MAX_SEQUENCE = 2**32 - 1
 RENEW_AT = 2**31  # records of a sender in one session, after which it is time for the next
+SPENT_AT = 2**32 - 2**16  # and after which there is no waiting for it
 WINDOW_S = 30.0  # how far a timestamp may be from our clock
 
 class Kind(IntEnum):
@@ -89,6 +90,8 @@ class BadShare(ProtocolError):
     """A share that leads to the same secret whatever our own is."""
 class WrongAnswer(ProtocolError):
     """A REPLY that answers somebody else's HELLO, or an earlier one of ours."""
+class NumbersSpent(ProtocolError):
+    """So many records that there are hardly any numbers left, and no newer session."""
 class PeerAway(ProtocolError):
     """Nothing was heard of the peer for too long, not even a PONG."""
 class PeerLeft(ProtocolError):
@@ -200,6 +203,16 @@ class Session:
         return dict(self._unanswered)
 
     @property
+    def next_number(self) -> int:
+        """The sequence number of our next record."""
+        return self._sequence[self.role]
+
+    @property
+    def is_spent(self) -> bool:
+        """Tell whether we have hardly any numbers left."""
+        return self.next_number >= SPENT_AT
+
+    @property
     def is_used_up(self) -> bool:
         """Tell whether half of the numbers are gone, so that it is time for the next session."""
         return max(self._sequence.values()) >= RENEW_AT
@@ -284,9 +297,9 @@ class Session:
     def open(self, message: bytes) -> Message:
         """Check, decrypt and accept a message from the inbox, in the order of [N 6].
 
-        Raises a ProtocolError. If nobody vouches for the message, nothing has changed. Else the
-        session has ended, and the error carries the farewell to send; PeerLeft when the message
-        was accepted and ends the session itself.
+        Raises a ProtocolError. A HELLO, a REPLY, or what nobody vouches for, ends nothing. After
+        any other the session has ended, and the error carries the farewell to send; PeerLeft when
+        the message was accepted and ends the session itself.
         """
         kind = self._check_shape(message)
         if kind in CLEAR_SIZES:

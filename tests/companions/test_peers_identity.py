@@ -57,6 +57,11 @@ def test_a_new_identity_is_its_owners_alone_and_stays(tmp_path: Path) -> None:
     again, is_new = load_identity(folder, never_asked)
     assert (again.fingerprint, is_new) == (who.fingerprint, False)
 
+def test_a_folder_that_is_there_already_gets_a_key(tmp_path: Path) -> None:
+    who, is_new = load_identity(tmp_path, never_asked)
+    assert is_new
+    assert load_identity(tmp_path, never_asked)[0].fingerprint == who.fingerprint
+
 @posix_only
 @pytest.mark.parametrize("mode", [0o604, 0o640, 0o660])
 def test_a_key_that_others_can_read_is_not_used(world: World, tmp_path: Path, mode: int) -> None:
@@ -94,7 +99,7 @@ def test_a_link_that_leads_nowhere_is_no_reason_for_a_new_key(tmp_path: Path) ->
 @pytest.mark.parametrize("inside", ["", "deeper"])
 def test_where_no_folder_can_be_there_is_no_identity(tmp_path: Path, inside: str) -> None:
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(UserError, match="cannot write"):
+    with pytest.raises(UserError, match="cannot make"):
         load_identity(tmp_path / "file" / inside, never_asked)
 
 # Trust --------------------------------------------------------------------------------------------

@@ -334,8 +334,9 @@ def test_what_begins_with_no_kind_is_malformed(world: World) -> None:
             assert is_dropped(session, bytes([first]) + bytes(length - 1), MalformedMessage)
 
 def test_nothing_at_all_is_malformed(world: World) -> None:
-    error = error_of(world.pair(State.OPEN).end(B), b"")
-    assert str(error) == "MalformedMessage: expected a kind, got "
+    for message, got in ((b"", ""), (b"\0secret", "00")):
+        error = error_of(world.pair(State.OPEN).end(B), message)
+        assert str(error) == f"MalformedMessage: expected a kind, got {got}"
 
 @ROLES
 def test_a_replayed_record_changes_nothing_and_a_lost_one_ends_the_session(world: World,
