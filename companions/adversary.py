@@ -6,17 +6,19 @@ it. The verdicts, the summary and the event log are those of the core's attacks.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import logging
 import textwrap
 from collections.abc import Callable, Generator, Iterable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from typing import Any, NamedTuple, Protocol, TypeVar
 
-from attacks import Attack, Frame, Frames, Result, judge, summary
+from attacks import Attack, CutHere, Frame, Frames, Result, judge, summary
 from classroom.drawing import shown
 from classroom.events import KINDS, Watch, run_of
 from endpoint import Parser, UserError, write_text
+from protocol_fsm import LocalError, ProtocolError
 
 AnyLab = TypeVar("AnyLab", bound="LabLike")
 Events = list[dict[str, Any]]
@@ -65,6 +67,22 @@ class Catalogue:
 
         way.__name__, way.__doc__ = name, story
         self.attack(claim, who, error, **options)(way)
+
+def attacked(attack: Attack, frames: Frames, lab: Any) -> Frames:
+    """Yield what an attack makes of the frames, and log what it sees and does."""
+    seen: list[Frame] = []
+
+    def watched() -> Frames:
+        for frame in frames:
+            seen.append(frame)
+            lab.log("sent", frame)
+            yield frame
+
+    wire = watched()
+    with suppress(CutHere, ProtocolError, LocalError, RuntimeError):  # of a StopIteration
+        for frame in itertools.chain(attack.run(wire, lab), wire):
+            lab.log("delivered" if frame in seen else "inserted", frame)
+            yield frame
 
 def flipped(frame: Frame, position: int, mask: int = 1) -> Frame:
     """Flip the bits of `mask` in one byte of a message; -1 is its last."""

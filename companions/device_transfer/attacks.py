@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import itertools
 import socket
 import tempfile
 import threading
@@ -29,7 +28,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import padding
 
 from attacks import Attack, CutHere, Frame, Frames, Log, Proxy
-from companions.adversary import Catalogue, Program, flipped, run
+from companions.adversary import Catalogue, Program, attacked, flipped, run
 from companions.asymmetric import SIGNATURE_BYTES, PrivateKey, new_identity
 from companions.device_transfer.certificates import (
     Certificate, CertificateExpired, CertificateNotYetValid, CertificateRevoked, Identity,
@@ -315,7 +314,7 @@ class Lab:
         self.outcome, self.attack = Outcome(), attack.name
         self.publish()
         if attack.is_on_path:
-            tap = partial(self._attacked, attack)
+            tap = partial(attacked, attack, lab=self)
             with Proxy(self.server.address, tap, read_frame, write_frame) as proxy:
                 self._live(proxy.address, attack)
         else:
@@ -348,22 +347,6 @@ class Lab:
                 outcome.acknowledged.append(photo)
         except ProtocolError as error:
             outcome.errors["client"].append(error)
-
-    def _attacked(self, attack: Attack, frames: Frames) -> Frames:
-        """Yield what the attack makes of the frames, and log what it sees and does."""
-        seen: list[Frame] = []
-
-        def watched() -> Frames:
-            for frame in frames:
-                seen.append(frame)
-                self.log("sent", frame)
-                yield frame
-
-        wire = watched()
-        with suppress(CutHere, ProtocolError, RuntimeError):  # of a StopIteration
-            for frame in itertools.chain(attack.run(wire, self), wire):
-                self.log("delivered" if frame in seen else "inserted", frame)
-                yield frame
 
 # The catalogue ------------------------------------------------------------------------------------
 

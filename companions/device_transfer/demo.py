@@ -14,15 +14,15 @@ import io
 import os
 import re
 import shlex
-import tempfile
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from classroom.demo import Crew
 from classroom.output import write_whole
+from companions.demo import heading, perform
 from companions.device_transfer import media
-from endpoint import Parser, UserError, reason_of, run_program
+from endpoint import run_program
 
 PROGRAMS = "companions.device_transfer"
 LIMIT_S = 120.0  # for all of it
@@ -94,9 +94,6 @@ def show(name: str, line: str) -> None:
     if line:
         print(textwrap.fill(f"{name:<8} | {line}", COLUMNS, subsequent_indent=" " * 9 + "| "),
               flush=True)
-
-def heading(title: str, look: str) -> None:
-    print("", title, "-" * len(title), textwrap.fill(look, COLUMNS), "", sep="\n", flush=True)
 
 def show_all(lines: Sequence[str]) -> None:
     print("\n".join(lines), flush=True)
@@ -181,29 +178,8 @@ def run(folder: Path) -> list[str]:
             act(stage)
     return stage.problems
 
-@contextlib.contextmanager
-def kept(folder: Path) -> Iterator[Path]:
-    """Make a folder that stays. Raises UserError."""
-    try:
-        folder.mkdir(mode=0o700)
-    except OSError as error:
-        raise UserError(f"cannot make {folder}: {reason_of(error)}") from None
-    yield folder.absolute()
-
 def main() -> int:
-    parser = Parser("Shows the device transfer, and its adversary.", is_endpoint=False)
-    parser.add_argument("--keep", type=Path, metavar="FOLDER",
-                        help="make this folder, and leave all there: keys, files, journal")
-    options = parser.options()
-    with kept(options.keep) if options.keep else tempfile.TemporaryDirectory() as folder:
-        problems = run(Path(folder))
-    for problem in problems:
-        print(f"PROBLEM: {problem}")
-    if options.keep:
-        print(f"\nAll that was made is in {options.keep}.")
-    if not problems:
-        print("\nAll went as it should.")
-    return int(bool(problems))
+    return perform("Shows the device transfer, and its adversary.", "keys, files, journal", run)
 
 if __name__ == "__main__":
     run_program(main)

@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-import itertools
 import math
 import secrets
 import threading
@@ -29,7 +28,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from attacks import Attack, CutHere, Frame, Frames, Log, xored
-from companions.adversary import Catalogue, Program, flipped, run
+from companions.adversary import Catalogue, Program, attacked, flipped, run
 from companions.asymmetric import SHARE_BYTES, new_identity
 from companions.peer_messaging.identity import Identity, IdentityChanged, Trust
 from companions.peer_messaging.node import Node
@@ -41,7 +40,7 @@ from companions.peer_messaging.protocol import (
 )
 from companions.peer_messaging.wire import kind_name
 from endpoint import HOST, UserError, run_program
-from protocol_fsm import BadPayload, BadTag, LocalError, ProtocolError, WrongDirection, WrongPeer
+from protocol_fsm import BadPayload, BadTag, LocalError, WrongDirection, WrongPeer
 
 ENDS = {"client": "alice", "server": "bob"}
 OTHER = {"client": "server", "server": "client"}
@@ -315,7 +314,7 @@ class Lab:
         """Let the victims live a session under attack, and return what became of it."""
         self.outcome, self.attack, self.sessions = Outcome(), attack.name, []
         self.offset_s = 0.0
-        tap = partial(self._attacked, attack) if attack.is_on_path else iter
+        tap = partial(attacked, attack, lab=self) if attack.is_on_path else iter
         is_known = attack.claim != "first contact"
         with suppress(LocalError), \
                 self._pair(tap, ENDS, self._hear, is_known) as self.nodes:  # if a node dies
@@ -333,22 +332,6 @@ class Lab:
     def _outside(self, attack: Attack) -> None:
         self.wait(lambda: FIRST in self.outcome.heard["server"])
         attack.run(self)
-
-    def _attacked(self, attack: Attack, frames: Frames) -> Frames:
-        """Yield what the attack makes of the frames, and log what it sees and does."""
-        seen: list[Frame] = []
-
-        def watched() -> Frames:
-            for frame in frames:
-                seen.append(frame)
-                self.log("sent", frame)
-                yield frame
-
-        wire = watched()
-        with suppress(CutHere, ProtocolError, LocalError, RuntimeError):  # of a StopIteration
-            for frame in itertools.chain(attack.run(wire, self), wire):
-                self.log("delivered" if frame in seen else "inserted", frame)
-                yield frame
 
 # The catalogue ------------------------------------------------------------------------------------
 

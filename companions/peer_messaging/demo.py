@@ -14,15 +14,14 @@ import re
 import socket
 import subprocess
 import sys
-import tempfile
 import textwrap
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 from classroom.demo import ROOT, Crew, deaf_to_ctrl_c
+from companions.demo import heading, perform
 from companions.peer_messaging.node import escape
-from endpoint import HOST, Parser, UserError, reason_of, run_program
+from endpoint import HOST, run_program
 
 PROGRAMS = "companions.peer_messaging"
 LIMIT_S = 180.0  # for all of it
@@ -110,9 +109,6 @@ def show(name: str, line: str) -> None:
     if line:
         print(f"{name:<7} | {line}", flush=True)
 
-def heading(title: str, look: str) -> None:
-    print("", title, "-" * len(title), textwrap.fill(look, COLUMNS), "", sep="\n", flush=True)
-
 # The acts -----------------------------------------------------------------------------------------
 
 def meet(stage: Stage) -> None:
@@ -196,29 +192,8 @@ def run(folder: Path) -> list[str]:
             act(stage)
     return stage.problems
 
-@contextlib.contextmanager
-def kept(folder: Path) -> Iterator[Path]:
-    """Make a folder that stays. Raises UserError."""
-    try:
-        folder.mkdir(mode=0o700)
-    except OSError as error:
-        raise UserError(f"cannot make {folder}: {reason_of(error)}") from None
-    yield folder.absolute()
-
 def main() -> int:
-    parser = Parser("Shows two nodes, and their adversary.", is_endpoint=False)
-    parser.add_argument("--keep", type=Path, metavar="FOLDER",
-                        help="make this folder, and leave all there: keys, known peers")
-    options = parser.options()
-    with kept(options.keep) if options.keep else tempfile.TemporaryDirectory() as folder:
-        problems = run(Path(folder))
-    for problem in problems:
-        print(f"PROBLEM: {problem}")
-    if options.keep:
-        print(f"\nAll that was made is in {options.keep}.")
-    if not problems:
-        print("\nAll went as it should.")
-    return int(bool(problems))
+    return perform("Shows two nodes, and their adversary.", "keys, known peers", run)
 
 if __name__ == "__main__":
     run_program(main)
