@@ -119,6 +119,11 @@ class Program(NamedTuple):
     kind_name: Callable[[bytes], str]
     beginning: str = ""  # what is said first
 
+def endings(outcome: Any) -> dict[str, list[Exception]]:
+    """Return by which errors sessions ended: by every one, where a refusal is the end."""
+    ended: dict[str, list[Exception]] = getattr(outcome, "ended", outcome.errors)
+    return ended
+
 def details(result: Result, events: Events, lab: LabLike, kind_name: Callable[[bytes], str]) -> str:
     """Return some 20 lines: what went over the wire, what was done to it, and who said no."""
     told = [{**event, "message": bytes.fromhex(event["message"])} for event in events]
@@ -130,7 +135,11 @@ def details(result: Result, events: Events, lab: LabLike, kind_name: Callable[[b
         title = kind_name(step.sent if step.comes_in else step.arrived)
         lines.append(f"  to {step.to}: {title}, {len(step.arrived or step.sent)} bytes, "
                      f"{KINDS[step.kind]}")
-    lines += [f"  {who} ended: {errors[0]}" for who, errors in lab.outcome.errors.items() if errors]
+    ended = endings(lab.outcome)
+    for who, errors in lab.outcome.errors.items():
+        refused = [error for error in errors if error not in ended[who]]
+        lines += [f"  {who} {what}: {some[0]}"
+                  for what, some in (("refused", refused), ("ended", ended[who])) if some]
     return "\n".join([f"{result.attack.name}: {result.attack.story}", *lines, f"  {result.words}"])
 
 def run_all(attacks: Sequence[Attack], lab: LabLike, events: Events, watch: Watch | None,
@@ -143,7 +152,7 @@ def run_all(attacks: Sequence[Attack], lab: LabLike, events: Events, watch: Watc
         results.append(result)
         say(result, events[begin:])
         ended = [{"event": "ended", "by": who, "error": type(error).__name__}
-                 for who, errors in outcome.errors.items() for error in errors]
+                 for who, errors in endings(outcome).items() for error in errors]
         judged = {"event": "judged", **result._asdict(), "attack": attack.name,
                   "story": attack.story, "claim": attack.claim, "noticed": attack.noticed,
                   "without": without, "bystanders": lab.rounds - rounds}

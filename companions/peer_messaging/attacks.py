@@ -47,6 +47,7 @@ OTHER = {"client": "server", "server": "client"}
 FIRST, SECOND, ANSWER = "we meet at nine o'clock", "the door code is 4 7 1 1", "I shall be there"
 LIMITS = Limits(ping_s=0.3, away_s=0.9, hello_s=0.1, handshake_s=0.5)
 PATIENCE_S = 1.0  # for what should come at once
+QUIET_S = 0.4  # after which nothing more will come
 
 # The wire -----------------------------------------------------------------------------------------
 
@@ -304,7 +305,10 @@ class Lab:
         wait(lambda: SECOND in outcome.heard["server"])
         self._say(bob, "server", ANSWER)
         wait(lambda: ANSWER in outcome.heard["client"])
-        self.wait(is_over)
+        deadline = time.monotonic() + PATIENCE_S
+        with self._changed:
+            while not is_over() and time.monotonic() < deadline and self._changed.wait(QUIET_S):
+                pass
 
     def _say(self, node: Node, end: str, text: str) -> None:
         self.outcome.said[end].append(text)
@@ -641,7 +645,7 @@ def stolen_memory(lab: Lab) -> None:
         if text := readable(taped(lab, Kind.TEXT), session._keys):
             lab.outcome.learned = f"the recorded text: {text}"
 
-@attack("theft", "", None, goal=learned, noticed="nothing, until the next handshake")
+@attack("theft", "", None, goal=learned, noticed="nothing; the next handshake makes them worthless")
 def stolen_session_keys(frames: Frames, lab: Lab) -> Frames:
     """A session's keys are stolen in the middle of it."""
     keys, is_open = dict[str, bytes](), list[str]()

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from classroom.demo import ROOT, Crew, deaf_to_ctrl_c
 from companions.demo import heading, perform
-from companions.peer_messaging.node import escape
+from companions.peer_messaging.talk import escape
 from endpoint import HOST, run_program
 
 PROGRAMS = "companions.peer_messaging"
@@ -165,7 +165,8 @@ def pose(stage: Stage) -> None:
 def attack(stage: Stage) -> None:
     heading("5 The adversary",
             "Each attack is real: between the two nodes, in front of their inboxes, with their "
-            "keys. Look at the name of the check that stops it, and at what nothing prevents.")
+            "keys. There alice, who begins, is called the client, and bob the server. Look at "
+            "the name of the check that stops it, and at what nothing prevents.")
     stage.begin("attacks", "attacks")
     hidden, shown, is_summary = list[str](), 0, False
     while "attacks" not in stage.ended:

@@ -1,8 +1,9 @@
-"""Every check of the companion is needed: taken out, it is missed by the test that says so.
+"""Every check of the companions is needed: taken out, it is missed by the test that says so.
 
 As tests/test_patches.py does for the core, and by its means: the fast tests hold the table of
-patches.py against today's source, so that a new check cannot come without a patch; the slow ones
-apply every patch to a copy of the project and run one test there, which must fail.
+patches.py and peers_patches.py against today's source, so that a new check cannot come without a
+patch; the slow ones apply every patch to a copy of the project and run one test there, which must
+fail.
 """
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
-from tests.companions.patches import PATCHES
+from tests.companions.patches import PATCHES as DEVICE_PATCHES
+from tests.companions.peers_patches import PEER_FILES, PEERS, PEERS_WITHOUT_A_PATCH
 from tests.patches import Patch
 from tests.test_patches import (
     WORKERS, Outcome, Workshop, applied, checks, difference, functions, source_of, span_of,
@@ -22,10 +24,11 @@ from tests.test_patches import (
 )
 from tests.test_programs import posix_only
 
+PATCHES = [*DEVICE_PATCHES, *PEERS]
 FOLDER = "companions/device_transfer/"
 FILES = ("companions/asymmetric.py", "companions/channel.py", *(FOLDER + name for name in (
     "protocol.py", "certificates.py", "transfer.py", "store.py", "server.py", "device.py", "ca.py",
-    "journal.py", "options.py")))
+    "journal.py", "options.py")), *PEER_FILES)
 
 # Functions where no patch is: what they do is no check, and other tests say what it is.
 WITHOUT_A_PATCH: dict[str, set[str]] = {
@@ -43,6 +46,7 @@ WITHOUT_A_PATCH: dict[str, set[str]] = {
     FOLDER + "options.py": {
         "PartyParser.__init__", "LineFormatter.__init__", "Pace.__init__"},  # what is in them
     FOLDER + "device.py": {"Device.send_text", "Device.receive", "shown"},
+    **PEERS_WITHOUT_A_PATCH,
 }
 COVERED = {  # what nobody could miss, because something else covers for it
     "not isinstance(value, int)",  # parse_canonical has looked; for mypy

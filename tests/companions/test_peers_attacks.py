@@ -31,12 +31,12 @@ ROOT = Path(__file__).parent.parent.parent
 PROGRAMS = ("node", "peer", "protocol", "identity")
 
 @pytest.fixture(scope="module", autouse=True)
-def people(keys: list[PrivateKey]) -> dict[str, Identity]:
+def people(keys: list[PrivateKey]) -> Iterator[dict[str, Identity]]:
     """Give the lab keys that are there already: to make its own takes long."""
     people = dict(zip(("alice", "bob", "carol", "dave", "mallory"), map(Identity, keys)))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(attacks, "people", lambda: people)
-        yield people  # type: ignore[misc]
+        yield people
 
 @pytest.fixture(autouse=True)
 def quiet() -> Iterator[None]:
@@ -60,7 +60,7 @@ def lost_without(rules: str, name: str) -> Result:
 
 # Against the real thing ---------------------------------------------------------------------------
 
-QUICK = ("flip-text", "replay-text", "swap-texts", "reflect", "replay-hello", "other-key", "junk")
+QUICK = ("flip-text", "swap-texts", "replay-hello", "other-key", "junk")
 
 def check_attack(lab: Lab, name: str) -> None:
     result = suffer(lab, name)
@@ -132,12 +132,12 @@ SHOWN = (  # rules, attack, what is won; all others stand in SECURITY.md
     ("memory,admission", "replay-hello", "bob gives up his session with alice"),
 )
 
-@pytest.mark.parametrize(("rules", "name", "won"), SHOWN[:2])
+@pytest.mark.parametrize(("rules", "name", "won"), SHOWN[:1])
 def test_without_its_rules_an_attack_wins(rules: str, name: str, won: str) -> None:
     assert lost_without(rules, name).won == won
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("rules", "name", "won"), SHOWN[2:])
+@pytest.mark.parametrize(("rules", "name", "won"), SHOWN[1:])
 def test_without_other_rules_other_attacks_win(rules: str, name: str, won: str) -> None:
     assert lost_without(rules, name).won == won
 
@@ -193,11 +193,13 @@ def test_the_program_tells_one_attack_in_detail(
     assert re.search(r"^order +1 +1 +0 +0$", told, re.MULTILINE)
     assert max(map(len, told.splitlines())) <= 80
 
+@pytest.mark.slow
 def test_the_program_fails_when_an_attack_wins(
         monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(monkeypatch, "--json", "--without", "gap", "drop-text") == 1
     assert json.loads(capsys.readouterr().out)["won"] == "bob hears SECOND, and never FIRST"
 
+@pytest.mark.slow
 def test_the_event_log_and_its_page_are_those_of_the_core(
         monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     log, page = tmp_path / "events.jsonl", tmp_path / "report.html"

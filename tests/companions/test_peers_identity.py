@@ -5,6 +5,8 @@ import hashlib
 import os
 import pickle
 import stat
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,6 +22,8 @@ from endpoint import UserError
 from protocol_fsm import ProtocolError, WrongPeer
 from tests.companions.peers_helpers import World
 from tests.test_programs import posix_only
+
+ROOT = Path(__file__).parent.parent.parent
 
 @pytest.fixture(scope="module")
 def world(keys: Sequence[PrivateKey]) -> World:
@@ -95,6 +99,10 @@ def test_a_link_that_leads_nowhere_is_no_reason_for_a_new_key(tmp_path: Path) ->
     (tmp_path / "identity.pem").symlink_to(tmp_path / "usb-stick" / "identity.pem")
     with pytest.raises(UserError, match="cannot read the key"):
         load_identity(tmp_path, never_asked)
+
+def test_a_folder_whose_name_is_too_long_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^cannot make .*identity\.pem: "):
+        load_identity(tmp_path / ("a" * 300), never_asked)
 
 @pytest.mark.parametrize("inside", ["", "deeper"])
 def test_where_no_folder_can_be_there_is_no_identity(tmp_path: Path, inside: str) -> None:
@@ -182,6 +190,26 @@ def test_whom_we_remember_we_know(tmp_path: Path) -> None:
     assert path.read_text() == f"bob {ONE}\nbob@home:5555 {TWO}\n"
     assert known_peers(path) == {"bob": ONE, "bob@home:5555": TWO}
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+def test_whom_we_remember_has_a_line_of_its_own_whatever_an_editor_left(tmp_path: Path) -> None:
+    path = tmp_path / "known_peers"
+    path.write_text(f"bob {ONE}")
+    remember(path, "carol", TWO)
+    assert path.read_bytes() == f"bob {ONE}\ncarol {TWO}\n".encode()
+
+def test_a_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    path = tmp_path / "known_peers"
+    path.write_bytes(b"\xef\xbb\xbf" + f"bob {ONE}\n".encode())
+    remember(path, "carol", TWO)
+    assert known_peers(path) == {"bob": ONE, "carol": TWO}
+
+def test_names_are_written_in_utf_8_whatever_the_locale(tmp_path: Path) -> None:
+    path = tmp_path / "known_peers"
+    code = ("import sys; from pathlib import Path; from companions.peer_messaging import identity; "
+            "identity.remember(Path(sys.argv[1]), 'b\\xfcro \\u4f60', '1' * 64)")
+    subprocess.run([sys.executable, "-c", code, path], cwd=ROOT, check=True, timeout=60, env={
+        **os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"})
+    assert path.read_bytes() == f"b\u00fcro \u4f60 {ONE}\n".encode()
 
 def test_whom_we_cannot_remember_is_told(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="No such file"):

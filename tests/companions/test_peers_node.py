@@ -1,8 +1,7 @@
-"""The node: what it does on real sockets, what a person sees of it, and what is typed."""
+"""The node on real sockets, and the flags of the program."""
 from __future__ import annotations
 
 import contextlib
-import os
 import queue
 import socket
 import sys
@@ -17,19 +16,14 @@ import zmq
 
 from companions.asymmetric import PrivateKey
 from companions.peer_messaging import node as module
-from companions.peer_messaging.identity import (
-    Identity, IdentityChanged, Trust, grouped, known_peers, load_identity,
-)
-from companions.peer_messaging.node import (
-    MAX_ALARMS, MAX_LINE, MAX_UNDER_WAY, Input, Node, Screen, Talk, address_of, escape,
-    load_trust, main,
-)
+from companions.peer_messaging.identity import Identity, Trust, grouped, known_peers, load_identity
+from companions.peer_messaging.node import Node, address_of, load_trust, main
 from companions.peer_messaging.peer import Event, Limits, Peer
 from companions.peer_messaging.protocol import (
-    CLEAR, MAX_MESSAGE, Kind, MessageLost, PeerAway, PeerLeft, Reason, Role, Session,
+    CLEAR, MAX_MESSAGE, Kind, PeerLeft, Reason, Role, Session,
 )
 from endpoint import NoConnection, UserError
-from protocol_fsm import BadTag, LocalError, MalformedMessage, WrongPeer
+from protocol_fsm import MalformedMessage
 
 HOST = "127.0.0.1"
 LIMIT_S = 20.0
@@ -270,268 +264,9 @@ def test_an_error_of_the_user_comes_before_one_of_the_node(people: tuple[Identit
     with pytest.raises(KeyError), one:
         raise KeyError
 
-# What a person sees -------------------------------------------------------------------------------
-
-class Seen(list[str]):
-    """Lines of a screen."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__()
-        self.screen = Screen("bob", Path("alice") / "known_peers", show=self._show, **options)
-
-    def _show(self, text: str) -> None:
-        self.extend(text.split("\n"))
-
-    @property
-    def joined(self) -> str:
-        return " ".join(line.removeprefix("!!!").removeprefix("*").strip() for line in self)
+# Flags, and known_peers ---------------------------------------------------------------------------
 
 PRINT = "0123456789abcdef" * 4
-
-def test_the_first_meeting_is_loud_and_later_ones_are_not() -> None:
-    seen = Seen()
-    seen.screen.met(Event("met", PRINT, 1))
-    assert grouped(PRINT) in seen
-    assert all(line.startswith("!!! ") for line in seen if line != grouped(PRINT))
-    assert "compare it with the one that bob's own node has shown" in seen.joined
-    seen.clear()
-    seen.screen.ended(Event("ended", error=PeerLeft(Reason.GOODBYE)))
-    seen.screen.met(Event("met", PRINT))
-    assert seen == ["* bob has left", "* bob is here again"]
-    seen.clear()
-    seen.screen.ended(Event("ended"))
-    seen.screen.met(Event("met", PRINT))
-    assert seen == ["* a new session with bob has begun"]
-
-@pytest.mark.parametrize(("error", "words"), [
-    (PeerAway("a word", "none"), "bob is away"),
-    (PeerLeft(Reason.VIOLATION), "bob has ended the session, as it refused what came"),
-    (MessageLost(3, 5), "has ended, and another will begin: MessageLost: expected 3, got 5"),
-])
-def test_why_a_session_is_over_is_said(error: Any, words: str) -> None:
-    seen = Seen()
-    seen.screen.ended(Event("ended", error=error))
-    assert words in seen.joined
-
-@pytest.mark.parametrize(("text", "shown"), [
-    ("plain, t\u00fcr \u4f60\u597d", "plain, t\u00fcr \u4f60\u597d"),
-    ("\x1b[31mred\x07", "\\x1b[31mred\\x07"), ("a\r\nb\tc", "a\\r\\nb\\tc"),
-    ("\u202eevil\u2028line\x9b2J", "\\u202eevil\\u2028line\\x9b2J"),
-])
-def test_nothing_that_comes_moves_the_cursor_or_colours_the_terminal(text: str, shown: str) -> None:
-    assert escape(text) == shown
-    seen = Seen()
-    seen.screen.text(Event("text", text))
-    assert seen == [f"bob: {shown}"]
-
-@pytest.mark.parametrize("text", [
-    "* bob has left " * 20, "!!! " * 100, "x" * 4_096, " " * 500, "a-b " * 999,
-    "x" * 74 + "* mallory is here", "alice: \n!!! look",
-])
-@pytest.mark.parametrize("width", [40, 79])
-def test_no_text_looks_like_a_word_of_ours_however_it_breaks(text: str, width: int) -> None:
-    seen = Seen(width=width)
-    seen.screen.text(Event("text", text))
-    assert seen[0].startswith("bob: ")
-    assert all(line.startswith("    ") for line in seen[1:])
-    assert max(map(len, seen)) <= width
-    assert "".join([seen[0][5:], *(line[4:] for line in seen[1:])]) == escape(text)
-
-def test_another_key_is_alarming_once_and_says_what_mends_it(tmp_path: Path) -> None:
-    (tmp_path / "known_peers").write_text(f"carol {PRINT}\nbob {PRINT}\n")
-    seen = Seen()
-    seen.screen.known = tmp_path / "known_peers"
-    for _ in range(3):
-        seen.screen.refused(IdentityChanged("bob with 1111", PRINT[:16]))
-    assert all(line.startswith("!!! ") for line in seen)
-    assert seen.joined.count("SOMEBODY SHOWS ANOTHER KEY FOR bob: 0123 4567 89ab cdef") == 1
-    assert "remove line 2 of" in seen.joined
-    for n in range(10):
-        seen.screen.refused(IdentityChanged("bob with 1111", f"{n:016}"))
-    assert seen.joined.count("SOMEBODY SHOWS") == MAX_ALARMS, "anybody can show any number of keys"
-    seen.clear()
-    seen.screen.total(0)
-    assert seen == ["* messages refused: 13 IdentityChanged", "* over: 0 sent, 0 received"]
-
-def test_other_refusals_are_counted_and_told_when_asked_for() -> None:
-    seen, told = Seen(), Seen(verbose=True)
-    for error in (BadTag(), BadTag(), MalformedMessage("a kind", "ff")):
-        seen.screen.refused(error)
-        told.screen.refused(error)
-    assert seen == []
-    assert len(told) == 3
-    seen.screen.total(2)
-    assert seen[0] == "* messages refused: 2 BadTag, 1 MalformedMessage"
-
-def test_who_talks_to_themselves_is_told_so_once() -> None:
-    seen = Seen()
-    for _ in range(2):
-        seen.screen.refused(WrongPeer("another node", "ourselves"))
-    assert seen.joined.count("our own key") == 1
-
-def test_a_receipt_is_worth_a_word_only_if_it_took_long() -> None:
-    seen = Seen()
-    seen.screen.arrived(1, "quick", 0.1)
-    assert seen == []
-    seen.screen.arrived(2, "slow\n" + "x" * 100, 3.21)
-    assert seen == ['* text 2, "slow\\nxxxxxxxxxxxxxxxxxxx...", has arrived after 3.2 s']
-
-# What is typed ------------------------------------------------------------------------------------
-
-def read(*pieces: bytes, encoding: str = "utf-8") -> list[str]:
-    """Return what Input makes of bytes that come in pieces."""
-    lines, (there, here) = list[str](), os.pipe()
-    with open(here, "wb", buffering=0) as end:
-        thread = Input(there, encoding, lines.append)
-        thread.start()
-        for piece in pieces:
-            end.write(piece)
-    thread.join(LIMIT_S)
-    os.close(there)
-    assert not thread.is_alive()
-    return lines
-
-@pytest.mark.parametrize(("pieces", "lines"), [
-    ([b"one\ntwo\n"], ["one", "two", ""]), ([b"no end"], ["no end", ""]), ([], [""]),
-    ([b"windows\r\n\r\n  \nx\n"], ["windows", "x", ""]), ([b"o", b"n", b"e\n"], ["one", ""]),
-    ([b"one\n quit \nnever\n"], ["one", ""]), ([b"quit"], [""]), ([b"quits\n"], ["quits", ""]),
-    ([b"t\xc3", b"\xbcr\n"], ["t\u00fcr", ""]), ([b"\xff\n\xc3"], ["\ufffd", "\ufffd", ""]),
-])
-def test_lines_are_read_as_they_come_until_the_end_or_quit(pieces: list[bytes],
-                                                           lines: list[str]) -> None:
-    assert read(*pieces) == lines
-
-def test_a_line_without_end_takes_no_more_memory_than_its_beginning() -> None:
-    line, end = read(*[b"x" * 50_000] * 5, b"\nnext\n")[0::2]
-    assert MAX_LINE <= len(line) <= MAX_LINE + 65_536
-    assert end == ""
-
-def test_an_input_that_cannot_be_read_has_ended() -> None:
-    lines, (there, here) = list[str](), os.pipe()
-    os.close(here)
-    os.close(there)
-    Input(there, "utf-8", lines.append).run()
-    assert lines[-1] == ""
-
-def test_no_more_lines_are_read_ahead_than_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "READ_AHEAD", 2)
-    taken: queue.Queue[str] = queue.Queue()
-    there, here = os.pipe()
-    with open(here, "wb", buffering=0) as end:
-        end.write(b"1\n2\n3\n4\n")
-        thread = Input(there, "utf-8", taken.put)
-        thread.start()
-        assert [taken.get(timeout=LIMIT_S) for _ in range(2)] == ["1", "2"]
-        with pytest.raises(queue.Empty):
-            taken.get(timeout=0.05)
-        thread.taken()
-        assert taken.get(timeout=LIMIT_S) == "3"
-        thread.taken()
-        assert taken.get(timeout=LIMIT_S) == "4"
-    thread.join(LIMIT_S)
-    os.close(there)
-
-# Between a person and a node ----------------------------------------------------------------------
-
-class Play:
-    """A Talk with a node that is none: `answers` says what it tells of each text."""
-
-    def __init__(self, *answers: str, patience_s: float = 10.0) -> None:
-        self.seen, self.said, self.taken = Seen(), list[str](), 0
-        self.time, self.most_under_way, self.answers = 0.0, 0, answers
-        self.talk = Talk(self.seen.screen, patience_s, self._timer)
-        self.failure: Exception | None = None
-
-    def _timer(self) -> float:
-        self.time += 0.5
-        return self.time
-
-    def check(self) -> None:
-        if self.failure:
-            raise self.failure
-
-    def say(self, text: str) -> None:
-        if text == "bad":
-            raise LocalError("a text has 1 to 4,096 bytes")
-        self.said.append(text)
-        self.most_under_way = max(self.most_under_way, len(self.talk._under_way) + 1)
-        for what in self.answers:
-            self.talk.happenings.put(Event(what, number=len(self.said)))
-
-    def take(self) -> None:
-        self.taken += 1
-
-    def play(self, *happenings: Event | str | int) -> int:
-        for happening in happenings:
-            self.talk.happenings.put(happening)
-        self.talk.run(self, self.take)  # type: ignore[arg-type]
-        return self.talk.finish()
-
-def test_texts_with_receipts_are_a_success() -> None:
-    play = Play("receipt")
-    assert play.play(Event("met", PRINT), "one", "two", "") == 0
-    assert (play.said, play.taken) == (["one", "two"], 2)
-    assert play.seen[-1] == "* over: 2 sent, 0 received"
-
-def test_nothing_to_say_is_a_success_too() -> None:
-    assert Play().play("") == 0
-
-def test_texts_without_receipts_are_waited_for_and_then_a_failure(
-        capsys: pytest.CaptureFixture[str]) -> None:
-    play = Play(patience_s=3.0)
-    assert play.play("one", "two", "") == 1
-    assert play.time >= 3.0
-    assert capsys.readouterr().err == "node: 2 texts have no receipt, and may not have arrived\n"
-
-def test_an_unconfirmed_text_is_told_and_a_failure(capsys: pytest.CaptureFixture[str]) -> None:
-    play = Play("unconfirmed")
-    assert play.play(Event("met", PRINT), "one", "") == 1
-    assert '* text 1, "one", is unconfirmed: it may have arrived, or not' in play.seen
-    assert capsys.readouterr().err == "node: 1 text has no receipt, and may not have arrived\n"
-
-def test_a_text_that_cannot_be_sent_is_told_and_a_failure() -> None:
-    play = Play("receipt")
-    assert play.play(Event("met", PRINT), "bad", "good", "") == 1
-    assert "* not sent: a text has 1 to 4,096 bytes" in play.seen
-    assert (play.said, play.taken) == (["good"], 2)
-
-@pytest.mark.parametrize("number", [2, 15])
-def test_a_signal_ends_it_whatever_is_under_way(number: int) -> None:
-    assert Play().play("one", number, "two") == 128 + number
-    assert Play("receipt").play(number) == 128 + number
-
-def test_no_more_texts_are_under_way_than_a_node_keeps() -> None:
-    play = Play()
-    play.play(*["text"] * 150, 2)
-    assert len(play.said) == play.taken == play.most_under_way == MAX_UNDER_WAY
-    assert Limits().max_waiting >= MAX_UNDER_WAY
-    play = Play("receipt", patience_s=1e9)
-    assert play.play(*["text"] * 500, "") == 0
-    assert len(play.said) == 500
-
-def test_that_texts_wait_is_said_once_an_absence() -> None:
-    play = Play()
-    play.play("one", "two", Event("met", PRINT), "three",
-              Event("ended", error=PeerAway("a word", "none")), "four", 2)
-    assert [line for line in play.seen if "waits" in line] == [
-        "* bob is not here; text 1, and what follows it, waits",
-        "* bob is not here; text 4, and what follows it, waits"]
-
-def test_what_ends_the_node_ends_the_talk() -> None:
-    play = Play()
-    play.failure = UserError("cannot write known_peers")
-    with pytest.raises(UserError, match="cannot write"):
-        play.play("one")
-
-def test_what_comes_at_the_very_end_is_shown() -> None:
-    play = Play()
-    play.talk.happenings.put(2)
-    play.talk.run(play, play.take)  # type: ignore[arg-type]
-    play.talk.happenings.put(Event("text", "one more thing"))
-    play.talk.finish()
-    assert play.seen == ["bob: one more thing", "* over: 0 sent, 1 received"]
-
-# Flags, and known_peers ---------------------------------------------------------------------------
 
 def test_a_pin_is_written_down_and_holds(tmp_path: Path) -> None:
     known = tmp_path / "known_peers"

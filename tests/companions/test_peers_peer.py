@@ -14,8 +14,8 @@ from companions.asymmetric import PrivateKey
 from companions.peer_messaging.identity import IdentityChanged, Trust, UnknownPeer
 from companions.peer_messaging.peer import Event, Limits, Peer
 from companions.peer_messaging.protocol import (
-    BadSignature, Kind, MessageLost, PeerAway, PeerLeft, Reason, Replayed, Role, State,
-    UnexpectedKind, Untimely, WrongAnswer, WrongSession,
+    BadSignature, Kind, MessageLost, NumbersSpent, PeerAway, PeerLeft, Reason, Replayed, Role,
+    State, UnexpectedKind, Untimely, WrongAnswer, WrongSession,
 )
 from protocol_fsm import BadPayload, BadTag, LocalError, MalformedMessage, WrongPeer
 from tests.companions.helpers import flipped
@@ -45,7 +45,7 @@ def knows(peer: Peer) -> dict[str, object]:
 
 def test_the_limits_are_those_of_the_document() -> None:
     assert Limits() == Limits(window_s=30.0, ping_s=2.0, away_s=6.0, hello_s=1.0, handshake_s=5.0,
-                              lifetime_s=3_600.0, max_waiting=100)
+                              lifetime_s=3_600.0, max_waiting=100, max_under_way=100)
 
 @pytest.mark.parametrize("begins", [0, 1])
 def test_one_begins_and_both_are_in_one_session(link: Link, begins: int) -> None:
@@ -93,6 +93,24 @@ def test_whose_hello_got_lost_says_it_again_when_the_peer_begins(link: Link) -> 
     assert link.kinds(1) == [Kind.HELLO]
     link.carry()
     assert link.is_one_session()
+
+def test_no_hello_of_the_peers_puts_ours_off(world: World, link: Link) -> None:
+    """However often it says one, ours comes a quarter of a second after its first."""
+    link.tick(0)
+    link.wires[1].clear()
+    for seconds in (0.125, 0.25, 0.375):
+        link.time.now = seconds
+        link.deliver(0, introduce(world.bob))
+        assert link.kinds(1) == []
+        link.tick(0)
+    assert link.kinds(1) == [Kind.HELLO]
+
+def test_when_the_peer_begins_our_own_pauses_begin_anew(world: World, link: Link) -> None:
+    for seconds in (0, 1, 3, 7):
+        link.time.now = seconds
+        assert len(link.peers[0].tick()) == 1
+    link.deliver(0, introduce(world.bob))
+    assert trace(link, 0, 4) == [(0.25, Kind.HELLO), (1.25, Kind.HELLO), (3.25, Kind.HELLO)]
 
 def test_the_first_contact_is_told_once(world: World) -> None:
     link = Link(world.alice, world.bob, first_use=True).meet()
@@ -164,6 +182,25 @@ def test_not_too_many_texts_wait(world: World) -> None:
     link.carry()
     assert link.texts_of(1) == [*"abcdefgh"]
     assert [event.number for event in link.events(0, "receipt")] == [*range(1, 9)]
+
+def test_of_many_texts_100_are_under_way_and_each_receipt_lets_the_next_go(link: Link) -> None:
+    link.meet()
+    for number in range(200):
+        link.say(0, f"text {number}")
+    with pytest.raises(LocalError, match="100 texts are waiting already"):
+        link.say(0, "one too many")
+    link.time.now = 1.0
+    link.tick(0)
+    assert link.kinds(1) == [Kind.TEXT] * 100
+    for _ in range(100):
+        link.deliver(1)
+        assert link.kinds(0) == [Kind.RECEIPT]
+        assert len(link.wires[1]) == 99
+        link.deliver(0)
+        assert len(link.wires[1]) == 100
+    link.carry()
+    assert link.texts_of(1) == [f"text {number}" for number in range(200)]
+    assert [event.number for event in link.events(0, "receipt")] == [*range(1, 201)]
 
 @pytest.mark.parametrize("text", ["", "x" * 4_097, "ü" * 2_049, "\ud800", "half \udfff"])
 def test_what_is_no_text_is_not_kept(link: Link, text: str) -> None:
@@ -314,6 +351,18 @@ def test_no_hello_is_good_twice_however_its_clock_is_off(world: World, link: Lin
         link.time.now = tenth / 10
         link.deliver(1, hello)
     assert link.kinds(0) == [Kind.REPLY]
+
+def test_hellos_are_forgotten_when_they_are_too_old_and_no_sooner(world: World, link: Link
+                                                                   ) -> None:
+    for seconds in (0.0, 10.0, 20.0, 30.0):
+        link.time.now = seconds
+        link.deliver(1, introduce(world.alice, at_s=NOW + seconds))
+    known = [*link.peers[1]._hellos]
+    assert len(known) == 4
+    for seconds, forgotten in ((60, 0), (60.5, 1), (70, 1), (80.5, 3), (90.5, 4)):
+        link.time.now = seconds
+        link.deliver(1, bytes([Kind.HELLO]))  # whatever comes
+        assert [*link.peers[1]._hellos] == known[forgotten:]
 
 def test_a_stale_hello_is_not_answered(link: Link) -> None:
     link.put(0, link.peers[0].tick())
@@ -564,6 +613,52 @@ def test_a_session_is_renewed_when_half_of_its_numbers_are_gone(link: Link) -> N
     link.wait(1)
     assert link.is_one_session()
     assert link.peers[0].session is not old
+
+@pytest.mark.parametrize("n", [0, 1])
+def test_a_session_whose_numbers_are_spent_ends_and_the_next_begins(link: Link, n: int) -> None:
+    session = link.meet().open_session(n)
+    for end in (0, 1):
+        link.open_session(end)._sequence[session.role] = 2**32 - 2**16 - 1
+    link.tick(n)
+    link.say(n, "the last text")
+    link.carry()
+    assert link.peers[n].session is session
+    link.tick(n)
+    assert link.errors(n, "ended") == [NumbersSpent]
+    assert link.kinds(1 - n)[0] is Kind.BYE
+    link.say(n, "the first text")
+    link.wait(2)
+    assert link.is_one_session()
+    assert link.open_session(n).next_number < 10
+    assert link.errors(1 - n, "ended") == [PeerLeft]
+    assert link.texts_of(1 - n) == ["the last text", "the first text"]
+    assert link.events(n, "unconfirmed") == []
+
+@pytest.mark.parametrize(("number", "said"), [
+    (2**32 - 2**16, [Kind.BYE]), (2**32 - 1, [Kind.BYE]), (2**32, [])])
+def test_not_even_the_end_of_the_numbers_is_an_error_of_our_own(link: Link, number: int,
+                                                                said: list[Kind]) -> None:
+    link.meet().open_session(0)._sequence[Role.INITIATOR] = number
+    link.time.now = 3.0  # when a PING is due
+    link.peers[0]._next_hello = 4.0
+    link.tick(0)
+    assert link.kinds(1) == said
+    assert link.errors(0, "ended") == [NumbersSpent]
+
+def test_of_spent_numbers_there_are_enough_for_all_that_is_under_way(link: Link) -> None:
+    link.meet()
+    for n in (0, 1):
+        for role in Role:
+            link.open_session(n)._sequence[role] = 2**32 - 2**16 - 1
+    for number in range(200):
+        for n in (0, 1):
+            link.say(n, f"text {number}")
+    link.carry()
+    for n in (0, 1):
+        assert link.open_session(n).is_spent
+        assert len(link.events(n, "receipt")) == len(link.texts_of(n)) == 200
+    link.put(0, link.peers[0].leave())
+    assert link.kinds(1) == [Kind.BYE]
 
 def test_what_is_said_while_sessions_change_is_said_in_the_new_one(link: Link) -> None:
     link.meet()

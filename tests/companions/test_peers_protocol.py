@@ -86,7 +86,8 @@ def test_numbers_and_sizes_are_those_of_the_document() -> None:
     assert (Role.INITIATOR.value, Reason.GOODBYE.value) == (0, 0)
     assert (protocol.HELLO_BYTES, protocol.REPLY_BYTES, protocol.MIN_RECORD,
             protocol.MAX_MESSAGE) == (749, 781, 46, 4_142)
-    assert (protocol.MAX_SEQUENCE, protocol.RENEW_AT) == (4_294_967_295, 2_147_483_648)
+    assert (protocol.MAX_SEQUENCE, protocol.RENEW_AT, protocol.SPENT_AT) == (
+        4_294_967_295, 2_147_483_648, 4_294_901_760)
 
 def rsa_verify(who: Identity, context: str, message: bytes) -> None:
     """Raise ValueError unless `who` has signed all but the last 256 bytes, with 32 of salt."""
@@ -554,6 +555,18 @@ def test_a_session_is_used_up_when_half_of_its_numbers_are(world: World) -> None
         assert not session.is_used_up
         session._sequence[role] = 2**31
         assert session.is_used_up
+
+@ROLES
+def test_a_session_is_spent_when_hardly_any_of_our_own_numbers_are_left(world: World, sender: Role
+                                                                        ) -> None:
+    pair = world.pair(State.OPEN)
+    for session in pair.ends:
+        session._sequence[sender] = 2**32 - 2**16 - 1
+    session, peer = pair.end(sender), pair.end(OTHER[sender])
+    assert (session.next_number, session.is_spent) == (2**32 - 2**16 - 1, False)
+    assert pair.carry(Kind.TEXT, sender).sequence == 2**32 - 2**16 - 1
+    assert (session.next_number, session.is_spent) == (2**32 - 2**16, True)
+    assert (peer.next_number, peer.is_spent) == (1, False), "it has its own"
 
 @ROLES
 def test_the_last_number_is_used_and_none_twice(world: World, sender: Role) -> None:
