@@ -104,6 +104,7 @@ class Outcome:
     ended: dict[str, list[Exception]] = field(default_factory=both)  # sessions, by which error
     met: dict[str, list[str]] = field(default_factory=both)  # whom each took for its peer
     learned: str = ""  # by the adversary
+    is_over: bool = False  # from now on a GOODBYE is the lab's, and nobody else's
 
 # Goals: what the adversary has won, in words; empty if nothing
 def learned(outcome: Outcome) -> str:
@@ -132,13 +133,16 @@ def touched(outcome: Outcome) -> str:
 
 def disturbed(outcome: Outcome) -> str:
     """Say if a session ended, though everything that the two said was delivered."""
-    ended = [error for error in outcome.ended["server"] if not isinstance(error, PeerLeft)
-             or error.reason is not Reason.GOODBYE]
-    return "bob gives up his session with alice" if ended else learned(outcome)
+    return "bob gives up his session with alice" if outcome.ended["server"] else learned(outcome)
 
 def deserted(outcome: Outcome) -> str:
     """Say if an end does not notice that nothing comes any more."""
     return "" if outcome.ended["client"] else "alice believes that bob is there"
+
+def unnoticed(outcome: Outcome) -> str:
+    """Say if the first receipt never came, the second did, and alice's session goes on."""
+    confirmed = outcome.confirmed["client"]
+    return "alice misses nothing" if 2 in confirmed and 1 not in confirmed else forged(outcome)
 
 def alone(outcome: Outcome) -> str:
     """Say if alice takes herself for bob."""
@@ -250,10 +254,10 @@ class Lab:
                 outcome.confirmed[end].append(event.number)
             elif event.what == "met":
                 outcome.met[end].append(event.text)
-            if event.error:
+            is_goodbye = isinstance(event.error, PeerLeft) and event.error.reason is Reason.GOODBYE
+            if event.error and not (outcome.is_over and is_goodbye):
                 outcome.errors[end].append(event.error)
-            if event.what == "ended" and event.error:
-                outcome.ended[end].append(event.error)
+                outcome.ended[end] += [event.error] if event.what == "ended" else []
             self._changed.notify_all()
 
     def _hear_bystander(self, end: str, event: Event) -> None:
@@ -309,6 +313,7 @@ class Lab:
         with self._changed:
             while not is_over() and time.monotonic() < deadline and self._changed.wait(QUIET_S):
                 pass
+            outcome.is_over = True
 
     def _say(self, node: Node, end: str, text: str) -> None:
         self.outcome.said[end].append(text)
@@ -430,7 +435,7 @@ def swap_texts(frames: Frames, lab: Lab) -> Frames:
     second = yield from up_to(frames, Kind.TEXT)
     yield from (second, first)
 
-@attack("order", "client", MessageLost)
+@attack("order", "client", MessageLost, goal=unnoticed)
 def drop_receipt(frames: Frames, lab: Lab) -> Frames:
     """The receipt of the first text is dropped."""
     yield from up_to(frames, Kind.RECEIPT, to="client")

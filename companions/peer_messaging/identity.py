@@ -100,12 +100,21 @@ LINE = re.compile(r"([^\s#]{1,64}) ([0-9a-f]{64})")
 
 def known_peers(path: Path) -> dict[str, str]:
     """Return fingerprints by name, from lines of `name fingerprint`. Raises UserError."""
+    known: dict[str, str] = {}
     try:
-        lines = path.read_text("utf-8-sig").splitlines() if path.exists() else []
+        if not os.path.lexists(path):
+            return known
+        for own in (path, path.parent):
+            if os.name == "posix" and own.stat().st_mode & 0o022:
+                raise UserError(f"others can write {own}; make it yours: chmod go-w {own}")
+        if not path.is_file():
+            raise OSError("it is no file")
+        lines = path.read_text("utf-8-sig").splitlines()
     except (OSError, UnicodeError) as error:
         raise UserError(f"cannot read {path}: {reason_of(error)}") from None
-    known: dict[str, str] = {}
     for number, line in enumerate(lines, 1):
+        if not line.strip():  # an editor's
+            continue
         match = LINE.fullmatch(line)
         if not match or match[1] in known:
             raise UserError(f"{path} line {number} is not a new name and 64 hex digits")
@@ -113,7 +122,12 @@ def known_peers(path: Path) -> dict[str, str]:
     return known
 
 def remember(path: Path, peer: str, fingerprint: str) -> None:
-    """Add a line to the file (mode 0600), whatever editor wrote the last one. Raises OSError."""
+    """Add a line to the file (mode 0600), if it is not there. Raises OSError, and UserError."""
+    known = known_peers(path).get(peer)
+    if known == fingerprint:
+        return
+    if known:
+        raise UserError(f"another program has just put another key for {peer} into {path}")
     before = path.read_bytes() if path.exists() else b""
     between = b"" if before.endswith(b"\n") or not before else b"\n"
     with open(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "ab") as file:

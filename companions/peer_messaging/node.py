@@ -233,6 +233,11 @@ def parse() -> argparse.Namespace:
                         help="tell of each message refused, and of each receipt")
     return parser.options()
 
+def interrupt(talk: Talk, number: int, _: object) -> None:
+    """Ask for the end; the second signal forces it, should nobody read what is printed."""
+    talk.happenings.put(int(number))
+    signal.signal(number, signal.SIG_DFL)
+
 def main() -> int:
     options = parse()
     known = options.folder / "known_peers"
@@ -245,10 +250,10 @@ def main() -> int:
                   f"{options.peer}; --pin is safer")
     talk = Talk(screen, 1.0 if sys.stdin.isatty() else options.patience)
     node = Node(identity, trust, options.at, options.host, options.port,
-                tell=talk.happenings.put)
+                tell=talk.hear)
     with node:
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda number, _: talk.happenings.put(int(number)))
+            signal.signal(number, partial(interrupt, talk))
         screen.notice("listening on {}:{}; {} should be at {}:{}".format(
             *node.address, options.peer, *options.at))
         lines = Input(sys.stdin.fileno(), sys.stdin.encoding, talk.happenings.put)

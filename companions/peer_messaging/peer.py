@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from companions.peer_messaging.identity import Identity, Trust, fingerprint_of
 from companions.peer_messaging.protocol import (
-    MAX_TEXT, NUMBER, WINDOW_S, Kind, Message, NumbersSpent, PeerAway, Reason, Replayed, Role,
+    MAX_TEXT, NUMBER, WINDOW_S, Kind, Message, Outlived, PeerAway, Reason, Replayed, Role,
     Session, State,
 )
 from protocol_fsm import LocalError, ProtocolError
@@ -115,8 +115,8 @@ class Peer:
     def _keep_alive(self, session: Session, now: float) -> list[bytes]:
         """Ask a silent peer if it is there, and give it up if it stays silent."""
         silent_s = now - self._heard
-        if session.is_spent:
-            return self._end(session, NumbersSpent("a number for what comes next", "none"))
+        if session.is_spent or now - self._begun >= 2 * self.limits.lifetime_s:
+            return self._end(session, Outlived("a newer session by now", "none"))
         if silent_s >= self.limits.away_s:
             return self._end(session, PeerAway(f"a word in {self.limits.away_s:g} s", "none"))
         if silent_s >= self.limits.ping_s and now - self._asked >= self.limits.ping_s:
@@ -247,13 +247,15 @@ class Peer:
             session.fail(error)
         if session is self._session:
             self._forget()
-            self._tell(Event("ended", error=error))
+            self._tell(Event("ended", error=error.with_traceback(None)))
         else:
             self._pending = None
-            self._tell(Event("refused", error=error))
+            self._refuse(error)
         return [error.farewell] if error.farewell else []
 
     def _forget(self) -> None:
+        if self._session:
+            self._session.close()
         self._session = None
         for number in self._numbers.values():
             self._tell(Event("unconfirmed", number=number))
@@ -261,7 +263,7 @@ class Peer:
 
     def _refuse(self, error: ProtocolError) -> None:
         """Drop a message for which nobody vouches. Whoever sent it learns nothing."""
-        self._tell(Event("refused", error=error))
+        self._tell(Event("refused", error=error.with_traceback(None)))  # which holds the message
 
     def _flush(self) -> list[bytes]:
         """Send what waits, but not while a newer session is about to take over."""

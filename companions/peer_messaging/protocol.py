@@ -90,8 +90,8 @@ class BadShare(ProtocolError):
     """A share that leads to the same secret whatever our own is."""
 class WrongAnswer(ProtocolError):
     """A REPLY that answers somebody else's HELLO, or an earlier one of ours."""
-class NumbersSpent(ProtocolError):
-    """So many records that there are hardly any numbers left, and no newer session."""
+class Outlived(ProtocolError):
+    """Too old, or hardly any numbers left: somebody keeps the next session from beginning."""
 class PeerAway(ProtocolError):
     """Nothing was heard of the peer for too long, not even a PONG."""
 class PeerLeft(ProtocolError):
@@ -458,6 +458,10 @@ class Session:
         """End the session because of `error`, and give `error` the farewell to send."""
         if self.fsm.allows(Kind.BYE, self.role) and self._sequence[self.role] <= MAX_SEQUENCE:
             error.farewell = self.seal(Kind.BYE, bytes([Reason.VIOLATION]))
+        self.close()
+
+    def close(self) -> None:
+        """End the session without a word, and forget its keys."""
         self.fsm.state = State.ENDED
         self._forget_keys()
 

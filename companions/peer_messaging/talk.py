@@ -16,6 +16,7 @@ from collections import Counter, deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
+from unicodedata import east_asian_width
 
 from companions.peer_messaging.identity import IdentityChanged, grouped
 from companions.peer_messaging.peer import Event
@@ -39,8 +40,8 @@ def shorten(text: str) -> str:
     return f'"{text}"' if len(text) <= 28 else f'"{text[:25]}..."'
 
 def columns() -> int:
-    """Return how many columns a line may have: 40 to 79."""
-    return max(40, min(COLUMNS, shutil.get_terminal_size().columns - 1))
+    """Return how many columns a line may have: 20 to 79."""
+    return max(20, min(COLUMNS, shutil.get_terminal_size().columns - 1))
 
 def print_now(line: str) -> None:
     print(line, flush=True)
@@ -73,8 +74,11 @@ class Screen:
 
     def _fill(self, first: str, text: str, rest: str, *, whole: bool = False) -> None:
         """Show a text in lines that begin with `first`, then `rest`; `whole` keeps its spaces."""
-        self._show(textwrap.fill(text, self._width, initial_indent=first, subsequent_indent=rest,
-                                 drop_whitespace=not whole, break_on_hyphens=False))
+        padded = "".join(letter + "\0" * (letter > "~" and east_asian_width(letter) in "AFW")
+                         for letter in text)  # what may take two columns counts as two
+        lines = textwrap.fill(padded, self._width, initial_indent=first, subsequent_indent=rest,
+                              drop_whitespace=not whole, break_on_hyphens=False)
+        self._show(lines.replace("\0", ""))
 
     def met(self, event: Event) -> None:
         if event.number:
@@ -208,6 +212,7 @@ class Input(threading.Thread):
 # Between a person and a node ----------------------------------------------------------------------
 
 WAIT_S = 0.05  # how soon it is noticed that a node has failed, or a deadline is over
+MAX_UNSEEN = 1_000  # events that wait to be shown, before what was refused is left out
 MAX_UNDER_WAY = 100  # texts without a receipt; Limits has as many waiting
 Happening = Event | str | int  # of the node; a line, empty at the end; a signal
 
@@ -239,6 +244,11 @@ class Talk:
                 self._say(node, self._typed.popleft())
             with contextlib.suppress(queue.Empty):
                 self._take(self.happenings.get(timeout=WAIT_S))
+
+    def hear(self, event: Event) -> None:
+        """Take what the node tells; junk at which nobody looks must not fill the memory."""
+        if event.what != "refused" or self.happenings.qsize() < MAX_UNSEEN:
+            self.happenings.put(event)
 
     def finish(self) -> int:
         """Show what is left to show after the node's end, and return the exit code."""

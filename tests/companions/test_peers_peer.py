@@ -14,7 +14,7 @@ from companions.asymmetric import PrivateKey
 from companions.peer_messaging.identity import IdentityChanged, Trust, UnknownPeer
 from companions.peer_messaging.peer import Event, Limits, Peer
 from companions.peer_messaging.protocol import (
-    BadSignature, Kind, MessageLost, NumbersSpent, PeerAway, PeerLeft, Reason, Replayed, Role,
+    BadSignature, Kind, MessageLost, Outlived, PeerAway, PeerLeft, Reason, Replayed, Role,
     State, UnexpectedKind, Untimely, WrongAnswer, WrongSession,
 )
 from protocol_fsm import BadPayload, BadTag, LocalError, MalformedMessage, WrongPeer
@@ -624,7 +624,7 @@ def test_a_session_whose_numbers_are_spent_ends_and_the_next_begins(link: Link, 
     link.carry()
     assert link.peers[n].session is session
     link.tick(n)
-    assert link.errors(n, "ended") == [NumbersSpent]
+    assert link.errors(n, "ended") == [Outlived]
     assert link.kinds(1 - n)[0] is Kind.BYE
     link.say(n, "the first text")
     link.wait(2)
@@ -643,7 +643,7 @@ def test_not_even_the_end_of_the_numbers_is_an_error_of_our_own(link: Link, numb
     link.peers[0]._next_hello = 4.0
     link.tick(0)
     assert link.kinds(1) == said
-    assert link.errors(0, "ended") == [NumbersSpent]
+    assert link.errors(0, "ended") == [Outlived]
 
 def test_of_spent_numbers_there_are_enough_for_all_that_is_under_way(link: Link) -> None:
     link.meet()
