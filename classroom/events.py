@@ -243,13 +243,14 @@ def tell(steps: list[Step], event: str, to: str, message: bytes, outside: bool) 
     elif last and last.to == to:
         last.kind = "changed" if are_alike(last.sent, message) else "replaced"
         last.arrived = message
-    elif last and are_alike(last.sent, message):
+    elif last and are_alike(last.sent, message, 4 / 5):  # not only of the same session
         last.kind = "dropped"
         steps.append(Step("reflected", to, last.sent, message))
     else:
         source = (step.sent for step in steps[:-RECENT:-1] if are_alike(step.sent, message))
         steps.append(Step("inserted", to, next(source, b""), message))
 
-def are_alike(one: bytes, other: bytes) -> bool:
-    """Tell whether one message was made from the other: a third of the bytes stayed."""
-    return 0 < min(len(one), len(other)) <= 3 * sum(a == b for a, b in zip(one, other))
+def are_alike(one: bytes, other: bytes, part: float = 1 / 3) -> bool:
+    """Tell whether one message was made from the other: this part of the bytes stayed."""
+    both = min(len(one), len(other))
+    return 0 < both * part <= sum(a == b for a, b in zip(one, other))

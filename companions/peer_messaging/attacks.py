@@ -410,7 +410,7 @@ def replay_text(frames: Frames, lab: Lab) -> Frames:
 
 @attack("freshness", "server", BadTag)
 def replay_rewritten(frames: Frames, lab: Lab) -> Frames:
-    """A text is delivered twice, then as the next one."""
+    """A text is delivered again, as the next one."""
     text = yield from up_to(frames, Kind.TEXT)
     yield text
     number = Header(*HEADER.unpack_from(text.message)).sequence

@@ -329,11 +329,11 @@ class Session:
             kind = Kind(message[0])
         except (ValueError, IndexError):
             raise MalformedMessage("a kind", message[:1].hex()) from None
-        low = high = CLEAR_SIZES.get(kind, 0)
-        if not low:
-            low, high = MIN_RECORD, MAX_MESSAGE
-        if not low <= len(message) <= high:
-            raise MalformedMessage(f"{low} to {high} bytes", len(message))
+        size = CLEAR_SIZES.get(kind)
+        if size and len(message) != size:
+            raise MalformedMessage(f"{size} bytes", len(message))
+        if not size and not MIN_RECORD <= len(message) <= MAX_MESSAGE:
+            raise MalformedMessage(f"{MIN_RECORD} to {MAX_MESSAGE} bytes", len(message))
         return kind
 
     def _open_introduction(self, kind: Kind, message: bytes) -> bytes:
