@@ -45,6 +45,11 @@ class Event(NamedTuple):
     number: int = 0
     error: ProtocolError | None = None
 
+def bare(error: ProtocolError) -> ProtocolError:
+    """Take from an error its traceback, and what it came of: they hold messages and keys."""
+    error.__context__ = error.__cause__ = None
+    return error.with_traceback(None)
+
 class Peer:
     """One of two equal nodes, as it sees the other. Each call returns the messages to send now.
 
@@ -247,7 +252,7 @@ class Peer:
             session.fail(error)
         if session is self._session:
             self._forget()
-            self._tell(Event("ended", error=error.with_traceback(None)))
+            self._tell(Event("ended", error=bare(error)))
         else:
             self._pending = None
             self._refuse(error)
@@ -263,7 +268,7 @@ class Peer:
 
     def _refuse(self, error: ProtocolError) -> None:
         """Drop a message for which nobody vouches. Whoever sent it learns nothing."""
-        self._tell(Event("refused", error=error.with_traceback(None)))  # which holds the message
+        self._tell(Event("refused", error=bare(error)))
 
     def _flush(self) -> list[bytes]:
         """Send what waits, but not while a newer session is about to take over."""

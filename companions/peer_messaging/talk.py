@@ -39,6 +39,11 @@ def shorten(text: str) -> str:
     text = escape(text)
     return f'"{text}"' if len(text) <= 28 else f'"{text[:25]}..."'
 
+def padded(text: str) -> str:
+    """Return a text in which letters that may take two columns are followed by NUL."""
+    return "".join(letter + "\0" * (letter > "~" and east_asian_width(letter) in "AFW")
+                   for letter in text)
+
 def columns() -> int:
     """Return how many columns a line may have: 20 to 79."""
     return max(20, min(COLUMNS, shutil.get_terminal_size().columns - 1))
@@ -74,9 +79,11 @@ class Screen:
 
     def _fill(self, first: str, text: str, rest: str, *, whole: bool = False) -> None:
         """Show a text in lines that begin with `first`, then `rest`; `whole` keeps its spaces."""
-        padded = "".join(letter + "\0" * (letter > "~" and east_asian_width(letter) in "AFW")
-                         for letter in text)  # what may take two columns counts as two
-        lines = textwrap.fill(padded, self._width, initial_indent=first, subsequent_indent=rest,
+        first, text = padded(first), padded(text)
+        if len(first) > self._width // 2:  # a long name, which has to be broken too
+            first, text = "", first + text
+        width = self._width - ("\0" in first + text)  # whose padding may be in the next line
+        lines = textwrap.fill(text, width, initial_indent=first, subsequent_indent=rest,
                               drop_whitespace=not whole, break_on_hyphens=False)
         self._show(lines.replace("\0", ""))
 

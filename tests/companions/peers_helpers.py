@@ -8,8 +8,9 @@ from __future__ import annotations
 import copy
 import hashlib
 import hmac
+import os
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import pytest
 from Crypto.Cipher import AES
@@ -39,6 +40,13 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now
+
+@pytest.fixture
+def ours_alone() -> Iterator[None]:
+    """Nobody else can write files and folders of a test, whatever umask it is run with."""
+    before = os.umask(0o022)
+    yield
+    os.umask(before)
 
 # Two ends of a session ----------------------------------------------------------------------------
 

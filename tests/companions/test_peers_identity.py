@@ -7,6 +7,7 @@ import pickle
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,10 +21,11 @@ from companions.peer_messaging.identity import (
 )
 from endpoint import UserError
 from protocol_fsm import ProtocolError, WrongPeer
-from tests.companions.peers_helpers import World
+from tests.companions.peers_helpers import World, ours_alone
 from tests.test_programs import posix_only
 
 ROOT = Path(__file__).parent.parent.parent
+pytestmark = pytest.mark.usefixtures(ours_alone.__name__)
 
 @pytest.fixture(scope="module")
 def world(keys: Sequence[PrivateKey]) -> World:
@@ -221,7 +223,7 @@ def test_a_name_is_1_to_64_letters_of_any_kind(tmp_path: Path, name: str) -> Non
     assert known_peers(tmp_path / "known_peers") == {name: TWO}
 
 @pytest.mark.parametrize("line", [
-    "", " ", "bob", f" {TWO}", f"bob  {TWO}", f" bob {TWO}", f"bob {TWO} ", f"bob {TWO[:-1]}",
+    "bob", f" {TWO}", f"bob  {TWO}", f" bob {TWO}", f"bob {TWO} ", f"bob {TWO[:-1]}",
     f"bob {TWO}0", f"bob {TWO.upper()}", f"bob\t{TWO}", f"bob {'g' * 64}", f"# bob {TWO}",
     f"#bob {TWO}", f"a b {TWO}", f"{'x' * 65} {TWO}", f"alice {TWO}", f"alice {ONE}",
     f"bob {TWO} alice {TWO}"])
@@ -231,6 +233,88 @@ def test_a_line_that_is_not_a_name_and_a_fingerprint_is_named(tmp_path: Path, li
     path.write_text(f"alice {ONE}\n{line}\ncarol {ONE}\n", "utf-8")
     with pytest.raises(UserError, match="known_peers line 2 is not a new name and 64 hex digits"):
         known_peers(path)
+
+def test_empty_lines_are_skipped_and_counted(tmp_path: Path) -> None:
+    path = tmp_path / "known_peers"
+    path.write_text(f"\nbob {ONE}\n\n \t\r\ncarol {TWO}\n\n", "utf-8")
+    assert known_peers(path) == {"bob": ONE, "carol": TWO}
+    path.write_text(f"\n \nbob {ONE} \n", "utf-8")
+    with pytest.raises(UserError, match="known_peers line 3 is not a new name and 64 hex digits"):
+        known_peers(path)
+
+@posix_only
+@pytest.mark.parametrize("mode", [0o020, 0o002, 0o022])
+@pytest.mark.parametrize("name", ["alice", "alice/known_peers"])
+def test_what_others_can_write_says_nothing_about_anybody(tmp_path: Path, name: str, mode: int
+                                                          ) -> None:
+    path, own = tmp_path / "alice" / "known_peers", tmp_path / name
+    path.parent.mkdir()
+    path.write_text(f"bob {ONE}\n")
+    own.chmod(own.stat().st_mode | 0o755)
+    assert known_peers(path) == {"bob": ONE}, "others may read it"
+    own.chmod(own.stat().st_mode | mode)
+    for use in (known_peers, lambda path: remember(path, "carol", TWO)):
+        with pytest.raises(UserError, match=f"^others can write {own}; .*: chmod go-w {own}$"):
+            use(path)
+    assert path.read_text() == f"bob {ONE}\n"
+    own.chmod(own.stat().st_mode & ~0o022)  # as the sentence says
+    assert known_peers(path) == {"bob": ONE}
+
+@posix_only
+def test_a_folder_that_others_can_write_may_have_had_a_file_that_they_took(tmp_path: Path) -> None:
+    (tmp_path / "alice").mkdir()
+    (tmp_path / "alice").chmod(0o777)
+    with pytest.raises(UserError, match=r"others can write .*alice; make it yours"):
+        known_peers(tmp_path / "alice" / "known_peers")
+
+PLACES = {
+    "a link that leads nowhere": (lambda path: path.symlink_to("nowhere"), "No such file"),
+    "a link that leads to itself": (lambda path: path.symlink_to(path), "Too many levels"),
+    "a FIFO": (lambda path: os.mkfifo(path, 0o600), "it is no file"),
+    "a folder": (lambda path: path.mkdir(), "it is no file")}
+
+@posix_only
+@pytest.mark.parametrize("place", PLACES)
+def test_what_stands_in_the_place_of_the_file_is_refused_at_once(tmp_path: Path, place: str
+                                                                 ) -> None:
+    """It never means that nobody is known, and nobody waits for somebody to write into a FIFO."""
+    path, told = tmp_path / "known_peers", list[str]()
+    make, why = PLACES[place]
+    make(path)
+
+    def try_both() -> None:
+        for use in (known_peers, lambda path: remember(path, "bob", ONE)):
+            with pytest.raises(UserError) as caught:
+                use(path)
+            told.append(str(caught.value))
+
+    thread = threading.Thread(target=try_both, daemon=True)
+    thread.start()
+    thread.join(5.0)
+    assert len(told) == 2, "it is refused, and soon"
+    assert told[0] == told[1]
+    assert told[0].startswith(f"cannot read {path}: {why}")
+
+@posix_only
+def test_a_link_to_a_file_of_ours_will_do(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").write_text(f"bob {ONE}\n")
+    (tmp_path / "known_peers").symlink_to(tmp_path / "elsewhere")
+    assert known_peers(tmp_path / "known_peers") == {"bob": ONE}
+
+def test_what_we_know_already_is_not_written_again(tmp_path: Path) -> None:
+    path = tmp_path / "known_peers"
+    for _ in range(2):
+        remember(path, "bob", ONE)
+    remember(path, "carol", ONE)
+    assert path.read_text() == f"bob {ONE}\ncarol {ONE}\n"
+
+def test_who_has_a_key_gets_no_second_one(tmp_path: Path) -> None:
+    """Two nodes with one folder, both before their first contact."""
+    path = tmp_path / "known_peers"
+    remember(path, "bob", ONE)
+    with pytest.raises(UserError, match=r"^another program has just put another key for bob"):
+        remember(path, "bob", TWO)
+    assert path.read_text() == f"bob {ONE}\n"
 
 def test_a_file_that_cannot_be_read_is_told(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()

@@ -7,7 +7,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,15 @@ from companions.peer_messaging.peer import Event, Limits, Peer
 from companions.peer_messaging.protocol import (
     CLEAR, MAX_MESSAGE, Kind, PeerLeft, Reason, Role, Session,
 )
+from companions.peer_messaging.talk import MAX_UNSEEN, Talk
 from endpoint import NoConnection, UserError
 from protocol_fsm import MalformedMessage
+from tests.companions.peers_helpers import ours_alone
 
 HOST = "127.0.0.1"
 LIMIT_S = 20.0
 QUICK = Limits(hello_s=0.05)
+pytestmark = pytest.mark.usefixtures(ours_alone.__name__)
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -326,3 +329,25 @@ def test_our_own_fingerprint_is_shown_before_anything_can_go_wrong(
     lines = capsys.readouterr().out.splitlines()
     assert grouped(own.fingerprint) in lines
     assert max(map(len, lines)) <= 79
+
+def test_the_program_keeps_little_of_what_its_node_refuses(
+        keys: Sequence[PrivateKey], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    talks: list[Talk] = []
+
+    class Listening(Talk):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            talks.append(self)
+
+    def flood(*arguments: object, tell: Callable[[Event], object]) -> Node:
+        for _ in range(MAX_UNSEEN + 9):
+            tell(Event("refused", error=MalformedMessage("a kind", "ff")))
+        raise Broken
+
+    monkeypatch.setattr("companions.peer_messaging.identity.new_identity", lambda: keys[0])
+    monkeypatch.setattr(sys, "argv", ["node", str(tmp_path / "a"), *GOOD])
+    monkeypatch.setattr(module, "Talk", Listening)
+    monkeypatch.setattr(module, "Node", flood)
+    with pytest.raises(Broken):
+        main()
+    assert talks[0].happenings.qsize() == MAX_UNSEEN

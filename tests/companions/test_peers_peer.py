@@ -5,16 +5,18 @@ from __future__ import annotations
 
 import pickle
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from random import Random
 
 import pytest
 
 from companions.asymmetric import PrivateKey
-from companions.peer_messaging.identity import IdentityChanged, Trust, UnknownPeer
+from companions.peer_messaging.identity import (
+    IdentityChanged, Trust, UnknownPeer, UnusableKey,
+)
 from companions.peer_messaging.peer import Event, Limits, Peer
 from companions.peer_messaging.protocol import (
-    BadSignature, Kind, MessageLost, Outlived, PeerAway, PeerLeft, Reason, Replayed, Role,
+    BadShare, BadSignature, Kind, MessageLost, Outlived, PeerAway, PeerLeft, Reason, Replayed, Role,
     State, UnexpectedKind, Untimely, WrongAnswer, WrongSession,
 )
 from protocol_fsm import BadPayload, BadTag, LocalError, MalformedMessage, WrongPeer
@@ -645,6 +647,46 @@ def test_not_even_the_end_of_the_numbers_is_an_error_of_our_own(link: Link, numb
     assert link.kinds(1) == said
     assert link.errors(0, "ended") == [Outlived]
 
+def test_a_session_is_over_after_twice_its_time_if_somebody_keeps_the_next_from_beginning(
+        world: World) -> None:
+    """Whoever holds the wire, and drops every HELLO, would else keep one session for ever."""
+    link = Link(world.alice, world.bob, Limits(lifetime_s=20)).meet()
+    old = link.open_session(0)
+    link.lost = Counter({(n, Kind.HELLO): 10**6 for n in (0, 1)})
+    link.wait(39.75, each=lambda: [link.say(n, "x") for n in (0, 1)])
+    link.carry()
+    assert link.peers[0].session is old
+    assert link.is_one_session()
+    assert len(link.texts_of(0)) == len(link.texts_of(1)) == 159
+    link.wait(0.25)
+    for n in (0, 1):
+        assert link.peers[n].session is None
+        assert link.errors(n, "ended") == [Outlived]
+    link.wait(60)
+    link.say(0, "much later")
+    assert link.peers[0].session is link.peers[1].session is None
+    link.lost.clear()
+    link.wait(8.25)  # the longest pause
+    assert link.is_one_session()
+    assert link.texts_of(1)[-1] == "much later"
+    assert link.errors(0, "ended") == link.errors(1, "ended") == [Outlived]
+
+@pytest.mark.parametrize("n", [0, 1])
+def test_whoever_sees_first_that_a_session_has_outlived_itself_says_so(link: Link, n: int) -> None:
+    link.meet()
+    link.time.now = link.peers[n]._heard = 7_199.75
+    link.put(n, link.peers[n].tick())
+    assert link.events(n, "ended") == []
+    link.wires[1 - n].clear()
+    link.time.now = link.peers[n]._heard = 7_200.0
+    link.tick(n)
+    assert link.errors(n, "ended") == [Outlived]
+    assert str(link.events(n, "ended")[0].error) == "Outlived: expected a newer session by now, " \
+        "got none"
+    assert link.kinds(1 - n)[0] is Kind.BYE
+    link.carry()
+    assert link.errors(1 - n, "ended") == [PeerLeft]
+
 def test_of_spent_numbers_there_are_enough_for_all_that_is_under_way(link: Link) -> None:
     link.meet()
     for n in (0, 1):
@@ -758,6 +800,65 @@ def test_who_was_left_waits_for_the_peer(link: Link) -> None:
     link.ticking = [0]
     link.wait(2)
     assert link.is_one_session()
+
+def renew(link: Link) -> None:
+    link.time.now = link.peers[0]._heard = link.peers[1]._heard = 3_600.0
+    link.tick(0)
+    link.carry()
+    assert link.is_one_session()
+
+def leave(link: Link) -> None:
+    link.put(0, link.peers[0].leave())
+    link.carry()
+
+def be_away(link: Link) -> None:
+    link.time.now = 6.0
+    for n in (0, 1):
+        link.peers[n].tick()
+
+def violate(link: Link) -> None:
+    link.deliver(0, forge(link.open_session(1), Kind.TEXT, b"\xff"))
+    link.carry()
+
+@pytest.mark.parametrize("end", [renew, leave, be_away, violate])
+def test_of_a_session_that_is_over_no_keys_are_left_whoever_keeps_it(
+        link: Link, end: Callable[[Link], None]) -> None:
+    link.meet()
+    kept = [link.open_session(n) for n in (0, 1)]
+    prints, record = kept[0].fingerprints(), forge(kept[1], Kind.TEXT, b"x", sequence=2)
+    end(link)
+    for n in (0, 1):
+        assert link.peers[n].session is not kept[n]
+        assert (kept[n].state, kept[n]._keys, kept[n]._shared, kept[n]._ephemeral) == (
+            State.ENDED, {}, b"", None)
+        assert kept[n].fingerprints() == prints
+        with pytest.raises(LocalError, match="cannot be sent in ENDED"):
+            kept[n].seal(Kind.TEXT, b"x")
+    assert type(error_of(kept[0], record)) is WrongSession
+
+def all_of(error: BaseException | None) -> list[BaseException]:
+    """Return an error, and those that it came of."""
+    return [error, *all_of(error.__context__), *all_of(error.__cause__)] if error else []
+
+def test_an_error_that_is_told_holds_no_message_and_no_key(world: World, link: Link) -> None:
+    """A traceback does: each frame has its variables, and an Event may wait for long."""
+    hello = introduce(world.bob)
+    link.meet()
+    session = link.open_session(1)
+    for junk in (b"", b"\x05", flipped(forge(session, Kind.PING), 40 * 8), hello[:-1],
+                 forge(session, Kind.PING, sender=Role.INITIATOR), link.sent[0][1],
+                 introduce(world.mallory), flipped(introduce(world.bob), 749 * 8 - 1),
+                 introduce(world.bob, pem=bytes(451)), introduce(world.bob, share=bytes(32)),
+                 forge(session, Kind.TEXT, b"\xff")):
+        link.deliver(0, junk)
+    link.carry()
+    refused = link.errors(0)
+    assert {BadTag, MalformedMessage, IdentityChanged, BadSignature, UnusableKey, BadShare
+            } <= {*refused}
+    assert (link.errors(0, "ended"), link.errors(1, "ended")) == ([BadPayload], [PeerLeft])
+    told = [error for n in (0, 1) for event in link.told[n] for error in all_of(event.error)]
+    assert len(told) >= len(refused) + 2
+    assert [error for error in told if error.__traceback__] == []
 
 VIOLATIONS = {
     "a lost record": (dict[str, float](sequence=9), Kind.PING, b"", MessageLost),

@@ -16,12 +16,13 @@ import zmq
 
 from companions.asymmetric import PrivateKey, write_private
 from companions.peer_messaging.identity import grouped, known_peers, load_identity
+from tests.companions.peers_helpers import ours_alone
 from tests.test_programs import Program
 
 ROOT = Path(__file__).parent.parent.parent
 MODULE = "companions.peer_messaging.node"
 HOST = "127.0.0.1"
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures(ours_alone.__name__)]
 posix_only = pytest.mark.skipif(os.name != "posix", reason="signals and terminals of POSIX")
 
 class Pair:
@@ -150,11 +151,51 @@ def test_ipv6_addresses_are_understood(pair: Pair) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_node_that_is_stopped_says_goodbye(pair: Pair, number: signal.Signals) -> None:
     with pair.both() as (alice, bob):
-        for _ in range(3):  # more than one changes nothing
-            alice.process.send_signal(number)
+        alice.process.send_signal(number)
         assert alice.finish() == 128 + number
         bob.wait_for(r"^\* alice has left")
         assert alice.lines["err"] == []
+
+@posix_only
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_second_signal_ends_a_node_whose_output_nobody_reads(pair: Pair, number: signal.Signals
+                                                                 ) -> None:
+    with pair.start("bob", "--verbose") as bob, subprocess.Popen(
+            [sys.executable, *pair.words("alice")], cwd=ROOT, stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as alice:
+        try:
+            bob.wait_for("alice is here")
+            write(bob, f"{'x' * 4_096}\n" * 99)  # far more than a pipe holds
+            bob.wait_for("text 99, .* has arrived")
+            alice.send_signal(number)
+            with pytest.raises(subprocess.TimeoutExpired):
+                alice.wait(0.5)  # it has to show all that first
+            for _ in range(20):  # of two that come too close, a system may drop one
+                alice.send_signal(number)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    alice.wait(0.5)
+                    break
+            assert alice.poll() == -number
+        finally:
+            alice.kill()
+
+@posix_only
+def test_the_first_signal_is_enough_once_somebody_reads_again(pair: Pair) -> None:
+    with pair.start("bob", "--verbose") as bob, subprocess.Popen(
+            [sys.executable, *pair.words("alice")], cwd=ROOT, stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as alice:
+        try:
+            bob.wait_for("alice is here")
+            write(bob, f"{'x' * 4_096}\n" * 99)
+            bob.wait_for("text 99, .* has arrived")
+            alice.send_signal(signal.SIGINT)
+            out, _ = alice.communicate(timeout=30)
+            assert alice.returncode == 130
+            assert out.count(b"bob: ") == 99
+            assert out.endswith(b"* over: 0 sent, 99 received\n")
+        finally:
+            alice.kill()
+        bob.wait_for("alice has left")
 
 @posix_only
 def test_ctrl_c_before_anybody_came_ends_it_too(pair: Pair) -> None:

@@ -5,6 +5,7 @@ import os
 import queue
 from pathlib import Path
 from typing import Any
+from unicodedata import east_asian_width
 
 import pytest
 
@@ -13,7 +14,7 @@ from companions.peer_messaging.identity import IdentityChanged, grouped
 from companions.peer_messaging.peer import Event, Limits
 from companions.peer_messaging.protocol import MessageLost, PeerAway, PeerLeft, Reason, Untimely
 from companions.peer_messaging.talk import (
-    MAX_ALARMS, MAX_LINE, MAX_UNDER_WAY, Input, Screen, Talk, escape,
+    MAX_ALARMS, MAX_LINE, MAX_UNDER_WAY, MAX_UNSEEN, Input, Screen, Talk, columns, escape,
 )
 from endpoint import UserError
 from protocol_fsm import BadTag, LocalError, MalformedMessage, WrongPeer
@@ -30,9 +31,9 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 class Seen(list[str]):
     """Lines of a screen."""
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, peer: str = "bob", **options: Any) -> None:
         super().__init__()
-        self.screen = Screen("bob", Path("alice") / "known_peers", show=self._show, **options)
+        self.screen = Screen(peer, Path("alice") / "known_peers", show=self._show, **options)
 
     def _show(self, text: str) -> None:
         self.extend(text.split("\n"))
@@ -42,6 +43,10 @@ class Seen(list[str]):
         return " ".join(line.removeprefix("!!!").removeprefix("*").strip() for line in self)
 
 PRINT = "0123456789abcdef" * 4
+
+def columns_of(line: str) -> int:
+    """Return how many columns a line takes at most, in any terminal."""
+    return sum(2 if letter > "~" and east_asian_width(letter) in "WFA" else 1 for letter in line)
 
 def test_the_first_meeting_is_loud_and_later_ones_are_not() -> None:
     seen = Seen()
@@ -79,18 +84,46 @@ def test_nothing_that_comes_moves_the_cursor_or_colours_the_terminal(text: str, 
     seen.screen.text(Event("text", text))
     assert seen == [f"bob: {shown}"]
 
-@pytest.mark.parametrize("text", [
+TEXTS = (
     "* bob has left " * 20, "!!! " * 100, "x" * 4_096, " " * 500, "a-b " * 999,
-    "x" * 74 + "* mallory is here", "alice: \n!!! look",
-])
-@pytest.mark.parametrize("width", [40, 79])
-def test_no_text_looks_like_a_word_of_ours_however_it_breaks(text: str, width: int) -> None:
-    seen = Seen(width=width)
-    seen.screen.text(Event("text", text))
-    assert seen[0].startswith("bob: ")
-    assert all(line.startswith("    ") for line in seen[1:])
-    assert max(map(len, seen)) <= width
-    assert "".join([seen[0][5:], *(line[4:] for line in seen[1:])]) == escape(text)
+    "x" * 74 + "* mallory is here", "alice: \n!!! look", "\u4f60" * 200, "x" + "\u4f60" * 200,
+    "\u4f60x" * 150, "\u4f60\u597d " * 150, "\u3164" * 37 + "* bob has left", "\u3164 " * 99,
+    "\u3164" * 500, "x\u3164" * 30 + "!!! look", "\u2800" * 75 + "* bob has left", "\u2800" * 500,
+    "\uff01" * 99, "\u00e4" * 500, "\U0001f600" * 99, "x" * 70 + "\u4f60" * 3 + " * bob", "\u4f60",
+)
+
+@pytest.mark.parametrize("peer", ["bob", "\u4f60", "\u4f60\u597d\u3164", "\u4f60" * 64, "b" * 64])
+@pytest.mark.parametrize("width", [20, 39, 40, 79])
+def test_no_text_looks_like_a_word_of_ours_however_it_breaks(peer: str, width: int) -> None:
+    """A line that is wider than the terminal would break there, and go on where ours begin."""
+    for text in TEXTS:
+        seen = Seen(peer, width=width)
+        seen.screen.text(Event("text", text))
+        assert seen[0].startswith(f"{peer}: "[: len(seen[0])])
+        assert all(line.startswith("    ") for line in seen[1:]), text
+        assert max(map(columns_of, seen)) <= width, text
+        assert "".join([seen[0], *(line[4:] for line in seen[1:])]) == f"{peer}: {escape(text)}"
+
+@pytest.mark.parametrize("peer", ["bob", "\u4f60" * 10, "\u4f60" * 64, "b" * 64])
+@pytest.mark.parametrize("width", [20, 39, 79])
+def test_no_word_of_ours_is_wider_than_a_line(peer: str, width: int) -> None:
+    seen = Seen(peer, width=width)
+    seen.screen.met(Event("met", PRINT, 1))
+    seen.screen.refused(IdentityChanged("bob with 1111", PRINT[:16]))
+    assert all(line.startswith("!!! ") or line in grouped(PRINT) for line in seen)
+    told = len(seen)
+    seen.screen.waiting(1)
+    seen.screen.unconfirmed(1, "\u4f60" * 500)
+    seen.screen.ended(Event("ended", error=PeerAway("a word", "none")))
+    assert all(line.startswith(("* ", "  ")) for line in seen[told:])
+    assert max(map(columns_of, seen)) <= width
+
+@pytest.mark.parametrize(("terminal", "usable"), [
+    (200, 79), (81, 79), (80, 79), (79, 78), (41, 40), (40, 39), (21, 20), (20, 20), (1, 20)])
+def test_a_line_leaves_the_last_column_of_a_terminal_free(
+        monkeypatch: pytest.MonkeyPatch, terminal: int, usable: int) -> None:
+    monkeypatch.setenv("COLUMNS", str(terminal))
+    assert columns() == usable
 
 def test_another_key_is_alarming_once_and_says_what_mends_it(tmp_path: Path) -> None:
     (tmp_path / "known_peers").write_text(f"carol {PRINT}\nbob {PRINT}\n")
@@ -290,6 +323,27 @@ def test_what_ends_the_node_ends_the_talk() -> None:
     play.failure = UserError("cannot write known_peers")
     with pytest.raises(UserError, match="cannot write"):
         play.play("one")
+
+def test_of_what_was_refused_little_waits_and_of_the_rest_all() -> None:
+    """A person may have stopped the output, and anybody can put junk into an inbox."""
+    play = Play()
+    play.talk.happenings.put("one")
+    for _ in range(MAX_UNSEEN + 500):
+        play.talk.hear(Event("refused", error=BadTag()))
+    assert play.talk.happenings.qsize() == MAX_UNSEEN
+    play.talk.hear(Event("met", PRINT))
+    for number in range(2 * MAX_UNSEEN):
+        play.talk.hear(Event("text", f"text {number}"))
+        play.talk.hear(Event("refused", error=BadTag()))
+    play.talk.hear(Event("sent", "one", 1))
+    play.talk.hear(Event("receipt", number=1))
+    assert play.play("") == 0, "the receipt was there"
+    assert [line for line in play.seen if line.startswith("bob: ")] == [
+        f"bob: text {number}" for number in range(2 * MAX_UNSEEN)]
+    assert play.seen[-2:] == [f"* messages refused: {MAX_UNSEEN - 1} BadTag",
+                              f"* over: 1 sent, {2 * MAX_UNSEEN} received"]
+    play.talk.hear(Event("refused", error=BadTag()))
+    assert play.talk.happenings.qsize() == 1, "now there is room again"
 
 def test_what_comes_at_the_very_end_is_shown() -> None:
     play = Play()
