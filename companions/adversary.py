@@ -12,7 +12,7 @@ import logging
 import textwrap
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import AbstractContextManager, suppress
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol
 
 from attacks import Attack, CutHere, Frame, Frames, Result, judge, summary
 from classroom.drawing import shown
@@ -20,7 +20,6 @@ from classroom.events import KINDS, Watch, run_of
 from endpoint import Parser, UserError, write_text
 from protocol_fsm import LocalError, ProtocolError
 
-AnyLab = TypeVar("AnyLab", bound="LabLike")
 Events = list[dict[str, Any]]
 
 class LabLike(Protocol):
@@ -83,12 +82,6 @@ def attacked(attack: Attack, frames: Frames, lab: Any) -> Frames:
         for frame in itertools.chain(attack.run(wire, lab), wire):
             lab.log("delivered" if frame in seen else "inserted", frame)
             yield frame
-
-def flipped(frame: Frame, position: int, mask: int = 1) -> Frame:
-    """Flip the bits of `mask` in one byte of a message; -1 is its last."""
-    message = bytearray(frame.message)
-    message[position] ^= mask
-    return frame._replace(message=bytes(message))
 
 # Rules that are taken out -------------------------------------------------------------------------
 

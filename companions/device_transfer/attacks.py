@@ -27,8 +27,8 @@ from typing import Any, NamedTuple
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import padding
 
-from attacks import Attack, CutHere, Frame, Frames, Log, Proxy
-from companions.adversary import Catalogue, Program, attacked, flipped, run
+from attacks import Attack, CutHere, Frame, Frames, Log, Proxy, flipped
+from companions.adversary import Catalogue, Program, attacked, run
 from companions.asymmetric import SIGNATURE_BYTES, PrivateKey, new_identity
 from companions.device_transfer.certificates import (
     Certificate, CertificateExpired, CertificateNotYetValid, CertificateRevoked, Identity,

@@ -27,8 +27,8 @@ import zmq
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from attacks import Attack, CutHere, Frame, Frames, Log, xored
-from companions.adversary import Catalogue, Program, attacked, flipped, run
+from attacks import Attack, CutHere, Frame, Frames, Log, flipped, xored
+from companions.adversary import Catalogue, Program, attacked, run
 from companions.asymmetric import SHARE_BYTES, new_identity
 from companions.peer_messaging.identity import Identity, IdentityChanged, Trust
 from companions.peer_messaging.node import Node
