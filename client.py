@@ -7,6 +7,7 @@
 As a program (python client.py --help) it exits with 0 when done, 1 when the session was
 terminated, 2 for usage or bad input, 3 for no connection, a cut one, or a late answer.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -23,13 +24,38 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from endpoint import (
-    DEMO_WARNING, FRAME_S, HOST, PORT, Channel, EndRequested, NoConnection, Parser, UserError,
-    choose_keys, describe, positive, reason_of, run_program, seconds, to_stderr,
+    DEMO_WARNING,
+    FRAME_S,
+    HOST,
+    PORT,
+    Channel,
+    EndRequested,
+    NoConnection,
+    Parser,
+    UserError,
+    choose_keys,
+    describe,
+    positive,
+    reason_of,
+    run_program,
+    seconds,
+    to_stderr,
 )
 from protocol_fsm import (
-    MAX_MAGNITUDE, ConnectionCut, DeadlineExpired, Direction, Json, LocalError, Opcode,
-    PeerTerminated, ProtocolError, Session, Status, encode_body,
+    MAX_MAGNITUDE,
+    ConnectionCut,
+    DeadlineExpired,
+    Direction,
+    Json,
+    LocalError,
+    Opcode,
+    PeerTerminated,
+    ProtocolError,
+    Session,
+    Status,
+    encode_body,
 )
+
 
 class Client:
     """A session with the server: it begins with `with`, and says GOODBYE at the block's end.
@@ -39,16 +65,26 @@ class Client:
     Raises UserError, NoConnection, and any ProtocolError, which has then ended this session.
     """
 
-    def __init__(self, client_id: int, keys: Mapping[int, bytes] | None = None, host: str = HOST,
-                 port: int = PORT, *, timeout_s: float = 2.0, frame_timeout_s: float = FRAME_S,
-                 trace: Callable[[str], object] | None = None,
-                 new_session: Callable[[int, bytes, Direction], Session] = Session) -> None:
+    def __init__(
+        self,
+        client_id: int,
+        keys: Mapping[int, bytes] | None = None,
+        host: str = HOST,
+        port: int = PORT,
+        *,
+        timeout_s: float = 2.0,
+        frame_timeout_s: float = FRAME_S,
+        trace: Callable[[str], object] | None = None,
+        new_session: Callable[[int, bytes, Direction], Session] = Session,
+    ) -> None:
         keys = choose_keys(None, host) if keys is None else keys
         if client_id not in keys:
             raise UserError(f"there is no key for client {client_id}; name its file with --keys")
         self.session = new_session(client_id, keys[client_id], Direction.C2S)
-        self._address, self.timeout_s = (host, port), timeout_s
-        self._frame_timeout_s, self._trace = frame_timeout_s, trace
+        self._address = (host, port)
+        self.timeout_s = timeout_s
+        self._frame_timeout_s = frame_timeout_s
+        self._trace = trace
         self.channel: Channel
 
     def __enter__(self) -> Client:
@@ -74,11 +110,13 @@ class Client:
         self.channel.send(Opcode.CLIENT_DATA, encode_body(readings))
         return self.channel.receive(time.monotonic() + self.timeout_s).aggregate
 
+
 def reading(text: str) -> float:
     """Return a number that a report may carry. Raises ValueError."""
     if not abs(value := float(text)) <= MAX_MAGNITUDE:
         raise ValueError(text)
     return value
+
 
 def rows_of(path: str) -> Iterator[tuple[str, list[str]]]:
     """Yield the place and the cells of each row that is not blank; `-` is standard input."""
@@ -92,12 +130,14 @@ def rows_of(path: str) -> Iterator[tuple[str, list[str]]]:
     except (OSError, csv.Error) as error:
         raise UserError(f"cannot read {path}: {reason_of(error)}") from None
 
+
 def readings_of(path: str, column: str | None) -> Iterator[list[float]]:
     """Yield a reading a row, from `column` or else the last one. Raises UserError.
 
     The first row is a header if a column is named, or if none of its cells begins like a number.
     """
-    rows, index = rows_of(path), -1
+    rows = rows_of(path)
+    index = -1
     where, head = next(rows, (path, list[str]()))
     if column is not None and column not in head:
         raise UserError(f"{where}: there is no column {column!r}")
@@ -113,10 +153,12 @@ def readings_of(path: str, column: str | None) -> Iterator[list[float]]:
             where += f", column {index + 1 or len(cells)}"
             raise UserError(f"{where}: {cell} is not a number up to 1e15") from None
 
+
 def simulated(client_id: int) -> Iterator[list[float]]:
     """Yield the readings of a thermometer that does not exist, in degrees Celsius."""
     for step in itertools.count():
         yield [round(20 + client_id + math.sin(step / 4) + random.uniform(-0.2, 0.2), 2)]
+
 
 def typed(session: Session) -> Iterator[list[float]]:
     """Yield what a person types, until `quit` or the end of the input."""
@@ -130,13 +172,15 @@ def typed(session: Session) -> Iterator[list[float]]:
             except ValueError:
                 print("numbers up to 1e15, please, with spaces between them")
 
+
 def choose_reports(options: argparse.Namespace, session: Session) -> Iterator[list[float]]:
     """Return the reports; an empty one establishes. Raises UserError before anything is sent."""
     if options.interactive:
         return itertools.chain([[]], itertools.islice(typed(session), options.rounds))
     if options.file == "-":
-        return itertools.chain([[]], itertools.islice(readings_of("-", options.column),
-                                                      options.rounds))
+        return itertools.chain(
+            [[]], itertools.islice(readings_of("-", options.column), options.rounds)
+        )
     if options.file is not None:  # read whole, so that a bad cell is found before anything is sent
         readings = [*readings_of(options.file, options.column)]
         if not readings:
@@ -144,6 +188,7 @@ def choose_reports(options: argparse.Namespace, session: Session) -> Iterator[li
         return itertools.islice(readings, options.rounds)
     source = itertools.repeat(options.values) if options.values else simulated(options.id)
     return itertools.islice(source, options.rounds or 10)
+
 
 def run(client: Client, reports: Iterator[list[float]], options: argparse.Namespace) -> None:
     """Report until there is nothing left. Raises EndRequested on Ctrl-C, and ProtocolError."""
@@ -172,18 +217,22 @@ def run(client: Client, reports: Iterator[list[float]], options: argparse.Namesp
             answer = client.report(readings)
             print(json.dumps(answer) if options.json else describe(answer), flush=True)
 
+
 def explain(error: ProtocolError, session: Session) -> str:
     """Return the sentence for a person whose session ended before its time."""
     if isinstance(error, PeerTerminated):
         return f"session terminated by the server: {error.status.name}"
     if isinstance(error, ConnectionCut) and session.round_number == 0:
-        return ("the server closed the connection in the handshake, and never says why: a wrong "
-                "key, an unknown id or tampering all look like this")
+        return (
+            "the server closed the connection in the handshake, and never says why: a wrong "
+            "key, an unknown id or tampering all look like this"
+        )
     if isinstance(error, ConnectionCut):
         return "connection lost: it closed without a TERMINATE"
     if isinstance(error, DeadlineExpired):
         return "no answer in time: is it our server, and is --timeout longer than its --window?"
     return f"session terminated: {error}"
+
 
 def main() -> int:
     parser = Parser("A client: reports readings, and prints the aggregate of each epoch.")
@@ -198,10 +247,16 @@ def main() -> int:
     parser.add_argument("--timeout", type=seconds, default=2.0, help="for an answer; default 2")
     parser.add_argument("--json", action="store_true", help="print answers as lines of JSON")
     options = parser.options()
-    client = Client(options.id, choose_keys(options.keys, options.host), options.host, options.port,
-                    timeout_s=math.inf if options.patient else options.timeout,
-                    frame_timeout_s=math.inf if options.patient else FRAME_S,
-                    trace=options.trace, new_session=options.new_session)
+    client = Client(
+        options.id,
+        choose_keys(options.keys, options.host),
+        options.host,
+        options.port,
+        timeout_s=math.inf if options.patient else options.timeout,
+        frame_timeout_s=math.inf if options.patient else FRAME_S,
+        trace=options.trace,
+        new_session=options.new_session,
+    )
     try:
         run(client, choose_reports(options, client.session), options)
     except EndRequested:
@@ -214,6 +269,7 @@ def main() -> int:
     if not options.json:
         print(f"client {options.id}: goodbye said after {client.session.round_number - 1} rounds")
     return 0
+
 
 if __name__ == "__main__":
     run_program(main)

@@ -3,6 +3,7 @@
 One thread owns a Channel, any other may only ask it to end. Nothing waits without a limit: a
 recv wakes every POLL_S to look at deadlines and requests. Keys are read and made, never shown.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -30,11 +31,27 @@ from typing import NoReturn
 
 from crypto_utils import AES_KEY_BYTES, TAG_BYTES
 from protocol_fsm import (
-    HEADER, MIN_MASTER_KEY, ConnectionCut, DeadlineExpired, Direction, Header, Json, Keys, Message,
-    Opcode, PeerTerminated, ProtocolError, ProtocolState, Session, Status, read_frame, write_frame,
+    HEADER,
+    MIN_MASTER_KEY,
+    ConnectionCut,
+    DeadlineExpired,
+    Direction,
+    Header,
+    Json,
+    Keys,
+    Message,
+    Opcode,
+    PeerTerminated,
+    ProtocolError,
+    ProtocolState,
+    Session,
+    Status,
+    read_frame,
+    write_frame,
 )
 
-HOST, PORT = "127.0.0.1", 9999
+HOST = "127.0.0.1"
+PORT = 9999
 POLL_S = 0.2  # how soon a waiting thread notices a request
 FRAME_S = 2.0  # a frame, once begun, must be whole within this
 DRAIN_S = 0.25  # how long the peer has to read a farewell [P 3.7]
@@ -42,13 +59,18 @@ DEMO_KEYS = {n: f"client{n}_master_k".encode() for n in range(1, 6)}  # publishe
 OPCODE_NAMES = {opcode.value: opcode.name for opcode in Opcode}
 DEMO_WARNING = "warning: these are the published demo keys; they protect nothing"
 
+
 class UserError(Exception):
     """The user asked for what cannot be done; the message is a sentence for them."""
+
     exit_code = 2
+
 
 class NoConnection(UserError):
     """There is no server to reach, or no port to listen on."""
+
     exit_code = 3
+
 
 class EndRequested(Exception):
     """Our own side wants the session to end; `status` is what the peer will be told."""
@@ -57,16 +79,27 @@ class EndRequested(Exception):
         super().__init__(f"ended by this side ({status.name})")
         self.status = status
 
+
 class Channel:
     """A Session on a connected socket. Its owner calls `leave` at the end, however that came."""
 
-    def __init__(self, sock: socket.socket, session: Session, frame_timeout_s: float = FRAME_S,
-                 trace: Callable[[str], object] | None = None) -> None:
+    def __init__(
+        self,
+        sock: socket.socket,
+        session: Session,
+        frame_timeout_s: float = FRAME_S,
+        trace: Callable[[str], object] | None = None,
+    ) -> None:
         with contextlib.suppress(OSError):  # the peer may be gone already
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.session, self._sock, self._trace = session, sock, trace
-        self._frame_timeout_s, self._frame_begun, self._deadline = frame_timeout_s, False, 0.0
-        self._received = self._farewell = b""
+        self.session = session
+        self._sock = sock
+        self._trace = trace
+        self._frame_timeout_s = frame_timeout_s
+        self._frame_begun = False
+        self._deadline = 0.0
+        self._received = b""
+        self._farewell = b""
         self._is_stuck = False  # a message of ours is sealed, and not sent
         self._requested: Status | None = None
 
@@ -87,7 +120,8 @@ class Channel:
 
     def read(self, deadline: float) -> bytes:
         """Return the next message, unopened. Its first byte has until `deadline` (monotonic)."""
-        self._deadline, self._frame_begun = deadline, False
+        self._deadline = deadline
+        self._frame_begun = False
         try:
             return read_frame(self._recv)
         except ProtocolError as error:
@@ -122,7 +156,8 @@ class Channel:
 
     def idle(self, seconds: float) -> None:
         """Wait. What arrives meanwhile can only be the end; open it."""
-        self._deadline, self._frame_begun = time.monotonic() + seconds, False
+        self._deadline = time.monotonic() + seconds
+        self._frame_begun = False
         try:
             self._received = self._received or self._wait_for_bytes()
         except DeadlineExpired:
@@ -156,7 +191,8 @@ class Channel:
         if not self._frame_begun:
             self._frame_begun = True
             self._deadline = min(self._deadline, time.monotonic() + self._frame_timeout_s)
-        taken, self._received = self._received[:wanted], self._received[wanted:]
+        taken = self._received[:wanted]
+        self._received = self._received[wanted:]
         return taken
 
     def _wait_for_bytes(self) -> bytes:
@@ -185,9 +221,12 @@ class Channel:
             opcode, client_id, round_number, direction = HEADER.unpack_from(message)
             name = OPCODE_NAMES.get(opcode, f"opcode {opcode}")
             keys = " ".join(map(" ".join, self.session.fingerprints().items()))
-            self._trace(f"{arrow} {name} id {client_id} round {round_number} direction {direction}"
-                        f", {len(message)} bytes, tag {message[-TAG_BYTES:][:4].hex()}..\n"
-                        f"   keys now {keys}")
+            self._trace(
+                f"{arrow} {name} id {client_id} round {round_number} direction {direction}"
+                f", {len(message)} bytes, tag {message[-TAG_BYTES:][:4].hex()}..\n"
+                f"   keys now {keys}"
+            )
+
 
 def is_loopback(host: str) -> bool:
     """Tell whether every address of `host` is this machine's own. Raises UserError."""
@@ -197,14 +236,18 @@ def is_loopback(host: str) -> bool:
         raise UserError(f"there is no host named {host!r}") from None
     return all(ipaddress.ip_address(str(entry[4][0])).is_loopback for entry in found)
 
+
 def choose_keys(path: str | None, host: str) -> dict[int, bytes]:
     """Return master keys by client id: from the key file, or the demo keys if on loopback."""
     if path is not None:
         return load_keys(Path(path))
     if not is_loopback(host):
-        raise UserError(f"the demo keys are published, and {host} is not loopback; make your own: "
-                        "python server.py --generate-keys DIR --ids 1-40")
+        raise UserError(
+            f"the demo keys are published, and {host} is not loopback; make your own: "
+            "python server.py --generate-keys DIR --ids 1-40"
+        )
     return dict(DEMO_KEYS)
+
 
 def load_keys(path: Path) -> dict[int, bytes]:
     """Read lines of id:hex, ids 1 to 255, keys of 16 bytes or more. Raises UserError."""
@@ -219,16 +262,20 @@ def load_keys(path: Path) -> dict[int, bytes]:
         raise UserError(f"cannot read keys from {path}: {reason_of(error)}") from None
     for number, line in enumerate(lines, 1):
         if match := re.fullmatch(r"\s*(\d{1,3})\s*:\s*((?:[0-9a-fA-F]{2})+)\s*", line):
-            client_id, key = int(match[1]), bytes.fromhex(match[2])
+            client_id = int(match[1])
+            key = bytes.fromhex(match[2])
             if 1 <= client_id <= 255 and len(key) >= MIN_MASTER_KEY and client_id not in keys:
                 keys[client_id] = key
                 continue
         if line.strip():
-            raise UserError(f"{path} line {number} is not id:hex with a new id from 1 to 255 and "
-                            f"{MIN_MASTER_KEY} bytes or more")
+            raise UserError(
+                f"{path} line {number} is not id:hex with a new id from 1 to 255 and "
+                f"{MIN_MASTER_KEY} bytes or more"
+            )
     if not keys:
         raise UserError(f"there are no keys in {path}")
     return keys
+
 
 def generate_keys(directory: Path, ids: list[int]) -> None:
     """Write server.keys and a client-N.key for each id, mode 0600, all or nothing. UserError."""
@@ -248,21 +295,27 @@ def generate_keys(directory: Path, ids: list[int]) -> None:
     except OSError as error:
         raise UserError(f"cannot write keys to {directory}: {reason_of(error)}") from None
 
+
 class LoggedSession(Session):
     """Tells `log` its keys, and what it made of each message [classroom/KEYLOG.md].
 
     It is the only way in which keys and plaintexts leave a session.
     """
 
-    def __init__(self, log: Callable[[str], object], client_id: int, key: bytes,
-                 sends: Direction) -> None:
+    def __init__(
+        self, log: Callable[[str], object], client_id: int, key: bytes, sends: Direction
+    ) -> None:
         super().__init__(client_id, key, sends)
-        self._log, self._who, self._plaintext_seen = log, ("client", "server")[sends], b""
+        self._log = log
+        self._who = ("client", "server")[sends]
+        self._plaintext_seen = b""
 
     def _next_keys(self, message: Message, ciphertext: bytes) -> Keys:
-        keys, begins = super()._next_keys(message, ciphertext), self.round_number == 0
+        keys = super()._next_keys(message, ciphertext)
+        begins = self.round_number == 0
         for way in ("C2S", "S2C"):
-            enc, mac = keys[f"{way}-ENC"][:AES_KEY_BYTES], keys[f"{way}-MAC"]
+            enc = keys[f"{way}-ENC"][:AES_KEY_BYTES]
+            mac = keys[f"{way}-MAC"]
             if begins or mac != self._keys[f"{way}-MAC"]:
                 self._log(f"core {way} {self.client_id} {enc.hex()} {mac.hex()}\n")
         return keys
@@ -287,6 +340,7 @@ class LoggedSession(Session):
             plaintext = self._plaintext_seen.hex() if verdict == "accepted" else "-"
             self._log(f"core-text {self._who} {verdict} {message.hex()} {plaintext}\n")
 
+
 def keylog(path: str) -> Callable[[int, bytes, Direction], Session]:
     """Return what makes sessions that append to a file [classroom/KEYLOG.md]. Raises UserError.
 
@@ -306,6 +360,7 @@ def keylog(path: str) -> Callable[[int, bytes, Direction], Session]:
 
     return partial(LoggedSession, write)
 
+
 def id_list(text: str) -> list[int]:
     """Return the client ids in text like 1-40 or 1,3,7-9. Raises ValueError."""
     ids: set[int] = set()
@@ -316,17 +371,20 @@ def id_list(text: str) -> list[int]:
         ids.update(range(int(low), int(high or low) + 1))
     return sorted(ids)
 
+
 def seconds(text: str) -> float:
     """Return a finite number above 0. Raises ValueError."""
     if not 0 < float(text) < math.inf:
         raise ValueError(text)
     return float(text)
 
+
 def positive(text: str) -> int:
     """Return a whole number above 0. Raises ValueError."""
     if not 1 <= int(text) <= sys.maxsize:
         raise ValueError(text)
     return int(text)
+
 
 def describe(answer: Mapping[str, Json]) -> str:
     """Put an aggregate into lines of at most 79 columns, with each name beside its value."""
@@ -339,11 +397,13 @@ def describe(answer: Mapping[str, Json]) -> str:
         words.append(f"{json.dumps(name)[1:-1]}\0{comma.join(shown)}")
     return textwrap.fill("  ".join(words), 79, subsequent_indent="    ").replace("\0", " ")
 
+
 def port_number(text: str) -> int:
     """Return a TCP port; 0 lets the system choose. Raises ValueError."""
     if not 0 <= int(text) <= 65_535:
         raise ValueError(text)
     return int(text)
+
 
 def host_and_port(text: str) -> tuple[str, int]:
     """Return the two parts of HOST:PORT. Raises ValueError."""
@@ -352,7 +412,9 @@ def host_and_port(text: str) -> tuple[str, int]:
         raise ValueError(text)
     return host.strip("[]"), port_number(port)
 
+
 host_and_port.__name__ = "HOST:PORT"  # for argparse, which quotes it
+
 
 class Lines:
     """Lines to stderr for which nobody waits: what a paused terminal does not take is dropped.
@@ -384,10 +446,12 @@ class Lines:
                 os.write(2, text.encode(sys.stderr.encoding, "backslashreplace"))
             self._texts.task_done()
 
+
 def to_stderr(line: str) -> None:
     """Print a line where it disturbs no output; that it cannot be printed disturbs no session."""
     with contextlib.suppress(OSError, ValueError):
         print(line, file=sys.stderr, flush=True)
+
 
 class Parser(argparse.ArgumentParser):
     """The flags of server and client; a wrong one is a UserError like any other."""
@@ -400,8 +464,9 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--port", type=port_number, default=PORT, help=f"default {PORT}")
         self.add_argument("--keys", metavar="FILE", help="master keys, lines of id:hex")
         self.add_argument("--patient", action="store_true", help="no deadlines (loopback only)")
-        self.add_argument("--trace", action="store_const", const=to_stderr,
-                          help="show every message on stderr")
+        self.add_argument(
+            "--trace", action="store_const", const=to_stderr, help="show every message on stderr"
+        )
         self.add_argument("--keylog", metavar="FILE", help="write all keys there, to look inside")
         self.set_defaults(new_session=Session)
 
@@ -416,6 +481,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UserError(message)
 
+
 def reason_of(error: Exception) -> str:
     """Return what the system says of an error, without the rest."""
     reason: str = getattr(error, "strerror", None) or str(error)
@@ -424,6 +490,7 @@ def reason_of(error: Exception) -> str:
         return reason if known.startswith("Unknown error") else known  # of Windows' sockets
     return reason
 
+
 def write_text(path: str, text: str) -> None:
     """Write a file of ASCII lines, the same on every system. Raises UserError."""
     try:
@@ -431,6 +498,7 @@ def write_text(path: str, text: str) -> None:
             file.write(text)
     except OSError as error:
         raise UserError(f"cannot write {path}: {reason_of(error)}") from None
+
 
 def run_program(main: Callable[[], int]) -> NoReturn:
     """Run `main`, and exit with its code or with one sentence on stderr; tidily on SIGTERM too."""

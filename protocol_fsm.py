@@ -5,6 +5,7 @@ typed error: there is no socket, thread, clock or log here. Both ends run the sa
 same conversation. What arrives is checked in the order of [P 3.6]; keys, round and state move
 together, afterwards, and only if every check passed; a failure ends the session for good.
 """
+
 from __future__ import annotations
 
 import json
@@ -17,22 +18,36 @@ from typing import ClassVar, NamedTuple, NoReturn
 from Crypto.Random import get_random_bytes
 
 from crypto_utils import (
-    AES_KEY_BYTES, BLOCK_BYTES, NONCE_BYTES, TAG_BYTES, aes_cbc_decrypt, aes_cbc_encrypt,
-    derive_key, evolve_key, fingerprint, hmac_sha256, hmac_verify, pkcs7_pad, pkcs7_unpad,
+    AES_KEY_BYTES,
+    BLOCK_BYTES,
+    NONCE_BYTES,
+    TAG_BYTES,
+    aes_cbc_decrypt,
+    aes_cbc_encrypt,
+    derive_key,
+    evolve_key,
+    fingerprint,
+    hmac_sha256,
+    hmac_verify,
+    pkcs7_pad,
+    pkcs7_unpad,
 )
 
 VERSION = b"\x01"
 HEADER = struct.Struct(">BBIB")  # opcode, client id, round, direction: 7 bytes [P 3.2]
 CIPHERTEXT_AT = HEADER.size + BLOCK_BYTES  # the IV stands before it
 OVERHEAD = CIPHERTEXT_AT + TAG_BYTES  # the 55 bytes of a message that are not ciphertext
-MIN_MESSAGE, MAX_MESSAGE = 71, 65_527  # one block; the most whole blocks that 2 bytes can count
+MIN_MESSAGE = 71
+MAX_MESSAGE = 65_527  # one block; the most whole blocks that 2 bytes can count
 MAX_BODY = MAX_MESSAGE - OVERHEAD - NONCE_BYTES - 1  # 65,455: one byte at least is padding
 MIN_MASTER_KEY = 16
 LAST_ROUND = 2**32 - 1
-MAX_READINGS, MAX_MAGNITUDE = 1_024, 1e15  # numbers in one report; the magnitude of each
+MAX_READINGS = 1_024
+MAX_MAGNITUDE = 1e15  # numbers in one report; the magnitude of each
 
 RandomSource = Callable[[int], bytes]
 Json = str | float | None | list[str | float | None]  # a value in an aggregate [P 3.3]
+
 
 class Opcode(IntEnum):
     CLIENT_HELLO = 10
@@ -42,9 +57,11 @@ class Opcode(IntEnum):
     KEY_DESYNC_ERROR = 50
     TERMINATE = 60
 
+
 class Direction(IntEnum):
     C2S = 0  # client to server
     S2C = 1  # server to client
+
 
 class Status(IntEnum):
     OK = 0
@@ -53,6 +70,7 @@ class Status(IntEnum):
     REPLACED = 3  # a newer session of the same id has taken over
     SHUTDOWN = 4  # the sender is shutting down
     TIMEOUT = 5  # its peer took too long
+
 
 LEGAL_STATUS: Mapping[Opcode, frozenset[Status]] = {  # any other opcode carries OK
     Opcode.TERMINATE: frozenset(Status) - {Status.OK},
@@ -64,8 +82,10 @@ BODY_BYTES = {Opcode.CLIENT_HELLO: 1, Opcode.SERVER_CHALLENGE: 2 * NONCE_BYTES} 
 
 # Errors -------------------------------------------------------------------------------------------
 
+
 class LocalError(Exception):
     """Our own caller asked for something illegal; nothing has changed."""
+
 
 class ProtocolError(Exception):
     """What arrived, or failed to arrive, ends the session [P 3.6].
@@ -77,7 +97,9 @@ class ProtocolError(Exception):
 
     def __init__(self, expected: object = None, got: object = None) -> None:
         super().__init__(expected, got)
-        self.expected, self.got, self.farewell = expected, got, b""
+        self.expected = expected
+        self.got = got
+        self.farewell = b""
 
     def __str__(self) -> str:
         name = type(self).__name__
@@ -87,46 +109,76 @@ class ProtocolError(Exception):
             return f"{name}: {self.got}"
         return f"{name}: expected {self.expected}, got {self.got}"
 
+
 class MalformedMessage(ProtocolError):
     """Step 1: not a length that a message can have."""
+
+
 class WrongPeer(ProtocolError):
     """Step 2: another client's id."""
+
+
 class WrongDirection(ProtocolError):
     """Step 2: not the direction in which the peer sends."""
+
+
 class UnexpectedOpcode(ProtocolError):
     """Step 3: the table has no such move from here."""
+
+
 class RoundMismatch(ProtocolError):
     """Step 4: an older or a later round than the one that both ends are in."""
+
+
 class BadTag(ProtocolError):
     """Step 5: not sealed under our keys, or changed since."""
+
+
 class BadPadding(ProtocolError):
     """Step 7: the peer holds the keys, and padded wrongly."""
+
+
 class BadPayload(ProtocolError):
     """Step 8: the peer holds the keys, and sent what [P 3.3] does not allow."""
+
+
 class EchoMismatch(ProtocolError):
     """Step 8: a SERVER_CHALLENGE that answers somebody else's CLIENT_HELLO."""
+
+
 class DeadlineExpired(ProtocolError):
     """The peer took longer than it may."""
+
+
 class ConnectionCut(ProtocolError):
     """The connection closed without an accepted TERMINATE; `mid_frame`: inside a frame."""
+
     def __init__(self, mid_frame: bool) -> None:
         super().__init__("a farewell first", "the end")
         self.mid_frame = mid_frame
+
+
 class PeerTerminated(ProtocolError):
     """The peer ended the session with an accepted TERMINATE or KEY_DESYNC_ERROR."""
+
     def __init__(self, opcode: Opcode, status: Status) -> None:
         super().__init__(None, f"{opcode.name} ({status.name})")
-        self.opcode, self.status = opcode, status
+        self.opcode = opcode
+        self.status = status
+
 
 # State machine [P 3.5] ----------------------------------------------------------------------------
+
 
 class ProtocolState(Enum):
     INIT = "INIT"
     ACTIVE = "ACTIVE"
     TERMINATED = "TERMINATED"
 
+
 class State(Enum):
     """A phase, and the direction that the next message of the conversation takes."""
+
     HELLO = ProtocolState.INIT, Direction.C2S
     CHALLENGE = ProtocolState.INIT, Direction.S2C
     REPORT = ProtocolState.ACTIVE, Direction.C2S
@@ -134,10 +186,13 @@ class State(Enum):
     ENDED = ProtocolState.TERMINATED, None
 
     def __init__(self, phase: ProtocolState, speaker: Direction | None) -> None:
-        self.phase, self.speaker = phase, speaker
+        self.phase = phase
+        self.speaker = speaker
+
 
 class ProtocolFSM:
     """Where one end of one session stands. It holds no keys."""
+
     # Every legal move. What is not here is a violation.
     VALID_TRANSITIONS: ClassVar[Mapping[tuple[State, Opcode, Direction], State]] = {
         (State.HELLO, Opcode.CLIENT_HELLO, Direction.C2S): State.CHALLENGE,
@@ -155,7 +210,8 @@ class ProtocolFSM:
     }
 
     def __init__(self, first_round: int = 1) -> None:
-        self.state, self.round_number = State.HELLO, 0
+        self.state = State.HELLO
+        self.round_number = 0
         self._first_round = first_round
 
     def allows(self, opcode: int, sender: int) -> bool:
@@ -172,17 +228,22 @@ class ProtocolFSM:
         elif opcode is Opcode.SERVER_AGGR_RESPONSE:
             self.round_number += 1
 
+
 # Messages and what they carry [P 3.2, 3.3] --------------------------------------------------------
+
 
 class Header(NamedTuple):
     """The 7 public bytes as numbers; nothing is known about them yet."""
+
     opcode: int
     client_id: int
     round_number: int
     direction: int
 
+
 class Message(NamedTuple):
     """An accepted message. What its type does not carry is empty, or OK."""
+
     opcode: Opcode
     client_id: int
     round_number: int
@@ -193,9 +254,11 @@ class Message(NamedTuple):
     readings: list[float]
     aggregate: dict[str, Json]
 
+
 def parse_message(header: Header, plaintext: bytes) -> Message:
     """Return the message that `header` and `plaintext` make [P 3.3]. Raises BadPayload."""
-    opcode, direction = Opcode(header.opcode), Direction(header.direction)
+    opcode = Opcode(header.opcode)
+    direction = Direction(header.direction)
     nonce, status, body = _split_plaintext(opcode, direction, plaintext)
     if direction is Direction.C2S and len(nonce) != NONCE_BYTES:
         raise BadPayload(f"a nonce of {NONCE_BYTES} bytes", len(nonce))
@@ -208,15 +271,27 @@ def parse_message(header: Header, plaintext: bytes) -> Message:
         raise BadPayload(f"a body of {length} bytes", len(body))
     if opcode is Opcode.CLIENT_HELLO and body != VERSION:
         raise BadPayload(f"protocol version {VERSION.hex()}", body.hex())
-    return Message(opcode, header.client_id, header.round_number, direction,
-                   nonce, Status(status[0]), body, readings, aggregate)
+    return Message(
+        opcode,
+        header.client_id,
+        header.round_number,
+        direction,
+        nonce,
+        Status(status[0]),
+        body,
+        readings,
+        aggregate,
+    )
+
 
 def _split_plaintext(opcode: int, sender: Direction, plaintext: bytes) -> tuple[bytes, ...]:
     """Return nonce, status byte and body; what is missing is empty."""
     if sender is Direction.S2C:
         return b"", plaintext[:1], plaintext[1:]
-    nonce, body = plaintext[:NONCE_BYTES], plaintext[NONCE_BYTES:]
+    nonce = plaintext[:NONCE_BYTES]
+    body = plaintext[NONCE_BYTES:]
     return (nonce, body[:1], body[1:]) if opcode in ENDING else (nonce, bytes([Status.OK]), body)
+
 
 def parse_readings(body: bytes) -> list[float]:
     """Return the 0 to 1,024 numbers of a report. Raises BadPayload."""
@@ -226,6 +301,7 @@ def parse_readings(body: bytes) -> list[float]:
     if not _are_numbers(values, MAX_MAGNITUDE):
         raise BadPayload(f"numbers of at most {MAX_MAGNITUDE:.0e}", "something else")
     return [float(value) for value in values]
+
 
 def parse_aggregate(body: bytes) -> dict[str, Json]:
     """Return the object of an answer. Raises BadPayload."""
@@ -238,12 +314,14 @@ def parse_aggregate(body: bytes) -> dict[str, Json]:
         raise BadPayload("strings, finite numbers, nulls, arrays of them", "something else")
     return members
 
+
 def encode_body(value: Sequence[float] | Mapping[str, Json]) -> bytes:
     """Return a JSON body; whether [P 3.3] allows it, `seal` checks. Raises LocalError."""
     try:
         return _COMPACT_JSON.encode(value).encode("utf-8")
     except (TypeError, ValueError, RecursionError) as error:
         raise LocalError(f"this is not JSON: {error}") from error
+
 
 def _parse_json(body: bytes) -> object:
     """Decode first, then parse: Python's json would otherwise guess at UTF-16."""
@@ -254,12 +332,15 @@ def _parse_json(body: bytes) -> object:
     except (ValueError, RecursionError) as error:
         raise BadPayload("JSON in UTF-8", type(error).__name__) from None
 
+
 _COMPACT_JSON = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
 _STRICT_JSON = json.JSONDecoder(parse_constant=int)  # int("NaN") is a ValueError: not JSON
+
 
 def _are_numbers(values: Sequence[float], limit: float = sys.float_info.max) -> bool:
     """Tell if all are numbers up to `limit`; True is an int, 1e400 infinity, an int may be huge."""
     return {*map(type, values)} <= {int, float} and max(map(abs, values), default=0) <= limit
+
 
 def _is_plain(value: str | float | None) -> bool:
     """Tell if it is text, a number or null. Half a character (a lone surrogate) is not text."""
@@ -267,26 +348,38 @@ def _is_plain(value: str | float | None) -> bool:
         return value.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in value)
     return value is None or _are_numbers([value])
 
+
 # Key schedule [P 3.4] -----------------------------------------------------------------------------
 
 Keys = dict[str, bytes]  # the four chain keys of 32 bytes, by label; never changed in place
 KEY_LABELS = ("C2S-ENC", "C2S-MAC", "S2C-ENC", "S2C-MAC")
 
+
 def bind_keys(keys: Keys, client_nonce: bytes, server_nonce: bytes) -> Keys:
     """Tie all four to one session: what was recorded in another is worthless in it."""
     return {label: evolve_key(key, client_nonce + server_nonce) for label, key in keys.items()}
 
+
 def evolve_c2s(keys: Keys, ciphertext: bytes, nonce: bytes) -> Keys:
     """Move the client's two keys after its CLIENT_DATA."""
-    return {**keys, "C2S-ENC": evolve_key(keys["C2S-ENC"], ciphertext),
-                    "C2S-MAC": evolve_key(keys["C2S-MAC"], nonce)}
+    return {
+        **keys,
+        "C2S-ENC": evolve_key(keys["C2S-ENC"], ciphertext),
+        "C2S-MAC": evolve_key(keys["C2S-MAC"], nonce),
+    }
+
 
 def evolve_s2c(keys: Keys, body: bytes, status: Status) -> Keys:
     """Move the server's two keys after its SERVER_AGGR_RESPONSE."""
-    return {**keys, "S2C-ENC": evolve_key(keys["S2C-ENC"], body),
-                    "S2C-MAC": evolve_key(keys["S2C-MAC"], bytes([status]))}
+    return {
+        **keys,
+        "S2C-ENC": evolve_key(keys["S2C-ENC"], body),
+        "S2C-MAC": evolve_key(keys["S2C-MAC"], bytes([status])),
+    }
+
 
 # Session ------------------------------------------------------------------------------------------
+
 
 class Session:
     """One end of one session: seal what we send, open what arrives.
@@ -295,11 +388,20 @@ class Session:
     (16 bytes or more) is not kept. `random_bytes` and `first_round` are for vectors and tests.
     """
 
-    def __init__(self, client_id: int, master_key: bytes, sends: Direction, *,
-                 random_bytes: RandomSource = get_random_bytes, first_round: int = 1) -> None:
+    def __init__(
+        self,
+        client_id: int,
+        master_key: bytes,
+        sends: Direction,
+        *,
+        random_bytes: RandomSource = get_random_bytes,
+        first_round: int = 1,
+    ) -> None:
         if not 0 <= client_id <= 255 or len(master_key) < MIN_MASTER_KEY:
             raise LocalError("a session needs a one-byte client id and a key of 16 bytes or more")
-        self.client_id, self.sends, self.receives = client_id, sends, Direction(1 - sends)
+        self.client_id = client_id
+        self.sends = sends
+        self.receives = Direction(1 - sends)
         self.fsm = ProtocolFSM(first_round)
         self._random_bytes = random_bytes
         self._client_nonce = b""
@@ -319,8 +421,10 @@ class Session:
         return self._last_fingerprints or {k: fingerprint(v) for k, v in self._keys.items()}
 
     def __repr__(self) -> str:
-        return (f"<Session of client {self.client_id}, sends {self.sends.name}, "
-                f"{self.state.name}, round {self.round_number}>")
+        return (
+            f"<Session of client {self.client_id}, sends {self.sends.name}, "
+            f"{self.state.name}, round {self.round_number}>"
+        )
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a session holds keys, which are not pickled")
@@ -419,12 +523,14 @@ class Session:
             raise RoundMismatch(self.round_number, header.round_number)
 
     def _check_tag(self, header: Header, message: bytes) -> None:
-        untagged, tag = message[:-TAG_BYTES], message[-TAG_BYTES:]
+        untagged = message[:-TAG_BYTES]
+        tag = message[-TAG_BYTES:]
         if not hmac_verify(self._key(header.direction, "MAC"), self._under_tag(untagged), tag):
             raise BadTag
 
     def _decrypt(self, header: Header, message: bytes) -> bytes:
-        iv, ciphertext = message[HEADER.size : CIPHERTEXT_AT], message[CIPHERTEXT_AT:-TAG_BYTES]
+        iv = message[HEADER.size : CIPHERTEXT_AT]
+        ciphertext = message[CIPHERTEXT_AT:-TAG_BYTES]
         return aes_cbc_decrypt(ciphertext, self._key(header.direction, "ENC")[:AES_KEY_BYTES], iv)
 
     def _unpad(self, padded: bytes) -> bytes:
@@ -468,7 +574,8 @@ class Session:
         one recorded farewell, replayed, would end all later ones [P 3.5].
         """
         if self.state.phase is ProtocolState.ACTIVE and not isinstance(error, ConnectionCut):
-            desync, late = isinstance(error, RoundMismatch), isinstance(error, DeadlineExpired)
+            desync = isinstance(error, RoundMismatch)
+            late = isinstance(error, DeadlineExpired)
             opcode = Opcode.KEY_DESYNC_ERROR if desync else Opcode.TERMINATE
             error.farewell = self.seal(opcode, status=Status.TIMEOUT if late else Status.VIOLATION)
         self.fsm.state = State.ENDED
@@ -478,16 +585,20 @@ class Session:
         self._last_fingerprints = self.fingerprints()
         self._keys = {}
 
+
 # Framing [P 3.1] ----------------------------------------------------------------------------------
+
 
 def client_id_of(message: bytes) -> int:
     """Return the client id that a message of legal length claims."""
     return message[1]
 
+
 def check_length(length_bytes: int) -> None:
     """Raise MalformedMessage unless a message can have this many bytes."""
     if not MIN_MESSAGE <= length_bytes <= MAX_MESSAGE or (length_bytes - OVERHEAD) % BLOCK_BYTES:
         raise MalformedMessage("55 + 16n bytes, 71 to 65,527", length_bytes)
+
 
 def read_frame(recv: Callable[[int], bytes]) -> bytes:
     """Return the next message, however TCP cut or joined it.
@@ -499,6 +610,7 @@ def read_frame(recv: Callable[[int], bytes]) -> bytes:
     check_length(length_bytes)
     return _read_exactly(recv, length_bytes, mid_frame=True)
 
+
 def _read_exactly(recv: Callable[[int], bytes], wanted: int, *, mid_frame: bool) -> bytes:
     received = bytearray()  # which grows in place, however small the pieces are
     while len(received) < wanted:
@@ -507,6 +619,7 @@ def _read_exactly(recv: Callable[[int], bytes], wanted: int, *, mid_frame: bool)
             raise ConnectionCut(mid_frame or bool(received))
         received += more
     return bytes(received)
+
 
 def write_frame(sendall: Callable[[bytes], object], message: bytes) -> None:
     """Send `message` behind its length, in one piece."""

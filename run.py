@@ -6,6 +6,7 @@ The packages that a command needs are taken from this Python if it has them all,
 This file has to parse on every Python since 2.7: an old one shall say so, not fail to read it.
 There is no #! line, because the Windows launcher would look for it in the wrong place.
 """
+
 # ruff: noqa: UP031, B904
 import errno
 import json
@@ -25,24 +26,39 @@ DEFAULT = "attacks"
 # What to type: (which packages it needs, what Python is to run in turn, what it is for).
 COMMANDS = {
     "attacks": ("requirements.txt", ["attacks.py"], "the adversary, and who stops it"),
-    "classroom": ("requirements.txt", ["-m classroom.demo"],
-                  "a server and three clients, and what they tell each other"),
-    "device": ("companions/device_transfer/requirements.txt",
-               ["-m companions.device_transfer.demo"],
-               "two devices send files; certificates, and their adversary"),
-    "peers": ("companions/peer_messaging/requirements.txt",
-              ["-m companions.peer_messaging.demo"],
-              "two nodes talk; trust on first use, and their adversary"),
+    "classroom": (
+        "requirements.txt",
+        ["-m classroom.demo"],
+        "a server and three clients, and what they tell each other",
+    ),
+    "device": (
+        "companions/device_transfer/requirements.txt",
+        ["-m companions.device_transfer.demo"],
+        "two devices send files; certificates, and their adversary",
+    ),
+    "peers": (
+        "companions/peer_messaging/requirements.txt",
+        ["-m companions.peer_messaging.demo"],
+        "two nodes talk; trust on first use, and their adversary",
+    ),
     "server": ("requirements.txt", ["server.py"], "the server; its flags follow, as in: server -h"),
     "client": ("requirements.txt", ["client.py"], "a client; its id and flags follow"),
     "test": ("requirements-dev.txt", ["-m pytest"], "the tests; flags for pytest may follow"),
-    "test core": ("requirements-dev.txt",
-                  ["-m pytest tests/test_crypto_utils.py tests/test_protocol_fsm.py "
-                   "tests/test_vectors.py tests/test_server.py tests/test_programs.py"],
-                  "only those of the protocol, the server and the client"),
+    "test core": (
+        "requirements-dev.txt",
+        [
+            "-m pytest tests/test_crypto_utils.py tests/test_protocol_fsm.py "
+            "tests/test_vectors.py tests/test_server.py tests/test_programs.py"
+        ],
+        "only those of the protocol, the server and the client",
+    ),
     "test slow": ("requirements-slow.txt", ["-m pytest -m slow"], "those that take long"),
     "bench": ("requirements.txt", ["-m bench.bench"], "our channel beside TLS, measured"),
-    "check": ("requirements-check.txt", ["-m ruff check .", "-m mypy"], "style and types"),
+    "check": (
+        "requirements-check.txt",
+        ["-m ruff check .", "-m ruff format --check .", "-m mypy"],
+        "style and types",
+    ),
 }
 # Asked in another interpreter: a venv may have a Python that is too old, or none any more.
 PROBE = """
@@ -59,27 +75,35 @@ print(json.dumps(found))
 """ % (NEEDED,)
 NO_NETWORK = re.compile(r"connection broken|timed out|\(from versions: none\)", re.IGNORECASE)
 
+
 class Problem(Exception):
     """The message is a sentence for the user, which says what to do."""
+
 
 def say(line):
     sys.stderr.write("run.py: " + line + "\n")
     sys.stderr.flush()
 
+
 def help_text():
     lines = ["  %-9s  %s\n" % (name, entry[2]) for name, entry in COMMANDS.items()]
-    return ("python3 run.py COMMAND, or on Windows py run.py COMMAND, where COMMAND is one of\n"
-            "%s  help       this list\nWithout one it is %s.\n" % ("".join(lines), DEFAULT))
+    return (
+        "python3 run.py COMMAND, or on Windows py run.py COMMAND, where COMMAND is one of\n"
+        "%s  help       this list\nWithout one it is %s.\n" % ("".join(lines), DEFAULT)
+    )
+
 
 def plan(words):
     """Return the requirements file, and the command lines without their Python. Raises Problem."""
     name = next((name for name in (" ".join(words[:2]), words[0]) if name in COMMANDS), None)
     if name is None:
-        raise Problem("there is no command %s; there are: %s, help"
-                      % (words[0], ", ".join(COMMANDS)))
+        raise Problem(
+            "there is no command %s; there are: %s, help" % (words[0], ", ".join(COMMANDS))
+        )
     requirements, lines, _ = COMMANDS[name]
-    rest = words[len(name.split()):]
+    rest = words[len(name.split()) :]
     return requirements, [line.split() + rest for line in lines]
+
 
 def version_numbers(text):
     """Return the leading dotted numbers, without zeros at their end: 3.19 is 3.19.0."""
@@ -87,6 +111,7 @@ def version_numbers(text):
     while numbers and numbers[-1] == 0:
         numbers.pop()
     return tuple(numbers)
+
 
 def read_requirements(name):
     """Return minimum versions by package. Raises Problem for a line that it cannot check."""
@@ -103,14 +128,17 @@ def read_requirements(name):
                 raise Problem("%s has a line that is not name>=1.2: %s" % (name, line))
     return wanted
 
+
 def quietly(command):
     """Run it out of sight, and return its exit code and what it printed on stdout and stderr."""
     try:
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True,
-                              errors="replace")
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace"
+        )
     except OSError as error:
         return 127, "", str(error)
     return done.returncode, done.stdout, done.stderr
+
 
 def missing(python, wanted):
     """Return the names of what that interpreter lacks, or None if it does not work."""
@@ -118,12 +146,17 @@ def missing(python, wanted):
     if code != 0:
         return None
     found = json.loads(out.splitlines()[-1])
-    return [name for name in sorted(wanted)
-            if name not in found or version_numbers(found[name] or "") < wanted[name]]
+    return [
+        name
+        for name in sorted(wanted)
+        if name not in found or version_numbers(found[name] or "") < wanted[name]
+    ]
+
 
 def venv_python():
     folder, name = ("Scripts", "python.exe") if os.name == "nt" else ("bin", "python")
     return os.path.join(VENV, folder, name)
+
 
 def prepare(requirements):
     """Return an interpreter that has those packages, made if need be. Raises Problem."""
@@ -141,6 +174,7 @@ def prepare(requirements):
         if os.path.isdir(lock):  # nobody has deleted it by hand
             os.rmdir(lock)
 
+
 def take(lock):
     """Make that folder, or wait until the run.py in another terminal is done. Raises Problem."""
     give_up = time.time() + PATIENCE_S
@@ -152,13 +186,18 @@ def take(lock):
             if error.errno != errno.EEXIST:
                 raise Problem("cannot make .venv in %s: %s" % (HERE, error.strerror))
         if time.time() > give_up:
-            raise Problem("another run.py has not finished making .venv; "
-                          "if there is none, delete the folder .venv.lock")
+            raise Problem(
+                "another run.py has not finished making .venv; "
+                "if there is none, delete the folder .venv.lock"
+            )
         if not waiting:
-            say("waiting for the run.py that makes .venv "
-                "(if there is none, delete the folder .venv.lock) ...")
+            say(
+                "waiting for the run.py that makes .venv "
+                "(if there is none, delete the folder .venv.lock) ..."
+            )
         waiting = True
         time.sleep(0.2)
+
 
 def fill(python, requirements, wanted):
     """Make .venv, or put into it what it lacks, and return its interpreter. Raises Problem."""
@@ -177,31 +216,52 @@ def fill(python, requirements, wanted):
         raise
     return python
 
+
 def make_venv():
     try:
         import ensurepip  # noqa: F401
         import venv  # noqa: F401
     except ImportError:
-        raise Problem("this Python cannot make a virtual environment; on Debian or Ubuntu, "
-                      "mend it with: sudo apt install python3-venv")
-    say("%s .venv, which takes some seconds ..."
-        % ("remaking the broken" if os.path.lexists(VENV) else "making"))
+        raise Problem(
+            "this Python cannot make a virtual environment; on Debian or Ubuntu, "
+            "mend it with: sudo apt install python3-venv"
+        )
+    say(
+        "%s .venv, which takes some seconds ..."
+        % ("remaking the broken" if os.path.lexists(VENV) else "making")
+    )
     code, out, error = quietly([sys.executable, "-m", "venv", "--clear", VENV])
     if code != 0:
         reason = ((error or out).strip().splitlines() or ["exit code %d" % code])[-1]
         raise Problem("cannot make .venv in %s: %s" % (HERE, reason))
 
+
 def install(python, requirements, names):
     say("installing %s into .venv, which may take a minute ..." % ", ".join(names))
-    code, _, error = quietly([python, "-m", "pip", "install", "--disable-pip-version-check", "-q",
-                              "-r", os.path.join(HERE, requirements)])
+    code, _, error = quietly(
+        [
+            python,
+            "-m",
+            "pip",
+            "install",
+            "--disable-pip-version-check",
+            "-q",
+            "-r",
+            os.path.join(HERE, requirements),
+        ]
+    )
     if code != 0 and NO_NETWORK.search(error):
-        raise Problem("pip found no network to install %s from; connect this computer to it, "
-                      "then give the same command again" % ", ".join(names))
+        raise Problem(
+            "pip found no network to install %s from; connect this computer to it, "
+            "then give the same command again" % ", ".join(names)
+        )
     if code != 0:
         reasons = [line for line in error.splitlines() if line.startswith("ERROR: ")]
-        raise Problem("pip cannot install %s: %s" % (
-            ", ".join(names), reasons[0][7:] if reasons else "exit code %d" % code))
+        raise Problem(
+            "pip cannot install %s: %s"
+            % (", ".join(names), reasons[0][7:] if reasons else "exit code %d" % code)
+        )
+
 
 def run(command, directory):
     """Run it to its end, and return its exit code; signals are for it, not for us."""
@@ -218,10 +278,13 @@ def run(command, directory):
     code = child.wait()
     return code if code >= 0 else 128 - code  # a signal's number comes negated
 
+
 def main(words):
     if sys.version_info < NEEDED:
-        say("this is Python %s, and %s or newer is needed"
-            % (sys.version.split()[0], ".".join(map(str, NEEDED))))
+        say(
+            "this is Python %s, and %s or newer is needed"
+            % (sys.version.split()[0], ".".join(map(str, NEEDED)))
+        )
         return 2
     words = words or [DEFAULT]
     if words[0] in ("help", "-h", "--help"):
@@ -242,6 +305,7 @@ def main(words):
         if codes[-1] >= 128:  # stopped, so nothing more is wanted
             return codes[-1]
     return codes[0] if len(codes) == 1 else int(any(codes))
+
 
 if __name__ == "__main__":
     # as an exception, so that no half-made .venv stays

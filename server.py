@@ -6,6 +6,7 @@ Rules in this module:
   nothing and displaces nobody;
 - what exactly failed goes to the log; the peer gets one uniform answer, or none [P 3.6].
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -24,60 +25,103 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from endpoint import (
-    DEMO_WARNING, FRAME_S, HOST, POLL_S, PORT, Channel, EndRequested, NoConnection, Parser,
-    Lines, choose_keys, describe, generate_keys, id_list, positive, reason_of, run_program, seconds,
+    DEMO_WARNING,
+    FRAME_S,
+    HOST,
+    POLL_S,
+    PORT,
+    Channel,
+    EndRequested,
+    NoConnection,
+    Parser,
+    Lines,
+    choose_keys,
+    describe,
+    generate_keys,
+    id_list,
+    positive,
+    reason_of,
+    run_program,
+    seconds,
 )
 from protocol_fsm import (
-    Direction, Json, Message, Opcode, ProtocolError, Session, State, Status, client_id_of,
-    encode_body, parse_aggregate,
+    Direction,
+    Json,
+    Message,
+    Opcode,
+    ProtocolError,
+    Session,
+    State,
+    Status,
+    client_id_of,
+    encode_body,
+    parse_aggregate,
 )
 
 log = logging.getLogger("server")
 Number = TypeVar("Number", int, float)
 Contributions = Mapping[int, Sequence[float]]  # readings by client id
 
+
 def limit(default: Number, meaning: str) -> Number:
     """Return a dataclass field that becomes a flag of the program."""
     return dataclasses.field(default=default, metadata={"meaning": meaning})
 
+
 @dataclass(frozen=True)
 class Limits:
     """How long the server waits, and for how many."""
+
     window_s: float = limit(1.0, "seconds that an epoch waits for its members")
     stranger_timeout_s: float = limit(10.0, "seconds until a first report is accepted, in all")
     frame_timeout_s: float = limit(FRAME_S, "seconds from a frame's first byte to its last")
     silence_timeout_s: float = limit(300.0, "seconds between two reports")
     max_strangers: int = limit(64, "connections without a report; one more, and the oldest goes")
 
+
 def compute_aggregation(contributions: Contributions) -> dict[str, Json]:
     """Return what every member of an epoch is told. Pure, and meant to be replaced."""
     readings = [reading for values in contributions.values() for reading in values]
     total = math.fsum(readings)
-    return {"participants": [*sorted(contributions)], "count": len(readings), "sum": total,
-            "mean": total / len(readings) if readings else None,
-            "min": min(readings, default=None), "max": max(readings, default=None)}
+    return {
+        "participants": [*sorted(contributions)],
+        "count": len(readings),
+        "sum": total,
+        "mean": total / len(readings) if readings else None,
+        "min": min(readings, default=None),
+        "max": max(readings, default=None),
+    }
+
 
 def own_part(readings: Sequence[float], total: float) -> dict[str, Json]:
     """Return what one member is told besides; a share of nothing is null."""
     own_sum = math.fsum(readings)
     share = own_sum / total if total else math.inf
-    return {"own_count": len(readings), "own_sum": own_sum,
-            "own_share": share if math.isfinite(share) else None}
+    return {
+        "own_count": len(readings),
+        "own_sum": own_sum,
+        "own_share": share if math.isfinite(share) else None,
+    }
+
 
 class Record(NamedTuple):
     """A "report" was accepted, an "epoch" closed, or a connection came to its "end"."""
+
     what: str
     client_id: int  # 0: an epoch, or a connection that never named its client
     detail: Message | Epoch | Exception  # what ended the session
+
 
 class Epoch:
     """One aggregation. It opens with its first contribution and closes for all members at once."""
 
     def __init__(self, number: int) -> None:
-        self.number, self.deadline = number, math.inf
+        self.number = number
+        self.deadline = math.inf
         self.contributions: dict[int, tuple[Member, Message]] = {}
         self.aggregate: dict[str, Json] = {}
         self.answers: dict[int, bytes] | None = None  # bodies by client id; none if it failed
+
 
 class Member:
     """One connection, from its first byte to its last, served by a thread of its own."""
@@ -85,7 +129,9 @@ class Member:
     def __init__(self, server: Server, sock: socket.socket) -> None:
         nobody = server.session_for(0)  # until the first message names somebody
         self.channel = Channel(sock, nobody, server.limits.frame_timeout_s, server.trace)
-        self.hello_number, self.rounds, self.established = 0, 0, False
+        self.hello_number = 0
+        self.rounds = 0
+        self.established = False
         self._server = server
 
     @property
@@ -107,7 +153,9 @@ class Member:
             self.channel.leave(cause.status if isinstance(cause, EndRequested) else Status.SHUTDOWN)
 
     def _serve(self) -> None:
-        server, channel, limits = self._server, self.channel, self._server.limits
+        server = self._server
+        channel = self.channel
+        limits = self._server.limits
         deadline = time.monotonic() + limits.stranger_timeout_s
         hello = channel.read(deadline)
         channel.session = server.session_for(client_id_of(hello))
@@ -124,19 +172,33 @@ class Member:
                 raise EndRequested(Status.GOODBYE)  # there are no rounds left
             report = channel.receive(time.monotonic() + limits.silence_timeout_s)
 
+
 class Server:
     """Listens from the start, serves inside `with`, and tells every client SHUTDOWN after it."""
 
-    def __init__(self, keys: Mapping[int, bytes], host: str = HOST, port: int = PORT,
-                 limits: Limits = Limits(), *, trace: Callable[[str], object] | None = None,
-                 aggregation: Callable[[Contributions], dict[str, Json]] = compute_aggregation,
-                 record: Callable[[Record], object] = lambda record: None,
-                 new_session: Callable[[int, bytes, Direction], Session] = Session) -> None:
-        self.limits, self.trace = limits, trace
-        self.sessions, self.rounds, self.refused = Counter[int](), Counter[int](), Counter[str]()
+    def __init__(
+        self,
+        keys: Mapping[int, bytes],
+        host: str = HOST,
+        port: int = PORT,
+        limits: Limits = Limits(),
+        *,
+        trace: Callable[[str], object] | None = None,
+        aggregation: Callable[[Contributions], dict[str, Json]] = compute_aggregation,
+        record: Callable[[Record], object] = lambda record: None,
+        new_session: Callable[[int, bytes, Direction], Session] = Session,
+    ) -> None:
+        self.limits = limits
+        self.trace = trace
+        self.sessions = Counter[int]()
+        self.rounds = Counter[int]()
+        self.refused = Counter[str]()
         self._hellos = itertools.count(1)
-        self._keys, self._decoy_key = dict(keys), secrets.token_bytes(32)
-        self._aggregation, self._record, self._new_session = aggregation, record, new_session
+        self._keys = dict(keys)
+        self._decoy_key = secrets.token_bytes(32)
+        self._aggregation = aggregation
+        self._record = record
+        self._new_session = new_session
         self._changed = threading.Condition()  # guards all that follows
         self._strangers: list[Member] = []  # the oldest first
         self._members: dict[int, Member] = {}  # established, by client id
@@ -229,8 +291,13 @@ class Server:
                 self.refused[type(reason).__name__] += 1
             self._record(Record("end", client_id, reason))
         name = f"as client {client_id}" if client_id else "without a name"
-        log.info("%s: %s", f"client {client_id}: ended after {member.rounds} rounds"
-                 if member.established else f"stranger {name}: ended", reason)
+        log.info(
+            "%s: %s",
+            f"client {client_id}: ended after {member.rounds} rounds"
+            if member.established
+            else f"stranger {name}: ended",
+            reason,
+        )
 
     def contribute(self, member: Member, report: Message) -> bytes:
         """Enter a report into the open epoch, wait for it to close, and return the answer's body.
@@ -246,8 +313,9 @@ class Server:
             epoch.contributions[member.client_id] = (member, report)
             self.rounds[member.client_id] += 1
             self._record(Record("report", member.client_id, report))
-            log.debug("client %d: round %d, %s", member.client_id, report.round_number,
-                      report.readings)
+            log.debug(
+                "client %d: round %d, %s", member.client_id, report.round_number, report.readings
+            )
             self._close_epoch_if_due()
             while epoch.answers is None:
                 self._changed.wait(max(0.0, min(POLL_S, epoch.deadline - time.monotonic())))
@@ -271,7 +339,8 @@ class Server:
             epoch.answers = self._answers(epoch)
         except BaseException:  # an instructor's function may raise anything, and the server lives
             log.exception("epoch %d has no aggregate", epoch.number)
-            epoch.aggregate, epoch.answers = {}, {}
+            epoch.aggregate = {}
+            epoch.answers = {}
         self._expected = set(epoch.contributions)
         self._epoch = Epoch(epoch.number + 1)
         self._record(Record("epoch", 0, epoch))
@@ -283,7 +352,8 @@ class Server:
         reports = {client_id: report for client_id, (_, report) in epoch.contributions.items()}
         total = math.fsum(reading for report in reports.values() for reading in report.readings)
         copies = {client_id: [*report.readings] for client_id, report in reports.items()}
-        epoch.aggregate, answers = self._aggregation(copies), {}
+        epoch.aggregate = self._aggregation(copies)
+        answers = {}
         for client_id, report in reports.items():
             head = {"epoch": epoch.number, "round": report.round_number}
             personal = {**head, **own_part(report.readings, total)}  # which it cannot overwrite
@@ -297,6 +367,7 @@ class Server:
         refused = ", ".join(f"{n} {name}" for name, n in self.refused.most_common())
         return "\n".join(["client  sessions  reports", *rows, f"strangers: {refused or 'none'}"])
 
+
 def listen(host: str, port: int) -> socket.socket:
     """Return a listening TCP socket. Raises NoConnection."""
     try:
@@ -307,13 +378,20 @@ def listen(host: str, port: int) -> socket.socket:
     listener.settimeout(POLL_S / 4)
     return listener
 
+
 def main() -> int:
     parser = Parser("The server: aggregates the readings of its clients.")
     for field in dataclasses.fields(Limits):
         flag = "--" + field.name.removesuffix("_s").replace("_", "-")
         kind = positive if isinstance(field.default, int) else seconds
-        parser.add_argument(flag, dest=field.name, default=field.default, type=kind, metavar="N",
-                            help=f"{field.metadata['meaning']}; default {field.default:g}")
+        parser.add_argument(
+            flag,
+            dest=field.name,
+            default=field.default,
+            type=kind,
+            metavar="N",
+            help=f"{field.metadata['meaning']}; default {field.default:g}",
+        )
     parser.add_argument("--verbose", action="store_true", help="log every report and epoch")
     parser.add_argument("--generate-keys", metavar="DIR", help="write new key files, and exit")
     parser.add_argument("--ids", type=id_list, default="1-5", help="for whom; default 1-5")
@@ -324,12 +402,25 @@ def main() -> int:
         return 0
     limits = Limits(*(getattr(options, field.name) for field in dataclasses.fields(Limits)))
     if options.patient:
-        limits = dataclasses.replace(limits, stranger_timeout_s=math.inf,
-                                     frame_timeout_s=math.inf, silence_timeout_s=math.inf)
-    logging.basicConfig(level="DEBUG" if options.verbose else "INFO", format="%(message)s",
-                        stream=(lines := Lines()))
-    server = Server(choose_keys(options.keys, options.host), options.host, options.port, limits,
-                    trace=options.trace and lines.write_line, new_session=options.new_session)
+        limits = dataclasses.replace(
+            limits,
+            stranger_timeout_s=math.inf,
+            frame_timeout_s=math.inf,
+            silence_timeout_s=math.inf,
+        )
+    logging.basicConfig(
+        level="DEBUG" if options.verbose else "INFO",
+        format="%(message)s",
+        stream=(lines := Lines()),
+    )
+    server = Server(
+        choose_keys(options.keys, options.host),
+        options.host,
+        options.port,
+        limits,
+        trace=options.trace and lines.write_line,
+        new_session=options.new_session,
+    )
     stop: list[int] = []  # not an Event, whose lock a second signal would find taken
     for signal_number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signal_number, lambda number, _: stop.append(number))
@@ -342,6 +433,7 @@ def main() -> int:
     lines.drain()
     print(server.summary())
     return 0
+
 
 if __name__ == "__main__":
     run_program(main)

@@ -9,6 +9,7 @@ share of the clients as threads. Turn by turn, every rival runs one slice (slice
 else the machine does meets all alike; ratios are taken within a turn. Then comes the cost ladder
 of one round (ladder.py). Tables go to stdout, progress to stderr.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -30,31 +31,41 @@ from bench.rivals import BODIES, HOST, RIVALS, example_answer
 from bench.slices import Case, Failed, Slice, run_slice
 
 CLIENTS = (1, 10, 50, 250)
-ROUNDS, TURNS = 20_000, 10  # of a case
-QUICK_ROUNDS, QUICK_TURNS = 200, 2
+ROUNDS = 20_000
+TURNS = 10  # of a case
+QUICK_ROUNDS = 200
+QUICK_TURNS = 2
 PIECE_ROUNDS = 200
 
 # pycryptodome calls its AES by ctypes, or by cffi if that is installed; they differ in speed
 AES_BACKEND = "cffi" if importlib.util.find_spec("cffi") else "ctypes"
 
+
 class Progress:
     """A line on stderr for each slice: how many there are, and how long the rest may take."""
 
     def __init__(self, total: int) -> None:
-        self._total, self._done, self._began = total, 0, time.monotonic()
+        self._total = total
+        self._done = 0
+        self._began = time.monotonic()
 
     def step(self, case: Case, seen: Slice) -> None:
         self._done += 1
         left_s = (time.monotonic() - self._began) / self._done * (self._total - self._done)
-        print(f"{self._done}/{self._total} {case.rival}, {case.clients} x {case.body}: "
-              f"{report.rate(seen):,.0f} rounds/s; about {left_s / 60:.1f} minutes left",
-              file=sys.stderr, flush=True)
+        print(
+            f"{self._done}/{self._total} {case.rival}, {case.clients} x {case.body}: "
+            f"{report.rate(seen):,.0f} rounds/s; about {left_s / 60:.1f} minutes left",
+            file=sys.stderr,
+            flush=True,
+        )
+
 
 class Bench:
     """One run with its options, its certificate, and what it has found."""
 
     def __init__(self, options: argparse.Namespace, folder: Path) -> None:
-        self._options, self._folder = options, folder
+        self._options = options
+        self._folder = folder
         groups = len(options.clients) * len(options.body)
         steps = groups * len(options.rivals) + (0 if options.no_ladder else 4 * len(options.body))
         self._progress = Progress(steps * options.turns)
@@ -87,12 +98,20 @@ class Bench:
         turns = [*self._turns(cases)]
         sizes = len(BODIES[body]().report), len(example_answer(BODIES[body](), clients))
         tls12 = [turn[case] for turn in turns for case in cases if case.rival == "tls12"]
-        figures = {case: report.figure([turn[case] for turn in turns], tls12, sum(sizes))
-                   for case in cases}
+        figures = {
+            case: report.figure([turn[case] for turn in turns], tls12, sum(sizes)) for case in cases
+        }
         self.figures.update(figures)
-        print(report.table(clients, body, sizes,
-                           {case.rival: each for case, each in figures.items()},
-                           {case.rival: turns[0][case].channel for case in cases}), flush=True)
+        print(
+            report.table(
+                clients,
+                body,
+                sizes,
+                {case.rival: each for case, each in figures.items()},
+                {case.rival: turns[0][case].channel for case in cases},
+            ),
+            flush=True,
+        )
 
     def _ladder(self, body: str) -> None:
         whole: dict[str, list[float]] = {"bare": [], "ours": [], "tls12": [], "floor": []}
@@ -104,28 +123,44 @@ class Bench:
             for name, piece in work.items():
                 pieces[name].append(ladder.clock(piece, PIECE_ROUNDS))
         self.ladders[body] = ladder.build(whole["ours"], whole["bare"], pieces)
-        tls12_s, floor_s = median(whole["tls12"]), median(whole["floor"])
+        tls12_s = median(whole["tls12"])
+        floor_s = median(whole["floor"])
         print(report.ladder(body, self.ladders[body], tls12_s, floor_s), flush=True)
 
     def as_json(self) -> Mapping[str, object]:
-        return {"python": platform.python_version(), "openssl": ssl.OPENSSL_VERSION,
-                "processors": os.cpu_count(), "aes_called_by": AES_BACKEND,
-                "client_processes": self._options.processes,
-                "cases": [{**case._asdict(), **each._asdict()}
-                          for case, each in self.figures.items()],
-                "ladder": {body: [rung._asdict() for rung in rungs]
-                           for body, rungs in self.ladders.items()}}
+        return {
+            "python": platform.python_version(),
+            "openssl": ssl.OPENSSL_VERSION,
+            "processors": os.cpu_count(),
+            "aes_called_by": AES_BACKEND,
+            "client_processes": self._options.processes,
+            "cases": [{**case._asdict(), **each._asdict()} for case, each in self.figures.items()],
+            "ladder": {
+                body: [rung._asdict() for rung in rungs] for body, rungs in self.ladders.items()
+            },
+        }
+
 
 def parse(words: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="run.py bench", description="Our channel beside TLS.")
-    parser.add_argument("--clients", type=int, nargs="+", default=[*CLIENTS], metavar="N",
-                        help="how many at a time; default 1 10 50 250")
+    parser.add_argument(
+        "--clients",
+        type=int,
+        nargs="+",
+        default=[*CLIENTS],
+        metavar="N",
+        help="how many at a time; default 1 10 50 250",
+    )
     parser.add_argument("--body", nargs="+", default=[*BODIES], choices=[*BODIES])
     parser.add_argument("--rivals", nargs="+", default=[*RIVALS], choices=RIVALS)
     parser.add_argument("--rounds", type=int, help=f"of a case in all; default {ROUNDS:,}")
     parser.add_argument("--turns", type=int, help=f"that they are divided into; default {TURNS}")
-    parser.add_argument("--processes", type=int, default=max(1, (os.cpu_count() or 2) - 1),
-                        help="for the clients; default: processors but one")
+    parser.add_argument(
+        "--processes",
+        type=int,
+        default=max(1, (os.cpu_count() or 2) - 1),
+        help="for the clients; default: processors but one",
+    )
     parser.add_argument("--quick", action="store_true", help="few rounds: a trial, no measurement")
     parser.add_argument("--no-ladder", action="store_true", help="leave out the cost ladder")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers there")
@@ -137,6 +172,7 @@ def parse(words: list[str] | None) -> argparse.Namespace:
     if min(options.rounds, options.turns, options.processes) < 1:
         parser.error("--rounds, --turns and --processes are 1 or more")
     return options
+
 
 def main(words: list[str] | None = None) -> int:
     options = parse(words)
@@ -153,6 +189,7 @@ def main(words: list[str] | None = None) -> int:
     if options.json:
         options.json.write_text(json.dumps(bench.as_json(), indent=1) + "\n", "ascii")
     return 0
+
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -7,6 +7,7 @@ keys are gone. About four in ten are sealed correctly, around a payload that nob
 the rest is mutated, spliced, cut short or noise. A chunk of frames follows from the seed and its
 number alone, however many processes there are. The exit code is 1 if anything else has come.
 """
+
 from __future__ import annotations
 
 import copy
@@ -23,13 +24,30 @@ from typing import NamedTuple
 from crypto_utils import NONCE_BYTES, TAG_BYTES, aes_cbc_encrypt, hmac_sha256, pkcs7_pad
 from endpoint import Parser, positive, run_program
 from protocol_fsm import (
-    CIPHERTEXT_AT, ENDING, HEADER, LEGAL_STATUS, ConnectionCut, Direction, Header, Keys, Opcode,
-    PeerTerminated, ProtocolError, ProtocolFSM, ProtocolState, Session, State, Status, read_frame,
+    CIPHERTEXT_AT,
+    ENDING,
+    HEADER,
+    LEGAL_STATUS,
+    ConnectionCut,
+    Direction,
+    Header,
+    Keys,
+    Opcode,
+    PeerTerminated,
+    ProtocolError,
+    ProtocolFSM,
+    ProtocolState,
+    Session,
+    State,
+    Status,
+    read_frame,
 )
 
 MASTER_KEYS = {client_id: bytes([client_id]) * 16 for client_id in (1, 2)}
 CHUNK = 5_000  # frames
-READINGS, AGGREGATE = b"[21.5,-3,1e15]", b'{"epoch":1,"sum":40.5,"mean":null,"participants":[1,2]}'
+READINGS = b"[21.5,-3,1e15]"
+AGGREGATE = b'{"epoch":1,"sum":40.5,"mean":null,"participants":[1,2]}'
+
 
 class Place(NamedTuple):
     """Where a session stands when a frame arrives, and the frame that should."""
@@ -43,22 +61,31 @@ class Place(NamedTuple):
 
     def session(self, rng: random.Random) -> Session:
         """Return a new session that stands here."""
-        session = Session(self.client_id, MASTER_KEYS[self.client_id], self.sends,
-                          random_bytes=rng.randbytes)
-        session.fsm.state, session.fsm.round_number = self.fsm.state, self.fsm.round_number
-        session._keys, session._client_nonce = self.keys, self.client_nonce
+        session = Session(
+            self.client_id, MASTER_KEYS[self.client_id], self.sends, random_bytes=rng.randbytes
+        )
+        session.fsm.state = self.fsm.state
+        session.fsm.round_number = self.fsm.round_number
+        session._keys = self.keys
+        session._client_nonce = self.client_nonce
         return session
+
 
 def places(client_id: int, rng: random.Random, rounds: int = 3) -> Iterator[Place]:
     """Yield both ends of a session at each step of its first rounds, and after its end."""
-    client, server = (Session(client_id, MASTER_KEYS[client_id], sends, random_bytes=rng.randbytes)
-                      for sends in Direction)
+    client, server = (
+        Session(client_id, MASTER_KEYS[client_id], sends, random_bytes=rng.randbytes)
+        for sends in Direction
+    )
     steps = [(Opcode.CLIENT_HELLO, b""), (Opcode.SERVER_CHALLENGE, b"")] + rounds * [
-        (Opcode.CLIENT_DATA, READINGS), (Opcode.SERVER_AGGR_RESPONSE, AGGREGATE)]
+        (Opcode.CLIENT_DATA, READINGS),
+        (Opcode.SERVER_AGGR_RESPONSE, AGGREGATE),
+    ]
     for opcode, body in [*steps, (Opcode.TERMINATE, b"")]:
         speaker = server if client.state.speaker is Direction.S2C else client
-        before = [(end, copy.copy(end.fsm), end._keys, end._client_nonce)
-                  for end in (client, server)]
+        before = [
+            (end, copy.copy(end.fsm), end._keys, end._client_nonce) for end in (client, server)
+        ]
         status = Status.GOODBYE if opcode in ENDING else Status.OK
         genuine = speaker.seal(opcode, body, status=status)
         for end, fsm, keys, nonce in before:
@@ -68,16 +95,45 @@ def places(client_id: int, rng: random.Random, rounds: int = 3) -> Iterator[Plac
         except PeerTerminated:
             return
 
+
 # Payloads of somebody with the keys and bad manners
 
 BAD_JSON = (
-    b"", b"[", b"{", b"null", b"true", b'"1"', b"[NaN]", b"[Infinity]", b"[1e400]", b"[1e16]",
-    b"[true]", b"[null]", b"[[1]]", b'["1"]', b"[1,]", b"[01]", b"[+1]", b"[.5]", b"[1]]", b"\xff",
-    b"\xef\xbb\xbf[1]", "[1]".encode("utf-16"), b'{"a":true}', b'{"a":{}}', b'{"a":[[1]]}',
-    b'{"a":NaN}', b'{"\\ud800":1}', b'{"a":"\\udfff"}', b'{"a":"\xc3"}', b'{"a":-1e999}',
-    b"{'a':1}", b"[" + b"1," * 1_024 + b"1]",
+    b"",
+    b"[",
+    b"{",
+    b"null",
+    b"true",
+    b'"1"',
+    b"[NaN]",
+    b"[Infinity]",
+    b"[1e400]",
+    b"[1e16]",
+    b"[true]",
+    b"[null]",
+    b"[[1]]",
+    b'["1"]',
+    b"[1,]",
+    b"[01]",
+    b"[+1]",
+    b"[.5]",
+    b"[1]]",
+    b"\xff",
+    b"\xef\xbb\xbf[1]",
+    "[1]".encode("utf-16"),
+    b'{"a":true}',
+    b'{"a":{}}',
+    b'{"a":[[1]]}',
+    b'{"a":NaN}',
+    b'{"\\ud800":1}',
+    b'{"a":"\\udfff"}',
+    b'{"a":"\xc3"}',
+    b'{"a":-1e999}',
+    b"{'a':1}",
+    b"[" + b"1," * 1_024 + b"1]",
 )
 RARE_JSON = (b"[" + b"9" * 5_000 + b"]", b"[" * 10_000, b'{"a":' * 3_000, b" " * 65_400 + b"1")
+
 
 def bad_json(rng: random.Random, good: bytes) -> bytes:
     """Return a body that is no report and no answer, or a good one with some bytes changed."""
@@ -88,12 +144,14 @@ def bad_json(rng: random.Random, good: bytes) -> bytes:
         return rng.choice(BAD_JSON)
     return mutated(rng, good)
 
+
 def bad_plaintext(rng: random.Random, place: Place, opcode: Opcode, sender: Direction) -> bytes:
     """Return a plaintext for `opcode` that is wrong in one place."""
     good = AGGREGATE if opcode is Opcode.SERVER_AGGR_RESPONSE else READINGS
     if opcode is Opcode.SERVER_CHALLENGE:
         body = rng.choice([place.client_nonce, rng.randbytes(NONCE_BYTES)]) + rng.randbytes(
-            rng.choice([NONCE_BYTES, NONCE_BYTES, rng.randrange(40)]))
+            rng.choice([NONCE_BYTES, NONCE_BYTES, rng.randrange(40)])
+        )
     elif opcode in (Opcode.CLIENT_DATA, Opcode.SERVER_AGGR_RESPONSE):
         body = bad_json(rng, good)
     else:
@@ -104,22 +162,29 @@ def bad_plaintext(rng: random.Random, place: Place, opcode: Opcode, sender: Dire
     status = rng.randrange(256) if rng.random() < 0.2 else min(legal)
     return bytes([status]) + body
 
+
 def sealed(rng: random.Random, place: Place, _: list[bytes]) -> bytes:
     """Seal a bad payload or bad padding, with a header and a tag that are right."""
     sender = Direction(1 - place.sends)
-    legal = [move[1] for move in ProtocolFSM.VALID_TRANSITIONS
-             if (move[0], move[2]) == (place.fsm.state, sender)]
+    legal = [
+        move[1]
+        for move in ProtocolFSM.VALID_TRANSITIONS
+        if (move[0], move[2]) == (place.fsm.state, sender)
+    ]
     opcode = rng.choice(legal) if rng.random() < 0.5 else Opcode(place.genuine[0])
     padded = pkcs7_pad(bad_plaintext(rng, place, opcode, sender))
     if rng.random() < 0.15:
         padded = padded[:-1] + bytes([rng.randrange(256)])
     header = HEADER.pack(opcode, place.client_id, place.fsm.round_number, sender)
-    iv, keys = rng.randbytes(16), place.keys
+    iv = rng.randbytes(16)
+    keys = place.keys
     ciphertext = aes_cbc_encrypt(padded, keys[f"{sender.name}-ENC"][:16], iv)
     untagged = header + iv + ciphertext
     return untagged + hmac_sha256(keys[f"{sender.name}-MAC"], untagged)
 
+
 # Frames of somebody without the keys
+
 
 def mutated(rng: random.Random, message: bytes) -> bytes:
     """Change some bits or bytes."""
@@ -129,24 +194,33 @@ def mutated(rng: random.Random, message: bytes) -> bytes:
         changed[at] = rng.choice((changed[at] ^ 1 << rng.randrange(8), rng.randrange(256)))
     return bytes(changed)
 
+
 def rewritten(rng: random.Random, message: bytes) -> bytes:
     """Rewrite one field of the header."""
     header = Header(*HEADER.unpack_from(message))
-    field, value = rng.choice((("opcode", rng.choice((10, 20, 30, 40, 50, 60, 0, 255))),
-                               ("client_id", rng.randrange(256)), ("direction", rng.randrange(3)),
-                               ("round_number", rng.choice((0, 1, 2, 3, 2**32 - 1)))))
-    return HEADER.pack(*header._replace(**{field: value})) + message[HEADER.size:]
+    field, value = rng.choice(
+        (
+            ("opcode", rng.choice((10, 20, 30, 40, 50, 60, 0, 255))),
+            ("client_id", rng.randrange(256)),
+            ("direction", rng.randrange(3)),
+            ("round_number", rng.choice((0, 1, 2, 3, 2**32 - 1))),
+        )
+    )
+    return HEADER.pack(*header._replace(**{field: value})) + message[HEADER.size :]
+
 
 def spliced(rng: random.Random, one: bytes, other: bytes) -> bytes:
     """Join the head of one message and the tail of another, or take the other as it is."""
     cut = rng.choice((0, HEADER.size, CIPHERTEXT_AT, len(one) - TAG_BYTES, rng.randrange(len(one))))
     return one[:cut] + other[cut:]
 
+
 def resized(rng: random.Random, message: bytes) -> bytes:
     """Cut it short or make it longer, by blocks or by bytes."""
     if rng.random() < 0.3:
         return message + rng.randbytes(rng.choice((1, 16, 32)))
-    return message[:rng.choice((len(message) - 16, rng.randrange(len(message))))]
+    return message[: rng.choice((len(message) - 16, rng.randrange(len(message))))]
+
 
 def keyless(rng: random.Random, place: Place, recorded: list[bytes]) -> bytes:
     """Return what can be made of recorded messages; now and then the genuine one as it is."""
@@ -162,16 +236,22 @@ def keyless(rng: random.Random, place: Place, recorded: list[bytes]) -> bytes:
         return resized(rng, message)
     return rng.randbytes(55 + 16 * rng.randrange(1, 9)) if kind == 10 else message
 
+
 # The trial
+
 
 def reader(data: bytes) -> Callable[[int], bytes]:
     """Return a recv over `data`."""
     left = memoryview(data)
+
     def recv(wanted: int) -> bytes:
         nonlocal left
-        taken, left = bytes(left[:wanted]), left[wanted:]
+        taken = bytes(left[:wanted])
+        left = left[wanted:]
         return taken
+
     return recv
+
 
 def fate(session: Session, frame: bytes) -> str:
     """Let a session read a frame; return the name of what came. Raises what must not come."""
@@ -194,6 +274,7 @@ def fate(session: Session, frame: bytes) -> str:
         raise RuntimeError(f"{session} accepted a message, and has ended")
     return "accepted"
 
+
 class Chunk(NamedTuple):
     """What became of some frames: (sealed or keyless, what came) and how often, and defects."""
 
@@ -201,43 +282,54 @@ class Chunk(NamedTuple):
     defects: list[str]
     cpu_s: float
 
+
 def try_chunk(seed_and_number: tuple[str, int], frames: int = CHUNK) -> Chunk:
     """Make and try the frames of one chunk."""
-    rng, began = random.Random("{}/{}".format(*seed_and_number)), time.process_time()
+    rng = random.Random("{}/{}".format(*seed_and_number))
+    began = time.process_time()
     everywhere = [place for client_id in MASTER_KEYS for place in places(client_id, rng)]
     recorded = [place.genuine for place in everywhere]
     alive = [p for p in everywhere if p.fsm.state.speaker is not p.sends and p.keys]
-    fates, defects = Counter[tuple[str, str]](), list[str]()
+    fates = Counter[tuple[str, str]]()
+    defects: list[str] = []
     for number in range(frames):
         make = sealed if rng.random() < 0.42 else keyless
         place = rng.choice(alive if make is sealed or rng.random() < 0.8 else everywhere)
         message = make(rng, place, recorded)
         frame = len(message).to_bytes(2, "big") + message
         if make is keyless and rng.random() < 0.05:
-            frame = frame[:rng.randrange(len(frame))]
+            frame = frame[: rng.randrange(len(frame))]
         try:
             fates[make.__name__, fate(place.session(rng), frame)] += 1
         except Exception as error:
             defects.append(f"seed {seed_and_number}, frame {number}, {frame.hex()}: {error!r}")
     return Chunk(fates, defects, time.process_time() - began)
 
+
 def histogram(fates: Counter[tuple[str, str]]) -> list[str]:
     """Return a line for each kind of end, the most frequent first."""
     ends = Counter[str]()
     for (_, end), number in fates.items():
         ends[end] += number
-    return [f"{end:<18}{number:>9}{fates['sealed', end]:>9} of them sealed correctly"
-            for end, number in ends.most_common()]
+    return [
+        f"{end:<18}{number:>9}{fates['sealed', end]:>9} of them sealed correctly"
+        for end, number in ends.most_common()
+    ]
+
 
 def main() -> int:
     parser = Parser("Seeded frames into Session.open, a fresh session each.", is_endpoint=False)
     parser.add_argument("--frames", type=positive, default=1_000_000, help="default 1,000,000")
     parser.add_argument("--seed", default=secrets.token_hex(4), help="repeats a run")
-    parser.add_argument("--processes", type=positive, default=os.cpu_count() or 1,
-                        help="default: one for each core")
+    parser.add_argument(
+        "--processes", type=positive, default=os.cpu_count() or 1, help="default: one for each core"
+    )
     options = parser.options()
-    began, cpu_s, done = time.monotonic(), 0.0, 0
-    fates, defects = Counter[tuple[str, str]](), list[str]()
+    began = time.monotonic()
+    cpu_s = 0.0
+    done = 0
+    fates = Counter[tuple[str, str]]()
+    defects: list[str] = []
     print(f"{options.frames} frames, seed {options.seed}", flush=True)
     chunks = [(options.seed, number) for number in range(-(-options.frames // CHUNK))]
     with multiprocessing.get_context("spawn").Pool(options.processes) as pool:
@@ -248,13 +340,19 @@ def main() -> int:
             if done % 20 == 0:
                 print(f"{done * CHUNK} frames", file=sys.stderr, flush=True)
     total = sum(fates.values())
-    refused = sum(number for (kind, end), number in fates.items()
-                  if kind == "sealed" and end in ("BadPadding", "BadPayload", "EchoMismatch"))
+    refused = sum(
+        number
+        for (kind, end), number in fates.items()
+        if kind == "sealed" and end in ("BadPadding", "BadPayload", "EchoMismatch")
+    )
     print(*histogram(fates), sep="\n")
-    print(f"{total} frames, {refused / max(total, 1):.1%} of them sealed correctly around what no "
-          f"payload may be, in {time.monotonic() - began:.1f} s; {cpu_s:.1f} s of processors")
+    print(
+        f"{total} frames, {refused / max(total, 1):.1%} of them sealed correctly around what no "
+        f"payload may be, in {time.monotonic() - began:.1f} s; {cpu_s:.1f} s of processors"
+    )
     print(f"{len(defects)} defects", *defects[:10], sep="\n")
     return int(bool(defects))
+
 
 if __name__ == "__main__":
     run_program(main)

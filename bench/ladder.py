@@ -13,6 +13,7 @@ microsecond of either counts. The pieces, for messages of exactly our sizes:
 
 Sockets, the pieces and ours together take turns, so that a busy machine disturbs all alike.
 """
+
 from __future__ import annotations
 
 import json
@@ -23,21 +24,32 @@ from typing import NamedTuple
 
 from bench.rivals import Body, encode, example_answer, message_sizes
 from crypto_utils import (
-    AES_KEY_BYTES, BLOCK_BYTES, NONCE_BYTES, TAG_BYTES, aes_cbc_decrypt, aes_cbc_encrypt,
-    evolve_key, hmac_sha256, hmac_verify,
+    AES_KEY_BYTES,
+    BLOCK_BYTES,
+    NONCE_BYTES,
+    TAG_BYTES,
+    aes_cbc_decrypt,
+    aes_cbc_encrypt,
+    evolve_key,
+    hmac_sha256,
+    hmac_verify,
 )
 from protocol_fsm import OVERHEAD
+
 
 class Rung(NamedTuple):
     name: str
     seconds: float
     share: float  # of the whole round
 
+
 def pieces(body: Body) -> Mapping[str, Callable[[], object]]:
     """Return what one round has to do at least, by name, for both ends together."""
     answer = example_answer(body)
     members = json.loads(answer)
-    key, iv, mac_key = bytes(AES_KEY_BYTES), bytes(BLOCK_BYTES), bytes(32)
+    key = bytes(AES_KEY_BYTES)
+    iv = bytes(BLOCK_BYTES)
+    mac_key = bytes(32)
     sizes = message_sizes(body)
     texts = [bytes(size - OVERHEAD) for size in sizes]  # as long as padded plaintexts
     tagged = [bytes(size - TAG_BYTES) for size in sizes]
@@ -66,6 +78,7 @@ def pieces(body: Body) -> Mapping[str, Callable[[], object]]:
 
     return {"AES": aes, "HMAC": hmac, "SHA-256": sha_256, "JSON": json_}
 
+
 def clock(piece: Callable[[], object], rounds: int) -> float:
     """Return the seconds that a piece takes, on average over `rounds`."""
     before = time.perf_counter()
@@ -73,13 +86,16 @@ def clock(piece: Callable[[], object], rounds: int) -> float:
         piece()
     return (time.perf_counter() - before) / rounds
 
-def build(ours_s: list[float], sockets_s: list[float],
-          pieces_s: Mapping[str, list[float]]) -> list[Rung]:
+
+def build(
+    ours_s: list[float], sockets_s: list[float], pieces_s: Mapping[str, list[float]]
+) -> list[Rung]:
     """Return the rungs from the times of all turns; the last is the rest."""
     whole = median(ours_s)
     parts = {"sockets": median(sockets_s), **{name: median(s) for name, s in pieces_s.items()}}
     parts["the rest"] = whole - sum(parts.values())
     return [Rung(name, seconds, seconds / whole) for name, seconds in parts.items()]
+
 
 def floor(rungs: Sequence[Rung]) -> float:
     """Return the seconds of a round that consists of nothing but the pieces."""

@@ -1,4 +1,5 @@
 """A server in a process of its own, whose memory, threads and descriptors can be measured."""
+
 from __future__ import annotations
 
 import contextlib
@@ -14,13 +15,16 @@ from endpoint import HOST, POLL_S
 
 ROOT = Path(__file__).parent.parent
 
+
 def raise_descriptor_limit() -> None:
     """Let this process have 4,096 connections, or as many as it may; macOS begins with 256."""
     with contextlib.suppress(ImportError, ValueError, OSError):
         import resource
+
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         wanted = 4_096 if hard == resource.RLIM_INFINITY else min(4_096, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
+
 
 class Usage(NamedTuple):
     """What a process holds; where the system does not tell (no /proc), all is 0."""
@@ -30,12 +34,16 @@ class Usage(NamedTuple):
     descriptors: int = 0
 
     def __str__(self) -> str:
-        return (f"{self.resident_kb / 1024:.1f} MB, {self.threads} threads, "
-                f"{self.descriptors} descriptors")
+        return (
+            f"{self.resident_kb / 1024:.1f} MB, {self.threads} threads, "
+            f"{self.descriptors} descriptors"
+        )
+
 
 def higher(one: Usage, other: Usage) -> Usage:
     """Return the larger of each number: the peak of both."""
     return Usage(*map(max, one, other))
+
 
 class ServerProcess:
     """server.py on a free loopback port; its log goes to a file, so that it never waits for us."""
@@ -47,8 +55,14 @@ class ServerProcess:
         if most_descriptors:
             command = ["sh", "-c", f'ulimit -n {most_descriptors}; exec "$@"', "sh", *command]
         with open(self._log, "w") as log:
-            self.process = subprocess.Popen(command, cwd=ROOT, text=True, stderr=log,
-                                            stdout=subprocess.PIPE, stdin=subprocess.DEVNULL)
+            self.process = subprocess.Popen(
+                command,
+                cwd=ROOT,
+                text=True,
+                stderr=log,
+                stdout=subprocess.PIPE,
+                stdin=subprocess.DEVNULL,
+            )
         assert self.process.stdout is not None
         words = self.process.stdout.readline()
         if not words.startswith("listening on "):
@@ -73,8 +87,11 @@ class ServerProcess:
         with contextlib.suppress(OSError, KeyError):
             lines = (place / "status").read_text().splitlines()
             fields = dict(line.split(":", 1) for line in lines)
-            return Usage(int(fields["VmRSS"].split()[0]), int(fields["Threads"]),
-                         len(os.listdir(place / "fd")))
+            return Usage(
+                int(fields["VmRSS"].split()[0]),
+                int(fields["Threads"]),
+                len(os.listdir(place / "fd")),
+            )
         return Usage()
 
     def cpu_s(self) -> float:
@@ -90,6 +107,7 @@ class ServerProcess:
         self.process.terminate()
         code = self.process.wait(30)
         return code if os.name == "posix" else 0, time.monotonic() - began
+
 
 def settled(server: ServerProcess, wanted: Usage, within_s: float = 20.0) -> Usage:
     """Return the usage once threads and descriptors are back at what is wanted, or at the end."""

@@ -3,6 +3,7 @@
 A ratio compares two slices that ran side by side, in the same turn; what is shown is the median of
 the turns, and their quartiles in brackets.
 """
+
 from __future__ import annotations
 
 import math
@@ -14,10 +15,19 @@ from bench.ladder import Rung, floor
 from bench.slices import Case, Slice
 
 BAR = 44  # columns
-NAMES = {"plain": "plain TCP", "floor": "floor", "tls12": "TLS 1.2", "tls13": "TLS 1.3",
-         "over_tls": "ours/TLS", "ours": "ours"}
-HEAD = ("           rounds/s    MB/s  p50 us    p99 us server   both  of TLS 1.2\n"
-        "                                            processor us")
+NAMES = {
+    "plain": "plain TCP",
+    "floor": "floor",
+    "tls12": "TLS 1.2",
+    "tls13": "TLS 1.3",
+    "over_tls": "ours/TLS",
+    "ours": "ours",
+}
+HEAD = (
+    "           rounds/s    MB/s  p50 us    p99 us server   both  of TLS 1.2\n"
+    "                                            processor us"
+)
+
 
 class Figure(NamedTuple):
     """One case in numbers. Times are in seconds; ratios are of rounds a second."""
@@ -32,8 +42,10 @@ class Figure(NamedTuple):
     of_tls12: float | None
     of_tls12_quartiles: tuple[float, float] | None
 
+
 def rate(piece: Slice) -> float:
     return piece.rounds / piece.wall_s
+
 
 def spread(values: Sequence[float]) -> tuple[float, float, float]:
     """Return the median, and the quartiles below and above it."""
@@ -42,38 +54,57 @@ def spread(values: Sequence[float]) -> tuple[float, float, float]:
     low, middle, high = quantiles(values, n=4, method="inclusive")
     return middle, low, high
 
+
 def figure(slices: Sequence[Slice], rivals: Sequence[Slice], round_bytes: int) -> Figure:
     """Return the numbers of one case; `rivals` are the slices of TLS 1.2 in the same turns."""
     latencies = sorted(latency for piece in slices for latency in piece.latencies_s)
     rounds_per_s = median(map(rate, slices))
     ratios = [rate(ours) / rate(theirs) for ours, theirs in zip(slices, rivals)]
     middle, low, high = spread(ratios) if ratios else (math.nan,) * 3
-    return Figure(sum(piece.rounds for piece in slices), rounds_per_s,
-                  rounds_per_s * round_bytes / 1e6, latencies[len(latencies) // 2],
-                  latencies[len(latencies) * 99 // 100],
-                  median(piece.server_s for piece in slices),
-                  median(piece.client_s for piece in slices),
-                  middle if ratios else None, (low, high) if ratios else None)
+    return Figure(
+        sum(piece.rounds for piece in slices),
+        rounds_per_s,
+        rounds_per_s * round_bytes / 1e6,
+        latencies[len(latencies) // 2],
+        latencies[len(latencies) * 99 // 100],
+        median(piece.server_s for piece in slices),
+        median(piece.client_s for piece in slices),
+        middle if ratios else None,
+        (low, high) if ratios else None,
+    )
 
-def table(clients: int, body: str, sizes: tuple[int, int], figures: Mapping[str, Figure],
-          channels: Mapping[str, str]) -> str:
+
+def table(
+    clients: int,
+    body: str,
+    sizes: tuple[int, int],
+    figures: Mapping[str, Figure],
+    channels: Mapping[str, str],
+) -> str:
     """Return the table and the bars for one number of clients and one body."""
     who = "1 client" if clients == 1 else f"{clients} clients"
     title = f"{who}, {body} bodies: {sizes[0]:,} bytes there, {sizes[1]:,} back"
     rows = [row(NAMES[rival], each) for rival, each in figures.items()]
     fastest = max(each.rounds_per_s for each in figures.values())
-    bars = [f"{NAMES[rival]:10} |{'#' * round(BAR * each.rounds_per_s / fastest):{BAR}}| "
-            f"{each.rounds_per_s / fastest:.2f} of the best" for rival, each in figures.items()]
+    bars = [
+        f"{NAMES[rival]:10} |{'#' * round(BAR * each.rounds_per_s / fastest):{BAR}}| "
+        f"{each.rounds_per_s / fastest:.2f} of the best"
+        for rival, each in figures.items()
+    ]
     notes = [f"{NAMES[rival]}: {channels[rival]}" for rival in figures if rival != "plain"]
     return "\n".join([title, "-" * len(title), *notes, "", HEAD, *rows, "", *bars, ""])
+
 
 def row(name: str, each: Figure) -> str:
     both = each.server_s + each.client_s
     ratio = "-"
     if each.of_tls12 is not None and each.of_tls12_quartiles is not None:
         ratio = "{:.2f} ({:.2f}-{:.2f})".format(each.of_tls12, *each.of_tls12_quartiles)
-    return (f"{name:9} {each.rounds_per_s:9,.0f} {each.mb_per_s:7,.1f} {each.p50_s * 1e6:7,.0f} "
-            f"{each.p99_s * 1e6:9,.0f} {each.server_s * 1e6:6,.0f} {both * 1e6:6,.0f}  {ratio}")
+    return (
+        f"{name:9} {each.rounds_per_s:9,.0f} {each.mb_per_s:7,.1f} {each.p50_s * 1e6:7,.0f} "
+        f"{each.p99_s * 1e6:9,.0f} {each.server_s * 1e6:6,.0f} {both * 1e6:6,.0f}  {ratio}"
+    )
+
 
 def growth(figures: Mapping[Case, Figure]) -> str:
     """Return how the processor time of a round grows with the clients, as ratios to one client."""
@@ -83,21 +114,32 @@ def growth(figures: Mapping[Case, Figure]) -> str:
         one_s = one.server_s + one.client_s if one else 0.0  # 0: less than a tick of its clock
         if one_s > 0 and case.clients > 1:
             ratio = (each.server_s + each.client_s) / one_s
-            lines.append(f"{NAMES[case.rival]:10} {case.body:6} {case.clients:4} clients  "
-                         f"|{'#' * min(30, round(10 * ratio)):30}| {ratio:.2f}")
+            lines.append(
+                f"{NAMES[case.rival]:10} {case.body:6} {case.clients:4} clients  "
+                f"|{'#' * min(30, round(10 * ratio)):30}| {ratio:.2f}"
+            )
     title = "Processor time a round, of that with one client (# is a tenth)"
     return "\n".join([title, *lines, ""]) if lines else ""
 
+
 def ladder(body: str, rungs: Sequence[Rung], tls12_s: float, floor_s: float) -> str:
     """Return the ladder of one round, and what is left of it without the rest."""
-    lines, ours_s = [], sum(rung.seconds for rung in rungs)
+    lines = []
+    ours_s = sum(rung.seconds for rung in rungs)
     for rung in rungs:
         bar = "#" * max(0, round(BAR * rung.share))
-        lines.append(f"{rung.name:10} |{bar:{BAR}}| {rung.seconds * 1e6:8,.1f} us "
-                     f"{rung.share:4.0%}")
+        lines.append(
+            f"{rung.name:10} |{bar:{BAR}}| {rung.seconds * 1e6:8,.1f} us {rung.share:4.0%}"
+        )
     least = floor(rungs)
-    return "\n".join([
-        f"Cost ladder of one round of ours, 1 client, {body} bodies", *lines,
-        f"Of the rounds of TLS 1.2 that is {tls12_s / ours_s:.2f}; without the rest it would be "
-        f"{tls12_s / least:.2f},", "and it is "
-        f"{tls12_s / floor_s:.2f} when the same pieces run as real rounds (the floor).", ""])
+    return "\n".join(
+        [
+            f"Cost ladder of one round of ours, 1 client, {body} bodies",
+            *lines,
+            f"Of the rounds of TLS 1.2 that is {tls12_s / ours_s:.2f}; "
+            f"without the rest it would be {tls12_s / least:.2f},",
+            "and it is "
+            f"{tls12_s / floor_s:.2f} when the same pieces run as real rounds (the floor).",
+            "",
+        ]
+    )

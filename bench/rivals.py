@@ -17,6 +17,7 @@ server parses it, enters it into the epoch, and when all clients are in computes
 
 All have TCP_NODELAY and the frame of [P 3.1]: 2 bytes of length, then that many bytes.
 """
+
 from __future__ import annotations
 
 import json
@@ -35,8 +36,17 @@ from Crypto.Random import get_random_bytes
 from classroom.weakened import LoopbackClient, LoopbackServer, without
 from client import Client
 from crypto_utils import (
-    AES_KEY_BYTES, BLOCK_BYTES, NONCE_BYTES, TAG_BYTES, aes_cbc_decrypt, aes_cbc_encrypt,
-    evolve_key, hmac_sha256, hmac_verify, pkcs7_pad, pkcs7_unpad,
+    AES_KEY_BYTES,
+    BLOCK_BYTES,
+    NONCE_BYTES,
+    TAG_BYTES,
+    aes_cbc_decrypt,
+    aes_cbc_encrypt,
+    evolve_key,
+    hmac_sha256,
+    hmac_verify,
+    pkcs7_pad,
+    pkcs7_unpad,
 )
 from endpoint import Channel
 from protocol_fsm import MAX_BODY, MAX_READINGS, OVERHEAD, Json, Opcode, Session
@@ -50,6 +60,7 @@ TLS_KEEPS = ("tag", "encryption", "fresh-iv", "ratchet", "binding")  # rules, in
 TLS12_CIPHER = "AES128-SHA256"  # TLS_RSA_WITH_AES_128_CBC_SHA256: AES-128-CBC and HMAC-SHA256
 encode = json.JSONEncoder(separators=(",", ":")).encode  # made once: json.dumps makes one a call
 
+
 class Body(NamedTuple):
     """What a round carries: the report's readings, its JSON, and text to fill the answer with."""
 
@@ -57,9 +68,11 @@ class Body(NamedTuple):
     report: bytes
     filling: str
 
+
 def small_body() -> Body:
     readings = [20.5, 21.25, 19.75, 20.0]
     return Body(readings, encode(readings).encode(), "")
+
 
 def large_body() -> Body:
     """1,024 numbers of 57 digits and a text of as many bytes: about 60 KB each way.
@@ -72,7 +85,9 @@ def large_body() -> Body:
     assert len(report) <= MAX_BODY
     return Body(None, report.encode(), "x" * len(report))
 
+
 BODIES: Mapping[str, Callable[[], Body]] = {"small": small_body, "large": large_body}
+
 
 class Meter:
     """The aggregation of all rivals, and the processor time of the server that computes it.
@@ -82,8 +97,10 @@ class Meter:
     """
 
     def __init__(self, clients: int, filling: str) -> None:
-        self._clients, self._extra = clients, {"text": filling} if filling else {}
-        self._first_s = self._last_s = 0.0
+        self._clients = clients
+        self._extra = {"text": filling} if filling else {}
+        self._first_s = 0.0
+        self._last_s = 0.0
         self._epochs = 0
 
     def __call__(self, contributions: Contributions) -> dict[str, Json]:
@@ -97,6 +114,7 @@ class Meter:
         """Return seconds a round, over all full epochs but the first."""
         rounds = (self._epochs - 1) * self._clients
         return (self._last_s - self._first_s) / rounds if rounds > 0 else math.nan
+
 
 class Floor:
     """One direction of a channel: the primitives, and the keys that they move."""
@@ -112,7 +130,8 @@ class Floor:
         return iv + ciphertext + tag
 
     def open(self, message: bytes) -> bytes:
-        iv, ciphertext = message[:BLOCK_BYTES], message[BLOCK_BYTES:-TAG_BYTES]
+        iv = message[:BLOCK_BYTES]
+        ciphertext = message[BLOCK_BYTES:-TAG_BYTES]
         if not hmac_verify(self._mac_chain, message[:-TAG_BYTES], message[-TAG_BYTES:]):
             raise ValueError("a wrong tag")
         body = pkcs7_unpad(aes_cbc_decrypt(ciphertext, self._aes_chain[:AES_KEY_BYTES], iv))
@@ -123,19 +142,25 @@ class Floor:
         self._aes_chain = evolve_key(self._aes_chain, ciphertext)
         self._mac_chain = evolve_key(self._mac_chain, iv)
 
+
 # Servers ------------------------------------------------------------------------------------------
+
 
 def read_frame(stream: BufferedReader) -> bytes:
     return stream.read(int.from_bytes(stream.read(2), "big"))
 
+
 def frame(body: bytes) -> bytes:
     return len(body).to_bytes(2, "big") + body
+
 
 class LeanServer:
     """A thread per client, and an epoch of all of them; clients are numbered as they come."""
 
     def __init__(self, clients: int, aggregation: Meter, tls: ssl.SSLContext | None) -> None:
-        self._clients, self._aggregation, self._tls = clients, aggregation, tls
+        self._clients = clients
+        self._aggregation = aggregation
+        self._tls = tls
         self._changed = threading.Condition()
         self._epoch = 1
         self._reports: dict[int, list[float]] = {}
@@ -181,22 +206,28 @@ class LeanServer:
         shared = self._aggregation(self._reports)
         total = math.fsum(reading for readings in self._reports.values() for reading in readings)
         head = {"epoch": self._epoch, "round": self._epoch}
-        self._answers = {client_id: encode({**head, **shared, **own_part(readings, total)}).encode()
-                         for client_id, readings in self._reports.items()}
-        self._epoch, self._reports = self._epoch + 1, {}
+        self._answers = {
+            client_id: encode({**head, **shared, **own_part(readings, total)}).encode()
+            for client_id, readings in self._reports.items()
+        }
+        self._epoch = self._epoch + 1
+        self._reports = {}
 
     def _wake_next(self) -> None:
         """Wake one for its answer, as `Server.wake_next`: with 250 clients that helps these too."""
         with self._changed:
             self._changed.notify()
 
+
 class FloorServer(LeanServer):
     def _serve_rounds(self, client_id: int, sock: socket.socket, stream: BufferedReader) -> None:
-        reports, answers = Floor(), Floor()
+        reports = Floor()
+        answers = Floor()
         while message := read_frame(stream):
             answer = self._contribute(client_id, json.loads(reports.open(message)))
             sock.sendall(frame(answers.seal(answer)))
             self._wake_next()
+
 
 class BareServer(LeanServer):
     """Answers each frame with a frame of the size that it asks for in its first 2 bytes."""
@@ -208,21 +239,27 @@ class BareServer(LeanServer):
             answer = answer if len(answer) == wanted else bytes(wanted)
             sock.sendall(frame(answer))
 
+
 class NothingUnderTag(Session):
     def _under_tag(self, untagged: bytes) -> bytes:
         """Leave nothing to tag, where TLS has a tag of its own."""
         return b""
 
+
 OverTLSSession = type("OverTLSSession", (NothingUnderTag, without(TLS_KEEPS).session), {})
+
 
 class OverTLSServer(LoopbackServer):
     """Our server without our cryptography, on a listener whose connections speak TLS."""
 
     def __init__(self, clients: int, meter: Meter, tls: ssl.SSLContext) -> None:
-        super().__init__(keys(clients), HOST, 0, LIMITS, aggregation=meter,
-                         new_session=OverTLSSession)
-        self._listener = tls.wrap_socket(self._listener, server_side=True,
-                                          do_handshake_on_connect=False)
+        super().__init__(
+            keys(clients), HOST, 0, LIMITS, aggregation=meter, new_session=OverTLSSession
+        )
+        self._listener = tls.wrap_socket(
+            self._listener, server_side=True, do_handshake_on_connect=False
+        )
+
 
 def make_server(rival: str, clients: int, meter: Meter, folder: Path) -> Server | LeanServer:
     """Return a server that serves inside `with`."""
@@ -234,17 +271,24 @@ def make_server(rival: str, clients: int, meter: Meter, folder: Path) -> Server 
     kind = {"bare": BareServer, "floor": FloorServer}.get(rival, LeanServer)
     return kind(clients, meter, tls)
 
+
 # Clients ------------------------------------------------------------------------------------------
+
 
 class Caller(Protocol):
     """One connected client."""
+
     channel: str
+
     def call(self) -> object: ...  # one round
     def close(self) -> None: ...
 
+
 class LeanClient:
     def __init__(self, address: tuple[str, int], body: Body, tls: ssl.SSLContext | None) -> None:
-        self._sock, self._body, self.channel = socket.create_connection(address), body, "TCP"
+        self._sock = socket.create_connection(address)
+        self._body = body
+        self.channel = "TCP"
         self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if tls:
             secured = tls.wrap_socket(self._sock, server_hostname=HOST)
@@ -264,15 +308,18 @@ class LeanClient:
         self._stream.close()
         self._sock.close()
 
+
 class FloorClient(LeanClient):
     def __init__(self, address: tuple[str, int], body: Body) -> None:
         super().__init__(address, body, None)
-        self._reports, self._answers = Floor(), Floor()
+        self._reports = Floor()
+        self._answers = Floor()
         self.channel = "AES-128-CBC, HMAC-SHA256, a ratchet; no protocol"
 
     def call(self) -> object:
         self._sock.sendall(frame(self._reports.seal(self._report())))
         return json.loads(self._answers.open(read_frame(self._stream)))
+
 
 class BareClient(LeanClient):
     """Sends and gets messages of the sizes that ours have for the same bodies."""
@@ -286,11 +333,14 @@ class BareClient(LeanClient):
         self._sock.sendall(frame(self._request))
         return read_frame(self._stream)
 
+
 class OurClient:
     """The real Client. A report that no float writes goes past `report`, to the same channel."""
 
     def __init__(self, client: Client, body: Body, channel: str) -> None:
-        self._client, self._body, self.channel = client.__enter__(), body, channel
+        self._client = client.__enter__()
+        self._body = body
+        self.channel = channel
 
     def call(self) -> object:
         if self._body.readings is not None:
@@ -301,12 +351,14 @@ class OurClient:
     def close(self) -> None:
         self._client.__exit__()
 
+
 class OverTLSClient(LoopbackClient):
     """Our client without our cryptography, on a connection that speaks TLS."""
 
     def __init__(self, client_id: int, address: tuple[str, int], tls: ssl.SSLContext) -> None:
-        super().__init__(client_id, keys(client_id), *address, timeout_s=LIMIT_S,
-                         new_session=OverTLSSession)
+        super().__init__(
+            client_id, keys(client_id), *address, timeout_s=LIMIT_S, new_session=OverTLSSession
+        )
         self._tls = tls
 
     def __enter__(self) -> OverTLSClient:
@@ -316,8 +368,10 @@ class OverTLSClient(LoopbackClient):
         self.channel.receive(time.monotonic() + LIMIT_S)
         return self
 
-def make_client(rival: str, address: tuple[str, int], body: Body, client_id: int,
-                tls: ssl.SSLContext | None) -> Caller:
+
+def make_client(
+    rival: str, address: tuple[str, int], body: Body, client_id: int, tls: ssl.SSLContext | None
+) -> Caller:
     if rival == "ours":
         client = Client(client_id, keys(client_id), *address, timeout_s=LIMIT_S)
         return OurClient(client, body, "AES-128-CBC, HMAC-SHA256, a ratchet")
@@ -327,30 +381,43 @@ def make_client(rival: str, address: tuple[str, int], body: Body, client_id: int
         return (BareClient if rival == "bare" else FloorClient)(address, body)
     return LeanClient(address, body, tls)
 
+
 def example_answer(body: Body, clients: int = 1) -> bytes:
     """Return an answer as each of so many clients gets it, all of whom reported the same."""
     readings = json.loads(body.report)
     shared = Meter(clients, body.filling)(dict.fromkeys(range(1, clients + 1), readings))
-    return encode({"epoch": 1_000, "round": 1_000, **shared,
-                   **own_part(readings, clients * math.fsum(readings))}).encode()
+    return encode(
+        {
+            "epoch": 1_000,
+            "round": 1_000,
+            **shared,
+            **own_part(readings, clients * math.fsum(readings)),
+        }
+    ).encode()
+
 
 def message_sizes(body: Body) -> tuple[int, int]:
     """Return the bytes of our two messages [P 3.2], for a report and its answer."""
+
     def size_of(plaintext_bytes: int) -> int:
         return OVERHEAD + plaintext_bytes + BLOCK_BYTES - plaintext_bytes % BLOCK_BYTES
 
     return size_of(NONCE_BYTES + len(body.report)), size_of(1 + len(example_answer(body)))
 
+
 # Keys ---------------------------------------------------------------------------------------------
+
 
 def keys(last_id: int) -> dict[int, bytes]:
     return {n: b"benchmark key %03d" % n for n in range(1, last_id + 1)}
+
 
 def tls_context(rival: str, folder: Path, *, is_server: bool) -> ssl.SSLContext:
     """Return a context for one version of TLS, without compression."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if is_server else ssl.PROTOCOL_TLS_CLIENT)
     version = ssl.TLSVersion.TLSv1_3 if rival == "tls13" else ssl.TLSVersion.TLSv1_2
-    context.minimum_version = context.maximum_version = version
+    context.minimum_version = version
+    context.maximum_version = version
     context.options |= ssl.OP_NO_COMPRESSION
     if rival != "tls13":
         context.set_ciphers(TLS12_CIPHER)

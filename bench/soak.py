@@ -5,6 +5,7 @@
 The server runs in a process of its own, the clients are threads of this one. A line now and then
 says how it goes; the summary at the end says what was wrong, and then the exit code is 1.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -23,10 +24,23 @@ from typing import NamedTuple
 from bench.process import ServerProcess, higher, settled
 from client import Client
 from endpoint import (
-    HOST, Parser, UserError, choose_keys, generate_keys, positive, run_program, seconds,
+    HOST,
+    Parser,
+    UserError,
+    choose_keys,
+    generate_keys,
+    positive,
+    run_program,
+    seconds,
 )
 from protocol_fsm import (
-    ConnectionCut, Json, Opcode, ProtocolError, Status, encode_body, write_frame,
+    ConnectionCut,
+    Json,
+    Opcode,
+    ProtocolError,
+    Status,
+    encode_body,
+    write_frame,
 )
 
 TIMEOUT_S = 20.0  # for an answer; a machine that is busy with other things is no fault of ours
@@ -36,12 +50,14 @@ LINGER_0 = b"\x01\0\0\0\0\0\0\0"  # a socket that closes so sends a reset
 DEATHS = ("goodbye", "cut", "reset", "unanswered", "mid-frame", "stranger")
 SHARED = ("participants", "count", "sum", "mean", "min", "max")
 
+
 class Part(NamedTuple):
     """What one client was told of an epoch, and what it had sent."""
 
     client_id: int
     readings: tuple[float, ...]
     answer: Mapping[str, Json]
+
 
 class Ledger:
     """Who sent what, and which sums came back: none may be lost, none doubled, none be stale.
@@ -52,7 +68,8 @@ class Ledger:
 
     def __init__(self) -> None:
         self.wrong: list[str] = []
-        self.answers = self.epochs = 0
+        self.answers = 0
+        self.epochs = 0
         self._parts: dict[int, list[Part]] = {}
         self._newest = 0
         self._unanswered: Counter[int] = Counter()  # deaths that may still appear in an epoch
@@ -63,8 +80,13 @@ class Ledger:
         with self._lock:
             self._unanswered[client_id] += 1
 
-    def answered(self, client_id: int, round_number: int, readings: Sequence[float],
-                 answer: Mapping[str, Json]) -> None:
+    def answered(
+        self,
+        client_id: int,
+        round_number: int,
+        readings: Sequence[float],
+        answer: Mapping[str, Json],
+    ) -> None:
         """Note an answer, and check what it says of this client alone."""
         own = answer["round"], answer["own_count"], answer["own_sum"]
         with self._lock:
@@ -90,10 +112,13 @@ class Ledger:
     def _fault(self, parts: list[Part]) -> str:
         """Return what is wrong with an epoch, or nothing. Readings are whole: sums are exact."""
         told = parts[0].answer
-        if any([part.answer[name] for name in SHARED] != [told[name] for name in SHARED]
-               for part in parts):
+        if any(
+            [part.answer[name] for name in SHARED] != [told[name] for name in SHARED]
+            for part in parts
+        ):
             return "its members were told different things"
-        ids, members = [part.client_id for part in parts], told["participants"]
+        ids = [part.client_id for part in parts]
+        members = told["participants"]
         if not isinstance(members, list) or len({*ids}) != len(ids) or not {*ids} <= {*members}:
             return f"{sorted(ids)} were answered, of {members}"
         silent = [int(str(member)) for member in members if member not in ids]
@@ -103,18 +128,28 @@ class Ledger:
         readings = [x for part in parts for x in part.readings] + [float(n) for n in silent]
         total = math.fsum(readings)
         mean = total / len(readings) if readings else None
-        expected = [sorted({*ids, *silent}), len(readings), total, mean,
-                    min(readings, default=None), max(readings, default=None)]
+        expected = [
+            sorted({*ids, *silent}),
+            len(readings),
+            total,
+            mean,
+            min(readings, default=None),
+            max(readings, default=None),
+        ]
         got = [told[name] for name in SHARED]
         return "" if got == expected else f"expected {expected[1:]}, got {got[1:]}"
+
 
 class Herd:
     """Clients that live and die at random until they are told to stop."""
 
     def __init__(self, address: tuple[str, int], keys: Mapping[int, bytes], seed: str) -> None:
-        self.ledger, self.lives = Ledger(), Counter[str]()
+        self.ledger = Ledger()
+        self.lives = Counter[str]()
         self.longest_s = 0.0  # that anybody waited for an answer
-        self._address, self._keys, self._seed = address, keys, seed
+        self._address = address
+        self._keys = keys
+        self._seed = seed
         self._stop = threading.Event()
         self._threads = [threading.Thread(target=self._live, args=(n,)) for n in keys]
 
@@ -130,8 +165,10 @@ class Herd:
         self.ledger.settle()
 
     def progress(self) -> str:
-        return (f"{self.ledger.answers} answers, {sum(self.lives.values())} lives, "
-                f"{len(self.ledger.wrong)} wrong")
+        return (
+            f"{self.ledger.answers} answers, {sum(self.lives.values())} lives, "
+            f"{len(self.ledger.wrong)} wrong"
+        )
 
     def _live(self, client_id: int) -> None:
         rng = random.Random(f"{self._seed}/{client_id}")
@@ -150,7 +187,7 @@ class Herd:
     def _session(self, client_id: int, rng: random.Random, death: str) -> None:
         with Client(client_id, self._keys, *self._address, timeout_s=TIMEOUT_S) as client:
             for round_number in range(1, rng.randint(2, 20)):
-                readings = [float(rng.randrange(-10**6, 10**6)) for _ in range(rng.randint(0, 8))]
+                readings = [float(rng.randrange(-(10**6), 10**6)) for _ in range(rng.randint(0, 8))]
                 began = time.monotonic()
                 answer = client.report(readings)
                 self.longest_s = max(self.longest_s, time.monotonic() - began)
@@ -163,24 +200,31 @@ class Herd:
 
     def _die(self, client: Client, death: str) -> None:
         """End without a GOODBYE, as a process that is killed or a cable that is pulled."""
-        client_id, sock = client.session.client_id, client.channel._sock
+        client_id = client.session.client_id
+        sock = client.channel._sock
         if death == "unanswered":
             self.ledger.died(client_id)
             client.channel.send(Opcode.CLIENT_DATA, encode_body([float(client_id)]))
         if death == "mid-frame":
-            write_frame(lambda frame: sock.sendall(frame[:20]),
-                        client.session.seal(Opcode.CLIENT_DATA, b"[]"))
+            write_frame(
+                lambda frame: sock.sendall(frame[:20]),
+                client.session.seal(Opcode.CLIENT_DATA, b"[]"),
+            )
         if death in ("reset", "mid-frame"):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_0)
         client.session.fail(ConnectionCut(mid_frame=death == "mid-frame"))  # so it says nothing
         client.channel.leave(Status.GOODBYE)
 
+
 class Watch:
     """The server's usage over time: at the start, after a tenth of the time, and at its peak."""
 
     def __init__(self, server: ServerProcess, herd: Herd, length_s: float, every_s: float) -> None:
-        self._server, self._herd, self._began = server, herd, time.monotonic()
-        self._length_s, self._every_s = length_s, every_s
+        self._server = server
+        self._herd = herd
+        self._began = time.monotonic()
+        self._length_s = length_s
+        self._every_s = every_s
         self.first = self.early = self.peak = server.usage()
 
     def run(self) -> None:
@@ -199,12 +243,14 @@ class Watch:
                 print(f"{passed:6.0f} s  {self._herd.progress()}  {usage}", flush=True)
             time.sleep(min(1.0, self._length_s - passed))
 
+
 def soak(server: ServerProcess, herd: Herd, length_s: float, every_s: float) -> list[str]:
     """Let the herd live for `length_s`; return the lines of the summary."""
     watch = Watch(server, herd, length_s, every_s)
     with contextlib.suppress(KeyboardInterrupt), herd:
         watch.run()
-    after, ledger = settled(server, watch.first), herd.ledger
+    after = settled(server, watch.first)
+    ledger = herd.ledger
     if after[1:] != watch.first[1:]:
         ledger.wrong.append(f"not back where it began: {watch.first} before, {after} after")
     if watch.peak.resident_kb - watch.early.resident_kb > GROWTH_KB:
@@ -212,25 +258,38 @@ def soak(server: ServerProcess, herd: Herd, length_s: float, every_s: float) -> 
     code, stop_s = server.stop()
     if code != 0 or "Traceback" in "\n".join(server.log()):
         ledger.wrong.append(f"exit code {code}, and the log ends with {server.log()[-20:]}")
-    return [f"{ledger.answers} answers in {ledger.epochs} epochs, every sum checked",
-            f"{sum(herd.lives.values())} lives: "
-            + ", ".join(f"{number} {death}" for death, number in sorted(herd.lives.items())),
-            f"longest wait for an answer {herd.longest_s:.2f} s; stopped in {stop_s:.2f} s",
-            f"before      {watch.first}", f"first tenth {watch.early}", f"peak        {watch.peak}",
-            f"after       {after}", f"{len(ledger.wrong)} wrong", *ledger.wrong[:20]]
+    return [
+        f"{ledger.answers} answers in {ledger.epochs} epochs, every sum checked",
+        f"{sum(herd.lives.values())} lives: "
+        + ", ".join(f"{number} {death}" for death, number in sorted(herd.lives.items())),
+        f"longest wait for an answer {herd.longest_s:.2f} s; stopped in {stop_s:.2f} s",
+        f"before      {watch.first}",
+        f"first tenth {watch.early}",
+        f"peak        {watch.peak}",
+        f"after       {after}",
+        f"{len(ledger.wrong)} wrong",
+        *ledger.wrong[:20],
+    ]
+
 
 def main() -> int:
     parser = Parser("Many clients for many minutes; every sum is checked.", is_endpoint=False)
     parser.add_argument("--minutes", type=seconds, default=10.0, help="default 10")
     parser.add_argument("--clients", type=positive, default=200, help="1 to 255; default 200")
     parser.add_argument("--seed", default=secrets.token_hex(4), help="of what the clients do")
-    parser.add_argument("--progress", type=seconds, default=15.0, metavar="S",
-                        help="seconds between two lines of progress; default 15")
+    parser.add_argument(
+        "--progress",
+        type=seconds,
+        default=15.0,
+        metavar="S",
+        help="seconds between two lines of progress; default 15",
+    )
     options = parser.options()
     if options.clients > 255:
         raise UserError("there are ids for 255 clients only")
-    print(f"{options.clients} clients, {options.minutes:g} minutes, seed {options.seed}",
-          flush=True)
+    print(
+        f"{options.clients} clients, {options.minutes:g} minutes, seed {options.seed}", flush=True
+    )
     with tempfile.TemporaryDirectory() as directory:
         generate_keys(Path(directory) / "keys", [*range(1, options.clients + 1)])
         path = str(Path(directory) / "keys" / "server.keys")
@@ -238,6 +297,7 @@ def main() -> int:
             herd = Herd(server.address, choose_keys(path, HOST), options.seed)
             print(*soak(server, herd, 60 * options.minutes, options.progress), sep="\n")
     return int(bool(herd.ledger.wrong))
+
 
 if __name__ == "__main__":
     run_program(main)

@@ -11,6 +11,7 @@ connections an outsider had (here: one an attack), and what was sent in pieces t
 
 Nothing here knows a protocol: a `Wire` tells the port, the framing, and how to name a message.
 """
+
 from __future__ import annotations
 
 from collections import Counter
@@ -25,6 +26,7 @@ from endpoint import Parser, UserError, run_program
 
 # What is said of them -----------------------------------------------------------------------------
 
+
 class Told(NamedTuple):
     """A message on one side of the adversary: at which end, by whom, and what is to be said."""
 
@@ -33,21 +35,31 @@ class Told(NamedTuple):
     message: bytes
     words: str
 
+
 def tell(run: Run, wire: Wire) -> Iterator[Told]:
     """Say of each message what it is, what was done to it, and who refused it."""
     times = Counter[tuple[str, bytes]]()
     for step in run.steps:
         if step.comes_in:
-            yield Told(step.source, True, step.sent, f"{wire.describe(step.sent)}. "
-                       f"Sent by the {step.source}; {KINDS[step.kind]}.")
+            yield Told(
+                step.source,
+                True,
+                step.sent,
+                f"{wire.describe(step.sent)}. Sent by the {step.source}; {KINDS[step.kind]}.",
+            )
         if step.goes_on:
             times[step.to, step.arrived] += 1
-            note = (f"delivery {times[step.to, step.arrived]}" if step.kind == "again" else
-                    wire.what_changed(step.sent, step.arrived))
+            note = (
+                f"delivery {times[step.to, step.arrived]}"
+                if step.kind == "again"
+                else wire.what_changed(step.sent, step.arrived)
+            )
             words = f"The {step.to} gets this: {KINDS[step.kind]}" + f" ({note})" * bool(note)
             refused = f" The {step.to} refused it: {step.refused}." if step.refused else ""
-            yield Told(step.to, False, step.arrived,
-                       f"{wire.describe(step.arrived)}. {words}.{refused}")
+            yield Told(
+                step.to, False, step.arrived, f"{wire.describe(step.arrived)}. {words}.{refused}"
+            )
+
 
 # Packets ------------------------------------------------------------------------------------------
 
@@ -56,10 +68,16 @@ HOSTS = {  # of connecting and of listening end; these addresses are for documen
     "client side": (b"\xc0\x00\x02\x01", b"\xc0\x00\x02\x09"),
     "server side": (b"\xc6\x33\x64\x09", b"\xc6\x33\x64\x01"),
 }
-FIRST_PORT, EPOCH_S, STEP_US = 40_001, 946_684_800, 1_000  # it is always 2000-01-01 00:00:00 UTC
+FIRST_PORT = 40_001
+EPOCH_S = 946_684_800
+STEP_US = 1_000  # it is always 2000-01-01 00:00:00 UTC
 SEGMENT_BYTES = 1_460
 RAW_IP = 101  # LINKTYPE_RAW: an interface without Ethernet
-FIN, SYN, PSH, ACK = 1, 2, 8, 16
+FIN = 1
+SYN = 2
+PSH = 8
+ACK = 16
+
 
 class Packet(NamedTuple):
     """An IP packet on one of the two sides of the adversary."""
@@ -68,18 +86,27 @@ class Packet(NamedTuple):
     data: bytes
     comment: str
 
+
 class Connection:
     """A TCP connection: the connecting end is 0, the listening one 1."""
 
     def __init__(self, side: str, ports: tuple[int, int], dpkt: Any) -> None:
-        self.side, self._ports, self._dpkt = side, ports, dpkt
+        self.side = side
+        self._ports = ports
+        self._dpkt = dpkt
         self._next = [0, 0]  # the sequence number of each end, relative ones being easier to read
 
     def packet(self, end: int, flags: int, comment: str, data: bytes = b"") -> Packet:
         acknowledged = self._next[1 - end] if flags & ACK else 0
         segment = self._dpkt.tcp.TCP(
-            sport=self._ports[end], dport=self._ports[1 - end], seq=self._next[end],
-            ack=acknowledged, flags=flags, win=65_535, data=data)
+            sport=self._ports[end],
+            dport=self._ports[1 - end],
+            seq=self._next[end],
+            ack=acknowledged,
+            flags=flags,
+            win=65_535,
+            data=data,
+        )
         hosts = HOSTS[self.side]
         packet = self._dpkt.ip.IP(src=hosts[end], dst=hosts[1 - end], p=6, ttl=64, data=segment)
         self._next[end] += len(data) + bool(flags & (SYN | FIN))
@@ -102,23 +129,29 @@ class Connection:
             yield self.packet(end, FIN | ACK, comments[end])
             yield self.packet(1 - end, ACK, "TCP")
 
+
 def packets(runs: Sequence[Run], wire: Wire) -> Iterator[Packet]:
     """Return the packets of a whole log, attack by attack. Raises UserError if dpkt is missing."""
     dpkt = needed("dpkt")
     for number, run in enumerate(runs):
         told = [*tell(run, wire)]
         ports = (FIRST_PORT + number % (65_536 - FIRST_PORT), wire.port)
-        connections = {end: Connection(side, ports, dpkt) for end, side in zip(ENDS, SIDES)
-                       if any(message.end == end for message in told)}
+        connections = {
+            end: Connection(side, ports, dpkt)
+            for end, side in zip(ENDS, SIDES)
+            if any(message.end == end for message in told)
+        }
         for end, connection in connections.items():
             who = "the client" if end == "client" else "the adversary"
             yield from connection.connect(f"{run.attack}: {who}")
         for end, is_sent, message, words in told:
             honest = ENDS.index(end)  # the client connects to the adversary, the server listens
             yield from connections[end].carry(
-                honest if is_sent else 1 - honest, wire.framed(message), f"{run.attack}: {words}")
+                honest if is_sent else 1 - honest, wire.framed(message), f"{run.attack}: {words}"
+            )
         for end, connection in connections.items():
             yield from connection.close(*farewell(run, end, wire))
+
 
 def farewell(run: Run, end: str, wire: Wire) -> tuple[int, tuple[str, str]]:
     """Return who closes first on one side, and what is said of both."""
@@ -126,32 +159,58 @@ def farewell(run: Run, end: str, wire: Wire) -> tuple[int, tuple[str, str]]:
     errors = [error for by, error in run.ended.elements() if by == end]
     words = [f"{run.attack}: the adversary closes"] * 2
     words[honest] = f"{run.attack}: the {end} closes" + (
-        f"; its sessions ended with {', '.join(errors)}" if len(errors) > 1 else
-        f"; its session ended with {errors[0]}" if errors else "")
+        f"; its sessions ended with {', '.join(errors)}"
+        if len(errors) > 1
+        else f"; its session ended with {errors[0]}"
+        if errors
+        else ""
+    )
     is_cut = bool(errors) and wire.cuts.issuperset(errors)
     return 1 - honest if is_cut else honest, (words[0], words[1])
 
+
 # The file -----------------------------------------------------------------------------------------
+
 
 def pcapng(found: Sequence[Packet]) -> bytes:
     """Return a capture file with two named interfaces and a comment on each packet."""
     png = needed("dpkt").pcapng
 
     def options(*pairs: tuple[int, str]) -> list[Any]:
-        return [png.PcapngOptionLE(code=code, data=text.encode())
-                for code, text in pairs] + [png.PcapngOptionLE(code=png.PCAPNG_OPT_ENDOFOPT)]
+        return [png.PcapngOptionLE(code=code, data=text.encode()) for code, text in pairs] + [
+            png.PcapngOptionLE(code=png.PCAPNG_OPT_ENDOFOPT)
+        ]
 
-    blocks = [png.SectionHeaderBlockLE(opts=options(
-        (png.PCAPNG_OPT_COMMENT, "Made from an event log: addresses, ports and times are made up"),
-        (png.PCAPNG_OPT_SHB_USERAPPL, "classroom.capture")))]
-    blocks += [png.InterfaceDescriptionBlockLE(linktype=RAW_IP, snaplen=0, opts=options(
-        (png.PCAPNG_OPT_IF_NAME, side))) for side in SIDES]
+    blocks = [
+        png.SectionHeaderBlockLE(
+            opts=options(
+                (
+                    png.PCAPNG_OPT_COMMENT,
+                    "Made from an event log: addresses, ports and times are made up",
+                ),
+                (png.PCAPNG_OPT_SHB_USERAPPL, "classroom.capture"),
+            )
+        )
+    ]
+    blocks += [
+        png.InterfaceDescriptionBlockLE(
+            linktype=RAW_IP, snaplen=0, opts=options((png.PCAPNG_OPT_IF_NAME, side))
+        )
+        for side in SIDES
+    ]
     for number, packet in enumerate(found):
         time_us = EPOCH_S * 1_000_000 + number * STEP_US
-        blocks.append(png.EnhancedPacketBlockLE(
-            iface_id=SIDES.index(packet.side), ts_high=time_us >> 32, ts_low=time_us & 0xFFFFFFFF,
-            pkt_data=packet.data, opts=options((png.PCAPNG_OPT_COMMENT, packet.comment))))
+        blocks.append(
+            png.EnhancedPacketBlockLE(
+                iface_id=SIDES.index(packet.side),
+                ts_high=time_us >> 32,
+                ts_low=time_us & 0xFFFFFFFF,
+                pkt_data=packet.data,
+                opts=options((png.PCAPNG_OPT_COMMENT, packet.comment)),
+            )
+        )
     return b"".join(map(bytes, blocks))
+
 
 def main(wire: Wire = LAB) -> int:
     parser = Parser("Makes a capture file for Wireshark from an event log.", is_endpoint=False)
@@ -164,6 +223,7 @@ def main(wire: Wire = LAB) -> int:
     write_whole(options.output, pcapng(found))
     print(f"{len(found)} packets in {options.output}")
     return 0
+
 
 if __name__ == "__main__":
     run_program(main)

@@ -4,6 +4,7 @@
 
 Exits with 0 only if every process did, every round was done, and every epoch agreed.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -28,6 +29,7 @@ PERSONAL = {"round", "own_count", "own_sum", "own_share"}  # all else is the sam
 POLL_S = 0.2  # how soon Windows, which cannot interrupt a wait, notices a Ctrl-C
 END_S = 3.0  # how long a process has to end by itself
 Answer = dict[str, Any]  # as a client prints it
+
 
 class Crew:
     """The processes of the demo. None of them outlives the `with` block, whatever ends it."""
@@ -56,9 +58,15 @@ class Crew:
 
     def start(self, name: str, *arguments: str) -> None:
         process = subprocess.Popen(
-            [sys.executable, *arguments], cwd=ROOT, stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
-            preexec_fn=deaf_to_ctrl_c if os.name == "posix" else None)
+            [sys.executable, *arguments],
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            preexec_fn=deaf_to_ctrl_c if os.name == "posix" else None,
+        )
         self.processes[name] = process
         threading.Thread(target=self._listen, args=(name, process), daemon=True).start()
         show(name, f"is process {process.pid}")
@@ -89,16 +97,22 @@ class Crew:
     def failures(self) -> list[str]:
         """Return who ended badly, after the block; on Windows the server was not asked how."""
         codes = {name: process.returncode for name, process in self.processes.items()}
-        return [f"{name} ended with exit code {code}" for name, code in codes.items()
-                if code and not (name == "server" and os.name == "nt")]
+        return [
+            f"{name} ended with exit code {code}"
+            for name, code in codes.items()
+            if code and not (name == "server" and os.name == "nt")
+        ]
+
 
 def deaf_to_ctrl_c() -> None:
     """Let a new process begin in peace: until it has its own way to end, we end it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
+
 def show(name: str, line: str) -> None:
     if line:
         print(f"{name:<8} | {line}", flush=True)
+
 
 def listen(crew: Crew) -> dict[int, list[Answer]]:
     """Show what is printed until all clients have ended; return their answers by client id."""
@@ -108,21 +122,28 @@ def listen(crew: Crew) -> dict[int, list[Answer]]:
         if line.startswith("{"):
             answer: Answer = json.loads(line)
             answers[int(name.split()[1])].append(answer)
-            shown = ", ".join(f"{key} {cell(answer[key])}" for key in ("sum", "mean")
-                              if key in answer)
-            show(name, f"round {answer['round']:>2}: {answer['own_sum']:g} reported; epoch "
-                       f"{answer['epoch']:>2}: {shown}")
+            shown = ", ".join(
+                f"{key} {cell(answer[key])}" for key in ("sum", "mean") if key in answer
+            )
+            show(
+                name,
+                f"round {answer['round']:>2}: {answer['own_sum']:g} reported; epoch "
+                f"{answer['epoch']:>2}: {shown}",
+            )
         else:
             show(name, line)
     return answers
+
 
 def shared(answer: Answer) -> Answer:
     """Return what all members of an epoch are told; which numbers, the aggregation decides."""
     return {key: value for key, value in answer.items() if key not in PERSONAL}
 
+
 def disagreements(answers: Mapping[int, Sequence[Answer]], rounds: int) -> list[str]:
     """Return what is wrong with the answers, as sentences."""
-    problems, epochs = [], dict[int, dict[int, Answer]]()
+    problems = []
+    epochs: dict[int, dict[int, Answer]] = {}
     for client_id, told in answers.items():
         if [answer["round"] for answer in told] != [*range(1, rounds + 1)]:
             problems.append(f"client {client_id} did {len(told)} of {rounds} rounds")
@@ -136,9 +157,11 @@ def disagreements(answers: Mapping[int, Sequence[Answer]], rounds: int) -> list[
             problems.append(f"epoch {epoch}: its participants are not those who were told of it")
     return problems
 
+
 def cell(value: Any) -> str:
     items = value if isinstance(value, list) else [value]
     return " ".join(f"{item:.2f}" if isinstance(item, float) else str(item) for item in items)
+
 
 def table(answers: Mapping[int, Sequence[Answer]]) -> str:
     """Return one row an epoch, with the numbers that its members were told."""
@@ -147,6 +170,7 @@ def table(answers: Mapping[int, Sequence[Answer]]) -> str:
     rows = [columns, *([cell(epochs[epoch][key]) for key in columns] for epoch in sorted(epochs))]
     widths = [max(map(len, column)) for column in zip(*rows)]
     return "\n".join("  ".join(map(str.rjust, row, widths)) for row in rows)
+
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="run.py classroom", description="The classroom demo.")
@@ -160,9 +184,20 @@ def main() -> int:
         if not first_line.startswith("listening on "):
             sys.exit("the server did not start")
         for client_id, file in FILES.items():
-            crew.start(f"client {client_id}", "client.py", str(client_id),
-                       "--port", first_line.rpartition(":")[2], "--file", file, "--json",
-                       "--rounds", str(options.rounds), "--interval", str(options.interval))
+            crew.start(
+                f"client {client_id}",
+                "client.py",
+                str(client_id),
+                "--port",
+                first_line.rpartition(":")[2],
+                "--file",
+                file,
+                "--json",
+                "--rounds",
+                str(options.rounds),
+                "--interval",
+                str(options.interval),
+            )
             show(f"client {client_id}", f"reports {options.rounds} readings from {file}")
         answers = listen(crew)
         print("", table(answers), "", sep="\n", flush=True)
@@ -173,6 +208,7 @@ def main() -> int:
     if not problems:
         print("All members of each epoch were told the same numbers.")
     return int(bool(problems))
+
 
 if __name__ == "__main__":
     run_program(main)

@@ -3,6 +3,7 @@
 Time runs down, one row a message. What it shows is what the Run holds, in the words of a Wire; it
 knows no protocol. Colours are those of the page around it, by class; no meaning is in them alone.
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -11,10 +12,14 @@ from xml.etree import ElementTree
 from classroom.events import ENDS, Run, Step
 from classroom.wire import Wire
 
-WIDTH, ROW, TOP, LANES = 840, 54, 62, {"client": 150, "adversary": 420, "server": 690}
+WIDTH = 840
+ROW = 54
+TOP = 62
+LANES = {"client": 150, "adversary": 420, "server": 690}
 LONGEST = 14  # rows; of more, some are left out
 BOX = 78  # the width of the adversary's word for what it did
 LETTERS = 36  # of a label; more would run into what is beside it
+
 
 def shown(steps: Sequence[Step]) -> list[tuple[int, Step | None]]:
     """Number the steps from 1. Of too many, what was left alone is left out first.
@@ -23,10 +28,12 @@ def shown(steps: Sequence[Step]) -> list[tuple[int, Step | None]]:
     """
     if len(steps) <= LONGEST:
         return [*enumerate(steps, 1)]
-    numbers, middle = range(1, len(steps) + 1), range(5, len(steps) - 3)
+    numbers = range(1, len(steps) + 1)
+    middle = range(5, len(steps) - 3)
     touched = [n for n in middle if steps[n - 1].kind != "passed" or steps[n - 1].refused]
     kept = sorted({*numbers[:4], *numbers[-4:], *(touched or middle)[: LONGEST - 9]})
-    rows, last = list[tuple[int, Step | None]](), 0
+    rows: list[tuple[int, Step | None]] = []
+    last = 0
     for number in kept:
         if number > last + 1:
             rows.append((number - last - 1, None))
@@ -34,17 +41,27 @@ def shown(steps: Sequence[Step]) -> list[tuple[int, Step | None]]:
         last = number
     return rows
 
+
 def diagram(run: Run, wire: Wire, name: str) -> str:
     """Return the SVG; `name` is what its ids begin with. Its text equivalent is `in_words`."""
     rows = shown(run.steps)
     bottom = TOP + ROW * len(rows)
-    endings = {end: [f"ended: {error}" + (f" ({count} times)" if count > 1 else "")
-                     for (by, error), count in run.ended.items() if by == end]
-               for end in ENDS}
+    endings = {
+        end: [
+            f"ended: {error}" + (f" ({count} times)" if count > 1 else "")
+            for (by, error), count in run.ended.items()
+            if by == end
+        ]
+        for end in ENDS
+    }
     height = bottom + 40 + 17 * max(map(len, endings.values())) + 58
-    svg = Drawing(height, name, f"Sequence diagram of {run.title}",
-                  f"{len(run.steps)} messages between client, adversary and server; the same in "
-                  "words is in the list below.")
+    svg = Drawing(
+        height,
+        name,
+        f"Sequence diagram of {run.title}",
+        f"{len(run.steps)} messages between client, adversary and server; the same in "
+        "words is in the list below.",
+    )
     for lane, x in LANES.items():
         is_away = lane == "client" and run.is_from_outside
         svg.lane(lane, x, bottom, "its own session, beside this" if is_away else "", is_away)
@@ -60,13 +77,22 @@ def diagram(run: Run, wire: Wire, name: str) -> str:
     svg.bystanders(height - 26, run)
     return svg.done()
 
+
 class Drawing:
     """An SVG that grows; texts are escaped by the library that writes it."""
 
     def __init__(self, height: int, name: str, title: str, description: str) -> None:
-        self._svg = ElementTree.Element("svg", {
-            "viewBox": f"0 0 {WIDTH} {height}", "width": str(WIDTH), "height": str(height),
-            "role": "img", "class": "sequence", "aria-labelledby": f"{name}-title {name}-desc"})
+        self._svg = ElementTree.Element(
+            "svg",
+            {
+                "viewBox": f"0 0 {WIDTH} {height}",
+                "width": str(WIDTH),
+                "height": str(height),
+                "role": "img",
+                "class": "sequence",
+                "aria-labelledby": f"{name}-title {name}-desc",
+            },
+        )
         self._put("title", title, id=f"{name}-title")
         self._put("desc", description, id=f"{name}-desc")
 
@@ -74,12 +100,14 @@ class Drawing:
         return ElementTree.tostring(self._svg, encoding="unicode")
 
     def _put(self, tag: str, content: str = "", **attributes: object) -> None:
-        given = {name.rstrip("_").replace("_", "-"): str(value)
-                 for name, value in attributes.items()}
+        given = {
+            name.rstrip("_").replace("_", "-"): str(value) for name, value in attributes.items()
+        }
         ElementTree.SubElement(self._svg, tag, given).text = content or None
 
-    def text(self, x: float, y: float, words: str, kind: str, anchor: str = "middle",
-             paper: bool = False) -> None:
+    def text(
+        self, x: float, y: float, words: str, kind: str, anchor: str = "middle", paper: bool = False
+    ) -> None:
         """Write one line; on `paper` it hides what is behind it."""
         words = words if len(words) <= LETTERS else words[: LETTERS - 1] + "\u2026"
         if paper:
@@ -89,8 +117,9 @@ class Drawing:
 
     def lane(self, lane: str, x: int, bottom: int, note: str, is_away: bool) -> None:
         """Draw one of the three, from its name down."""
-        self._put("line", x1=x, y1=44, x2=x, y2=bottom + 14,
-                  class_=f"life {lane}" + " away" * is_away)
+        self._put(
+            "line", x1=x, y1=44, x2=x, y2=bottom + 14, class_=f"life {lane}" + " away" * is_away
+        )
         self._put("rect", x=x - 62, y=14, width=124, height=30, rx=6, class_=f"head {lane}")
         self.text(x, 34, lane, "name")
         if note:
@@ -103,7 +132,8 @@ class Drawing:
 
     def step(self, number: int, step: Step, y: int, wire: Wire) -> None:
         """Draw a message on its way to the adversary, and on from there."""
-        middle, target = LANES["adversary"], LANES[step.to]
+        middle = LANES["adversary"]
+        target = LANES[step.to]
         source = LANES[step.source]
         is_quiet = step.kind in ("passed", "answered")
         gap = 0 if is_quiet else BOX / 2 if source > middle else -BOX / 2
@@ -116,8 +146,9 @@ class Drawing:
         if not is_quiet:
             if step.arrived:
                 self.arrow(middle - gap, target, y, "touched")
-            self._put("rect", x=middle - BOX / 2, y=y - 11, width=BOX, height=22, rx=4,
-                      class_="deed")
+            self._put(
+                "rect", x=middle - BOX / 2, y=y - 11, width=BOX, height=22, rx=4, class_="deed"
+            )
             self.text(middle, y + 4, step.kind, "deed-name")
         if step.refused:
             ahead, anchor = (10, "start") if target > middle else (-10, "end")
@@ -145,10 +176,14 @@ class Drawing:
         words = f"{rounds} round{'s' * (rounds != 1)} beside it" if rounds else "not in the log"
         self.text(LANES["server"] + 14, y + 4, words, "note", "start")
 
+
 def in_words(run: Run, wire: Wire) -> list[str]:
     """Return the diagram as sentences, one a row."""
-    return [sentence(step, wire) if step else
-            f"{number} messages more." for number, step in shown(run.steps)]
+    return [
+        sentence(step, wire) if step else f"{number} messages more."
+        for number, step in shown(run.steps)
+    ]
+
 
 def sentence(step: Step, wire: Wire) -> str:
     source = step.source

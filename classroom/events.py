@@ -4,6 +4,7 @@ Nothing here knows a protocol. A message is bytes; a session is whatever seals a
 and can name its keys. Nothing is computed twice: who draws or counts asks a Run, and a Run knows
 its lines of the log and nothing else.
 """
+
 from __future__ import annotations
 
 import functools
@@ -23,6 +24,7 @@ ENDS = ("client", "server")
 
 AnySession = TypeVar("AnySession")
 
+
 class Watch:
     """Notes of sessions: what they refused, and the names of their keys when those had moved."""
 
@@ -40,11 +42,20 @@ class Watch:
 
     def told(self) -> list[Event]:
         """Return what was noted since the last time: of clients, then of servers, by their age."""
-        notes, self._notes = sorted(self._notes, key=lambda entry: entry[0]), []
+        notes = sorted(self._notes, key=lambda entry: entry[0])
+        self._notes = []
         return [event for _, events in notes for event in events]
 
-def noted(session: Any, method: Callable[..., Any], by: str, farewell: type[Exception],
-          notes: list[Event], *given: Any, **options: Any) -> Any:
+
+def noted(
+    session: Any,
+    method: Callable[..., Any],
+    by: str,
+    farewell: type[Exception],
+    notes: list[Event],
+    *given: Any,
+    **options: Any,
+) -> Any:
     """Seal or open a message, and note it if it moved a key, or was refused."""
     try:
         done = method(*given, **options)
@@ -52,8 +63,14 @@ def noted(session: Any, method: Callable[..., Any], by: str, farewell: type[Exce
         raise
     except Exception as error:
         if isinstance(given[0], bytes):  # who could not seal has refused nothing
-            notes.append({"event": "refused", "by": by, "error": type(error).__name__,
-                          "message": given[0].hex()})
+            notes.append(
+                {
+                    "event": "refused",
+                    "by": by,
+                    "error": type(error).__name__,
+                    "message": given[0].hex(),
+                }
+            )
         raise
     keys = session.fingerprints()
     if keys not in [note.get("keys") for note in notes[-1:]]:
@@ -61,7 +78,9 @@ def noted(session: Any, method: Callable[..., Any], by: str, farewell: type[Exce
         notes.append({"event": "keys", "by": by, "keys": keys, "message": message.hex()})
     return done
 
+
 # Reading back -------------------------------------------------------------------------------------
+
 
 @dataclass
 class Step:
@@ -92,6 +111,7 @@ class Step:
         """The end that sends to `to`, or whom the adversary plays."""
         return ENDS[self.to == "client"]
 
+
 KINDS = {
     "passed": "passed on as it was",
     "changed": "changed on the way",
@@ -104,6 +124,7 @@ KINDS = {
     "dropped": "not delivered",
     "answered": "answered to the adversary",
 }
+
 
 @dataclass
 class Run:
@@ -141,15 +162,27 @@ class Run:
         """Tell whether the adversary had a connection of its own."""
         return any(step.kind == "answered" for step in self.steps)
 
+
 RECENT = 32  # steps in which the source of an inserted message is looked for
 WANTED: dict[str, dict[str, type]] = {  # the fields of each kind of line, besides the first two
-    "sent": {"to": str, "message": bytes}, "delivered": {"to": str, "message": bytes},
+    "sent": {"to": str, "message": bytes},
+    "delivered": {"to": str, "message": bytes},
     "inserted": {"to": str, "message": bytes},
     "keys": {"by": str, "keys": dict, "message": bytes},
-    "refused": {"by": str, "error": str, "message": bytes}, "ended": {"by": str, "error": str},
-    "judged": {"story": str, "claim": str, "noticed": str, "without": str, "as_expected": bool,
-               "words": str, "won": str, "bystanders": int},
+    "refused": {"by": str, "error": str, "message": bytes},
+    "ended": {"by": str, "error": str},
+    "judged": {
+        "story": str,
+        "claim": str,
+        "noticed": str,
+        "without": str,
+        "as_expected": bool,
+        "words": str,
+        "won": str,
+        "bystanders": int,
+    },
 }
+
 
 def read_events(path: Path) -> tuple[list[Event], list[str]]:
     """Return the lines of a log, and the kinds of events that nobody here knows. UserError."""
@@ -158,10 +191,12 @@ def read_events(path: Path) -> tuple[list[Event], list[str]]:
     except (OSError, UnicodeError) as error:
         raise UserError(f"cannot read events from {path}: {reason_of(error)}") from None
 
+
 def parse_events(text: str, name: str) -> tuple[list[Event], list[str]]:
     """Do the same with the text of a log. Raises UserError."""
     lines = text.removesuffix("\n").split("\n")
-    events, unknown = list[Event](), dict[str, None]()
+    events: list[Event] = []
+    unknown: dict[str, None] = {}
     for number, line in enumerate(lines if lines != [""] else [], 1):
         try:
             event = checked(json.loads(line))
@@ -174,6 +209,7 @@ def parse_events(text: str, name: str) -> tuple[list[Event], list[str]]:
     if not events:
         raise UserError(f"there are no events in {name}")
     return events, [*unknown]
+
 
 def checked(event: Any) -> Event:
     """Return the event with its message as bytes. Raises ValueError for what is no event."""
@@ -192,6 +228,7 @@ def checked(event: Any) -> Event:
         raise ValueError("keys")
     return event
 
+
 def runs_of(events: Sequence[Event]) -> Iterator[Run]:
     """Cut a log into its runs: `judged` is the last line of one."""
     lines: list[Event] = []
@@ -203,6 +240,7 @@ def runs_of(events: Sequence[Event]) -> Iterator[Run]:
     if lines:
         yield run_of(lines)
 
+
 def run_of(lines: Sequence[Event]) -> Run:
     """Return the run that these lines tell of."""
     run = Run(lines[0]["attack"])
@@ -213,8 +251,11 @@ def run_of(lines: Sequence[Event]) -> Run:
     for step in run.steps:
         if step.kind == "sent":  # and nobody came back for it
             step.kind = "dropped"
-    delivered = {(step.to, step.arrived): step for step in run.steps  # if twice, the last time
-                 if step.goes_on}
+    delivered = {
+        (step.to, step.arrived): step
+        for step in run.steps  # if twice, the last time
+        if step.goes_on
+    }
     seen = {message for step in run.steps for message in (step.sent, step.arrived)}
     for line in lines:
         if line["event"] == "keys" and line["message"] in seen:
@@ -227,16 +268,24 @@ def run_of(lines: Sequence[Event]) -> Run:
             run.verdict = line
     return run
 
+
 def tell(steps: list[Step], event: str, to: str, message: bytes, outside: bool) -> None:
     """Add one line about a message to the steps, or complete the step that it belongs to."""
     last = steps[-1] if steps and steps[-1].kind == "sent" else None
     if event == "sent":
         steps.append(Step("answered" if outside else "sent", to, message))
     elif event == "delivered" and last and (last.to, last.sent) == (to, message):
-        last.kind, last.arrived = "passed", message
+        last.kind = "passed"
+        last.arrived = message
     elif event == "delivered":
-        held = next((step for step in steps if step.kind == "sent"
-                     and (step.to, step.sent) == (to, message)), None)
+        held = next(
+            (
+                step
+                for step in steps
+                if step.kind == "sent" and (step.to, step.sent) == (to, message)
+            ),
+            None,
+        )
         if held:
             held.kind = "held"
         steps.append(Step("late" if held else "again", to, message, message))
@@ -249,6 +298,7 @@ def tell(steps: list[Step], event: str, to: str, message: bytes, outside: bool) 
     else:
         source = (step.sent for step in steps[:-RECENT:-1] if are_alike(step.sent, message))
         steps.append(Step("inserted", to, next(source, b""), message))
+
 
 def are_alike(one: bytes, other: bytes, part: float = 1 / 3) -> bool:
     """Tell whether one message was made from the other: this part of the bytes stayed."""

@@ -5,6 +5,7 @@
 writes the event logs into that folder, and report.html beside them, in which each cell of the
 matrix leads to a run. Three padding oracles take a third of its time.
 """
+
 from __future__ import annotations
 
 import subprocess
@@ -19,6 +20,7 @@ from classroom.tables import Matrix, matrix_of, read_document
 from classroom.wire import LAB, ROOT
 from endpoint import Parser, UserError, reason_of, run_program, to_stderr
 
+
 def runs_needed(matrix: Matrix) -> dict[str, list[str]]:
     """Return the attacks to run by what to take out; first all of them, with nothing taken out."""
     needed = defaultdict[str, list[str]](list)
@@ -28,14 +30,21 @@ def runs_needed(matrix: Matrix) -> dict[str, list[str]]:
             needed[",".join(rules)].append(attack)
     return needed
 
+
 def play(rules: str, attacks: list[str], seed: str, path: Path) -> None:
     """Run attacks.py once. That an attack wins there (exit code 1) is what it is for."""
     words = ["--seed", seed, "--events", str(path.resolve()), *attacks]
     words += ["--without", rules] * bool(rules)
-    done = subprocess.run([sys.executable, "attacks.py", *words], cwd=ROOT, capture_output=True,
-                          text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "attacks.py", *words],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if done.returncode not in (0, 1):
         raise UserError(done.stderr.strip() or f"attacks.py ended with {done.returncode}")
+
 
 def main() -> int:
     parser = Parser("Runs everything that the page can show, and draws it.", is_endpoint=False)
@@ -46,7 +55,8 @@ def main() -> int:
         options.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot make {options.folder}: {reason_of(error)}") from None
-    needed, runs = runs_needed(matrix_of(read_document(LAB.security))), list[Run]()
+    needed = runs_needed(matrix_of(read_document(LAB.security)))
+    runs: list[Run] = []
     for number, (rules, attacks) in enumerate(needed.items(), 1):
         path = options.folder / f"{rules.replace(',', '-') or 'all-rules'}.jsonl"
         play(rules, attacks, options.seed, path)
@@ -56,6 +66,7 @@ def main() -> int:
     write_whole(output, page(runs, LAB, link_to(LAB.security, output)).encode())
     print(f"wrote {output}: {len(runs)} runs")
     return 0
+
 
 if __name__ == "__main__":
     run_program(main)

@@ -22,6 +22,7 @@ closes without a word (it may as well be left alone), and that a fresh server is
 ahead of it (they are alike). Not looked at: clocks, the rules of Server, what many refusals tell,
 more changes of a frame than the menu has, and flips inside of a part whose two ends resist them.
 """
+
 from __future__ import annotations
 
 import copy
@@ -45,15 +46,35 @@ from classroom.story import CLIENTS, OLD, ROUNDS, Notes, Step, broken, menu, rea
 from classroom.weakened import DOCUMENTED, without
 from endpoint import DEMO_KEYS, Parser, UserError, positive, run_program
 from protocol_fsm import (
-    ConnectionCut, DeadlineExpired, Direction, Message, Opcode, ProtocolError, ProtocolState,
-    Session, State, Status, client_id_of, encode_body,
+    ConnectionCut,
+    DeadlineExpired,
+    Direction,
+    Message,
+    Opcode,
+    ProtocolError,
+    ProtocolState,
+    Session,
+    State,
+    Status,
+    client_id_of,
+    encode_body,
 )
 
-CLAIMS = frozenset({  # of SECURITY.md, that the promises cover as far as the search goes
-    "S-6", "S-8", "S-9", "S-10", "S-13", "S-15", "S-16", "S-17",
-})
+CLAIMS = frozenset(
+    {  # of SECURITY.md, that the promises cover as far as the search goes
+        "S-6",
+        "S-8",
+        "S-9",
+        "S-10",
+        "S-13",
+        "S-15",
+        "S-16",
+        "S-17",
+    }
+)
 
 # One end, and what becomes of it ------------------------------------------------------------------
+
 
 @dataclass(frozen=True, eq=False)
 class End:
@@ -64,6 +85,7 @@ class End:
     is_closed: bool
     mark: int  # for name, phase, round and keys; the same in every process
 
+
 FAILURES: dict[str, Callable[[], ProtocolError]] = {
     "waits in vain": lambda: DeadlineExpired("a message", "none"),
     "is cut off": lambda: ConnectionCut(mid_frame=False),
@@ -73,25 +95,34 @@ Story = tuple[Step, ...]
 World = tuple[End, ...]  # the ends of the open sessions
 Places = dict[End, Step]  # where an end can be next, and a step that brings it there
 
+
 def is_fresh(end: End) -> bool:
     return not end.session.client_id
 
+
 def words_of(end: End) -> int:
     return len(end.session.said) + len(end.session.heard)
+
 
 def is_alive(end: End) -> bool:
     """Tell if an end has accepted something, and goes on."""
     return bool(end.session.heard) and not end.is_closed
 
+
 def is_free_to(what: str, session: Session) -> bool:
-    return what != "reports" or (session.sends is Direction.C2S and session.state is State.REPORT
-                                 and session.round_number <= ROUNDS)
+    return what != "reports" or (
+        session.sends is Direction.C2S
+        and session.state is State.REPORT
+        and session.round_number <= ROUNDS
+    )
+
 
 def copied(session: Notes) -> Notes:
     """Copy a session as copy.copy would, which sessions refuse because they hold keys."""
     twin = type(session).__new__(type(session))
     vars(twin).update(vars(session), fsm=copy.copy(session.fsm))
     return twin
+
 
 def act(name: str, session: Notes, what: str, message: bytes) -> None:
     """Do what a program does in this step. Whatever is raised ends the session."""
@@ -104,15 +135,20 @@ def act(name: str, session: Notes, what: str, message: bytes) -> None:
     elif what == "gets":
         answer(session, session.open(message))
 
+
 def answer(session: Notes, accepted: Message) -> None:
     """Let a server say what it says to an accepted message; a client does that in its own time."""
     if session.sends is Direction.S2C and len(session.heard) == 1:
         session.seal(Opcode.SERVER_CHALLENGE)
     elif session.sends is Direction.S2C:
-        session.seal(Opcode.SERVER_AGGR_RESPONSE, encode_body(
-            {"epoch": session.round_number, "sum": math.fsum(accepted.readings)}))
+        session.seal(
+            Opcode.SERVER_AGGR_RESPONSE,
+            encode_body({"epoch": session.round_number, "sum": math.fsum(accepted.readings)}),
+        )
+
 
 # The search ---------------------------------------------------------------------------------------
+
 
 class Found(NamedTuple):
     """What a search has seen."""
@@ -124,21 +160,32 @@ class Found(NamedTuple):
     story: Story = ()  # that breaks a promise
     words: str = ""
 
+
 class Explorer:
     """Some sessions, and what each of their ends does with each message, asked once."""
 
-    def __init__(self, session: type[Session], sessions: int = len(CLIENTS),
-                 seed: str = SEEDS[0]) -> None:
-        self._session, self._seed, self._ends = watched(session), seed, dict[object, End]()
-        self._own, self._frames = dict[End, Places](), dict[object, Places]()
-        self._pairs = dict[tuple[End, End], Places]()
+    def __init__(
+        self, session: type[Session], sessions: int = len(CLIENTS), seed: str = SEEDS[0]
+    ) -> None:
+        self._session = watched(session)
+        self._seed = seed
+        self._ends: dict[object, End] = {}
+        self._own: dict[End, Places] = {}
+        self._frames: dict[object, Places] = {}
+        self._pairs: dict[tuple[End, End], Places] = {}
         self.recorded = [end for name in OLD for end in self._recorded(name)]
-        self.start: World = (*map(self._client, [*CLIENTS][:sessions]),
-                             *(self._server(f"server {n + 1}") for n in range(sessions)))
+        self.start: World = (
+            *map(self._client, [*CLIENTS][:sessions]),
+            *(self._server(f"server {n + 1}") for n in range(sessions)),
+        )
 
     def _new(self, name: str, client_id: int, sends: Direction) -> Notes:
-        return self._session(client_id, DEMO_KEYS.get(client_id, b"a key that nobody has"), sends,
-                             random_bytes=random_source(f"{self._seed} {name} 0"))
+        return self._session(
+            client_id,
+            DEMO_KEYS.get(client_id, b"a key that nobody has"),
+            sends,
+            random_bytes=random_source(f"{self._seed} {name} 0"),
+        )
 
     def _client(self, name: str) -> End:
         session = self._new(name, CLIENTS.get(name) or OLD[name], Direction.C2S)
@@ -150,12 +197,14 @@ class Explorer:
 
     def _recorded(self, name: str) -> tuple[End, End]:
         """Return both ends of a session in which nobody interfered."""
-        client, server = self._client(name), self._server(name.replace("client", "server"))
+        client = self._client(name)
+        server = self._server(name.replace("client", "server"))
         for _ in range(1 + ROUNDS):
             server = self.after(server, "gets", client.session.sent[-1])
             client = self.after(client, "gets", server.session.sent[-1])
-            client = self.after(client, "reports" if is_free_to("reports", client.session)
-                                else "leaves")
+            client = self.after(
+                client, "reports" if is_free_to("reports", client.session) else "leaves"
+            )
         return client, self.after(server, "gets", client.session.sent[-1])
 
     def _end(self, name: str, session: Notes, is_closed: bool = False) -> End:
@@ -169,7 +218,8 @@ class Explorer:
 
     def after(self, end: End, what: str, message: bytes = b"") -> End:
         """Return where an end stands after a step; programs go on as server.py and client.py do."""
-        session, is_closed = copied(end.session), what == "leaves"
+        session = copied(end.session)
+        is_closed = what == "leaves"
         session._random_bytes = random_source(f"{self._seed} {end.name} {len(session.said)}")
         if what == "gets" and is_fresh(end):
             session = self._new(end.name, client_id_of(message), Direction.S2C)
@@ -213,8 +263,9 @@ class Explorer:
     def _handed_one(self, end: End, sender: End, number: int) -> Places:
         key = end, sender.name, sender.session.sent[: number + 1]
         if key not in self._frames:
-            choose = functools.partial(menu, Step(end.name, "gets", sender.name, number),
-                                       end.session, sender.session)
+            choose = functools.partial(
+                menu, Step(end.name, "gets", sender.name, number), end.session, sender.session
+            )
             places = self._places(end, sender, choose())
             if any(step.change for step in places.values()):
                 for new, step in self._places(end, sender, choose(is_fine=True)).items():
@@ -227,7 +278,8 @@ class Explorer:
 
         Steps that close an end in silence are left out.
         """
-        places, tried = Places(), set[bytes]()
+        places = Places()
+        tried: set[bytes] = set()
         for step in steps:
             message = step.changed(sender.session) if step.sender else step.what.encode()
             if message not in tried:
@@ -237,18 +289,26 @@ class Explorer:
                     places.setdefault(new, step)
         return places
 
-    def search(self, limit: int, first: int | None = None, *,
-               is_enough: Callable[[Story], bool] = bool,
-               count: Callable[[], object] = lambda: None) -> Found:
+    def search(
+        self,
+        limit: int,
+        first: int | None = None,
+        *,
+        is_enough: Callable[[Story], bool] = bool,
+        count: Callable[[], object] = lambda: None,
+    ) -> Found:
         """Go on until a promise is broken, or `limit` worlds with two live ends are seen, or all.
 
         `first`: only what begins with the step of this number. A story that is not enough ends
         where it breaks a promise, and the search goes on.
         """
         came_from: dict[World, tuple[World, Step] | None] = {self.start: None}
-        level, marks, transitions, depth = [self.start], set[int](), 0, 0
+        level = [self.start]
+        marks: set[int] = set()
+        transitions = 0
+        depth = 0
         while level and len(marks) < limit:
-            following = list[World]()
+            following: list[World] = []
             for world, number, step, end in self._steps(level, None if depth else first):
                 transitions += 1
                 new = (*world[:number], end, *world[number + 1 :])
@@ -265,11 +325,13 @@ class Explorer:
                     count()
                 if len(marks) >= limit:
                     return Found(marks, transitions, depth, False)
-            level, depth = following, depth + 1
+            level = following
+            depth = depth + 1
         return Found(marks, transitions, depth, not level)
 
-    def _steps(self, level: list[World], first: int | None) -> Iterator[
-            tuple[World, int, Step, End]]:
+    def _steps(
+        self, level: list[World], first: int | None
+    ) -> Iterator[tuple[World, int, Step, End]]:
         steps = ((world, *move) for world in level for move in self.moves(world))
         return itertools.islice(steps, first, None if first is None else first + 1)
 
@@ -290,32 +352,39 @@ class Explorer:
                 return words
         return ""
 
+
 def mark_of(world: World) -> int:
     return hash(tuple(end.mark for end in world))  # of whole numbers: equal in every process
 
+
 def told(came_from: Mapping[World, tuple[World, Step] | None], world: World) -> Story:
     """Return the steps to a world."""
-    steps = list[Step]()
+    steps: list[Step] = []
     while origin := came_from[world]:
         world, step = origin
         steps.append(step)
     return tuple(reversed(steps))
 
+
 # What a story needs -------------------------------------------------------------------------------
+
 
 @functools.lru_cache(64)
 def explorer(taken: Names, seed: str = SEEDS[0], sessions: int = len(CLIENTS)) -> Explorer:
     return Explorer(without(taken).session if taken else Session, sessions, seed)
 
+
 def lasts(taken: Names, story: Story) -> bool:
     """Tell if a story goes the same way with other random bytes: garbage may unpad by luck."""
     return all(explorer(taken, seed).play(story) for seed in SEEDS)
+
 
 def needs(taken: Names, story: Story) -> Names:
     """Return rules that have to be missing, all of them, for a story."""
     for name in sorted(taken):
         taken -= {name} if lasts(taken - {name}, story) else set()
     return taken
+
 
 class Tale(NamedTuple):
     """What the explorer tells of a set of rules that are missing."""
@@ -326,37 +395,52 @@ class Tale(NamedTuple):
     whole: Found  # the shortest story that needs them all; if that is longer, with one session
     on_sockets: tuple[str, str] = ("", "")  # what the two stories break there, if they are played
 
+
 def tell(task: tuple[Names, int, bool]) -> Tale:
     """Find the shortest story, and if that needs less, the shortest that needs the whole set."""
     taken, limit, is_played = task
     shortest = explorer(taken).search(limit, is_enough=lambda story: lasts(taken, story))
     needed = needs(taken, shortest.story)
-    whole = shortest if needed == taken else explorer(taken, sessions=1).search(
-        limit, is_enough=lambda story: lasts(taken, story) and needs(taken, story) == taken)
+    whole = (
+        shortest
+        if needed == taken
+        else explorer(taken, sessions=1).search(
+            limit, is_enough=lambda story: lasts(taken, story) and needs(taken, story) == taken
+        )
+    )
     stories = shortest.story, whole.story
-    played = {story: on_sockets(without(taken), story) or "breaks no promise"
-              for story in stories if story and is_played}
-    return Tale(taken, shortest, needed, whole, (played.get(stories[0], ""),
-                                                 played.get(stories[1], "")))
+    played = {
+        story: on_sockets(without(taken), story) or "breaks no promise"
+        for story in stories
+        if story and is_played
+    }
+    return Tale(
+        taken, shortest, needed, whole, (played.get(stories[0], ""), played.get(stories[1], ""))
+    )
+
 
 # Both cores ---------------------------------------------------------------------------------------
 
 COUNTER: Synchronized[int]  # of the worlds that the workers have seen
+
 
 def share(counter: Synchronized[int]) -> None:
     """Prepare a worker."""
     global COUNTER
     COUNTER = counter
 
+
 def count_one() -> None:
     with COUNTER:
         COUNTER.value += 1
+
 
 def part(task: tuple[int, int, int]) -> Found:
     """Explore what begins with one first step of the real protocol."""
     sessions, first, limit = task
     real = explorer(frozenset(), sessions=sessions)
     return real.search(limit, first, count=count_one)
+
 
 def explore(sessions: int, limit: int) -> Found:
     """Explore the real protocol, on all cores.
@@ -377,9 +461,15 @@ def explore(sessions: int, limit: int) -> Found:
     is_complete = all(found.is_complete for found in parts)
     depths = [found.depth for found in parts if found.is_complete is is_complete]
     broke = next((found for found in parts if found.story), parts[0])
-    return Found(set[int]().union(*(found.marks for found in parts)),
-                 sum(found.transitions for found in parts),
-                 max(depths) if is_complete else min(depths), is_complete, broke.story, broke.words)
+    return Found(
+        set[int]().union(*(found.marks for found in parts)),
+        sum(found.transitions for found in parts),
+        max(depths) if is_complete else min(depths),
+        is_complete,
+        broke.story,
+        broke.words,
+    )
+
 
 def ticks(done: AsyncResult[Any], counter: Synchronized[int], count: int) -> Iterator[None]:
     """Yield once for each thousand that the workers have counted, and `count` times in all."""
@@ -390,13 +480,16 @@ def ticks(done: AsyncResult[Any], counter: Synchronized[int], count: int) -> Ite
         yield from itertools.repeat(None, now - ticked)
         ticked = max(ticked, now)
 
+
 def tell_all(sets: Sequence[Names], limit: int, is_played: bool) -> Iterator[Tale]:
     """Yield the tale of each set, on all cores."""
     with workers(1) as pool:
         tasks = [(taken, limit, is_played) for taken in sets]
         yield from progress("sets of rules", pool.imap(tell, tasks), tasks)
 
+
 # Showing it ---------------------------------------------------------------------------------------
+
 
 def minimal_sets() -> list[Names]:
     """Return the sets that SECURITY.md shows, which are those that the matrix finds. UserError."""
@@ -408,19 +501,25 @@ def minimal_sets() -> list[Names]:
         raise UserError("SECURITY.md shows no minimal sets")
     return sorted(sets, key=len)
 
+
 def rules_of(text: str) -> Names:
     """Return the rules of Session among these elements. Raises UserError."""
-    names = frozenset(name for given in text.split(",")
-                      for name in (DOCUMENTED if given == "documented" else [given]))
+    names = frozenset(
+        name
+        for given in text.split(",")
+        for name in (DOCUMENTED if given == "documented" else [given])
+    )
     without(names)  # which knows all elements
     if not names & SESSION_RULES.keys():
         raise UserError(f"{text}: the explorer looks at rules of Session only")
     return names.intersection(SESSION_RULES)
 
+
 def numbered(found: Found, on_sockets: str = "") -> list[str]:
     steps = [f"{number}. {step}" for number, step in enumerate(found.story, 1)]
     played = " On sockets, too." if on_sockets == found.words else f" On sockets: {on_sockets}."
     return [*steps, f"Then {found.story[-1].end} {found.words}." + played * bool(on_sockets)]
+
 
 def lines_of(tale: Tale) -> list[str]:
     """Return the stories of a set of rules."""
@@ -436,30 +535,46 @@ def lines_of(tale: Tale) -> list[str]:
     none = f"There is none {seen}, up to a first broken promise."
     return lines + (numbered(whole, played[1]) if whole.story else [none])
 
+
 def paragraph(lines: Sequence[str]) -> str:
-    return "\n".join(textwrap.fill(line, 79, initial_indent="  ", subsequent_indent="     ",
-                                   break_on_hyphens=False) for line in lines)
+    return "\n".join(
+        textwrap.fill(
+            line, 79, initial_indent="  ", subsequent_indent="     ", break_on_hyphens=False
+        )
+        for line in lines
+    )
+
 
 def is_as_expected(tale: Tale, is_played: bool) -> bool:
     """Tell if a story was found, and if what was played breaks the same promise on sockets."""
     same = tale.on_sockets == (tale.shortest.words, tale.whole.words)
     return bool(tale.shortest.story) and (same or not is_played)
 
+
 def main() -> int:
     parser = Parser("What an adversary finds that tries everything.", is_endpoint=False)
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--without", metavar="A,B", help="take these rules out, and tell a story")
     which.add_argument("--sets", action="store_true", help="the same for all of SECURITY.md's sets")
-    parser.add_argument("--states", type=positive, default=100_000,
-                        help="worlds with two live ends to look at; default 100000")
-    parser.add_argument("--sessions", type=int, choices=range(1, len(CLIENTS) + 1),
-                        help="of the real protocol, open at once; default: first 2, then 4")
+    parser.add_argument(
+        "--states",
+        type=positive,
+        default=100_000,
+        help="worlds with two live ends to look at; default 100000",
+    )
+    parser.add_argument(
+        "--sessions",
+        type=int,
+        choices=range(1, len(CLIENTS) + 1),
+        help="of the real protocol, open at once; default: first 2, then 4",
+    )
     parser.add_argument("--replay", action="store_true", help="play the stories on sockets, too")
     options = parser.options()
     if options.without is None and not options.sets:
         counts = [options.sessions] if options.sessions else [2, len(CLIENTS)]
         return max(explored(count, options.states) for count in counts)
-    sets, code = minimal_sets() if options.sets else [rules_of(options.without)], 0
+    sets = minimal_sets() if options.sets else [rules_of(options.without)]
+    code = 0
     looked_at = [names for names in sets if names <= SESSION_RULES.keys()]
     for tale in tell_all(looked_at, options.states, options.replay):
         print(f"without {shown(tale.taken)}\n{paragraph(lines_of(tale))}", flush=True)
@@ -469,15 +584,19 @@ def main() -> int:
             print(f"without {shown(names)}\n  Not looked at: rules of Server.")
     return code
 
+
 def explored(sessions: int, limit: int) -> int:
     """Explore the real protocol, and say how far. Returns the exit code."""
     found = explore(sessions, limit)
-    print(f"{sessions} sessions of {min(2, sessions)} clients, {ROUNDS} rounds each\n"
-          f"{len(found.marks):>12,} worlds with two live ends or more, by phases, rounds and keys\n"
-          f"{found.transitions:>12,} transitions\n"
-          f"{found.depth:>12,} steps deep" + ", and there are no other worlds" * found.is_complete)
+    print(
+        f"{sessions} sessions of {min(2, sessions)} clients, {ROUNDS} rounds each\n"
+        f"{len(found.marks):>12,} worlds with two live ends or more, by phases, rounds and keys\n"
+        f"{found.transitions:>12,} transitions\n"
+        f"{found.depth:>12,} steps deep" + ", and there are no other worlds" * found.is_complete
+    )
     print(paragraph(numbered(found)) if found.story else "no promise was broken so far")
     return int(bool(found.story))
+
 
 if __name__ == "__main__":
     run_program(main)

@@ -4,6 +4,7 @@
 does not name its keys: those whose tag is right are its keys. Nothing here changes anything, and
 nothing here is a check of the protocol: a plaintext is shown whatever it holds.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -16,13 +17,24 @@ from typing import NamedTuple
 from crypto_utils import NONCE_BYTES, TAG_BYTES, aes_cbc_decrypt, hmac_verify, pkcs7_unpad
 from endpoint import OPCODE_NAMES, UserError, reason_of
 from protocol_fsm import (
-    CIPHERTEXT_AT, ENDING, HEADER, MIN_MESSAGE, OVERHEAD, Direction, Header, Opcode, Status,
+    CIPHERTEXT_AT,
+    ENDING,
+    HEADER,
+    MIN_MESSAGE,
+    OVERHEAD,
+    Direction,
+    Header,
+    Opcode,
+    Status,
 )
 
 PROTOCOL = "core"  # lines of other protocols stand in the same file
 LINE = re.compile(r"(\w+) (C2S|S2C) (\d{1,3}) ([0-9a-f]{32}) ([0-9a-f]{64})")
 TEXT = re.compile(r"\w+-text (client|server) \w+ ([0-9a-f]{2})* (-|([0-9a-f]{2})+)")
-WIDTH, MOST_LINES, MOST_ROWS = 79, 4, 12  # of what is shown of a message
+WIDTH = 79
+MOST_LINES = 4
+MOST_ROWS = 12  # of what is shown of a message
+
 
 class PairOfKeys(NamedTuple):
     """What seals and opens the messages of one direction until the keys move on."""
@@ -30,7 +42,9 @@ class PairOfKeys(NamedTuple):
     encryption: bytes  # 16
     mac: bytes  # 32
 
+
 KeyLog = Mapping[tuple[int, int], list[PairOfKeys]]  # by direction and client id, the oldest first
+
 
 def parse_keylog(text: str, name: str = "key log") -> KeyLog:
     """Return all keys in a log, each once; lines with # are comments. Raises UserError.
@@ -48,6 +62,7 @@ def parse_keylog(text: str, name: str = "key log") -> KeyLog:
             raise UserError(f"{name} line {number} is no line of a key log")
     return {whose: [*pairs] for whose, pairs in keys.items()}
 
+
 def read_keylog(path: Path) -> KeyLog:
     """Return the keys in a file; a file that is not there yet has none. Raises UserError."""
     try:
@@ -57,14 +72,17 @@ def read_keylog(path: Path) -> KeyLog:
     except (OSError, UnicodeError) as error:
         raise UserError(f"cannot read {path}: {reason_of(error)}") from None
 
+
 def open_with(keys: Iterable[PairOfKeys], message: bytes) -> bytes | None:
     """Return the plaintext of a message of legal length, None if its tag fits none of the keys."""
-    iv, ciphertext = message[HEADER.size : CIPHERTEXT_AT], message[CIPHERTEXT_AT:-TAG_BYTES]
+    iv = message[HEADER.size : CIPHERTEXT_AT]
+    ciphertext = message[CIPHERTEXT_AT:-TAG_BYTES]
     for pair in keys:
         if hmac_verify(pair.mac, message[:-TAG_BYTES], message[-TAG_BYTES:]):
             with contextlib.suppress(ValueError):  # whoever holds the keys may pad wrongly
                 return pkcs7_unpad(aes_cbc_decrypt(ciphertext, pair.encryption, iv))
     return None
+
 
 def plaintext_of(log: KeyLog, message: bytes) -> bytes | None:
     """Return the plaintext of a message, or None if no key in the log fits."""
@@ -73,8 +91,10 @@ def plaintext_of(log: KeyLog, message: bytes) -> bytes | None:
     header = Header(*HEADER.unpack_from(message))
     return open_with(reversed(log.get((header.direction, header.client_id), [])), message)
 
+
 def has_legal_length(message: bytes) -> bool:
     return len(message) >= MIN_MESSAGE and (len(message) - OVERHEAD) % 16 == 0
+
 
 def describe_message(message: bytes, plaintext: bytes | None = None, title: str = "") -> list[str]:
     """Return lines of at most 79 columns: what anybody sees of a message, and its plaintext."""
@@ -83,36 +103,57 @@ def describe_message(message: bytes, plaintext: bytes | None = None, title: str 
     header = Header(*HEADER.unpack_from(message))
     direction = ["C2S", "S2C"][header.direction : header.direction + 1]
     name = OPCODE_NAMES.get(header.opcode, f"opcode {header.opcode}")
-    first = (f"{title}{name}, client {header.client_id}, round {header.round_number}, "
-             f"{direction[0] if direction else header.direction}, {len(message)} bytes")
-    lines = [*textwrap.wrap(first, WIDTH, subsequent_indent="    "),
-             f"  IV {message[HEADER.size :][:4].hex()}.., {len(message) - OVERHEAD} bytes of "
-             f"ciphertext, tag {message[-TAG_BYTES:][:4].hex()}.."]
+    first = (
+        f"{title}{name}, client {header.client_id}, round {header.round_number}, "
+        f"{direction[0] if direction else header.direction}, {len(message)} bytes"
+    )
+    lines = [
+        *textwrap.wrap(first, WIDTH, subsequent_indent="    "),
+        f"  IV {message[HEADER.size :][:4].hex()}.., {len(message) - OVERHEAD} bytes of "
+        f"ciphertext, tag {message[-TAG_BYTES:][:4].hex()}..",
+    ]
     if plaintext is not None:
-        lines += textwrap.wrap(words_of(header, plaintext), WIDTH, initial_indent="  ",
-                               subsequent_indent="    ", max_lines=MOST_LINES, placeholder=" ...",
-                               break_on_hyphens=False)
+        lines += textwrap.wrap(
+            words_of(header, plaintext),
+            WIDTH,
+            initial_indent="  ",
+            subsequent_indent="    ",
+            max_lines=MOST_LINES,
+            placeholder=" ...",
+            break_on_hyphens=False,
+        )
     return lines
+
 
 def words_of(header: Header, plaintext: bytes) -> str:
     """Return what a plaintext says, in ASCII; what else it holds is dots, commas have a space."""
     if header.direction == Direction.S2C:
-        parts, body = [status_name(plaintext[:1])], plaintext[1:]
+        parts = [status_name(plaintext[:1])]
+        body = plaintext[1:]
     else:
-        parts, body = [f"nonce {plaintext[:4].hex()}.."], plaintext[NONCE_BYTES:]
+        parts = [f"nonce {plaintext[:4].hex()}.."]
+        body = plaintext[NONCE_BYTES:]
         if header.opcode in ENDING:
-            parts, body = [*parts, status_name(body[:1])], body[1:]
+            parts = [*parts, status_name(body[:1])]
+            body = body[1:]
     if header.opcode == Opcode.CLIENT_HELLO:
-        parts, body = [*parts, f"version {body.hex()}"], b""
+        parts = [*parts, f"version {body.hex()}"]
+        body = b""
     if header.opcode == Opcode.SERVER_CHALLENGE:
-        parts, body = [*parts, f"client nonce {body[:4].hex()}..",
-                       f"server nonce {body[NONCE_BYTES:][:4].hex()}.."], b""
+        parts = [
+            *parts,
+            f"client nonce {body[:4].hex()}..",
+            f"server nonce {body[NONCE_BYTES:][:4].hex()}..",
+        ]
+        body = b""
     text = "".join(chr(byte) if 32 <= byte < 127 else "." for byte in body).replace(",", ", ")
     return ", ".join(["plaintext: " + parts[0], *parts[1:], *([text] if text else [])])
+
 
 def status_name(status: bytes) -> str:
     known = [entry.name for entry in Status if status == bytes([entry])]
     return f"status {known[0] if known else status.hex()}"
+
 
 def dump_message(message: bytes) -> list[str]:
     """Return a message in rows of 16 bytes, each with the place of its first and what it is."""
@@ -120,13 +161,19 @@ def dump_message(message: bytes) -> list[str]:
         cuts = [("bytes", 0, len(message))]
     else:
         tag_at = len(message) - TAG_BYTES
-        cuts = [("header", 0, HEADER.size), ("IV", HEADER.size, CIPHERTEXT_AT),
-                ("ciphertext", CIPHERTEXT_AT, tag_at), ("tag", tag_at, len(message))]
-    lines = list[str]()
+        cuts = [
+            ("header", 0, HEADER.size),
+            ("IV", HEADER.size, CIPHERTEXT_AT),
+            ("ciphertext", CIPHERTEXT_AT, tag_at),
+            ("tag", tag_at, len(message)),
+        ]
+    lines: list[str] = []
     for name, start, end in cuts:
         places = range(start, end, 16)
-        lines += [f"  {name if at == start else '':<12}{at:>5}  {message[at:end][:16].hex(' ')}"
-                  for at in places[:MOST_ROWS]]
+        lines += [
+            f"  {name if at == start else '':<12}{at:>5}  {message[at:end][:16].hex(' ')}"
+            for at in places[:MOST_ROWS]
+        ]
         if len(places) > MOST_ROWS:
             lines.append(f"{len(places) - MOST_ROWS:>19} rows more ...")
     return lines

@@ -7,6 +7,7 @@ A set is tried in memory: two real Sessions that lack its rules, a wire in place
 attack as attacks.py has it, whose own goal says whether it won. The rules of the server, and what
 waits for a clock, are tried on sockets, where every set found in memory has to win once more.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -29,14 +30,35 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple, TypeVar
 
 from attacks import (
-    ATTACKS, BYSTANDER, OLD_READINGS, OTHER, READINGS, VICTIM, Attack, CutHere, Frame, Lab,
-    Outcome, Parts, random_source,
+    ATTACKS,
+    BYSTANDER,
+    OLD_READINGS,
+    OTHER,
+    READINGS,
+    VICTIM,
+    Attack,
+    CutHere,
+    Frame,
+    Lab,
+    Outcome,
+    Parts,
+    random_source,
 )
 from classroom.weakened import ELEMENTS, without
 from endpoint import DEMO_KEYS, EndRequested, Parser, UserError, positive, run_program
 from protocol_fsm import (
-    ConnectionCut, DeadlineExpired, Direction, LocalError, Message, Opcode, ProtocolError,
-    ProtocolState, Session, State, Status, encode_body,
+    ConnectionCut,
+    DeadlineExpired,
+    Direction,
+    LocalError,
+    Message,
+    Opcode,
+    ProtocolError,
+    ProtocolState,
+    Session,
+    State,
+    Status,
+    encode_body,
 )
 
 Names = frozenset[str]  # of elements
@@ -55,12 +77,16 @@ REDUNDANT: dict[str, str] = {  # why an element is in no set; whatever is in one
 
 # A session in memory: what Channel, Member, Client and attacks.Lab do, without a socket or clock --
 
+
 class End:
     """One end of a wire: a Session, and a script that lives with it and closes it."""
 
-    def __init__(self, wire: deque[Frame], peer: str, session: Session,
-                 script: Callable[[End], Script]) -> None:
-        self.session, self.is_open, self.hello_number = session, True, 0
+    def __init__(
+        self, wire: deque[Frame], peer: str, session: Session, script: Callable[[End], Script]
+    ) -> None:
+        self.session = session
+        self.is_open = True
+        self.hello_number = 0
         self._wire, self._peer, self._farewell, self._script = wire, peer, b"", script(self)
         next(self._script)
 
@@ -93,6 +119,7 @@ class End:
         last = [self._farewell] if self._farewell else []
         self._wire.extend(Frame(self._peer, message) for message in [*last, b""])  # b"": closed
 
+
 class Line(NamedTuple):
     """An outsider's connection. Who waits for what does not come gets nothing, and at once."""
 
@@ -105,14 +132,19 @@ class Line(NamedTuple):
     def receive(self) -> bytes:
         return self.wire.popleft().message if self.wire else b""
 
+
 class World:
     """What an attack sees of attacks.Lab. Where nothing is under way, a deadline has passed."""
 
     def __init__(self, session: type[Session], seed: str = SEEDS[0]) -> None:
-        self.seed, self.outcome, self._session = seed, Outcome(), session
+        self.seed = seed
+        self.outcome = Outcome()
+        self._session = session
         self._started = Counter[tuple[int, Direction]]()
-        self._hellos, self._epochs = itertools.count(1), itertools.count(1)
-        self._newest_hello, self._members = dict[int, int](), dict[int, End]()
+        self._hellos = itertools.count(1)
+        self._epochs = itertools.count(1)
+        self._newest_hello: dict[int, int] = {}
+        self._members: dict[int, End] = {}
         self.victim: End
         self.readings: Sequence[list[float]] = READINGS
         self.tape = self._recorded(VICTIM)
@@ -141,6 +173,7 @@ class World:
 
     def suffer(self, attack: Attack) -> Outcome:
         """Let the victim live a session under attack, and return what became of it."""
+
         def tap(frames: Iterator[Frame]) -> Iterator[Frame]:
             return itertools.chain(attack.run(frames, self) if attack.is_on_path else (), frames)
 
@@ -149,13 +182,18 @@ class World:
         self._live(VICTIM, tap, attack)
         return self.outcome
 
-    def _live(self, client_id: int, tap: Callable[[Iterator[Frame]], Iterator[Frame]],
-              attack: Attack | None) -> None:
+    def _live(
+        self,
+        client_id: int,
+        tap: Callable[[Iterator[Frame]], Iterator[Frame]],
+        attack: Attack | None,
+    ) -> None:
         wire = deque[Frame]()
         script = functools.partial(self._report, attack)
         client = End(wire, "server", self._new_session(client_id, Direction.C2S), script)
         server = End(wire, "client", self._new_session(0, Direction.S2C), self._serve)
-        self.victim, ends = client, {"client": client, "server": server}
+        self.victim = client
+        ends = {"client": client, "server": server}
         with contextlib.suppress(CutHere, RuntimeError):  # a generator's StopIteration
             for frame in tap(self._frames(wire, ends)):
                 ends[frame.to].happen(frame.message)
@@ -174,7 +212,8 @@ class World:
                 end.happen(DeadlineExpired("a message", "none"))
 
     def _report(self, attack: Attack | None, end: End) -> Script:
-        outcome, is_hasty = self.outcome, bool(attack and attack.hasty)
+        outcome = self.outcome
+        is_hasty = bool(attack and attack.hasty)
         try:
             end.send(Opcode.CLIENT_HELLO)
             yield from end.receive()
@@ -218,11 +257,15 @@ class World:
             raise EndRequested(Status.REPLACED)
         if client_id in self._members:
             self._members[client_id].happen(EndRequested(Status.REPLACED))
-        self._newest_hello[client_id], self._members[client_id] = end.hello_number, end
+        self._newest_hello[client_id] = end.hello_number
+        self._members[client_id] = end
 
     def _contribute(self, end: End, report: Message) -> bytes:
-        aggregate = {"epoch": next(self._epochs), "round": report.round_number,
-                     "sum": math.fsum(report.readings)}
+        aggregate = {
+            "epoch": next(self._epochs),
+            "round": report.round_number,
+            "sum": math.fsum(report.readings),
+        }
         if end.session.client_id not in (BYSTANDER, OTHER):
             self.outcome.accepted.append(report.readings)
         if end.session.client_id == VICTIM:
@@ -247,16 +290,24 @@ class World:
 
             exchange(Opcode.CLIENT_HELLO)
             yield SimpleNamespace(
-                report=lambda readings: exchange(Opcode.CLIENT_DATA, encode_body(readings)))
+                report=lambda readings: exchange(Opcode.CLIENT_DATA, encode_body(readings))
+            )
             line.send(session.seal(Opcode.TERMINATE, status=Status.GOODBYE))
+
 
 # The search ---------------------------------------------------------------------------------------
 
-CHECKS = {name for rule in SESSION_RULES.values() for name in vars(rule)
-          if name.startswith("_check_") or name == "fail"}
+CHECKS = {
+    name
+    for rule in SESSION_RULES.values()
+    for name in vars(rule)
+    if name.startswith("_check_") or name == "fail"
+}
+
 
 def heard(session: type[Session], said_no: set[str]) -> type[Session]:
     """Return the class, with a note in `said_no` of each check that refuses something."""
+
     def listening_to(name: str) -> Callable[..., Any]:
         rule = getattr(session, name)
 
@@ -273,12 +324,14 @@ def heard(session: type[Session], said_no: set[str]) -> type[Session]:
 
     return type("Heard", (session,), {name: listening_to(name) for name in CHECKS})
 
+
 def matters(rule: type, said_no: set[str]) -> bool:
     """Tell if a rule could change a run in which these checks refused something."""
     if rule is ELEMENTS["cut-is-not-goodbye"]:
         return "fail ConnectionCut" in said_no
     methods = {name for name in vars(rule) if name == "__init__" or name[:2] != "__"}
     return bool(methods - CHECKS or methods & said_no)
+
 
 def trial(task: Task) -> list[tuple[str, Names, bool, Names]]:
     """Run attacks in memory: which one won without these rules, and what could yet change that.
@@ -289,27 +342,48 @@ def trial(task: Task) -> list[tuple[str, Names, bool, Names]]:
     """
     (taken, names), session = task, without(task[0]).session
     said_no: set[str] = set()
-    world, results = World(heard(session, said_no)), []
+    world = World(heard(session, said_no))
+    results = []
     for name in names:
         said_no.clear()  # recordings are honest, and nothing in them is refused
-        goal, attack = ATTACKS[name].goal, ATTACKS[name]
-        won = world.is_honest and bool(goal(world.suffer(attack))) and all(
-            goal(World(session, seed).suffer(attack)) for seed in SEEDS[1:])
-        relevant = {element for element, rule in SESSION_RULES.items()
-                    if matters(rule, said_no) or not world.is_honest}
+        goal = ATTACKS[name].goal
+        attack = ATTACKS[name]
+        won = (
+            world.is_honest
+            and bool(goal(world.suffer(attack)))
+            and all(goal(World(session, seed).suffer(attack)) for seed in SEEDS[1:])
+        )
+        relevant = {
+            element
+            for element, rule in SESSION_RULES.items()
+            if matters(rule, said_no) or not world.is_honest
+        }
         results.append((name, taken, won, frozenset(relevant - taken)))
     return results
 
+
 def tasks_of(tries: Mapping[Names, set[str]], found: Mapping[str, list[Names]]) -> list[Task]:
     """Return what is still to be tried: no set around one that suffices."""
-    tasks = [(taken, tuple(name for name in found if name in names
-                           and not any(smaller < taken for smaller in found[name])))
-             for taken, names in tries.items()]
+    tasks = [
+        (
+            taken,
+            tuple(
+                name
+                for name in found
+                if name in names and not any(smaller < taken for smaller in found[name])
+            ),
+        )
+        for taken, names in tries.items()
+    ]
     return [task for task in tasks if task[1]]
 
-def search(names: Sequence[str], size: int, pool: Pool,
-           trial: Callable[[Task], list[tuple[str, Names, bool, Names]]] = trial
-           ) -> dict[str, list[Names]]:
+
+def search(
+    names: Sequence[str],
+    size: int,
+    pool: Pool,
+    trial: Callable[[Task], list[tuple[str, Names, bool, Names]]] = trial,
+) -> dict[str, list[Names]]:
     """Return the minimal sets for each attack, the smallest first: here, of session rules."""
     found: dict[str, list[Names]] = {name: [] for name in names}
     tries: dict[Names, set[str]] = {frozenset(): set(names)}
@@ -325,6 +399,7 @@ def search(names: Sequence[str], size: int, pool: Pool,
         tries = larger
     return found
 
+
 def search_servers(names: Sequence[str], size: int, pool: Pool) -> dict[str, list[Names]]:
     """Return the minimal sets of one or two rules of the server."""
     found: dict[str, list[Names]] = {name: [] for name in names}
@@ -337,14 +412,17 @@ def search_servers(names: Sequence[str], size: int, pool: Pool) -> dict[str, lis
                 found[name] += [taken] * bool(won)
     return found
 
+
 def on_sockets(task: Task) -> list[tuple[str, Names, str]]:
     """Run attacks on attacks.Lab; who won may have left it in ruins, so the next gets a new one."""
     taken, names = task
-    results, left = [], [*names]
+    results = []
+    left = [*names]
     while left:
         with Lab(SEEDS[0], lambda *_: None, Parts(*without(taken))) as lab:
             while left:
-                attack, won = ATTACKS[left.pop(0)], ""
+                attack = ATTACKS[left.pop(0)]
+                won = ""
                 with contextlib.suppress(ProtocolError, LocalError, EndRequested):
                     won = attack.goal(lab.suffer(attack))
                 results.append((attack.name, taken, won))
@@ -352,13 +430,18 @@ def on_sockets(task: Task) -> list[tuple[str, Names, str]]:
                     break
     return results
 
+
 def confirm(found: Mapping[str, list[Names]], pool: Pool) -> list[str]:
     """Return a line for each set with which the attack does not win on sockets, too."""
     tasks = [(taken, (name,)) for name, sets in found.items() for taken in sets]
     done = pool.imap_unordered(on_sockets, tasks)
-    return [f"not confirmed on sockets: {name} without {shown(taken)}"
-            for results in progress("confirming", done, tasks)
-            for name, taken, won in results if not won]
+    return [
+        f"not confirmed on sockets: {name} without {shown(taken)}"
+        for results in progress("confirming", done, tasks)
+        for name, taken, won in results
+        if not won
+    ]
+
 
 def progress(what: str, done: Iterator[Done], tasks: Sequence[object]) -> Iterator[Done]:
     """Say on stderr how far it is: in one line, or in a line at the end if no person looks."""
@@ -372,7 +455,9 @@ def progress(what: str, done: Iterator[Done], tasks: Sequence[object]) -> Iterat
             end = "\r" if is_terminal and number < len(tasks) else "\n"
             print(f"{line:<60}", end=end, file=sys.stderr, flush=True)
 
+
 SPAWN = multiprocessing.get_context("spawn")  # the same everywhere
+
 
 def begin(folder: str, prepare: Callable[..., object] | None, *arguments: object) -> None:
     """Make a worker leave Ctrl-C to its parent, and say nothing of what attacks break in it."""
@@ -383,19 +468,23 @@ def begin(folder: str, prepare: Callable[..., object] | None, *arguments: object
     if prepare:
         prepare(*arguments)
 
+
 @contextlib.contextmanager
-def workers(per_core: int, prepare: Callable[..., object] | None = None,
-            *arguments: object) -> Iterator[Pool]:
+def workers(
+    per_core: int, prepare: Callable[..., object] | None = None, *arguments: object
+) -> Iterator[Pool]:
     """Give a pool of processes, each prepared by a call.
 
     Their labs' folders are in one of the parent's, because a worker may be killed at any time.
     """
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, \
-            SPAWN.Pool(per_core * (os.cpu_count() or 1), begin,
-                       (folder, prepare, *arguments)) as pool:
+    with (
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
+        SPAWN.Pool(per_core * (os.cpu_count() or 1), begin, (folder, prepare, *arguments)) as pool,
+    ):
         yield pool
         pool.close()  # in peace: who is killed while it holds a lock of the pool stops the others
         pool.join()
+
 
 def matrix(names: Sequence[str], size: int) -> tuple[dict[str, list[Names]], list[str]]:
     """Return the minimal sets for each attack that something prevents, and what went wrong."""
@@ -412,10 +501,13 @@ def matrix(names: Sequence[str], size: int) -> tuple[dict[str, list[Names]], lis
         sets.sort(key=lambda names: (len(names), sorted(map(order.index, names))))
     return found, wrong
 
+
 # Showing it ---------------------------------------------------------------------------------------
+
 
 def shown(names: Names) -> str:
     return "{" + ", ".join(name for name in ELEMENTS if name in names) + "}"
+
 
 def verdict(name: str, found: Mapping[str, list[Names]], size: int) -> str:
     if ATTACKS[name].noticed:
@@ -424,23 +516,32 @@ def verdict(name: str, found: Mapping[str, list[Names]], size: int) -> str:
         return f"no set of up to {size} rules found"
     return " ".join(map(shown, found[name]))
 
+
 def unused(found: Mapping[str, list[Names]]) -> list[str]:
     """Return the elements that are in no minimal set."""
     used = frozenset[str]().union(*itertools.chain(*found.values()))
     return [name for name in ELEMENTS if name not in used]
 
+
 def table(rows: Mapping[str, str]) -> str:
     """Return two columns, in lines of at most 80."""
     lines = []
     for name, text in rows.items():
-        lines += textwrap.wrap(f"{name:<25} " + text, 80, subsequent_indent=" " * 26,
-                               break_long_words=False, break_on_hyphens=False)
+        lines += textwrap.wrap(
+            f"{name:<25} " + text,
+            80,
+            subsequent_indent=" " * 26,
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
     return "\n".join(lines)
+
 
 def markdown(rows: Mapping[str, str]) -> str:
     """Return the table that `table` returns, for a document."""
     head, *lines = [f"| {name} | {text} |" for name, text in rows.items()]
     return "\n".join([head, "|---|---|", *lines])
+
 
 def main() -> int:
     parser = Parser("Which rules must be missing for which attack to win.", is_endpoint=False)
@@ -456,14 +557,28 @@ def main() -> int:
     found, wrong = matrix(names, options.size)
     rows = {name: verdict(name, found, options.size) for name in names}
     # what a part of the attacks does not need, or smaller sets, the others may
-    spare = {} if options.attack or options.size < 4 else {
-        name: REDUNDANT.get(name, "(no reason is known)") for name in unused(found)}
+    spare = (
+        {}
+        if options.attack or options.size < 4
+        else {name: REDUNDANT.get(name, "(no reason is known)") for name in unused(found)}
+    )
     if options.json:
-        print(json.dumps({
-            "sets": {name: [[n for n in ELEMENTS if n in taken] for taken in sets]
-                     for name, sets in found.items()},
-            "not_prevented": {name: ATTACKS[name].noticed for name in names if name not in found},
-            "redundant": spare, "unconfirmed": wrong}, indent=1))
+        print(
+            json.dumps(
+                {
+                    "sets": {
+                        name: [[n for n in ELEMENTS if n in taken] for taken in sets]
+                        for name, sets in found.items()
+                    },
+                    "not_prevented": {
+                        name: ATTACKS[name].noticed for name in names if name not in found
+                    },
+                    "redundant": spare,
+                    "unconfirmed": wrong,
+                },
+                indent=1,
+            )
+        )
     else:
         show = markdown if options.markdown else table
         print(show({"attack": "minimal sets of rules without which it wins", **rows}))
@@ -471,6 +586,7 @@ def main() -> int:
     for line in wrong:
         print(line, file=sys.stderr)
     return int(bool(wrong))
+
 
 if __name__ == "__main__":
     run_program(main)

@@ -1,4 +1,5 @@
 """What programs share that write a file: packages not everybody has, and all of it or nothing."""
+
 from __future__ import annotations
 
 import importlib
@@ -8,21 +9,24 @@ from typing import Any
 
 from endpoint import UserError, reason_of
 
+
 def needed(name: str) -> Any:
     """Return a module that not everybody has installed. Raises UserError."""
     try:
         return importlib.import_module(name)
     except ImportError:
-        raise UserError(
-            f"this needs {name}: pip install -r requirements-evidence.txt") from None
+        raise UserError(f"this needs {name}: pip install -r requirements-evidence.txt") from None
+
 
 def filled(template: str, **values: object) -> str:
     """Return a page made from a template of this folder, with escaping on. Raises UserError."""
     jinja2 = needed("jinja2")
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined,
-                                     trim_blocks=True, lstrip_blocks=True)
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     text = Path(__file__).with_name(template).read_text("utf-8")
     return str(environment.from_string(text).render(**values))
+
 
 def write_whole(path: Path, data: bytes) -> None:
     """Write a file whole or not at all. Raises UserError."""

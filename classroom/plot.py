@@ -7,6 +7,7 @@ Three panels: rounds a second and latency by the number of clients, and the cost
 All of it is ratios, as times belong to a machine and a day; what is not a ratio stays in the JSON.
 A rival has a mark of its own and its name at the end of its line, so that no colour is needed.
 """
+
 from __future__ import annotations
 
 import json
@@ -23,23 +24,41 @@ from classroom.tables import read_document
 from endpoint import Parser, UserError, run_program
 
 # Half as wide, as on a phone, letters of 15 are still of 9 or 10 pixels
-WIDTH, MARGIN, LEFT, RIGHT = 560, 16, 62, 446  # of the charts; names stand right of that
-HEAD, CHART, FEET, RUNG = 62, 216, 74, 28  # heights
+WIDTH = 560
+MARGIN = 16
+LEFT = 62
+RIGHT = 446  # of the charts; names stand right of that
+HEAD = 62
+CHART = 216
+FEET = 74
+RUNG = 28  # heights
 BESIDE = 13  # between the rivals in one column, if there is room
 LINE = 20  # between two names
-LADDER_LEFT, LADDER_RIGHT = 104, 486
+LADDER_LEFT = 104
+LADDER_RIGHT = 486
 
 MARKS = {  # paths around 0,0
-    "plain": "M-6,-5 h12 l-6,11 z", "floor": "M-5,-5 h10 v10 h-10 z",
-    "tls12": "M-6,5 h12 l-6,-11 z", "tls13": "M0,-7 l6,7 -6,7 -6,-7 z",
+    "plain": "M-6,-5 h12 l-6,11 z",
+    "floor": "M-5,-5 h10 v10 h-10 z",
+    "tls12": "M-6,5 h12 l-6,-11 z",
+    "tls13": "M0,-7 l6,7 -6,7 -6,-7 z",
     "over_tls": "M-2,-6 h4 v4 h4 v4 h-4 v4 h-4 v-4 h-4 v-4 h4 z",
-    "ours": "M-6,0 a6,6 0 1 0 12,0 a6,6 0 1 0 -12,0 z"}
+    "ours": "M-6,0 a6,6 0 1 0 12,0 a6,6 0 1 0 -12,0 z",
+}
 COLOURS = {  # by class: light, dark
-    "paper": ("#ffffff", "#14181a"), "ink": ("#1b2224", "#e4e8e6"), "soft": ("#4d585d", "#a9b3b8"),
-    "line": ("#d5dadc", "#353d40"), "one": ("#7c878c", "#7f8a8f"), "piece": ("#6f8698", "#8ba4b8"),
-    "plain": ("#5f686d", "#aeb7bc"), "floor": ("#a65f00", "#e8a84a"),
-    "tls12": ("#1c68b0", "#75b5f3"), "tls13": ("#0b7a60", "#54cba9"),
-    "over_tls": ("#6a3fb5", "#bd9fff"), "ours": ("#bd1f57", "#ff82b0")}
+    "paper": ("#ffffff", "#14181a"),
+    "ink": ("#1b2224", "#e4e8e6"),
+    "soft": ("#4d585d", "#a9b3b8"),
+    "line": ("#d5dadc", "#353d40"),
+    "one": ("#7c878c", "#7f8a8f"),
+    "piece": ("#6f8698", "#8ba4b8"),
+    "plain": ("#5f686d", "#aeb7bc"),
+    "floor": ("#a65f00", "#e8a84a"),
+    "tls12": ("#1c68b0", "#75b5f3"),
+    "tls13": ("#0b7a60", "#54cba9"),
+    "over_tls": ("#6a3fb5", "#bd9fff"),
+    "ours": ("#bd1f57", "#ff82b0"),
+}
 STYLE = """
 text { font: 15px system-ui, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
 text.ink, text.soft { stroke: none; }
@@ -53,6 +72,7 @@ line.leader { stroke-width: 1; stroke-dasharray: 2 3; }
 
 # What was measured --------------------------------------------------------------------------------
 
+
 class Dot(NamedTuple):
     """One value, and how far the line through it goes."""
 
@@ -60,7 +80,9 @@ class Dot(NamedTuple):
     low: float
     high: float
 
+
 Curves = Mapping[str, Mapping[int, Dot]]  # by rival and number of clients
+
 
 class Measured(NamedTuple):
     """What the picture shows; nothing in it is a time."""
@@ -70,16 +92,19 @@ class Measured(NamedTuple):
     growth: Mapping[int, float]  # of the median of TLS 1.2, by clients; with the fewest it is 1
     ladder: Sequence[tuple[str, float]]  # shares of a round, which add up to 1
 
+
 def number(found: object) -> float:
     """Return a number that can have been measured. Raises ValueError."""
     if isinstance(found, bool) or not isinstance(found, (int, float)) or not abs(found) < 1e9:
         raise ValueError(found)
     return float(found)
 
+
 def above_0(found: object) -> float:
     if number(found) < 1e-9:
         raise ValueError(found)
     return number(found)
+
 
 def read_bench(path: Path, body: str) -> Measured:
     """Return what run.py bench --json wrote about one size of bodies. Raises UserError."""
@@ -98,6 +123,7 @@ def read_bench(path: Path, body: str) -> Measured:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise UserError(f"{path} is not what python3 run.py bench --json writes") from None
 
+
 def shares(rungs: Sequence[Mapping[str, object]]) -> list[tuple[str, float]]:
     """Return the rungs as shares of all. The rest may be below 0, when the machine was busy."""
     named = {str(rung["name"]): number(rung["seconds"]) for rung in rungs}
@@ -106,25 +132,36 @@ def shares(rungs: Sequence[Mapping[str, object]]) -> list[tuple[str, float]]:
     whole = above_0(sum(named.values()))
     return [(name, seconds / whole) for name, seconds in named.items()]
 
+
 def measured(cases: Sequence[Mapping[str, Any]], ladder: Sequence[tuple[str, float]]) -> Measured:
     """Turn cases into ratios; the rivals are in the order of the benchmark's own tables."""
     speed: dict[str, dict[int, Dot]] = {name: {} for name in NAMES}
     latency: dict[str, dict[int, Dot]] = {name: {} for name in NAMES}
-    tls12 = [(above_0(case["clients"]), above_0(case["p50_s"])) for case in cases
-             if case["rival"] == "tls12"]
+    tls12 = [
+        (above_0(case["clients"]), above_0(case["p50_s"]))
+        for case in cases
+        if case["rival"] == "tls12"
+    ]
     medians = {int(clients): p50 for clients, p50 in sorted(tls12)}
     if len(medians) < len(tls12):
         raise ValueError(tls12)
     for case in sorted(cases, key=lambda case: int(case["clients"])):
-        rival, clients = case["rival"], int(above_0(case["clients"]))
+        rival = case["rival"]
+        clients = int(above_0(case["clients"]))
         low, high = map(above_0, case["of_tls12_quartiles"])
         speed[rival][clients] = Dot(above_0(case["of_tls12"]), low, high)
-        p50, p99 = (above_0(case.get(name, case["p50_s"])) / medians[clients]
-                    for name in ("p50_s", "p99_s"))
+        p50, p99 = (
+            above_0(case.get(name, case["p50_s"])) / medians[clients] for name in ("p50_s", "p99_s")
+        )
         latency[rival][clients] = Dot(p50, p50, p99)
     growth = {clients: p50 / next(iter(medians.values())) for clients, p50 in medians.items()}
-    return Measured({rival: dots for rival, dots in speed.items() if dots},
-                    {rival: dots for rival, dots in latency.items() if dots}, growth, ladder)
+    return Measured(
+        {rival: dots for rival, dots in speed.items() if dots},
+        {rival: dots for rival, dots in latency.items() if dots},
+        growth,
+        ladder,
+    )
+
 
 def percents(parts: Sequence[float]) -> list[int]:
     """Round shares to whole percents that add up to 100: the largest remainders go up."""
@@ -134,7 +171,9 @@ def percents(parts: Sequence[float]) -> list[int]:
         rounded[at] += 1
     return rounded
 
+
 # Where things go ----------------------------------------------------------------------------------
+
 
 def ticks(low: float, high: float) -> list[float]:
     """Return round numbers for a logarithmic axis, 1 among them if it is between: at most 7."""
@@ -146,6 +185,7 @@ def ticks(low: float, high: float) -> list[float]:
         step += 1
     return inside
 
+
 class Axis:
     """A logarithmic axis, upwards from `bottom`: twice and half are equally far from 1."""
 
@@ -153,16 +193,18 @@ class Axis:
         dots = [dot for curve in curves.values() for dot in curve.values()]
         self.low = min(min(dot.low, dot.value) for dot in dots) / 1.2
         self.high = max(max(dot.high, dot.value) for dot in dots) * 1.2
-        self.top, self.bottom = top, top + CHART
+        self.top = top
+        self.bottom = top + CHART
         self.ticks = ticks(self.low, self.high)
 
     def y(self, value: float) -> float:
         part = math.log(value / self.low) / math.log(self.high / self.low)
         return round(self.bottom - CHART * part, 1)
 
+
 def apart(wanted: Sequence[float], top: float, bottom: float) -> list[float]:
     """Move names up and down until none is on another; `wanted` is from the top down."""
-    places = list[float]()
+    places: list[float] = []
     for y in wanted:
         places.append(max(y, places[-1] + LINE if places else top))
     for at in reversed(range(len(places))):
@@ -170,22 +212,32 @@ def apart(wanted: Sequence[float], top: float, bottom: float) -> list[float]:
         bottom = places[at] - LINE
     return places
 
+
 # The picture --------------------------------------------------------------------------------------
+
 
 def style() -> str:
     """Return the rules for both schemes; without variables, which not every viewer knows."""
-    light, dark = (" ".join(f".{name} {{ fill: {pair[at]}; stroke: {pair[at]}; }}"
-                            for name, pair in COLOURS.items()) for at in (0, 1))
+    light, dark = (
+        " ".join(
+            f".{name} {{ fill: {pair[at]}; stroke: {pair[at]}; }}" for name, pair in COLOURS.items()
+        )
+        for at in (0, 1)
+    )
     return f"\n{light}\n@media (prefers-color-scheme: dark) {{ {dark} }}{STYLE}"
+
 
 def in_words(found: Measured, body: str) -> str:
     """Say what the picture shows, for those who do not see it."""
     names, parts = zip(*found.ladder)
     ladder = ", ".join(f"{name} {percent} %" for name, percent in zip(names, percents(parts)))
-    return (f"Ratios of one run of the benchmark, {body} bodies, by the number of clients; TLS 1.2 "
-            f"with as many is 1. Rounds a second: {curves_in_words(found.speed)}. Median latency: "
-            f"{curves_in_words(found.latency)}. {growth_in_words(found.growth)} A round of ours "
-            f"with 1 client: {ladder}.")
+    return (
+        f"Ratios of one run of the benchmark, {body} bodies, by the number of clients; TLS 1.2 "
+        f"with as many is 1. Rounds a second: {curves_in_words(found.speed)}. Median latency: "
+        f"{curves_in_words(found.latency)}. {growth_in_words(found.growth)} A round of ours "
+        f"with 1 client: {ladder}."
+    )
+
 
 def growth_in_words(growth: Mapping[int, float]) -> str:
     """Say how the latency that all are compared with grows, as a round waits for all clients."""
@@ -196,27 +248,42 @@ def growth_in_words(growth: Mapping[int, float]) -> str:
     times = ", ".join(f"{growth[n]:.{1 if growth[n] < 10 else 0}f}" for n in more[-3:])
     return f"TLS 1.2 itself with {clients}: {times} times that with {fewest}."
 
+
 def curves_in_words(curves: Curves) -> str:
-    return "; ".join(f"{NAMES[rival]} " + ", ".join(
-        f"{dot.value:.{2 if dot.value < 100 else 0}f} with {clients}"
-        for clients, dot in dots.items()) for rival, dots in curves.items())
+    return "; ".join(
+        f"{NAMES[rival]} "
+        + ", ".join(
+            f"{dot.value:.{2 if dot.value < 100 else 0}f} with {clients}"
+            for clients, dot in dots.items()
+        )
+        for rival, dots in curves.items()
+    )
+
 
 def counted(clients: int) -> str:
     return "1 client" if clients == 1 else f"{clients} clients"
+
 
 class Plot(Drawing):
     """The SVG; it is a file of its own, and brings its paper."""
 
     def __init__(self, height: int, title: str, description: str) -> None:
         super().__init__(height, "plot", title, description)
-        self._svg.attrib.update({
-            "xmlns": "http://www.w3.org/2000/svg", "viewBox": f"0 0 {WIDTH} {height}",
-            "width": str(WIDTH), "height": str(height), "class": "plot"})
+        self._svg.attrib.update(
+            {
+                "xmlns": "http://www.w3.org/2000/svg",
+                "viewBox": f"0 0 {WIDTH} {height}",
+                "width": str(WIDTH),
+                "height": str(height),
+                "class": "plot",
+            }
+        )
         self._put("style", style())
         self._put("rect", width=WIDTH, height=height, class_="paper")
 
-    def write(self, x: float, y: float, words: str, kind: str = "ink",
-              anchor: str = "start") -> None:
+    def write(
+        self, x: float, y: float, words: str, kind: str = "ink", anchor: str = "start"
+    ) -> None:
         self._put("text", words, x=x, y=y, text_anchor=anchor, class_=kind)
 
     def stroke(self, x1: float, y1: float, x2: float, y2: float, kind: str) -> None:
@@ -238,16 +305,20 @@ class Plot(Drawing):
         for clients, x in places.items():
             self.write(x, axis.bottom + 20, str(clients), "soft", "middle")
         self.write((LEFT + RIGHT) / 2, axis.bottom + 40, "clients", "soft", "middle")
-        ends = dict[str, tuple[float, float]]()
+        ends: dict[str, tuple[float, float]] = {}
         beside = min(BESIDE, wide / (len(curves) + 1))
         for at, (rival, dots) in enumerate(curves.items()):
             aside = beside * (at - (len(curves) - 1) / 2)
-            ends[rival] = self.curve(rival, [(round(places[clients] + aside, 1), dot)
-                                             for clients, dot in dots.items()], axis)
+            ends[rival] = self.curve(
+                rival,
+                [(round(places[clients] + aside, 1), dot) for clients, dot in dots.items()],
+                axis,
+            )
         self.names(ends, axis)
 
-    def curve(self, rival: str, dots: Sequence[tuple[float, Dot]],
-              axis: Axis) -> tuple[float, float]:
+    def curve(
+        self, rival: str, dots: Sequence[tuple[float, Dot]], axis: Axis
+    ) -> tuple[float, float]:
         """Draw the line of one rival, and return where it ends."""
         ways = " L".join(f"{x},{axis.y(dot.value)}" for x, dot in dots)
         self._put("path", d=f"M{ways}", class_=f"curve {rival}")
@@ -271,18 +342,27 @@ class Plot(Drawing):
     def ladder(self, top: float, rungs: Sequence[tuple[str, float]]) -> None:
         """Draw a step a rung: each begins where the last one ended."""
         ends = [sum(share for _, share in rungs[:at]) for at in range(len(rungs) + 1)]
-        least, most = min(ends), max(ends)
+        least = min(ends)
+        most = max(ends)
         wide = (LADDER_RIGHT - LADDER_LEFT) / (most - least)
         places = [round(LADDER_LEFT + wide * (end - least), 1) for end in ends]
         told = percents([share for _, share in rungs])
         for at, (name, _) in enumerate(rungs):
-            y, (left, right) = top + RUNG * at, sorted(places[at : at + 2])
+            y = top + RUNG * at
+            (left, right) = sorted(places[at : at + 2])
             if name != rungs[-1][0]:
                 self.stroke(places[at + 1], y, places[at + 1], y + 2 * RUNG - 6, "line")
-            self._put("rect", x=left, y=y, width=max(round(right - left, 1), 1), height=RUNG - 6,
-                      class_="ours" if name == "the rest" else "piece")
+            self._put(
+                "rect",
+                x=left,
+                y=y,
+                width=max(round(right - left, 1), 1),
+                height=RUNG - 6,
+                class_="ours" if name == "the rest" else "piece",
+            )
             self.write(LADDER_LEFT - 10, y + 16, name, "ink", "end")
             self.write(right + 8, y + 16, f"{told[at]} %")
+
 
 def plot(found: Measured, body: str) -> str:
     """Return the picture."""
@@ -290,30 +370,48 @@ def plot(found: Measured, body: str) -> str:
     third = 2 * panel + 20  # with the line about growth above it
     height = third + HEAD + RUNG * len(found.ladder) + 2 * MARGIN
     svg = Plot(height, f"Our channel beside TLS, {body} bodies", in_words(found, body))
-    svg.heading(MARGIN, f"Rounds a second: TLS 1.2 is 1 ({body} bodies)",
-                "Higher is faster; log scale. Upright lines: quartiles of the turns.")
+    svg.heading(
+        MARGIN,
+        f"Rounds a second: TLS 1.2 is 1 ({body} bodies)",
+        "Higher is faster; log scale. Upright lines: quartiles of the turns.",
+    )
     svg.chart(MARGIN + HEAD, found.speed)
-    svg.heading(MARGIN + panel, f"Latency of a round: TLS 1.2 is 1 ({body} bodies)",
-                "Lower is faster; log scale. Marks: median; upright lines: to p99.")
+    svg.heading(
+        MARGIN + panel,
+        f"Latency of a round: TLS 1.2 is 1 ({body} bodies)",
+        "Lower is faster; log scale. Marks: median; upright lines: to p99.",
+    )
     svg.chart(MARGIN + panel + HEAD, found.latency)
     svg.write(MARGIN, MARGIN + 2 * panel - FEET + 64, growth_in_words(found.growth), "soft")
-    svg.heading(MARGIN + third, f"What a round of ours is made of ({body} bodies)",
-                "1 client. The rest: checks, states, deadlines, calling it all.")
+    svg.heading(
+        MARGIN + third,
+        f"What a round of ours is made of ({body} bodies)",
+        "1 client. The rest: checks, states, deadlines, calling it all.",
+    )
     svg.ladder(MARGIN + third + HEAD, found.ladder)
     return svg.done() + "\n"
 
+
 def main() -> int:
     parser = Parser("Draws what the benchmark found, as an SVG.", is_endpoint=False)
-    parser.add_argument("bench", type=Path, metavar="BENCH",
-                        help="a file of python3 run.py bench --json")
-    parser.add_argument("-o", "--output", type=Path, default=Path("bench.svg"), metavar="FILE",
-                        help="default bench.svg")
+    parser.add_argument(
+        "bench", type=Path, metavar="BENCH", help="a file of python3 run.py bench --json"
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        default=Path("bench.svg"),
+        metavar="FILE",
+        help="default bench.svg",
+    )
     parser.add_argument("--body", default="small", choices=[*BODIES], help="default small")
     options = parser.options()
     text = plot(read_bench(options.bench, options.body), options.body)
     write_whole(options.output, text.encode("ascii"))
     print(f"wrote {options.output}")
     return 0
+
 
 if __name__ == "__main__":
     run_program(main)

@@ -11,6 +11,7 @@ Rules in this module:
 - one lock guards the queue: the keyboard has one thread, the sockets have others.
 It listens on loopback only. It has no keys but those of a key log, and never seals anything.
 """
+
 from __future__ import annotations
 
 import cmd
@@ -26,8 +27,17 @@ from attacks import Frame, Proxy, edited, flipped
 from classroom.keylog import describe_message, dump_message, plaintext_of, read_keylog
 from classroom.proxy_commands import END, HELP, Command, parse, parse_script
 from endpoint import (
-    HOST, OPCODE_NAMES, POLL_S, PORT, NoConnection, Parser, UserError, host_and_port, port_number,
-    reason_of, run_program,
+    HOST,
+    OPCODE_NAMES,
+    POLL_S,
+    PORT,
+    NoConnection,
+    Parser,
+    UserError,
+    host_and_port,
+    port_number,
+    reason_of,
+    run_program,
 )
 from protocol_fsm import HEADER, read_frame, write_frame
 from server import listen
@@ -35,6 +45,7 @@ from server import listen
 LISTED = 18  # messages; a screen has no room for more
 
 # The sockets --------------------------------------------------------------------------------------
+
 
 def reach(server: tuple[str, int]) -> socket.socket:
     """Return a connection. Raises NoConnection."""
@@ -45,6 +56,7 @@ def reach(server: tuple[str, int]) -> socket.socket:
     sock.settimeout(None)
     return sock
 
+
 class Wire(Proxy):
     """The proxy of attacks.py, for one client after another, on a port of our choice.
 
@@ -52,14 +64,21 @@ class Wire(Proxy):
     of a message or, without bytes, of the end of a stream. Raises NoConnection: the port is taken.
     """
 
-    def __init__(self, port: int, server: tuple[str, int], began: Callable[[str], object],
-                 arrived: Callable[[str, bytes], object]) -> None:
+    def __init__(
+        self,
+        port: int,
+        server: tuple[str, int],
+        began: Callable[[str], object],
+        arrived: Callable[[str, bytes], object],
+    ) -> None:
         super().__init__(server, iter, read_frame, write_frame)
         self._listener.close()  # that of the lab takes any port
         self._listener = listen(HOST, port)
         self.address = self._listener.getsockname()
-        self._began, self._arrived = began, arrived
-        self._closing, self._over = threading.Event(), threading.Event()
+        self._began = began
+        self._arrived = arrived
+        self._closing = threading.Event()
+        self._over = threading.Event()
         self.ends: dict[str, socket.socket] = {}
         self._own: socket.socket | None = None
 
@@ -81,7 +100,8 @@ class Wire(Proxy):
 
     def _carry(self, ends: dict[str, socket.socket]) -> None:
         self._over.clear()
-        self.ends, open_ends = ends, set(ends)
+        self.ends = ends
+        open_ends = set(ends)
         self._began("")
         if self._closing.is_set():
             self.finish()
@@ -122,11 +142,14 @@ class Wire(Proxy):
             self._own.close()
             self._own = None
 
+
 # The table at which the man in the middle sits ----------------------------------------------------
+
 
 def back(frame: Frame) -> Frame:
     """Return the same message on its way to whoever sent it."""
     return Frame("client" if frame.to == "server" else "server", frame.message)
+
 
 class Item(NamedTuple):
     """A message in the queue, or the end of a stream."""
@@ -134,6 +157,7 @@ class Item(NamedTuple):
     number: int  # as which it came; 0: it never did
     connection: int
     frame: Frame
+
 
 class Desk(NamedTuple):
     """What waits, the first of it in hand, and what was put aside."""
@@ -155,6 +179,7 @@ class Desk(NamedTuple):
     def changed(self, frame: Frame) -> Desk:
         return self.rest().behind(self.in_hand()._replace(frame=frame))
 
+
 class Table(cmd.Cmd):
     """The queue, and the commands that change it; each do_ method is one of HELP."""
 
@@ -163,15 +188,19 @@ class Table(cmd.Cmd):
         self.prompt = "proxy> " if sys.stdin.isatty() and sys.stdout.isatty() else ""
         self.wire = Wire(port, server, self._begin, self._arrive)
         self._keylog = Path(keylog) if keylog else None
-        self._in_script = self._at_prompt = False
+        self._in_script = False
+        self._at_prompt = False
         self._changed = threading.Condition()  # guards all that follows
         self._desks = [Desk()]  # the last is that of now, those before are for undo
         self._came: list[Item] = []
-        self._forwarded = set[int]()
+        self._forwarded: set[int] = set()
         self._tapes: dict[str, list[Item]] = {}
-        self._connection, self._connected, self._closed = 0, False, set[str]()
+        self._connection = 0
+        self._connected = False
+        self._closed: set[str] = set()
         self._ended = False  # and no line of the script has waited for it
-        self._auto, self._goal = False, ""
+        self._auto = False
+        self._goal = ""
         self._failure = ""  # to reach the goal, or the server
 
     @property
@@ -197,7 +226,9 @@ class Table(cmd.Cmd):
 
     def _begin(self, failure: str) -> None:
         with self._changed:
-            self._failure, self._connected, self._closed = failure, not failure, set()
+            self._failure = failure
+            self._connected = not failure
+            self._closed = set()
             self._connection += not failure
             self._say(failure or f"connection {self._connection} has begun")
             self._settle()
@@ -207,8 +238,11 @@ class Table(cmd.Cmd):
             if not self._connected:  # it was cut
                 return
             number = len(self._came) + 1 if message else 0
-            item = Item(number, self._connection,
-                        Frame("server" if sender == "client" else "client", message))
+            item = Item(
+                number,
+                self._connection,
+                Frame("server" if sender == "client" else "client", message),
+            )
             if message:
                 self._came.append(item)
                 waits = " (it waits)" if self._desk.waiting else ""
@@ -243,7 +277,10 @@ class Table(cmd.Cmd):
     def _finish(self) -> None:
         if self._goal not in ("", END):
             self._failure = f"connection {self._connection} was over before a {self._goal} came"
-        self._connected, self._ended, self._goal, self._desks = False, True, "", [Desk()]
+        self._connected = False
+        self._ended = True
+        self._goal = ""
+        self._desks = [Desk()]
         self._say(f"connection {self._connection} is over")
         self.wire.finish()
         self._changed.notify_all()
@@ -260,7 +297,8 @@ class Table(cmd.Cmd):
 
     def _described(self, item: Item, more: str = "") -> list[str]:
         """Return a message in words, with its plaintext if the key log has its keys."""
-        message, who = item.frame.message, f"#{item.number}" if item.number else "yours,"
+        message = item.frame.message
+        who = f"#{item.number}" if item.number else "yours,"
         title = f"{who} to {item.frame.to}{more}: "
         if not self._keylog:
             return describe_message(message, None, title)
@@ -277,6 +315,7 @@ class Table(cmd.Cmd):
         """Learn from readline, where there is one, when the prompt stands on the screen."""
         with contextlib.suppress(ImportError, AttributeError):
             import readline
+
             if self.prompt:
                 readline.set_pre_input_hook(lambda: setattr(self, "_at_prompt", True))
 
@@ -325,7 +364,8 @@ class Table(cmd.Cmd):
     def _reach(self) -> None:
         """Make a connection of our own for what waits, if there is none."""
         if not self._connected and self._desk.waiting:
-            self._ended, self._failure = False, ""
+            self._ended = False
+            self._failure = ""
             self.wire.dial()
             self._wait(lambda: self._connected)
 
@@ -333,7 +373,9 @@ class Table(cmd.Cmd):
         while not until() and not self._failure:
             self._changed.wait(POLL_S)  # a wait without a limit holds up Ctrl-C on Windows
         if self._failure:
-            failure, self._failure, self._goal = self._failure, "", ""
+            failure = self._failure
+            self._failure = ""
+            self._goal = ""
             raise NoConnection(failure)
 
     def do_forward(self) -> None:
@@ -346,7 +388,8 @@ class Table(cmd.Cmd):
         self._desks.append(self._desk.rest())
 
     def do_hold(self) -> None:
-        item, desk = self._desk.in_hand(), self._desk.rest()
+        item = self._desk.in_hand()
+        desk = self._desk.rest()
         self._desks.append(desk._replace(held=(*desk.held, item)))
         self._say(f"put aside {self._name(item)}")
 
@@ -403,16 +446,19 @@ class Table(cmd.Cmd):
 
     def do_until(self, kind: str) -> None:
         if not self._in_script:  # a person has seen what happened before
-            self._ended, self._failure = False, ""
+            self._ended = False
+            self._failure = ""
         self._reach()
-        ended, self._ended = self._ended, False
+        ended = self._ended
+        self._ended = False
         if ended and kind == END:
             return
         if ended:  # by a hair, and the next time perhaps not
             raise NoConnection(f"connection {self._connection} was over before a {kind} came")
         if not self._connected and not self._in_script:
             self._say("waiting for a client; Ctrl-C stops it")
-        self._auto, self._goal = False, kind
+        self._auto = False
+        self._goal = kind
         self._settle()
         self._wait(lambda: not self._goal)
         self._ended = False
@@ -431,8 +477,11 @@ class Table(cmd.Cmd):
     def do_list(self) -> None:
         desk = self._desk
         for item in self._came[-LISTED:]:
-            fates = [fate for fate, items in (("put aside", desk.held), ("waits", desk.waiting))
-                     if item.number in [other.number for other in items]]
+            fates = [
+                fate
+                for fate, items in (("put aside", desk.held), ("waits", desk.waiting))
+                if item.number in [other.number for other in items]
+            ]
             fates += ["forwarded"] * (item.number in self._forwarded)
             self._say(f"connection {item.connection}  {self._name(item):<38}  {', '.join(fates)}")
 
@@ -446,15 +495,27 @@ class Table(cmd.Cmd):
     def do_quit(self) -> bool:
         return True
 
+
 def main() -> int:
     parser = Parser("The man in the middle by hand, between your own programs.", is_endpoint=False)
-    parser.add_argument("--listen", type=port_number, default=9000, metavar="PORT",
-                        help="on loopback, for clients; 0 is any; default 9000")
-    parser.add_argument("--server", type=host_and_port, default=(HOST, PORT), metavar="HOST:PORT",
-                        help=f"where the server listens; default {HOST}:{PORT}")
+    parser.add_argument(
+        "--listen",
+        type=port_number,
+        default=9000,
+        metavar="PORT",
+        help="on loopback, for clients; 0 is any; default 9000",
+    )
+    parser.add_argument(
+        "--server",
+        type=host_and_port,
+        default=(HOST, PORT),
+        metavar="HOST:PORT",
+        help=f"where the server listens; default {HOST}:{PORT}",
+    )
     parser.add_argument("--script", metavar="FILE", help="commands to begin with, one a line")
-    parser.add_argument("--keylog", metavar="FILE", help="show plaintexts; the server or the "
-                        "client writes it")
+    parser.add_argument(
+        "--keylog", metavar="FILE", help="show plaintexts; the server or the client writes it"
+    )
     options = parser.options()
     commands = parse_script(options.script) if options.script else []
     if options.keylog:
@@ -469,6 +530,7 @@ def main() -> int:
         finally:
             table.leave()
     return 0
+
 
 if __name__ == "__main__":
     run_program(main)

@@ -3,6 +3,7 @@
 A line is a word, and what GRAMMAR wants behind it; # begins a comment. What a command then does,
 and whether there is such a message, proxy.py knows.
 """
+
 from __future__ import annotations
 
 import re
@@ -13,8 +14,12 @@ from typing import Any, NamedTuple
 from endpoint import OPCODE_NAMES, UserError, reason_of
 
 END = "end"
-FIELDS = {"opcode": "opcode", "client_id": "client_id", "round": "round_number",
-          "direction": "direction"}
+FIELDS = {
+    "opcode": "opcode",
+    "client_id": "client_id",
+    "round": "round_number",
+    "direction": "direction",
+}
 NUMBERS = {**{name: code for code, name in OPCODE_NAMES.items()}, "C2S": 0, "S2C": 1}
 HELP = """\
 Messages wait in a queue, the first one is in hand. A message is named by its
@@ -39,11 +44,13 @@ The rest:
   cut, quit             end the connection without a word; leave
 With no client connected, what you send goes over a connection of your own."""
 
+
 class Command(NamedTuple):
     """One line of a person or a script."""
 
     name: str
     values: tuple[Any, ...] = ()
+
 
 def header_change(field: str, value: str) -> tuple[str, int]:
     """Return the field of a header and its new value. Raises UserError."""
@@ -52,15 +59,26 @@ def header_change(field: str, value: str) -> tuple[str, int]:
         raise UserError(f"{field} has no room for {value}")
     return FIELDS[field], number
 
+
 ALONE: tuple[str, Callable[..., tuple[Any, ...]]] = ("", lambda: ())
 NUMBER = (r"(\d{1,9})", lambda number: (int(number),))
 GRAMMAR: dict[str, tuple[str, Callable[..., tuple[Any, ...]]]] = {  # what stands behind a command
-    "forward": ALONE, "drop": ALONE, "hold": ALONE, "reflect": ALONE, "undo": ALONE, "list": ALONE,
-    "cut": ALONE, "quit": ALONE, "release": NUMBER, "replay": NUMBER,
+    "forward": ALONE,
+    "drop": ALONE,
+    "hold": ALONE,
+    "reflect": ALONE,
+    "undo": ALONE,
+    "list": ALONE,
+    "cut": ALONE,
+    "quit": ALONE,
+    "release": NUMBER,
+    "replay": NUMBER,
     "flip": (r"(-?\d{1,9})(?:\.([0-7]))?", lambda byte, bit: (int(byte), 1 << int(bit or 0))),
     "edit": (rf"({'|'.join(FIELDS)}) ?= ?(\d{{1,10}}|{'|'.join(NUMBERS)})", header_change),
-    "inject": (r"((?:[0-9a-fA-F]{2}){1,65535})(?: (client|server))?",
-               lambda text, to: (bytes.fromhex(text), to or "server")),
+    "inject": (
+        r"((?:[0-9a-fA-F]{2}){1,65535})(?: (client|server))?",
+        lambda text, to: (bytes.fromhex(text), to or "server"),
+    ),
     "play": (r"(\w+)(?: (client|server))?", lambda name, to: (name, to or "server")),
     "record": (r"(\w+)", lambda name: (name,)),
     "show": (r"(\d{1,9})?", lambda number: (int(number or 0),)),
@@ -68,6 +86,7 @@ GRAMMAR: dict[str, tuple[str, Callable[..., tuple[Any, ...]]]] = {  # what stand
     "auto": (r"(off)?", lambda off: (not off,)),
     "help": (r"\w*", lambda: ()),
 }
+
 
 def parse(line: str) -> Command | None:
     """Return what a line says, None if it says nothing; # begins a comment. Raises UserError."""
@@ -83,9 +102,10 @@ def parse(line: str) -> Command | None:
         raise UserError(f"{name} is used like this: {usage.strip().partition('  ')[0]}")
     return Command(name, convert(*match.groups()))
 
+
 def parse_script(path: str) -> list[tuple[str, Command]]:
     """Return the commands of a file with their places, if all are right. Raises UserError."""
-    commands = list[tuple[str, Command]]()
+    commands: list[tuple[str, Command]] = []
     try:
         for number, line in enumerate(Path(path).read_text("utf-8-sig").splitlines(), 1):
             place = f"{path} line {number}"

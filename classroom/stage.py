@@ -4,6 +4,7 @@ Clients and server are those of the lab, with rules taken out. Each client's con
 each of the server's begins here, and a step of the story is all that passes between them. What
 broke is said by the sessions of these programs, which note what they seal and accept.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -23,13 +24,17 @@ from protocol_fsm import Direction, LocalError, Opcode, ProtocolError, encode_bo
 
 PATIENCE_S = 5.0  # that every end has, unless the story lets it wait in vain
 
+
 class Player(threading.Thread):
     """A real client that does what it is told, one thing at a time."""
 
     def __init__(self, name: str, client: Client) -> None:
         super().__init__(daemon=True)
-        self.name, self.client, client.timeout_s = name, client, PATIENCE_S
-        self.orders, self._done = queue.SimpleQueue[str](), queue.SimpleQueue[None]()
+        self.name = name
+        self.client = client
+        client.timeout_s = PATIENCE_S
+        self.orders = queue.SimpleQueue[str]()
+        self._done = queue.SimpleQueue[None]()
 
     def run(self) -> None:
         with contextlib.suppress(ProtocolError, LocalError), self.client:
@@ -52,13 +57,18 @@ class Player(threading.Thread):
         self.orders.put(what)
         self._done.get(timeout=2 * PATIENCE_S)
 
+
 class Stage:
     """The ends of a story, by the names that they have in it."""
 
     def __init__(self, lab: Lab, made: Sequence[Notes]) -> None:
-        self._lab, self._made, self.ends = lab, made, dict[str, Notes]()
-        self._players, self._lines = dict[str, Player](), dict[str, Line]()
-        self._arrived, self.closing = Counter[str](), contextlib.ExitStack()
+        self._lab = lab
+        self._made = made
+        self.ends: dict[str, Notes] = {}
+        self._players: dict[str, Player] = {}
+        self._lines: dict[str, Line] = {}
+        self._arrived = Counter[str]()
+        self.closing = contextlib.ExitStack()
 
     def record(self, client: str) -> None:
         """Let an old client live a session in peace, and keep what both ends have sent."""
@@ -93,8 +103,11 @@ class Stage:
         return message
 
     def _newest(self, sends: Direction, client_ids: Sequence[int]) -> Notes:
-        return next(session for session in reversed(self._made)
-                    if session.sends is sends and session.client_id in client_ids)
+        return next(
+            session
+            for session in reversed(self._made)
+            if session.sends is sends and session.client_id in client_ids
+        )
 
     def _enter(self, name: str) -> None:
         if name in CLIENTS and name not in self._lines:
@@ -113,9 +126,11 @@ class Stage:
         sock = self.closing.enter_context(listener.accept()[0])
         self._lines[name] = Line(sock, self._lab.log)
 
+
 def on_sockets(weak: Weakened, story: Sequence[Step]) -> str:
     """Return which promise a story breaks between the real programs; empty if it breaks none."""
-    made, noting = list[Notes](), watched(weak.session)
+    made: list[Notes] = []
+    noting = watched(weak.session)
 
     def session(*arguments: Any, **options: Any) -> Notes:
         made.append(noting(*arguments, **options))

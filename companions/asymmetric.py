@@ -4,6 +4,7 @@ Thin over `cryptography`: each function fixes the parameters, so that nobody els
 signature has a context, and one that was made in one context is worthless in every other. Keys
 are never shown: private keys go into files of mode 0600, and come out of them as objects.
 """
+
 from __future__ import annotations
 
 import os
@@ -20,7 +21,8 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF, HKDFExpand
 
 from endpoint import UserError, reason_of
 
-RSA_BITS, EXPONENT = 2_048, 65_537
+RSA_BITS = 2_048
+EXPONENT = 65_537
 SIGNATURE_BYTES = RSA_BITS // 8
 SCRYPT_ROUNDS = 2**15
 SHARE_BYTES = 32  # an X25519 public key
@@ -31,13 +33,16 @@ PSS = padding.PSS(padding.MGF1(hashes.SHA256()), salt_length=hashes.SHA256.diges
 
 # Signatures ---------------------------------------------------------------------------------------
 
+
 def new_identity() -> PrivateKey:
     """Return a new RSA-2048 key, which is to sign and for nothing else."""
     return rsa.generate_private_key(public_exponent=EXPONENT, key_size=RSA_BITS)
 
+
 def sign(key: PrivateKey, context: str, data: bytes) -> bytes:
     """Return an RSA-PSS signature (256 bytes) of `data` in `context`. Source: RFC 8017, 8.1."""
     return key.sign(under_signature(context, data), PSS, hashes.SHA256())
+
 
 def is_signed(key: PublicKey, context: str, data: bytes, signature: bytes) -> bool:
     """Tell whether this signature of `data` was made in this context, by the owner of the key."""
@@ -47,16 +52,20 @@ def is_signed(key: PublicKey, context: str, data: bytes, signature: bytes) -> bo
         return False
     return True
 
+
 def under_signature(context: str, data: bytes) -> bytes:
     """Return what is signed: no context is the beginning of another one, because of the zero."""
     return context.encode("ascii") + b"\0" + data
 
+
 # Key agreement and derivation ---------------------------------------------------------------------
+
 
 def new_share() -> tuple[X25519PrivateKey, bytes]:
     """Return an ephemeral X25519 key and its public share (32 bytes). Source: RFC 7748."""
     key = X25519PrivateKey.generate()
     return key, key.public_key().public_bytes_raw()
+
 
 def agree(key: X25519PrivateKey, share: bytes) -> bytes:
     """Return the 32 bytes that only the owners of the two shares know.
@@ -65,19 +74,25 @@ def agree(key: X25519PrivateKey, share: bytes) -> bytes:
     """
     return key.exchange(X25519PublicKey.from_public_bytes(share))
 
+
 def hkdf(salt: bytes, material: bytes, info: str) -> bytes:
     """Extract and expand to 32 bytes, with SHA-256. Source: RFC 5869."""
     return HKDF(hashes.SHA256(), 32, salt, info.encode("ascii")).derive(material)
+
 
 def hkdf_expand(secret: bytes, info: str, length: int) -> bytes:
     """Expand a secret of 32 bytes, with SHA-256, to `length` bytes. Source: RFC 5869, 2.3."""
     return HKDFExpand(hashes.SHA256(), length, info.encode("ascii")).derive(secret)
 
+
 # Keys in files ------------------------------------------------------------------------------------
 
+
 def public_pem(key: PublicKey) -> str:
-    return key.public_bytes(serialization.Encoding.PEM,
-                            serialization.PublicFormat.SubjectPublicKeyInfo).decode("ascii")
+    return key.public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    ).decode("ascii")
+
 
 def parse_public(pem: str) -> PublicKey:
     """Return an RSA-2048 public key. Raises ValueError."""
@@ -85,10 +100,15 @@ def parse_public(pem: str) -> PublicKey:
         key = serialization.load_pem_public_key(pem.encode("ascii"))
     except UnsupportedAlgorithm as error:
         raise ValueError(str(error)) from None
-    if not isinstance(key, PublicKey) or key.key_size != RSA_BITS or public_pem(key) != pem \
-            or key.public_numbers().e != EXPONENT:
+    if (
+        not isinstance(key, PublicKey)
+        or key.key_size != RSA_BITS
+        or public_pem(key) != pem
+        or key.public_numbers().e != EXPONENT
+    ):
         raise ValueError("not an RSA key of 2,048 bits, as we write it")
     return key
+
 
 def write_private(path: Path, key: PrivateKey, passphrase: str = "") -> None:
     """Write a new file of mode 0600, encrypted if there is a passphrase of up to 1,023 bytes.
@@ -98,14 +118,25 @@ def write_private(path: Path, key: PrivateKey, passphrase: str = "") -> None:
     """
     if len(passphrase.encode()) > 1_023:  # which no library would read again
         raise ValueError("a passphrase has at most 1,023 bytes")
-    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8,
-                            serialization.NoEncryption())
+    pem = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
     if passphrase:  # by pycryptodome, as `cryptography` leaves no choice of rounds
-        pem = bytes(RSA.import_key(pem).export_key(
-            "PEM", passphrase.encode(), 8, "scryptAndAES256-CBC",
-            prot_params={"iteration_count": SCRYPT_ROUNDS})) + b"\n"
+        pem = (
+            bytes(
+                RSA.import_key(pem).export_key(
+                    "PEM",
+                    passphrase.encode(),
+                    8,
+                    "scryptAndAES256-CBC",
+                    prot_params={"iteration_count": SCRYPT_ROUNDS},
+                )
+            )
+            + b"\n"
+        )
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
         file.write(pem)
+
 
 def read_private(path: Path, ask: Callable[[str], str]) -> PrivateKey:
     """Return the RSA-2048 key in a file that nobody else can read. Raises UserError.

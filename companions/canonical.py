@@ -3,6 +3,7 @@
 A signature is over bytes, and readers act on values. So that the two cannot differ, bytes that are
 not the encoding of what they say are refused.
 """
+
 from __future__ import annotations
 
 import json
@@ -11,11 +12,13 @@ from typing import Any
 
 _ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False)
 
+
 def canonical(members: Mapping[str, object]) -> bytes:
     """Return the canonical encoding. Raises ValueError for half a character (a lone surrogate)."""
     text = _ENCODER.encode(dict(members))
     json.dumps(dict(members), ensure_ascii=False).encode("utf-8")  # or UnicodeError, a ValueError
     return text.encode("ascii")
+
 
 def parse_canonical(data: bytes, members: Mapping[str, type]) -> dict[str, Any]:
     """Return the members of an object that has exactly these, of exactly these types.

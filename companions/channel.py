@@ -3,6 +3,7 @@
 One thread owns a channel, any other may only ask it to end. Nothing waits without a limit: a recv
 wakes every POLL_S to look at deadlines and requests.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -18,6 +19,7 @@ Kind = TypeVar("Kind", contravariant=True)
 Message = TypeVar("Message", covariant=True)
 ReadFrame = Callable[[Callable[[int], bytes], int], bytes]
 WriteFrame = Callable[[Callable[[bytes], object], bytes], None]
+
 
 class Speaking(Protocol[Kind, Message]):
     """What a session has to be able to do."""
@@ -35,17 +37,29 @@ class Speaking(Protocol[Kind, Message]):
     def fail(self, error: ProtocolError) -> None:
         """End the session, and give `error` the farewell to send."""
 
+
 class Channel(Generic[Kind, Message]):
     """A session on a socket. Its owner calls `leave` at the end, however that came."""
 
-    def __init__(self, sock: socket.socket, session: Speaking[Kind, Message],
-                 read_frame: ReadFrame, write_frame: WriteFrame, frame_timeout_s: float) -> None:
+    def __init__(
+        self,
+        sock: socket.socket,
+        session: Speaking[Kind, Message],
+        read_frame: ReadFrame,
+        write_frame: WriteFrame,
+        frame_timeout_s: float,
+    ) -> None:
         with contextlib.suppress(OSError):  # the peer may be gone already
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.session, self._sock = session, sock
-        self._read_frame, self._write_frame = read_frame, write_frame
-        self._frame_timeout_s, self._frame_begun, self._deadline = frame_timeout_s, False, 0.0
-        self._farewell, self._is_stuck = b"", False
+        self.session = session
+        self._sock = sock
+        self._read_frame = read_frame
+        self._write_frame = write_frame
+        self._frame_timeout_s = frame_timeout_s
+        self._frame_begun = False
+        self._deadline = 0.0
+        self._farewell = b""
+        self._is_stuck = False
         self._requested: Status | None = None
 
     def request_end(self, status: Status = Status.SHUTDOWN) -> None:
@@ -64,7 +78,8 @@ class Channel(Generic[Kind, Message]):
 
     def receive(self, deadline: float) -> Message:
         """Return the next message, accepted. Its first byte has until `deadline` (monotonic)."""
-        self._deadline, self._frame_begun = deadline, False
+        self._deadline = deadline
+        self._frame_begun = False
         try:
             message = self._read_frame(self._recv, self.session.max_message)
         except ProtocolError as error:
@@ -149,12 +164,13 @@ class Channel(Generic[Kind, Message]):
 
     def _send_all(self, data: bytes) -> None:
         """Send all of it. While nothing can be sent, requests to end are looked at."""
-        deadline, left = time.monotonic() + self._frame_timeout_s, memoryview(data)
+        deadline = time.monotonic() + self._frame_timeout_s
+        left = memoryview(data)
         while left:
             if (left_s := deadline - time.monotonic()) <= 0:
                 raise TimeoutError
             self._sock.settimeout(min(left_s, POLL_S))
             try:
-                left = left[self._sock.send(left):]
+                left = left[self._sock.send(left) :]
             except TimeoutError:
                 self.check_request()

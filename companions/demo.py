@@ -1,4 +1,5 @@
 """What the demos of the companions share: a folder to work in, and how it all ends."""
+
 from __future__ import annotations
 
 import contextlib
@@ -11,9 +12,11 @@ from endpoint import Parser, UserError, reason_of
 
 COLUMNS = 79
 
+
 def heading(title: str, look: str) -> None:
     """Print what comes now, and what to look at."""
     print("", title, "-" * len(title), textwrap.fill(look, COLUMNS), "", sep="\n", flush=True)
+
 
 @contextlib.contextmanager
 def kept(folder: Path) -> Iterator[Path]:
@@ -24,11 +27,16 @@ def kept(folder: Path) -> Iterator[Path]:
         raise UserError(f"cannot make {folder}: {reason_of(error)}") from None
     yield folder.absolute()
 
+
 def perform(description: str, things: str, play: Callable[[Path], list[str]]) -> int:
     """Play a demo in a folder, say what went wrong, and return the exit code. Raises UserError."""
     parser = Parser(description, is_endpoint=False)
-    parser.add_argument("--keep", type=Path, metavar="FOLDER",
-                        help=f"make this folder, and leave all there: {things}")
+    parser.add_argument(
+        "--keep",
+        type=Path,
+        metavar="FOLDER",
+        help=f"make this folder, and leave all there: {things}",
+    )
     options = parser.options()
     with kept(options.keep) if options.keep else tempfile.TemporaryDirectory() as folder:
         problems = play(Path(folder))

@@ -5,6 +5,7 @@ out: one whose check refused something in that try, or one that is no check (a k
 formula). A check that refused nothing can be taken out without changing a byte, so no smallest set
 is left out.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -22,6 +23,7 @@ from protocol_fsm import LocalError, ProtocolError
 Found = dict[str, list[Names]]  # the smallest sets, by attack
 Tried = list[tuple[str, Names, bool, Names]]  # attack, what was taken out, won, what could help
 TRIES = 3  # garbage passes for something now and then: a set has to win every time
+
 
 @dataclass(frozen=True)
 class Matrix:
@@ -42,13 +44,18 @@ class Matrix:
 
     @property
     def checks(self) -> set[str]:
-        return {name for rule in self.elements.values() for name in vars(rule)
-                if name.startswith("_check_") or name in self.also_checks}
+        return {
+            name
+            for rule in self.elements.values()
+            for name in vars(rule)
+            if name.startswith("_check_") or name in self.also_checks
+        }
 
     # One try
 
     def listening(self, part: Any, said_no: set[str]) -> Any:
         """Return the class, with a note in `said_no` of each method that refuses something."""
+
         def listening_to(name: str) -> Callable[..., Any]:
             rule = getattr(part, name)
 
@@ -61,33 +68,45 @@ class Matrix:
 
             return method
 
-        return type("Listening", (part,), {name: listening_to(name) for name in self.checks
-                                           if hasattr(part, name)})
+        return type(
+            "Listening",
+            (part,),
+            {name: listening_to(name) for name in self.checks if hasattr(part, name)},
+        )
 
     def matters(self, rule: type, said_no: set[str]) -> bool:
         """Tell if a rule could change a try in which these checks refused something."""
-        methods = {name for name, value in vars(rule).items()
-                   if callable(value) and (name == "__init__" or name[:2] != "__")}
+        methods = {
+            name
+            for name, value in vars(rule).items()
+            if callable(value) and (name == "__init__" or name[:2] != "__")
+        }
         return bool(methods - self.checks or methods & said_no)
 
     def trial(self, task: Task) -> Tried:
         """Run attacks without some rules: which one won, and what could yet change that."""
         (taken, names), said_no = task, set[str]()
         parts = self.parts(taken)
-        parts = parts._replace(**{name: self.listening(getattr(parts, name), said_no)
-                                  for name in self.heard})
-        results, left = Tried(), [*names]
+        parts = parts._replace(
+            **{name: self.listening(getattr(parts, name), said_no) for name in self.heard}
+        )
+        results = Tried()
+        left = [*names]
         while left:
             try:
                 with self.lab(parts) as lab:
                     while left:
-                        name, won = left.pop(0), ""
+                        name = left.pop(0)
+                        won = ""
                         said_no.clear()
                         with contextlib.suppress(ProtocolError, LocalError, UserError):
                             outcome: Any = lab.suffer(self.attacks[name])
                             won = self.attacks[name].goal(outcome)
-                        relevant = {element for element, rule in self.elements.items()
-                                    if self.matters(rule, said_no)}
+                        relevant = {
+                            element
+                            for element, rule in self.elements.items()
+                            if self.matters(rule, said_no)
+                        }
                         results.append((name, taken, bool(won), frozenset(relevant - taken)))
                         if won or not lab.bystanders_go_on():
                             break
@@ -100,12 +119,20 @@ class Matrix:
     def confirmed(self, found: Found, pool: Pool, trial: Callable[[Task], Tried]) -> Found:
         """Return the sets with which the attack wins every time."""
         tasks = [(taken, (name,)) for name, sets in found.items() for taken in sets] * (TRIES - 1)
-        lost = {(name, taken) for results in progress("again", pool.imap(trial, tasks), tasks)
-                for name, taken, won, _ in results if not won}
+        lost = {
+            (name, taken)
+            for results in progress("again", pool.imap(trial, tasks), tasks)
+            for name, taken, won, _ in results
+            if not won
+        }
         order = [*self.elements]
-        return {name: sorted((taken for taken in sets if (name, taken) not in lost),
-                             key=lambda names: (len(names), sorted(map(order.index, names))))
-                for name, sets in found.items()}
+        return {
+            name: sorted(
+                (taken for taken in sets if (name, taken) not in lost),
+                key=lambda names: (len(names), sorted(map(order.index, names))),
+            )
+            for name, sets in found.items()
+        }
 
     def search(self, names: list[str], size: int, trial: Callable[[Task], Tried]) -> Found:
         """Return the smallest sets for each attack that something prevents.
@@ -129,8 +156,11 @@ class Matrix:
     def unused(self, found: Found) -> dict[str, str]:
         """Return the elements that are in no set, and why."""
         used = {element for sets in found.values() for taken in sets for element in taken}
-        return {name: self.redundant.get(name, "(no reason is known)")
-                for name in self.elements if name not in used}
+        return {
+            name: self.redundant.get(name, "(no reason is known)")
+            for name in self.elements
+            if name not in used
+        }
 
     def run(self, trial: Callable[[Task], Tried]) -> int:
         """Search for what the command line asks for, and print it. Raises UserError."""
@@ -147,12 +177,21 @@ class Matrix:
         found = self.search(names, options.size, trial)
         spare = {} if options.attack or options.size < 3 else self.unused(found)
         if options.json:
-            print(json.dumps({
-                "sets": {name: [[n for n in self.elements if n in taken] for taken in sets]
-                         for name, sets in found.items()},
-                "not_prevented": {name: self.attacks[name].noticed
-                                  for name in names if name not in found},
-                "redundant": spare}, indent=1))
+            print(
+                json.dumps(
+                    {
+                        "sets": {
+                            name: [[n for n in self.elements if n in taken] for taken in sets]
+                            for name, sets in found.items()
+                        },
+                        "not_prevented": {
+                            name: self.attacks[name].noticed for name in names if name not in found
+                        },
+                        "redundant": spare,
+                    },
+                    indent=1,
+                )
+            )
             return 0
         show = markdown if options.markdown else table
         rows = {name: self.verdict(name, found, options.size) for name in names}

@@ -7,6 +7,7 @@ model puts on the wire can be compared with what the code does, byte for byte.
 A process here is a nested tuple, as `Model.process` makes it. `|` binds closer than all else, as in
 ProVerif: `out(c, x); P | Q` is `out(c, x); (P | Q)`.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -20,19 +21,25 @@ Value = bytes | tuple["Value", ...]
 Env = dict[str, Value]
 Tree = tuple[Any, ...]  # of a term, a pattern or a process: its kind, then its parts
 
+
 class Stuck(Exception):
     """A process met what it does not accept, and stops for good."""
+
 
 def joined(value: Value) -> bytes:
     return value if isinstance(value, bytes) else b"".join(map(joined, value))
 
+
 def without_comments(text: str) -> str:
     return re.sub(r"\(\*.*?\*\)", "", text, flags=re.DOTALL)
+
 
 def tokens_of(text: str) -> list[str]:
     return re.findall(r"[\w']+|==>|\|\||\S", without_comments(text))
 
+
 # Reading ------------------------------------------------------------------------------------------
+
 
 class Model:
     """The text of a .pv file: its constants, and the parameters and the body of each process."""
@@ -63,7 +70,8 @@ class Model:
 
     def _until(self, end: str) -> list[str]:
         at = self._left.index(end)
-        taken, self._left = self._left[:at], self._left[at + 1 :]
+        taken = self._left[:at]
+        self._left = self._left[at + 1 :]
         return taken
 
     def _definition(self) -> None:
@@ -156,20 +164,28 @@ class Model:
             return self._terms()[1]
         return self._term()
 
+
 # Playing ------------------------------------------------------------------------------------------
+
 
 def sha256(*parts: Value) -> bytes:
     return hashlib.sha256(joined(parts)).digest()
+
 
 class World:
     """What the ends of one run have in common: constants, master keys, and what was encrypted."""
 
     def __init__(self, model: Model, constants: Mapping[str, bytes]) -> None:
-        self.model, self.constants = model, constants
+        self.model = model
+        self.constants = constants
         self.keys: list[tuple[Value, ...]] = []  # the server's table: id, master key
         self._plaintexts: dict[bytes, Value] = {}
         self._functions: dict[str, Callable[..., Value]] = {
-            "kdf": sha256, "H2": sha256, "H3": sha256, "enc": self._enc, "dec": self._dec,
+            "kdf": sha256,
+            "H2": sha256,
+            "H3": sha256,
+            "enc": self._enc,
+            "dec": self._dec,
             "mac": lambda key, data: hmac_sha256(joined(key), joined(data)),
         }
 
@@ -188,9 +204,11 @@ class World:
     def _dec(self, key: Value, ciphertext: Value) -> Value:
         """Return the parts of the plaintext; with a wrong key there are none."""
         for sealed, plaintext in self._plaintexts.items():
-            iv, known = sealed[:16], sealed[16:]
-            if known == ciphertext and aes_cbc_decrypt(
-                    known, joined(key)[:16], iv) == pkcs7_pad(joined(plaintext)):
+            iv = sealed[:16]
+            known = sealed[16:]
+            if known == ciphertext and aes_cbc_decrypt(known, joined(key)[:16], iv) == pkcs7_pad(
+                joined(plaintext)
+            ):
                 return plaintext
         raise Stuck
 
@@ -208,15 +226,22 @@ class World:
             env = self.matched(part, item, env)
         return env
 
+
 class Role:
     """A process that is played. `sent` and `events` is what it did, `names` all that it knows."""
 
-    def __init__(self, world: World, process: str, arguments: tuple[Value, ...],
-                 fresh: Callable[[str], bytes]) -> None:
+    def __init__(
+        self,
+        world: World,
+        process: str,
+        arguments: tuple[Value, ...],
+        fresh: Callable[[str], bytes],
+    ) -> None:
         self.sent: list[Value] = []
         self.events: list[tuple[Value, ...]] = []
         self.names: Env = {}
-        self._world, self._fresh = world, fresh
+        self._world = world
+        self._fresh = fresh
         self._waiting: list[tuple[Tree, Env]] = []  # parts that stand at an `in`
         parameters, body = world.model.processes[process]
         self._play(body, dict(zip(parameters, arguments)))
@@ -241,7 +266,9 @@ class Role:
         """Go on to where the process ends, waits or divides. Raises Stuck."""
         value = self._world.value
         while process[0] not in ("nil", "parallel", "in"):
-            kind, first, then = process[0], process[1], process[-1]
+            kind = process[0]
+            first = process[1]
+            then = process[-1]
             if kind == "new":
                 env = {**env, first: self._fresh(first)}
             elif kind == "out":

@@ -1,4 +1,5 @@
 """Settings for all tests."""
+
 from __future__ import annotations
 
 from hypothesis import settings

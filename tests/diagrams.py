@@ -1,7 +1,8 @@
 """Draw what the documents show: the state machine from the code's table, a session from a vector.
 
-    python -m tests.diagrams            rewrite the generated parts of the documents
+python -m tests.diagrams            rewrite the generated parts of the documents
 """
+
 from __future__ import annotations
 
 import importlib
@@ -16,15 +17,26 @@ from protocol_fsm import ProtocolState
 
 ROOT = Path(__file__).parent.parent
 VECTORS = ROOT / "tests" / "vectors" / "sessions.json"
-PART = re.compile(r"(<!-- generated from (\S+) by: [^>]*-->\n)(.*?)"
-                  r"(<!-- end of generated part -->)", re.DOTALL)
-WHO = {"C2S": "client", "S2C": "server", "D2S": "device", "S2D": "server",
-       "INITIATOR": "initiator", "RESPONDER": "responder"}
+PART = re.compile(
+    r"(<!-- generated from (\S+) by: [^>]*-->\n)(.*?)"
+    r"(<!-- end of generated part -->)",
+    re.DOTALL,
+)
+WHO = {
+    "C2S": "client",
+    "S2C": "server",
+    "D2S": "device",
+    "S2D": "server",
+    "INITIATOR": "initiator",
+    "RESPONDER": "responder",
+}
 Moves = dict[tuple[Any, Any, Any], Any]  # as the table of any of our protocols has them
+
 
 def whose_turn(state: Any) -> str:
     nobody = "nobody" if state.phase is ProtocolState.TERMINATED else "both"
     return WHO[state.speaker.name] if state.speaker is not None else nobody
+
 
 def transition_table(states: Iterable[Any], moves: Moves, what: str, sender_is: str) -> str:
     """Return every legal move as a Markdown table; moves by either side share a row."""
@@ -40,11 +52,14 @@ def transition_table(states: Iterable[Any], moves: Moves, what: str, sender_is: 
     rows.append(f"| {last.name} | {last.phase.name} | {whose_turn(last)} | none | | |")
     order = [state.name for state in states]
     rows.sort(key=lambda row: order.index(row.split()[1]))
-    return "\n".join([
-        f"| state | phase | whose turn | {what} | {sender_is} | next state |",
-        "|---|---|---|---|---|---|",
-        *rows,
-    ])
+    return "\n".join(
+        [
+            f"| state | phase | whose turn | {what} | {sender_is} | next state |",
+            "|---|---|---|---|---|---|",
+            *rows,
+        ]
+    )
+
 
 def diagram(states: Iterable[Any], moves: Moves) -> str:
     """Return the same as a Mermaid state diagram, one box for each phase."""
@@ -57,9 +72,12 @@ def diagram(states: Iterable[Any], moves: Moves) -> str:
         labels = arrows.setdefault((state, following), [])
         if opcode.name not in labels:
             labels.append(opcode.name)
-    lines += [f"    {state.name} --> {following.name}: {', '.join(labels)}"
-              for (state, following), labels in arrows.items()]
+    lines += [
+        f"    {state.name} --> {following.name}: {', '.join(labels)}"
+        for (state, following), labels in arrows.items()
+    ]
     return "\n".join([*lines, "    ENDED --> [*]", "```"])
+
 
 def annotated_session() -> str:
     """Return the first session of the vectors, with every byte named of its first report."""
@@ -71,24 +89,48 @@ def annotated_session() -> str:
         for number, message in enumerate(messages, 1)
     ]
     report = messages[2]
-    frame, plaintext = bytes.fromhex(report["frame"]), bytes.fromhex(report["padded"])
+    frame = bytes.fromhex(report["frame"])
+    plaintext = bytes.fromhex(report["padded"])
     on_the_wire = [
-        ("length", 2, f"{len(frame) - 2} bytes follow"), ("opcode", 1, f"30: {report['name']}"),
-        ("client id", 1, ""), ("round", 4, "the first one"), ("direction", 1, "0: C2S"),
-        ("IV", 16, ""), ("ciphertext", len(plaintext), ""), ("tag", 32, ""),
+        ("length", 2, f"{len(frame) - 2} bytes follow"),
+        ("opcode", 1, f"30: {report['name']}"),
+        ("client id", 1, ""),
+        ("round", 4, "the first one"),
+        ("direction", 1, "0: C2S"),
+        ("IV", 16, ""),
+        ("ciphertext", len(plaintext), ""),
+        ("tag", 32, ""),
     ]
     body_length = len(bytes.fromhex(report["body"]))
-    decrypted = [("nonce", 16, "moves the MAC key on"), ("body", body_length, report["text"]),
-                 ("padding", len(plaintext) - 16 - body_length, "each byte its own count")]
-    return "\n".join(["```text", *overview, "```", "", "Number 3, byte by byte:", "",
-                      "```text", *fields(frame, on_the_wire), "",
-                      "the ciphertext, decrypted:", *fields(plaintext, decrypted), "```"])
+    decrypted = [
+        ("nonce", 16, "moves the MAC key on"),
+        ("body", body_length, report["text"]),
+        ("padding", len(plaintext) - 16 - body_length, "each byte its own count"),
+    ]
+    return "\n".join(
+        [
+            "```text",
+            *overview,
+            "```",
+            "",
+            "Number 3, byte by byte:",
+            "",
+            "```text",
+            *fields(frame, on_the_wire),
+            "",
+            "the ciphertext, decrypted:",
+            *fields(plaintext, decrypted),
+            "```",
+        ]
+    )
+
 
 def fields(data: bytes, layout: list[tuple[str, int, str]]) -> list[str]:
     """Return the bytes of `data`, cut up as `layout` says (name, length, remark), 16 a line."""
     lines = []
     for name, length, remark in layout:
-        taken, data = data[:length], data[length:]
+        taken = data[:length]
+        data = data[length:]
         first, *more = textwrap.wrap(taken.hex(" "), 47)
         lines.append(f"{name:<11} {first:<47}  {remark}".rstrip())
         lines += [f"{'':<11} {line}" for line in more]
@@ -96,19 +138,23 @@ def fields(data: bytes, layout: list[tuple[str, int, str]]) -> list[str]:
         raise ValueError(f"{len(data)} bytes have no name")
     return lines
 
+
 def part(source: str) -> str:
     """Return what stands in the documents for `source`."""
     if source == "tests/vectors/sessions.json":
         return annotated_session()
     module = importlib.import_module(source.removesuffix(".ProtocolFSM.VALID_TRANSITIONS"))
-    states, moves = [*module.State], module.ProtocolFSM.VALID_TRANSITIONS
+    states = [*module.State]
+    moves = module.ProtocolFSM.VALID_TRANSITIONS
     what = "kind" if hasattr(module, "Kind") else "opcode"
     sender_is = "direction" if hasattr(module, "Direction") else "sender"
     return f"{transition_table(states, moves, what, sender_is)}\n\n{diagram(states, moves)}"
 
+
 def updated(text: str) -> str:
     """Return a document with its generated parts as they should be."""
     return PART.sub(lambda m: f"{m[1]}\n{part(m[2])}\n\n{m[4]}", text)
+
 
 def main() -> None:
     for path in sorted([*ROOT.glob("*.md"), *ROOT.glob("companions/*/*.md")]):
@@ -116,6 +162,7 @@ def main() -> None:
         if PART.search(text):
             path.write_text(updated(text), "utf-8")
             print(f"{path.relative_to(ROOT)} is up to date")
+
 
 if __name__ == "__main__":
     main()

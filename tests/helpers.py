@@ -1,4 +1,5 @@
 """What the tests share: two real sessions that talk, and ways to make messages nobody would."""
+
 from __future__ import annotations
 
 import copy
@@ -27,12 +28,14 @@ MASTER_KEY = b"client1_master_k"
 READINGS = encode_body([21.5, 19.0])
 AGGREGATE = encode_body({"epoch": 1, "sum": 40.5, "mean": None, "participants": [1, 2]})
 
+
 def clone(session: Session) -> Session:
     """Copy a session as copy.copy would, which sessions refuse because they hold keys."""
     twin = Session.__new__(Session)
     twin.__dict__.update(session.__dict__)
     twin.fsm = copy.copy(session.fsm)
     return twin
+
 
 def reseal(
     session: Session,
@@ -63,13 +66,16 @@ def reseal(
     untagged = header + iv + ciphertext
     return untagged + hmac_sha256(keys[f"{sender.name}-MAC"], untagged)
 
+
 def with_header(message: bytes, **fields: int) -> bytes:
     """Return `message` with header fields rewritten, and the tag left as it was."""
     header = Header(*HEADER.unpack_from(message))._replace(**fields)
     return HEADER.pack(*header) + message[HEADER.size :]
 
+
 def ciphertext_of(message: bytes) -> bytes:
     return message[CIPHERTEXT_AT:-TAG_BYTES]
+
 
 class Pair:
     """Both ends of one session, and nobody between them."""
@@ -132,6 +138,7 @@ class Pair:
             self.report()
             self.answer()
 
+
 def pair_in(state: State, *, rounds: int = 0, first_round: int = 1) -> Pair:
     """Return a pair whose both ends are in `state`, after that many whole rounds."""
     pair = Pair(first_round=first_round)
@@ -151,11 +158,13 @@ def pair_in(state: State, *, rounds: int = 0, first_round: int = 1) -> Pair:
     assert pair.client.state is pair.server.state is state
     return pair
 
+
 def refusal(session: Session, message: bytes) -> ProtocolError:
     """Return the error with which `session` refuses `message`."""
     with pytest.raises(ProtocolError) as caught:
         session.open(message)
     return caught.value
+
 
 def farewell_of(error: ProtocolError, peer: Session) -> tuple[Opcode, Status] | None:
     """Return what the farewell in `error` says to `peer`, the end that the message came from."""

@@ -1,4 +1,5 @@
 """Real servers and real sockets for the tests: what happened is awaited, never slept for."""
+
 from __future__ import annotations
 
 import contextlib
@@ -23,6 +24,7 @@ from server import Limits, Record, Server, compute_aggregation
 
 PATIENCE_S = 10.0  # how long a test waits for what must happen; reached only by failing tests
 
+
 class Journal:
     """A server's records, and a way to wait for one of them."""
 
@@ -36,8 +38,9 @@ class Journal:
             self._changed.notify_all()
 
     def of(self, what: str, client_id: int | None = None) -> list[Record]:
-        return [r for r in list(self.records)
-                if r.what == what and client_id in (None, r.client_id)]
+        return [
+            r for r in list(self.records) if r.what == what and client_id in (None, r.client_id)
+        ]
 
     def wait(self, what: str, client_id: int | None = None, count: int = 1) -> list[Record]:
         """Return the records of one kind once there are `count` of them."""
@@ -48,6 +51,7 @@ class Journal:
         assert arrived, f"no {what} of client {client_id}, only {self.records}"
         return self.of(what, client_id)
 
+
 @contextlib.contextmanager
 def serving(
     aggregation: Callable[..., object] = compute_aggregation, **limits: float
@@ -55,16 +59,24 @@ def serving(
     """Run a server on a free loopback port, and check that it leaves no thread behind."""
     before = set(threading.enumerate())
     journal = Journal()
-    with Server(DEMO_KEYS, port=0, limits=Limits(**limits), aggregation=aggregation,  # type: ignore
-                record=journal) as server:
+    with Server(
+        DEMO_KEYS,
+        port=0,
+        limits=Limits(**limits),
+        aggregation=aggregation,  # type: ignore
+        record=journal,
+    ) as server:
         yield server, journal
     for thread in set(threading.enumerate()) - before:
         thread.join(PATIENCE_S)
         assert not thread.is_alive(), f"{thread} outlived its server"
 
+
 def client_for(server: Server, client_id: int, **options: float) -> Client:
-    return Client(client_id, DEMO_KEYS, *server.address, timeout_s=options.pop("timeout_s", 5.0),
-                  **options)  # type: ignore[arg-type]
+    return Client(
+        client_id, DEMO_KEYS, *server.address, timeout_s=options.pop("timeout_s", 5.0), **options
+    )  # type: ignore[arg-type]
+
 
 class Wire:
     """A bare connection to a server, which sends what it is told to."""
@@ -103,6 +115,7 @@ class Wire:
                 last = self.receive()[0]
         return last
 
+
 class Hand(Wire):
     """A client by hand: a Session on a Wire, one step at a time."""
 
@@ -123,6 +136,7 @@ class Hand(Wire):
 
     def report(self, body: bytes = b"[1]") -> None:
         self.send(self.session.seal(Opcode.CLIENT_DATA, body))
+
 
 def at_once(*calls: Callable[[], object]) -> list[object]:
     """Make all calls at the same time, each in a thread; return what they return."""

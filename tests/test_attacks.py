@@ -1,4 +1,5 @@
 """The adversary: every attack by name, against the real protocol and against weakened ones."""
+
 from __future__ import annotations
 
 import itertools
@@ -21,8 +22,10 @@ from tests.network import at_once, serving
 
 ROOT = Path(__file__).parent.parent
 
+
 def ignore(event: str, frame: Frame) -> None:
     """A log that nobody keeps."""
+
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
@@ -30,10 +33,13 @@ def lab() -> Iterator[Lab]:
     with Lab("test", ignore) as real:
         yield real
 
+
 def lab_without(*names: str) -> Lab:
     return Lab("test", ignore, Parts(*without(names)))
 
+
 # Against the real protocol
+
 
 @pytest.mark.parametrize("name", ATTACKS)
 def test_attack_meets_what_it_must(lab: Lab, name: str) -> None:
@@ -46,39 +52,49 @@ def test_attack_meets_what_it_must(lab: Lab, name: str) -> None:
     assert (attack.error is None) == (attack.who == "")
     assert lab.harm == []
 
+
 def test_an_honest_session_works_after_all_of_them(lab: Lab) -> None:
     tape = lab.honest_session(attacks.VICTIM)
     assert [frame.message[0] for frame in tape] == [10, 20, 30, 40, 30, 40, 30, 40, 60]
+
 
 def test_stolen_chain_keys_open_what_comes_and_not_what_was(lab: Lab) -> None:
     outcome = lab.suffer(ATTACKS["stolen-chain-keys"])
     assert outcome.learned == "round 1 closed, round 2 open, round 3 open"
 
+
 def test_a_stolen_master_key_opens_a_recording_whole(lab: Lab) -> None:
     reading = json.dumps(READINGS[0], separators=(",", ":"))
     assert lab.suffer(ATTACKS["stolen-master-key"]).learned == f"the recorded reading {reading}"
+
 
 def test_a_guessed_key_is_a_guessed_key(lab: Lab) -> None:
     outcome = lab.suffer(ATTACKS["guessed-key"])
     assert [900.0] in outcome.accepted
     assert [900.0] not in outcome.sent
 
+
 def test_a_held_report_is_late_and_not_lost(lab: Lab) -> None:
     outcome = lab.suffer(ATTACKS["hold"])
     assert outcome.accepted == [READINGS[0]], "nothing prevents that it arrives in the end"
 
+
 def test_an_attack_that_never_finds_its_frame_is_no_success(lab: Lab) -> None:
     """A verdict must not come from an attack that did not happen."""
+
     def waits_in_vain(frames: Frames, lab: Lab) -> Frames:
         yield from attacks.up_to(frames, Opcode.KEY_DESYNC_ERROR)
 
     attack = ATTACKS["flip-reading"]
-    idle = attacks.Attack("idle", "", "", waits_in_vain, True, "server", attack.error, attack.goal,
-                          "", False)
+    idle = attacks.Attack(
+        "idle", "", "", waits_in_vain, True, "server", attack.error, attack.goal, "", False
+    )
     lab.suffer(idle)
     assert not judge(idle, lab).as_expected
 
+
 # Against a server that is not ours: what it says, and that it closes, is all there is to see
+
 
 @pytest.mark.slow
 def test_a_foreign_server_is_judged_by_what_it_says_before_it_closes() -> None:
@@ -94,29 +110,41 @@ def test_a_foreign_server_is_judged_by_what_it_says_before_it_closes() -> None:
     assert skipped == {"replay-hello", "cut", "slow-drip", "flood"}
     met = {type(end.detail).__name__ for end in journal.of("end", attacks.VICTIM)}
     assert met >= {"BadTag", "RoundMismatch", "WrongPeer", "WrongDirection", "UnexpectedOpcode"}
-    assert {end.detail.status for end in journal.of("end", attacks.BYSTANDER)
-            if isinstance(end.detail, PeerTerminated)} == {Status.GOODBYE}
+    assert {
+        end.detail.status
+        for end in journal.of("end", attacks.BYSTANDER)
+        if isinstance(end.detail, PeerTerminated)
+    } == {Status.GOODBYE}
+
 
 def test_a_foreign_server_that_lets_an_attack_through_is_found_out() -> None:
     """No win is claimed that cannot be seen from outside; that it was not refused can be."""
     weak = without(["binding"])
-    with weak.server(DEMO_KEYS, port=0, limits=Limits(window_s=0.2),
-                     new_session=weak.session) as server, \
-            Lab("test", ignore, Parts(*weak), server.address) as outside:
+    with (
+        weak.server(
+            DEMO_KEYS, port=0, limits=Limits(window_s=0.2), new_session=weak.session
+        ) as server,
+        Lab("test", ignore, Parts(*weak), server.address) as outside,
+    ):
         outside.suffer(ATTACKS["replay-session"])
         result = judge(ATTACKS["replay-session"], outside)
     assert (result.as_expected, result.words) == (False, "wire: SERVER_AGGR_RESPONSE")
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["flip-reading", "truncate", "swap-opcode", "forge-goodbye"])
 def test_a_foreign_server_that_looks_at_no_tag_is_found_out(name: str) -> None:
     """It refuses in the end, but only what comes after it has believed a lie."""
     weak = without(["tag", "payload"])
-    with weak.server(DEMO_KEYS, port=0, limits=Limits(window_s=0.2),
-                     new_session=weak.session) as server, \
-            Lab("test", ignore, None, server.address) as outside:
+    with (
+        weak.server(
+            DEMO_KEYS, port=0, limits=Limits(window_s=0.2), new_session=weak.session
+        ) as server,
+        Lab("test", ignore, None, server.address) as outside,
+    ):
         outside.suffer(ATTACKS[name])
         assert not judge(ATTACKS[name], outside).as_expected
+
 
 def test_the_server_that_listens_where_servers_do_is_attacked(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -130,6 +158,7 @@ def test_the_server_that_listens_where_servers_do_is_attacked(
         assert attacks.main() == 0
         assert "worked (seed 1)" in capsys.readouterr().out
 
+
 def test_a_server_without_the_demo_keys_is_one_sentence() -> None:
     keys = {client_id: bytes(32) for client_id in DEMO_KEYS}
     with Server(keys, port=0) as server:
@@ -137,11 +166,13 @@ def test_a_server_without_the_demo_keys_is_one_sentence() -> None:
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("attacks.py: no honest session at port ")
 
+
 def test_a_server_that_is_not_there_is_one_sentence() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         free = "{}:{}".format(*taken.getsockname())
     done = run("--server", free, "flip-tag")
     assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
+
 
 # Against weakened protocols
 
@@ -170,22 +201,28 @@ WINS = [  # an attack, the rules without which it wins, and what it then wins
     ("eavesdrop", "encryption", "a reading is 100.0"),
 ]
 
+
 @pytest.mark.parametrize(("name", "rules", "won"), WINS, ids=[f"{n} {r}" for n, r, _ in WINS])
 def test_attack_wins_when_its_defence_is_taken_away(name: str, rules: str, won: str) -> None:
     with lab_without(*rules.split(",")) as weak:
         assert won in ATTACKS[name].goal(weak.suffer(ATTACKS[name]))
 
+
 @pytest.mark.slow
 def test_the_padding_oracle_tells_the_secret_and_what_it_cost() -> None:
     with lab_without("tag-first", "uniform-answers", "binding") as weak:
         assert weak.suffer(ATTACKS["padding-oracle"]).learned == (
-            "[100.0,20.5,21.0, in 4098 connections")
+            "[100.0,20.5,21.0, in 4098 connections"
+        )
+
 
 @pytest.mark.slow
 def test_the_padding_oracle_forgives_an_answer_that_never_came(
-        monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """A machine that is busy for longer than a stranger's deadline closes without a word."""
-    hear, refusals = Line.receive, itertools.count(1)
+    hear = Line.receive
+    refusals = itertools.count(1)
 
     def lossy(line: Line) -> bytes:
         message = hear(line)
@@ -197,9 +234,13 @@ def test_the_padding_oracle_forgives_an_answer_that_never_came(
         assert weak.suffer(ATTACKS["padding-oracle"]).learned.startswith("[100.0,20.5,21.0")
     assert next(refusals) > 4000
 
+
 @pytest.mark.slow
-@pytest.mark.parametrize("rules", [*([name] for name in ELEMENTS), ["documented"], [*ELEMENTS]],
-                         ids=lambda rules: " ".join(rules)[:30])
+@pytest.mark.parametrize(
+    "rules",
+    [*([name] for name in ELEMENTS), ["documented"], [*ELEMENTS]],
+    ids=lambda rules: " ".join(rules)[:30],
+)
 def test_a_weakened_lab_lives_through_honest_sessions(rules: list[str]) -> None:
     if len(rules) == len(ELEMENTS):  # as many as can go together: finality keeps sessions alive
         rules = [rule for rule in rules if rule != "finality"]
@@ -207,10 +248,12 @@ def test_a_weakened_lab_lives_through_honest_sessions(rules: list[str]) -> None:
         assert len(weak.tape) == 9
         assert weak.bystanders_go_on()
 
+
 def test_elements_are_known_by_name() -> None:
     assert set(DOCUMENTED) < set(ELEMENTS)
     with pytest.raises(UserError, match="no element nonsense"):
         without(["nonsense"])
+
 
 def test_weakened_endpoints_refuse_every_address_but_loopback() -> None:
     weak = without(["tag"])
@@ -219,15 +262,24 @@ def test_weakened_endpoints_refuse_every_address_but_loopback() -> None:
     with pytest.raises(UserError, match="loopback only"):
         weak.client(1, {1: b"k" * 16}, "192.0.2.1", 9)
 
+
 def test_programs_cannot_reach_what_is_weakened() -> None:
     for name in ("server.py", "client.py", "endpoint.py", "protocol_fsm.py", "crypto_utils.py"):
         assert "weakened" not in (ROOT / name).read_text()
     loaded = "import attacks, sys; print('classroom.weakened' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", loaded], cwd=ROOT, capture_output=True, text=True,
-                          timeout=60, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", loaded],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
     assert done.stdout.strip() == "False", "attacks.py loads it only for --without"
 
+
 # The proxy, which knows no protocol
+
 
 def read_line(recv: Callable[[int], bytes]) -> bytes:
     """Another framing than ours: lines of text."""
@@ -239,8 +291,10 @@ def read_line(recv: Callable[[int], bytes]) -> bytes:
         line += byte
     return line[:-1]
 
+
 def write_line(sendall: Callable[[bytes], object], message: bytes) -> None:
     sendall(message + b"\n")
+
 
 def test_the_proxy_carries_any_framing_and_what_the_tap_yields() -> None:
     def shout(frames: Frames) -> Frames:
@@ -250,6 +304,7 @@ def test_the_proxy_carries_any_framing_and_what_the_tap_yields() -> None:
                 yield Frame("client", frame.message)
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
+
         def serve() -> list[bytes]:
             connection, _ = listener.accept()
             with connection:
@@ -258,8 +313,10 @@ def test_the_proxy_carries_any_framing_and_what_the_tap_yields() -> None:
                 return heard
 
         def talk() -> list[bytes]:
-            with Proxy(listener.getsockname(), shout, read_line, write_line) as proxy, \
-                    socket.create_connection(proxy.address) as sock:
+            with (
+                Proxy(listener.getsockname(), shout, read_line, write_line) as proxy,
+                socket.create_connection(proxy.address) as sock,
+            ):
                 sock.sendall(b"hel")
                 sock.sendall(b"lo\necho\n")
                 return [read_line(sock.recv), read_line(sock.recv)]
@@ -268,13 +325,23 @@ def test_the_proxy_carries_any_framing_and_what_the_tap_yields() -> None:
     assert heard == [b"HELLO", b"ECHO"]
     assert told == [b"echo", b"BYE"]
 
+
 # The program
+
 
 def run(*flags: str, given: str = "") -> subprocess.CompletedProcess[str]:
     if not {*flags} & {"--server", "--seed", "--without"}:  # a server may run on this machine
         flags = ("--seed", "test", *flags)
-    return subprocess.run([sys.executable, "attacks.py", *flags], cwd=ROOT, text=True, input=given,
-                          capture_output=True, timeout=60, check=False)
+    return subprocess.run(
+        [sys.executable, "attacks.py", *flags],
+        cwd=ROOT,
+        text=True,
+        input=given,
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+
 
 @pytest.mark.slow
 def test_the_demo_tells_every_story_in_ascii_of_80_columns() -> None:
@@ -288,6 +355,7 @@ def test_the_demo_tells_every_story_in_ascii_of_80_columns() -> None:
     assert "honest session last: worked" in done.stdout
     assert "\x1b" not in done.stdout
 
+
 @pytest.mark.slow
 def test_details_of_an_attack_fit_on_twenty_lines() -> None:
     done = run("-v")
@@ -298,11 +366,13 @@ def test_details_of_an_attack_fit_on_twenty_lines() -> None:
     assert max(len(block.splitlines()) for block in blocks) <= 21
     assert max(map(len, done.stdout.splitlines())) <= 80
 
+
 def test_one_attack_is_told_with_the_bytes_that_it_touched() -> None:
     done = run("flip-reading")
     assert "    byte 24: " in done.stdout
     assert "  server ended: BadTag" in done.stdout
     assert "bystanders 4 and 5: another round each\n  server: BadTag" in done.stdout
+
 
 @pytest.mark.slow
 def test_the_six_documented_families_can_be_asked_for() -> None:
@@ -311,18 +381,23 @@ def test_the_six_documented_families_can_be_asked_for() -> None:
         assert f"{name}: " in done.stdout
     assert done.returncode == 0
 
+
 def test_list_names_all_attacks() -> None:
     assert [line.split()[0] for line in run("--list").stdout.splitlines()] == [*ATTACKS]
+
 
 def test_json_has_one_object_an_attack() -> None:
     results = [json.loads(line) for line in run("--json", "cut", "hold").stdout.splitlines()]
     assert results == [
         {"attack": "cut", "as_expected": True, "words": "server: ConnectionCut", "won": ""},
-        {"attack": "hold", "as_expected": True, "words": "not prevented", "won": ""}]
+        {"attack": "hold", "as_expected": True, "words": "not prevented", "won": ""},
+    ]
 
-@pytest.mark.parametrize("names", [
-    ["flip-reading", "replay-session", "cut"],
-    pytest.param([], marks=pytest.mark.slow, id="all")])
+
+@pytest.mark.parametrize(
+    "names",
+    [["flip-reading", "replay-session", "cut"], pytest.param([], marks=pytest.mark.slow, id="all")],
+)
 def test_the_same_seed_gives_the_same_events_byte_for_byte(
     names: list[str], tmp_path: Path
 ) -> None:
@@ -335,28 +410,41 @@ def test_the_same_seed_gives_the_same_events_byte_for_byte(
     events = [json.loads(line) for line in one.splitlines()]
     assert {event["attack"] for event in events} >= {"flip-reading", "replay-session"}
     assert {event["event"] for event in events} == {
-        "sent", "delivered", "inserted", "keys", "refused", "ended", "judged"}
+        "sent",
+        "delivered",
+        "inserted",
+        "keys",
+        "refused",
+        "ended",
+        "judged",
+    }
+
 
 def test_step_waits_for_enter_before_each_attack() -> None:
     done = run("--step", "cut", "flip-tag", given="\n\n")
     assert done.stdout.count("Enter starts ") == 2
     assert done.returncode == 0
 
+
 def test_a_won_attack_is_an_exit_code_and_capital_letters() -> None:
     done = run("--without", "tag", "flip-reading")
     assert done.returncode == 1
     assert "WON: the server aggregates [900.0, 20.5, 21.0, 22.5]" in " ".join(done.stdout.split())
 
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "sentence"),
-    [(["nonsense"], "no attack is named nonsense"),
-     (["--without", "nonsense"], "there is no element nonsense"),
-     (["--events", "/no/where", "cut"], "cannot write /no/where"),
-     (["--server", "127.0.0.1:1", "--without", "tag"], "need the lab's own server"),
-     (["--server", "192.0.2.1:9"], "the demo keys are published"),
-     (["--server", "nonsense"], "invalid HOST:PORT value"),
-     (["--frobnicate"], "unrecognized arguments")])
+    [
+        (["nonsense"], "no attack is named nonsense"),
+        (["--without", "nonsense"], "there is no element nonsense"),
+        (["--events", "/no/where", "cut"], "cannot write /no/where"),
+        (["--server", "127.0.0.1:1", "--without", "tag"], "need the lab's own server"),
+        (["--server", "192.0.2.1:9"], "the demo keys are published"),
+        (["--server", "nonsense"], "invalid HOST:PORT value"),
+        (["--frobnicate"], "unrecognized arguments"),
+    ],
+)
 def test_bad_input_is_one_sentence(flags: list[str], sentence: str) -> None:
     done = run(*flags)
     assert done.returncode == 2

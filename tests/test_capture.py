@@ -1,4 +1,5 @@
 """Captures made from event logs: what the log has is on the wire, and nothing else is claimed."""
+
 from __future__ import annotations
 
 import io
@@ -11,7 +12,16 @@ import dpkt
 import pytest
 
 from classroom.capture import (
-    EPOCH_S, HOSTS, SEGMENT_BYTES, SIDES, Connection, Told, main, packets, pcapng, tell,
+    EPOCH_S,
+    HOSTS,
+    SEGMENT_BYTES,
+    SIDES,
+    Connection,
+    Told,
+    main,
+    packets,
+    pcapng,
+    tell,
 )
 from classroom.events import Run, parse_events, read_events, runs_of
 from classroom.output import write_whole
@@ -21,40 +31,58 @@ from protocol_fsm import Direction, Opcode
 from tests.helpers import Pair, reseal
 from tests.test_programs import run
 
-A, B, C = b"\x0a" * 71, b"\x14" * 71, b"\x1e" * 87  # whatever these say
+A = b"\x0a" * 71
+B = b"\x14" * 71
+C = b"\x1e" * 87  # whatever these say
+
 
 def line(kind: str, end: str, message: bytes = b"", error: str = "", attack: str = "x") -> str:
     if kind in ("ended", "refused"):
-        return json.dumps({"attack": attack, "event": kind, "by": end, "error": error,
-                           "message": message.hex()})
+        return json.dumps(
+            {"attack": attack, "event": kind, "by": end, "error": error, "message": message.hex()}
+        )
     return json.dumps({"attack": attack, "event": kind, "to": end, "message": message.hex()})
+
 
 def runs(*lines: tuple[Any, ...]) -> list[Run]:
     return [*runs_of(parse_events("\n".join(line(*words) for words in lines), "log")[0])]
 
+
 def comments(*lines: tuple[Any, ...]) -> list[Told]:
     return [told for run in runs(*lines) for told in tell(run, LAB)]
+
 
 def passed_on(message: bytes, to: str, attack: str = "x") -> list[tuple[Any, ...]]:
     return [(kind, to, message, "", attack) for kind in ("sent", "delivered")]
 
-REPLAY = runs(*passed_on(A, "server"), *passed_on(B, "client"), ("delivered", "server", A),
-              ("ended", "client", b"", "ConnectionCut"), ("ended", "server", b"", "BadTag"))
+
+REPLAY = runs(
+    *passed_on(A, "server"),
+    *passed_on(B, "client"),
+    ("delivered", "server", A),
+    ("ended", "client", b"", "ConnectionCut"),
+    ("ended", "server", b"", "BadTag"),
+)
 
 # The packets
+
 
 class Frame:
     """A packet as any reader of capture files sees it."""
 
     def __init__(self, block: Any) -> None:
-        self.side, self.comment = SIDES[block.iface_id], block.opts[0].text
+        self.side = SIDES[block.iface_id]
+        self.comment = block.opts[0].text
         self.time_us = (block.ts_high << 32) + block.ts_low
         self.ip = dpkt.ip.IP(block.pkt_data)
-        self.tcp, self.bytes = self.ip.data, block.pkt_data
+        self.tcp = self.ip.data
+        self.bytes = block.pkt_data
+
 
 def blocks_of(data: bytes) -> list[tuple[int, bytes]]:
     """Cut a capture file into its blocks, with their types, by the lengths in them."""
-    found, at = [], 0
+    found = []
+    at = 0
     while at < len(data):
         kind, length = (int.from_bytes(data[at + n : at + n + 4], "little") for n in (0, 4))
         assert data[at + length - 4 : at + length] == length.to_bytes(4, "little")
@@ -62,64 +90,97 @@ def blocks_of(data: bytes) -> list[tuple[int, bytes]]:
         at += length
     return found
 
+
 def frames(log: list[Run], wire: Wire = LAB) -> list[Frame]:
     data = pcapng(list(packets(log, wire)))
-    return [Frame(dpkt.pcapng.EnhancedPacketBlockLE(block))
-            for kind, block in blocks_of(data) if kind == 6]
+    return [
+        Frame(dpkt.pcapng.EnhancedPacketBlockLE(block))
+        for kind, block in blocks_of(data)
+        if kind == 6
+    ]
+
 
 def test_the_file_has_two_named_interfaces() -> None:
     kinds = blocks_of(pcapng(list(packets(REPLAY, LAB))))
     assert [kind for kind, _ in kinds[:3]] == [0x0A0D0D0A, 1, 1]
-    names = [dpkt.pcapng.InterfaceDescriptionBlockLE(block).opts[0].data
-             for kind, block in kinds if kind == 1]
+    names = [
+        dpkt.pcapng.InterfaceDescriptionBlockLE(block).opts[0].data
+        for kind, block in kinds
+        if kind == 1
+    ]
     assert names == [b"client side", b"server side"]
+
 
 def test_every_packet_has_a_comment_right_checksums_and_its_own_millisecond() -> None:
     for number, frame in enumerate(frames(REPLAY)):
         assert frame.comment
         assert frame.time_us == EPOCH_S * 1_000_000 + 1_000 * number
         again = dpkt.ip.IP(frame.bytes)
-        again.sum = again.data.sum = 0
+        again.sum = 0
+        again.data.sum = 0
         assert bytes(again) == frame.bytes  # which fills in what is 0
+
 
 def carried(found: list[Frame]) -> list[tuple[str, str, bytes]]:
     """Return side, receiver and bytes of all packets with data."""
     receivers = {(SIDES[0], HOSTS[SIDES[0]][0]): "client", (SIDES[1], HOSTS[SIDES[1]][1]): "server"}
-    return [(frame.side, receivers.get((frame.side, frame.ip.dst), "adversary"), frame.tcp.data)
-            for frame in found if frame.tcp.data]
+    return [
+        (frame.side, receivers.get((frame.side, frame.ip.dst), "adversary"), frame.tcp.data)
+        for frame in found
+        if frame.tcp.data
+    ]
+
 
 def test_each_message_is_on_the_side_where_it_was_seen_and_goes_where_it_went() -> None:
     a, b = (LAB.framed(message) for message in (A, B))
     assert carried(frames(REPLAY)) == [
-        ("client side", "adversary", a), ("server side", "server", a),
-        ("server side", "adversary", b), ("client side", "client", b),
-        ("server side", "server", a)]
+        ("client side", "adversary", a),
+        ("server side", "server", a),
+        ("server side", "adversary", b),
+        ("client side", "client", b),
+        ("server side", "server", a),
+    ]
+
 
 def test_sequence_numbers_count_every_byte_that_each_end_has_sent() -> None:
     expected: dict[tuple[Any, ...], int] = {}
     for frame in frames(REPLAY):
-        here, back = ((frame.ip.src, frame.tcp.sport), (frame.ip.dst, frame.tcp.dport))
+        here = (frame.ip.src, frame.tcp.sport)
+        back = (frame.ip.dst, frame.tcp.dport)
         assert frame.tcp.seq == expected.get((here, back), 0)
         if frame.tcp.flags & dpkt.tcp.TH_ACK:
             assert frame.tcp.ack == expected[back, here]
-        expected[here, back] = frame.tcp.seq + len(frame.tcp.data) + bool(
-            frame.tcp.flags & (dpkt.tcp.TH_SYN | dpkt.tcp.TH_FIN))
+        expected[here, back] = (
+            frame.tcp.seq
+            + len(frame.tcp.data)
+            + bool(frame.tcp.flags & (dpkt.tcp.TH_SYN | dpkt.tcp.TH_FIN))
+        )
+
 
 def test_each_attack_has_a_port_of_its_own_and_the_server_that_of_the_protocol() -> None:
-    log = runs(*passed_on(A, "server"), *passed_on(A, "server", "y"),
-               ("inserted", "server", A, "", "z"))
+    log = runs(
+        *passed_on(A, "server"), *passed_on(A, "server", "y"), ("inserted", "server", A, "", "z")
+    )
     assert {frame.tcp.sport for frame in frames(log) if frame.tcp.dport == 9999} == {
-        40_001, 40_002, 40_003}
-    assert {frame.side for frame in frames(log) if 40_003 in (frame.tcp.sport, frame.tcp.dport)} \
-        == {"server side"}, "an outsider has no client"
+        40_001,
+        40_002,
+        40_003,
+    }
+    assert {
+        frame.side for frame in frames(log) if 40_003 in (frame.tcp.sport, frame.tcp.dport)
+    } == {"server side"}, "an outsider has no client"
+
 
 def test_whoever_was_left_closes_last() -> None:
     last = {frame.side: frame for frame in frames(REPLAY) if frame.tcp.flags & dpkt.tcp.TH_FIN}
-    first = {frame.side: frame for frame in reversed(frames(REPLAY))
-             if frame.tcp.flags & dpkt.tcp.TH_FIN}
+    first = {
+        frame.side: frame for frame in reversed(frames(REPLAY)) if frame.tcp.flags & dpkt.tcp.TH_FIN
+    }
     assert last["client side"].comment == (
-        "x: the client closes; its session ended with ConnectionCut")
+        "x: the client closes; its session ended with ConnectionCut"
+    )
     assert first["server side"].comment == "x: the server closes; its session ended with BadTag"
+
 
 def test_a_long_message_is_cut_as_tcp_cuts_it() -> None:
     message = bytes(65_527)
@@ -127,57 +188,105 @@ def test_a_long_message_is_cut_as_tcp_cuts_it() -> None:
     assert b"".join(parts) == LAB.framed(message)
     assert [len(part) for part in parts[:-1]] == [SEGMENT_BYTES] * (len(parts) - 1)
 
+
 def test_the_same_log_gives_the_same_file() -> None:
     assert pcapng(list(packets(REPLAY, LAB))) == pcapng(list(packets(REPLAY, LAB)))
 
+
 def test_another_protocol_brings_its_port_its_framing_and_its_words() -> None:
-    wire = LAB._replace(port=7000, framed=lambda message: len(message).to_bytes(4, "big") + message,
-                        describe=lambda message: f"LETTER of {len(message)}",
-                        fields=lambda message: [Field("all", message)])
+    wire = LAB._replace(
+        port=7000,
+        framed=lambda message: len(message).to_bytes(4, "big") + message,
+        describe=lambda message: f"LETTER of {len(message)}",
+        fields=lambda message: [Field("all", message)],
+    )
     found = frames(runs(("inserted", "server", b"hi"), ("refused", "server", b"hi", "Bad")), wire)
     assert carried(found) == [("server side", "server", b"\0\0\0\2hi")]
     assert {frame.tcp.dport for frame in found} == {7000, 40_001}
     (comment,) = [frame.comment for frame in found if frame.tcp.data]
-    assert comment == ("x: LETTER of 2. The server gets this: sent by the adversary. "
-                       "The server refused it: Bad.")
+    assert comment == (
+        "x: LETTER of 2. The server gets this: sent by the adversary. The server refused it: Bad."
+    )
+
 
 # What is said of them
 
 FLIPPED = A[:5] + b"\x07\x08" + A[7:]
 
-@pytest.mark.parametrize(("log", "at", "words"), [
-    (passed_on(A, "server"), 0, "Sent by the client; passed on as it was."),
-    (passed_on(A, "server"), 1, "The server gets this: passed on as it was."),
-    (passed_on(B, "client"), 0, "Sent by the server; passed on as it was."),
-    ([*passed_on(A, "server"), ("delivered", "server", A)], 2, "delivered once more (delivery 2)."),
-    ([*passed_on(A, "server"), *[("delivered", "server", A)] * 3], 4,
-     "delivered once more (delivery 4)."),
-    ([("sent", "server", A), *passed_on(C, "server")], 0, "Sent by the client; not delivered."),
-    ([("sent", "server", A), *passed_on(C, "server")], 2,
-     "The server gets this: passed on as it was."),
-    ([("sent", "server", A), *passed_on(B, "client"), ("delivered", "server", A)], 0,
-     "Sent by the client; kept back for a while."),
-    ([("sent", "server", A), *passed_on(B, "client"), ("delivered", "server", A)], 3,
-     "The server gets this: delivered later than it was sent."),
-    ([("sent", "server", A), ("inserted", "server", FLIPPED)], 0,
-     "Sent by the client; changed on the way."),
-    ([("sent", "server", A), ("inserted", "server", FLIPPED)], 1,
-     "The server gets this: changed on the way (round: 0a -> 07, direction: 0a -> 08)."),
-    ([("sent", "server", A), ("inserted", "server", A + A[:16])], 1,
-     "The server gets this: changed on the way (ciphertext: 16 -> 32 bytes)."),
-    ([("sent", "server", A), ("inserted", "client", A)], 0,
-     "Sent by the client; not delivered."),
-    ([("sent", "server", A), ("inserted", "client", A)], 1,
-     "The client gets this: sent back to the end that it came from."),
-    ([("inserted", "server", A), ("sent", "client", B)], 1,
-     "Sent by the server; answered to the adversary."),
-])
+
+@pytest.mark.parametrize(
+    ("log", "at", "words"),
+    [
+        (passed_on(A, "server"), 0, "Sent by the client; passed on as it was."),
+        (passed_on(A, "server"), 1, "The server gets this: passed on as it was."),
+        (passed_on(B, "client"), 0, "Sent by the server; passed on as it was."),
+        (
+            [*passed_on(A, "server"), ("delivered", "server", A)],
+            2,
+            "delivered once more (delivery 2).",
+        ),
+        (
+            [*passed_on(A, "server"), *[("delivered", "server", A)] * 3],
+            4,
+            "delivered once more (delivery 4).",
+        ),
+        ([("sent", "server", A), *passed_on(C, "server")], 0, "Sent by the client; not delivered."),
+        (
+            [("sent", "server", A), *passed_on(C, "server")],
+            2,
+            "The server gets this: passed on as it was.",
+        ),
+        (
+            [("sent", "server", A), *passed_on(B, "client"), ("delivered", "server", A)],
+            0,
+            "Sent by the client; kept back for a while.",
+        ),
+        (
+            [("sent", "server", A), *passed_on(B, "client"), ("delivered", "server", A)],
+            3,
+            "The server gets this: delivered later than it was sent.",
+        ),
+        (
+            [("sent", "server", A), ("inserted", "server", FLIPPED)],
+            0,
+            "Sent by the client; changed on the way.",
+        ),
+        (
+            [("sent", "server", A), ("inserted", "server", FLIPPED)],
+            1,
+            "The server gets this: changed on the way (round: 0a -> 07, direction: 0a -> 08).",
+        ),
+        (
+            [("sent", "server", A), ("inserted", "server", A + A[:16])],
+            1,
+            "The server gets this: changed on the way (ciphertext: 16 -> 32 bytes).",
+        ),
+        (
+            [("sent", "server", A), ("inserted", "client", A)],
+            0,
+            "Sent by the client; not delivered.",
+        ),
+        (
+            [("sent", "server", A), ("inserted", "client", A)],
+            1,
+            "The client gets this: sent back to the end that it came from.",
+        ),
+        (
+            [("inserted", "server", A), ("sent", "client", B)],
+            1,
+            "Sent by the server; answered to the adversary.",
+        ),
+    ],
+)
 def test_the_comment_says_what_was_done(log: list[tuple[Any, ...]], at: int, words: str) -> None:
     assert comments(*log)[at].words.endswith(words)
 
+
 def refusals(*log: tuple[Any, ...]) -> list[str]:
-    return [told.words.rpartition(". The ")[2] for told in comments(*log)
-            if "refused" in told.words]
+    return [
+        told.words.rpartition(". The ")[2] for told in comments(*log) if "refused" in told.words
+    ]
+
 
 def test_the_comment_says_who_refused_it_and_why() -> None:
     flip = [("sent", "server", A), ("inserted", "server", FLIPPED)]
@@ -187,9 +296,13 @@ def test_the_comment_says_who_refused_it_and_why() -> None:
     assert refusals(*flip, ("refused", "server", A, "BadTag")) == [], "which never came there"
     assert refusals(*flip, ("ended", "server", b"", "BadTag")) == []
     assert refusals(("inserted", "server", B), *flip, refused) == ["server refused it: BadTag."]
-    second = comments(*passed_on(A, "server"), ("delivered", "server", A),
-                      ("refused", "server", A, "RoundMismatch"))
+    second = comments(
+        *passed_on(A, "server"),
+        ("delivered", "server", A),
+        ("refused", "server", A, "RoundMismatch"),
+    )
     assert ["refused" in told.words for told in second] == [False, False, True]
+
 
 def test_a_sealed_message_is_named() -> None:
     pair = Pair()
@@ -198,34 +311,59 @@ def test_a_sealed_message_is_named() -> None:
     (told,) = comments(("inserted", "server", report))
     assert told.words.startswith(f"CLIENT_DATA, client 1, round 0, C2S, {len(report)} bytes. ")
 
+
 # What is no log, and what cannot be written
 
+
 def test_lines_of_other_kinds_are_left_out() -> None:
-    others = ['{"attack": "x", "event": "verdict", "words": "ok"}',
-              '{"attack": "x", "event": "keyring", "by": "nobody", "more": [1, {}]}']
+    others = [
+        '{"attack": "x", "event": "verdict", "words": "ok"}',
+        '{"attack": "x", "event": "keyring", "by": "nobody", "more": [1, {}]}',
+    ]
     text = "\n".join([others[0], line("sent", "server", A), others[1]])
     assert parse_events(text, "log") == (
-        parse_events(line("sent", "server", A), "log")[0], ["verdict", "keyring"])
+        parse_events(line("sent", "server", A), "log")[0],
+        ["verdict", "keyring"],
+    )
 
-@pytest.mark.parametrize("bad", [
-    "", "hello", "[]", "7", '"x"', "null", "{}", '{"attack": "x"}', '{"event": "sent"}', "[" * 9000,
-    '{"attack": "x", "event": 7}', '{"attack": null, "event": "sent"}',
-    line("sent", "nobody", A), line("ended", "nobody", b"", "BadTag"),
-    '{"attack": "x", "event": "sent", "to": "server"}',
-    '{"attack": "x", "event": "sent", "to": "server", "message": "0"}',
-    '{"attack": "x", "event": "sent", "to": "server", "message": 7}',
-    '{"attack": "x", "event": "ended", "by": "server", "error": 7}',
-    '{"attack": "x", "event": "sent", "to": ["server"], "message": ""}',
-])
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        "",
+        "hello",
+        "[]",
+        "7",
+        '"x"',
+        "null",
+        "{}",
+        '{"attack": "x"}',
+        '{"event": "sent"}',
+        "[" * 9000,
+        '{"attack": "x", "event": 7}',
+        '{"attack": null, "event": "sent"}',
+        line("sent", "nobody", A),
+        line("ended", "nobody", b"", "BadTag"),
+        '{"attack": "x", "event": "sent", "to": "server"}',
+        '{"attack": "x", "event": "sent", "to": "server", "message": "0"}',
+        '{"attack": "x", "event": "sent", "to": "server", "message": 7}',
+        '{"attack": "x", "event": "ended", "by": "server", "error": 7}',
+        '{"attack": "x", "event": "sent", "to": ["server"], "message": ""}',
+    ],
+)
 def test_a_line_that_is_none_is_named(bad: str) -> None:
     with pytest.raises(UserError, match=r"^my log line 2 is not an event: '"):
         parse_events(f"{line('sent', 'server', A)}\n{bad}\n", "my log")
 
+
 def test_a_log_without_messages_and_one_that_cannot_be_read_are_named(
-        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sys, "argv", ["capture", str(tmp_path / "log"), "-o", str(tmp_path / "o")])
-    for text, what in (("", "are no events"), (line("ended", "server", b"", "BadTag"),
-                                               "is no message")):
+    for text, what in (
+        ("", "are no events"),
+        (line("ended", "server", b"", "BadTag"), "is no message"),
+    ):
         (tmp_path / "log").write_text(text)
         with pytest.raises(UserError, match=f"^there {what} in .*log$"):
             main()
@@ -234,13 +372,16 @@ def test_a_log_without_messages_and_one_that_cannot_be_read_are_named(
         with pytest.raises(UserError, match=r"^cannot read events from "):
             read_events(path)
 
+
 def test_without_its_package_it_says_which_one_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "dpkt", None)
     with pytest.raises(UserError, match=r"^this needs dpkt: pip install -r requirements-evid"):
         list(packets(REPLAY, LAB))
 
+
 def test_a_file_is_written_whole_or_not_at_all(
-        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "out"
     write_whole(path, b"old")
     monkeypatch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "full")))
@@ -248,8 +389,10 @@ def test_a_file_is_written_whole_or_not_at_all(
         write_whole(path, b"new")
     assert [file.read_bytes() for file in tmp_path.iterdir()] == [b"old"]
 
-def test_it_is_a_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-                         capsys: pytest.CaptureFixture[str]) -> None:
+
+def test_it_is_a_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "log").write_text(line("inserted", "server", A))
     out = tmp_path / "out.pcapng"
     monkeypatch.setattr(sys, "argv", ["capture", str(tmp_path / "log"), "-o", str(out)])
@@ -257,10 +400,12 @@ def test_it_is_a_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     assert capsys.readouterr() == (f"9 packets in {out}\n", "")
     assert len(list(dpkt.pcapng.Reader(io.BytesIO(out.read_bytes())))) == 9
 
+
 def test_bad_input_is_one_sentence_and_exit_code_2(tmp_path: Path) -> None:
     done = run("-m", "classroom.capture", str(tmp_path), "-o", str(tmp_path / "out"))
     assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
     assert not (tmp_path / "out").exists()
+
 
 def test_a_connection_counts_its_syn_and_fin() -> None:
     connection = Connection(SIDES[0], (1, 2), dpkt)

@@ -4,6 +4,7 @@ A test that computes its expected value with the code under test proves little, 
 come from NIST, from RFCs and from Wycheproof. Each set also counts its cases: a parser that finds
 nothing must fail. The long vector files are in test_crypto_utils_slow.py.
 """
+
 from __future__ import annotations
 
 import hmac
@@ -19,8 +20,19 @@ from hypothesis import strategies as st
 
 import crypto_utils
 from crypto_utils import (
-    AES_KEY_BYTES, BLOCK_BYTES, NONCE_BYTES, TAG_BYTES, aes_cbc_decrypt, aes_cbc_encrypt,
-    derive_key, evolve_key, fingerprint, hmac_sha256, hmac_verify, pkcs7_pad, pkcs7_unpad,
+    AES_KEY_BYTES,
+    BLOCK_BYTES,
+    NONCE_BYTES,
+    TAG_BYTES,
+    aes_cbc_decrypt,
+    aes_cbc_encrypt,
+    derive_key,
+    evolve_key,
+    fingerprint,
+    hmac_sha256,
+    hmac_verify,
+    pkcs7_pad,
+    pkcs7_unpad,
 )
 
 WYCHEPROOF = Path(__file__).parent / "vectors" / "wycheproof"
@@ -32,9 +44,11 @@ quick = settings(max_examples=100, deadline=None)
 
 blocks_of_16 = st.binary(min_size=16, max_size=16)
 
+
 def test_the_sizes_are_those_of_the_standards() -> None:
     """FIPS 197: blocks of 16 bytes; AES-128: keys of 16; FIPS 180-4: digests of 32."""
     assert (BLOCK_BYTES, AES_KEY_BYTES, TAG_BYTES, NONCE_BYTES) == (16, 16, 32, 16)
+
 
 # --- AES-128-CBC ---------------------------------------------------------------------------------
 
@@ -50,6 +64,7 @@ SP_800_38A_BLOCKS = [  # plaintext, ciphertext
 SP_800_38A_PLAIN = bytes.fromhex("".join(plain for plain, _ in SP_800_38A_BLOCKS))
 SP_800_38A_CIPHER = bytes.fromhex("".join(cipher for _, cipher in SP_800_38A_BLOCKS))
 
+
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
 def test_sp_800_38a_f_2_1_encrypts_to_the_published_blocks(count: int) -> None:
     """The first n blocks of the example are an example too: CBC never looks ahead."""
@@ -57,6 +72,7 @@ def test_sp_800_38a_f_2_1_encrypts_to_the_published_blocks(count: int) -> None:
     made = aes_cbc_encrypt(SP_800_38A_PLAIN[:size], SP_800_38A_KEY, SP_800_38A_IV)
     assert made == SP_800_38A_CIPHER[:size]
     assert len(made) == size
+
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
 def test_sp_800_38a_f_2_2_decrypts_to_the_published_blocks(count: int) -> None:
@@ -66,7 +82,9 @@ def test_sp_800_38a_f_2_2_decrypts_to_the_published_blocks(count: int) -> None:
     assert made == SP_800_38A_PLAIN[:size]
     assert len(made) == size
 
+
 both_directions = pytest.mark.parametrize("aes", [aes_cbc_encrypt, aes_cbc_decrypt])
+
 
 @both_directions
 @pytest.mark.parametrize("size", [n for n in range(65) if n != 16])
@@ -75,6 +93,7 @@ def test_a_key_that_is_not_of_aes_128_is_refused(aes: Aes, size: int) -> None:
     with pytest.raises(ValueError):
         aes(bytes(16), b"k" * size, bytes(16))
 
+
 @both_directions
 @pytest.mark.parametrize("size", [n for n in range(33) if n != 16])
 def test_an_iv_that_is_not_one_block_is_refused(aes: Aes, size: int) -> None:
@@ -82,12 +101,14 @@ def test_an_iv_that_is_not_one_block_is_refused(aes: Aes, size: int) -> None:
     with pytest.raises(ValueError):
         aes(bytes(16), bytes(16), b"i" * size)
 
+
 @both_directions
 @pytest.mark.parametrize("size", [n for n in range(49) if n % 16])
 def test_a_partial_block_is_refused(aes: Aes, size: int) -> None:
     """Nothing is padded, cut or kept for later behind the caller's back."""
     with pytest.raises(ValueError):
         aes(b"d" * size, bytes(16), bytes(16))
+
 
 @both_directions
 def test_no_error_of_aes_quotes_the_key_or_the_data(aes: Aes) -> None:
@@ -102,6 +123,7 @@ def test_no_error_of_aes_quotes_the_key_or_the_data(aes: Aes) -> None:
         assert "my " not in repr(error.value)
         assert b"my ".hex() not in repr(error.value)
 
+
 @quick
 @given(message=st.binary(max_size=200), key=blocks_of_16, iv=blocks_of_16)
 def test_decrypting_what_was_encrypted_gives_it_back(message: bytes, key: bytes, iv: bytes) -> None:
@@ -112,10 +134,12 @@ def test_decrypting_what_was_encrypted_gives_it_back(message: bytes, key: bytes,
     assert aes_cbc_decrypt(ciphertext, key, iv) == padded
     assert pkcs7_unpad(aes_cbc_decrypt(ciphertext, key, iv)) == message
 
+
 # --- PKCS#7 padding ------------------------------------------------------------------------------
 
 # The table of RFC 5652 section 6.3 for k = 16, from "01" to "k k ... k k".
 PADDINGS = [bytes([count]) * count for count in range(1, 17)]
+
 
 @pytest.mark.parametrize(
     ("message", "padded"),
@@ -133,6 +157,7 @@ def test_padding_is_that_of_rfc_5652_written_out(message: str, padded: str) -> N
     assert pkcs7_pad(bytes.fromhex(message)).hex() == padded
     assert pkcs7_unpad(bytes.fromhex(padded)).hex() == message
 
+
 @pytest.mark.parametrize("size", range(49))
 def test_every_length_from_0_to_48_is_padded_to_the_next_block(size: int) -> None:
     """RFC 5652 section 6.3: k - (lth mod k) bytes, so a full block gets 16 more and never 0."""
@@ -141,6 +166,7 @@ def test_every_length_from_0_to_48_is_padded_to_the_next_block(size: int) -> Non
     assert padded == message + PADDINGS[15 - size % 16]
     assert len(padded) % 16 == 0
     assert pkcs7_unpad(padded) == message
+
 
 def unpadded(data: bytes) -> bytes | None:
     """Remove a padding by looking it up among the sixteen there are, or return None.
@@ -152,12 +178,14 @@ def unpadded(data: bytes) -> bytes | None:
             return data.removesuffix(padding)
     return None
 
+
 def accepted(data: bytes) -> bytes | None:
     """Return what pkcs7_unpad makes of `data`, or None for a ValueError; any other error fails."""
     try:
         return pkcs7_unpad(data)
     except ValueError:
         return None
+
 
 @pytest.mark.parametrize(("fill", "valid"), [(0, 257), (2, 257), (3, 258), (16, 258)])
 def test_all_65536_last_two_bytes_of_a_block_are_judged_right(fill: int, valid: int) -> None:
@@ -169,6 +197,7 @@ def test_all_65536_last_two_bytes_of_a_block_are_judged_right(fill: int, valid: 
     blocks = [bytes([fill]) * 14 + number.to_bytes(2, "big") for number in range(65536)]
     assert [block for block in blocks if accepted(block) != unpadded(block)] == []
     assert sum(accepted(block) is not None for block in blocks) == valid
+
 
 @pytest.mark.parametrize("blocks", [1, 2, 3])
 def test_a_padding_with_any_one_byte_wrong_is_refused(blocks: int) -> None:
@@ -182,11 +211,13 @@ def test_a_padding_with_any_one_byte_wrong_is_refused(blocks: int) -> None:
         assert pkcs7_unpad(good) == bytes([200]) * (16 * blocks - count)
         for place in range(len(good) - count, len(good) - 1):
             bad += [
-                good[:place] + bytes([value]) + good[place + 1:]
-                for value in range(256) if value != count
+                good[:place] + bytes([value]) + good[place + 1 :]
+                for value in range(256)
+                if value != count
             ]
     assert len(set(bad)) == 120 * 255
     assert [data for data in bad if accepted(data) is not None] == []
+
 
 def test_a_padding_length_outside_1_to_16_is_refused() -> None:
     """Even where all bytes agree and there are enough of them, as 32 bytes of 32."""
@@ -196,14 +227,18 @@ def test_a_padding_length_outside_1_to_16_is_refused() -> None:
     assert len(bad) == 240 * 6
     assert [data for data in bad if accepted(data) is not None] == []
 
+
 def test_padded_data_that_is_not_whole_blocks_is_refused() -> None:
     """It ends in a valid padding, so only its length can be why."""
     bad = [
         bytes(size - len(padding)) + padding
-        for size in range(49) for padding in PADDINGS if size % 16 and len(padding) <= size
+        for size in range(49)
+        for padding in PADDINGS
+        if size % 16 and len(padding) <= size
     ]
     assert len(bad) == 120 + 15 * 16 * 2
     assert [data for data in [b"", *bad] if accepted(data) is not None] == []
+
 
 def test_no_error_of_the_padding_quotes_the_plaintext() -> None:
     """Whoever reads the log of a receiver must not read the message there."""
@@ -212,6 +247,7 @@ def test_no_error_of_the_padding_quotes_the_plaintext() -> None:
             pkcs7_unpad(bad)
         assert "my " not in repr(error.value)
         assert b"my ".hex() not in repr(error.value)
+
 
 @quick
 @given(message=st.binary(max_size=300))
@@ -222,10 +258,13 @@ def test_unpadding_what_was_padded_gives_it_back(message: bytes) -> None:
     assert 1 <= len(padded) - len(message) <= 16
     assert pkcs7_unpad(padded) == message
 
+
 @quick
 @given(
-    head=st.binary(min_size=48, max_size=48), padding=st.sampled_from(PADDINGS),
-    first=st.none() | st.integers(0, 255), size=st.sampled_from([16, 32, 48, 15, 17]),
+    head=st.binary(min_size=48, max_size=48),
+    padding=st.sampled_from(PADDINGS),
+    first=st.none() | st.integers(0, 255),
+    size=st.sampled_from([16, 32, 48, 15, 17]),
 )
 def test_what_unpads_is_what_padding_makes(
     head: bytes, padding: bytes, first: int | None, size: int
@@ -239,6 +278,7 @@ def test_what_unpads_is_what_padding_makes(
     message = accepted(data)
     assert message == unpadded(data)
     assert message is None or pkcs7_pad(message) == data
+
 
 # --- SHA-256, through the two functions that use it ----------------------------------------------
 
@@ -259,10 +299,12 @@ SHA_256_EXAMPLES = [
     (b"a" * 1_000_000, "cdc76e5c9914fb9281a1c7e284d73e67f1809a48a497200e046d39ccc7112cd0"),
 ]
 
+
 def splits(message: bytes) -> list[tuple[bytes, bytes]]:
     """Cut a message in two, in every place if it is short."""
     places = range(len(message) + 1) if len(message) < 200 else (0, 1, 32, len(message))
     return [(message[:place], message[place:]) for place in places]
+
 
 @pytest.mark.parametrize(
     ("message", "digest"), SHA_256_EXAMPLES, ids=["1-block", "2-blocks", "empty", "896-bit", "long"]
@@ -275,15 +317,18 @@ def test_keys_are_the_sha_256_of_their_two_parts_in_order(message: bytes, digest
         assert evolve_key(key, rest).hex() == digest
         assert derive_key(key, rest.decode("ascii")).hex() == digest
 
+
 def test_a_label_that_is_not_ascii_is_refused() -> None:
     """[P 3.4] says ASCII; UTF-8 would be a second encoding that two ends could disagree about."""
     with pytest.raises(ValueError):
         derive_key(bytes(16), "C2S-\N{LATIN CAPITAL LETTER E WITH ACUTE}NC")
 
+
 def test_a_fingerprint_is_the_first_four_bytes_of_the_digest() -> None:
     """Checked with the same published digests."""
     for message, digest in SHA_256_EXAMPLES:
         assert fingerprint(message) == digest[:8]
+
 
 @quick
 @given(key=st.binary(min_size=16, max_size=64))
@@ -295,29 +340,35 @@ def test_a_fingerprint_is_eight_lowercase_hex_digits_that_do_not_show_the_key(ke
     assert name == fingerprint(key)
     assert name not in key.hex()
 
+
 # --- HMAC-SHA256 ---------------------------------------------------------------------------------
 
 # RFC 4231 section 4, test cases 1 to 7: key, data, HMAC-SHA-256.
 RFC_4231 = {
     1: (
-        b"\x0b" * 20, b"Hi There",
+        b"\x0b" * 20,
+        b"Hi There",
         "b0344c61d8db38535ca8afceaf0bf12b881dc200c9833da726e9376c2e32cff7",
     ),
     2: (
-        b"Jefe", b"what do ya want for nothing?",
+        b"Jefe",
+        b"what do ya want for nothing?",
         "5bdcc146bf60754e6a042426089575c75a003f089d2739839dec58b964ec3843",
     ),
     3: (
-        b"\xaa" * 20, b"\xdd" * 50,
+        b"\xaa" * 20,
+        b"\xdd" * 50,
         "773ea91e36800e46854db8ebd09181a72959098b3ef8c122d9635514ced565fe",
     ),
     4: (
-        bytes(range(1, 26)), b"\xcd" * 50,
+        bytes(range(1, 26)),
+        b"\xcd" * 50,
         "82558a389a443c0ea4cc819899f2083a85f0faa3e578f8077a2e3ff46729665b",
     ),
     5: (b"\x0c" * 20, b"Test With Truncation", "a3b6167473100ee06e0c796c2955552b"),
     6: (
-        b"\xaa" * 131, b"Test Using Larger Than Block-Size Key - Hash Key First",
+        b"\xaa" * 131,
+        b"Test Using Larger Than Block-Size Key - Hash Key First",
         "60e431591ee0b67f0d8a26aacbf5b77f8e0bc6213728c5140546040f0ee37f54",
     ),
     7: (
@@ -332,12 +383,14 @@ TRUNCATED = 5  # to 128 bits; see the test of its own
 KEY, DATA, HEX_TAG = RFC_4231[2]
 TAG = bytes.fromhex(HEX_TAG)
 
+
 @pytest.mark.parametrize("case", [case for case in RFC_4231 if case != TRUNCATED])
 def test_rfc_4231_gives_the_published_tag_and_verifies_it(case: int) -> None:
     """Keys shorter and longer than the block of the hash, and data likewise."""
     key, data, tag = RFC_4231[case]
     assert hmac_sha256(key, data).hex() == tag
     assert hmac_verify(key, data, bytes.fromhex(tag)) is True
+
 
 def test_rfc_4231_case_5_is_made_whole_and_refused_truncated() -> None:
     """Case 5 publishes 128 bits only; [P 3.2] knows no truncated tag.
@@ -351,14 +404,17 @@ def test_rfc_4231_case_5_is_made_whole_and_refused_truncated() -> None:
     assert hmac_verify(key, data, bytes.fromhex(half)) is False
     assert hmac_verify(key, data, whole) is True
 
+
 def test_all_seven_cases_of_rfc_4231_are_here() -> None:
     """So that nobody drops the case that fails."""
     assert list(RFC_4231) == [1, 2, 3, 4, 5, 6, 7]
+
 
 def flips(data: bytes) -> list[bytes]:
     """Return all data that differ from `data` in one bit."""
     number = int.from_bytes(data, "big")
     return [(number ^ 1 << bit).to_bytes(len(data), "big") for bit in range(8 * len(data))]
+
 
 def test_a_tag_with_one_flipped_bit_is_refused() -> None:
     """All 256 of them."""
@@ -366,18 +422,21 @@ def test_a_tag_with_one_flipped_bit_is_refused() -> None:
     assert len(set(bad) - {TAG}) == 256
     assert [tag.hex() for tag in bad if hmac_verify(KEY, DATA, tag) is not False] == []
 
+
 @pytest.mark.parametrize("size", [n for n in range(65) if n != 32])
 def test_a_tag_of_any_other_length_is_refused(size: int) -> None:
     """Empty, cut short, and with more behind, even when what is there is right."""
     assert hmac_verify(KEY, DATA, (TAG + TAG)[:size]) is False
     assert hmac_verify(KEY, DATA, (TAG + bytes(32))[:size]) is False
-    assert hmac_verify(KEY, DATA, (bytes(32) + TAG)[64 - size:]) is False
+    assert hmac_verify(KEY, DATA, (bytes(32) + TAG)[64 - size :]) is False
+
 
 def test_one_flipped_bit_of_the_key_or_of_the_data_is_refused() -> None:
     """The tag depends on every bit of both."""
     cases = [(key, DATA) for key in flips(KEY)] + [(KEY, data) for data in flips(DATA)]
     assert len(cases) == 8 * (4 + 28)
     assert [case for case in cases if hmac_verify(*case, TAG) is not False] == []
+
 
 @quick
 @given(key=st.binary(max_size=100), data=st.binary(max_size=200), tag=st.binary(max_size=40))
@@ -387,6 +446,7 @@ def test_a_tag_is_right_only_if_it_is_the_one_made(key: bytes, data: bytes, tag:
     assert len(made) == TAG_BYTES
     assert hmac_verify(key, data, made) is True
     assert hmac_verify(key, data, tag) is (tag == made)
+
 
 @pytest.mark.parametrize("answer", [True, False])
 @pytest.mark.parametrize(
@@ -413,7 +473,9 @@ def test_a_tag_is_compared_by_compare_digest_and_by_nothing_else(
     assert verdict is answer
     assert asked == [{TAG, tag}]
 
+
 # --- Wycheproof ----------------------------------------------------------------------------------
+
 
 def wycheproof(name: str, count: int) -> list[dict[str, Any]]:
     """Read a selection (its README.md names the source), and check that it is whole."""
@@ -422,22 +484,32 @@ def wycheproof(name: str, count: int) -> list[dict[str, Any]]:
     assert len(cases) == len({case["tcId"] for case in cases}) == whole["numberOfTests"] == count
     return cases
 
+
 AES_CASES = wycheproof("aes_cbc_pkcs5_test.json", 21)
 HMAC_CASES = wycheproof("hmac_sha256_test.json", 21)
 
+
 def name_of(case: dict[str, Any]) -> str:
     return f"{case['tcId']}-{case['comment'].replace(' ', '-')}"
+
 
 def test_the_selections_from_wycheproof_hold_every_kind_of_case() -> None:
     """Eight bad paddings and ten modified tags, by the comment that Wycheproof gives them."""
     assert sum(case["result"] == "valid" for case in AES_CASES) == 5
     assert {case["comment"] for case in AES_CASES if case["result"] == "invalid"} == {
-        "zero padding", "padding with 0xff", "bit padding", "padding longer than 1 block",
-        "ANSI X.923 padding", "ISO 10126 padding", "padding longer than message", "invalid padding",
+        "zero padding",
+        "padding with 0xff",
+        "bit padding",
+        "padding longer than 1 block",
+        "ANSI X.923 padding",
+        "ISO 10126 padding",
+        "padding longer than message",
+        "invalid padding",
     }
     assert sum(case["result"] == "valid" for case in HMAC_CASES) == 10
     assert len({case["comment"] for case in HMAC_CASES if case["result"] == "invalid"}) == 10
     assert {len(case["key"]) // 2 for case in HMAC_CASES} == {16, 32, 65}
+
 
 @pytest.mark.parametrize("case", AES_CASES, ids=name_of)
 def test_wycheproof_aes_cbc_pkcs5(case: dict[str, Any]) -> None:
@@ -457,11 +529,13 @@ def test_wycheproof_aes_cbc_pkcs5(case: dict[str, Any]) -> None:
         with pytest.raises(ValueError):
             pkcs7_unpad(padded)
 
+
 def test_an_empty_ciphertext_does_not_unpad() -> None:
     """Wycheproof's flag NoPadding: AES does not mind having nothing to do, so padding must."""
     assert aes_cbc_decrypt(b"", bytes(16), bytes(16)) == b""
     with pytest.raises(ValueError):
         pkcs7_unpad(aes_cbc_decrypt(b"", bytes(16), bytes(16)))
+
 
 @pytest.mark.parametrize("case", HMAC_CASES, ids=name_of)
 def test_wycheproof_hmac_sha256(case: dict[str, Any]) -> None:
@@ -471,5 +545,5 @@ def test_wycheproof_hmac_sha256(case: dict[str, Any]) -> None:
     """
     key, message, tag = (bytes.fromhex(case[it]) for it in ("key", "msg", "tag"))
     assert case["result"] in ("valid", "invalid")
-    assert (hmac_sha256(key, message)[:len(tag)] == tag) is (case["result"] == "valid")
+    assert (hmac_sha256(key, message)[: len(tag)] == tag) is (case["result"] == "valid")
     assert hmac_verify(key, message, tag) is (case["result"] == "valid" and len(tag) == TAG_BYTES)

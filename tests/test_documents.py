@@ -1,4 +1,5 @@
 """The documents and the code say the same: tables, numbers, diagrams, links, commands, recipes."""
+
 from __future__ import annotations
 
 import hashlib
@@ -30,29 +31,40 @@ DOCUMENTS = sorted(path.name for path in ROOT.glob("*.md"))
 README = (ROOT / "README.md").read_text("utf-8")
 PROTOCOL = (ROOT / "PROTOCOL.md").read_text("utf-8")
 
+
 def rows(document: str, heading: str) -> list[list[str]]:
     """Return the cells of the first table whose header starts with `heading`."""
     table = document[document.index(f"| {heading}") :].split("\n\n")[0]
-    return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
-            for line in table.splitlines()[2:]]
+    return [
+        [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+        for line in table.splitlines()[2:]
+    ]
+
 
 def blocks(language: str) -> list[str]:
     """Return the fenced blocks of the README in one language."""
     return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
 
+
 # Tables, numbers, diagrams
+
 
 def formula(name: str, **values: bytes) -> bytes:
     """Compute a formula of [P 3.4] from the values of its parts."""
     (parts,) = re.findall(rf"^    {name} += SHA-256\((.*)\)", PROTOCOL, re.MULTILINE)
-    joined = b"".join(part.strip('"').encode() if part.startswith('"')
-                      else values[part.replace("-", "_").replace(" ", "_")]
-                      for part in parts.split(" || "))
+    joined = b"".join(
+        part.strip('"').encode()
+        if part.startswith('"')
+        else values[part.replace("-", "_").replace(" ", "_")]
+        for part in parts.split(" || ")
+    )
     return hashlib.sha256(joined).digest()
+
 
 def test_the_formulas_of_the_key_schedule_are_those_of_the_code() -> None:
     pair = Pair()
-    hello, keys = pair.hello(), dict(pair.client._keys)
+    hello = pair.hello()
+    keys = dict(pair.client._keys)
     assert keys == {label: formula(label, master_key=MASTER_KEY) for label in KEY_LABELS}
     nonces = {"client_nonce": hello.nonce, "server_nonce": pair.challenge().body[16:]}
     keys = {label: formula("X'", X=key, **nonces) for label, key in keys.items()}
@@ -69,6 +81,7 @@ def test_the_formulas_of_the_key_schedule_are_those_of_the_code() -> None:
         keys[label] = formula(f"{label}'", **old, body=answer.body, status=bytes([answer.status]))
     assert pair.client._keys == keys
 
+
 def test_the_formulas_of_a_message_are_those_of_the_code() -> None:
     (half,) = re.findall(r"encryption key of C2S = C2S-ENC\[(\d+):(\d+)\]", PROTOCOL)
     assert "    MAC key of C2S        = C2S-MAC  " in PROTOCOL
@@ -82,10 +95,12 @@ def test_the_formulas_of_a_message_are_those_of_the_code() -> None:
     assert pkcs7_unpad(padded)[16:] == READINGS
     assert message[-32:] == hmac_sha256(keys["C2S-MAC"], message[:-32])
 
+
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_generated_parts_are_up_to_date(name: str) -> None:
     text = (ROOT / name).read_text("utf-8")
     assert text == diagrams.updated(text), "run: python -m tests.diagrams"
+
 
 def test_generated_parts_are_not_empty() -> None:
     assert PROTOCOL.count("CHALLENGE --> REPORT: SERVER_CHALLENGE") == 1
@@ -93,9 +108,12 @@ def test_generated_parts_are_not_empty() -> None:
     assert len(rows(PROTOCOL, "state | phase")) == len(moves) + 1
     assert "ciphertext, decrypted" in README
 
+
 def test_opcodes_are_those_of_the_code() -> None:
     assert {row[0]: int(row[1]) for row in rows(PROTOCOL, "opcode | value")} == {
-        opcode.name: opcode.value for opcode in Opcode}
+        opcode.name: opcode.value for opcode in Opcode
+    }
+
 
 def test_statuses_and_who_carries_them_are_those_of_the_code() -> None:
     table = rows(PROTOCOL, "status | value")
@@ -103,6 +121,7 @@ def test_statuses_and_who_carries_them_are_those_of_the_code() -> None:
     for name, _, _, carried in table:
         for opcode, legal in protocol_fsm.LEGAL_STATUS.items():
             assert (opcode.name in carried) == (Status[name] in legal), (name, opcode)
+
 
 def test_the_message_layout_is_that_of_the_code() -> None:
     layout = {row[0]: (row[1], row[2]) for row in rows(PROTOCOL, "field | at")}
@@ -114,14 +133,22 @@ def test_the_message_layout_is_that_of_the_code() -> None:
     assert layout["ciphertext"] == (str(protocol_fsm.CIPHERTEXT_AT), "16n")
     assert layout["tag"] == ("23 + 16n", str(protocol_fsm.TAG_BYTES))
 
+
 @pytest.mark.parametrize(
     "number",
-    [protocol_fsm.MIN_MESSAGE, protocol_fsm.MAX_MESSAGE, protocol_fsm.OVERHEAD,
-     protocol_fsm.MAX_BODY, protocol_fsm.MAX_READINGS, protocol_fsm.LAST_ROUND,
-     protocol_fsm.MIN_MASTER_KEY],
+    [
+        protocol_fsm.MIN_MESSAGE,
+        protocol_fsm.MAX_MESSAGE,
+        protocol_fsm.OVERHEAD,
+        protocol_fsm.MAX_BODY,
+        protocol_fsm.MAX_READINGS,
+        protocol_fsm.LAST_ROUND,
+        protocol_fsm.MIN_MASTER_KEY,
+    ],
 )
 def test_limits_of_the_code_stand_in_the_document(number: int) -> None:
     assert f"{number:,}" in PROTOCOL or f"{number}" in PROTOCOL
+
 
 def test_steps_of_receiving_name_every_error_in_the_order_of_the_code() -> None:
     table = " ".join(row[2] for row in rows(PROTOCOL, "step | check"))
@@ -130,10 +157,17 @@ def test_steps_of_receiving_name_every_error_in_the_order_of_the_code() -> None:
     code = re.findall(r'class (\w+)\(ProtocolError\):\n    """Step \d', source)
     assert document == code
 
+
 def test_deadlines_are_the_defaults_of_the_server_and_the_client() -> None:
     limits = Limits()
-    expected = [limits.stranger_timeout_s, limits.max_strangers, limits.frame_timeout_s,
-                limits.silence_timeout_s, limits.window_s, 2.0]
+    expected = [
+        limits.stranger_timeout_s,
+        limits.max_strangers,
+        limits.frame_timeout_s,
+        limits.silence_timeout_s,
+        limits.window_s,
+        2.0,
+    ]
     values = [float(row[1].removesuffix(" s")) for row in rows(PROTOCOL, "rule | value")]
     assert values == expected
     assert f"{DRAIN_S} s" in PROTOCOL
@@ -141,17 +175,26 @@ def test_deadlines_are_the_defaults_of_the_server_and_the_client() -> None:
     assert HOST == "127.0.0.1"
     assert Client(1).timeout_s == 2.0
 
+
 def test_members_of_an_answer_are_those_of_the_document() -> None:
-    kinds = {"integer": int, "number": (int, float), "number or null": (int, float, type(None)),
-             "array of integers": list}
+    kinds = {
+        "integer": int,
+        "number": (int, float),
+        "number or null": (int, float, type(None)),
+        "array of integers": list,
+    }
     with serving() as (server, _), client_for(server, 1) as client:
         for readings in ([1.5, 2.0], []):
             answer = client.report(readings)
-            documented = {name: row[1] for row in rows(PROTOCOL, "member | JSON type")
-                          for name in re.findall(r"`(\w+)`", row[0])}
+            documented = {
+                name: row[1]
+                for row in rows(PROTOCOL, "member | JSON type")
+                for name in re.findall(r"`(\w+)`", row[0])
+            }
             assert list(answer) == list(documented)
             for name, value in answer.items():
                 assert isinstance(value, kinds[documented[name]]), name
+
 
 def test_direction_values_and_demo_keys_are_as_documented() -> None:
     assert (Direction.C2S, Direction.S2C) == (0, 1)
@@ -159,16 +202,19 @@ def test_direction_values_and_demo_keys_are_as_documented() -> None:
     assert DEMO_KEYS[1] == b"client1_master_k"
     assert DEMO_KEYS[5].decode() in PROTOCOL
 
+
 @pytest.mark.parametrize("module", CORE)
 def test_sections_that_the_code_cites_exist(module: str) -> None:
     headings = set(re.findall(r"^#+ ([\d.]+) ", PROTOCOL, re.MULTILINE))
     cited = re.findall(r"\[P ([\d., ]+)\]", (ROOT / f"{module}.py").read_text())
     assert {section for group in cited for section in group.split(", ")} <= headings
 
+
 def test_every_section_on_the_wire_is_cited_somewhere() -> None:
     cited = " ".join((ROOT / f"{module}.py").read_text() for module in CORE)
     for section in ("3.1", "3.2", "3.3", "3.4", "3.5", "3.6", "3.7"):
         assert re.search(rf"\[P [^]]*{re.escape(section)}", cited), section
+
 
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_links_lead_somewhere(name: str) -> None:
@@ -184,26 +230,37 @@ def test_links_lead_somewhere(name: str) -> None:
             slugs = {re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in headings}
             assert anchor in slugs, target
 
+
 def test_the_troubleshooting_sentences_are_what_the_programs_say() -> None:
-    for sentence in ("Connection refused", "session terminated by the server", "connection lost",
-                     "cannot listen on", "no server at"):
+    for sentence in (
+        "Connection refused",
+        "session terminated by the server",
+        "connection lost",
+        "cannot listen on",
+        "no server at",
+    ):
         spoken = "".join((ROOT / f"{module}.py").read_text() for module in ("client", "server"))
         if sentence not in ("Connection refused",):
             assert sentence in spoken
         assert sentence.split()[0].lower() in README.lower()
 
+
 # Code in the README
+
 
 def test_custom_aggregations_of_the_readme_work(monkeypatch: pytest.MonkeyPatch) -> None:
     code = next(block for block in blocks("python") if "median_of_all" in block)
     names: dict[str, object] = {}
     # on a port that is free, and without a person who types Enter
-    monkeypatch.setattr(Server.__init__, "__defaults__",
-                        (HOST, 0, *(Server.__init__.__defaults__ or ())[2:]))
+    monkeypatch.setattr(
+        Server.__init__, "__defaults__", (HOST, 0, *(Server.__init__.__defaults__ or ())[2:])
+    )
     monkeypatch.setattr("builtins.input", lambda prompt: "")
     exec(compile(code, "README.md", "exec"), names)
-    for name, expected in (("median_of_all", {"participants": [1], "median": median([5, 1, 30])}),
-                           ("weighted_mean", {"weighted_mean": 12.0})):
+    for name, expected in (
+        ("median_of_all", {"participants": [1], "median": median([5, 1, 30])}),
+        ("weighted_mean", {"weighted_mean": 12.0}),
+    ):
         with serving(names[name]) as (server, _), client_for(server, 1) as client:  # type: ignore
             answer = client.report([5, 1, 30])
             assert {key: answer[key] for key in expected} == expected
@@ -211,12 +268,15 @@ def test_custom_aggregations_of_the_readme_work(monkeypatch: pytest.MonkeyPatch)
             nothing = client.report([])
             assert None in nothing.values()
 
+
 def test_weights_of_the_readme_weigh() -> None:
     code = next(block for block in blocks("python") if "weighted_mean" in block)
     names: dict[str, object] = {}
     exec(compile(code.partition("\nwith ")[0], "README.md", "exec"), names)
     assert names["weighted_mean"]({1: [10.0], 2: [40.0]}) == {  # type: ignore[operator]
-        "weighted_mean": (2 * 10.0 + 1 * 40.0) / 3}
+        "weighted_mean": (2 * 10.0 + 1 * 40.0) / 3
+    }
+
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
@@ -226,6 +286,7 @@ def copy(tmp_path: Path) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, target)
     return tmp_path
+
 
 PING = """
 from endpoint import DEMO_KEYS
@@ -252,6 +313,7 @@ except LocalError:
     print("empty")
 """
 
+
 def test_three_steps_to_a_new_opcode(copy: Path) -> None:
     patches = blocks("diff")
     assert len(patches) == 6
@@ -263,27 +325,42 @@ def test_three_steps_to_a_new_opcode(copy: Path) -> None:
         source = path.read_text()
         assert source.count(before) == 1, f"{header}: not the code that the README shows"
         path.write_text(source.replace(before, after))
-    done = subprocess.run([sys.executable, "-c", PING], cwd=copy, text=True, capture_output=True,
-                          timeout=60, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", PING],
+        cwd=copy,
+        text=True,
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
     assert done.stderr == ""
     assert done.stdout.split() == ["4.0", "5.0", "CLIENT_PING", "BadTag", "empty"]
 
+
 # Commands in the README
+
 
 def commands() -> Iterator[str]:
     for block in blocks("sh"):
         yield from (line for line in block.splitlines() if line.strip())
 
+
 ELSEWHERE = {  # run by others: tests of run.py and .ci/run, which install from nothing
-    "python3 run.py", "python3 run.py test", "python3 -m venv .venv", ". .venv/bin/activate",
+    "python3 run.py",
+    "python3 run.py test",
+    "python3 -m venv .venv",
+    ". .venv/bin/activate",
     "pip install -r requirements.txt",
 }
+
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="sh blocks; interrupts")
 def test_commands_of_the_readme_work_in_a_clean_copy(copy: Path) -> None:
     """Servers are started on a free port, and stopped by Ctrl-C; clients find that port."""
-    port, servers, clients = "", [], 0
+    port = ""
+    servers = []
+    clients = 0
     for line in commands():
         if line in ELSEWHERE:
             continue
@@ -295,14 +372,26 @@ def test_commands_of_the_readme_work_in_a_clean_copy(copy: Path) -> None:
             continue
         if words[1] == "attacks.py":
             own = [] if {"--seed", "--without"} & {*words} else ["--seed", "1"]
-            done = subprocess.run([sys.executable, *words[1:], *own], cwd=copy, text=True,
-                                  capture_output=True, timeout=60, check=False)
+            done = subprocess.run(
+                [sys.executable, *words[1:], *own],
+                cwd=copy,
+                text=True,
+                capture_output=True,
+                timeout=60,
+                check=False,
+            )
             assert ("WON" in done.stdout) == ("--without" in words), line
             assert done.returncode == ("--without" in words), line
             continue
         extra = ["--port", port, "--interval", "0.01"] if words[1] == "client.py" else []
-        done = subprocess.run([sys.executable, *words[1:], *extra], cwd=copy, text=True,
-                              capture_output=True, timeout=60, check=False)
+        done = subprocess.run(
+            [sys.executable, *words[1:], *extra],
+            cwd=copy,
+            text=True,
+            capture_output=True,
+            timeout=60,
+            check=False,
+        )
         assert (done.returncode, done.stderr) == (0, ""), line
         clients += words[1] == "client.py"
     for server in servers:
@@ -311,16 +400,25 @@ def test_commands_of_the_readme_work_in_a_clean_copy(copy: Path) -> None:
         server.__exit__()
     assert (len(servers), clients) == (2, 5)
 
+
 def test_the_readme_shows_no_command_in_another_way() -> None:
     assert not re.findall(r"^\$ ", README, re.MULTILINE)
     assert set(re.findall(r"^```(\w*)$", README, re.MULTILINE)) <= {
-        "", "sh", "python", "diff", "text"}
+        "",
+        "sh",
+        "python",
+        "diff",
+        "text",
+    }
 
-def test_the_notebook_example_of_the_readme_runs(monkeypatch: pytest.MonkeyPatch,
-                                                 capsys: pytest.CaptureFixture[str]) -> None:
+
+def test_the_notebook_example_of_the_readme_runs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     code = next(block for block in blocks("python") if block.startswith("from client"))
     with serving() as (server, _):
-        monkeypatch.setattr(Client.__init__, "__defaults__",
-                            (None, server.address[0], server.address[1]))
+        monkeypatch.setattr(
+            Client.__init__, "__defaults__", (None, server.address[0], server.address[1])
+        )
         exec(compile(code, "README.md", "exec"), {})
     assert "'sum': 41.5" in capsys.readouterr().out

@@ -4,6 +4,7 @@ Where memory, threads and descriptors are measured the server is a process of it
 promised of time is promised of a quiet machine: where the machine may be busy with something
 else, a promise may be kept by the best of three.
 """
+
 from __future__ import annotations
 
 import ast
@@ -49,14 +50,17 @@ from tests.test_programs import posix_only
 
 ROOT = Path(__file__).parent.parent
 TIMEOUT_S = 30.0  # of a client for an answer, on a busy machine
-SILENT, DRIPPING = 1_000, 200
+SILENT = 1_000
+DRIPPING = 200
 MB = 1024  # in kB
 CORE = ("crypto_utils", "protocol_fsm", "endpoint", "server", "client")
+
 
 @pytest.fixture(scope="module", autouse=True)
 def descriptors() -> None:
     """Let this process have as many connections as the system allows: the tests need 1,500."""
     raise_descriptor_limit()
+
 
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory: pytest.TempPathFactory) -> str:
@@ -65,16 +69,20 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> str:
     generate_keys(directory, [*range(1, 256)])
     return str(directory / "server.keys")
 
+
 def client_of(server: ServerProcess, path: str, client_id: int) -> Client:
     return Client(client_id, load_keys(Path(path)), *server.address, timeout_s=TIMEOUT_S)
+
 
 @contextlib.contextmanager
 def clients_of(server: ServerProcess, path: str, ids: range) -> Iterator[list[Client]]:
     with contextlib.ExitStack() as stack:
         yield [stack.enter_context(client_of(server, path, n)) for n in ids]
 
+
 def rounds_s(clients: list[Client], rounds: int) -> float:
     """Return the seconds in which all clients finish so many rounds, each as fast as it can."""
+
     def report(client: Client) -> None:
         for _ in range(rounds):
             client.report([1])
@@ -83,6 +91,7 @@ def rounds_s(clients: list[Client], rounds: int) -> float:
     assert at_once(*(functools.partial(report, each) for each in clients)) == [None] * len(clients)
     return time.monotonic() - began
 
+
 def quickest(limit_s: float, attempt: Callable[[], float]) -> float:
     """Return the best of up to three attempts; one within the limit is enough."""
     best = attempt()
@@ -90,10 +99,12 @@ def quickest(limit_s: float, attempt: Callable[[], float]) -> float:
         best = best if best < limit_s else min(best, attempt())
     return best
 
+
 @contextlib.contextmanager
 def peak_of(server: ServerProcess) -> Iterator[Callable[[], Usage]]:
     """Watch a server from beside; give what returns the highest usage so far."""
-    done, seen = threading.Event(), [server.usage()]
+    done = threading.Event()
+    seen = [server.usage()]
 
     def watch() -> None:
         while not done.wait(0.02):
@@ -107,14 +118,18 @@ def peak_of(server: ServerProcess) -> Iterator[Callable[[], Usage]]:
         done.set()
         watcher.join()
 
+
 def wait_until(true: Callable[[], bool], within_s: float = TIMEOUT_S) -> None:
     """Wait for what nobody announces: a number in another process, say."""
-    deadline, never = time.monotonic() + within_s, threading.Event()
+    deadline = time.monotonic() + within_s
+    never = threading.Event()
     while not true():
         assert time.monotonic() < deadline, "it never came about"
         never.wait(0.02)
 
+
 # A flood of strangers
+
 
 class Flood:
     """Connections that say nothing, and others that drip a byte a second.
@@ -124,10 +139,14 @@ class Flood:
     """
 
     def __init__(self, address: tuple[str, int], silent: int, dripping: int) -> None:
-        self.began, self.connected, self.closed = time.monotonic(), 0, list[float]()
-        self._address, self._selector = address, selectors.DefaultSelector()
+        self.began = time.monotonic()
+        self.connected = 0
+        self.closed: list[float] = []
+        self._address = address
+        self._selector = selectors.DefaultSelector()
         self._open: dict[socket.socket, bool] = {}  # whether it drips
-        self._stop, self._to_come = threading.Event(), [False] * silent + [True] * dripping
+        self._stop = threading.Event()
+        self._to_come = [False] * silent + [True] * dripping
         self._total = len(self._to_come)
         self._thread = threading.Thread(target=self._run)
 
@@ -159,7 +178,8 @@ class Flood:
                 self._drip()
 
     def _connect(self, number: int) -> None:
-        burst, self._to_come = self._to_come[:number], self._to_come[number:]
+        burst = self._to_come[:number]
+        self._to_come = self._to_come[number:]
         for drips in burst:
             sock = socket.socket()
             sock.setblocking(False)
@@ -194,20 +214,26 @@ class Flood:
         with contextlib.suppress(OSError):  # it may be closed already; _look notices
             sock.send(data)
 
+
 def lets_in(server: ServerProcess, path: str, client_id: int, tries: int) -> int:
     """Return at which of so many tries a newcomer gets in, and its report is answered."""
     for number in range(1, tries + 1):
-        with contextlib.suppress(ProtocolError, UserError), \
-                client_of(server, path, client_id) as newcomer:
+        with (
+            contextlib.suppress(ProtocolError, UserError),
+            client_of(server, path, client_id) as newcomer,
+        ):
             if client_id in newcomer.report([client_id])["participants"]:  # type: ignore[operator]
                 return number
     raise AssertionError(f"client {client_id} was kept out {tries} times")
 
+
 @pytest.mark.slow
 def test_a_flood_of_strangers_keeps_nobody_out_and_leaves_nothing_behind(keys: str) -> None:
     """As the server comes: 64 strangers, of which the oldest goes when one more comes."""
-    with ServerProcess("--keys", keys) as server, \
-            clients_of(server, keys, range(1, 6)) as established:
+    with (
+        ServerProcess("--keys", keys) as server,
+        clients_of(server, keys, range(1, 6)) as established,
+    ):
         rounds_s(established, 5)
         before = server.usage()
         with peak_of(server) as peak, Flood(server.address, SILENT, DRIPPING) as flood:
@@ -218,23 +244,36 @@ def test_a_flood_of_strangers_keeps_nobody_out_and_leaves_nothing_behind(keys: s
             assert quickest(2.0, lambda: rounds_s(established, 20)) < 2.0
             wait_until(lambda: flood.is_over)
             grown = peak().resident_kb - before.resident_kb
-            print(f"20 rounds in {quickest_s:.2f} s, let in at tries {tries}, {before}, peak "
-                  f"{peak()}, all gone after {max(flood.closed):.1f} s")
+            print(
+                f"20 rounds in {quickest_s:.2f} s, let in at tries {tries}, {before}, peak "
+                f"{peak()}, all gone after {max(flood.closed):.1f} s"
+            )
         assert quickest_s < 2.0
         assert grown < 20 * MB
         assert settled(server, before)[1:] == before[1:]
         assert server.stop()[0] == 0
         assert not [line for line in server.log() if re.search("client [1-5]: .*TIMEOUT", line)]
 
+
 @pytest.mark.slow
 def test_strangers_that_all_find_room_are_gone_at_their_deadline_however_they_drip(
-    keys: str
+    keys: str,
 ) -> None:
     """With room for all of them they all stay, each with a thread, until their time is over."""
     limit_s = 8.0
-    with ServerProcess("--keys", keys, "--max-strangers", "1300", "--frame-timeout", "60",
-                       "--stranger-timeout", str(limit_s)) as server, \
-            clients_of(server, keys, range(1, 6)) as established:
+    with (
+        ServerProcess(
+            "--keys",
+            keys,
+            "--max-strangers",
+            "1300",
+            "--frame-timeout",
+            "60",
+            "--stranger-timeout",
+            str(limit_s),
+        ) as server,
+        clients_of(server, keys, range(1, 6)) as established,
+    ):
         rounds_s(established, 5)
         before = server.usage()
         with peak_of(server) as peak, Flood(server.address, SILENT, DRIPPING) as flood:
@@ -245,9 +284,11 @@ def test_strangers_that_all_find_room_are_gone_at_their_deadline_however_they_dr
             quickest_s = quickest(2.0, lambda: rounds_s(established, 20))
             lets_in(server, keys, 6, 1)
             wait_until(lambda: flood.is_over)
-            print(f"20 rounds in {quickest_s:.2f} s, {before}, peak {peak()}, all there after "
-                  f"{connected_s:.1f} s, gone from {min(flood.closed):.1f} to "
-                  f"{max(flood.closed):.1f} s")
+            print(
+                f"20 rounds in {quickest_s:.2f} s, {before}, peak {peak()}, all there after "
+                f"{connected_s:.1f} s, gone from {min(flood.closed):.1f} to "
+                f"{max(flood.closed):.1f} s"
+            )
         assert quickest_s < 2.0
         assert peak().resident_kb - before.resident_kb < 40 * MB, "some 25 kB for each"
         assert min(flood.closed) > limit_s - 0.1
@@ -255,11 +296,14 @@ def test_strangers_that_all_find_room_are_gone_at_their_deadline_however_they_dr
         assert settled(server, before)[1:] == before[1:]
         assert sum("DeadlineExpired" in line for line in server.log()) == SILENT + DRIPPING
 
+
 # Many sessions
+
 
 @pytest.mark.slow
 def test_ten_thousand_short_sessions_leave_nothing_behind(keys: str) -> None:
-    threads, each = 4, 2_500
+    threads = 4
+    each = 2_500
 
     def visit(client_id: int, times: int) -> None:
         for _ in range(times):
@@ -278,8 +322,10 @@ def test_ten_thousand_short_sessions_leave_nothing_behind(keys: str) -> None:
             before = settled(server, idle)
             list(pool.map(visit, range(1, threads + 1), [each] * threads))
         after = settled(server, idle)
-        print(f"idle {idle}, after {50 * threads} sessions {before}, after {threads * each} more "
-              f"{after}")
+        print(
+            f"idle {idle}, after {50 * threads} sessions {before}, after {threads * each} more "
+            f"{after}"
+        )
         assert after[1:] == idle[1:]
         assert after.resident_kb - before.resident_kb < 5 * MB
         code, _ = server.stop()
@@ -287,19 +333,42 @@ def test_ten_thousand_short_sessions_leave_nothing_behind(keys: str) -> None:
         if os.name == "posix":  # elsewhere it cannot be asked for its summary
             assert server.process.stdout is not None
             summary = server.process.stdout.read()
-            assert re.findall(r"^ +\d+ +(\d+) +(\d+)$", summary, re.MULTILINE) == [
-                (str(each + 50), str(each + 50))] * threads
+            assert (
+                re.findall(r"^ +\d+ +(\d+) +(\d+)$", summary, re.MULTILINE)
+                == [(str(each + 50), str(each + 50))] * threads
+            )
+
 
 class Doomed:
     """A client.py that is killed when it has printed so many answers after the word `go`."""
 
     def __init__(self, server: ServerProcess, path: str, client_id: int, ledger: Ledger) -> None:
-        self.client_id, self.begun, self._ledger = client_id, threading.Event(), ledger
+        self.client_id = client_id
+        self.begun = threading.Event()
+        self._ledger = ledger
         self.process = subprocess.Popen(
-            [sys.executable, "-u", str(ROOT / "client.py"), str(client_id), "--json", "--port",
-             str(server.address[1]), "--keys", path, "--values", str(client_id), "--timeout",
-             str(TIMEOUT_S), "--rounds", "1000000", "--interval", "0.01"],
-            stdout=subprocess.PIPE, text=True)
+            [
+                sys.executable,
+                "-u",
+                str(ROOT / "client.py"),
+                str(client_id),
+                "--json",
+                "--port",
+                str(server.address[1]),
+                "--keys",
+                path,
+                "--values",
+                str(client_id),
+                "--timeout",
+                str(TIMEOUT_S),
+                "--rounds",
+                "1000000",
+                "--interval",
+                "0.01",
+            ],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
 
     def live(self, go: threading.Event, answers: int) -> int:
         """Read its answers into the ledger until it is dead; return their number."""
@@ -315,20 +384,26 @@ class Doomed:
                     self.process.kill()
         return number
 
+
 @posix_only
 @pytest.mark.slow
 def test_all_255_clients_share_every_epoch_exactly_though_some_are_killed(keys: str) -> None:
     """235 finish their 50 rounds; 20 others, each a process, are killed at random moments."""
-    seed, rounds, window_s = random.randrange(2**32), 50, 1.0
+    seed = random.randrange(2**32)
+    rounds = 50
+    window_s = 1.0
     rng = random.Random(seed)
     ids = rng.sample(range(1, 256), 255)
-    ledger, known, waits = Ledger(), load_keys(Path(keys)), list[float]()
-    go, ready = threading.Event(), threading.Barrier(235 + 1, timeout=TIMEOUT_S)
+    ledger = Ledger()
+    known = load_keys(Path(keys))
+    waits: list[float] = []
+    go = threading.Event()
+    ready = threading.Barrier(235 + 1, timeout=TIMEOUT_S)
 
     def finish(client_id: int, own: random.Random) -> None:
         with Client(client_id, known, *server.address, timeout_s=TIMEOUT_S) as client:
             for number in range(1, rounds + 1):
-                readings = [own.randrange(-10**9, 10**9) for _ in range(own.randrange(4))]
+                readings = [own.randrange(-(10**9), 10**9) for _ in range(own.randrange(4))]
                 began = time.monotonic()
                 answer = client.report(readings)
                 waits.append(time.monotonic() - began)
@@ -336,8 +411,12 @@ def test_all_255_clients_share_every_epoch_exactly_though_some_are_killed(keys: 
                 if number == 1:
                     ready.wait()
 
-    with ServerProcess("--keys", keys, "--max-strangers", "255", "--window", str(window_s)) \
-            as server, ThreadPoolExecutor(255) as pool:
+    with (
+        ServerProcess(
+            "--keys", keys, "--max-strangers", "255", "--window", str(window_s)
+        ) as server,
+        ThreadPoolExecutor(255) as pool,
+    ):
         doomed = [Doomed(server, keys, n, ledger) for n in ids[:20]]
         lives = [pool.submit(each.live, go, rng.randint(1, 40)) for each in doomed]
         for each in doomed:
@@ -350,18 +429,32 @@ def test_all_255_clients_share_every_epoch_exactly_though_some_are_killed(keys: 
         heard = [life.result() for life in lives]
         ledger.settle()
         longest_s = max(waits)
-        print(f"seed {seed}: {ledger.answers} answers in {ledger.epochs} epochs, the longest wait "
-              f"{longest_s:.2f} s, {server.usage()}")
+        print(
+            f"seed {seed}: {ledger.answers} answers in {ledger.epochs} epochs, the longest wait "
+            f"{longest_s:.2f} s, {server.usage()}"
+        )
         assert not ledger.wrong, f"seed {seed}: {ledger.wrong[:5]}"
         assert ledger.answers == 235 * rounds + sum(heard)
         assert [each.process.returncode for each in doomed] == [-signal.SIGKILL] * 20
         assert longest_s < window_s + 1.5, "a window, and what 255 answers take"
         assert server.stop()[0] == 0
 
+
 def test_the_ledger_finds_what_was_lost_doubled_stale_or_made_up() -> None:
     def told(**other: object) -> dict[str, object]:
-        return {"epoch": 1, "round": 1, "participants": [1, 2], "count": 3, "sum": 6.0, "mean": 2.0,
-                "min": 1.0, "max": 3.0, "own_count": 1, "own_sum": 1.0, **other}
+        return {
+            "epoch": 1,
+            "round": 1,
+            "participants": [1, 2],
+            "count": 3,
+            "sum": 6.0,
+            "mean": 2.0,
+            "min": 1.0,
+            "max": 3.0,
+            "own_count": 1,
+            "own_sum": 1.0,
+            **other,
+        }
 
     def wrong(one: dict[str, object], other: dict[str, object], *died: int) -> int:
         ledger = Ledger()
@@ -377,21 +470,39 @@ def test_the_ledger_finds_what_was_lost_doubled_stale_or_made_up() -> None:
     assert wrong(with_the_dead, with_the_dead, 9) == 0
     assert wrong(with_the_dead, with_the_dead) == 1, "nobody of that id has died"
     assert wrong(told(), told(sum=7.0)) == 1, "told different things"
-    for change in ({"sum": 7.0}, {"sum": 5.0}, {"count": 4}, {"participants": [1]},
-                   {"participants": [1, 1, 2]}, {"mean": 3.0}, {"min": 0.0}, {"max": 4.0}):
+    for change in (
+        {"sum": 7.0},
+        {"sum": 5.0},
+        {"count": 4},
+        {"participants": [1]},
+        {"participants": [1, 1, 2]},
+        {"mean": 3.0},
+        {"min": 0.0},
+        {"max": 4.0},
+    ):
         assert wrong(told(**change), told(**change)) == 1, change
     assert wrong(told(own_sum=2.0), told()) == 1
     assert wrong(told(round=2), told()) == 1
 
+
 # A million frames
 
+
 def fuzzed(*flags: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "bench.fuzz", *flags], cwd=ROOT, text=True,
-                          capture_output=True, timeout=600, check=False)
+    return subprocess.run(
+        [sys.executable, "-m", "bench.fuzz", *flags],
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
+        timeout=600,
+        check=False,
+    )
+
 
 def test_frames_of_one_seed_are_always_the_same() -> None:
     assert fuzz.try_chunk(("seed", 1), 300).fates == fuzz.try_chunk(("seed", 1), 300).fates
     assert fuzz.try_chunk(("seed", 1), 300).fates != fuzz.try_chunk(("seed", 2), 300).fates
+
 
 @pytest.mark.parametrize("flaw", ["keys stay", "lives on", "no farewell", "another error"])
 def test_fuzzing_finds_a_session_that_does_not_end_as_it_should(
@@ -411,13 +522,18 @@ def test_fuzzing_finds_a_session_that_does_not_end_as_it_should(
         except ProtocolError:
             raise KeyError from None
 
-    fail, unpad = Session.fail, Session._unpad
-    name, broken = {"keys stay": ("_forget_keys", lambda session: None),
-                    "lives on": ("fail", revive), "no farewell": ("fail", mute),
-                    "another error": ("_unpad", clumsy)}[flaw]
+    fail = Session.fail
+    unpad = Session._unpad
+    name, broken = {
+        "keys stay": ("_forget_keys", lambda session: None),
+        "lives on": ("fail", revive),
+        "no farewell": ("fail", mute),
+        "another error": ("_unpad", clumsy),
+    }[flaw]
     assert not fuzz.try_chunk(("seed", 1), 200).defects
     monkeypatch.setattr(Session, name, broken)
     assert fuzz.try_chunk(("seed", 1), 200).defects
+
 
 @pytest.mark.slow
 def test_a_million_frames_are_accepted_or_end_the_session_with_a_typed_error() -> None:
@@ -427,19 +543,25 @@ def test_a_million_frames_are_accepted_or_end_the_session_with_a_typed_error() -
     lines = re.findall(r"^(\w+) +(\d+) +(\d+) of them sealed correctly$", done.stdout, re.MULTILINE)
     met = {name for name, _, _ in lines}
     silent = {"DeadlineExpired"}  # of a clock, which no frame can hit
-    kinds = {kind.__name__ for kind in ProtocolError.__subclasses__()
-             if kind.__module__ == ProtocolError.__module__}  # not those of companions
+    kinds = {
+        kind.__name__
+        for kind in ProtocolError.__subclasses__()
+        if kind.__module__ == ProtocolError.__module__
+    }  # not those of companions
     assert met == kinds - silent | {"accepted"}
     share, cpu_s = re.findall(r"([\d.]+)% of them .* ([\d.]+) s of processors", done.stdout)[0]
     assert sum(int(number) for _, number, _ in lines) == 1_000_000
     assert float(share) >= 30.0
     assert float(cpu_s) / 2 < 60.0, "seconds on two cores that have nothing else to do"
 
+
 # Faults of the network
+
 
 def reset(wire: Wire) -> None:
     wire.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_0)
     wire.socket.close()
+
 
 @pytest.mark.parametrize("place", ["stranger", "bound", "established"])
 def test_a_reset_inside_a_frame_is_a_cut_and_harms_nobody(place: str) -> None:
@@ -457,6 +579,7 @@ def test_a_reset_inside_a_frame_is_a_cut_and_harms_nobody(place: str) -> None:
         assert error.mid_frame or os.name != "posix"  # Windows forgets what came before a reset
         assert bystander.report([3])["participants"] == [5]
 
+
 def test_a_client_that_has_closed_its_half_still_hears_its_answer() -> None:
     with serving(window_s=60) as (server, journal), client_for(server, 5) as other:
         other.report([0])
@@ -471,6 +594,7 @@ def test_a_client_that_has_closed_its_half_still_hears_its_answer() -> None:
         assert isinstance(error, ConnectionCut)
         assert not error.mid_frame
 
+
 def flood_of_reports(hand: Hand, limit_s: float) -> bool:
     """Report on and on and never read an answer; tell whether the server has ended it in time."""
     deadline = time.monotonic() + limit_s
@@ -483,8 +607,9 @@ def flood_of_reports(hand: Hand, limit_s: float) -> bool:
             pending = len(message).to_bytes(2, "big") + message
             while pending and time.monotonic() < deadline:
                 with contextlib.suppress(TimeoutError):
-                    pending = pending[hand.socket.send(pending):]
+                    pending = pending[hand.socket.send(pending) :]
     return time.monotonic() < deadline
+
 
 @pytest.mark.slow
 def test_a_peer_that_never_reads_blocks_nobody_and_is_given_up() -> None:
@@ -493,9 +618,14 @@ def test_a_peer_that_never_reads_blocks_nobody_and_is_given_up() -> None:
     Others wait for it once, for a window, as for anybody who misses an epoch.
     """
     window_s = 0.5
-    with serving(lambda c: {"text": "x" * 60_000 if 1 in c else ""}, window_s=window_s) \
-            as (server, journal), client_for(server, 5) as other, \
-            Hand(server.address, 1).shake_hands() as deaf:
+    with (
+        serving(lambda c: {"text": "x" * 60_000 if 1 in c else ""}, window_s=window_s) as (
+            server,
+            journal,
+        ),
+        client_for(server, 5) as other,
+        Hand(server.address, 1).shake_hands() as deaf,
+    ):
         given_up = threading.Event()
 
         def report_until_given_up() -> list[float]:
@@ -520,7 +650,9 @@ def test_a_peer_that_never_reads_blocks_nobody_and_is_given_up() -> None:
         assert statistics.median(waits) < window_s / 2, "rounds go on while the server is stuck"
         assert isinstance(journal.of("end", 1)[0].detail, ConnectionCut)
 
+
 # Faults of the system
+
 
 @posix_only
 @pytest.mark.slow
@@ -538,8 +670,10 @@ def test_sigterm_under_load_tells_every_client_and_ends_within_two_seconds(keys:
 
     def attempt() -> float:
         begun = threading.Barrier(201, timeout=TIMEOUT_S)
-        with ServerProcess("--keys", keys, "--max-strangers", "255") as server, \
-                ThreadPoolExecutor(200) as pool:
+        with (
+            ServerProcess("--keys", keys, "--max-strangers", "255") as server,
+            ThreadPoolExecutor(200) as pool,
+        ):
             told = [pool.submit(until_told, server, n, begun) for n in range(1, 201)]
             begun.wait()
             code, stop_s = server.stop()
@@ -549,6 +683,7 @@ def test_sigterm_under_load_tells_every_client_and_ends_within_two_seconds(keys:
         return stop_s
 
     assert quickest(2.0, attempt) < 2.0
+
 
 @posix_only
 @pytest.mark.slow
@@ -570,14 +705,20 @@ def test_a_server_out_of_descriptors_says_so_once_and_recovers() -> None:
         assert said == [f"cannot accept: [Errno {errno.EMFILE}] {os.strerror(errno.EMFILE)}"]
         assert server.stop()[0] == 0
 
+
 @pytest.mark.slow
 @pytest.mark.parametrize("what", ["descriptors", "memory", "threads"])
 def test_a_lack_is_logged_once_however_long_it_lasts(
     what: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    lacks = {"descriptors": OSError(errno.EMFILE, "too many"), "memory": MemoryError("too little"),
-             "threads": RuntimeError("can't start new thread")}
-    left, attempts, start = [0], list[float](), threading.Thread.start
+    lacks = {
+        "descriptors": OSError(errno.EMFILE, "too many"),
+        "memory": MemoryError("too little"),
+        "threads": RuntimeError("can't start new thread"),
+    }
+    left = [0]
+    attempts: list[float] = []
+    start = threading.Thread.start
 
     def maybe_fail() -> None:
         if left[0]:
@@ -601,7 +742,8 @@ def test_a_lack_is_logged_once_however_long_it_lasts(
 
     monkeypatch.setattr(threading.Thread, "start", start_member)
     with serving() as (server, journal):
-        real, server._listener = server._listener, Listener()  # type: ignore[assignment]
+        real = server._listener
+        server._listener = Listener()  # type: ignore[assignment]
         for lack in (1, 2):
             attempts.clear()
             left[0] = 4
@@ -616,14 +758,19 @@ def test_a_lack_is_logged_once_however_long_it_lasts(
     errors = [r for r in caplog.records if r.levelno == logging.ERROR]
     assert [str(lacks[what]) in r.getMessage() for r in errors] == [True, True]
 
+
 @pytest.mark.slow
 def test_a_clock_that_is_set_back_and_forth_changes_nothing(
-    monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    real, leaps = time.time, itertools.cycle([-1e9, 1e9, 0.0, 3_600.0, -3_600.0])
+    real = time.time
+    leaps = itertools.cycle([-1e9, 1e9, 0.0, 3_600.0, -3_600.0])
     monkeypatch.setattr(time, "time", lambda: real() + next(leaps))
-    with serving(window_s=0.3, stranger_timeout_s=0.5, frame_timeout_s=0.3) as (server, journal), \
-            client_for(server, 1) as client, client_for(server, 2) as slow:
+    with (
+        serving(window_s=0.3, stranger_timeout_s=0.5, frame_timeout_s=0.3) as (server, journal),
+        client_for(server, 1) as client,
+        client_for(server, 2) as slow,
+    ):
         slow.report([1])
         client.report([1])
         began = time.monotonic()
@@ -634,21 +781,40 @@ def test_a_clock_that_is_set_back_and_forth_changes_nothing(
             assert client.report([value])["sum"] == value
         journal.wait("epoch", 0, 4)
 
+
 @pytest.mark.parametrize("module", CORE)
 def test_no_clock_of_the_core_can_be_set(module: str) -> None:
     tree = ast.parse((ROOT / f"{module}.py").read_text())
-    used = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)
-            and isinstance(node.value, ast.Name) and node.value.id == "time"}
+    used = {
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.value, ast.Name)
+        and node.value.id == "time"
+    }
     assert used <= {"monotonic", "sleep"}
-    imported = {alias.name for node in ast.walk(tree) if isinstance(node, (ast.Import,
-                ast.ImportFrom)) for alias in node.names}
+    imported = {
+        alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+        for alias in node.names
+    }
     assert not imported & {"datetime", "localtime", "gmtime"}
+
 
 # The soak
 
+
 def soaked(*flags: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "bench.soak", *flags], cwd=ROOT, text=True,
-                          capture_output=True, timeout=120, check=False)
+    return subprocess.run(
+        [sys.executable, "-m", "bench.soak", *flags],
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
+        timeout=120,
+        check=False,
+    )
+
 
 @pytest.mark.slow
 def test_a_short_soak_finds_nothing_wrong() -> None:
@@ -658,12 +824,14 @@ def test_a_short_soak_finds_nothing_wrong() -> None:
     assert done.stdout.endswith("\n0 wrong\n")
     assert len(re.findall(r"^ +\d+ s  ", done.stdout, re.MULTILINE)) >= 2, "progress"
 
+
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", ["a wrong sum", "a server that dies"])
 def test_a_soak_that_finds_a_fault_names_it_and_fails(
     fault: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    looks, usage = itertools.count(), ServerProcess.usage
+    looks = itertools.count()
+    usage = ServerProcess.usage
 
     def deadly(server: ServerProcess) -> Usage:
         if next(looks) == 2:
@@ -678,6 +846,7 @@ def test_a_soak_that_finds_a_fault_names_it_and_fails(
     assert soak.main() == 1
     said = capsys.readouterr().out
     assert ("made up" if fault == "a wrong sum" else "the server ended by itself") in said
+
 
 def test_a_soak_of_too_many_clients_is_refused_in_a_sentence() -> None:
     done = soaked("--clients", "256")

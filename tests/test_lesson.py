@@ -1,5 +1,6 @@
 """The run sheet and the event log: what they tell a teacher to type is typed, and what they promise
 to be seen is looked for."""
+
 from __future__ import annotations
 
 import contextlib
@@ -24,10 +25,13 @@ LESSON = (ROOT / "classroom" / "LESSON.md").read_text("utf-8")
 EVENTS = (ROOT / "classroom" / "EVENTS.md").read_text("utf-8")
 KEYLOG = (ROOT / "classroom" / "KEYLOG.md").read_text("utf-8")
 INSTALLING = {"python3 -m venv .venv", ". .venv/bin/activate", "pip install -r requirements.txt"}
-THREE_TERMINALS, BYTES, BY_HAND, TROUBLE = (  # played in their own way
-    "Minute 0", "Minute 9", "By hand", "If something")
+THREE_TERMINALS = "Minute 0"
+BYTES = "Minute 9"
+BY_HAND = "By hand"
+TROUBLE = "If something"
 QUICK = {"Minute 26"}  # where a defence is taken away for the first time; the rest is slow
 CLASS_ADDRESS = "192.0.2.1"  # stands for the teacher's machine
+
 
 class Section(NamedTuple):
     """What the run sheet has below one heading."""
@@ -37,48 +41,63 @@ class Section(NamedTuple):
     typed: list[str]
     code: list[str]
 
+
 def blocks(text: str, language: str) -> list[str]:
     """Return the fenced blocks in one language, without the indent that a list gives them."""
     found = re.findall(rf"^( *)```{language}\n(.*?)^\1```$", text, re.DOTALL | re.MULTILINE)
     return [re.sub(rf"^{indent}", "", block, flags=re.MULTILINE) for indent, block in found]
 
+
 def section(text: str) -> Section:
     commands = [line.split() for block in blocks(text, "sh") for line in block.splitlines()]
-    return Section([words for words in commands if " ".join(words) not in INSTALLING],
-                   blocks(text, "text"), blocks(text, "input"), blocks(text, "python"))
+    return Section(
+        [words for words in commands if " ".join(words) not in INSTALLING],
+        blocks(text, "text"),
+        blocks(text, "input"),
+        blocks(text, "python"),
+    )
+
 
 def sections() -> dict[str, Section]:
     """Return the sections by heading; `Minute 9: one message` is `Minute 9`."""
     parts = re.split(r"^## (.*)\n", LESSON, flags=re.MULTILINE)[1:]
-    return {heading.partition(":")[0]: section(text)
-            for heading, text in zip(parts[::2], parts[1::2])}
+    return {
+        heading.partition(":")[0]: section(text) for heading, text in zip(parts[::2], parts[1::2])
+    }
+
 
 def named(start: str) -> Section:
     return next(found for heading, found in sections().items() if heading.startswith(start))
+
 
 def is_like(pattern: str, line: str) -> bool:
     """Compare a quoted line with a printed one: `...` is anything, and columns do not matter."""
     words = [re.escape(" ".join(part.split())) for part in pattern.split("...")]
     return re.fullmatch(r" ?.*? ?".join(words), " ".join(line.split())) is not None
 
+
 def shows(lines: list[str], look: str) -> bool:
     """Tell whether all lines of a quotation are there, in their order."""
     rest = iter(lines)
     return all(any(is_like(pattern, line) for line in rest) for pattern in look.splitlines())
+
 
 def check_looks(looks: list[str], outputs: list[list[str]]) -> None:
     """Each quotation is what one of the streams has shown."""
     for look in looks:
         assert any(shows(lines, look) for lines in outputs), f"not seen:\n{look}\nbut {outputs}"
 
+
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
     """A copy of what a student gets, for what the lesson writes beside it."""
     for path in ROOT.glob("*.py"):
         shutil.copy(path, tmp_path)
-    shutil.copytree(ROOT / "classroom", tmp_path / "classroom",
-                    ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        ROOT / "classroom", tmp_path / "classroom", ignore=shutil.ignore_patterns("__pycache__")
+    )
     return tmp_path
+
 
 def replaced(words: list[str], flag: str, value: str) -> list[str]:
     """Return the words with this flag at this value, wherever it was."""
@@ -87,15 +106,17 @@ def replaced(words: list[str], flag: str, value: str) -> list[str]:
         words = words[:at] + words[at + 2 :]
     return [*words, flag, value]
 
+
 def play(commands: list[list[str]], folder: Path) -> list[list[str]]:
     """Type the commands one after the other, and return the lines of each stream.
 
     Servers listen on a port of their choice, which the clients after them get; they are stopped
     at the end by Ctrl-C. An attack that wins exits with 1, everything else with 0.
     """
-    outputs, port = list[list[str]](), "0"
+    outputs: list[list[str]] = []
+    port = "0"
     with contextlib.ExitStack() as stack:
-        servers = list[Program]()
+        servers: list[Program] = []
         for command in commands:
             assert command[0] == "python", f"a command that nobody tests: {command}"
             words = ["127.0.0.1" if word == CLASS_ADDRESS else word for word in command[1:]]
@@ -106,8 +127,14 @@ def play(commands: list[list[str]], folder: Path) -> list[list[str]]:
                 continue
             if words[0] == "client.py":
                 words = replaced(replaced(words, "--port", port), "--interval", "0.01")
-            done = subprocess.run([sys.executable, *words], cwd=folder, text=True, check=False,
-                                  capture_output=True, timeout=2 * TIMEOUT_S)
+            done = subprocess.run(
+                [sys.executable, *words],
+                cwd=folder,
+                text=True,
+                check=False,
+                capture_output=True,
+                timeout=2 * TIMEOUT_S,
+            )
             assert done.stderr == "", words
             assert done.returncode == int("WON: " in done.stdout), words
             outputs.append(done.stdout.splitlines())
@@ -117,14 +144,21 @@ def play(commands: list[list[str]], folder: Path) -> list[list[str]]:
             outputs += [server.lines["out"], server.lines["err"]]
     return outputs
 
+
 # The run sheet
 
-PLAYED = [name for name in sections() if name not in (THREE_TERMINALS, BYTES, BY_HAND)
-          and sections()[name].commands]
+PLAYED = [
+    name
+    for name in sections()
+    if name not in (THREE_TERMINALS, BYTES, BY_HAND) and sections()[name].commands
+]
+
 
 @posix_only
-@pytest.mark.parametrize("name", [
-    name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in PLAYED])
+@pytest.mark.parametrize(
+    "name",
+    [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in PLAYED],
+)
 def test_what_the_lesson_types_shows_what_it_says(name: str, copy: Path) -> None:
     part = named(name)
     for code in part.code:
@@ -134,6 +168,7 @@ def test_what_the_lesson_types_shows_what_it_says(name: str, copy: Path) -> None
     check_looks(looks, outputs)
     won = [lines for lines in outputs if any("WON: " in line for line in lines)]
     assert len(won) == sum("WON: " in look for look in looks)
+
 
 @posix_only
 def test_three_terminals_show_what_the_lesson_says() -> None:
@@ -156,17 +191,21 @@ def test_three_terminals_show_what_the_lesson_says() -> None:
         server.interrupt()
         assert server.finish() == 0
         programs = (server, first, second, again)
-        check_looks(part.looks, [program.lines[name] for program in programs
-                                 for name in ("out", "err")])
+        check_looks(
+            part.looks, [program.lines[name] for program in programs for name in ("out", "err")]
+        )
         report = "CLIENT_DATA id 1 round 2 "
         assert names_below(server, f"<- {report}") == names_below(first, f"-> {report}")
         assert names_below(first, "-> CLIENT_HELLO") == names_below(again, "-> CLIENT_HELLO")
         challenge = "<- SERVER_CHALLENGE"
         assert not set(names_below(first, challenge)) & set(names_below(again, challenge))
         answer = "<- SERVER_AGGR_RESPONSE id 1 round 2 "
-        moved = [old != new for old, new in zip(names_below(first, f"-> {report}"),
-                                                names_below(first, answer))]
+        moved = [
+            old != new
+            for old, new in zip(names_below(first, f"-> {report}"), names_below(first, answer))
+        ]
         assert moved == [False, False, True, True]
+
 
 @posix_only
 @pytest.mark.slow
@@ -174,7 +213,7 @@ def test_the_man_in_the_middle_by_hand_sees_what_the_lesson_says(copy: Path) -> 
     part = named(BY_HAND)
     server_flags, proxy_flags, *clients = (words[1:] for words in part.commands)
     with contextlib.ExitStack() as stack:
-        programs = list[Program]()
+        programs: list[Program] = []
 
         def start(words: list[str]) -> Program:
             programs.append(stack.enter_context(Program(*words, cwd=copy)))
@@ -196,14 +235,17 @@ def test_the_man_in_the_middle_by_hand_sees_what_the_lesson_says(copy: Path) -> 
         server.wait_for("^stranger .* BadTag", "err", count=2)
         server.interrupt()
         assert server.finish() == 0
-        check_looks(part.looks, [program.lines[name] for program in programs
-                                 for name in ("out", "err")])
+        check_looks(
+            part.looks, [program.lines[name] for program in programs for name in ("out", "err")]
+        )
         assert all(line.isascii() and len(line) <= 80 for line in proxy.lines["out"])
+
 
 def put(program: Program, typed: str) -> None:
     assert program.process.stdin
     program.process.stdin.write(typed)
     program.process.stdin.flush()
+
 
 def names_below(program: Program, line: str) -> list[str]:
     """Return the names of the four keys as the trace has them below its first such line."""
@@ -211,14 +253,17 @@ def names_below(program: Program, line: str) -> list[str]:
     at = next(number for number, shown in enumerate(trace) if shown.startswith(line))
     return re.findall(r" ([0-9a-f]{8})\b", trace[at + 1])
 
+
 def test_the_bytes_of_the_lesson_are_those_of_the_readme() -> None:
     (look,) = named(BYTES).looks
     assert shows(README.splitlines(), look)
     assert "## One real session\n" in README
     assert "](../README.md#one-real-session)" in LESSON
 
+
 def test_the_installation_is_that_of_the_readme() -> None:
     assert all(f"\n{line}\n" in README and f"\n{line}\n" in LESSON for line in INSTALLING)
+
 
 @posix_only
 def test_a_port_that_is_taken_and_a_server_that_is_absent_are_named_as_the_lesson_says() -> None:
@@ -226,11 +271,24 @@ def test_a_port_that_is_taken_and_a_server_that_is_absent_are_named_as_the_lesso
     assert len(quoted) == 2
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = str(listener.getsockname()[1])
-        said = subprocess.run([sys.executable, "server.py", "--port", port], cwd=ROOT, text=True,
-                              capture_output=True, timeout=TIMEOUT_S, check=False).stderr
-    said += subprocess.run([sys.executable, "client.py", "1", "--port", port], cwd=ROOT, text=True,
-                           capture_output=True, timeout=TIMEOUT_S, check=False).stderr
+        said = subprocess.run(
+            [sys.executable, "server.py", "--port", port],
+            cwd=ROOT,
+            text=True,
+            capture_output=True,
+            timeout=TIMEOUT_S,
+            check=False,
+        ).stderr
+    said += subprocess.run(
+        [sys.executable, "client.py", "1", "--port", port],
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
+        timeout=TIMEOUT_S,
+        check=False,
+    ).stderr
     assert said.replace(port, "9999") == "".join(quoted)
+
 
 def test_the_minutes_of_the_lesson_rise_and_end_in_time() -> None:
     headings = [int(minute) for minute in re.findall(r"^## Minute (\d+)", LESSON, re.MULTILINE)]
@@ -238,28 +296,35 @@ def test_the_minutes_of_the_lesson_rise_and_end_in_time() -> None:
     assert headings == table == sorted(set(table))
     assert headings[-1] < 50
 
+
 def test_links_of_the_lesson_and_the_event_log_lead_somewhere() -> None:
-    anchors = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
-               for heading in re.findall(r"^#+ (.*)$", LESSON + README, re.MULTILINE)}
+    anchors = {
+        re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
+        for heading in re.findall(r"^#+ (.*)$", LESSON + README, re.MULTILINE)
+    }
     for target in re.findall(r"\]\(([^)]+)\)", LESSON + EVENTS + KEYLOG):
         path, _, anchor = target.partition("#")
         assert not path or (ROOT / "classroom" / path).exists(), target
         assert not anchor or anchor in anchors, target
 
+
 def test_the_rules_that_documented_takes_away_are_as_many_as_the_lesson_says() -> None:
     assert len(DOCUMENTED) == 10
     assert "`documented` takes ten rules away" in " ".join(LESSON.split())
+
 
 def test_headings_of_the_readme_that_the_homework_names_are_there() -> None:
     for heading in ("Add a message of your own", "Change what the server computes"):
         assert f'"{heading}"' in " ".join(LESSON.split())
         assert f"\n## {heading}\n" in README
 
+
 def test_the_worked_attack_is_as_short_as_the_lesson_asks_for() -> None:
     (code,) = named("Homework").code
     body = code.partition("@attack")[2].partition("\nrun_program")[0]
     assert 5 <= len(body.strip().splitlines()) <= 15
     assert "stale-answer" not in ATTACKS
+
 
 def test_a_quotation_that_was_not_shown_is_noticed() -> None:
     lines = ["first 12 bytes", "WON: 900"]
@@ -270,24 +335,44 @@ def test_a_quotation_that_was_not_shown_is_noticed() -> None:
     with pytest.raises(AssertionError, match="not seen"):
         check_looks(["WON: 100"], [lines])
 
+
 # The event log
+
 
 def cells(heading: str) -> list[str]:
     """Return the first cells of the table in EVENTS.md that starts with `heading`."""
     table = EVENTS[EVENTS.index(f"| {heading} |") :].split("\n\n")[0]
     return re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)
 
+
 def logged(path: Path, *arguments: str) -> list[dict[str, Any]]:
     """Run attacks.py with an event log, and return its lines."""
-    done = subprocess.run([sys.executable, "attacks.py", "--events", str(path), *arguments],
-                          cwd=ROOT, text=True, capture_output=True, timeout=TIMEOUT_S, check=False)
+    done = subprocess.run(
+        [sys.executable, "attacks.py", "--events", str(path), *arguments],
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
     assert (done.returncode, done.stderr) == (0, "")
     text = path.read_bytes().decode("ascii")
     assert text.endswith("\n")
     return [json.loads(line) for line in text.splitlines()]
 
-SAMPLE = ("replay-report", "replay-session", "recorded-server", "flip-reading", "inject-report",
-          "reflect", "reorder", "drop-report", "unknown-client")
+
+SAMPLE = (
+    "replay-report",
+    "replay-session",
+    "recorded-server",
+    "flip-reading",
+    "inject-report",
+    "reflect",
+    "reorder",
+    "drop-report",
+    "unknown-client",
+)
+
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> list[list[dict[str, Any]]]:
@@ -297,17 +382,23 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[list[dict[str, Any]]]
     assert (folder / "one").read_bytes() == (folder / "two").read_bytes()
     return found
 
+
 @pytest.mark.slow
 def test_every_field_of_a_line_is_documented_and_none_is_missing(
-        runs: list[list[dict[str, Any]]]) -> None:
+    runs: list[list[dict[str, Any]]],
+) -> None:
     types = {"string": str, "boolean": bool, "integer": int, "object": dict}
     table = re.findall(r"^\| `(\w+)` \| (\w+) \| ([\w ]+) \|", EVENTS, re.MULTILINE)
     assert [name for name, _, _ in table] == cells("field")
     for line in runs[0]:
         assert [*line][:2] == ["attack", "event"]
-        wanted = {name: types[kind] for name, kind, on in table
-                  if on == "all" or line["event"] in on.split()}
+        wanted = {
+            name: types[kind]
+            for name, kind, on in table
+            if on == "all" or line["event"] in on.split()
+        }
         assert {name: type(value) for name, value in line.items()} == wanted
+
 
 @pytest.mark.slow
 def test_the_values_of_a_line_are_those_of_the_document(runs: list[list[dict[str, Any]]]) -> None:
@@ -316,16 +407,20 @@ def test_the_values_of_a_line_are_those_of_the_document(runs: list[list[dict[str
     assert {line["error"] for line in runs[0] if "error" in line} >= {"BadTag", "PeerTerminated"}
     assert {line["to"] for line in runs[0] if "to" in line} == {"client", "server"}
     assert {line["attack"] for line in runs[0]} <= ATTACKS.keys()
-    assert all(re.fullmatch("([0-9a-f]{2})+", line["message"]) for line in runs[0]
-               if "message" in line)
+    assert all(
+        re.fullmatch("([0-9a-f]{2})+", line["message"]) for line in runs[0] if "message" in line
+    )
     names = [name for line in runs[0] if line["event"] == "keys" for name in line["keys"].values()]
     assert names
     assert all(re.fullmatch("[0-9a-f]{8}", name) for name in names)
 
+
 def test_two_runs_with_one_seed_are_the_same_byte_for_byte(
-        runs: list[list[dict[str, Any]]]) -> None:
+    runs: list[list[dict[str, Any]]],
+) -> None:
     assert runs[0] == runs[1]
     assert {line["attack"] for line in runs[0]} == {*SAMPLE}
+
 
 @pytest.mark.slow
 def test_all_attacks_with_one_seed_are_the_same_byte_for_byte(tmp_path: Path) -> None:
@@ -335,14 +430,19 @@ def test_all_attacks_with_one_seed_are_the_same_byte_for_byte(tmp_path: Path) ->
     heard = {line["attack"] for line in whole[0] if "to" in line}
     assert {*re.findall(r"`([a-z-]+)`", silent)} == ATTACKS.keys() - heard
 
+
 @pytest.mark.slow
 def test_another_seed_gives_other_bytes_and_another_choice_of_attacks_the_same(
-    tmp_path: Path
+    tmp_path: Path,
 ) -> None:
     one = logged(tmp_path / "one", "--seed", "1", "flip-tag")
     assert one != logged(tmp_path / "two", "--seed", "2", "flip-tag")
-    assert one == [line for line in logged(tmp_path / "both", "--seed", "1", "flip-iv", "flip-tag")
-                   if line["attack"] == "flip-tag"]
+    assert one == [
+        line
+        for line in logged(tmp_path / "both", "--seed", "1", "flip-iv", "flip-tag")
+        if line["attack"] == "flip-tag"
+    ]
+
 
 def test_the_example_of_the_event_log_is_real(tmp_path: Path) -> None:
     logged(tmp_path / "events.jsonl", "--seed", "1", "flip-reading")
@@ -350,15 +450,26 @@ def test_the_example_of_the_event_log_is_real(tmp_path: Path) -> None:
     (example,) = blocks(EVENTS, "text")
     assert shows((tmp_path / "events.jsonl").read_text().splitlines(), example)
 
+
 def of(lines: list[dict[str, Any]], name: str, event: str) -> list[tuple[str, str]]:
-    return [(line["to"], line["message"]) for line in lines
-            if (line["attack"], line["event"]) == (name, event)]
+    return [
+        (line["to"], line["message"])
+        for line in lines
+        if (line["attack"], line["event"]) == (name, event)
+    ]
+
 
 def test_ends_that_hold_the_same_keys_name_them_alike(runs: list[list[dict[str, Any]]]) -> None:
     """And the check that refused is told with the message that it refused."""
     lines = [line for line in runs[0] if line["attack"] == "flip-reading"]
-    keys = {end: {line["message"]: line["keys"] for line in lines
-                  if line["event"] == "keys" and line["by"] == end} for end in ("client", "server")}
+    keys = {
+        end: {
+            line["message"]: line["keys"]
+            for line in lines
+            if line["event"] == "keys" and line["by"] == end
+        }
+        for end in ("client", "server")
+    }
     both = {*keys["client"]} & {*keys["server"]}
     assert [message[:2] for message in keys["client"]] == ["0a", "14", "1e"]
     assert sorted(message[:2] for message in both) == ["0a", "14"]
@@ -367,6 +478,7 @@ def test_ends_that_hold_the_same_keys_name_them_alike(runs: list[list[dict[str, 
     (refused,) = [line for line in lines if line["event"] == "refused"]
     assert (refused["by"], refused["message"], refused["error"]) == (*inserted, "BadTag")
     assert lines[-1]["event"] == "judged"
+
 
 def test_events_can_be_read_as_the_document_says(runs: list[list[dict[str, Any]]]) -> None:
     lines = runs[0]
@@ -382,12 +494,20 @@ def test_events_can_be_read_as_the_document_says(runs: list[list[dict[str, Any]]
     assert {to for to, _ in of(lines, "replay-session", "inserted")} == {"server"}
     assert {to for to, _ in of(lines, "replay-session", "sent")} == {"client"}
 
+
 def test_verdicts_have_the_members_that_the_document_names() -> None:
-    done = subprocess.run([sys.executable, "attacks.py", "--seed", "1", "--json", "flip-tag"],
-                          cwd=ROOT, text=True, capture_output=True, timeout=TIMEOUT_S, check=True)
+    done = subprocess.run(
+        [sys.executable, "attacks.py", "--seed", "1", "--json", "flip-tag"],
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
+        timeout=TIMEOUT_S,
+        check=True,
+    )
     members = re.search(r"with the members(.*?)\.\n", EVENTS, re.DOTALL)
     assert members
     assert [*json.loads(done.stdout)] == re.findall(r"`(\w+)`", members[1])
+
 
 @posix_only
 def test_an_interrupted_run_leaves_no_file(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
 """server.py and client.py as a person runs them: processes, exit codes, one sentence on stderr."""
+
 from __future__ import annotations
 
 import contextlib
@@ -23,13 +24,18 @@ ROOT = Path(__file__).parent.parent
 TIMEOUT_S = 30
 posix_only = pytest.mark.skipif(os.name != "posix", reason="signals and modes of POSIX")
 
+
 class Program:
     """A running program whose output is read line by line as it comes."""
 
     def __init__(self, *arguments: str, cwd: Path = ROOT) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-u", *arguments], cwd=cwd, text=True, stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            [sys.executable, "-u", *arguments],
+            cwd=cwd,
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
         )
         self.lines: dict[str, list[str]] = {"out": [], "err": []}
         self._changed = threading.Condition()
@@ -48,6 +54,7 @@ class Program:
 
     def wait_for(self, pattern: str, name: str = "out", count: int = 1) -> str:
         """Return the line that matches, when it has been printed `count` times."""
+
         def found() -> list[str]:
             return [line for line in self.lines[name] if re.search(pattern, line)]
 
@@ -78,11 +85,13 @@ class Program:
             with contextlib.suppress(OSError):
                 stream.close()  # type: ignore[union-attr]
 
+
 @contextlib.contextmanager
 def running_server(*flags: str) -> Iterator[tuple[Program, str]]:
     """Run server.py on a port of its own choice; give the program and the port."""
     with Program("server.py", "--port", "0", *flags) as server:
         yield server, server.wait_for("^listening on ").rpartition(":")[2]
+
 
 @pytest.fixture(scope="module")
 def port() -> Iterator[str]:
@@ -90,19 +99,30 @@ def port() -> Iterator[str]:
     with running_server("--window", "0.3") as (_, number):
         yield number
 
+
 @pytest.fixture
 def closed_port() -> str:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return str(listener.getsockname()[1])
 
+
 def run(*arguments: str, given: str = "") -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, *arguments], cwd=ROOT, input=given, text=True,
-                          capture_output=True, timeout=TIMEOUT_S, check=False)
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        input=given,
+        text=True,
+        capture_output=True,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
+
 
 def key_file(path: Path, text: str | bytes, mode: int = 0o600) -> str:
     path.write_bytes(text.encode() if isinstance(text, str) else text)
     path.chmod(mode)
     return str(path)
+
 
 GOOD_KEY = "ab" * 16
 
@@ -127,40 +147,80 @@ CASES = {
     "value too large": ("client.py 1 --values 1e16", 2, "--values: invalid"),
     "rounds without end": ("client.py 1 --rounds 99999999999999999999", 2, "--rounds: invalid"),
     "too many values": ("client.py 1 --port {port} --values" + 1025 * " 1", 2, "cannot carry this"),
-    "host name of 70 letters": (f"client.py 1 --keys {{tmp}}/good.key --host {70 * 'a'}", 3,
-                                "no server at aaa"),
+    "host name of 70 letters": (
+        f"client.py 1 --keys {{tmp}}/good.key --host {70 * 'a'}",
+        3,
+        "no server at aaa",
+    ),
     "host name of 70 letters to listen on": (
-        f"server.py --keys {{tmp}}/good.key --host {70 * 'a'}", 3, "cannot listen on aaa"),
+        f"server.py --keys {{tmp}}/good.key --host {70 * 'a'}",
+        3,
+        "cannot listen on aaa",
+    ),
     "CSV without a name": ("client.py 1 --port {port} --file=", 2, "cannot read"),
-    "wrong key": ("client.py 1 --port {port} --keys {tmp}/wrong.key", 3,
-                  "in the handshake, and never says why: a wrong key, an unknown id or tampering"),
-    "unknown id": ("client.py 77 --port {port} --keys {tmp}/unknown.key", 3,
-                   "in the handshake, and never says why: a wrong key, an unknown id or tampering"),
-    "CSV missing": ("client.py 1 --port {port} --file {tmp}/none.csv", 2,
-                    "cannot read .*none.csv: No such file"),
+    "wrong key": (
+        "client.py 1 --port {port} --keys {tmp}/wrong.key",
+        3,
+        "in the handshake, and never says why: a wrong key, an unknown id or tampering",
+    ),
+    "unknown id": (
+        "client.py 77 --port {port} --keys {tmp}/unknown.key",
+        3,
+        "in the handshake, and never says why: a wrong key, an unknown id or tampering",
+    ),
+    "CSV missing": (
+        "client.py 1 --port {port} --file {tmp}/none.csv",
+        2,
+        "cannot read .*none.csv: No such file",
+    ),
     "CSV is a directory": ("client.py 1 --port {port} --file {tmp}", 2, "cannot read"),
     "CSV empty": ("client.py 1 --port {port} --file {tmp}/empty.csv", 2, "no readings in"),
-    "CSV with a header only": ("client.py 1 --port {port} --file {tmp}/header.csv", 2,
-                               "no readings in"),
-    "CSV with a bad cell": ("client.py 1 --port {port} --file {tmp}/bad.csv", 2,
-                            "bad.csv line 5, column 2: 'warm' is not a number"),
+    "CSV with a header only": (
+        "client.py 1 --port {port} --file {tmp}/header.csv",
+        2,
+        "no readings in",
+    ),
+    "CSV with a bad cell": (
+        "client.py 1 --port {port} --file {tmp}/bad.csv",
+        2,
+        "bad.csv line 5, column 2: 'warm' is not a number",
+    ),
     "CSV with a bad cell in a named column": (
-        "client.py 1 --port {port} --file {tmp}/bad.csv --column hour", 2,
-        "bad.csv line 2, column 1: '00:00' is not a number"),
-    "CSV with a short row": ("client.py 1 --port {port} --file {tmp}/short.csv --column b", 2,
-                             "short.csv line 3, column 2: what is missing is not a number"),
-    "CSV without that column": ("client.py 1 --port {port} --file {tmp}/bad.csv --column x", 2,
-                                "bad.csv line 1: there is no column 'x'"),
+        "client.py 1 --port {port} --file {tmp}/bad.csv --column hour",
+        2,
+        "bad.csv line 2, column 1: '00:00' is not a number",
+    ),
+    "CSV with a short row": (
+        "client.py 1 --port {port} --file {tmp}/short.csv --column b",
+        2,
+        "short.csv line 3, column 2: what is missing is not a number",
+    ),
+    "CSV without that column": (
+        "client.py 1 --port {port} --file {tmp}/bad.csv --column x",
+        2,
+        "bad.csv line 1: there is no column 'x'",
+    ),
     "CSV whose first reading has a letter in it": (
-        "client.py 1 --port {port} --file {tmp}/letter.csv", 2,
-        r"letter.csv line 1 \(a header\? then use --column\), column 2: '2O.5' is not a"),
+        "client.py 1 --port {port} --file {tmp}/letter.csv",
+        2,
+        r"letter.csv line 1 \(a header\? then use --column\), column 2: '2O.5' is not a",
+    ),
     "CSV whose first reading is too large": (
-        "client.py 1 --port {port} --file {tmp}/large.csv", 2, "line 1 .*1: '9e99' is not"),
-    "CSV of infinity": ("client.py 1 --port {port} --file {tmp}/inf.csv", 2,
-                        "inf.csv line 2, column 1: 'inf' is not a number"),
+        "client.py 1 --port {port} --file {tmp}/large.csv",
+        2,
+        "line 1 .*1: '9e99' is not",
+    ),
+    "CSV of infinity": (
+        "client.py 1 --port {port} --file {tmp}/inf.csv",
+        2,
+        "inf.csv line 2, column 1: 'inf' is not a number",
+    ),
     "CSV is no text": ("client.py 1 --port {port} --file {tmp}/binary.csv", 2, "binary.csv"),
-    "bad cell on standard input": ("client.py 1 --port {port} --file -", 2,
-                                   "- line 3, column 1: 'x' is not a number"),
+    "bad cell on standard input": (
+        "client.py 1 --port {port} --file -",
+        2,
+        "- line 3, column 1: 'x' is not a number",
+    ),
     "keys missing": ("client.py 1 --keys {tmp}/none.key", 2, "cannot read keys .*: No such file"),
     "keys malformed": ("client.py 1 --keys {tmp}/malformed.key", 2, "malformed.key line 2 is not"),
     "keys too short": ("server.py --keys {tmp}/short.key", 2, "line 1 is not id:hex"),
@@ -170,14 +230,26 @@ CASES = {
     "keys empty": ("server.py --keys {tmp}/empty.key", 2, "no keys in"),
     "demo keys to the network": ("client.py 1 --host 192.0.2.1", 2, "demo keys are published"),
     "demo keys for the network": ("server.py --host 0.0.0.0", 2, "demo keys are published"),
-    "patient on the network": ("server.py --host 0.0.0.0 --patient --keys {tmp}/wrong.key", 2,
-                               "--patient is for loopback only"),
-    "patient to the network": ("client.py 1 --host 192.0.2.1 --patient", 2,
-                               "--patient is for loopback only"),
-    "port in use": ("server.py --port {port}", 3,
-                    "cannot listen on 127.0.0.1 port .*(in use|Only one usage)"),
-    "key log into nowhere": ("client.py 1 --port {port} --keylog {tmp}/no/where", 2,
-                             "cannot log keys to .*where: No such file"),
+    "patient on the network": (
+        "server.py --host 0.0.0.0 --patient --keys {tmp}/wrong.key",
+        2,
+        "--patient is for loopback only",
+    ),
+    "patient to the network": (
+        "client.py 1 --host 192.0.2.1 --patient",
+        2,
+        "--patient is for loopback only",
+    ),
+    "port in use": (
+        "server.py --port {port}",
+        3,
+        "cannot listen on 127.0.0.1 port .*(in use|Only one usage)",
+    ),
+    "key log into nowhere": (
+        "client.py 1 --port {port} --keylog {tmp}/no/where",
+        2,
+        "cannot log keys to .*where: No such file",
+    ),
     "no such address to listen on": ("server.py --host 127.0.0.1 --port -1", 2, "--port: "),
     "window of nothing": ("server.py --window 0", 2, "--window: invalid"),
     "no strangers at all": ("server.py --max-strangers 0", 2, "--max-strangers: invalid"),
@@ -192,9 +264,16 @@ CASES = {
 }
 if os.name == "posix":
     CASES["keys readable by others"] = (
-        "client.py 1 --keys {tmp}/open.key", 2, "others can read .*chmod 600")
+        "client.py 1 --keys {tmp}/open.key",
+        2,
+        "others can read .*chmod 600",
+    )
     CASES["key log readable by others"] = (
-        "server.py --port 0 --keylog {tmp}/open.key", 2, "log keys to .*others can.*chmod 600")
+        "server.py --port 0 --keylog {tmp}/open.key",
+        2,
+        "log keys to .*others can.*chmod 600",
+    )
+
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -218,11 +297,22 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     key_file(tmp / "binary.csv", bytes(range(256)) * 4)
     return tmp
 
-QUICK = ("demo keys for the network", "port in use", "keys into what exists", "window of nothing",
-         "keys for id 0", "patient on the network", "key log into nowhere")
 
-@pytest.mark.parametrize("case", [pytest.param(case, marks=[] if case in QUICK else [
-    pytest.mark.slow]) for case in CASES])
+QUICK = (
+    "demo keys for the network",
+    "port in use",
+    "keys into what exists",
+    "window of nothing",
+    "keys for id 0",
+    "patient on the network",
+    "key log into nowhere",
+)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, marks=[] if case in QUICK else [pytest.mark.slow]) for case in CASES],
+)
 def test_bad_input_ends_in_one_sentence(
     case: str, port: str, closed_port: str, files: Path
 ) -> None:
@@ -237,26 +327,41 @@ def test_bad_input_ends_in_one_sentence(
     assert GOOD_KEY not in done.stdout + done.stderr
     assert not list(files.glob("*.partial"))
 
+
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no such device here")
 def test_the_exit_code_is_right_though_nobody_can_be_told_why(closed_port: str) -> None:
     with open("/dev/full", "w") as full:
-        for words, code in ((("client.py", "1", "--port", closed_port), 3),
-                            (("server.py", "--window", "x"), 2)):
-            done = subprocess.run([sys.executable, *words], cwd=ROOT, stderr=full, check=False,
-                                  stdout=subprocess.DEVNULL, timeout=TIMEOUT_S)
+        for words, code in (
+            (("client.py", "1", "--port", closed_port), 3),
+            (("server.py", "--window", "x"), 2),
+        ):
+            done = subprocess.run(
+                [sys.executable, *words],
+                cwd=ROOT,
+                stderr=full,
+                check=False,
+                stdout=subprocess.DEVNULL,
+                timeout=TIMEOUT_S,
+            )
             assert done.returncode == code
+
 
 def test_a_wrong_flag_leaves_no_key_log(tmp_path: Path) -> None:
     done = run("server.py", "--keylog", str(tmp_path / "log"), "--nonsense")
     assert (done.returncode, [*tmp_path.iterdir()]) == (2, [])
     assert "WARNING" not in done.stderr
 
+
 @pytest.mark.skipif(os.name != "posix", reason="nobody can ask this server to stop")
 def test_a_log_that_nobody_reads_holds_nobody_up() -> None:
     """As when text is selected in the server's window, or its terminal is paused."""
     command = [sys.executable, "server.py", "--port", "0", "--verbose"]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True,
-                          stderr=subprocess.PIPE) as server, contextlib.ExitStack() as stack:
+    with (
+        subprocess.Popen(
+            command, cwd=ROOT, stdout=subprocess.PIPE, text=True, stderr=subprocess.PIPE
+        ) as server,
+        contextlib.ExitStack() as stack,
+    ):
         stack.callback(server.kill)
         port = int(server.stdout.readline().rpartition(":")[2])  # type: ignore[union-attr]
         with Client(1, port=port) as client:
@@ -267,17 +372,21 @@ def test_a_log_that_nobody_reads_holds_nobody_up() -> None:
             server.terminate()
             assert server.wait(TIMEOUT_S) == 0
 
+
 def test_windows_words_are_used_where_the_c_library_has_none(
-    monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(os, "strerror", lambda number: "Unknown error")
     assert reason_of(OSError(10061, "refused it")) == "refused it"
+
 
 def test_the_cases_leave_the_server_untouched(port: str) -> None:
     done = run("client.py", "1", "--port", port, "--rounds", "2", "--interval", "0.01")
     assert (done.returncode, done.stderr) == (0, "")
 
+
 # One client
+
 
 def test_ten_simulated_rounds_by_default(port: str) -> None:
     done = run("client.py", "2", "--port", port, "--interval", "0.01", "--json")
@@ -285,24 +394,63 @@ def test_ten_simulated_rounds_by_default(port: str) -> None:
     assert [answer["round"] for answer in answers] == list(range(1, 11))
     assert done.returncode == 0
 
+
 def test_values_are_reported_together_each_round(port: str) -> None:
-    done = run("client.py", "2", "--port", port, "--interval", "0.01", "--json", "--rounds", "2",
-               "--values", "1", "2.5", "-3")
+    done = run(
+        "client.py",
+        "2",
+        "--port",
+        port,
+        "--interval",
+        "0.01",
+        "--json",
+        "--rounds",
+        "2",
+        "--values",
+        "1",
+        "2.5",
+        "-3",
+    )
     assert [json.loads(line)["own_sum"] for line in done.stdout.splitlines()] == [0.5, 0.5]
+
 
 @pytest.mark.parametrize("flags", [[], ["--column", "temperature_f"]], ids=["last", "named"])
 def test_csv_is_reported_row_by_row(port: str, flags: list[str]) -> None:
-    done = run("client.py", "3", "--port", port, "--interval", "0.01", "--json", "--rounds", "5",
-               "--file", "data/seattle.csv", *flags)
+    done = run(
+        "client.py",
+        "3",
+        "--port",
+        port,
+        "--interval",
+        "0.01",
+        "--json",
+        "--rounds",
+        "5",
+        "--file",
+        "data/seattle.csv",
+        *flags,
+    )
     sums = [json.loads(line)["own_sum"] for line in done.stdout.splitlines()]
     assert sums == [39.4, 39.2, 39.0, 38.9, 38.8]
 
+
 def test_standard_input_is_reported_line_by_line_after_an_empty_report(port: str) -> None:
-    done = run("client.py", "3", "--port", port, "--interval", "0.01", "--json", "--file", "-",
-               given="celsius\n20.5\n\n21\n")
+    done = run(
+        "client.py",
+        "3",
+        "--port",
+        port,
+        "--interval",
+        "0.01",
+        "--json",
+        "--file",
+        "-",
+        given="celsius\n20.5\n\n21\n",
+    )
     answers = [json.loads(line) for line in done.stdout.splitlines()]
     assert [(a["own_count"], a["own_sum"]) for a in answers] == [(0, 0.0), (1, 20.5), (1, 21.0)]
     assert (done.returncode, done.stderr) == (0, "")
+
 
 def test_addresses_have_a_host_and_a_port() -> None:
     assert host_and_port("127.0.0.1:9999") == ("127.0.0.1", 9999)
@@ -311,9 +459,16 @@ def test_addresses_have_a_host_and_a_port() -> None:
         with pytest.raises(ValueError):
             host_and_port(text)
 
+
 def test_interactive_takes_numbers_status_and_quit(port: str) -> None:
-    done = run("client.py", "4", "--port", port, "--interactive",
-               given="20 21.5\nstatus\nnonsense\n\n1e16\nquit\n")
+    done = run(
+        "client.py",
+        "4",
+        "--port",
+        port,
+        "--interactive",
+        given="20 21.5\nstatus\nnonsense\n\n1e16\nquit\n",
+    )
     assert (done.returncode, done.stderr) == (0, "")
     assert "own_count 2  own_sum 41.5" in done.stdout
     assert "<Session of client 4, sends C2S, REPORT, round 3>" in done.stdout
@@ -321,19 +476,27 @@ def test_interactive_takes_numbers_status_and_quit(port: str) -> None:
     assert done.stdout.count("numbers up to 1e15, please") == 2
     assert "goodbye" in done.stdout
 
+
 def test_output_of_a_client_is_ascii_of_at_most_80_columns(port: str) -> None:
     done = run("client.py", "4", "--port", port, "--rounds", "2", "--trace", "--interval", "0.01")
     lines = (done.stdout + done.stderr).splitlines()
     assert len(lines) > 15
     assert all(len(line) <= 80 and line.isascii() for line in lines), lines
 
+
 def test_trace_shows_messages_and_fingerprints_on_stderr_only(port: str) -> None:
     done = run("client.py", "4", "--port", port, "--rounds", "1", "--trace", "--json")
     assert len(done.stdout.splitlines()) == 1
     names = re.findall(r"^(<-|->) ([A-Z_]+) ", done.stderr, re.MULTILINE)
-    assert names == [("->", "CLIENT_HELLO"), ("<-", "SERVER_CHALLENGE"), ("->", "CLIENT_DATA"),
-                     ("<-", "SERVER_AGGR_RESPONSE"), ("->", "TERMINATE")]
+    assert names == [
+        ("->", "CLIENT_HELLO"),
+        ("<-", "SERVER_CHALLENGE"),
+        ("->", "CLIENT_DATA"),
+        ("<-", "SERVER_AGGR_RESPONSE"),
+        ("->", "TERMINATE"),
+    ]
     assert done.stderr.count("keys now C2S-ENC ") == 5
+
 
 def test_trace_of_the_server_shows_what_it_refuses_and_with_which_keys(files: Path) -> None:
     with running_server("--trace") as (server, port):
@@ -345,15 +508,27 @@ def test_trace_of_the_server_shows_what_it_refuses_and_with_which_keys(files: Pa
             raw.sendall((87).to_bytes(2, "big") + bytes([77, 1]) + bytes(85))
             server.wait_for("^<- opcode 77 id 1", "err")
 
+
 def test_keys_of_the_demo_stay_out_of_the_trace(port: str) -> None:
     done = run("client.py", "4", "--port", port, "--rounds", "1", "--trace", "--json")
     assert "client4_master_k" not in done.stderr + done.stdout
 
+
 def test_a_client_whose_reader_leaves_ends_quietly(port: str) -> None:
-    command = [sys.executable, "client.py", "5", "--port", port, "--rounds", "500",
-               "--interval", "0.01"]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                          text=True) as client:
+    command = [
+        sys.executable,
+        "client.py",
+        "5",
+        "--port",
+        port,
+        "--rounds",
+        "500",
+        "--interval",
+        "0.01",
+    ]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as client:
         assert client.stdout is not None
         assert client.stderr is not None
         while not client.stdout.readline().startswith("epoch"):
@@ -362,13 +537,16 @@ def test_a_client_whose_reader_leaves_ends_quietly(port: str) -> None:
         assert client.stderr.read() == ""
         assert client.wait(TIMEOUT_S) == 141
 
+
 def test_a_server_that_never_answers_is_given_up(closed_port: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         done = run("client.py", "1", "--port", str(silent.getsockname()[1]), "--timeout", "0.3")
     assert done.returncode == 3
     assert done.stderr.startswith("client 1: no answer in time")
 
+
 # Keys
+
 
 def test_generated_keys_work_and_one_client_has_only_its_own(tmp_path: Path) -> None:
     keys = tmp_path / "keys"
@@ -385,10 +563,19 @@ def test_generated_keys_work_and_one_client_has_only_its_own(tmp_path: Path) -> 
         assert {path.stat().st_mode & 0o777 for path in keys.iterdir()} == {0o600}
         assert keys.stat().st_mode & 0o777 == 0o700
     with running_server("--keys", str(keys / "server.keys")) as (server, port):
-        done = run("client.py", "40", "--port", port, "--keys", str(keys / "client-40.key"),
-                   "--rounds", "1")
+        done = run(
+            "client.py",
+            "40",
+            "--port",
+            port,
+            "--keys",
+            str(keys / "client-40.key"),
+            "--rounds",
+            "1",
+        )
         assert (done.returncode, done.stderr) == (0, "")
         assert "demo" not in done.stdout + "".join(server.lines["err"])
+
 
 def test_generating_keys_removes_nothing_that_was_there(tmp_path: Path) -> None:
     (tmp_path / "keys.partial").mkdir()
@@ -396,6 +583,7 @@ def test_generating_keys_removes_nothing_that_was_there(tmp_path: Path) -> None:
     assert run("server.py", "--generate-keys", str(tmp_path / "keys"), "--ids", "1").returncode == 0
     assert (tmp_path / "keys.partial" / "thesis").read_text() == "mine"
     assert {path.name for path in tmp_path.iterdir()} == {"keys", "keys.partial"}
+
 
 def test_key_generation_that_fails_halfway_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -407,6 +595,7 @@ def test_key_generation_that_fails_halfway_leaves_nothing(
     with pytest.raises(UserError, match="No space left"):
         generate_keys(tmp_path / "keys", [1, 2])
     assert list(tmp_path.iterdir()) == []
+
 
 @posix_only
 def test_ctrl_c_while_the_keys_are_awaited_stops_the_server(tmp_path: Path) -> None:
@@ -423,17 +612,22 @@ def test_ctrl_c_while_the_keys_are_awaited_stops_the_server(tmp_path: Path) -> N
         assert server.finish() == 130
         os.close(writer)
 
+
 def test_demo_keys_are_warned_about_on_both_sides() -> None:
     with running_server() as (server, port):
         assert "demo keys" in run("client.py", "1", "--port", port, "--rounds", "1").stdout
         server.wait_for("published demo keys", "err")
 
+
 # Several programs, and what happens to them
+
 
 @posix_only
 def test_ctrl_c_on_the_server_tells_the_clients_and_prints_the_summary() -> None:
-    with running_server() as (server, port), \
-            Program("client.py", "1", "--port", port, "--rounds", "500") as client:
+    with (
+        running_server() as (server, port),
+        Program("client.py", "1", "--port", port, "--rounds", "500") as client,
+    ):
         client.wait_for("^epoch", count=2)
         server.interrupt()
         assert server.finish() == 0
@@ -443,6 +637,7 @@ def test_ctrl_c_on_the_server_tells_the_clients_and_prints_the_summary() -> None
         assert server.lines["out"][2].split()[:2] == ["1", "1"]
         assert server.lines["out"][-1] == "strangers: none"
 
+
 @posix_only
 def test_many_signals_at_once_stop_the_server_as_one_does() -> None:
     with running_server() as (server, _):
@@ -450,10 +645,13 @@ def test_many_signals_at_once_stop_the_server_as_one_does() -> None:
             server.process.send_signal(number)
         assert server.finish() == 0
 
+
 @posix_only
 def test_two_ctrl_c_at_once_do_not_cut_the_goodbye() -> None:
-    with running_server() as (server, port), \
-            Program("client.py", "1", "--port", port, "--interactive") as client:
+    with (
+        running_server() as (server, port),
+        Program("client.py", "1", "--port", port, "--interactive") as client,
+    ):
         client.wait_for("^epoch")
         client.interrupt()
         client.interrupt()
@@ -461,26 +659,36 @@ def test_two_ctrl_c_at_once_do_not_cut_the_goodbye() -> None:
         assert client.lines["err"] == []
         server.wait_for(r"client 1: ended.*TERMINATE \(GOODBYE\)", "err")
 
+
 @pytest.mark.slow
 @posix_only
 @pytest.mark.parametrize(
-    "redirection", [">&-", "<&-", "2>&-", "> /dev/full", "--trace 2>&1 | head -1"])
+    "redirection", [">&-", "<&-", "2>&-", "> /dev/full", "--trace 2>&1 | head -1"]
+)
 def test_streams_that_are_closed_or_full_cost_no_goodbye_and_no_traceback(redirection: str) -> None:
     if "full" in redirection and not os.path.exists("/dev/full"):
         pytest.skip("there is no such device here")
     with running_server() as (server, port):
         done = subprocess.run(
             f"{sys.executable} client.py 1 --port {port} --rounds 2 --interval 0.1 {redirection}",
-            shell=True, cwd=ROOT, text=True, capture_output=True, timeout=TIMEOUT_S, check=False)
+            shell=True,
+            cwd=ROOT,
+            text=True,
+            capture_output=True,
+            timeout=TIMEOUT_S,
+            check=False,
+        )
         assert "Traceback" not in done.stderr + done.stdout
         assert len(done.stderr.splitlines()) <= 1
         server.wait_for(r"client 1\)?: ended.*TERMINATE \(GOODBYE\)", "err")
+
 
 @posix_only
 def test_sigterm_is_like_ctrl_c_for_the_server() -> None:
     with running_server() as (server, _):
         server.process.terminate()
         assert server.finish() == 0
+
 
 @posix_only
 def test_ctrl_c_on_a_client_says_goodbye() -> None:
@@ -494,13 +702,17 @@ def test_ctrl_c_on_a_client_says_goodbye() -> None:
                 assert "goodbye" in client.lines["out"][-1]
         server.wait_for(r"client 1: ended.*TERMINATE \(GOODBYE\)", "err", count=3)
 
+
 @posix_only
 @pytest.mark.slow
 def test_a_killed_client_is_a_cut_connection_to_the_server_and_nothing_to_others() -> None:
-    with running_server() as (server, port), \
-            Program("client.py", "1", "--port", port, "--rounds", "500") as killed, \
-            Program("client.py", "2", "--port", port, "--rounds", "12", "--json",
-                    "--interval", "0.2") as other:
+    with (
+        running_server() as (server, port),
+        Program("client.py", "1", "--port", port, "--rounds", "500") as killed,
+        Program(
+            "client.py", "2", "--port", port, "--rounds", "12", "--json", "--interval", "0.2"
+        ) as other,
+    ):
         killed.wait_for("^epoch")
         other.wait_for(r"\"participants\": \[1, 2\]")
         killed.process.kill()
@@ -508,43 +720,62 @@ def test_a_killed_client_is_a_cut_connection_to_the_server_and_nothing_to_others
         assert other.finish() == 0
         assert json.loads(other.lines["out"][-1])["participants"] == [2]
 
+
 @posix_only
 def test_a_killed_server_is_a_lost_connection_to_the_client() -> None:
-    with running_server() as (server, port), \
-            Program("client.py", "1", "--port", port, "--rounds", "500") as client:
+    with (
+        running_server() as (server, port),
+        Program("client.py", "1", "--port", port, "--rounds", "500") as client,
+    ):
         client.wait_for("^epoch")
         server.process.kill()
         assert client.finish() == 3
-        assert client.lines["err"] == [
-            "client 1: connection lost: it closed without a TERMINATE"]
+        assert client.lines["err"] == ["client 1: connection lost: it closed without a TERMINATE"]
+
 
 @pytest.mark.slow
 def test_of_two_clients_with_one_id_the_later_stays() -> None:
-    with running_server() as (_, port), \
-            Program("client.py", "1", "--port", port, "--rounds", "500") as first:
+    with (
+        running_server() as (_, port),
+        Program("client.py", "1", "--port", port, "--rounds", "500") as first,
+    ):
         first.wait_for("^epoch")
         second = run("client.py", "1", "--port", port, "--rounds", "3", "--interval", "0.05")
         assert second.returncode == 0
         assert first.finish() == 1
         assert first.lines["err"] == ["client 1: session terminated by the server: REPLACED"]
 
+
 @pytest.mark.slow
 def test_patient_lifts_the_deadlines_on_both_sides() -> None:
     limits = ["--stranger-timeout", "0.2", "--silence-timeout", "0.2", "--frame-timeout", "0.2"]
     with running_server(*limits, "--patient") as (_, port):
-        done = run("client.py", "1", "--port", port, "--rounds", "2", "--interval", "0.8",
-                   "--patient", "--timeout", "0.05")
+        done = run(
+            "client.py",
+            "1",
+            "--port",
+            port,
+            "--rounds",
+            "2",
+            "--interval",
+            "0.8",
+            "--patient",
+            "--timeout",
+            "0.05",
+        )
         assert (done.returncode, done.stderr) == (0, "")
     with running_server(*limits) as (_, port):
         done = run("client.py", "1", "--port", port, "--rounds", "2", "--interval", "0.8")
         assert done.stderr == "client 1: session terminated by the server: TIMEOUT\n"
         assert done.returncode == 1
 
+
 def test_verbose_server_logs_reports_and_epochs() -> None:
     with running_server("--verbose") as (server, port):
         run("client.py", "1", "--port", port, "--rounds", "1", "--values", "7", "8")
         server.wait_for(r"^client 1: round 1, \[7.0, 8.0\]", "err")
         server.wait_for(r"^epoch 1  participants 1  count 2  sum 15", "err")
+
 
 @pytest.mark.parametrize("program", ["server.py", "client.py"])
 def test_help_names_every_flag_of_the_readme(program: str) -> None:

@@ -1,4 +1,5 @@
 """The protocol, tested on pairs of real sessions: no sockets here."""
+
 from __future__ import annotations
 
 import itertools
@@ -61,10 +62,12 @@ from tests.helpers import (
     with_header,
 )
 
-C2S, S2C = Direction.C2S, Direction.S2C
+C2S = Direction.C2S
+S2C = Direction.S2C
 ENDING = {Opcode.TERMINATE, Opcode.KEY_DESYNC_ERROR}
 
 # A session that goes well
+
 
 def test_two_ends_agree_from_hello_to_goodbye() -> None:
     pair = Pair(client_id=255)
@@ -83,12 +86,14 @@ def test_two_ends_agree_from_hello_to_goodbye() -> None:
     assert caught.value.farewell == b""
     assert pair.client.state is pair.server.state is State.ENDED
 
+
 def test_equal_readings_never_look_equal_on_the_wire() -> None:
     pair = pair_in(State.REPORT, rounds=8)
     for position in range(2):
         messages = pair.transcript[2 + position :: 2]
         assert len({m[7:23] for m in messages}) == 8, "the IV repeats"
         assert len({ciphertext_of(m) for m in messages}) == 8, "the ciphertext repeats"
+
 
 def test_header_stands_on_the_wire_as_documented() -> None:
     pair = Pair(client_id=7, first_round=0x01020304)
@@ -99,7 +104,9 @@ def test_header_stands_on_the_wire_as_documented() -> None:
     assert pair.transcript[1][:7] == bytes([20, 7, 0, 0, 0, 0, 1])
     assert pair.transcript[2][:7] == bytes([30, 7, 1, 2, 3, 4, 0])
 
+
 # Keys
+
 
 def test_keys_move_by_the_documented_formulas() -> None:
     pair = Pair()
@@ -120,11 +127,15 @@ def test_keys_move_by_the_documented_formulas() -> None:
     expected["S2C-MAC"] = evolve_key(expected["S2C-MAC"], b"\x00")
     assert pair.client._keys == pair.server._keys == expected
 
+
 def test_keys_differ_by_client_direction_use_and_session() -> None:
-    first, second, other = pair_in(State.REPORT), pair_in(State.REPORT), Pair(client_id=2)
+    first = pair_in(State.REPORT)
+    second = pair_in(State.REPORT)
+    other = Pair(client_id=2)
     seen = [key for pair in (first, second) for key in pair.client._keys.values()]
     assert len(set(seen)) == 8
     assert other.client._keys == Pair().client._keys, "the id is no part of the derivation"
+
 
 @pytest.mark.parametrize("status", [Status.GOODBYE, Status.VIOLATION])
 def test_terminate_moves_no_key_and_then_all_keys_are_gone(status: Status) -> None:
@@ -136,26 +147,38 @@ def test_terminate_moves_no_key_and_then_all_keys_are_gone(status: Status) -> No
         assert session.fingerprints() == before, "what the keys were last is still named"
         assert session._keys == {}
 
+
 def test_no_key_shows_in_a_repr_an_error_or_a_pickle() -> None:
     pair = pair_in(State.ANSWER, rounds=1)
     secrets = [MASTER_KEY, *pair.server._keys.values()]
     error = refusal(clone(pair.server), pair.transcript[2])
-    shown = [repr(pair.client), str(pair.server), repr(error), str(error), repr(error.__dict__),
-             repr(refusal(clone(pair.client), b"")), *pair.client.fingerprints().values()]
+    shown = [
+        repr(pair.client),
+        str(pair.server),
+        repr(error),
+        str(error),
+        repr(error.__dict__),
+        repr(refusal(clone(pair.client), b"")),
+        *pair.client.fingerprints().values(),
+    ]
     for secret in secrets:
         assert not any(secret.hex() in text or repr(secret)[2:-1] in text for text in shown)
     with pytest.raises(TypeError, match="keys"):
         pickle.dumps(pair.client)
 
+
 def test_the_master_key_is_not_kept() -> None:
     assert MASTER_KEY not in vars(Session(1, MASTER_KEY, C2S)).values()
+
 
 def test_fingerprints_name_each_key_by_the_start_of_its_hash() -> None:
     session = pair_in(State.REPORT).client
     assert session.fingerprints() == {n: fingerprint(k) for n, k in session._keys.items()}
     assert all(len(name) == 8 for name in session.fingerprints().values())
 
+
 # The table, every cell
+
 
 def expected_refusal(
     state: State, receiver: Direction, opcode: int, direction: int, same_round: bool, good_tag: bool
@@ -177,6 +200,7 @@ def expected_refusal(
         return RoundMismatch
     return None if good_tag else BadTag
 
+
 PLAINTEXTS = {  # of the right shape for (opcode, direction); anything will do where none is legal
     (Opcode.CLIENT_HELLO, C2S): bytes(16) + b"\x01",
     (Opcode.CLIENT_DATA, C2S): bytes(16) + READINGS,
@@ -187,12 +211,14 @@ PLAINTEXTS = {  # of the right shape for (opcode, direction); anything will do w
     (Opcode.KEY_DESYNC_ERROR, S2C): b"\x02",
 }
 
+
 @pytest.mark.parametrize("receiver", [C2S, S2C], ids=["client receives", "server receives"])
 @pytest.mark.parametrize("state", list(State), ids=lambda state: state.name)
 def test_every_cell_of_the_table(state: State, receiver: Direction) -> None:
     """256 opcodes, both directions, five rounds, good and bad tags, from each state and end."""
     pair = pair_in(state, first_round=6, rounds=2)
-    session, peer = pair.end(receiver), pair.end(Direction(1 - receiver))
+    session = pair.end(receiver)
+    peer = pair.end(Direction(1 - receiver))
     now = session.round_number
     accepted = 0
     cells = itertools.product(range(256), (0, 1), sorted({0, now - 1, now, now + 1, LAST_ROUND}))
@@ -203,11 +229,17 @@ def test_every_cell_of_the_table(state: State, receiver: Direction) -> None:
         if (opcode, direction) == (Opcode.SERVER_CHALLENGE, S2C):
             plaintext = b"\x00" + session._client_nonce + bytes(16)
         if session._keys:
-            good = reseal(session, opcode, plaintext, sender=Direction(direction),
-                          round_number=round_number)
+            good = reseal(
+                session, opcode, plaintext, sender=Direction(direction), round_number=round_number
+            )
         else:  # an ended session has no keys, and must not miss them
-            good = with_header(bytes(87), opcode=opcode, client_id=1, round_number=round_number,
-                               direction=direction)
+            good = with_header(
+                bytes(87),
+                opcode=opcode,
+                client_id=1,
+                round_number=round_number,
+                direction=direction,
+            )
         for good_tag in (True, False):
             message = good if good_tag else good[:-1] + bytes([good[-1] ^ 1])
             twin = clone(session)
@@ -238,6 +270,7 @@ def test_every_cell_of_the_table(state: State, receiver: Direction) -> None:
     assert accepted == (legal_once.get(state) is receiver) + ending
     assert peer.state is state
 
+
 def refusal_of(session: Session, message: bytes) -> ProtocolError | None:
     """As helpers.refusal, but without pytest's bookkeeping: this runs 50,000 times."""
     try:
@@ -245,6 +278,7 @@ def refusal_of(session: Session, message: bytes) -> ProtocolError | None:
     except ProtocolError as error:
         return error
     return None
+
 
 @pytest.mark.parametrize("state", list(State), ids=lambda state: state.name)
 @pytest.mark.parametrize("sends", [C2S, S2C], ids=["client", "server"])
@@ -264,6 +298,7 @@ def test_seal_makes_the_legal_moves_and_no_other(state: State, sends: Direction)
                 session.seal(opcode, body.get(opcode, b""), status=status)
             assert (session.__dict__, session.state) == before
 
+
 def test_states_have_the_phases_and_speakers_of_the_document() -> None:
     assert [(s.name, s.phase, s.speaker) for s in State] == [
         ("HELLO", ProtocolState.INIT, C2S),
@@ -272,6 +307,7 @@ def test_states_have_the_phases_and_speakers_of_the_document() -> None:
         ("ANSWER", ProtocolState.ACTIVE, S2C),
         ("ENDED", ProtocolState.TERMINATED, None),
     ]
+
 
 def test_the_last_round_ends_the_session_at_both_ends() -> None:
     pair = pair_in(State.REPORT, first_round=LAST_ROUND)
@@ -282,7 +318,9 @@ def test_the_last_round_ends_the_session_at_both_ends() -> None:
     pair = pair_in(State.REPORT, first_round=LAST_ROUND - 1, rounds=1)
     assert pair.client.round_number == pair.server.round_number == LAST_ROUND
 
+
 # Damage
+
 
 def one_message_of_every_type() -> list[tuple[str, Session, Session, bytes]]:
     """Return name, sender before sealing, receiver, and message, for all eight types."""
@@ -299,11 +337,19 @@ def one_message_of_every_type() -> list[tuple[str, Session, Session, bytes]]:
     made = []
     for state, sends, opcode, body, status in moves:
         pair = pair_in(state, rounds=1)
-        sender, receiver = pair.end(sends), pair.end(Direction(1 - sends))
+        sender = pair.end(sends)
+        receiver = pair.end(Direction(1 - sends))
         before = clone(sender)
-        made.append((f"{opcode.name} {sends.name}", before, receiver,
-                     sender.seal(opcode, body, status=status)))
+        made.append(
+            (
+                f"{opcode.name} {sends.name}",
+                before,
+                receiver,
+                sender.seal(opcode, body, status=status),
+            )
+        )
     return made
+
 
 def field_error(message: bytes, flipped: bytes) -> type[ProtocolError]:
     """Say which check must notice that one bit of `message` differs in `flipped`."""
@@ -319,10 +365,13 @@ def field_error(message: bytes, flipped: bytes) -> type[ProtocolError]:
         return RoundMismatch
     return BadTag
 
-def check_failure(receiver: Session, sender: Session, damaged: bytes,
-                  expected: type[ProtocolError]) -> None:
+
+def check_failure(
+    receiver: Session, sender: Session, damaged: bytes, expected: type[ProtocolError]
+) -> None:
     """Open `damaged`: right error, keys unmoved and gone, ENDED, and the answer of [P 3.6]."""
-    twin, active = clone(receiver), receiver.state in (State.REPORT, State.ANSWER)
+    twin = clone(receiver)
+    active = receiver.state in (State.REPORT, State.ANSWER)
     error = refusal(twin, damaged)
     assert type(error) is expected
     assert twin.state is State.ENDED
@@ -332,8 +381,13 @@ def check_failure(receiver: Session, sender: Session, damaged: bytes,
     assert farewell_of(error, sender) == ((opcode, Status.VIOLATION) if active else None)
     with pytest.raises(LocalError):
         twin.seal(Opcode.TERMINATE, status=Status.GOODBYE)
-    assert type(refusal(twin, damaged)) in (UnexpectedOpcode, MalformedMessage, WrongPeer,
-                                            WrongDirection), "ENDED is absorbing"
+    assert type(refusal(twin, damaged)) in (
+        UnexpectedOpcode,
+        MalformedMessage,
+        WrongPeer,
+        WrongDirection,
+    ), "ENDED is absorbing"
+
 
 @pytest.mark.parametrize(
     ("sender", "receiver", "message"),
@@ -367,13 +421,16 @@ class TestDamage:
             expected = MalformedMessage if extra % 16 else BadTag
             check_failure(receiver, sender, message + bytes(extra), expected)
 
+
 # Replays, splices, reflections: the same bytes at another time, in another session, the other way
+
 
 def test_replayed_report_ends_the_session() -> None:
     pair = pair_in(State.REPORT, rounds=1)
     report = pair.transcript[2]
     check_failure(pair.server, pair.client, report, RoundMismatch)
     check_failure(pair.server, pair.client, with_header(report, round_number=2), BadTag)
+
 
 def test_an_error_says_what_was_expected_and_what_came() -> None:
     pair = pair_in(State.REPORT, rounds=1)
@@ -384,11 +441,14 @@ def test_an_error_says_what_was_expected_and_what_came() -> None:
     assert (error.expected, error.got) == (1, 0)
     assert str(BadTag()) == "BadTag"
     assert str(PeerTerminated(Opcode.TERMINATE, Status.GOODBYE)) == (
-        "PeerTerminated: TERMINATE (GOODBYE)")
+        "PeerTerminated: TERMINATE (GOODBYE)"
+    )
+
 
 def test_repeated_hello_in_active_ends_the_session() -> None:
     pair = pair_in(State.REPORT)
     check_failure(pair.server, pair.client, pair.transcript[0], UnexpectedOpcode)
+
 
 def test_recorded_session_gets_no_further_than_its_hello() -> None:
     recorded = pair_in(State.REPORT, rounds=2).transcript
@@ -396,6 +456,7 @@ def test_recorded_session_gets_no_further_than_its_hello() -> None:
     assert server.open(recorded[0]).opcode is Opcode.CLIENT_HELLO
     server.seal(Opcode.SERVER_CHALLENGE)
     assert type(refusal(server, recorded[2])) is BadTag
+
 
 def test_recorded_server_is_not_believed() -> None:
     recorded = pair_in(State.REPORT, rounds=2).transcript
@@ -405,6 +466,7 @@ def test_recorded_server_is_not_believed() -> None:
     assert type(error) is EchoMismatch
     assert error.farewell == b""
 
+
 def test_reflected_message_is_refused_with_and_without_a_new_header() -> None:
     pair = pair_in(State.REPORT)
     report = pair.client.seal(Opcode.CLIENT_DATA, READINGS)
@@ -412,10 +474,14 @@ def test_reflected_message_is_refused_with_and_without_a_new_header() -> None:
     forged = with_header(report, direction=1, opcode=Opcode.SERVER_AGGR_RESPONSE)
     assert type(refusal(clone(pair.client), forged)) is BadTag
 
+
 def test_frame_of_another_session_or_client_is_refused() -> None:
-    victim, other = pair_in(State.REPORT), pair_in(State.REPORT)
-    assert type(refusal(clone(victim.server), other.client.seal(Opcode.CLIENT_DATA, READINGS))) \
+    victim = pair_in(State.REPORT)
+    other = pair_in(State.REPORT)
+    assert (
+        type(refusal(clone(victim.server), other.client.seal(Opcode.CLIENT_DATA, READINGS)))
         is BadTag
+    )
     stranger = Pair(client_id=2)
     stranger.hello()
     stranger.challenge()
@@ -423,11 +489,13 @@ def test_frame_of_another_session_or_client_is_refused() -> None:
     assert type(refusal(clone(victim.server), report)) is WrongPeer
     assert type(refusal(clone(victim.server), with_header(report, client_id=1))) is BadTag
 
+
 def test_goodbye_is_not_accepted_before_the_report_it_follows() -> None:
     pair = pair_in(State.REPORT)
     pair.client.seal(Opcode.CLIENT_DATA, READINGS)  # held back by somebody
     goodbye = pair.client.seal(Opcode.TERMINATE, status=Status.GOODBYE)
     assert type(refusal(pair.server, goodbye)) is BadTag
+
 
 def test_one_end_may_leave_out_of_turn_and_in_another_round() -> None:
     pair = pair_in(State.REPORT, rounds=1)
@@ -439,30 +507,78 @@ def test_one_end_may_leave_out_of_turn_and_in_another_round() -> None:
         pair.server.open(goodbye)
     assert type(refusal(pair.client, answer)) is UnexpectedOpcode
 
+
 # Payloads
 
 GOOD_REPORTS = [b"[]", b"[1e15,-1e15]", b" [ 1 , 2.5e0 ]\n", b"[" + b"1," * 1023 + b"1]", b"[-0]"]
 BAD_REPORTS = [
-    b"", b"1", b"null", b"{}", b'"x"', b"[true]", b"[null]", b"[[1]]", b'["1"]', b"[NaN]",
-    b"[Infinity]", b"[-Infinity]", b"[1e400]", b"[1000000000000001]", b"[-1.1e15]", b"[1,]",
+    b"",
+    b"1",
+    b"null",
+    b"{}",
+    b'"x"',
+    b"[true]",
+    b"[null]",
+    b"[[1]]",
+    b'["1"]',
+    b"[NaN]",
+    b"[Infinity]",
+    b"[-Infinity]",
+    b"[1e400]",
+    b"[1000000000000001]",
+    b"[-1.1e15]",
+    b"[1,]",
     b"[1]]",
-    b"[01]", b"[.5]", b"[0x1]", b"\xff\xfe[\x001\x00]\x00", "[1]".encode("utf-16-le"),
-    "[1]".encode("utf-16"), b"\xef\xbb\xbf[1]", b"[1]\xff", b"[" + b"1," * 1024 + b"1]",
-    b"[" + b"9" * 5000 + b"]", b"[" * 10_000 + b"]" * 10_000, b"[1] 2", b"\x00", b"[1]\x00",
+    b"[01]",
+    b"[.5]",
+    b"[0x1]",
+    b"\xff\xfe[\x001\x00]\x00",
+    "[1]".encode("utf-16-le"),
+    "[1]".encode("utf-16"),
+    b"\xef\xbb\xbf[1]",
+    b"[1]\xff",
+    b"[" + b"1," * 1024 + b"1]",
+    b"[" + b"9" * 5000 + b"]",
+    b"[" * 10_000 + b"]" * 10_000,
+    b"[1] 2",
+    b"\x00",
+    b"[1]\x00",
 ]
-GOOD_ANSWERS = [b"{}", b'{"a":null,"b":[1,"x",null],"c":"\\u00e9\\ud83d\\ude00","d":-1.5e300}',
-                b'{"a":1,"a":2}']
+GOOD_ANSWERS = [
+    b"{}",
+    b'{"a":null,"b":[1,"x",null],"c":"\\u00e9\\ud83d\\ude00","d":-1.5e300}',
+    b'{"a":1,"a":2}',
+]
 BAD_ANSWERS = [
-    b"", b"[]", b"null", b'{"a":true}', b'{"a":{}}', b'{"a":[[1]]}', b'{"a":[{}]}', b'{"a":NaN}',
-    b'{"a":1e999}', b'{"a":"\\ud800"}', b'{"\\udc00":1}', b'{"a":["\\ud800"]}', b'{"a":1', b"{a:1}",
-    b'{"a":[false]}', b'{"a":' + b"9" * 400 + b"}", b'{"a":' * 10_000 + b"1" + b"}" * 10_000,
-    b'{"a":"\n"}', "{}".encode("utf-16"), b'{"a":"\xff"}', b'{"a":NaN,"a":1}',
+    b"",
+    b"[]",
+    b"null",
+    b'{"a":true}',
+    b'{"a":{}}',
+    b'{"a":[[1]]}',
+    b'{"a":[{}]}',
+    b'{"a":NaN}',
+    b'{"a":1e999}',
+    b'{"a":"\\ud800"}',
+    b'{"\\udc00":1}',
+    b'{"a":["\\ud800"]}',
+    b'{"a":1',
+    b"{a:1}",
+    b'{"a":[false]}',
+    b'{"a":' + b"9" * 400 + b"}",
+    b'{"a":' * 10_000 + b"1" + b"}" * 10_000,
+    b'{"a":"\n"}',
+    "{}".encode("utf-16"),
+    b'{"a":"\xff"}',
+    b'{"a":NaN,"a":1}',
     b'{"a":-Infinity,"a":1}',
 ]
+
 
 @pytest.mark.parametrize("body", GOOD_REPORTS, ids=repr)
 def test_good_report_is_accepted(body: bytes) -> None:
     assert pair_in(State.REPORT).report(body).readings == json.loads(body)
+
 
 @pytest.mark.parametrize("body", BAD_REPORTS, ids=lambda body: repr(body[:30]))
 def test_bad_report_is_neither_sent_nor_accepted(body: bytes) -> None:
@@ -476,9 +592,11 @@ def test_bad_report_is_neither_sent_nor_accepted(body: bytes) -> None:
     with pytest.raises(BadPayload):
         parse_readings(body)
 
+
 @pytest.mark.parametrize("body", GOOD_ANSWERS, ids=repr)
 def test_good_answer_is_accepted(body: bytes) -> None:
     assert pair_in(State.ANSWER).answer(body).aggregate == json.loads(body)
+
 
 @pytest.mark.parametrize("body", BAD_ANSWERS, ids=lambda body: repr(body[:30]))
 def test_bad_answer_is_neither_sent_nor_accepted(body: bytes) -> None:
@@ -489,6 +607,7 @@ def test_bad_answer_is_neither_sent_nor_accepted(body: bytes) -> None:
     check_failure(pair.client, pair.server, message, BadPayload)
     with pytest.raises(BadPayload):
         parse_aggregate(body)
+
 
 @pytest.mark.parametrize(
     ("state", "sends", "opcode", "plaintext"),
@@ -519,24 +638,33 @@ def test_well_sealed_nonsense_is_refused(
     state: State, sends: Direction, opcode: Opcode, plaintext: bytes
 ) -> None:
     pair = pair_in(state)
-    sender, receiver = pair.end(sends), pair.end(Direction(1 - sends))
+    sender = pair.end(sends)
+    receiver = pair.end(Direction(1 - sends))
     check_failure(receiver, sender, reseal(sender, opcode, plaintext), BadPayload)
+
 
 def test_challenge_with_a_foreign_echo_is_refused_without_a_word() -> None:
     pair = pair_in(State.CHALLENGE)
     forged = reseal(pair.server, Opcode.SERVER_CHALLENGE, b"\x00" + bytes(32))
     check_failure(pair.client, pair.server, forged, EchoMismatch)
 
+
 @pytest.mark.parametrize(
     "padded",
-    [bytes(32), bytes(31) + b"\x11", bytes(30) + b"\x01\x02", b"\x00" + b"\x10" * 15 + bytes(15)
-     + b"\xff", bytes(16) + b"\x0f" + b"\x10" * 15],
+    [
+        bytes(32),
+        bytes(31) + b"\x11",
+        bytes(30) + b"\x01\x02",
+        b"\x00" + b"\x10" * 15 + bytes(15) + b"\xff",
+        bytes(16) + b"\x0f" + b"\x10" * 15,
+    ],
     ids=["zero", "seventeen", "unequal", "255", "sixteen, but one"],
 )
 def test_bad_padding_under_a_good_tag_is_refused(padded: bytes) -> None:
     pair = pair_in(State.REPORT)
     message = reseal(pair.client, Opcode.CLIENT_DATA, b"", padded=padded)
     check_failure(pair.server, pair.client, message, BadPadding)
+
 
 def test_padding_and_tag_failures_look_the_same_on_the_wire() -> None:
     """One uniform answer: the padding oracle of Vaudenay (2002) has nothing to ask."""
@@ -554,14 +682,18 @@ def test_padding_and_tag_failures_look_the_same_on_the_wire() -> None:
         answers.add((len(error.farewell), error.farewell[:7], farewell_of(error, pair.client)))
     assert answers == {(71, bytes([60, 1, 0, 0, 0, 1, 1]), (Opcode.TERMINATE, Status.VIOLATION))}
 
+
 # Failing for reasons that no message carries
+
 
 @pytest.mark.parametrize("state", list(State), ids=lambda state: state.name)
 @pytest.mark.parametrize(
     ("error", "status"),
-    [(DeadlineExpired("a message", "none"), Status.TIMEOUT),
-     (MalformedMessage("71", 3), Status.VIOLATION),
-     (ConnectionCut(mid_frame=True), None)],
+    [
+        (DeadlineExpired("a message", "none"), Status.TIMEOUT),
+        (MalformedMessage("71", 3), Status.VIOLATION),
+        (ConnectionCut(mid_frame=True), None),
+    ],
     ids=["deadline", "framing", "cut"],
 )
 def test_fail_ends_the_session_with_the_farewell_that_fits(
@@ -578,13 +710,17 @@ def test_fail_ends_the_session_with_the_farewell_that_fits(
     pair.server.fail(error)
     assert error.farewell == farewell, "failing twice changes nothing"
 
+
 # Misuse by our own side
 
-@pytest.mark.parametrize(("client_id", "key"),
-                         [(-1, MASTER_KEY), (256, MASTER_KEY), (1, b"k" * 15)])
+
+@pytest.mark.parametrize(
+    ("client_id", "key"), [(-1, MASTER_KEY), (256, MASTER_KEY), (1, b"k" * 15)]
+)
 def test_session_needs_a_byte_of_id_and_a_key_of_16_bytes(client_id: int, key: bytes) -> None:
     with pytest.raises(LocalError):
         Session(client_id, key, C2S)
+
 
 @pytest.mark.parametrize(
     ("state", "sends", "opcode", "body", "status"),
@@ -610,10 +746,12 @@ def test_misuse_of_seal_changes_nothing(
         session.seal(opcode, body, status=status)
     assert (session.__dict__, session.state, session.round_number) == before
 
+
 @pytest.mark.parametrize("value", [[math.nan], [math.inf], [1j], [object()], "\ud800".encode])
 def test_what_is_not_json_is_not_encoded(value: list[float]) -> None:
     with pytest.raises(LocalError):
         encode_body(value)
+
 
 def test_largest_body_makes_the_largest_frame_and_one_byte_more_is_refused() -> None:
     pair = pair_in(State.REPORT)
@@ -625,7 +763,9 @@ def test_largest_body_makes_the_largest_frame_and_one_byte_more_is_refused() -> 
         pair.client.seal(Opcode.CLIENT_DATA, largest + b" ")
     assert MAX_READINGS == 1024
 
+
 # Framing
+
 
 def receiver_of(pieces: list[bytes]):  # type: ignore[no-untyped-def]
     """Return a recv(n) that hands out `pieces` as TCP might, and then the end of the stream."""
@@ -634,15 +774,18 @@ def receiver_of(pieces: list[bytes]):  # type: ignore[no-untyped-def]
     def recv(wanted: int) -> bytes:
         if not waiting:
             return b""
-        piece, rest = waiting[0][:wanted], waiting[0][wanted:]
+        piece = waiting[0][:wanted]
+        rest = waiting[0][wanted:]
         waiting[:1] = [rest] if rest else []
         return piece
 
     return recv
 
+
 FRAMES: list[bytes] = []
-for _message in (pair_in(State.REPORT, rounds=2).transcript):
+for _message in pair_in(State.REPORT, rounds=2).transcript:
     write_frame(FRAMES.append, _message)
+
 
 def test_every_split_in_two_of_a_frame_is_read() -> None:
     frame = FRAMES[3]
@@ -653,11 +796,13 @@ def test_every_split_in_two_of_a_frame_is_read() -> None:
             read_frame(recv)
         assert not caught.value.mid_frame
 
+
 def test_byte_by_byte_and_many_in_one_piece_are_read_alike() -> None:
     stream = b"".join(FRAMES)
     for pieces in ([stream], [stream[i : i + 1] for i in range(len(stream))]):
         recv = receiver_of(pieces)
         assert [read_frame(recv) for _ in FRAMES] == [frame[2:] for frame in FRAMES]
+
 
 def test_end_of_stream_inside_a_frame_is_a_cut_inside_a_frame() -> None:
     frame = FRAMES[0]
@@ -666,6 +811,7 @@ def test_end_of_stream_inside_a_frame_is_a_cut_inside_a_frame() -> None:
             read_frame(receiver_of([frame[:length]]))
         assert caught.value.mid_frame
 
+
 def test_impossible_lengths_are_refused_after_two_bytes() -> None:
     for length in range(65_536):
         recv = receiver_of([length.to_bytes(2, "big")])
@@ -673,21 +819,27 @@ def test_impossible_lengths_are_refused_after_two_bytes() -> None:
         with pytest.raises(ConnectionCut if legal else MalformedMessage):
             read_frame(recv)
 
+
 # Properties
 
 numbers = st.floats(-1e15, 1e15) | st.integers(-(10**15), 10**15)
 plain = st.none() | numbers | st.text() | st.floats(allow_nan=False, allow_infinity=False)
 
+
 @given(st.lists(numbers, max_size=1024))
 def test_any_legal_report_is_opened_as_it_was_sealed(readings: list[float]) -> None:
     assert pair_in(State.REPORT).report(encode_body(readings)).readings == readings
+
 
 @given(st.dictionaries(st.text(), plain | st.lists(plain, max_size=20), max_size=20))
 def test_any_legal_answer_is_opened_as_it_was_sealed(aggregate: dict[str, Json]) -> None:
     assert pair_in(State.ANSWER).answer(encode_body(aggregate)).aggregate == aggregate
 
-STATES = {state: pair_in(state, rounds=1 if state.phase is ProtocolState.ACTIVE else 0)
-          for state in State}
+
+STATES = {
+    state: pair_in(state, rounds=1 if state.phase is ProtocolState.ACTIVE else 0) for state in State
+}
+
 
 @given(st.sampled_from(State), st.sampled_from(Direction), st.binary(max_size=200))
 def test_any_bytes_end_in_a_typed_error(state: State, receiver: Direction, data: bytes) -> None:
@@ -695,8 +847,14 @@ def test_any_bytes_end_in_a_typed_error(state: State, receiver: Direction, data:
     assert isinstance(refusal(session, data), ProtocolError)
     assert session.state is State.ENDED
 
-@given(st.sampled_from(State), st.sampled_from(Direction), st.integers(0, 255), st.integers(0, 1),
-       st.binary(min_size=48, max_size=96))
+
+@given(
+    st.sampled_from(State),
+    st.sampled_from(Direction),
+    st.integers(0, 255),
+    st.integers(0, 1),
+    st.binary(min_size=48, max_size=96),
+)
 def test_any_bytes_behind_a_plausible_header_end_in_a_typed_error(
     state: State, receiver: Direction, opcode: int, direction: int, rest: bytes
 ) -> None:
@@ -705,6 +863,7 @@ def test_any_bytes_behind_a_plausible_header_end_in_a_typed_error(
     padded = rest[: 48 + (len(rest) - 48) // 16 * 16] + bytes(16)
     assert isinstance(refusal(session, header + padded), ProtocolError)
 
+
 @given(st.lists(st.binary(min_size=1, max_size=300)))
 def test_any_stream_of_bytes_ends_in_a_typed_error(pieces: list[bytes]) -> None:
     recv = receiver_of(pieces)
@@ -712,12 +871,23 @@ def test_any_stream_of_bytes_ends_in_a_typed_error(pieces: list[bytes]) -> None:
         while True:
             read_frame(recv)
 
+
 @settings(max_examples=150)
-@given(st.sampled_from([s for s in State if s is not State.ENDED]), st.sampled_from(Direction),
-       st.sampled_from(Opcode), st.binary(max_size=64) | st.text().map(str.encode)
-       | st.builds(lambda n, v: n + json.dumps(v).encode(), st.sampled_from([bytes(16), b"\x00"]),
-                   st.recursive(st.none() | st.booleans() | st.floats() | st.text(),
-                                lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner))))
+@given(
+    st.sampled_from([s for s in State if s is not State.ENDED]),
+    st.sampled_from(Direction),
+    st.sampled_from(Opcode),
+    st.binary(max_size=64)
+    | st.text().map(str.encode)
+    | st.builds(
+        lambda n, v: n + json.dumps(v).encode(),
+        st.sampled_from([bytes(16), b"\x00"]),
+        st.recursive(
+            st.none() | st.booleans() | st.floats() | st.text(),
+            lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+        ),
+    ),
+)
 def test_any_well_sealed_plaintext_is_accepted_or_ends_in_a_typed_error(
     state: State, sends: Direction, opcode: Opcode, plaintext: bytes
 ) -> None:
@@ -731,6 +901,7 @@ def test_any_well_sealed_plaintext_is_accepted_or_ends_in_a_typed_error(
     else:
         assert accepted.opcode is opcode
         assert receiver.state is ProtocolFSM.VALID_TRANSITIONS[state, opcode, sends]
+
 
 def test_seeded_mutations_of_whole_conversations_never_surprise() -> None:
     """Splice, cut, repeat and rewrite real messages; an end stays in step or ends with an error."""

@@ -2,6 +2,7 @@
 
 `until` makes these tests wait: it returns when such a message is in hand, and so has come.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -21,11 +22,22 @@ from classroom.proxy_commands import GRAMMAR, HELP, Command, parse, parse_script
 from client import Client
 from endpoint import DEMO_KEYS, HOST, NoConnection, UserError, keylog
 from protocol_fsm import (
-    BadTag, ConnectionCut, Direction, MalformedMessage, Message, Opcode, PeerTerminated,
-    RoundMismatch, Session, UnexpectedOpcode, WrongDirection, WrongPeer,
+    BadTag,
+    ConnectionCut,
+    Direction,
+    MalformedMessage,
+    Message,
+    Opcode,
+    PeerTerminated,
+    RoundMismatch,
+    Session,
+    UnexpectedOpcode,
+    WrongDirection,
+    WrongPeer,
 )
 from tests.network import PATIENCE_S, Journal, serving
 from tests.test_programs import ROOT, TIMEOUT_S, Program, posix_only, running_server
+
 
 class ImpatientTable(Table):
     """A table at which nobody waits for ever."""
@@ -35,11 +47,14 @@ class ImpatientTable(Table):
         super()._wait(lambda: until() or time.monotonic() > deadline)
         assert until(), "waited in vain"
 
+
 class Seat:
     """A place at the table, between a server and the clients that connect to it."""
 
     def __init__(self, table: Table, journal: Journal, capsys: pytest.CaptureFixture[str]) -> None:
-        self.table, self.journal, self._capsys = table, journal, capsys
+        self.table = table
+        self.journal = journal
+        self._capsys = capsys
         self.said = ""
         self._client: threading.Thread | None = None
         self.outcome: list[object] = []  # of the clients: answers, and what ended them
@@ -58,13 +73,24 @@ class Seat:
         self.said += printed
         return printed
 
-    def client(self, *reports: list[float], client_id: int = 1,
-               new_session: Callable[..., Session] = Session) -> None:
+    def client(
+        self,
+        *reports: list[float],
+        client_id: int = 1,
+        new_session: Callable[..., Session] = Session,
+    ) -> None:
         """Let a client report through the proxy, in a thread."""
+
         def report() -> None:
             try:
-                with Client(client_id, DEMO_KEYS, HOST, self.table.wire.address[1],
-                            timeout_s=PATIENCE_S, new_session=new_session) as client:
+                with Client(
+                    client_id,
+                    DEMO_KEYS,
+                    HOST,
+                    self.table.wire.address[1],
+                    timeout_s=PATIENCE_S,
+                    new_session=new_session,
+                ) as client:
                     for readings in reports or ([100.0],):
                         self.outcome.append(client.report(readings)["sum"])
             except Exception as error:
@@ -86,10 +112,12 @@ class Seat:
         table = self.table
         with table._changed:
             assert table._changed.wait_for(
-                lambda: table._connection == connection and not table._connected, PATIENCE_S)
+                lambda: table._connection == connection and not table._connected, PATIENCE_S
+            )
 
     def refusal(self, count: int = 1) -> object:
         return self.journal.wait("end", count=count)[-1].detail
+
 
 @pytest.fixture
 def seat(capsys: pytest.CaptureFixture[str]) -> Iterator[Seat]:
@@ -99,11 +127,17 @@ def seat(capsys: pytest.CaptureFixture[str]) -> Iterator[Seat]:
             yield Seat(table, journal, capsys)
             table.leave()
 
+
 def accepted(seat: Seat) -> list[list[float]]:
-    return [record.detail.readings for record in seat.journal.of("report")
-            if isinstance(record.detail, Message)]
+    return [
+        record.detail.readings
+        for record in seat.journal.of("report")
+        if isinstance(record.detail, Message)
+    ]
+
 
 # Looking on
+
 
 def test_a_whole_session_is_shown_and_nothing_is_delivered_before_forward(seat: Seat) -> None:
     seat.client()
@@ -111,12 +145,18 @@ def test_a_whole_session_is_shown_and_nothing_is_delivered_before_forward(seat: 
     assert seat.journal.of("report") == []
     assert seat.end() == 100.0
     assert isinstance(seat.refusal(), PeerTerminated)
-    titles = [line.partition(", client 1, ")[0] for line in seat.said.splitlines()
-              if line.startswith("#")]
+    titles = [
+        line.partition(", client 1, ")[0] for line in seat.said.splitlines() if line.startswith("#")
+    ]
     assert titles == [
-        "#1 to server: CLIENT_HELLO", "#2 to client: SERVER_CHALLENGE", "#3 to server: CLIENT_DATA",
-        "#4 to client: SERVER_AGGR_RESPONSE", "#5 to server: TERMINATE"]
+        "#1 to server: CLIENT_HELLO",
+        "#2 to client: SERVER_CHALLENGE",
+        "#3 to server: CLIENT_DATA",
+        "#4 to client: SERVER_AGGR_RESPONSE",
+        "#5 to server: TERMINATE",
+    ]
     assert seat.said.splitlines()[-1] == "connection 1 is over"
+
 
 def test_forward_delivers_one_message_and_no_more(seat: Seat) -> None:
     seat.client()
@@ -126,6 +166,7 @@ def test_forward_delivers_one_message_and_no_more(seat: Seat) -> None:
     seat.type("until SERVER_AGGR_RESPONSE")
     assert seat.outcome == []
     assert seat.end() == 100.0
+
 
 def test_auto_forwards_until_it_is_off(seat: Seat) -> None:
     seat.client([1.0], [2.0])
@@ -142,6 +183,7 @@ def test_auto_forwards_until_it_is_off(seat: Seat) -> None:
     assert accepted(seat) == [[1.0], [2.0], [3.0]], "who waits for a message wants to decide"
     assert seat.end() == 4.0
 
+
 def test_with_a_key_log_plaintexts_are_shown(seat: Seat, tmp_path: Path) -> None:
     seat.table._keylog = tmp_path / "log"
     seat.client(new_session=keylog(str(tmp_path / "log")))
@@ -156,6 +198,7 @@ def test_with_a_key_log_plaintexts_are_shown(seat: Seat, tmp_path: Path) -> None
     assert "log line 1 is no line of a key log" in seat.type("show")
     assert seat.end() == 100.0
 
+
 def test_show_has_every_byte_and_list_the_fate_of_every_message(seat: Seat) -> None:
     seat.client()
     seat.type("until CLIENT_DATA", "flip 0.1")
@@ -167,22 +210,34 @@ def test_show_has_every_byte_and_list_the_fate_of_every_message(seat: Seat) -> N
     assert [" ".join(line.split()) for line in seat.type("list").splitlines()] == [
         "connection 1 #1 CLIENT_HELLO to server waits, forwarded",
         "connection 1 #2 SERVER_CHALLENGE to client forwarded",
-        "connection 1 #3 CLIENT_DATA to server put aside"]
+        "connection 1 #3 CLIENT_DATA to server put aside",
+    ]
+
 
 # Meddling: what is typed when the report is in hand, and who refuses it, how
 
 MEDDLING = {
-    "flip 24.3": BadTag, "edit round=2": RoundMismatch, "edit direction=S2C": WrongDirection,
-    "replay 1": UnexpectedOpcode, "inject 00": MalformedMessage,
-    "flip 7": BadTag, "flip -1.7": BadTag, "edit opcode=TERMINATE": BadTag,
-    "edit opcode=0": UnexpectedOpcode, "edit client_id=2": WrongPeer,
+    "flip 24.3": BadTag,
+    "edit round=2": RoundMismatch,
+    "edit direction=S2C": WrongDirection,
+    "replay 1": UnexpectedOpcode,
+    "inject 00": MalformedMessage,
+    "flip 7": BadTag,
+    "flip -1.7": BadTag,
+    "edit opcode=TERMINATE": BadTag,
+    "edit opcode=0": UnexpectedOpcode,
+    "edit client_id=2": WrongPeer,
     f"inject {'1e' * 71}": WrongPeer,
 }
 
+
 def some(cases: Iterable[str], quick: int) -> list[object]:
     """Return all cases; those after the first few are for the slow run."""
-    return [case if number < quick else pytest.param(case, marks=pytest.mark.slow)
-            for number, case in enumerate(cases)]
+    return [
+        case if number < quick else pytest.param(case, marks=pytest.mark.slow)
+        for number, case in enumerate(cases)
+    ]
+
 
 @pytest.mark.parametrize("line", some(MEDDLING, 5))
 def test_what_is_changed_or_inserted_is_refused_by_the_server(seat: Seat, line: str) -> None:
@@ -195,6 +250,7 @@ def test_what_is_changed_or_inserted_is_refused_by_the_server(seat: Seat, line: 
     assert isinstance(seat.end(), (PeerTerminated, ConnectionCut))
     assert accepted(seat) == []
 
+
 def test_a_report_that_comes_again_is_refused(seat: Seat) -> None:
     seat.client()
     seat.type("until SERVER_AGGR_RESPONSE", "replay 3", "forward")
@@ -202,6 +258,7 @@ def test_a_report_that_comes_again_is_refused(seat: Seat) -> None:
     assert accepted(seat) == [[100.0]]
     seat.type("until KEY_DESYNC_ERROR")
     assert seat.end() == 100.0, "the client had its answer, and has left"
+
 
 def test_a_message_turned_round_is_refused_by_the_client(seat: Seat) -> None:
     seat.client()
@@ -211,10 +268,12 @@ def test_a_message_turned_round_is_refused_by_the_client(seat: Seat) -> None:
     assert isinstance(seat.end(), WrongDirection)
     assert accepted(seat) == []
 
+
 def test_bytes_can_be_sent_to_the_client_too(seat: Seat) -> None:
     seat.client()
     seat.type("until CLIENT_DATA", "drop", "inject 1e1e client", "forward")
     assert isinstance(seat.end(), MalformedMessage)
+
 
 def test_a_dropped_message_is_not_delivered(seat: Seat) -> None:
     seat.client()
@@ -223,6 +282,7 @@ def test_a_dropped_message_is_not_delivered(seat: Seat) -> None:
     seat.table.onecmd("list")
     assert not seat.read().splitlines()[-1].endswith("forwarded")
     assert accepted(seat) == []
+
 
 def test_a_message_put_aside_lets_the_next_pass_and_comes_back_in_front(seat: Seat) -> None:
     seat.client()
@@ -233,6 +293,7 @@ def test_a_message_put_aside_lets_the_next_pass_and_comes_back_in_front(seat: Se
     seat.type("drop")
     assert seat.end() == 100.0
 
+
 def test_cut_ends_both_sides_without_a_word(seat: Seat) -> None:
     seat.client([1.0], [2.0])
     seat.type("until SERVER_AGGR_RESPONSE", "cut")
@@ -240,10 +301,21 @@ def test_cut_ends_both_sides_without_a_word(seat: Seat) -> None:
     seat._client.join(PATIENCE_S)  # type: ignore[union-attr]
     assert isinstance(seat.outcome[-1], ConnectionCut)
 
+
 # Undo
 
-CHANGES = ["flip 24.3", "drop", "hold", "play tape", "edit round=7", "reflect", "replay 1",
-           "inject 00", "play tape client"]
+CHANGES = [
+    "flip 24.3",
+    "drop",
+    "hold",
+    "play tape",
+    "edit round=7",
+    "reflect",
+    "replay 1",
+    "inject 00",
+    "play tape client",
+]
+
 
 @pytest.mark.parametrize("line", some(CHANGES, 4))
 def test_undo_takes_back_the_last_change_though_messages_have_come_since(
@@ -263,12 +335,14 @@ def test_undo_takes_back_the_last_change_though_messages_have_come_since(
     assert seat.end() == 100.0
     assert accepted(seat) == [[100.0]]
 
+
 def test_undo_of_release_puts_aside_again(seat: Seat) -> None:
     seat.client()
     seat.type("until CLIENT_DATA", "hold", "release 3", "undo")
     assert [item.number for item in seat.table._desk.held] == [3]
     seat.type("release 3")
     assert seat.end() == 100.0
+
 
 def test_what_is_forwarded_cannot_be_undone(seat: Seat) -> None:
     seat.client()
@@ -278,7 +352,9 @@ def test_what_is_forwarded_cannot_be_undone(seat: Seat) -> None:
     assert [item.number for item in seat.table._desk.held] == [3]
     seat.end()
 
+
 # Recordings, and connections one after the other
+
 
 def test_a_recorded_session_is_played_to_the_server_on_a_connection_of_our_own(seat: Seat) -> None:
     seat.client()
@@ -292,6 +368,7 @@ def test_a_recorded_session_is_played_to_the_server_on_a_connection_of_our_own(s
     seat.type("until end")
     assert accepted(seat) == [[100.0]]
 
+
 def test_a_recording_is_played_into_the_session_of_another_client(seat: Seat) -> None:
     seat.client()
     seat.end()
@@ -299,6 +376,7 @@ def test_a_recording_is_played_into_the_session_of_another_client(seat: Seat) ->
     seat.client(client_id=2)
     seat.type("until SERVER_CHALLENGE", "drop", "play tape client", "forward")
     assert isinstance(seat.end(), WrongPeer)
+
 
 def test_messages_keep_their_numbers_from_connection_to_connection(seat: Seat) -> None:
     for _ in range(2):
@@ -310,27 +388,42 @@ def test_messages_keep_their_numbers_from_connection_to_connection(seat: Seat) -
     seat.type("replay 3", "forward")
     assert isinstance(seat.refusal(3), UnexpectedOpcode)
 
+
 # Mistakes
 
 MISTAKES = {
     "frobnicate": "there is no command 'frobnicate'; help names them all",
     "flip": r"^flip is used like this: flip BYTE\[.BIT\]$",
-    "flip 1.8": "flip is used", "flip x": "flip is used",
-    "flip 999": "it has only 87 bytes, from 0", "flip -88": "it has only 87 bytes",
-    "edit round": "^edit is used like this: edit FIELD=VALUE$", "edit colour=1": "edit is used",
-    "edit round=soon": "edit is used", "edit opcode=256": "opcode has no room for 256",
+    "flip 1.8": "flip is used",
+    "flip x": "flip is used",
+    "flip 999": "it has only 87 bytes, from 0",
+    "flip -88": "it has only 87 bytes",
+    "edit round": "^edit is used like this: edit FIELD=VALUE$",
+    "edit colour=1": "edit is used",
+    "edit round=soon": "edit is used",
+    "edit opcode=256": "opcode has no room for 256",
     "edit round=4294967296": "round has no room for 4294967296",
-    "inject": r"^inject is used like this: inject HEX \[client\]$", "inject 1": "inject is used",
-    "inject xy": "inject is used", "inject 00 nobody": "inject is used",
-    "replay": "^replay is used like this: replay N$", "replay 99": "no message 99 has come",
-    "replay 0": "no message 0 has come", "release 1": "no message 1 was put aside",
-    "show 99": "no message 99 has come", "show x": r"^show is used like this: show \[N\], list$",
-    "play nothing": "no recording nothing with messages to the server", "play": "play is used",
-    "record": "record is used", "record ../x": "record is used",
-    "until": "^until is used like this: until OPCODE or end$", "until then": "until is used",
-    "auto on": r"^auto is used like this: auto \[off\]$", "drop 1": "drop is used",
+    "inject": r"^inject is used like this: inject HEX \[client\]$",
+    "inject 1": "inject is used",
+    "inject xy": "inject is used",
+    "inject 00 nobody": "inject is used",
+    "replay": "^replay is used like this: replay N$",
+    "replay 99": "no message 99 has come",
+    "replay 0": "no message 0 has come",
+    "release 1": "no message 1 was put aside",
+    "show 99": "no message 99 has come",
+    "show x": r"^show is used like this: show \[N\], list$",
+    "play nothing": "no recording nothing with messages to the server",
+    "play": "play is used",
+    "record": "record is used",
+    "record ../x": "record is used",
+    "until": "^until is used like this: until OPCODE or end$",
+    "until then": "until is used",
+    "auto on": r"^auto is used like this: auto \[off\]$",
+    "drop 1": "drop is used",
     "undo": "nothing to undo",
 }
+
 
 def test_a_mistake_costs_one_sentence_and_changes_nothing(seat: Seat) -> None:
     seat.client()
@@ -347,6 +440,7 @@ def test_a_mistake_costs_one_sentence_and_changes_nothing(seat: Seat) -> None:
     assert seat.journal.records == []
     assert seat.end() == 100.0
 
+
 def test_with_nothing_in_hand_that_is_said(seat: Seat) -> None:
     for line in ("forward", "drop", "hold", "reflect", "flip 0", "edit round=1", "show", ""):
         seat.table.onecmd(line)
@@ -356,11 +450,13 @@ def test_with_nothing_in_hand_that_is_said(seat: Seat) -> None:
     seat.table.onecmd("record tape")
     assert seat.read() == "there are no messages to record\n"
 
+
 def test_a_header_that_is_not_there_cannot_be_edited(seat: Seat) -> None:
     seat.type("inject 1e01")
     with pytest.raises(UserError, match="it has no whole header"):
         seat.type("edit round=1")
     seat.type("flip 1", "drop")
+
 
 def test_a_server_that_has_gone_is_said_and_the_table_stays(
     seat: Seat, capsys: pytest.CaptureFixture[str]
@@ -378,20 +474,31 @@ def test_a_server_that_has_gone_is_said_and_the_table_stays(
         seat.table.run_script([("here", Command("until", ("CLIENT_HELLO",)))])
     assert not seat.table._failure, "it is said once"
 
+
 # Scripts
+
 
 def script(path: Path, text: str) -> str:
     path.write_text(text)
     return str(path)
 
+
 def test_a_script_is_what_would_be_typed(tmp_path: Path) -> None:
-    path = script(tmp_path / "s", "# a title\n\nuntil  CLIENT_DATA # wait\n  flip 24.3\nflip -1\n"
-                                  "edit opcode = TERMINATE\ninject 0aFF client\nquit\n")
+    path = script(
+        tmp_path / "s",
+        "# a title\n\nuntil  CLIENT_DATA # wait\n  flip 24.3\nflip -1\n"
+        "edit opcode = TERMINATE\ninject 0aFF client\nquit\n",
+    )
     assert [command for _, command in parse_script(path)] == [
-        Command("until", ("CLIENT_DATA",)), Command("flip", (24, 8)), Command("flip", (-1, 1)),
-        Command("edit", ("opcode", 60)), Command("inject", (b"\x0a\xff", "client")),
-        Command("quit", ())]
+        Command("until", ("CLIENT_DATA",)),
+        Command("flip", (24, 8)),
+        Command("flip", (-1, 1)),
+        Command("edit", ("opcode", 60)),
+        Command("inject", (b"\x0a\xff", "client")),
+        Command("quit", ()),
+    ]
     assert parse_script(path)[0][0] == f"{path} line 3"
+
 
 def test_a_script_runs_to_its_end_or_to_quit(seat: Seat, tmp_path: Path) -> None:
     path = script(tmp_path / "s", "until CLIENT_DATA\nflip 24.3\nforward\nuntil end\n")
@@ -400,12 +507,14 @@ def test_a_script_runs_to_its_end_or_to_quit(seat: Seat, tmp_path: Path) -> None
     assert isinstance(seat.refusal(), BadTag)
     assert seat.table.run_script([("", Command("quit")), ("", Command("frobnicate"))]) is True
 
+
 def test_a_script_that_waits_in_vain_says_where(seat: Seat, tmp_path: Path) -> None:
     path = script(tmp_path / "s", "until SERVER_AGGR_RESPONSE\nuntil KEY_DESYNC_ERROR\n")
     seat.client()
     sentence = "s line 2: connection 1 was over before a KEY_DESYNC_ERROR came"
     with pytest.raises(NoConnection, match=sentence):
         seat.table.run_script(parse_script(path))
+
 
 def test_the_end_of_a_connection_is_waited_for_once_however_soon_it_came(
     seat: Seat, tmp_path: Path
@@ -418,21 +527,35 @@ def test_the_end_of_a_connection_is_waited_for_once_however_soon_it_came(
         seat.table.run_script([("here", Command("until", ("CLIENT_HELLO",)))])
     seat.table._ended = True
     seat.client()
-    end, hello = Command("until", ("end",)), Command("until", ("CLIENT_HELLO",))
+    end = Command("until", ("end",))
+    hello = Command("until", ("CLIENT_HELLO",))
     seat.table.run_script([("here", end), ("here", hello), ("here", end)])
     assert len(seat.table._came) == 10
 
-@pytest.mark.parametrize("text", ["until CLIENT_HELLO\nforward\nflop\n", "drop\n\ndrop 7\n",
-                                  "# ?\nundo\nedit opcode=300"])
+
+@pytest.mark.parametrize(
+    "text",
+    ["until CLIENT_HELLO\nforward\nflop\n", "drop\n\ndrop 7\n", "# ?\nundo\nedit opcode=300"],
+)
 def test_a_wrong_line_is_named_before_anything_is_done(tmp_path: Path, text: str) -> None:
     with pytest.raises(UserError, match=r"/s line 3: "):
         parse_script(script(tmp_path / "s", text))
 
+
 # The program
 
+
 def proxy(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "classroom.proxy", *arguments], cwd=ROOT,
-                          text=True, input="", capture_output=True, timeout=TIMEOUT_S, check=False)
+    return subprocess.run(
+        [sys.executable, "-m", "classroom.proxy", *arguments],
+        cwd=ROOT,
+        text=True,
+        input="",
+        capture_output=True,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
+
 
 @pytest.mark.slow
 def test_the_program_ends_in_one_sentence_and_an_exit_code(tmp_path: Path) -> None:
@@ -459,16 +582,19 @@ def test_the_program_ends_in_one_sentence_and_an_exit_code(tmp_path: Path) -> No
                 assert visit.recv(1) == b"", "it looks whether there is a server, no more"
                 assert "--listen" in arguments
 
+
 def test_three_programs_and_a_script(tmp_path: Path) -> None:
     path = script(tmp_path / "s", "until CLIENT_DATA\nflip 24.3\nforward\nuntil end\n")
-    with running_server("--patient") as (server, port), \
-            Program("-m", "classroom.proxy", "--listen", "0", "--server", f"{HOST}:{port}",
-                    "--script", path) as middle:
+    with (
+        running_server("--patient") as (server, port),
+        Program(
+            "-m", "classroom.proxy", "--listen", "0", "--server", f"{HOST}:{port}", "--script", path
+        ) as middle,
+    ):
         here = middle.wait_for("^listening on ").partition(";")[0].rpartition(":")[2]
         with Program("client.py", "1", "--port", here, "--patient", "--values", "100") as client:
             assert client.finish() == 1
-            assert client.lines["err"] == [
-                "client 1: session terminated by the server: VIOLATION"]
+            assert client.lines["err"] == ["client 1: session terminated by the server: VIOLATION"]
         middle.wait_for("^connection 1 is over")
         server.wait_for("ended: BadTag", "err")
         assert middle.process.stdin
@@ -479,14 +605,18 @@ def test_three_programs_and_a_script(tmp_path: Path) -> None:
         assert all(len(line) <= 80 and line.isascii() for line in middle.lines["out"])
         assert middle.lines["out"][-1].startswith("connection 1  #4 TERMINATE to client")
 
+
 @posix_only
 def test_ctrl_c_ends_the_program() -> None:
-    with running_server() as (_, port), Program(
-            "-m", "classroom.proxy", "--listen", "0", "--server", f"{HOST}:{port}") as middle:
+    with (
+        running_server() as (_, port),
+        Program("-m", "classroom.proxy", "--listen", "0", "--server", f"{HOST}:{port}") as middle,
+    ):
         middle.wait_for("^listening on ")
         middle.interrupt()
         assert middle.finish() == 130
         assert middle.lines["err"] == []
+
 
 def test_help_names_every_command_and_fits_a_screen() -> None:
     lines = HELP.splitlines()
@@ -496,7 +626,9 @@ def test_help_names_every_command_and_fits_a_screen() -> None:
         assert callable(getattr(Table, f"do_{name}"))
         assert name == "help" or any(f"{name}" in line[:22] for line in lines), name
 
+
 # At a terminal
+
 
 @posix_only
 def test_at_a_terminal_what_comes_leaves_the_prompt_and_what_is_typed_alone(
@@ -505,9 +637,14 @@ def test_at_a_terminal_what_comes_leaves_the_prompt_and_what_is_typed_alone(
     pexpect = pytest.importorskip("pexpect")
     with serving(window_s=0.2) as (server, journal):
         middle = pexpect.spawn(
-            sys.executable, ["-m", "classroom.proxy", "--listen", "0", "--server",
-                             "{}:{}".format(*server.address)], cwd=str(ROOT), timeout=TIMEOUT_S,
-            encoding="ascii", dimensions=(24, 80), env={"TERM": "dumb", "PATH": ""})
+            sys.executable,
+            ["-m", "classroom.proxy", "--listen", "0", "--server", "{}:{}".format(*server.address)],
+            cwd=str(ROOT),
+            timeout=TIMEOUT_S,
+            encoding="ascii",
+            dimensions=(24, 80),
+            env={"TERM": "dumb", "PATH": ""},
+        )
         middle.expect(r"listening on 127.0.0.1:(\d+);")
         address = (HOST, int(middle.match[1]))
         middle.expect_exact("proxy> ")

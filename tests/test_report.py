@@ -1,4 +1,5 @@
 """The page of evidence: what it says is what the log says, it is one file, and it can be read."""
+
 from __future__ import annotations
 
 import html.parser
@@ -27,14 +28,34 @@ from endpoint import UserError
 from protocol_fsm import Direction, Opcode, PeerTerminated, Session
 
 ROOT = Path(__file__).parent.parent
-SAMPLE = ("flip-reading", "replay-report", "replay-rewritten", "truncate", "recorded-server",
-          "reflect", "reorder", "drop-report", "hold", "replay-session", "guessed-key")
+SAMPLE = (
+    "flip-reading",
+    "replay-report",
+    "replay-rewritten",
+    "truncate",
+    "recorded-server",
+    "reflect",
+    "reorder",
+    "drop-report",
+    "hold",
+    "replay-session",
+    "guessed-key",
+)
 HOSTILE = "<script>alert(1)</script>\"'&\u2028"
 SECURITY = read_document(LAB.security)
 
+
 def command(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, *words], cwd=ROOT, text=True, encoding="utf-8",
-                          capture_output=True, timeout=300, check=False)
+    return subprocess.run(
+        [sys.executable, *words],
+        cwd=ROOT,
+        text=True,
+        encoding="utf-8",
+        capture_output=True,
+        timeout=300,
+        check=False,
+    )
+
 
 @pytest.fixture(scope="module")
 def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -44,15 +65,19 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert (done.returncode, done.stderr) == (0, "")
     return path
 
+
 @pytest.fixture(scope="module")
 def runs(log: Path) -> dict[str, Run]:
     return {run.attack: run for run in runs_of(read_events(log)[0])}
+
 
 @pytest.fixture(scope="module")
 def page(runs: dict[str, Run]) -> str:
     return report.page([*runs.values()], LAB, "SECURITY.md")
 
+
 VOID = {"meta", "br", "hr", "img", "link"}  # which have no end
+
 
 class Outline(html.parser.HTMLParser):
     """What a browser would make of the tags: which there are, and what is inside what."""
@@ -78,7 +103,9 @@ class Outline(html.parser.HTMLParser):
         """Return the values of one attribute, wherever it is."""
         return [given[name] or "" for _, given in self.tags if name in given]
 
+
 # Messages -----------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("opcode", [*Opcode, 0, 255])
 @pytest.mark.parametrize("blocks", [0, 1, 2, 6])
@@ -86,11 +113,19 @@ def test_fields_add_up_to_the_bytes_of_the_message(opcode: int, blocks: int) -> 
     message = struct.pack(">BBIB", opcode, 3, 7, 1) + bytes(range(48 + 16 * blocks))
     fields = lab_fields(message)
     assert b"".join(field.content for field in fields) == message
-    assert [field.name for field in fields] == ["opcode", "client id", "round", "direction", "IV",
-                                                "ciphertext", "tag"]
+    assert [field.name for field in fields] == [
+        "opcode",
+        "client id",
+        "round",
+        "direction",
+        "IV",
+        "ciphertext",
+        "tag",
+    ]
     assert [len(field.content) for field in fields] == [1, 1, 4, 1, 16, 16 * blocks, 32]
     name = Opcode(opcode).name if opcode in {*Opcode} else f"opcode {opcode}"
     assert lab_title(message) == f"{name}, round 7"
+
 
 @pytest.mark.parametrize("length", range(60))
 def test_a_message_that_is_too_short_is_still_all_there(length: int) -> None:
@@ -98,11 +133,13 @@ def test_a_message_that_is_too_short_is_still_all_there(length: int) -> None:
     assert b"".join(field.content for field in lab_fields(message)) == message
     assert lab_title(message)
 
+
 def test_the_touched_bytes_are_those_that_differ(runs: dict[str, Run]) -> None:
     (step,) = [step for step in runs["flip-reading"].steps if step.kind == "changed"]
     differ = [at for at, (old, new) in enumerate(zip(step.sent, step.arrived)) if old != new]
     (view,) = report.message_views(runs["flip-reading"], LAB)
-    shown, at = list[int](), 0
+    shown: list[int] = []
+    at = 0
     for field in view.fields:
         arrived = field.versions[-1][1]
         for piece in arrived:
@@ -112,13 +149,18 @@ def test_the_touched_bytes_are_those_that_differ(runs: dict[str, Run]) -> None:
     assert shown == differ == [24]
     assert at == len(step.arrived)
 
+
 def test_a_field_that_lost_its_end_is_touched_there_and_the_tag_is_not(
-        runs: dict[str, Run]) -> None:
+    runs: dict[str, Run],
+) -> None:
     (step,) = [step for step in runs["truncate"].steps if step.kind == "changed"]
-    touched = {change.after.name: change.touched
-               for change in changes(lab_fields(step.sent), lab_fields(step.arrived))}
+    touched = {
+        change.after.name: change.touched
+        for change in changes(lab_fields(step.sent), lab_fields(step.arrived))
+    }
     assert {name for name, places in touched.items() if places} == {"ciphertext"}
     assert {*range(32, 48)} < touched["ciphertext"], "the third block is gone"
+
 
 # Runs ---------------------------------------------------------------------------------------------
 
@@ -133,73 +175,104 @@ KINDS_SEEN = {
     "guessed-key": "",
 }
 
+
 @pytest.mark.parametrize(("attack", "kinds"), KINDS_SEEN.items(), ids=KINDS_SEEN)
 def test_steps_are_told_from_the_log(runs: dict[str, Run], attack: str, kinds: str) -> None:
     assert [step.kind for step in runs[attack].steps] == kinds.split()
     assert {*kinds.split()} <= KINDS.keys()
 
+
 def test_the_message_that_was_refused_is_marked_with_the_check(runs: dict[str, Run]) -> None:
-    refused = {attack: [(number, step.refused) for number, step in enumerate(run.steps)
-                        if step.refused] for attack, run in runs.items()}
+    refused = {
+        attack: [(number, step.refused) for number, step in enumerate(run.steps) if step.refused]
+        for attack, run in runs.items()
+    }
     assert refused["flip-reading"] == [(2, "BadTag")]
     assert refused["replay-report"] == [(4, "RoundMismatch")], "the second delivery, not the first"
     assert refused["replay-session"] == [(1, "BadTag")]
 
+
 def test_an_old_message_with_a_new_header_is_set_beside_the_old_one(runs: dict[str, Run]) -> None:
     (step,) = [step for step in runs["replay-rewritten"].steps if step.kind == "inserted"]
-    touched = [change.after.name for change in changes(lab_fields(step.sent),
-                                                       lab_fields(step.arrived)) if change.touched]
+    touched = [
+        change.after.name
+        for change in changes(lab_fields(step.sent), lab_fields(step.arrived))
+        if change.touched
+    ]
     assert touched == ["round"]
+
 
 def test_keys_of_both_ends_share_a_row_while_they_agree(runs: dict[str, Run]) -> None:
     labels, rows = report.key_rows(runs["flip-reading"], LAB)
     assert labels == ["C2S-ENC", "C2S-MAC", "S2C-ENC", "S2C-MAC"]
     assert [(row.number, row.who, row.differ) for row in rows] == [
-        (1, "both ends", False), (2, "both ends", False), (3, "client", False)]
+        (1, "both ends", False),
+        (2, "both ends", False),
+        (3, "client", False),
+    ]
     assert [moved for _, moved in rows[1].names] == [True] * 4, "the binding moves all four"
     assert [moved for _, moved in rows[2].names] == [True, True, False, False]
 
+
 def test_keys_that_came_apart_are_said_to_differ() -> None:
-    one, other = ({"K": "11111111"}, {"K": "22222222"})
+    one = {"K": "11111111"}
+    other = {"K": "22222222"}
     lines: list[dict[str, Any]] = [
         {"event": "sent", "to": "server", "message": bytes(80)},
         {"event": "inserted", "to": "server", "message": bytes(79) + b"\1"},
         {"event": "keys", "by": "client", "message": bytes(80), "keys": one},
-        {"event": "keys", "by": "server", "message": bytes(79) + b"\1", "keys": other}]
+        {"event": "keys", "by": "server", "message": bytes(79) + b"\1", "keys": other},
+    ]
     _, rows = report.key_rows(run_of([{"attack": "a", **line} for line in lines]), LAB)
     assert [(row.who, row.differ) for row in rows] == [("client", True), ("server", True)]
 
+
 def test_a_watch_tells_what_a_session_did_and_changes_nothing() -> None:
-    watch, key = Watch(), b"k" * 16
-    client, server = (watch.noting(Session(1, key, sends), by, PeerTerminated)
-                      for sends, by in ((Direction.C2S, "client"), (Direction.S2C, "server")))
+    watch = Watch()
+    key = b"k" * 16
+    client, server = (
+        watch.noting(Session(1, key, sends), by, PeerTerminated)
+        for sends, by in ((Direction.C2S, "client"), (Direction.S2C, "server"))
+    )
     hello = client.seal(Opcode.CLIENT_HELLO)
     server.open(hello)
     with pytest.raises(Exception, match="UnexpectedOpcode"):
         server.open(hello)
     told = watch.told()
     assert [(line["event"], line["by"]) for line in told] == [
-        ("keys", "client"), ("keys", "server"), ("refused", "server")]
+        ("keys", "client"),
+        ("keys", "server"),
+        ("refused", "server"),
+    ]
     assert {line["message"] for line in told} == {hello.hex()}
     assert told[0]["keys"] == told[1]["keys"] == client.fingerprints()
     assert watch.told() == []
 
+
 def test_of_very_many_messages_the_middle_is_left_out_everywhere() -> None:
-    lines = [{"attack": "many", "event": "inserted", "to": "server",
-              "message": struct.pack(">BBIB", 30, 1, number, 0) + bytes(64)}
-             for number in range(3_000)]
+    lines = [
+        {
+            "attack": "many",
+            "event": "inserted",
+            "to": "server",
+            "message": struct.pack(">BBIB", 30, 1, number, 0) + bytes(64),
+        }
+        for number in range(3_000)
+    ]
     text = report.page([run_of(lines)], LAB, "SECURITY.md")
     assert "... 2987 messages more ..." in text
     assert "CLIENT_DATA, round 2999" in text
     assert len(text) < 200_000
+
 
 def test_of_many_messages_the_one_that_was_touched_is_never_left_out() -> None:
     def line(event: str, number: int, body: bytes) -> dict[str, object]:
         message = struct.pack(">BBIB", 30, 1, number, 0) + body
         return {"attack": "one", "event": event, "to": "server", "message": message}
 
-    lines = [line(event, number, bytes(64)) for number in range(40)
-             for event in ("sent", "delivered")]
+    lines = [
+        line(event, number, bytes(64)) for number in range(40) for event in ("sent", "delivered")
+    ]
     lines[2 * 20 + 1] = line("inserted", 20, bytes(63) + b"!")
     text = report.page([run_of(lines)], LAB, "SECURITY.md")
     assert "... 16 messages more ..." in text
@@ -207,7 +280,9 @@ def test_of_many_messages_the_one_that_was_touched_is_never_left_out() -> None:
     assert "CLIENT_DATA, round 20" in text
     assert "CLIENT_DATA, round 19" not in text
 
+
 # The page -----------------------------------------------------------------------------------------
+
 
 def test_every_attack_of_the_log_has_its_place(page: str, runs: dict[str, Run]) -> None:
     outline = Outline(page)
@@ -220,6 +295,7 @@ def test_every_attack_of_the_log_has_its_place(page: str, runs: dict[str, Run]) 
     assert "refused by the server: BadTag" in page
     assert "not prevented, noticed by the client&#39;s deadline" in page
 
+
 def test_the_page_is_one_file_that_loads_nothing(page: str) -> None:
     outline = Outline(page)
     assert not {tag for tag, _ in outline.tags} & {"script", "link", "img", "iframe", "object"}
@@ -230,12 +306,14 @@ def test_the_page_is_one_file_that_loads_nothing(page: str) -> None:
     assert ("meta", {"charset": "utf-8"}) in outline.tags
     assert ("html", {"lang": "en"}) in outline.tags
 
+
 def test_links_inside_the_page_and_into_the_document_lead_somewhere(page: str) -> None:
     outline = Outline(page)
     anchors = {f"#{name}" for name in outline.all("id")}
     there = {f"SECURITY.md#{section.anchor}" for section in sections(SECURITY)} | {"SECURITY.md"}
     assert {*outline.all("href")} <= anchors | there
     assert [name for name, count in Counter(outline.all("id")).items() if count > 1] == []
+
 
 def test_every_claim_is_there_and_leads_to_its_attacks(page: str) -> None:
     _, table = claims(SECURITY)
@@ -245,55 +323,111 @@ def test_every_claim_is_there_and_leads_to_its_attacks(page: str) -> None:
     assert "<code>flip-iv</code>" in page, "which is not in this log, and so no link"
     assert "#run-flip-iv" not in page
 
+
 def test_the_matrix_is_that_of_the_document_and_its_cells_lead_to_runs() -> None:
     matrix = matrix_of(SECURITY)
     assert {*matrix.sets} | {*matrix.not_prevented} == {*ATTACKS}
     assert matrix.sets["replay-report"][0] == ["round", "ratchet"]
     assert matrix.not_prevented["hold"] == "the client's deadline"
     assert "fresh-iv" in matrix.redundant
-    lines = [{"attack": "replay-report", "event": "judged", "without": "ratchet,round",
-              "as_expected": False, "won": "it", "words": "", "story": "", "claim": "",
-              "noticed": "", "bystanders": 1}]
+    lines = [
+        {
+            "attack": "replay-report",
+            "event": "judged",
+            "without": "ratchet,round",
+            "as_expected": False,
+            "won": "it",
+            "words": "",
+            "story": "",
+            "claim": "",
+            "noticed": "",
+            "bystanders": 1,
+        }
+    ]
     text = report.page([run_of(lines)], LAB, "SECURITY.md")
     words = "set a: replay-report wins without round and ratchet"
     assert text.count(f'<a href="#run-replay-report-without-ratchet-round" title="{words}"') == 2
     assert "try python attacks.py --without tag flip-reading" in text
 
+
 def test_runs_of_one_attack_stand_together() -> None:
-    lines = [[{"attack": attack, "event": "judged", "without": without, "as_expected": True,
-               "won": "", "words": "", "story": "", "claim": "", "noticed": "", "bystanders": 1}]
-             for attack, without in (("one", ""), ("two", ""), ("one", "tag"), ("one", "tag"))]
+    lines = [
+        [
+            {
+                "attack": attack,
+                "event": "judged",
+                "without": without,
+                "as_expected": True,
+                "won": "",
+                "words": "",
+                "story": "",
+                "claim": "",
+                "noticed": "",
+                "bystanders": 1,
+            }
+        ]
+        for attack, without in (("one", ""), ("two", ""), ("one", "tag"), ("one", "tag"))
+    ]
     text = report.page([run_of(line) for line in lines], LAB, "SECURITY.md")
     assert re.findall('<h3 id="(.*?)">', text) == [
-        "run-one", "run-one-without-tag", "run-one-without-tag-2", "run-two"]
+        "run-one",
+        "run-one-without-tag",
+        "run-one-without-tag-2",
+        "run-two",
+    ]
+
 
 def test_all_that_the_matrix_found_is_run_for_the_evidence() -> None:
     matrix = matrix_of(SECURITY)
     needed = runs_needed(matrix)
     assert needed[""] == []
     assert {(name, rules) for rules, names in needed.items() for name in names} == {
-        (name, ",".join(rules)) for name, found in matrix.sets.items() for rules in found}
+        (name, ",".join(rules)) for name, found in matrix.sets.items() for rules in found
+    }
+
 
 def test_the_same_log_makes_the_same_page(page: str, runs: dict[str, Run]) -> None:
     assert report.page([*runs.values()], LAB, "SECURITY.md") == page
+
 
 def hostile_lines() -> list[dict[str, Any]]:
     return [
         {"attack": HOSTILE, "event": "sent", "to": "server", "message": "0a"},
         {"attack": HOSTILE, "event": "inserted", "to": "server", "message": ""},
-        {"attack": HOSTILE, "event": "keys", "by": "client", "keys": {HOSTILE: HOSTILE},
-         "message": "0a"},
+        {
+            "attack": HOSTILE,
+            "event": "keys",
+            "by": "client",
+            "keys": {HOSTILE: HOSTILE},
+            "message": "0a",
+        },
         {"attack": HOSTILE, "event": "refused", "by": "server", "error": HOSTILE, "message": ""},
         {"attack": HOSTILE, "event": "ended", "by": "server", "error": HOSTILE},
-        {"attack": HOSTILE, "event": "judged", "story": HOSTILE, "claim": HOSTILE,
-         "noticed": HOSTILE, "without": f"{HOSTILE},\ud800", "as_expected": True,
-         "words": HOSTILE, "won": HOSTILE, "bystanders": 10**9}]
+        {
+            "attack": HOSTILE,
+            "event": "judged",
+            "story": HOSTILE,
+            "claim": HOSTILE,
+            "noticed": HOSTILE,
+            "without": f"{HOSTILE},\ud800",
+            "as_expected": True,
+            "words": HOSTILE,
+            "won": HOSTILE,
+            "bystanders": 10**9,
+        },
+    ]
+
 
 def test_nothing_in_a_log_becomes_a_tag_of_the_page(tmp_path: Path) -> None:
-    log, output = tmp_path / "events.jsonl", tmp_path / "report.html"
+    log = tmp_path / "events.jsonl"
+    output = tmp_path / "report.html"
     log.write_text("".join(json.dumps(line) + "\n" for line in hostile_lines()))
-    title = LAB._replace(name=HOSTILE, title=lambda message: HOSTILE, attacks=HOSTILE,
-                         fields=lambda message: [Field(HOSTILE, message, HOSTILE)])
+    title = LAB._replace(
+        name=HOSTILE,
+        title=lambda message: HOSTILE,
+        attacks=HOSTILE,
+        fields=lambda message: [Field(HOSTILE, message, HOSTILE)],
+    )
     for wire in (LAB, title):
         page = report.page([*runs_of(read_events(log)[0])], wire, "x")
         write_whole(output, page.encode("utf-8", "replace"))
@@ -303,6 +437,7 @@ def test_nothing_in_a_log_becomes_a_tag_of_the_page(tmp_path: Path) -> None:
         assert all(re.fullmatch(r"[\w-]+", name) for name in outline.all("id"))
         assert "alert(1)" in text
         assert len(text) < 200_000
+
 
 # Bad input ----------------------------------------------------------------------------------------
 
@@ -315,13 +450,17 @@ BAD = {
     "an event that is no word": ('{"attack": "a", "event": ["sent"]}\n', " line 1 is not an event"),
     "a field of the wrong kind": (LINE.replace('"BadTag"', "5"), " line 1 is not an event"),
     "a message that is not hexadecimal": (
-        '{"attack": "a", "event": "sent", "to": "client", "message": "xy"}\n', " is not an event"),
+        '{"attack": "a", "event": "sent", "to": "client", "message": "xy"}\n',
+        " is not an event",
+    ),
     "an end that there is not": (LINE.replace("server", "nobody"), " line 1 is not an event"),
     "keys that are no names": (
         '{"attack": "a", "event": "keys", "by": "client", "message": "", "keys": {"K": [1]}}\n',
-        " line 1 is not an event"),
+        " line 1 is not an event",
+    ),
     "very deep": ("[" * 100_000 + "\n", " line 1 is not an event"),
 }
+
 
 def spoken(monkeypatch: pytest.MonkeyPatch, *words: str) -> str:
     """Return the sentence with which the program ends."""
@@ -330,6 +469,7 @@ def spoken(monkeypatch: pytest.MonkeyPatch, *words: str) -> str:
         report.main()
     assert caught.value.exit_code == 2
     return str(caught.value)
+
 
 @pytest.mark.parametrize(("text", "sentence"), BAD.values(), ids=BAD)
 def test_a_bad_log_is_one_sentence_and_leaves_no_page(
@@ -340,6 +480,7 @@ def test_a_bad_log_is_one_sentence_and_leaves_no_page(
     assert sentence in told
     assert len(told.splitlines()) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["log"]
+
 
 def test_files_that_are_not_there_or_not_right_are_one_sentence(
     log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -354,8 +495,10 @@ def test_files_that_are_not_there_or_not_right_are_one_sentence(
     for text in ("{}", "[]", "no", '{"sets": [], "not_prevented": {}, "redundant": {}}'):
         (tmp_path / "matrix").write_text(text)
         assert "is not what python -m classroom.matrix --json prints" in spoken(
-            monkeypatch, str(log), *output, "--matrix", str(tmp_path / "matrix"))
+            monkeypatch, str(log), *output, "--matrix", str(tmp_path / "matrix")
+        )
     assert {path.name for path in tmp_path.iterdir()} == {"odd", "folder", "matrix"}
+
 
 def test_without_jinja_the_page_says_what_to_install(
     log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -365,6 +508,7 @@ def test_without_jinja_the_page_says_what_to_install(
     assert told.endswith("pip install -r requirements-evidence.txt")
     assert list(tmp_path.iterdir()) == []
 
+
 def test_an_event_of_a_kind_that_is_not_known_is_skipped_and_said(
     log: Path, tmp_path: Path
 ) -> None:
@@ -372,26 +516,41 @@ def test_an_event_of_a_kind_that_is_not_known_is_skipped_and_said(
     more.write_text(LINE + '{"attack": "a", "event": "applause", "by": "nobody"}\n')
     matrix = tmp_path / "matrix"
     matrix.write_text('{"sets": {"a": [["tag"]]}, "not_prevented": {}, "redundant": {}}')
-    done = command("-m", "classroom.report", str(log), str(more), "--matrix", str(matrix),
-                   "-o", str(tmp_path / "report.html"))
+    done = command(
+        "-m",
+        "classroom.report",
+        str(log),
+        str(more),
+        "--matrix",
+        str(matrix),
+        "-o",
+        str(tmp_path / "report.html"),
+    )
     assert (done.returncode, done.stdout.splitlines()) == (
-        0, [f"wrote {tmp_path / 'report.html'}: {len(SAMPLE) + 1} runs"])
+        0,
+        [f"wrote {tmp_path / 'report.html'}: {len(SAMPLE) + 1} runs"],
+    )
     assert done.stderr == f"{more}: not shown, because not known here: applause\n"
     text = (tmp_path / "report.html").read_text("utf-8")
     assert "set a: a wins without tag" in text
     assert "no verdict in the log" in text
 
+
 def test_tables_and_anchors_are_read_as_github_reads_them() -> None:
     text = "# A b.\n```sh\n# no heading\n```\n## A b.\n| x | y |\n|---|---|\n| 1 \\| 2 | `z` |\n"
-    assert [(part.title, part.anchor) for part in sections(text)] == [("A b.", "a-b"),
-                                                                      ("A b.", "a-b-1")]
+    assert [(part.title, part.anchor) for part in sections(text)] == [
+        ("A b.", "a-b"),
+        ("A b.", "a-b-1"),
+    ]
     assert tables(text) == [[{"x": "1 | 2", "y": "`z`"}]]
     with pytest.raises(UserError, match="no table"):
         claims(text)
 
+
 # In a browser -------------------------------------------------------------------------------------
 
 CHROMIUM = pictures.find_chromium()
+
 
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
@@ -401,28 +560,45 @@ def chromium() -> Iterator[Any]:
     with pictures.browser() as found:
         yield found
 
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The page of all attacks, and of one that wins."""
     folder = tmp_path_factory.mktemp("whole")
     assert command("attacks.py", "--seed", "1", "--events", f"{folder}/1").returncode == 0
-    assert command("attacks.py", "--seed", "1", "--events", f"{folder}/2", "--without", "tag",
-                   "flip-reading").returncode == 1
-    done = command("-m", "classroom.report", f"{folder}/1", f"{folder}/2", "-o",
-                   f"{folder}/report.html")
+    assert (
+        command(
+            "attacks.py",
+            "--seed",
+            "1",
+            "--events",
+            f"{folder}/2",
+            "--without",
+            "tag",
+            "flip-reading",
+        ).returncode
+        == 1
+    )
+    done = command(
+        "-m", "classroom.report", f"{folder}/1", f"{folder}/2", "-o", f"{folder}/report.html"
+    )
     assert done.stdout.endswith(f": {len(ATTACKS) + 1} runs\n"), done.stderr
     return folder / "report.html"
+
 
 class TestInABrowser:
     pytestmark = pytest.mark.slow
 
-    @pytest.fixture(params=[(1280, "light"), (1280, "dark"), (390, "light"), (390, "dark")],
-                    ids=lambda param: f"{param[0]} {param[1]}")
+    @pytest.fixture(
+        params=[(1280, "light"), (1280, "dark"), (390, "light"), (390, "dark")],
+        ids=lambda param: f"{param[0]} {param[1]}",
+    )
     def view(self, request: pytest.FixtureRequest, chromium: Any, whole: Path) -> Iterator[Any]:
         """The page as it is shown; it must have said nothing to the console, and asked nobody."""
         width, scheme = request.param
         view = chromium.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
-        said, asked = list[str](), list[str]()
+        said: list[str] = []
+        asked: list[str] = []
         view.on("console", lambda message: said.append(message.text))
         view.on("pageerror", lambda error: said.append(str(error)))
         view.on("request", lambda request: asked.append(request.url))
@@ -439,10 +615,16 @@ class TestInABrowser:
         assert wide == []
 
     def test_letters_are_large_enough_to_read(self, view: Any) -> None:
-        assert view.evaluate("""Math.min(...[...document.querySelectorAll('svg text')].map(e =>
-            parseFloat(getComputedStyle(e).fontSize) * e.getScreenCTM().a))""") >= 10
-        assert view.evaluate("""Math.min(...[...document.querySelectorAll('td, th, p, li')].map(e =>
-            parseFloat(getComputedStyle(e).fontSize)))""") >= 12
+        assert (
+            view.evaluate("""Math.min(...[...document.querySelectorAll('svg text')].map(e =>
+            parseFloat(getComputedStyle(e).fontSize) * e.getScreenCTM().a))""")
+            >= 10
+        )
+        assert (
+            view.evaluate("""Math.min(...[...document.querySelectorAll('td, th, p, li')].map(e =>
+            parseFloat(getComputedStyle(e).fontSize)))""")
+            >= 12
+        )
 
     def test_texts_of_a_diagram_stay_inside_it_and_apart(self, view: Any) -> None:
         overlaps = view.evaluate("""[...document.querySelectorAll('svg')].flatMap(svg => {
@@ -458,18 +640,23 @@ class TestInABrowser:
 
     def test_headings_landmarks_and_names_are_there(self, view: Any) -> None:
         levels = view.evaluate(
-            "[...document.querySelectorAll('h1,h2,h3,h4')].map(h => +h.tagName[1])")
+            "[...document.querySelectorAll('h1,h2,h3,h4')].map(h => +h.tagName[1])"
+        )
         assert levels[0] == 1
         assert levels.count(1) == 1
         assert all(later <= sooner + 1 for sooner, later in itertools.pairwise(levels))
-        assert view.evaluate("['main', 'nav', 'body > header', 'footer'].map("
-                             "s => document.querySelectorAll(s).length)") == [1, 1, 1, 1]
+        assert view.evaluate(
+            "['main', 'nav', 'body > header', 'footer'].map("
+            "s => document.querySelectorAll(s).length)"
+        ) == [1, 1, 1, 1]
         names = view.evaluate("""[...document.querySelectorAll('svg')].map(svg =>
             svg.getAttribute('aria-labelledby').split(' ').map(id =>
                 document.getElementById(id).textContent).join(': '))""")
         assert len({*names}) == len(names) > 30
-        assert all(view.evaluate("""[...document.querySelectorAll('figure')].map(figure =>
-            figure.nextElementSibling.querySelectorAll('li').length > 0)"""))
+        assert all(
+            view.evaluate("""[...document.querySelectorAll('figure')].map(figure =>
+            figure.nextElementSibling.querySelectorAll('li').length > 0)""")
+        )
 
     def test_links_lead_somewhere(self, view: Any, whole: Path) -> None:
         for link in {*view.evaluate("[...document.links].map(a => a.getAttribute('href'))")}:
@@ -493,8 +680,11 @@ class TestInABrowser:
     def test_axe_finds_nothing(self, view: Any) -> None:
         axe = pytest.importorskip("axe_playwright_python.sync_playwright")
         found = axe.Axe().run(view)
-        assert [(rule["id"], [node["html"] for node in rule["nodes"]][:3])
-                for rule in found.response["violations"]] == []
+        assert [
+            (rule["id"], [node["html"] for node in rule["nodes"]][:3])
+            for rule in found.response["violations"]
+        ] == []
+
 
 @pytest.mark.slow
 @pytest.mark.skipif(not CHROMIUM, reason="there is no Chromium")
@@ -507,6 +697,7 @@ def test_pictures_are_made_anew_and_small(tmp_path: Path) -> None:
         assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
         assert path.stat().st_size < 150_000
 
+
 @pytest.mark.slow
 def test_a_page_prints_on_paper(tmp_path: Path, whole: Path, chromium: Any) -> None:
     view = chromium.new_page()
@@ -516,16 +707,22 @@ def test_a_page_prints_on_paper(tmp_path: Path, whole: Path, chromium: Any) -> N
     assert view.evaluate("getComputedStyle(document.querySelector('nav')).display") == "none"
     view.close()
 
+
 @pytest.mark.slow
 def test_all_the_evidence_shows_each_minimal_set_win(tmp_path: Path) -> None:
     done = command("-m", "classroom.evidence", str(tmp_path / "evidence"))
     assert done.returncode == 0, done.stderr
     text = (tmp_path / "evidence" / "report.html").read_text("utf-8")
     assert '<span title="set ' not in text, "a cell that leads nowhere"
-    taken_out = [run for path in (tmp_path / "evidence").glob("*.jsonl")
-                 for run in runs_of(read_events(path)[0]) if run.without]
+    taken_out = [
+        run
+        for path in (tmp_path / "evidence").glob("*.jsonl")
+        for run in runs_of(read_events(path)[0])
+        if run.without
+    ]
     assert len(taken_out) == sum(map(len, matrix_of(SECURITY).sets.values()))
     assert [run.title for run in taken_out if report.verdict_of(run).kind != "won"] == []
+
 
 @pytest.mark.slow
 def test_every_attack_is_drawn_or_said_to_have_no_message(whole: Path) -> None:

@@ -1,4 +1,5 @@
 """run.py: its plans, its packages, and the classroom demo that it starts."""
+
 from __future__ import annotations
 
 import ast
@@ -22,28 +23,35 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 LIMIT_S = 60  # for what should take a second or two
 # what pip says without a network, with the name of the index taken out
-NO_ADDRESS = ("WARNING: Retrying (Retry(total=0)) after connection broken by 'NewConnectionError("
-              "Failed to establish a new connection: [Errno -3] Temporary failure in name "
-              "resolution)': /simple/pycryptodome/\n")
+NO_ADDRESS = (
+    "WARNING: Retrying (Retry(total=0)) after connection broken by 'NewConnectionError("
+    "Failed to establish a new connection: [Errno -3] Temporary failure in name "
+    "resolution)': /simple/pycryptodome/\n"
+)
 NO_FILE = "ERROR: Could not find a version that satisfies the requirement x (from versions: none)\n"
 CUT_SHORT = "ERROR: Exception:\nTraceback (most recent call last):\nReadTimeoutError: timed out.\n"
 ANSWER = re.compile(r"client (\d) \| round +(\d+): ([\d.]+) reported; epoch +(\d+): ")
-ROW = re.compile(r"^ +(\d+)  +((?:\d )*\d)  +(\d+)  +([\d.]+)  +([\d.]+)  +([\d.]+)  +([\d.]+)$",
-                 re.MULTILINE)
+ROW = re.compile(
+    r"^ +(\d+)  +((?:\d )*\d)  +(\d+)  +([\d.]+)  +([\d.]+)  +([\d.]+)  +([\d.]+)$", re.MULTILINE
+)
 PROCESS = re.compile(r"(server|client \d) +\| is process (\d+)")
 posix_only = pytest.mark.skipif(os.name != "posix", reason="Windows has no such signals")
+
 
 class World:
     """Stands in for the interpreters, the venv and the pip that run.py runs out of sight."""
 
     def __init__(self, run: Any) -> None:
-        self.run, self.slow_steps = run, list[list[str]]()
+        self.run = run
+        self.slow_steps: list[list[str]] = []
         self.installed: dict[str, dict[str, str]] = {sys.executable: {}}
-        self.venv_error = self.pip_error = ""
+        self.venv_error = ""
+        self.pip_error = ""
         self.interrupt = False
 
     def __call__(self, command: list[str]) -> tuple[int, str, str]:
-        python, venv_python = command[0], self.run.venv_python()
+        python = command[0]
+        venv_python = self.run.venv_python()
         if "venv" in command or "pip" in command[:3]:
             self.slow_steps.append(command)
         if "venv" in command:
@@ -59,8 +67,18 @@ class World:
                 wanted = self.run.read_requirements(os.path.basename(command[-1]))
                 self.installed[python].update(dict.fromkeys(wanted, "99.0"))
             return int(bool(self.pip_error)), "", self.pip_error
-        return 0, json.dumps({name: version for name, version in self.installed[python].items()
-                              if name in command}), ""
+        return (
+            0,
+            json.dumps(
+                {
+                    name: version
+                    for name, version in self.installed[python].items()
+                    if name in command
+                }
+            ),
+            "",
+        )
+
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
@@ -78,10 +96,12 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     (tmp_path / "requirements-dev.txt").write_text("-r requirements.txt\npytest>=7.4  # or 8\n\n")
     return module
 
+
 @pytest.fixture
 def world(run: Any, monkeypatch: pytest.MonkeyPatch) -> World:
     monkeypatch.setattr(run, "quietly", world := World(run))
     return world
+
 
 def fails(run: Any, capsys: pytest.CaptureFixture[str], *words: str) -> str:
     """Return the last sentence of a run.py that gives up."""
@@ -94,7 +114,9 @@ def fails(run: Any, capsys: pytest.CaptureFixture[str], *words: str) -> str:
     assert all(line.endswith(" ...") for line in lines[:-1])
     return lines[-1].removeprefix("run.py: ")
 
+
 # An old Python
+
 
 def test_run_py_keeps_to_the_grammar_that_all_pythons_since_2_7_share() -> None:
     source = (ROOT / "run.py").read_text("ascii")
@@ -113,51 +135,78 @@ def test_run_py_keeps_to_the_grammar_that_all_pythons_since_2_7_share() -> None:
         elif isinstance(node, (ast.Tuple, ast.List, ast.Dict)):
             assert not any(isinstance(child, ast.Starred) for child in ast.iter_child_nodes(node))
 
+
 def test_an_old_python_gets_one_sentence() -> None:
     tried = 0
     for name in ["python2.7", "python2", *(f"python3.{minor}" for minor in range(10))]:
         old = shutil.which(name)
         if not old or subprocess.run([old, "-c", ""], capture_output=True, check=False).returncode:
             continue  # a launcher for a Python that is not there, perhaps
-        done = subprocess.run([old, str(ROOT / "run.py")], capture_output=True, text=True,
-                              timeout=LIMIT_S, check=False)
+        done = subprocess.run(
+            [old, str(ROOT / "run.py")],
+            capture_output=True,
+            text=True,
+            timeout=LIMIT_S,
+            check=False,
+        )
         assert done.returncode == 2
         assert done.stdout == ""
-        assert re.fullmatch(r"run.py: this is Python [23]\.\d+\.\d+\S*, and 3.10 or newer is "
-                            r"needed\n", done.stderr)
+        assert re.fullmatch(
+            r"run.py: this is Python [23]\.\d+\.\d+\S*, and 3.10 or newer is "
+            r"needed\n",
+            done.stderr,
+        )
         tried += 1
     if not tried:
         pytest.skip("there is no Python older than 3.10 on the PATH")
 
+
 def test_the_version_is_checked_before_anything_else(
-        run: Any, world: World, capsys: pytest.CaptureFixture[str],
-        monkeypatch: pytest.MonkeyPatch) -> None:
+    run: Any, world: World, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sys, "version_info", (3, 9, 18))
     assert "3.10 or newer is needed" in fails(run, capsys, "no such command")
     assert not world.slow_steps
 
+
 # Commands
 
-@pytest.mark.parametrize(("words", "requirements", "lines"), [
-    ("classroom", "requirements.txt", ["-m classroom.demo"]),
-    ("classroom --rounds 3", "requirements.txt", ["-m classroom.demo --rounds 3"]),
-    ("device --keep mine", "companions/device_transfer/requirements.txt",
-     ["-m companions.device_transfer.demo --keep mine"]),
-    ("peers --keep mine", "companions/peer_messaging/requirements.txt",
-     ["-m companions.peer_messaging.demo --keep mine"]),
-    ("server --port 0", "requirements.txt", ["server.py --port 0"]),
-    ("client 1 --values 2 -3", "requirements.txt", ["client.py 1 --values 2 -3"]),
-    ("test", "requirements-dev.txt", ["-m pytest"]),
-    ("test -k slow", "requirements-dev.txt", ["-m pytest -k slow"]),
-    ("test core -x", "requirements-dev.txt",
-     ["-m pytest tests/test_crypto_utils.py tests/test_protocol_fsm.py tests/test_vectors.py "
-      "tests/test_server.py tests/test_programs.py -x"]),
-    ("test slow", "requirements-slow.txt", ["-m pytest -m slow"]),
-    ("bench --quick", "requirements.txt", ["-m bench.bench --quick"]),
-    ("check", "requirements-check.txt", ["-m ruff check .", "-m mypy"]),
-])
+
+@pytest.mark.parametrize(
+    ("words", "requirements", "lines"),
+    [
+        ("classroom", "requirements.txt", ["-m classroom.demo"]),
+        ("classroom --rounds 3", "requirements.txt", ["-m classroom.demo --rounds 3"]),
+        (
+            "device --keep mine",
+            "companions/device_transfer/requirements.txt",
+            ["-m companions.device_transfer.demo --keep mine"],
+        ),
+        (
+            "peers --keep mine",
+            "companions/peer_messaging/requirements.txt",
+            ["-m companions.peer_messaging.demo --keep mine"],
+        ),
+        ("server --port 0", "requirements.txt", ["server.py --port 0"]),
+        ("client 1 --values 2 -3", "requirements.txt", ["client.py 1 --values 2 -3"]),
+        ("test", "requirements-dev.txt", ["-m pytest"]),
+        ("test -k slow", "requirements-dev.txt", ["-m pytest -k slow"]),
+        (
+            "test core -x",
+            "requirements-dev.txt",
+            [
+                "-m pytest tests/test_crypto_utils.py tests/test_protocol_fsm.py "
+                "tests/test_vectors.py tests/test_server.py tests/test_programs.py -x"
+            ],
+        ),
+        ("test slow", "requirements-slow.txt", ["-m pytest -m slow"]),
+        ("bench --quick", "requirements.txt", ["-m bench.bench --quick"]),
+        ("check", "requirements-check.txt", ["-m ruff check .", "-m mypy"]),
+    ],
+)
 def test_a_command_is_planned_as(run: Any, words: str, requirements: str, lines: list[str]) -> None:
     assert run.plan(words.split()) == (requirements, [line.split() for line in lines])
+
 
 def test_without_a_command_the_default_runs(run: Any, world: World) -> None:
     world.installed[sys.executable] = {"pycryptodome": "3.20"}
@@ -167,22 +216,28 @@ def test_without_a_command_the_default_runs(run: Any, world: World) -> None:
     assert lines == [["attacks.py"]]
     assert run.started == [([sys.executable, str(Path(run.HERE) / "attacks.py")], None)]
 
+
 def test_server_and_client_run_where_the_user_is_so_that_paths_mean_what_they_say(
-        run: Any, world: World) -> None:
+    run: Any, world: World
+) -> None:
     world.installed[sys.executable] = {"pycryptodome": "3.20"}
     assert run.main(["client", "1", "--file", "mine.csv"]) == 0
     script = os.path.join(run.HERE, "client.py")
     assert run.started == [([sys.executable, script, "1", "--file", "mine.csv"], None)]
 
+
 def test_an_unknown_command_is_one_sentence_that_names_the_known_ones(
-        run: Any, world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    run: Any, world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
     sentence = fails(run, capsys, "teach")
     assert sentence.startswith("there is no command teach; ")
     assert all(name in sentence for name in [*run.COMMANDS, "help"])
 
+
 @pytest.mark.parametrize("word", ["help", "-h", "--help"])
 def test_help_lists_every_command_and_needs_no_package(
-        run: Any, world: World, word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    run: Any, world: World, word: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run.main([word]) == 0
     text = capsys.readouterr().out
     for name, (_, _, help_line) in run.COMMANDS.items():
@@ -190,22 +245,28 @@ def test_help_lists_every_command_and_needs_no_package(
     assert max(map(len, text.splitlines())) <= 80
     assert not world.slow_steps
 
-@pytest.mark.parametrize(("codes", "expected"), [
-    ([0, 0], 0), ([1, 0], 1), ([0, 2], 1), ([3, 1], 1), ([130], 130)])
+
+@pytest.mark.parametrize(
+    ("codes", "expected"), [([0, 0], 0), ([1, 0], 1), ([0, 2], 1), ([3, 1], 1), ([130], 130)]
+)
 def test_check_runs_both_tools_unless_stopped_and_fails_if_one_does(
-        run: Any, codes: list[int], expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    run: Any, codes: list[int], expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     left = [*codes]
     monkeypatch.setattr(run, "prepare", lambda requirements: "python")
     monkeypatch.setattr(run, "run", lambda command, directory: left.pop(0))
     assert run.main(["check"]) == expected
     assert left == []
 
+
 @pytest.mark.parametrize("code", [0, 1, 3])
 def test_the_exit_code_of_what_it_starts_is_its_own(
-        run: Any, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    run: Any, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(run, "prepare", lambda requirements: "python")
     monkeypatch.setattr(run, "run", lambda command, directory: code)
     assert run.main(["client", "1"]) == code
+
 
 @posix_only
 def test_a_child_that_a_signal_ended_gives_the_exit_code_of_a_shell() -> None:
@@ -214,126 +275,198 @@ def test_a_child_that_a_signal_ended_gives_the_exit_code_of_a_shell() -> None:
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, timeout=LIMIT_S, check=False)
     assert done.returncode == 128 + signal.SIGKILL
 
+
 # Packages
 
+
 def test_every_requirements_file_in_use_can_be_read(
-        run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(run, "HERE", str(ROOT))
     for name in {entry[0] for entry in run.COMMANDS.values()}:
         assert "pycryptodome" in run.read_requirements(name)
     assert run.read_requirements("requirements.txt") == {"pycryptodome": (3, 19)}
 
+
 def test_requirements_are_read_with_the_files_they_include(run: Any) -> None:
     assert run.read_requirements("requirements-dev.txt") == {
-        "pycryptodome": (3, 19), "pytest": (7, 4)}
+        "pycryptodome": (3, 19),
+        "pytest": (7, 4),
+    }
+
 
 @pytest.mark.parametrize("line", ["a==1.0", "a>=1,<2", "a ; os_name == 'nt'", "--pre", "a>=1.0rc1"])
 def test_a_requirement_that_cannot_be_checked_is_refused(
-        run: Any, world: World, line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    run: Any, world: World, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     Path(run.HERE, "requirements.txt").write_text(line)
     assert line in fails(run, capsys, "server")
 
-@pytest.mark.parametrize(("text", "numbers"), [
-    ("3.19", (3, 19)), ("3.19.0", (3, 19)), ("50.0.2", (50, 0, 2)), ("3.20rc1", (3, 20)),
-    ("1.0.post1", (1,)), ("", ()), ("0.0", ())])
+
+@pytest.mark.parametrize(
+    ("text", "numbers"),
+    [
+        ("3.19", (3, 19)),
+        ("3.19.0", (3, 19)),
+        ("50.0.2", (50, 0, 2)),
+        ("3.20rc1", (3, 20)),
+        ("1.0.post1", (1,)),
+        ("", ()),
+        ("0.0", ()),
+    ],
+)
 def test_a_version_is_its_leading_numbers(run: Any, text: str, numbers: tuple[int, ...]) -> None:
     assert run.version_numbers(text) == numbers
 
-@pytest.mark.parametrize(("version", "lacking"), [
-    ("3.19", []), ("3.19.0", []), ("3.19.1", []), ("3.100", []), ("4", []),
-    ("3.18.9", ["pycryptodome"]), ("3.2", ["pycryptodome"]), ("2.99", ["pycryptodome"])])
+
+@pytest.mark.parametrize(
+    ("version", "lacking"),
+    [
+        ("3.19", []),
+        ("3.19.0", []),
+        ("3.19.1", []),
+        ("3.100", []),
+        ("4", []),
+        ("3.18.9", ["pycryptodome"]),
+        ("3.2", ["pycryptodome"]),
+        ("2.99", ["pycryptodome"]),
+    ],
+)
 def test_a_package_may_be_newer_but_not_older(
-        run: Any, world: World, version: str, lacking: list[str]) -> None:
+    run: Any, world: World, version: str, lacking: list[str]
+) -> None:
     world.installed[sys.executable] = {"pycryptodome": version}
     assert run.missing(sys.executable, run.read_requirements("requirements.txt")) == lacking
+
 
 def test_a_real_interpreter_is_asked_for_real_versions(run: Any) -> None:
     assert run.missing(sys.executable, {"pytest": (7, 4)}) == []
     assert run.missing(sys.executable, {"pytest": (999,), "no-such-package": ()}) == [
-        "no-such-package", "pytest"]
+        "no-such-package",
+        "pytest",
+    ]
+
 
 def test_an_interpreter_that_is_gone_or_too_old_does_not_work(
-        run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert run.missing(str(tmp_path / "python"), {}) is None
     monkeypatch.setattr(run, "PROBE", run.PROBE.replace("(3, 10)", "(99, 0)"))
     assert run.missing(sys.executable, {}) is None
+
 
 def test_a_python_that_has_everything_is_used_as_it_is(run: Any, world: World) -> None:
     world.installed[sys.executable] = {"pycryptodome": "3.20"}
     assert run.prepare("requirements.txt") == sys.executable
     assert not world.slow_steps
 
+
 def test_a_venv_is_made_once_with_what_the_command_needs_and_nothing_more(
-        run: Any, world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    run: Any, world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
     python = run.venv_python()
     assert run.prepare("requirements.txt") == run.prepare("requirements.txt") == python
     assert world.slow_steps == [
         [sys.executable, "-m", "venv", "--clear", run.VENV],
-        [python, "-m", "pip", "install", "--disable-pip-version-check", "-q",
-         "-r", os.path.join(run.HERE, "requirements.txt")]]
+        [
+            python,
+            "-m",
+            "pip",
+            "install",
+            "--disable-pip-version-check",
+            "-q",
+            "-r",
+            os.path.join(run.HERE, "requirements.txt"),
+        ],
+    ]
     assert [line.split()[1] for line in capsys.readouterr().err.splitlines()] == [
-        "making", "installing"]
+        "making",
+        "installing",
+    ]
+
 
 def test_a_venv_that_lacks_a_package_is_filled_and_not_remade(
-        run: Any, world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    run: Any, world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
     world.installed[run.venv_python()] = {"pip": "24.0", "pycryptodome": "3.20"}
     assert run.prepare("requirements-dev.txt") == run.venv_python()
     assert [step[2] for step in world.slow_steps] == ["pip"]
     assert "installing pytest into" in capsys.readouterr().err
 
+
 def test_a_venv_without_pip_is_remade_only_if_something_has_to_be_installed(
-        run: Any, world: World) -> None:
+    run: Any, world: World
+) -> None:
     world.installed[run.venv_python()] = {"pycryptodome": "3.20"}
     assert run.prepare("requirements.txt") == run.venv_python()
     assert not world.slow_steps
     assert run.prepare("requirements-dev.txt") == run.venv_python()
     assert [step[2] for step in world.slow_steps] == ["venv", "pip"]
 
+
 def test_a_venv_whose_interpreter_is_gone_is_remade(
-        run: Any, world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    run: Any, world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
     Path(run.VENV).mkdir()
     assert run.prepare("requirements.txt") == run.venv_python()
     assert [step[2] for step in world.slow_steps] == ["venv", "pip"]
     assert "remaking the broken .venv" in capsys.readouterr().err
 
+
 @pytest.mark.parametrize("module", ["venv", "ensurepip"])
 def test_without_venv_the_sentence_names_the_debian_package(
-        run: Any, world: World, module: str, capsys: pytest.CaptureFixture[str],
-        monkeypatch: pytest.MonkeyPatch) -> None:
+    run: Any,
+    world: World,
+    module: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setitem(sys.modules, module, None)  # then importing it fails
     assert fails(run, capsys, "server").endswith(": sudo apt install python3-venv")
     assert not os.path.exists(run.VENV)
     assert not world.slow_steps
 
+
 def test_a_venv_that_cannot_be_made_is_one_sentence_and_leaves_nothing(
-        run: Any, world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    run: Any, world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
     world.venv_error = "Error: [Errno 28] No space left on device\n"
     assert fails(run, capsys, "server").endswith("No space left on device")
     assert not os.path.exists(run.VENV)
 
+
 @pytest.mark.parametrize("error", [NO_ADDRESS + NO_FILE, NO_FILE, CUT_SHORT])
 def test_without_a_network_it_says_so_and_leaves_nothing(
-        run: Any, world: World, error: str, capsys: pytest.CaptureFixture[str]) -> None:
+    run: Any, world: World, error: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     world.pip_error = error
     assert fails(run, capsys, "server").startswith("pip found no network to install pycryptodome ")
     assert not os.path.exists(run.VENV)
 
-@pytest.mark.parametrize(("error", "reason"), [
-    ("ERROR: ResolutionImpossible: see dependency-resolution\n", "ResolutionImpossible: see"),
-    ("", "exit code 1")])
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        ("ERROR: ResolutionImpossible: see dependency-resolution\n", "ResolutionImpossible: see"),
+        ("", "exit code 1"),
+    ],
+)
 def test_any_other_failure_of_pip_is_told_in_its_own_words(
-        run: Any, world: World, error: str, reason: str,
-        capsys: pytest.CaptureFixture[str]) -> None:
+    run: Any, world: World, error: str, reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     world.pip_error = error or "\n"
     assert f"pip cannot install pycryptodome: {reason}" in fails(run, capsys, "server")
 
+
 def test_a_good_venv_outlives_a_failing_pip(
-        run: Any, world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    run: Any, world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
     run.prepare("requirements.txt")
     world.pip_error = NO_FILE
     fails(run, capsys, "test")
     assert os.path.exists(run.VENV)
     assert run.prepare("requirements.txt") == run.venv_python()
+
 
 def test_ctrl_c_during_pip_leaves_no_half_made_venv(run: Any, world: World) -> None:
     world.interrupt = True
@@ -341,9 +474,10 @@ def test_ctrl_c_during_pip_leaves_no_half_made_venv(run: Any, world: World) -> N
         run.main(["server"])
     assert not os.path.exists(run.VENV)
 
+
 def test_two_terminals_do_not_make_the_same_venv(
-        run: Any, world: World, capsys: pytest.CaptureFixture[str],
-        monkeypatch: pytest.MonkeyPatch) -> None:
+    run: Any, world: World, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Another run.py has the lock, and has filled .venv when it gives it back."""
     lock = Path(run.VENV + ".lock")
     lock.mkdir()
@@ -356,36 +490,48 @@ def test_two_terminals_do_not_make_the_same_venv(
     assert run.prepare("requirements.txt") == run.venv_python()
     assert not world.slow_steps
     assert not lock.exists()
-    assert capsys.readouterr().err .startswith("run.py: waiting for the run.py ")
+    assert capsys.readouterr().err.startswith("run.py: waiting for the run.py ")
+
 
 def test_a_lock_that_stays_is_named(
-        run: Any, world: World, capsys: pytest.CaptureFixture[str],
-        monkeypatch: pytest.MonkeyPatch) -> None:
+    run: Any, world: World, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(run, "PATIENCE_S", -1)
     Path(run.VENV + ".lock").mkdir()
     assert fails(run, capsys, "server").endswith("delete the folder .venv.lock")
 
+
 def test_a_folder_that_cannot_be_written_is_one_sentence(
-        run: Any, world: World, capsys: pytest.CaptureFixture[str],
-        monkeypatch: pytest.MonkeyPatch) -> None:
+    run: Any, world: World, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(run, "VENV", os.path.join(run.HERE, "no", "where"))
     assert "cannot make .venv in " in fails(run, capsys, "server")
 
+
 # The classroom demo
 
+
 def demo_in(folder: Path, *flags: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, str(folder / "run.py"), "classroom", *flags],
-                          capture_output=True, text=True, timeout=LIMIT_S, check=False)
+    return subprocess.run(
+        [sys.executable, str(folder / "run.py"), "classroom", *flags],
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+        check=False,
+    )
+
 
 def readings(client_id: int) -> list[float]:
     name = {1: "seattle", 2: "san-francisco", 3: "seattle-july"}[client_id]
     with (ROOT / "data" / f"{name}.csv").open() as file:
         return [float(row["temperature_f"]) for row in csv.DictReader(file)]
 
+
 @pytest.fixture
 def demo(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.syspath_prepend(ROOT)
     return importlib.import_module("classroom.demo")
+
 
 def test_the_demo_shows_every_round_and_the_sums_of_the_files() -> None:
     rounds = 6
@@ -398,23 +544,45 @@ def test_the_demo_shows_every_round_and_the_sums_of_the_files() -> None:
         assert float(reading) == expected
         reported.setdefault(int(epoch), {})[int(client_id)] = expected
     assert sum(map(len, reported.values())) == 3 * rounds
-    table = [[int(epoch), participants.split(), *numbers]
-             for epoch, participants, *numbers in ROW.findall(done.stdout)]
+    table = [
+        [int(epoch), participants.split(), *numbers]
+        for epoch, participants, *numbers in ROW.findall(done.stdout)
+    ]
     assert table == [
-        [epoch, [str(client_id) for client_id in sorted(members)], str(len(members)),
-         *(f"{number:.2f}" for number in (
-             math.fsum(members.values()), math.fsum(members.values()) / len(members),
-             min(members.values()), max(members.values())))]
-        for epoch, members in sorted(reported.items())]
+        [
+            epoch,
+            [str(client_id) for client_id in sorted(members)],
+            str(len(members)),
+            *(
+                f"{number:.2f}"
+                for number in (
+                    math.fsum(members.values()),
+                    math.fsum(members.values()) / len(members),
+                    min(members.values()),
+                    max(members.values()),
+                )
+            ),
+        ]
+        for epoch, members in sorted(reported.items())
+    ]
     if os.name == "posix":  # elsewhere it is stopped without having the last word
         assert re.search(r"server   \| +3 +1 +6\n", done.stdout)  # of its summary
     assert done.stdout.endswith("All members of each epoch were told the same numbers.\n")
     assert done.stdout.isascii()
     assert max(map(len, done.stdout.splitlines())) <= 80
 
+
 def test_the_demo_refuses_answers_that_differ_or_are_missing(demo: Any) -> None:
-    good = {"epoch": 1, "round": 1, "participants": [1, 2], "count": 2, "sum": 3.0, "mean": 1.5,
-            "min": 1.0, "max": 2.0}
+    good = {
+        "epoch": 1,
+        "round": 1,
+        "participants": [1, 2],
+        "count": 2,
+        "sum": 3.0,
+        "mean": 1.5,
+        "min": 1.0,
+        "max": 2.0,
+    }
     assert demo.disagreements({1: [good], 2: [good]}, 1) == []
     for key in ("count", "sum", "mean", "min", "max", "participants"):
         assert len(demo.disagreements({1: [good], 2: [{**good, key: 7}]}, 1)) == 1
@@ -422,32 +590,48 @@ def test_the_demo_refuses_answers_that_differ_or_are_missing(demo: Any) -> None:
     assert len(demo.disagreements({1: [good], 2: []}, 1)) == 2  # so is an answer
     assert demo.disagreements({1: [good], 2: [good], 3: [good]}, 1)  # one too many
 
+
 def test_the_demo_does_not_wait_for_ever(demo: Any) -> None:
     with pytest.raises(SystemExit, match="too long"):
         demo.Crew(limit_s=0).hear()
 
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("server", "complaint"), [
-    ("raise SystemExit('no port is left')", "the server did not start"),
-    ("real.main(); raise SystemExit(5)", "PROBLEM: server ended with exit code 5"),
-    ("real.own_part = lambda readings, total: {**own_part(readings, total), 'max': readings[0]}\n"
-     "real.main()", "its members were told different numbers"),
-    ("real.Server.establish = lambda *_: os._exit(0); real.main()", "client 1 did 0 of 4 rounds"),
-], ids=["does not start", "exits badly", "tells different numbers", "dies early"])
+@pytest.mark.parametrize(
+    ("server", "complaint"),
+    [
+        ("raise SystemExit('no port is left')", "the server did not start"),
+        ("real.main(); raise SystemExit(5)", "PROBLEM: server ended with exit code 5"),
+        (
+            "real.own_part = lambda readings, total: "
+            "{**own_part(readings, total), 'max': readings[0]}\n"
+            "real.main()",
+            "its members were told different numbers",
+        ),
+        (
+            "real.Server.establish = lambda *_: os._exit(0); real.main()",
+            "client 1 did 0 of 4 rounds",
+        ),
+    ],
+    ids=["does not start", "exits badly", "tells different numbers", "dies early"],
+)
 def test_a_server_that_misbehaves_fails_the_demo(
-        tmp_path: Path, server: str, complaint: str) -> None:
+    tmp_path: Path, server: str, complaint: str
+) -> None:
     for path in [*ROOT.glob("*.py"), *ROOT.glob("*.txt")]:
         shutil.copy(path, tmp_path)
     for name in ("classroom", "data"):
         shutil.copytree(ROOT / name, tmp_path / name)
     (tmp_path / "server.py").rename(tmp_path / "real.py")
     (tmp_path / "server.py").write_text(
-        f"import os\nimport real\nown_part = real.own_part\n{server}\n")
+        f"import os\nimport real\nown_part = real.own_part\n{server}\n"
+    )
     done = demo_in(tmp_path, "--rounds", "4", "--interval", "0.02")
     assert done.returncode == 1
     assert complaint in done.stdout + done.stderr
     assert "same numbers" not in done.stdout
     assert "Traceback" not in done.stdout + done.stderr
+
 
 class Demo:
     """A demo under way: too long to end by itself before the test has done its worst."""
@@ -463,6 +647,7 @@ class Demo:
     def alive(self) -> list[str]:
         return [name for name, pid in self.pids.items() if exists(pid)]
 
+
 def exists(pid: int) -> bool:
     try:
         os.kill(pid, 0)
@@ -470,20 +655,36 @@ def exists(pid: int) -> bool:
         return False
     return True
 
+
 @pytest.fixture
 def started() -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, str(ROOT / "run.py"), "classroom", "--interval", "0.02",
-               "--rounds", "60"]
-    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                          stderr=subprocess.STDOUT, text=True, start_new_session=True) as process:
+    command = [
+        sys.executable,
+        str(ROOT / "run.py"),
+        "classroom",
+        "--interval",
+        "0.02",
+        "--rounds",
+        "60",
+    ]
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    ) as process:
         yield process
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
 
+
 @posix_only
 @pytest.mark.slow
 def test_a_client_that_dies_fails_the_demo_and_leaves_no_process(
-        started: subprocess.Popen[str]) -> None:
+    started: subprocess.Popen[str],
+) -> None:
     assert started.stdout
     demo = Demo(started.stdout)
     assert len(demo.alive()) == 4
@@ -495,13 +696,17 @@ def test_a_client_that_dies_fails_the_demo_and_leaves_no_process(
     assert "PROBLEM: client 1" not in rest  # the others are not to suffer
     assert "PROBLEM: client 3" not in rest
 
+
 @posix_only
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "to_all"), [
-    (signal.SIGINT, True), (signal.SIGINT, False), (signal.SIGTERM, False)],
-    ids=["Ctrl-C in a terminal", "SIGINT", "SIGTERM"])
+@pytest.mark.parametrize(
+    ("number", "to_all"),
+    [(signal.SIGINT, True), (signal.SIGINT, False), (signal.SIGTERM, False)],
+    ids=["Ctrl-C in a terminal", "SIGINT", "SIGTERM"],
+)
 def test_a_demo_that_is_stopped_leaves_no_process_and_no_traceback(
-        started: subprocess.Popen[str], number: signal.Signals, to_all: bool) -> None:
+    started: subprocess.Popen[str], number: signal.Signals, to_all: bool
+) -> None:
     assert started.stdout
     demo = Demo(started.stdout)
     (os.killpg if to_all else os.kill)(started.pid, number)
@@ -510,6 +715,7 @@ def test_a_demo_that_is_stopped_leaves_no_process_and_no_traceback(
     assert demo.alive() == []
     assert "participants" not in rest  # the table, had it gone on to the end
     assert "Traceback" not in rest
+
 
 @posix_only
 @pytest.mark.slow
@@ -520,13 +726,20 @@ def test_a_demo_whose_reader_has_gone_leaves_no_process(started: subprocess.Pope
     assert started.wait(LIMIT_S) == 141
     assert demo.alive() == []
 
+
 # From nothing
+
 
 @pytest.fixture
 def clean_copy(tmp_path: Path) -> tuple[str, Path]:
     """An interpreter without packages, and the files of the project and nothing else."""
-    listing = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT,
-                             capture_output=True, text=True, check=False)
+    listing = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if listing.returncode != 0:
         pytest.skip("this is not a git checkout")
     folder = tmp_path / "a folder"
@@ -539,25 +752,41 @@ def clean_copy(tmp_path: Path) -> tuple[str, Path]:
     parts = ("Scripts", "python.exe") if os.name == "nt" else ("bin", "python")
     return str(empty.joinpath(*parts)), folder
 
+
 @pytest.mark.slow
 def test_from_a_clean_copy_the_demo_installs_what_it_needs_and_works(
-        clean_copy: tuple[str, Path]) -> None:
+    clean_copy: tuple[str, Path],
+) -> None:
     python, folder = clean_copy
     for words in (["making", "installing"], []):
-        done = subprocess.run([python, "run.py", "classroom", "--rounds", "3"], cwd=folder,
-                              capture_output=True, text=True, timeout=600, check=False)
+        done = subprocess.run(
+            [python, "run.py", "classroom", "--rounds", "3"],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,
+        )
         assert done.returncode == 0, done.stdout + done.stderr
         assert [line.split()[1] for line in done.stderr.splitlines()] == words
         assert "All members of each epoch were told the same numbers." in done.stdout
 
+
 @pytest.mark.slow
 def test_from_a_clean_copy_without_a_network_the_real_pip_leads_to_the_sentence(
-        clean_copy: tuple[str, Path]) -> None:
+    clean_copy: tuple[str, Path],
+) -> None:
     python, folder = clean_copy
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PIP_")}
-    done = subprocess.run([python, "run.py"], cwd=folder, capture_output=True, text=True,
-                          timeout=600, check=False,
-                          env={**kept, "PIP_CONFIG_FILE": os.devnull, "PIP_NO_INDEX": "1"})
+    done = subprocess.run(
+        [python, "run.py"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+        env={**kept, "PIP_CONFIG_FILE": os.devnull, "PIP_NO_INDEX": "1"},
+    )
     assert done.returncode == 2
     assert done.stdout == ""
     *steps, sentence = done.stderr.splitlines()

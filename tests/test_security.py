@@ -3,6 +3,7 @@
 The page is read as text: tables by their headings, commands from its `sh` blocks, in which the
 lines behind `#` are words that the command above them prints.
 """
+
 from __future__ import annotations
 
 import ast
@@ -30,16 +31,25 @@ ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "SECURITY.md").read_text("utf-8")
 PROSE = re.sub(r"^```.*?^```$", "", TEXT, flags=re.DOTALL | re.MULTILINE)  # and tables
 MODULES = {path.stem for path in ROOT.glob("*.py")} | {"classroom"}
-ERRORS = {name for name, value in vars(protocol_fsm).items() if isinstance(value, type)
-          and issubclass(value, ProtocolError)} - {"ProtocolError"}
+ERRORS = {
+    name
+    for name, value in vars(protocol_fsm).items()
+    if isinstance(value, type) and issubclass(value, ProtocolError)
+} - {"ProtocolError"}
 VERDICTS = {"holds", "limited", "not claimed"}
 SCENARIOS = (  # the titles of the original document, which its readers look for
-    "Replay attack defense", "Message modification attack defense", "HMAC tampering attack defense",
-    "Round number manipulation attack defense", "Message dropping attack defense",
-    "Message reordering attack defense", "Reflection attack defense",
-    "Key compromise and forward secrecy", "Padding oracle attack defense",
+    "Replay attack defense",
+    "Message modification attack defense",
+    "HMAC tampering attack defense",
+    "Round number manipulation attack defense",
+    "Message dropping attack defense",
+    "Message reordering attack defense",
+    "Reflection attack defense",
+    "Key compromise and forward secrecy",
+    "Padding oracle attack defense",
     "Man-in-the-middle (MITM) attack summary",
 )
+
 
 def table(heading: str, text: str = TEXT) -> list[list[str]]:
     """Return the cells of the table whose first line starts with `heading`."""
@@ -48,9 +58,11 @@ def table(heading: str, text: str = TEXT) -> list[list[str]]:
     assert {len(row) for row in rows} == {len(rows[0])}, f"a row of another length: {heading}"
     return rows[:1] + rows[2:]
 
+
 def quoted(cell: str) -> list[str]:
     """Return what stands between backticks."""
     return re.findall(r"`([^`]+)`", cell)
+
 
 class Claim(NamedTuple):
     """One row of the first table."""
@@ -65,45 +77,69 @@ class Claim(NamedTuple):
     verdict: str
     rests_on: str
 
+
 HEAD, *ROWS = table("id")
 CLAIMS = [Claim(*row) for row in ROWS]
 ELEMENT_ROWS = table("element")[1:]
 ERROR_ROWS = table("error")[1:]
 MODEL_PAGE = (ROOT / "classroom/model/README.md").read_text("utf-8")
-MODELLED = {claim for row in re.findall(r"^\| `\w+\.pv` \|.*", MODEL_PAGE, re.M)
-            for claim in re.findall(r"\bS-\d+", row)}
+MODELLED = {
+    claim
+    for row in re.findall(r"^\| `\w+\.pv` \|.*", MODEL_PAGE, re.M)
+    for claim in re.findall(r"\bS-\d+", row)
+}
 
 # What the page names is there ---------------------------------------------------------------------
+
 
 def resolve(symbol: str) -> object:
     """Import as much of a dotted name as is a module, and look up the rest."""
     module, *names = symbol.split(".")
     found: object = importlib.import_module(module)
     if module == "classroom":
-        module, names = f"classroom.{names[0]}", names[1:]
+        module = f"classroom.{names[0]}"
+        names = names[1:]
         found = importlib.import_module(module)
     for name in names:
         found = getattr(found, name)
     return found
+
 
 @lru_cache
 def names_of_tests_in(path: str) -> set[str]:
     """Return the test functions of a file as pytest names them, with their class."""
     tree = ast.parse((ROOT / path).read_text("utf-8"))
     inside = [(f"{cls.name}::", cls.body) for cls in tree.body if isinstance(cls, ast.ClassDef)]
-    return {prefix + node.name for prefix, body in [("", tree.body), *inside] for node in body
-            if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")}
+    return {
+        prefix + node.name
+        for prefix, body in [("", tree.body), *inside]
+        for node in body
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
+    }
+
 
 def test_columns_are_those_that_the_first_lines_explain() -> None:
-    assert HEAD == ["id", "family", "claim", "condition", "code", "attacks", "tests", "verdict",
-                    "rests on"]
+    assert HEAD == [
+        "id",
+        "family",
+        "claim",
+        "condition",
+        "code",
+        "attacks",
+        "tests",
+        "verdict",
+        "rests on",
+    ]
     assert TEXT.index("| id |") < TEXT.index("## Security goals")
+
 
 def test_claims_are_numbered_in_order() -> None:
     assert [claim.id for claim in CLAIMS] == [f"S-{n}" for n in range(1, len(CLAIMS) + 1)]
 
+
 def test_claims_that_the_text_cites_exist() -> None:
     assert set(re.findall(r"\bS-\d+", TEXT)) == {claim.id for claim in CLAIMS}
+
 
 @pytest.mark.parametrize("claim", CLAIMS, ids=[claim.id for claim in CLAIMS])
 def test_code_attacks_and_tests_of_a_claim_exist(claim: Claim) -> None:
@@ -116,6 +152,7 @@ def test_code_attacks_and_tests_of_a_claim_exist(claim: Claim) -> None:
         path, _, name = test.partition("::")
         assert name in names_of_tests_in(path), test
 
+
 @pytest.mark.parametrize("claim", CLAIMS, ids=[claim.id for claim in CLAIMS])
 def test_a_verdict_rests_on_what_stands_beside_it(claim: Claim) -> None:
     assert claim.verdict in VERDICTS
@@ -125,6 +162,7 @@ def test_a_verdict_rests_on_what_stands_beside_it(claim: Claim) -> None:
     assert wanted, "a claim that nothing can show to be false"
     assert claim.condition or claim.verdict == "holds", "a limit without its words"
 
+
 @pytest.mark.parametrize("claim", CLAIMS, ids=[claim.id for claim in CLAIMS])
 def test_an_attack_that_nothing_prevents_is_no_witness_for_what_holds(claim: Claim) -> None:
     """But it may win one thing, and so show that another is closed: stolen chain keys."""
@@ -132,8 +170,10 @@ def test_an_attack_that_nothing_prevents_is_no_witness_for_what_holds(claim: Cla
     if claim.verdict == "holds":
         assert open_ends <= {"stolen-chain-keys"}
 
+
 def test_backticks_come_in_pairs() -> None:
     assert not [line for line in PROSE.splitlines() if line.count("`") % 2]
+
 
 def test_every_symbol_in_the_text_exists() -> None:
     prefix = "|".join(sorted(MODULES))
@@ -143,39 +183,49 @@ def test_every_symbol_in_the_text_exists() -> None:
         if not (ROOT / symbol).is_file():
             resolve(symbol)
 
+
 def test_every_file_in_the_text_exists() -> None:
     names = {name.partition("::")[0] for name in quoted(PROSE)}
     files = {name for name in names if re.fullmatch(r"[\w/]+\.(py|md)", name)}
     assert files
     assert not [name for name in files if not (ROOT / name).is_file()]
 
+
 def test_every_attack_and_element_in_the_text_exists() -> None:
     hyphenated = {name for name in quoted(PROSE) if re.fullmatch(r"[a-z]+(-[a-z]+)+", name)}
     assert not hyphenated - ATTACKS.keys() - ELEMENTS.keys()
+
 
 def test_links_lead_to_files() -> None:
     targets = re.findall(r"\]\(([^)#]+)\)", TEXT)
     assert targets
     assert not [target for target in targets if not (ROOT / target).is_file()]
 
+
 # Nothing is left out ------------------------------------------------------------------------------
+
 
 def test_every_attack_has_a_row_in_its_family() -> None:
     rows = {(claim.family, name) for claim in CLAIMS for name in quoted(claim.attacks)}
     assert not {(attack.claim, name) for name, attack in ATTACKS.items()} - rows
 
+
 def test_an_attack_that_nothing_prevents_has_a_row_that_says_so() -> None:
-    admitted = {name for claim in CLAIMS if claim.verdict != "holds"
-                for name in quoted(claim.attacks)}
+    admitted = {
+        name for claim in CLAIMS if claim.verdict != "holds" for name in quoted(claim.attacks)
+    }
     assert not {name for name, attack in ATTACKS.items() if attack.noticed} - admitted
+
 
 def test_every_element_has_one_row_and_cites_claims() -> None:
     assert sorted(quoted(row[0])[0] for row in ELEMENT_ROWS) == sorted(ELEMENTS)
     for row in ELEMENT_ROWS:
         assert re.fullmatch(r"S-\d+(, S-\d+)*", row[2]), row
 
+
 def test_every_error_has_one_row() -> None:
     assert sorted(quoted(row[0])[0] for row in ERROR_ROWS) == sorted(ERRORS)
+
 
 @pytest.mark.parametrize("row", ERROR_ROWS, ids=[quoted(row[0])[0] for row in ERROR_ROWS])
 def test_an_error_is_met_by_the_attacks_beside_it(row: list[str]) -> None:
@@ -183,9 +233,11 @@ def test_an_error_is_met_by_the_attacks_beside_it(row: list[str]) -> None:
     assert {ATTACKS[name].error for name in quoted(row[2])} <= {error}
     assert bool(quoted(row[2])) == any(attack.error is error for attack in ATTACKS.values())
 
+
 def test_the_documented_protocol_lacks_what_scenario_10_lists() -> None:
     sentence = TEXT[TEXT.index("What the documents leave out: ") :].split(".")[0]
     assert len(sentence.split(",")) == len(DOCUMENTED)
+
 
 def test_every_scenario_tells_its_story_and_how_to_break_it() -> None:
     part = TEXT[TEXT.index("## The ten attack") :]
@@ -195,6 +247,7 @@ def test_every_scenario_tells_its_story_and_how_to_break_it() -> None:
         scenario = re.split(r"^##+ ", part[part.index(title) :], flags=re.MULTILINE)[0]
         for word in ("*Story.*", "*Break it.*", "```sh"):
             assert word in scenario, f"{title} lacks {word}"
+
 
 def test_properties_are_answered_by_a_run_and_limits_by_a_condition() -> None:
     [_, *protocols], *rows = table("property", (ROOT / "README.md").read_text("utf-8"))
@@ -210,13 +263,18 @@ def test_properties_are_answered_by_a_run_and_limits_by_a_condition() -> None:
             assert quoted(match[2]), row
             assert not {*quoted(match[2])} - catalogue.keys(), row
 
+
 def test_the_part_for_the_generated_sets_is_marked() -> None:
-    marks = ("<!-- generated by: python -m classroom.matrix --markdown -->",
-             "<!-- end of generated part -->")
+    marks = (
+        "<!-- generated by: python -m classroom.matrix --markdown -->",
+        "<!-- end of generated part -->",
+    )
     assert [TEXT.count(mark) for mark in marks] == [1, 1]
     assert TEXT.index(marks[0]) < TEXT.index(marks[1])
 
+
 # What the page says of runs is what they print ----------------------------------------------------
+
 
 def commands() -> Iterator[tuple[str, list[str]]]:
     """Yield every command of the page with the words that it is said to print."""
@@ -226,6 +284,7 @@ def commands() -> Iterator[tuple[str, list[str]]]:
             if command:
                 yield command, [word.removeprefix("#").strip() for word in words]
 
+
 COMMANDS = dict(commands())
 QUICK = (  # one of each kind; the others take as long, and are many
     "python attacks.py --without tag flip-reading",
@@ -234,15 +293,23 @@ QUICK = (  # one of each kind; the others take as long, and are many
     "python attacks.py --without documented recorded-server hold-until-reconnected cut",
 )
 
+
 def run(*words: str) -> str:
     """Run attacks.py, and return what it printed, with single spaces."""
     if "--without" not in words:  # a server may run on this machine, and would be attacked
         words = ("--seed", "test", *words)
-    done = subprocess.run([sys.executable, "attacks.py", *words], cwd=ROOT, text=True,
-                          capture_output=True, timeout=300, check=False)
+    done = subprocess.run(
+        [sys.executable, "attacks.py", *words],
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
+        timeout=300,
+        check=False,
+    )
     assert done.stderr == ""
     assert done.returncode in (0, 1)
     return " ".join(done.stdout.split())
+
 
 def test_the_page_has_commands_and_every_one_is_said_to_print_something() -> None:
     assert len(COMMANDS) == len(list(commands())) >= len(SCENARIOS)
@@ -250,28 +317,34 @@ def test_the_page_has_commands_and_every_one_is_said_to_print_something() -> Non
         assert command.startswith("python attacks.py "), command
         assert all(words), command
         assert words, command
-        assert ("--without" in command) == any("WON" in word for word in words) \
-            or "stolen-chain-keys" in command, command
+        assert ("--without" in command) == any(
+            "WON" in word for word in words
+        ) or "stolen-chain-keys" in command, command
     assert not set(QUICK) - COMMANDS.keys()
+
 
 def check_command(command: str) -> None:
     printed = run(*shlex.split(command)[2:])
     for words in COMMANDS[command]:
         assert words in printed, f"{command} printed {printed[-600:]}"
 
+
 @pytest.mark.parametrize("command", QUICK)
 def test_a_command_prints_what_is_quoted_below_it(command: str) -> None:
     check_command(command)
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", [command for command in COMMANDS if command not in QUICK])
 def test_every_other_command_prints_what_is_quoted_below_it(command: str) -> None:
     check_command(command)
 
+
 def result(attack: str, *flags: str) -> tuple[str, str]:
     """Return what attacks.py says of an attack: its words, and what was won."""
     told = json.loads(run("--json", *flags, attack))
     return told["words"], told["won"]
+
 
 def check_element(row: list[str]) -> None:
     [(element,), (rules,), (attack,)] = map(quoted, (row[0], row[4], row[5]))
@@ -285,18 +358,23 @@ def check_element(row: list[str]) -> None:
         assert row[6] == "still refused"
         assert not won
 
+
 ELEMENT_NAMES = [quoted(row[0])[0] for row in ELEMENT_ROWS]
 QUICK_ELEMENTS = ("echo", "iv-in-tag", "id", "round")
 
-@pytest.mark.parametrize("row", [ELEMENT_ROWS[ELEMENT_NAMES.index(n)] for n in QUICK_ELEMENTS],
-                         ids=QUICK_ELEMENTS)
+
+@pytest.mark.parametrize(
+    "row", [ELEMENT_ROWS[ELEMENT_NAMES.index(n)] for n in QUICK_ELEMENTS], ids=QUICK_ELEMENTS
+)
 def test_an_element_is_missed_as_its_row_says(row: list[str]) -> None:
     check_element(row)
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize("row", ELEMENT_ROWS, ids=ELEMENT_NAMES)
 def test_every_element_is_missed_as_its_row_says(row: list[str]) -> None:
     check_element(row)
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize("row", ELEMENT_ROWS, ids=ELEMENT_NAMES)
@@ -307,7 +385,9 @@ def test_a_set_of_rules_that_lets_an_attack_win_has_none_to_spare(row: list[str]
             others = [rule for rule in rules if rule != spared]
             assert not result(quoted(row[5])[0], "--without", ",".join(others))[1], spared
 
+
 # What only this page claims -----------------------------------------------------------------------
+
 
 def test_chain_keys_of_the_handshake_are_as_good_as_the_master_key() -> None:
     stolen = dict(Pair().client._keys)  # from any session, before its keys are bound
@@ -319,11 +399,13 @@ def test_chain_keys_of_the_handshake_are_as_good_as_the_master_key() -> None:
     server_nonce = unsealed(stolen, "S2C", challenge)[17:]
     assert bind_keys(stolen, client_nonce, server_nonce) == pair.client._keys
 
+
 def test_chain_keys_of_one_session_do_not_open_the_next() -> None:
     stolen = dict(pair_in(State.REPORT).client._keys)
     following = pair_in(State.REPORT, rounds=1)
     for message in following.transcript:
         assert not any(unsealed(stolen, sender, message) for sender in ("C2S", "S2C"))
+
 
 def test_the_server_can_make_a_report_of_its_client() -> None:
     server = pair_in(State.REPORT).server

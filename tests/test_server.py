@@ -1,4 +1,5 @@
 """The server, over real sockets: admission, endings, aggregation by epochs."""
+
 from __future__ import annotations
 
 import contextlib
@@ -40,61 +41,96 @@ from tests.network import Hand, Journal, Wire, at_once, client_for, serving
 
 SHARED = ("epoch", "participants", "count", "sum", "mean", "min", "max")
 
+
 def shared(answer: dict[str, object]) -> tuple[object, ...]:
-    return tuple(answer[name] if name != "participants" else tuple(answer[name])  # type: ignore
-                 for name in SHARED)
+    return tuple(
+        answer[name] if name != "participants" else tuple(answer[name])  # type: ignore
+        for name in SHARED
+    )
+
 
 def terminated(session: Session, message: bytes) -> tuple[Opcode, Status]:
     with pytest.raises(PeerTerminated) as caught:
         session.open(message)
     return caught.value.opcode, caught.value.status
 
+
 def reason(journal: Journal, client_id: int, number: int = 0) -> Exception:
     error = journal.wait("end", client_id, number + 1)[number].detail
     assert isinstance(error, Exception)
     return error
 
+
 # The aggregate
+
 
 def test_aggregate_is_what_the_document_says() -> None:
     assert compute_aggregation({2: [1.0, 4.0], 1: [], 7: [-2.5]}) == {
-        "participants": [1, 2, 7], "count": 3, "sum": 2.5, "mean": 2.5 / 3, "min": -2.5, "max": 4.0,
+        "participants": [1, 2, 7],
+        "count": 3,
+        "sum": 2.5,
+        "mean": 2.5 / 3,
+        "min": -2.5,
+        "max": 4.0,
     }
     assert compute_aggregation({3: []}) == {
-        "participants": [3], "count": 0, "sum": 0.0, "mean": None, "min": None, "max": None,
+        "participants": [3],
+        "count": 0,
+        "sum": 0.0,
+        "mean": None,
+        "min": None,
+        "max": None,
     }
     assert compute_aggregation({1: [0.1] * 10})["sum"] == 1.0, "rounded once, not ten times"
+
 
 def test_own_part_has_no_share_where_there_is_nothing_to_share() -> None:
     assert own_part([1.0, 2.0], 4.0) == {"own_count": 2, "own_sum": 3.0, "own_share": 0.75}
     assert own_part([], 0.0)["own_share"] is None
     assert own_part([1e15], 5e-324)["own_share"] is None, "a share that overflows"
 
-@given(st.dictionaries(st.integers(1, 255), st.lists(st.floats(-1e15, 1e15), max_size=9),
-                       min_size=1))
+
+@given(
+    st.dictionaries(st.integers(1, 255), st.lists(st.floats(-1e15, 1e15), max_size=9), min_size=1)
+)
 def test_aggregate_is_independent_of_the_order_of_clients(contributions: dict) -> None:  # type: ignore
     turned = dict(reversed(contributions.items()))
     assert compute_aggregation(contributions) == compute_aggregation(turned)
     readings = [x for values in contributions.values() for x in values]
     assert compute_aggregation(turned)["sum"] == math.fsum(readings)
 
+
 def test_an_answer_is_shown_in_ascii_and_moves_no_cursor() -> None:
-    shown = describe({"text": "21 \u00b0C \x1b]0;x\x07", "n\x1b": 1, "none": None,
-                      "x": [1.5, None]})
+    shown = describe(
+        {"text": "21 \u00b0C \x1b]0;x\x07", "n\x1b": 1, "none": None, "x": [1.5, None]}
+    )
     assert shown == 'text "21 \\u00b0C \\u001b]0;x\\u0007"  n\\u001b 1  none null  x 1.5,null'
     long = describe({f"name{n}": float(n) for n in range(40)})
     assert all(len(line) <= 79 for line in long.splitlines())
     assert not [line for line in long.splitlines() if line.split()[-1].startswith("name")]
 
+
 # Epochs
+
 
 def test_a_lone_client_waits_for_nobody() -> None:
     with serving(window_s=60) as (server, _), client_for(server, 3) as client:
         answer = client.report([20.0, 22.0])
-        assert answer == {"epoch": 1, "round": 1, "participants": [3], "count": 2, "sum": 42.0,
-                          "mean": 21.0, "min": 20.0, "max": 22.0, "own_count": 2, "own_sum": 42.0,
-                          "own_share": 1.0}
+        assert answer == {
+            "epoch": 1,
+            "round": 1,
+            "participants": [3],
+            "count": 2,
+            "sum": 42.0,
+            "mean": 21.0,
+            "min": 20.0,
+            "max": 22.0,
+            "own_count": 2,
+            "own_sum": 42.0,
+            "own_share": 1.0,
+        }
         assert client.report([])["mean"] is None
+
 
 def test_clients_that_start_at_random_offsets_share_every_epoch_from_then_on() -> None:
     seed = random.randrange(2**32)
@@ -102,6 +138,7 @@ def test_clients_that_start_at_random_offsets_share_every_epoch_from_then_on() -
     offsets = {client_id: rng.uniform(0, 0.5) for client_id in (1, 2, 3)}
     enough = threading.Event()
     with serving(window_s=5) as (server, _):
+
         def run(client_id: int) -> list[dict[str, Any]]:
             answers: list[dict[str, Any]] = []
             with client_for(server, client_id) as client:
@@ -123,14 +160,19 @@ def test_clients_that_start_at_random_offsets_share_every_epoch_from_then_on() -
             assert len(members) == len(members[0]["participants"])
             assert math.fsum(m["own_sum"] for m in members) == members[0]["sum"]
         sizes = [len(by_epoch[number]) for number in sorted(by_epoch)]
-        first, last = sizes.index(3), len(sizes) - 1 - sizes[::-1].index(3)
+        first = sizes.index(3)
+        last = len(sizes) - 1 - sizes[::-1].index(3)
         assert sizes[first : last + 1] == [3] * (last + 1 - first), f"seed {seed}: {sizes}"
         assert last > first + 10
 
+
 @pytest.mark.slow
 def test_a_stalled_client_delays_the_others_by_one_window_once() -> None:
-    with serving(window_s=1.0) as (server, journal), \
-            client_for(server, 1) as quick, client_for(server, 2) as stalled:
+    with (
+        serving(window_s=1.0) as (server, journal),
+        client_for(server, 1) as quick,
+        client_for(server, 2) as stalled,
+    ):
         quick.report([1])
         assert share_an_epoch(journal, stalled, quick) == [1, 2]
         began = time.monotonic()
@@ -142,6 +184,7 @@ def test_a_stalled_client_delays_the_others_by_one_window_once() -> None:
             assert quick.report([1])["participants"] == [1]
         assert time.monotonic() - began < 0.9, "waited for a client that missed an epoch already"
         assert share_an_epoch(journal, stalled, quick) == [1, 2], "and it may come back"
+
 
 def test_members_wake_each_other_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     with serving(window_s=60) as (server, journal), contextlib.ExitStack() as stack:
@@ -168,6 +211,7 @@ def test_members_wake_each_other_one_by_one(monkeypatch: pytest.MonkeyPatch) -> 
         hands[2].socket.close()
         assert [participants(client_id) for client_id in (1, 2)] == [[1, 2]] * 2
 
+
 def share_an_epoch(journal: Journal, first: Client, second: Client) -> object:
     """Have `first` open an epoch, which waits for `second`; return who took part."""
     reports = len(journal.of("report", first.session.client_id))
@@ -182,6 +226,7 @@ def share_an_epoch(journal: Journal, first: Client, second: Client) -> object:
     assert shared(one) == shared(other)
     return one["participants"]
 
+
 def test_leaving_frees_the_others_at_once() -> None:
     with serving(window_s=60) as (server, journal), client_for(server, 1) as staying:
         with Hand(server.address, 2).shake_hands() as leaving:
@@ -189,13 +234,15 @@ def test_leaving_frees_the_others_at_once() -> None:
             leaving.open()
             staying_report = at_once(
                 lambda: staying.report([5]),
-                lambda: (journal.wait("report", 1),
-                         leaving.send(leaving.session.seal(Opcode.TERMINATE,
-                                                           status=Status.GOODBYE))),
+                lambda: (
+                    journal.wait("report", 1),
+                    leaving.send(leaving.session.seal(Opcode.TERMINATE, status=Status.GOODBYE)),
+                ),
             )[0]
         assert isinstance(staying_report, dict), staying_report
         assert staying_report["participants"] == [1]
         assert str(reason(journal, 2)) == "PeerTerminated: TERMINATE (GOODBYE)"
+
 
 def test_a_killed_client_leaves_nothing_in_the_next_epoch() -> None:
     with serving(window_s=60) as (server, journal), client_for(server, 1) as staying:
@@ -206,6 +253,7 @@ def test_a_killed_client_leaves_nothing_in_the_next_epoch() -> None:
         killed.socket.close()  # a reset, as from a process that was killed
         assert isinstance(reason(journal, 2), ConnectionCut)
         assert staying.report([1])["sum"] == 1
+
 
 def test_replaced_session_is_told_so_and_its_values_give_way() -> None:
     with serving(window_s=60) as (server, journal), client_for(server, 5) as third:
@@ -223,6 +271,7 @@ def test_replaced_session_is_told_so_and_its_values_give_way() -> None:
         new.socket.close()
         old.socket.close()
 
+
 def test_a_member_that_ends_while_it_waits_takes_its_values_along() -> None:
     with serving(window_s=60) as (server, journal), client_for(server, 5) as other:
         other.report([0])
@@ -234,10 +283,12 @@ def test_a_member_that_ends_while_it_waits_takes_its_values_along() -> None:
             reason(journal, 1)
         assert other.report([3])["sum"] == 3
 
+
 def test_a_session_that_was_asked_to_end_contributes_nothing_more() -> None:
     with serving(window_s=60) as (server, journal), client_for(server, 1) as client:
         client.report([1])
-        member, report = server._members[1], journal.of("report")[0].detail
+        member = server._members[1]
+        report = journal.of("report")[0].detail
         assert isinstance(report, Message)
         member.channel.request_end(Status.REPLACED)  # while its next report is on its way
         member.channel.request_end(Status.SHUTDOWN)
@@ -248,6 +299,7 @@ def test_a_session_that_was_asked_to_end_contributes_nothing_more() -> None:
             server.establish(member)
         assert len(journal.of("report")) == 1
 
+
 def test_extreme_and_empty_reports_are_answered() -> None:
     with serving() as (server, _), client_for(server, 1) as client:
         largest = client.report([1e15] * 1024)
@@ -255,18 +307,27 @@ def test_extreme_and_empty_reports_are_answered() -> None:
         assert client.report([1e15, -1e15])["own_share"] is None
         assert client.report([])["count"] == 0
 
+
 @pytest.mark.parametrize(
     "aggregation",
-    [lambda _: 1 / 0, lambda _: sys.exit("out of class"), lambda _: {"x": math.nan},
-     lambda _: {"x": "y" * 70_000}, lambda _: None,
-     lambda _: {"x": {"nested": 1}}, lambda _: {1: {2}}],
+    [
+        lambda _: 1 / 0,
+        lambda _: sys.exit("out of class"),
+        lambda _: {"x": math.nan},
+        lambda _: {"x": "y" * 70_000},
+        lambda _: None,
+        lambda _: {"x": {"nested": 1}},
+        lambda _: {1: {2}},
+    ],
     ids=["raises", "exits", "NaN", "too large", "None", "nested", "no JSON"],
 )
 def test_a_failing_aggregation_ends_its_epoch_but_not_the_server(
     aggregation: object, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with serving(lambda c: compute_aggregation(c) if 13.0 not in c.get(2, [])
-                 else aggregation(c), window_s=60) as (server, journal):  # type: ignore
+    with serving(
+        lambda c: compute_aggregation(c) if 13.0 not in c.get(2, []) else aggregation(c),
+        window_s=60,
+    ) as (server, journal):  # type: ignore
         client = client_for(server, 1)
         with client, Hand(server.address, 2).shake_hands() as unlucky:
             client.report([1])
@@ -282,9 +343,16 @@ def test_a_failing_aggregation_ends_its_epoch_but_not_the_server(
         epochs = [record.detail for record in journal.of("epoch")]
         assert [bool(e.answers) for e in epochs if isinstance(e, Epoch)] == [True, False, True]
 
+
 @pytest.mark.parametrize(
-    "meddle", [lambda c: [values.pop() for values in c.values()], lambda c: c.clear(),
-               lambda c: c.update({99: [5.0]})], ids=["readings", "clients", "an extra client"])
+    "meddle",
+    [
+        lambda c: [values.pop() for values in c.values()],
+        lambda c: c.clear(),
+        lambda c: c.update({99: [5.0]}),
+    ],
+    ids=["readings", "clients", "an extra client"],
+)
 def test_an_aggregation_that_changes_its_input_changes_no_personal_part(meddle: Any) -> None:
     def meddling(contributions: Any) -> dict[str, Any]:
         meddle(contributions)
@@ -292,18 +360,26 @@ def test_an_aggregation_that_changes_its_input_changes_no_personal_part(meddle: 
 
     with serving(meddling) as (server, journal), client_for(server, 1) as client:
         assert client.report([4.0, 6.0]) == {
-            "epoch": -7, "round": 1, "own_sum": 10.0, "of": "its own", "own_count": 2,
-            "own_share": 1.0} | {"epoch": 1}
+            "epoch": -7,
+            "round": 1,
+            "own_sum": 10.0,
+            "of": "its own",
+            "own_count": 2,
+            "own_share": 1.0,
+        } | {"epoch": 1}
         assert accepted_readings(journal) == [[4.0, 6.0]]
 
+
 # Admission and endings
+
 
 def test_shutdown_tells_every_client_and_waits_for_nobody() -> None:
     with serving(window_s=60) as (server, _):
         established = Hand(server.address, 1).shake_hands()
         established.report()
         established.open()
-        bound, silent = Hand(server.address, 2).shake_hands(), Wire(server.address)
+        bound = Hand(server.address, 2).shake_hands()
+        silent = Wire(server.address)
     assert terminated(established.session, established.receive())[1] is Status.SHUTDOWN
     assert terminated(bound.session, bound.receive())[1] is Status.SHUTDOWN
     assert silent.is_closed_silently()
@@ -312,9 +388,11 @@ def test_shutdown_tells_every_client_and_waits_for_nobody() -> None:
     for wire in (established, bound, silent):
         wire.socket.close()
 
+
 def test_a_port_in_use_is_a_typed_error() -> None:
     with serving() as (server, _), pytest.raises(NoConnection):
         Server(DEMO_KEYS, port=server.address[1])
+
 
 @pytest.mark.parametrize("client_id", [0, 6, 255])
 def test_unknown_id_and_wrong_key_end_alike(client_id: int) -> None:
@@ -326,11 +404,14 @@ def test_unknown_id_and_wrong_key_end_alike(client_id: int) -> None:
         kinds = {type(record.detail) for record in journal.wait("end", count=2)}
         assert kinds == {BadTag}
 
+
 def test_unknown_id_keeps_its_decoy_so_that_two_attempts_meet_the_same_keys() -> None:
     with serving() as (server, _):
-        first, second = server.session_for(77), server.session_for(77)
+        first = server.session_for(77)
+        second = server.session_for(77)
         assert first.fingerprints() == second.fingerprints()
         assert first.fingerprints() != server.session_for(1).fingerprints()
+
 
 @pytest.mark.slow
 def test_a_stranger_has_its_time_in_all_however_it_drips() -> None:
@@ -352,6 +433,7 @@ def test_a_stranger_has_its_time_in_all_however_it_drips() -> None:
         kinds = [type(record.detail) for record in journal.wait("end", count=3)]
         assert kinds == [DeadlineExpired] * 3
 
+
 def test_a_frame_once_begun_must_be_finished() -> None:
     with serving(frame_timeout_s=0.3) as (server, journal):
         with Hand(server.address, 1).shake_hands() as slow:
@@ -361,6 +443,7 @@ def test_a_frame_once_begun_must_be_finished() -> None:
             assert terminated(slow.session, slow.receive())[1] is Status.TIMEOUT
         assert str(reason(journal, 1)) == "DeadlineExpired: expected a whole frame, got none"
 
+
 def test_after_the_last_round_both_ends_close_in_peace(monkeypatch: pytest.MonkeyPatch) -> None:
     with serving() as (server, journal):
         last = functools.partial(Session, first_round=LAST_ROUND)
@@ -369,12 +452,14 @@ def test_after_the_last_round_both_ends_close_in_peace(monkeypatch: pytest.Monke
             assert client.report([1])["round"] == LAST_ROUND
         assert str(reason(journal, 1)) == "ended by this side (GOODBYE)"
 
+
 def test_a_silent_client_is_told_timeout() -> None:
     with serving(silence_timeout_s=0.3) as (server, _), client_for(server, 1) as client:
         client.report([1])
         with pytest.raises(PeerTerminated) as caught:
             client.channel.idle(10)
         assert caught.value.status is Status.TIMEOUT
+
 
 def test_who_cannot_send_still_hears_the_last_word(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(message: bytes) -> None:
@@ -388,6 +473,7 @@ def test_who_cannot_send_still_hears_the_last_word(monkeypatch: pytest.MonkeyPat
             client.report([2])
         assert caught.value.status is Status.TIMEOUT
 
+
 def test_who_can_neither_send_nor_hear_was_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(message: bytes) -> None:
         client.channel._sock.shutdown(socket.SHUT_RDWR)
@@ -398,6 +484,7 @@ def test_who_can_neither_send_nor_hear_was_cut(monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setattr(client.channel, "_write", broken)
         with pytest.raises(ConnectionCut):
             client.report([2])
+
 
 def test_the_oldest_stranger_makes_room_and_no_established_client_does() -> None:
     with serving(max_strangers=2) as (server, _), client_for(server, 1) as established:
@@ -412,9 +499,12 @@ def test_the_oldest_stranger_makes_room_and_no_established_client_does() -> None
         for wire in (oldest, *others):
             wire.socket.close()
 
+
 @pytest.mark.parametrize(
-    "data", [b"\x00\x00", b"\xff\xff", b"GET / HTTP/1.1\r\n\r\n", b"\x00\x57" + bytes(87)],
-    ids=["too short", "too long", "HTTP", "zeros"])
+    "data",
+    [b"\x00\x00", b"\xff\xff", b"GET / HTTP/1.1\r\n\r\n", b"\x00\x57" + bytes(87)],
+    ids=["too short", "too long", "HTTP", "zeros"],
+)
 def test_garbage_from_a_stranger_is_closed_silently_and_disturbs_nobody(data: bytes) -> None:
     with serving() as (server, journal), client_for(server, 1) as client:
         with Wire(server.address) as garbage:
@@ -423,17 +513,20 @@ def test_garbage_from_a_stranger_is_closed_silently_and_disturbs_nobody(data: by
         assert client.report([1])["participants"] == [1]
         assert isinstance(journal.wait("end")[0].detail, ProtocolError)
 
+
 def test_terminate_in_the_handshake_is_not_understood() -> None:
     with serving() as (server, journal), Hand(server.address, 1) as early:
         early.send(reseal(early.session, Opcode.TERMINATE, bytes(16) + b"\x01"))
         assert early.is_closed_silently()
         assert isinstance(reason(journal, 1), UnexpectedOpcode)
 
+
 def test_malformed_frame_of_a_bound_session_is_answered_by_terminate() -> None:
     with serving() as (server, journal), Hand(server.address, 1).shake_hands() as hand:
         hand.socket.sendall(b"\x00\x03abc" + bytes(100))
         assert terminated(hand.session, hand.receive()) == (Opcode.TERMINATE, Status.VIOLATION)
         assert isinstance(reason(journal, 1), MalformedMessage)
+
 
 def test_a_farewell_is_not_destroyed_by_what_still_arrives() -> None:
     """A socket closed with bytes unread sends a reset, which may overtake what was sent before."""
@@ -442,14 +535,18 @@ def test_a_farewell_is_not_destroyed_by_what_still_arrives() -> None:
         assert terminated(hand.session, hand.receive()) == (Opcode.TERMINATE, Status.VIOLATION)
         assert hand.socket.recv(1) == b"", "an orderly end, no reset"
 
+
 def test_wrong_round_is_answered_by_key_desync_error() -> None:
     with serving() as (server, journal), Hand(server.address, 1).shake_hands() as hand:
         hand.report()
         hand.open()
         hand.send(hand.sent[-1])
         assert terminated(hand.session, hand.receive()) == (
-            Opcode.KEY_DESYNC_ERROR, Status.VIOLATION)
+            Opcode.KEY_DESYNC_ERROR,
+            Status.VIOLATION,
+        )
         assert isinstance(reason(journal, 1), RoundMismatch)
+
 
 def test_any_cut_of_the_stream_is_served() -> None:
     """One byte a segment, and two messages in one segment."""
@@ -457,14 +554,18 @@ def test_any_cut_of_the_stream_is_served() -> None:
         frame: list[bytes] = []
         hand.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         for byte in (lambda m: len(m).to_bytes(2, "big") + m)(
-                hand.session.seal(Opcode.CLIENT_HELLO)):
+            hand.session.seal(Opcode.CLIENT_HELLO)
+        ):
             hand.socket.sendall(bytes([byte]))
         hand.open()
-        for message in (hand.session.seal(Opcode.CLIENT_DATA, b"[9]"),
-                        hand.session.seal(Opcode.TERMINATE, status=Status.GOODBYE)):
+        for message in (
+            hand.session.seal(Opcode.CLIENT_DATA, b"[9]"),
+            hand.session.seal(Opcode.TERMINATE, status=Status.GOODBYE),
+        ):
             frame.append(len(message).to_bytes(2, "big") + message)
         hand.socket.sendall(b"".join(frame))
         assert hand.receive()[0] == Opcode.SERVER_AGGR_RESPONSE
+
 
 def test_a_defect_of_ours_ends_one_session_and_is_logged(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -483,11 +584,13 @@ def test_a_defect_of_ours_ends_one_session_and_is_logged(
         assert healthy.report([2])["sum"] == 2
         assert "internal error" in caplog.text
 
+
 def test_a_server_that_cannot_accept_says_so_and_recovers(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     with serving() as (server, _):
-        real, failures = server._listener, [OSError(24, "Too many open files")]
+        real = server._listener
+        failures = [OSError(24, "Too many open files")]
 
         class Exhausted:
             def accept(self) -> object:
@@ -504,10 +607,12 @@ def test_a_server_that_cannot_accept_says_so_and_recovers(
             assert client.report([2])["sum"] == 2
     assert "Too many open files" in caplog.text
 
+
 def test_a_thread_that_cannot_be_started_costs_one_connection(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    real, failures = threading.Thread.start, [RuntimeError("can't start new thread")]
+    real = threading.Thread.start
+    failures = [RuntimeError("can't start new thread")]
 
     def start(thread: threading.Thread) -> None:
         if failures and "run" in repr(thread):
@@ -522,11 +627,13 @@ def test_a_thread_that_cannot_be_started_costs_one_connection(
             assert client.report([2])["sum"] == 2
     assert "can't start new thread" in caplog.text
 
+
 def test_a_server_that_never_served_can_be_closed() -> None:
     server = Server(DEMO_KEYS, port=0)
     server.__exit__()
     with pytest.raises(ConnectionError):
         Wire(server.address)
+
 
 def test_a_frame_that_begins_in_a_pause_may_end_after_it() -> None:
     ours, theirs = socket.socketpair()
@@ -542,6 +649,7 @@ def test_a_frame_that_begins_in_a_pause_may_end_after_it() -> None:
             channel.idle(0.2)
         later.join()
         channel.leave(Status.GOODBYE)
+
 
 def test_the_log_names_what_the_wire_does_not(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG, "server")
@@ -559,10 +667,13 @@ def test_the_log_names_what_the_wire_does_not(caplog: pytest.LogCaptureFixture) 
     assert server.summary().splitlines()[1].split() == ["4", "1", "1"]
     assert server.summary().splitlines()[-1] == "strangers: 1 BadTag"
 
+
 # Recordings
+
 
 def accepted_readings(journal: Journal) -> list[list[float]]:
     return [r.detail.readings for r in journal.of("report") if isinstance(r.detail, Message)]
+
 
 def recorded_session(server: Server) -> tuple[list[bytes], list[bytes]]:
     """Return what client 1 sent and received in a whole session of two rounds."""
@@ -573,6 +684,7 @@ def recorded_session(server: Server) -> tuple[list[bytes], list[bytes]]:
         hand.send(hand.session.seal(Opcode.TERMINATE, status=Status.GOODBYE))
         assert hand.last_opcode() is None
     return hand.sent, hand.received
+
 
 def test_a_whole_recorded_session_is_worthless_beside_the_live_one() -> None:
     with serving(window_s=60) as (server, journal):
@@ -589,6 +701,7 @@ def test_a_whole_recorded_session_is_worthless_beside_the_live_one() -> None:
         readings = accepted_readings(journal)
         assert readings == [[100.0], [100.0], [1.0], [2.0]]
 
+
 def test_a_replayed_hello_gets_a_challenge_and_displaces_nobody() -> None:
     with serving(window_s=60, stranger_timeout_s=0.5) as (server, journal):
         sent, _ = recorded_session(server)
@@ -602,10 +715,12 @@ def test_a_replayed_hello_gets_a_challenge_and_displaces_nobody() -> None:
             assert isinstance(reason(journal, 1, 1), DeadlineExpired)
             assert live.report([3])["sum"] == 3
 
+
 def test_recorded_server_bytes_are_not_believed_by_a_client() -> None:
     with serving() as (server, _):
         _, received = recorded_session(server)
     with socket.create_server(("127.0.0.1", 0)) as posing:
+
         def pose() -> None:
             connection, _ = posing.accept()
             with connection:
@@ -621,6 +736,7 @@ def test_recorded_server_bytes_are_not_believed_by_a_client() -> None:
 
         error, _ = at_once(believe, pose)
     assert type(error).__name__ == "EchoMismatch"
+
 
 def test_a_held_report_does_not_evict_the_client_that_reconnected() -> None:
     with serving(window_s=60) as (server, journal):
@@ -643,6 +759,7 @@ def test_a_held_report_does_not_evict_the_client_that_reconnected() -> None:
         assert late.open().aggregate["sum"] == 5
         late.socket.close()
 
+
 def test_hello_order_is_remembered_after_the_newer_session_has_left() -> None:
     with serving() as (server, journal):
         held = Hand(server.address, 1).shake_hands()
@@ -652,6 +769,7 @@ def test_hello_order_is_remembered_after_the_newer_session_has_left() -> None:
         held.report(b"[100]")
         assert terminated(held.session, held.receive())[1] is Status.REPLACED
         held.socket.close()
+
 
 def test_a_cut_connection_is_said_to_be_cut_at_both_ends() -> None:
     with serving() as (server, journal):
@@ -663,6 +781,7 @@ def test_a_cut_connection_is_said_to_be_cut_at_both_ends() -> None:
                 client.report([2])
         assert isinstance(reason(journal, 1), ConnectionCut)
 
+
 def test_sessions_of_one_server_never_share_keys() -> None:
     with serving() as (server, _):
         names = set()
@@ -671,11 +790,13 @@ def test_sessions_of_one_server_never_share_keys() -> None:
                 names |= set(client.session.fingerprints().values())
     assert len(names) == 12
 
+
 # Defects of ours, and of what instructors put in
+
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # closed unasked
 def test_a_session_that_cannot_be_made_ends_neither_the_server_nor_anybody_else(
-    monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("server.log.log", lambda *words: None)  # which would keep the connection
     wanted = [RuntimeError("once"), NotImplementedError("a student's stub")]
@@ -693,6 +814,7 @@ def test_a_session_that_cannot_be_made_ends_neither_the_server_nor_anybody_else(
                 assert not wanted  # connections are accepted one after the other
             assert client.report([2])["sum"] == 2
 
+
 def test_a_record_that_raises_keeps_no_farewell_back() -> None:
     def record(seen: Any) -> None:
         if seen.what == "end":
@@ -701,8 +823,9 @@ def test_a_record_that_raises_keeps_no_farewell_back() -> None:
     def thread_died(args: Any) -> None:
         died.append(args.exc_type)
 
-    died = list[type[BaseException]]()
-    usual, threading.excepthook = threading.excepthook, thread_died
+    died: list[type[BaseException]] = []
+    usual = threading.excepthook
+    threading.excepthook = thread_died
     try:
         with Server(DEMO_KEYS, port=0, record=record) as server, Hand(server.address) as first:
             first.shake_hands().report()
@@ -714,12 +837,14 @@ def test_a_record_that_raises_keeps_no_farewell_back() -> None:
         threading.excepthook = usual
     assert died == [ValueError] * 2
 
+
 class Watched(socket.socket):
     """A socket that says when somebody begins to read."""
 
     def recv(self, size: int, flags: int = 0) -> bytes:
         self.reading.set()
         return super().recv(size, flags)
+
 
 def test_who_is_sent_away_is_woken(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("endpoint.POLL_S", 60.0)  # how long it would sleep otherwise
@@ -728,7 +853,7 @@ def test_who_is_sent_away_is_woken(monkeypatch: pytest.MonkeyPatch) -> None:
     sock.reading = threading.Event()  # type: ignore[attr-defined]
     with sock, theirs:
         channel = Channel(sock, pair_in(State.HELLO).server)
-        said = list[Exception]()
+        said: list[Exception] = []
 
         def own() -> None:
             try:
@@ -743,6 +868,7 @@ def test_who_is_sent_away_is_woken(monkeypatch: pytest.MonkeyPatch) -> None:
         owner.join(30)
         assert [type(error) for error in said] == [EndRequested]
 
+
 def test_who_is_told_why_may_still_speak() -> None:
     """A socket that takes no more answers what still comes by a reset, which eats the farewell."""
     ours, theirs = socket.socketpair()
@@ -751,12 +877,14 @@ def test_who_is_told_why_may_still_speak() -> None:
         theirs.sendall(b"a report that was on its way")
         assert ours.recv(100) == b"a report that was on its way"
 
+
 class HalfSent(socket.socket):
     """A socket whose peer reads no more: half of what is sent gets through."""
 
     def sendall(self, data: Any, flags: int = 0) -> None:
         super().sendall(data[: len(data) // 2])
         raise TimeoutError
+
 
 def test_no_farewell_is_written_into_the_middle_of_a_frame() -> None:
     pair = pair_in(State.ANSWER)
@@ -769,6 +897,7 @@ def test_no_farewell_is_written_into_the_middle_of_a_frame() -> None:
         channel.leave(Status.SHUTDOWN)
         assert len(theirs.recv(1_000)) == (2 + 71) // 2
         assert theirs.recv(1_000) == b""
+
 
 def test_no_number_of_many_clients_is_broken_in_two() -> None:
     participants: list[str | float | None] = [*range(2, 42)]

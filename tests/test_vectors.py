@@ -3,6 +3,7 @@
 The vectors come from make_vectors.py, a second implementation of the document. So a red test here
 means that code and document differ, and not only that the code has changed.
 """
+
 from __future__ import annotations
 
 import ast
@@ -16,27 +17,44 @@ import pytest
 
 from crypto_utils import AES_KEY_BYTES, pkcs7_pad, pkcs7_unpad
 from protocol_fsm import (
-    KEY_LABELS, LAST_ROUND, Direction, MalformedMessage, Message, Opcode, PeerTerminated,
-    ProtocolError, Session, State, Status, bind_keys, evolve_c2s, evolve_s2c, read_frame,
+    KEY_LABELS,
+    LAST_ROUND,
+    Direction,
+    MalformedMessage,
+    Message,
+    Opcode,
+    PeerTerminated,
+    ProtocolError,
+    Session,
+    State,
+    Status,
+    bind_keys,
+    evolve_c2s,
+    evolve_s2c,
+    read_frame,
     write_frame,
 )
 from tests import make_vectors
 
 Vector = dict[str, Any]
 
+
 def load(name: str) -> Vector:
     """Return one file of vectors."""
     vectors: Vector = json.loads((make_vectors.DIRECTORY / name).read_text(encoding="ascii"))
     return vectors
+
 
 SCHEDULES: list[Vector] = load("key_schedule.json")["cases"]
 SESSIONS: dict[str, Vector] = {v["name"]: v for v in load("sessions.json")["sessions"]}
 REJECTED: list[Vector] = load("rejected.json")["cases"]
 ACCEPTED: list[Vector] = load("accepted.json")["cases"]
 
+
 def one_test_for_each(vectors: list[Vector]) -> pytest.MarkDecorator:
     """Parametrise a test over vectors, with their names as its ids."""
     return pytest.mark.parametrize("vector", vectors, ids=[vector["name"] for vector in vectors])
+
 
 class Draws:
     """A random source that returns what a vector says, and notices every other use of it."""
@@ -54,6 +72,7 @@ class Draws:
         assert len(self.left[0]) == length
         return self.left.pop(0)
 
+
 class Ends(NamedTuple):
     """Both ends of a session, and what they draw from."""
 
@@ -67,14 +86,23 @@ class Ends(NamedTuple):
             return self.client, self.server
         return self.server, self.client
 
+
 def ends_of(vector: Vector) -> Ends:
     """Return both ends of a session at its start."""
-    draws, key = Draws(), bytes.fromhex(vector["master_key"])
+    draws = Draws()
+    key = bytes.fromhex(vector["master_key"])
     client, server = (
-        Session(vector["client_id"], key, sends, random_bytes=draws,
-                first_round=vector.get("first_round", 1))
-        for sends in (Direction.C2S, Direction.S2C))
+        Session(
+            vector["client_id"],
+            key,
+            sends,
+            random_bytes=draws,
+            first_round=vector.get("first_round", 1),
+        )
+        for sends in (Direction.C2S, Direction.S2C)
+    )
     return Ends(client, server, draws)
+
 
 def receiver_of(data: bytes) -> Callable[[int], bytes]:
     """Return a recv that gives these bytes, and allows nobody to wait for more."""
@@ -89,15 +117,20 @@ def receiver_of(data: bytes) -> Callable[[int], bytes]:
 
     return recv
 
+
 def seal(sender: Session, draws: Draws, message: Vector) -> bytes:
     """Have the real session seal what the vector describes."""
     opcode = Opcode(message["opcode"])
     draws.feed(message["random"])
     has_json = opcode in (Opcode.CLIENT_DATA, Opcode.SERVER_AGGR_RESPONSE)
-    sealed = sender.seal(opcode, bytes.fromhex(message["body"]) if has_json else b"",
-                         status=Status(message["status"] or 0))
+    sealed = sender.seal(
+        opcode,
+        bytes.fromhex(message["body"]) if has_json else b"",
+        status=Status(message["status"] or 0),
+    )
     assert draws.left == []
     return sealed
+
 
 def open_(receiver: Session, frame: bytes) -> Message | PeerTerminated:
     """Have the real session read a frame and open the message in it, which must be accepted."""
@@ -107,8 +140,10 @@ def open_(receiver: Session, frame: bytes) -> Message | PeerTerminated:
     except PeerTerminated as told:
         return told
 
-def conversation(vector: Vector, length: int | None = None) -> Iterator[
-        tuple[Vector, Ends, bytes, Message | PeerTerminated]]:
+
+def conversation(
+    vector: Vector, length: int | None = None
+) -> Iterator[tuple[Vector, Ends, bytes, Message | PeerTerminated]]:
     """Play a session, or its first messages; each is sealed at one end, and opened from the file.
 
     Yields the vector of the message, the ends after it, and what they made of it.
@@ -118,6 +153,7 @@ def conversation(vector: Vector, length: int | None = None) -> Iterator[
         sender, receiver = ends.of(message["from"])
         sealed = seal(sender, ends.draws, message)
         yield message, ends, sealed, open_(receiver, bytes.fromhex(message["frame"]))
+
 
 def prefix_of(vector: Vector) -> tuple[Ends, Session, Session]:
     """Return the ends at the place of a case, then the one that receives, and its peer."""
@@ -129,6 +165,7 @@ def prefix_of(vector: Vector) -> tuple[Ends, Session, Session]:
     assert receiver.state.name == peer.state.name == vector["state"]
     return ends, receiver, peer
 
+
 def assert_stands(session: Session, after: Vector) -> None:
     """Check all four chain keys, the round and the state against a vector."""
     keys = {label: key.hex() for label, key in session._keys.items()}
@@ -137,17 +174,25 @@ def assert_stands(session: Session, after: Vector) -> None:
     if after["round_after"] is not None:
         assert session.round_number == after["round_after"]
 
+
 def frame_of(vector: Vector, receiver: Session, opcode: Opcode) -> bytes:
     """Return the frame of a case; one that is described in outline only is sealed here."""
     if "frame" in vector:
         return bytes.fromhex(vector["frame"])
     plaintext = b"".join(bytes.fromhex(part) * times for part, times in vector["plaintext_outline"])
     made = make_vectors.protect(
-        receiver._keys, opcode, receiver.client_id, receiver.round_number, 1 - receiver.sends,
-        bytes.fromhex(vector["iv"]), make_vectors.pad(plaintext))
+        receiver._keys,
+        opcode,
+        receiver.client_id,
+        receiver.round_number,
+        1 - receiver.sends,
+        bytes.fromhex(vector["iv"]),
+        make_vectors.pad(plaintext),
+    )
     frame: bytes = made["frame"]
     assert hashlib.sha256(frame).hexdigest() == vector["frame_sha256"]
     return frame
+
 
 def as_doubles(value: Any) -> Any:
     """Return a JSON value with every number in it as a double."""
@@ -157,18 +202,24 @@ def as_doubles(value: Any) -> Any:
         return [as_doubles(item) for item in value]
     return float(value) if isinstance(value, int) else value
 
+
 # The files ----------------------------------------------------------------------------------------
+
 
 def test_the_files_are_what_the_generator_makes() -> None:
     assert make_vectors.differing() == []
 
-@pytest.mark.parametrize("name", ["key_schedule.json", "sessions.json", "rejected.json",
-                                  "accepted.json"])
+
+@pytest.mark.parametrize(
+    "name", ["key_schedule.json", "sessions.json", "rejected.json", "accepted.json"]
+)
 def test_check_finds_a_changed_file_and_a_missing_one(
-        name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-        capsys: pytest.CaptureFixture[str]) -> None:
-    texts = {path.name: path.read_text(encoding="ascii")
-             for path in make_vectors.DIRECTORY.glob("*.json")}
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = {
+        path.name: path.read_text(encoding="ascii")
+        for path in make_vectors.DIRECTORY.glob("*.json")
+    }
     for path, text in texts.items():
         (tmp_path / path).write_text(text, encoding="ascii")
     monkeypatch.setattr(make_vectors, "DIRECTORY", tmp_path)
@@ -180,24 +231,45 @@ def test_check_finds_a_changed_file_and_a_missing_one(
     assert make_vectors.main(["--check"]) == 1
     assert capsys.readouterr().err.count(name) == 2
 
+
 def test_the_generator_shares_no_code_with_the_project() -> None:
     tree = ast.parse(Path(make_vectors.__file__).read_text(encoding="utf-8"))
-    imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import)
-                for alias in node.names}
+    imported = {
+        alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import)
+        for alias in node.names
+    }
     imported |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    assert imported == {"hashlib", "hmac", "json", "struct", "sys", "collections.abc", "pathlib",
-                        "typing", "Crypto.Cipher"}
+    assert imported == {
+        "hashlib",
+        "hmac",
+        "json",
+        "struct",
+        "sys",
+        "collections.abc",
+        "pathlib",
+        "typing",
+        "Crypto.Cipher",
+    }
 
-@pytest.mark.parametrize("vectors", [SCHEDULES, list(SESSIONS.values()), REJECTED, ACCEPTED],
-                         ids=["key_schedule", "sessions", "rejected", "accepted"])
+
+@pytest.mark.parametrize(
+    "vectors",
+    [SCHEDULES, list(SESSIONS.values()), REJECTED, ACCEPTED],
+    ids=["key_schedule", "sessions", "rejected", "accepted"],
+)
 def test_every_vector_has_a_name_of_its_own(vectors: list[Vector]) -> None:
     assert len({vector["name"] for vector in vectors}) == len(vectors)
 
+
 # Key schedule -------------------------------------------------------------------------------------
+
 
 def outputs(step: Vector) -> dict[str, bytes]:
     """Return the chain keys that one step of the schedule gives."""
     return {label: bytes.fromhex(hashed["output"]) for label, hashed in step.items()}
+
 
 @one_test_for_each(SCHEDULES)
 def test_every_hash_of_the_key_schedule_is_the_hash_of_its_input(vector: Vector) -> None:
@@ -206,25 +278,31 @@ def test_every_hash_of_the_key_schedule_is_the_hash_of_its_input(vector: Vector)
             digest = hashlib.sha256(bytes.fromhex(hashed["input"])).hexdigest()
             assert digest == hashed["output"]
 
+
 @one_test_for_each(SCHEDULES)
 def test_the_key_schedule_moves_keys_as_the_vector_does(vector: Vector) -> None:
-    report, answer = vector["client_data"], vector["server_aggr_response"]
+    report = vector["client_data"]
+    answer = vector["server_aggr_response"]
     keys = ends_of(vector).client._keys
     assert tuple(keys) == KEY_LABELS
     assert keys == outputs(vector["start"])
-    keys = bind_keys(keys, bytes.fromhex(vector["client_nonce"]),
-                     bytes.fromhex(vector["server_nonce"]))
+    keys = bind_keys(
+        keys, bytes.fromhex(vector["client_nonce"]), bytes.fromhex(vector["server_nonce"])
+    )
     assert keys == outputs(vector["binding"])
     keys = evolve_c2s(keys, bytes.fromhex(report["ciphertext"]), bytes.fromhex(report["nonce"]))
     assert keys == outputs(vector["binding"]) | outputs(vector["c2s_ratchet"])
     keys = evolve_s2c(keys, bytes.fromhex(answer["body"]), Status.OK)
-    assert keys == (outputs(vector["binding"]) | outputs(vector["c2s_ratchet"])
-                    | outputs(vector["s2c_ratchet"]))
+    assert keys == (
+        outputs(vector["binding"]) | outputs(vector["c2s_ratchet"]) | outputs(vector["s2c_ratchet"])
+    )
+
 
 @one_test_for_each(SCHEDULES)
 def test_a_session_uses_the_keys_of_the_key_schedule(vector: Vector) -> None:
     ends = ends_of(vector)
-    report, answer = vector["client_data"], vector["server_aggr_response"]
+    report = vector["client_data"]
+    answer = vector["server_aggr_response"]
     iv = "00" * 16
 
     def say(sender: Session, receiver: Session, message: Vector) -> bytes:
@@ -240,22 +318,40 @@ def test_a_session_uses_the_keys_of_the_key_schedule(vector: Vector) -> None:
                 assert encryption_key.hex() == expected[d + " encryption"]
 
     assert_keys(vector["start_message_keys"])
-    say(ends.client, ends.server, {"opcode": 10, "random": [vector["client_nonce"], iv],
-                                   "status": None, "body": ""})
+    say(
+        ends.client,
+        ends.server,
+        {"opcode": 10, "random": [vector["client_nonce"], iv], "status": None, "body": ""},
+    )
     assert_keys(vector["start_message_keys"])
-    say(ends.server, ends.client, {"opcode": 20, "random": [vector["server_nonce"], iv],
-                                   "status": 0, "body": ""})
+    say(
+        ends.server,
+        ends.client,
+        {"opcode": 20, "random": [vector["server_nonce"], iv], "status": 0, "body": ""},
+    )
     assert_keys(vector["binding_message_keys"])
-    sealed = say(ends.client, ends.server,
-                 {"opcode": 30, "random": [report["nonce"], report["iv"]], "status": None,
-                  "body": report["body"]})
+    sealed = say(
+        ends.client,
+        ends.server,
+        {
+            "opcode": 30,
+            "random": [report["nonce"], report["iv"]],
+            "status": None,
+            "body": report["body"],
+        },
+    )
     assert sealed[23:-32].hex() == report["ciphertext"]
     assert_keys(vector["c2s_ratchet_message_keys"])
-    say(ends.server, ends.client, {"opcode": 40, "random": [answer["iv"]], "status": 0,
-                                   "body": answer["body"]})
+    say(
+        ends.server,
+        ends.client,
+        {"opcode": 40, "random": [answer["iv"]], "status": 0, "body": answer["body"]},
+    )
     assert_keys(vector["s2c_ratchet_message_keys"])
 
+
 # Whole sessions -----------------------------------------------------------------------------------
+
 
 @one_test_for_each(list(SESSIONS.values()))
 def test_every_message_of_a_session_is_sealed_byte_for_byte(vector: Vector) -> None:
@@ -264,6 +360,7 @@ def test_every_message_of_a_session_is_sealed_byte_for_byte(vector: Vector) -> N
         frames: list[bytes] = []
         write_frame(frames.append, sealed)
         assert b"".join(frames).hex() == message["frame"]
+
 
 @one_test_for_each(list(SESSIONS.values()))
 def test_every_message_of_a_session_is_opened_to_what_it_says(vector: Vector) -> None:
@@ -275,32 +372,53 @@ def test_every_message_of_a_session_is_opened_to_what_it_says(vector: Vector) ->
             continue
         from_client = message["from"] == "client"
         assert opened == Message(
-            opcode=Opcode(message["opcode"]), client_id=vector["client_id"],
+            opcode=Opcode(message["opcode"]),
+            client_id=vector["client_id"],
             round_number=message["round"],
             direction=Direction.C2S if from_client else Direction.S2C,
-            nonce=bytes.fromhex(message["random"][0]) if from_client else b"", status=status,
+            nonce=bytes.fromhex(message["random"][0]) if from_client else b"",
+            status=status,
             body=bytes.fromhex(message["body"]),
             readings=json.loads(message["text"]) if opened.opcode is Opcode.CLIENT_DATA else [],
-            aggregate=(json.loads(message["text"])
-                       if opened.opcode is Opcode.SERVER_AGGR_RESPONSE else {}))
+            aggregate=(
+                json.loads(message["text"]) if opened.opcode is Opcode.SERVER_AGGR_RESPONSE else {}
+            ),
+        )
+
 
 @one_test_for_each(list(SESSIONS.values()))
 def test_both_ends_stand_where_the_vector_says_after_each_message(vector: Vector) -> None:
     for session in ends_of(vector)[:2]:
-        assert_stands(session, {"keys_after": vector["keys"], "round_after": 0,
-                                "state_after": "HELLO"})
+        assert_stands(
+            session, {"keys_after": vector["keys"], "round_after": 0, "state_after": "HELLO"}
+        )
     for message, ends, _, _ in conversation(vector):
         assert_stands(ends.client, message)
         assert_stands(ends.server, message)
     assert ends.client.state is State.ENDED
 
+
 @one_test_for_each(list(SESSIONS.values()))
 def test_the_intermediate_values_of_a_session_fit_together(vector: Vector) -> None:
     for message in vector["messages"]:
-        fields = {name: bytes.fromhex(message[name]) for name in (
-            "plaintext", "padded", "iv", "ciphertext", "mac_input", "tag", "message", "frame")}
-        header = (bytes([message["opcode"], vector["client_id"]])
-                  + message["round"].to_bytes(4, "big") + bytes([message["from"] == "server"]))
+        fields = {
+            name: bytes.fromhex(message[name])
+            for name in (
+                "plaintext",
+                "padded",
+                "iv",
+                "ciphertext",
+                "mac_input",
+                "tag",
+                "message",
+                "frame",
+            )
+        }
+        header = (
+            bytes([message["opcode"], vector["client_id"]])
+            + message["round"].to_bytes(4, "big")
+            + bytes([message["from"] == "server"])
+        )
         assert pkcs7_pad(fields["plaintext"]) == fields["padded"]
         assert pkcs7_unpad(fields["padded"]) == fields["plaintext"]
         assert fields["iv"].hex() == message["random"][-1]
@@ -308,12 +426,15 @@ def test_the_intermediate_values_of_a_session_fit_together(vector: Vector) -> No
         assert fields["message"] == fields["mac_input"] + fields["tag"]
         assert fields["frame"][2:] == fields["message"]
 
+
 # Messages that must be refused --------------------------------------------------------------------
+
 
 @one_test_for_each(REJECTED)
 def test_a_bad_message_is_refused_for_its_reason_and_the_session_is_over(vector: Vector) -> None:
     ends, receiver, peer = prefix_of(vector)
-    farewell, frame = vector["farewell"], frame_of(vector, receiver, Opcode.SERVER_AGGR_RESPONSE)
+    farewell = vector["farewell"]
+    frame = frame_of(vector, receiver, Opcode.SERVER_AGGR_RESPONSE)
     if vector["step"] == 1:
         with pytest.raises(MalformedMessage):
             read_frame(receiver_of(frame[:2]))
@@ -343,25 +464,36 @@ def test_a_bad_message_is_refused_for_its_reason_and_the_session_is_over(vector:
         assert (told.opcode, told.status) == (farewell["opcode"], farewell["status"])
         assert told.opcode.name == farewell["name"]
 
+
 def test_every_check_of_receiving_has_a_vector_at_both_ends() -> None:
     found = {(vector["error"], vector["receiver"]) for vector in REJECTED if vector["error"]}
-    at_both = {error.__name__ for error in ProtocolError.__subclasses__()
-               if error.__module__ == ProtocolError.__module__}  # not those of companions
+    at_both = {
+        error.__name__
+        for error in ProtocolError.__subclasses__()
+        if error.__module__ == ProtocolError.__module__
+    }  # not those of companions
     at_both -= {"EchoMismatch", "PeerTerminated", "DeadlineExpired", "ConnectionCut"}
-    assert found == ({(error, end) for error in at_both for end in ("client", "server")}
-                     | {("EchoMismatch", "client")})
+    assert found == (
+        {(error, end) for error in at_both for end in ("client", "server")}
+        | {("EchoMismatch", "client")}
+    )
+
 
 def test_every_opcode_and_state_that_is_no_move_has_a_vector() -> None:
-    found = {(vector["state"], bytes.fromhex(vector["frame"])[2], vector["receiver"])
-             for vector in REJECTED if vector["error"] == "UnexpectedOpcode"}
+    found = {
+        (vector["state"], bytes.fromhex(vector["frame"])[2], vector["receiver"])
+        for vector in REJECTED
+        if vector["error"] == "UnexpectedOpcode"
+    }
     for state in (State.HELLO, State.CHALLENGE, State.REPORT, State.ANSWER):
         for opcode in Opcode:
             for sends, receiver in ((Direction.C2S, "server"), (Direction.S2C, "client")):
-                legal = (state, opcode, sends) in Session(
-                    1, bytes(16), sends).fsm.VALID_TRANSITIONS
+                legal = (state, opcode, sends) in Session(1, bytes(16), sends).fsm.VALID_TRANSITIONS
                 assert ((state.name, opcode, receiver) in found) is not legal
 
+
 # Messages that are odd, and must be accepted ------------------------------------------------------
+
 
 @one_test_for_each(ACCEPTED)
 def test_an_odd_but_legal_message_is_accepted(vector: Vector) -> None:

@@ -5,6 +5,7 @@
 
 It exits with 0 if every result is the one in the table, 1 if one is not, and 2 without ProVerif.
 """
+
 from __future__ import annotations
 
 import re
@@ -20,9 +21,11 @@ FOLDER = Path(__file__).parent
 UNKNOWN = "not known"  # in the table: whatever ProVerif finds is right
 Query = tuple[tuple[str, str], ...]  # as (("inj-event", "CAccept"), ("inj-event", "SSend"))
 
+
 def query_in(text: str) -> Query:
     """Return what a query is about, whether ProVerif writes it, a model or the page."""
     return tuple(re.findall(r"((?:inj-)?event|attacker)(?:_p\d+)?\((\w+)", text))
+
 
 def expected_results() -> dict[str, dict[Query, str]]:
     """Return the results in the table of the page, by model and query."""
@@ -33,33 +36,47 @@ def expected_results() -> dict[str, dict[Query, str]]:
         results.setdefault(model, {})[query_in(query)] = result
     return results
 
+
 def results_in(output: str) -> dict[Query, str]:
     """Return what ProVerif found. A result in brackets explains the one above it, and is none."""
     found = re.findall(r"^RESULT (?!\()(.+?) (is true|is false|cannot be proved)", output, re.M)
     return {query_in(query): result.removeprefix("is ") for query, result in found}
 
+
 def shown(query: Query) -> str:
     return " ==> ".join(f"{kind}({name})" for kind, name in query[:2]) + "".join(
-        f" || {kind}({name})" for kind, name in query[2:])
+        f" || {kind}({name})" for kind, name in query[2:]
+    )
+
 
 def compare(expected: Mapping[Query, str], found: Mapping[Query, str]) -> bool:
     """Print a line for each query, and tell if all results are as expected."""
     is_right = True
     for query in dict.fromkeys([*expected, *found]):
-        want, got = expected.get(query, "no such query"), found.get(query, "no result")
+        want = expected.get(query, "no such query")
+        got = found.get(query, "no result")
         is_wrong = got != want and not (want == UNKNOWN and query in found)
         print(f"  {got:<16} {shown(query)}{f'  WRONG: expected {want}' * is_wrong}", flush=True)
         is_right &= not is_wrong
     return is_right
 
+
 def run(program: str, model: str) -> dict[Query, str]:
     """Return the results for one model. Raises UserError if ProVerif does not take it."""
-    done = subprocess.run([program, model], cwd=FOLDER, capture_output=True, text=True,
-                          encoding="utf-8", errors="replace", check=False)
+    done = subprocess.run(
+        [program, model],
+        cwd=FOLDER,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
+        check=False,
+    )
     if done.returncode:
         said = (done.stderr + done.stdout).strip().splitlines() or ["nothing"]
         raise UserError(f"proverif fails on {model}, and says: {said[-1]}")
     return results_in(done.stdout)
+
 
 def main() -> int:
     sys.argv[0] = "classroom.model"  # for messages; it would be __main__.py
@@ -71,13 +88,15 @@ def main() -> int:
         raise UserError(f"no model is named {min(unknown)}; there are {', '.join(expected)}")
     program = shutil.which("proverif")
     if not program:
-        raise UserError("there is no proverif on PATH; how to get it says "
-                        "classroom/model/README.md")
+        raise UserError(
+            "there is no proverif on PATH; how to get it says classroom/model/README.md"
+        )
     is_right = True
     for model in models:
         print(model, flush=True)
         is_right &= compare(expected[model], run(program, model))
     return int(not is_right)
+
 
 if __name__ == "__main__":
     run_program(main)

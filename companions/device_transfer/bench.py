@@ -12,6 +12,7 @@ in the folder for temporary ones: TMPDIR chooses the disk.
 - digest: tls13, and both ends compute SHA-256 of the file and compare it, as a signed file needs;
 - ours: `Device` and `Server` as they are, with rekeying, signature, journal and all their checks.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -43,12 +44,19 @@ from companions.device_transfer.server import Server
 from endpoint import Parser, positive, run_program, write_text
 
 ROOT = Path(__file__).resolve().parents[2]
-NAMES = {"plain": "plain TCP", "tls12": "TLS 1.2", "tls13": "TLS 1.3",
-         "digest": "TLS 1.3 + digest", "ours": "ours"}
-SIZE_MIB, TURNS = 256, 7
+NAMES = {
+    "plain": "plain TCP",
+    "tls12": "TLS 1.2",
+    "tls13": "TLS 1.3",
+    "digest": "TLS 1.3 + digest",
+    "ours": "ours",
+}
+SIZE_MIB = 256
+TURNS = 7
 PIECE_BYTES = 256 * 1_024  # of the lean rivals: larger is not faster
 LEAN_NAME = "file"  # of what the lean rivals receive
 MIB = 2**20
+
 
 class Slice(NamedTuple):
     """What one sending showed, in seconds: on the clock, and of the processor at either end."""
@@ -58,6 +66,7 @@ class Slice(NamedTuple):
     receiver_s: float
     channel: str
 
+
 class Sent(NamedTuple):
     """What the sending process tells, in seconds."""
 
@@ -65,14 +74,18 @@ class Sent(NamedTuple):
     processor_s: float
     channel: str
 
+
 def now_s() -> tuple[float, float]:
     """Return what the clock says, and how much processor time this process has used."""
     return time.perf_counter(), time.process_time()
 
+
 def passed_s(since_s: tuple[float, float]) -> tuple[float, float]:
     return now_s()[0] - since_s[0], now_s()[1] - since_s[1]
 
+
 # The lean rivals ----------------------------------------------------------------------------------
+
 
 def context(rival: str, folder: Path, *, is_server: bool) -> ssl.SSLContext | None:
     """Return what TLS needs; nothing for plain TCP."""
@@ -80,12 +93,14 @@ def context(rival: str, folder: Path, *, is_server: bool) -> ssl.SSLContext | No
         return None
     return tls_context("tls12" if rival == "tls12" else "tls13", folder, is_server=is_server)
 
+
 def receive_lean(pipe: Connection, rival: str, folder: Path) -> None:
     """In the receiving process: take one file to the disk, and answer with its digest, if any."""
     tls = context(rival, folder, is_server=True)
     with socket.create_server((HOST, 0)) as listener:
         pipe.send(listener.getsockname())
-        sock, before_s = listener.accept()[0], time.process_time()
+        sock = listener.accept()[0]
+        before_s = time.process_time()
     with tls.wrap_socket(sock, server_side=True) if tls else sock as sock:
         sock.sendall(bytes(1))  # the handshake is over at both ends
         left = int.from_bytes(receive_exactly(sock, 8), "big")
@@ -95,18 +110,23 @@ def receive_lean(pipe: Connection, rival: str, folder: Path) -> None:
         sock.sendall(answer)
     pipe.send(time.process_time() - before_s)
 
+
 def receive_exactly(sock: socket.socket, wanted: int) -> bytes:
     received = b""
     while len(received) < wanted:
         received += sock.recv(wanted - len(received)) or sys.exit("the sender is gone")
     return received
 
-def take(sock: socket.socket, left: int, write: Callable[[memoryview], object],
-         is_hashed: bool) -> bytes:
+
+def take(
+    sock: socket.socket, left: int, write: Callable[[memoryview], object], is_hashed: bool
+) -> bytes:
     """Write what comes, and return its digest (32 bytes), or as many zeros."""
-    buffer, digest = memoryview(bytearray(PIECE_BYTES)), hashlib.sha256()
+    buffer = memoryview(bytearray(PIECE_BYTES))
+    digest = hashlib.sha256()
     while left:
-        filled, wanted = 0, min(left, PIECE_BYTES)
+        filled = 0
+        wanted = min(left, PIECE_BYTES)
         while filled < wanted:
             filled += sock.recv_into(buffer[filled:wanted]) or sys.exit("the sender is gone")
         if is_hashed:
@@ -114,6 +134,7 @@ def take(sock: socket.socket, left: int, write: Callable[[memoryview], object],
         write(buffer[:filled])
         left -= filled
     return digest.digest() if is_hashed else bytes(32)
+
 
 def send_lean(rival: str, address: tuple[str, int], path: Path, folder: Path) -> Sent:
     """Send one file, in the sending process."""
@@ -133,25 +154,32 @@ def send_lean(rival: str, address: tuple[str, int], path: Path, folder: Path) ->
             sys.exit("the file that came is not the one that was sent")
         return Sent(*passed_s(began_s), describe(sock))
 
+
 def describe(sock: socket.socket) -> str:
     """Name the version and the cipher."""
     cipher = sock.cipher() if isinstance(sock, ssl.SSLSocket) else None
     return f"{cipher[1]}, {cipher[0]}" if cipher else "nothing protects it"
 
-def give(sock: socket.socket, readinto: Callable[[memoryview], int | None],
-         is_hashed: bool) -> bytes:
+
+def give(
+    sock: socket.socket, readinto: Callable[[memoryview], int | None], is_hashed: bool
+) -> bytes:
     """Send all of a file, and return its digest (32 bytes), or as many zeros."""
-    buffer, digest = memoryview(bytearray(PIECE_BYTES)), hashlib.sha256()
+    buffer = memoryview(bytearray(PIECE_BYTES))
+    digest = hashlib.sha256()
     while size := readinto(buffer):
         if is_hashed:
             digest.update(buffer[:size])
         sock.sendall(buffer[:size])
     return digest.digest() if is_hashed else bytes(32)
 
+
 # Ours ---------------------------------------------------------------------------------------------
+
 
 def party(folder: Path, name: str) -> tuple[Identity, Trust]:
     return load_identity(folder / "pki" / name, getpass), load_trust(folder / "pki" / name)
+
 
 def receive_ours(pipe: Connection, rival: str, folder: Path) -> None:
     """In the receiving process: serve until the sender has what it wants."""
@@ -161,6 +189,7 @@ def receive_ours(pipe: Connection, rival: str, folder: Path) -> None:
         pipe.recv()
         pipe.send(time.process_time() - before_s)
 
+
 def send_ours(rival: str, address: tuple[str, int], path: Path, folder: Path) -> Sent:
     """Send one file, in the sending process."""
     with Device(*party(folder, "device-1"), "server-1", *address, timeout_s=LIMIT_S) as device:
@@ -168,11 +197,14 @@ def send_ours(rival: str, address: tuple[str, int], path: Path, folder: Path) ->
         device.send_file(path)
         return Sent(*passed_s(began_s), "device_transfer v1, AES128-CBC, HMAC-SHA256")
 
+
 # One slice, and all of them -----------------------------------------------------------------------
+
 
 def send(pipe: Connection, rival: str, address: tuple[str, int], path: Path, folder: Path) -> None:
     """In the sending process."""
     pipe.send((send_ours if rival == "ours" else send_lean)(rival, address, path, folder))
+
 
 def run_slice(rival: str, path: Path, folder: Path) -> Slice:
     """Have `rival` send the file once, from a fresh process to another one. Raises Failed."""
@@ -186,6 +218,7 @@ def run_slice(rival: str, path: Path, folder: Path) -> Slice:
     check_received(rival, path, folder)
     return Slice(sent.wall_s, sent.processor_s, receiver_s, sent.channel)
 
+
 def check_received(rival: str, path: Path, folder: Path) -> None:
     """Hold what came against what was sent, and remove it. Raises Failed."""
     received = folder / "received" / (path.name if rival == "ours" else LEAN_NAME)
@@ -193,14 +226,25 @@ def check_received(rival: str, path: Path, folder: Path) -> None:
         raise Failed(f"{NAMES[rival]} has not sent all of the file")
     received.unlink()
 
+
 def certify(pki: Path) -> None:
     """Make an authority, a server and a device, with the program that does so. Raises Failed."""
-    for words in (["create"], ["issue", "server-1", "--role=server"],
-                  ["issue", "device-1", "--role=device"]):
-        command = [sys.executable, "-m", "companions.device_transfer.ca",
-                   words[0], str(pki), *words[1:]]
+    for words in (
+        ["create"],
+        ["issue", "server-1", "--role=server"],
+        ["issue", "device-1", "--role=device"],
+    ):
+        command = [
+            sys.executable,
+            "-m",
+            "companions.device_transfer.ca",
+            words[0],
+            str(pki),
+            *words[1:],
+        ]
         if subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, check=False).returncode:
             raise Failed("the authority did not make its certificates")
+
 
 def prepare(folder: Path, size_bytes: int) -> Path:
     """Make certificates for all, and a file of random bytes; return its path."""
@@ -214,6 +258,7 @@ def prepare(folder: Path, size_bytes: int) -> Path:
         os.fsync(file.fileno())
     return path
 
+
 def run(size_bytes: int, turns: int) -> dict[str, list[Slice]]:
     """Return the slices of every rival, in the order of turns. Raises Failed."""
     seen: dict[str, list[Slice]] = {rival: [] for rival in NAMES}
@@ -223,51 +268,93 @@ def run(size_bytes: int, turns: int) -> dict[str, list[Slice]]:
             first = turn % len(NAMES)
             for rival in [*NAMES][first:] + [*NAMES][:first]:  # who is first changes
                 seen[rival].append(run_slice(rival, path, Path(name)))
-                print(f"turn {turn + 1} of {turns}: {NAMES[rival]}, "
-                      f"{size_bytes / 1e6 / seen[rival][-1].wall_s:,.0f} MB/s",
-                      file=sys.stderr, flush=True)
+                print(
+                    f"turn {turn + 1} of {turns}: {NAMES[rival]}, "
+                    f"{size_bytes / 1e6 / seen[rival][-1].wall_s:,.0f} MB/s",
+                    file=sys.stderr,
+                    flush=True,
+                )
     return seen
 
+
 # What it tells ------------------------------------------------------------------------------------
+
 
 def of(ours: Sequence[Slice], theirs: Sequence[Slice]) -> tuple[float, float, float]:
     """Return what share of their speed is ours: median over the turns, and both quartiles."""
     return spread([their.wall_s / our.wall_s for our, their in zip(ours, theirs)])
 
+
 def table(size_bytes: int, seen: Mapping[str, Sequence[Slice]]) -> str:
     """Return the table and the bars, in ASCII of at most 79 columns."""
-    rates = {rival: size_bytes / 1e6 / median(each.wall_s for each in slices)
-             for rival, slices in seen.items()}
-    lines = ["                     MB/s   processor ms a MB    ours, of its speed",
-             "                            sender  receiver     median (quartiles)"]
+    rates = {
+        rival: size_bytes / 1e6 / median(each.wall_s for each in slices)
+        for rival, slices in seen.items()
+    }
+    lines = [
+        "                     MB/s   processor ms a MB    ours, of its speed",
+        "                            sender  receiver     median (quartiles)",
+    ]
     for rival, slices in seen.items():
-        cost = [1e9 * median(times) / size_bytes
-                for times in zip(*((each.sender_s, each.receiver_s) for each in slices))]
+        cost = [
+            1e9 * median(times) / size_bytes
+            for times in zip(*((each.sender_s, each.receiver_s) for each in slices))
+        ]
         ratio = "{:.2f} ({:.2f}-{:.2f})".format(*of(seen["ours"], slices))
-        lines.append(f"{NAMES[rival]:17} {rates[rival]:7,.0f}   {cost[0]:7.2f}   {cost[1]:7.2f}"
-                     f"     {'' if rival == 'ours' else ratio}")
+        lines.append(
+            f"{NAMES[rival]:17} {rates[rival]:7,.0f}   {cost[0]:7.2f}   {cost[1]:7.2f}"
+            f"     {'' if rival == 'ours' else ratio}"
+        )
     best = max(rates.values())
-    bars = [f"{NAMES[rival]:17} |{'#' * round(BAR * rate / best):{BAR}}|"
-            for rival, rate in rates.items()]
+    bars = [
+        f"{NAMES[rival]:17} |{'#' * round(BAR * rate / best):{BAR}}|"
+        for rival, rate in rates.items()
+    ]
     notes = [f"{NAMES[rival]}: {slices[0].channel}" for rival, slices in seen.items()]
-    return "\n".join([f"A file of {size_bytes / MIB:,.0f} MiB, {len(seen['ours'])} times each",
-                      *notes, "", *lines, "", *bars])
+    return "\n".join(
+        [
+            f"A file of {size_bytes / MIB:,.0f} MiB, {len(seen['ours'])} times each",
+            *notes,
+            "",
+            *lines,
+            "",
+            *bars,
+        ]
+    )
+
 
 def as_json(size_bytes: int, seen: Mapping[str, Sequence[Slice]]) -> str:
-    return json.dumps({
-        "python": platform.python_version(), "openssl": ssl.OPENSSL_VERSION,
-        "processors": os.cpu_count(), "size_bytes": size_bytes,
-        "slices": {rival: [each._asdict() for each in slices] for rival, slices in seen.items()},
-        "ours_of": {rival: of(seen["ours"], slices) for rival, slices in seen.items()},
-    }, indent=1) + "\n"
+    return (
+        json.dumps(
+            {
+                "python": platform.python_version(),
+                "openssl": ssl.OPENSSL_VERSION,
+                "processors": os.cpu_count(),
+                "size_bytes": size_bytes,
+                "slices": {
+                    rival: [each._asdict() for each in slices] for rival, slices in seen.items()
+                },
+                "ours_of": {rival: of(seen["ours"], slices) for rival, slices in seen.items()},
+            },
+            indent=1,
+        )
+        + "\n"
+    )
+
 
 def parse() -> argparse.Namespace:
     parser = Parser("Sends one file over ours and over TLS, and compares.", is_endpoint=False)
-    parser.add_argument("--size", type=positive, default=SIZE_MIB, metavar="MIB",
-                        help=f"of the file; default {SIZE_MIB}")
+    parser.add_argument(
+        "--size",
+        type=positive,
+        default=SIZE_MIB,
+        metavar="MIB",
+        help=f"of the file; default {SIZE_MIB}",
+    )
     parser.add_argument("--turns", type=positive, default=TURNS, help=f"default {TURNS}")
     parser.add_argument("--json", metavar="FILE", help="write all numbers there")
     return parser.options()
+
 
 def main() -> int:
     options = parse()
@@ -280,6 +367,7 @@ def main() -> int:
     if options.json:
         write_text(options.json, as_json(options.size * MIB, seen))
     return 0
+
 
 if __name__ == "__main__":
     run_program(main)

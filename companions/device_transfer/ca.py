@@ -10,6 +10,7 @@ whole or not at all. In a folder PKI stand
     ca/                      the authority's own: private_key.pem, authority.json, number,
                              issued/SERIAL.json, revoked/SERIAL, and `lock` while a list is made
 """
+
 from __future__ import annotations
 
 import argparse
@@ -25,14 +26,28 @@ from typing import NoReturn
 
 from classroom.output import write_whole
 from companions.asymmetric import (
-    PrivateKey, new_identity, public_pem, read_private, write_private,
+    PrivateKey,
+    new_identity,
+    public_pem,
+    read_private,
+    write_private,
 )
 from companions.canonical import canonical
 from companions.device_transfer import certificates
 from companions.device_transfer.certificates import (
-    Certificate, RevocationList, RevocationListUnusable, Role, Trust, load_trust,
-    parse_certificate, parse_common_name, parse_revocation_list, parse_timestamp,
-    sign_revocation_list, timestamp, utc_now,
+    Certificate,
+    RevocationList,
+    RevocationListUnusable,
+    Role,
+    Trust,
+    load_trust,
+    parse_certificate,
+    parse_common_name,
+    parse_revocation_list,
+    parse_timestamp,
+    sign_revocation_list,
+    timestamp,
+    utc_now,
 )
 from companions.device_transfer.options import ask_passphrase
 from endpoint import UserError, positive, reason_of, run_program
@@ -47,35 +62,57 @@ Ask = Callable[[str], str]  # is given a prompt, returns what is typed
 
 # What it makes ------------------------------------------------------------------------------------
 
+
 def create(pki: Path, name: str = NAME, passphrase: str = "") -> None:
     """Make the folder, with a new authority and its list number 1. Raises UserError."""
     _checked_name(name)
     with _new_folder(pki) as partial:
-        key, ca = new_identity(), partial / "ca"
+        key = new_identity()
+        ca = partial / "ca"
         ca.mkdir(mode=0o700)
         for folder in ("issued", "revoked"):
             (ca / folder).mkdir()
         write_private(ca / "private_key.pem", key, passphrase)
-        write_whole(ca / "authority.json", canonical(
-            {"common_name": name, "public_key": public_pem(key.public_key())}))
+        write_whole(
+            ca / "authority.json",
+            canonical({"common_name": name, "public_key": public_pem(key.public_key())}),
+        )
         _publish(partial, key, name, LIST_DAYS)
 
-def issue(pki: Path, common_name: str, role: Role, *, days: int = CERTIFICATE_DAYS,
-          not_before: datetime | None = None, not_after: datetime | None = None,
-          passphrase: str = "", ask: Ask | None = None) -> Certificate:
+
+def issue(
+    pki: Path,
+    common_name: str,
+    role: Role,
+    *,
+    days: int = CERTIFICATE_DAYS,
+    not_before: datetime | None = None,
+    not_after: datetime | None = None,
+    passphrase: str = "",
+    ask: Ask | None = None,
+) -> Certificate:
     """Make an identity in PKI/COMMON_NAME; the passphrase is for its key. Raises UserError."""
-    begin, serial = not_before or utc_now(), secrets.token_hex(8)
+    begin = not_before or utc_now()
+    serial = secrets.token_hex(8)
     end = not_after or _after(begin, days)
     if end < begin:
         raise UserError(f"a certificate cannot end at {timestamp(end)}, before it begins")
-    folder, record = pki / _checked_name(common_name), pki / "ca" / "issued" / f"{serial}.json"
+    folder = pki / _checked_name(common_name)
+    record = pki / "ca" / "issued" / f"{serial}.json"
     try:
         with _new_folder(folder) as partial:
             trust, authority_key = _authority(pki, ask)
             key = new_identity()
             certificate = certificates.issue(
-                authority_key, issuer=trust.issuer, common_name=common_name, role=role,
-                public_key=key.public_key(), not_before=begin, not_after=end, serial=serial)
+                authority_key,
+                issuer=trust.issuer,
+                common_name=common_name,
+                role=role,
+                public_key=key.public_key(),
+                not_before=begin,
+                not_after=end,
+                serial=serial,
+            )
             write_private(partial / "private_key.pem", key, passphrase)
             write_whole(partial / "certificate.json", certificate.encoded)
             shutil.copyfile(pki / "ca" / "authority.json", partial / "authority.json")
@@ -85,6 +122,7 @@ def issue(pki: Path, common_name: str, role: Role, *, days: int = CERTIFICATE_DA
         raise
     return certificate
 
+
 def _forget(record: Path, folder: Path) -> None:
     """Remove the record of a certificate, unless the folder already has it."""
     made = folder / "certificate.json"
@@ -92,11 +130,13 @@ def _forget(record: Path, folder: Path) -> None:
         if not made.exists() or made.read_bytes() != record.read_bytes():
             record.unlink()
 
+
 def revoke(pki: Path, who: str, *, ask: Ask | None = None) -> RevocationList:
     """Revoke what has this serial or common name, in a new list. Raises UserError."""
     issued = issued_certificates(pki)
-    serials = ([one.serial for one in issued if one.serial == who]
-               or [one.serial for one in issued if one.common_name == who])
+    serials = [one.serial for one in issued if one.serial == who] or [
+        one.serial for one in issued if one.common_name == who
+    ]
     if not serials:
         raise UserError(f"no certificate of {pki} has the serial or the name {who!r}")
     if len(serials) > 1:
@@ -108,22 +148,33 @@ def revoke(pki: Path, who: str, *, ask: Ask | None = None) -> RevocationList:
         write_whole(pki / "ca" / "revoked" / serials[0], b"")
         return _publish(pki, key, trust.issuer, LIST_DAYS)
 
+
 def refresh(pki: Path, days: int = LIST_DAYS, *, ask: Ask | None = None) -> RevocationList:
     """Sign the list anew, good for `days` from now. Raises UserError."""
     trust, key = _authority(pki, ask)
     with _locked(pki):
         return _publish(pki, key, trust.issuer, days)
 
+
 def _publish(pki: Path, key: PrivateKey, issuer: str, days: int) -> RevocationList:
     """Replace the list by one with all that is revoked, and the next number."""
-    number, now = max(_last_number(pki), _published(pki)[0]) + 1, utc_now()
-    latest = sign_revocation_list(key, issuer=issuer, number=number, this_update=now,
-                                  next_update=_after(now, days), revoked=revoked_serials(pki))
+    number = max(_last_number(pki), _published(pki)[0]) + 1
+    now = utc_now()
+    latest = sign_revocation_list(
+        key,
+        issuer=issuer,
+        number=number,
+        this_update=now,
+        next_update=_after(now, days),
+        revoked=revoked_serials(pki),
+    )
     write_whole(pki / "ca" / "number", b"%d" % number)  # first: no number is used twice
     write_whole(pki / "revocation_list.json", latest.encoded)
     return latest
 
+
 # What there is ------------------------------------------------------------------------------------
+
 
 def issued_certificates(pki: Path) -> list[Certificate]:
     """Return all that were ever issued, in the order of names and dates. Raises UserError."""
@@ -137,37 +188,52 @@ def issued_certificates(pki: Path) -> list[Certificate]:
             raise UserError(f"{path} is no certificate: {error.got}") from None
     return sorted(found, key=lambda one: (one.common_name, one.not_before, one.serial))
 
+
 def revoked_serials(pki: Path) -> set[str]:
     """Return the serials that are marked; other files are not ours. Raises UserError."""
     names = {path.name for path in _files(pki / "ca" / "revoked")}
     return {name for name in names if re.fullmatch("[0-9a-f]{16}", name)}
 
+
 def table(pki: Path, now: datetime) -> list[str]:
     """Return lines of at most 79 columns: what was issued, and the list. Raises UserError."""
-    revoked, listed = revoked_serials(pki), _published(pki)[1]
+    revoked = revoked_serials(pki)
+    listed = _published(pki)[1]
     row = "{:<16}  {:<20}  {:<6}  {:<16}  {}".format
     lines = [row("serial", "name", "role", "valid until, UTC", "status")]
     for one in issued_certificates(pki):
         name = one.common_name if len(one.common_name) <= 20 else f"{one.common_name[:18]}.."
-        status = ("revoked" if one.serial in revoked & listed else
-                  "revoked, not listed" if one.serial in revoked else
-                  "expired" if now > one.not_after else
-                  "not yet valid" if now < one.not_before else "valid")
-        lines.append(row(one.serial, name, one.role.value, f"{one.not_after:%Y-%m-%d %H:%M}",
-                         status))
+        status = (
+            "revoked"
+            if one.serial in revoked & listed
+            else "revoked, not listed"
+            if one.serial in revoked
+            else "expired"
+            if now > one.not_after
+            else "not yet valid"
+            if now < one.not_before
+            else "valid"
+        )
+        lines.append(
+            row(one.serial, name, one.role.value, f"{one.not_after:%Y-%m-%d %H:%M}", status)
+        )
     try:
         latest = load_trust(pki / "ca").revocation_list()
-        lines.append(f"revocation list: number {latest.number}, "
-                     f"next update {latest.next_update:%Y-%m-%d %H:%M} UTC")
+        lines.append(
+            f"revocation list: number {latest.number}, "
+            f"next update {latest.next_update:%Y-%m-%d %H:%M} UTC"
+        )
     except RevocationListUnusable as error:
         lines.append(f"revocation list: {error}"[:79])
     return lines
+
 
 def _files(folder: Path, suffix: str = "") -> list[Path]:
     try:
         return [path for path in folder.iterdir() if path.suffix == suffix]
     except OSError as error:
         raise UserError(f"cannot read {folder}: {reason_of(error)}") from None
+
 
 def _published(pki: Path) -> tuple[int, frozenset[str]]:
     """Return number and serials of the list that is there; it may be lost, or stale."""
@@ -176,6 +242,7 @@ def _published(pki: Path) -> tuple[int, frozenset[str]]:
         return latest.number, latest.revoked
     except (OSError, RevocationListUnusable):
         return 0, frozenset()
+
 
 def _last_number(pki: Path) -> int:
     path = pki / "ca" / "number"
@@ -186,6 +253,7 @@ def _last_number(pki: Path) -> int:
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read the list's number in {path}: {reason_of(error)}") from None
 
+
 def _authority(pki: Path, ask: Ask | None) -> tuple[Trust, PrivateKey]:
     """Return the authority, and its key. Raises UserError."""
     trust = load_trust(pki / "ca")
@@ -194,11 +262,13 @@ def _authority(pki: Path, ask: Ask | None) -> tuple[Trust, PrivateKey]:
         raise UserError(f"the key in {pki / 'ca'} does not fit the authority in it")
     return trust, key
 
+
 def _checked_name(name: str) -> str:
     try:
         return parse_common_name(name)
     except ValueError as error:
         raise UserError(f"{name!r} will not do: {error}") from None
+
 
 def _after(moment: datetime, days: int) -> datetime:
     try:
@@ -206,7 +276,9 @@ def _after(moment: datetime, days: int) -> datetime:
     except OverflowError:
         raise UserError(f"{days} days are too many") from None
 
+
 # All or nothing -----------------------------------------------------------------------------------
+
 
 @contextlib.contextmanager
 def _new_folder(folder: Path) -> Iterator[Path]:
@@ -224,6 +296,7 @@ def _new_folder(folder: Path) -> Iterator[Path]:
     except OSError as error:
         raise UserError(f"cannot make {folder}: {reason_of(error)}") from None
 
+
 @contextlib.contextmanager
 def _locked(pki: Path) -> Iterator[None]:
     """Be alone with the list: two writers could lose a revocation. Raises UserError."""
@@ -231,8 +304,9 @@ def _locked(pki: Path) -> Iterator[None]:
     try:
         path.open("x").close()
     except FileExistsError:
-        raise UserError(f"another program is making a list; if there is none, remove {path}"
-                        ) from None
+        raise UserError(
+            f"another program is making a list; if there is none, remove {path}"
+        ) from None
     except OSError as error:
         raise UserError(f"cannot make {path}: {reason_of(error)}") from None
     try:
@@ -240,7 +314,9 @@ def _locked(pki: Path) -> Iterator[None]:
     finally:
         path.unlink(missing_ok=True)
 
+
 # The program --------------------------------------------------------------------------------------
+
 
 def new_passphrase(what: str) -> str:
     """Ask twice for a passphrase for a new key. Raises UserError."""
@@ -251,8 +327,10 @@ def new_passphrase(what: str) -> str:
         raise UserError("these were two different passphrases")
     return passphrase
 
+
 def moment(text: str) -> datetime:
     return parse_timestamp(text)
+
 
 class Command(argparse.ArgumentParser):
     """The flags of one command; a wrong one is a UserError like any other."""
@@ -260,18 +338,24 @@ class Command(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UserError(message)
 
+
 def parse_arguments() -> argparse.Namespace:
     parser = Command(description="The certificate authority of the device transfer.")
     commands = parser.add_subparsers(dest="command", required=True)
-    about = {"create": "make a folder with a new authority", "issue": "make an identity",
-             "revoke": "revoke a certificate", "list": "show what was issued",
-             "refresh": "sign the revocation list anew"}
+    about = {
+        "create": "make a folder with a new authority",
+        "issue": "make an identity",
+        "revoke": "revoke a certificate",
+        "list": "show what was issued",
+        "refresh": "sign the revocation list anew",
+    }
     command = {name: commands.add_parser(name, help=text) for name, text in about.items()}
     for one in command.values():
         one.add_argument("pki", type=Path, metavar="PKI", help="the authority's folder")
     for name in ("create", "issue"):
-        command[name].add_argument("--passphrase", action="store_true",
-                                   help="ask for a passphrase, to encrypt the new key")
+        command[name].add_argument(
+            "--passphrase", action="store_true", help="ask for a passphrase, to encrypt the new key"
+        )
     command["create"].add_argument("--name", default=NAME, help=f"default {NAME}")
     command["issue"].add_argument("common_name", metavar="COMMON_NAME")
     command["issue"].add_argument("--role", required=True, choices=[one.value for one in Role])
@@ -282,6 +366,7 @@ def parse_arguments() -> argparse.Namespace:
     command["revoke"].add_argument("who", metavar="SERIAL_OR_NAME")
     return parser.parse_args()
 
+
 def main() -> int:
     options = parse_arguments()
     pki: Path = options.pki
@@ -291,18 +376,29 @@ def main() -> int:
         create(pki, options.name, new_passphrase(f"the key of {pki}") if options.passphrase else "")
         print(f"made {pki}; its folder ca is for nobody else to see")
     elif options.command == "issue":
-        passphrase = (new_passphrase(f"the key of {options.common_name}") if options.passphrase
-                      else "")
-        made = issue(pki, options.common_name, Role(options.role), days=options.days,
-                     not_before=options.not_before, not_after=options.not_after,
-                     passphrase=passphrase)
+        passphrase = (
+            new_passphrase(f"the key of {options.common_name}") if options.passphrase else ""
+        )
+        made = issue(
+            pki,
+            options.common_name,
+            Role(options.role),
+            days=options.days,
+            not_before=options.not_before,
+            not_after=options.not_after,
+            passphrase=passphrase,
+        )
         print(f"made {pki / made.common_name}: certificate {made.serial}")
     else:
-        latest = (revoke(pki, options.who) if options.command == "revoke"
-                  else refresh(pki, options.days))
-        print(f"revocation list: number {latest.number}, {len(latest.revoked)} revoked, "
-              f"next update {latest.next_update:%Y-%m-%d %H:%M} UTC")
+        latest = (
+            revoke(pki, options.who) if options.command == "revoke" else refresh(pki, options.days)
+        )
+        print(
+            f"revocation list: number {latest.number}, {len(latest.revoked)} revoked, "
+            f"next update {latest.next_update:%Y-%m-%d %H:%M} UTC"
+        )
     return 0
+
 
 if __name__ == "__main__":
     run_program(main)

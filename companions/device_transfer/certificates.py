@@ -4,6 +4,7 @@ Only the loaders at the end touch files. What a peer sends is judged in the orde
 issuer and signature; dates; role; revocation list. The list is fetched anew each time, so that a
 revocation needs no restart. The highest number seen is forgotten when the program ends.
 """
+
 from __future__ import annotations
 
 import json
@@ -16,7 +17,14 @@ from enum import Enum
 from pathlib import Path
 
 from companions.asymmetric import (
-    SIGNATURE_BYTES, PrivateKey, PublicKey, is_signed, parse_public, public_pem, read_private, sign,
+    SIGNATURE_BYTES,
+    PrivateKey,
+    PublicKey,
+    is_signed,
+    parse_public,
+    public_pem,
+    read_private,
+    sign,
 )
 from companions.canonical import canonical, parse_canonical
 from endpoint import UserError, reason_of
@@ -26,42 +34,79 @@ MAX_CERTIFICATE = 4_096  # bytes
 CERTIFICATE_CONTEXT = "device_transfer v1 certificate"
 LIST_CONTEXT = "device_transfer v1 revocation list"
 CERTIFICATE_MEMBERS = dict.fromkeys(
-    ("common_name", "issuer", "not_before", "not_after", "public_key", "role", "serial",
-     "signature"), str)
+    (
+        "common_name",
+        "issuer",
+        "not_before",
+        "not_after",
+        "public_key",
+        "role",
+        "serial",
+        "signature",
+    ),
+    str,
+)
 LIST_MEMBERS: Mapping[str, type] = {
-    "issuer": str, "number": int, "this_update": str, "next_update": str, "revoked": list,
-    "signature": str}
+    "issuer": str,
+    "number": int,
+    "this_update": str,
+    "next_update": str,
+    "revoked": list,
+    "signature": str,
+}
 AUTHORITY_MEMBERS = {"common_name": str, "public_key": str}
+
 
 class Role(Enum):
     DEVICE = "device"
     SERVER = "server"
 
+
 # Errors -------------------------------------------------------------------------------------------
+
 
 class MalformedCertificate(ProtocolError):
     """Not a certificate in its canonical encoding."""
+
+
 class UntrustedCertificate(ProtocolError):
     """Forged, or from another authority than ours."""
+
+
 class CertificateNotYetValid(ProtocolError):
     """Our clock stands before `not_before`."""
+
+
 class CertificateExpired(ProtocolError):
     """Our clock stands after `not_after`."""
+
+
 class WrongRole(ProtocolError):
     """A device where a server should be, or the reverse."""
+
+
 class CertificateRevoked(ProtocolError):
     """Its serial is on the revocation list."""
+
+
 class RevocationListUnusable(ProtocolError):
     """The list is missing, malformed or forged, so that no certificate can be accepted."""
+
+
 class RevocationListStale(RevocationListUnusable):
     """Our clock stands after its `next_update`."""
+
+
 class RevocationListRolledBack(RevocationListUnusable):
     """Its number is lower than one that we have seen, or that of another list."""
 
+
 # Members ------------------------------------------------------------------------------------------
+
 
 def utc_now() -> datetime:
     return datetime.now(timezone.utc)
+
 
 def timestamp(moment: datetime) -> str:
     """Return text like 2026-01-31T12:00:00Z. Raises ValueError for a moment without a time zone."""
@@ -69,11 +114,13 @@ def timestamp(moment: datetime) -> str:
         raise ValueError("a moment needs a time zone")
     return moment.astimezone(timezone.utc).isoformat()[:19] + "Z"
 
+
 def parse_timestamp(text: str) -> datetime:
     """Return the moment (UTC). Raises ValueError."""
     if not re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z", text):
         raise ValueError("a moment is written as 2026-01-31T12:00:00Z")
     return datetime.strptime(text, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=timezone.utc)
+
 
 def parse_common_name(text: str) -> str:
     """Return the name, which is good as a file's name too. Raises ValueError."""
@@ -81,24 +128,30 @@ def parse_common_name(text: str) -> str:
         raise ValueError("a common name is 1 to 64 letters, digits, '.', '_', '-', no '.' first")
     return text
 
+
 def parse_serial(text: str) -> str:
     if not re.fullmatch(r"[0-9a-f]{16}", text):
         raise ValueError("a serial is 16 hex digits")
     return text
 
+
 def _parse_period(first: str, last: str) -> tuple[datetime, datetime]:
-    begin, end = parse_timestamp(first), parse_timestamp(last)
+    begin = parse_timestamp(first)
+    end = parse_timestamp(last)
     if begin > end:
         raise ValueError("it ends before it begins")
     return begin, end
+
 
 def _check_signature_form(text: str) -> None:
     if not re.fullmatch(rf"[0-9a-f]{{{2 * SIGNATURE_BYTES}}}", text):
         raise ValueError(f"a signature is {SIGNATURE_BYTES} bytes in hex")
 
+
 def _signed(authority: PrivateKey, context: str, members: Mapping[str, object]) -> bytes:
     signature = sign(authority, context, canonical(members)).hex()
     return canonical({**members, "signature": signature})
+
 
 def _is_signed(authority: PublicKey, context: str, encoded: bytes) -> bool:
     """Tell whether the authority made this, which has been parsed before."""
@@ -106,7 +159,9 @@ def _is_signed(authority: PublicKey, context: str, encoded: bytes) -> bool:
     signature = bytes.fromhex(members.pop("signature"))
     return is_signed(authority, context, canonical(members), signature)
 
+
 # Certificates -------------------------------------------------------------------------------------
+
 
 @dataclass(frozen=True)
 class Certificate:
@@ -121,6 +176,7 @@ class Certificate:
     serial: str
     encoded: bytes = field(repr=False)
 
+
 def parse_certificate(encoded: bytes) -> Certificate:
     """Return what at most 4,096 bytes say. Raises MalformedCertificate."""
     if len(encoded) > MAX_CERTIFICATE:
@@ -129,23 +185,49 @@ def parse_certificate(encoded: bytes) -> Certificate:
         members = parse_canonical(encoded, CERTIFICATE_MEMBERS)
         _check_signature_form(members["signature"])
         return Certificate(
-            parse_common_name(members["common_name"]), parse_common_name(members["issuer"]),
+            parse_common_name(members["common_name"]),
+            parse_common_name(members["issuer"]),
             *_parse_period(members["not_before"], members["not_after"]),
-            parse_public(members["public_key"]), Role(members["role"]),
-            parse_serial(members["serial"]), encoded)
+            parse_public(members["public_key"]),
+            Role(members["role"]),
+            parse_serial(members["serial"]),
+            encoded,
+        )
     except ValueError as error:
         raise MalformedCertificate("a certificate", str(error)[:80]) from None  # a stranger's words
 
-def issue(authority: PrivateKey, *, issuer: str, common_name: str, role: Role,
-          public_key: PublicKey, not_before: datetime, not_after: datetime,
-          serial: str) -> Certificate:
+
+def issue(
+    authority: PrivateKey,
+    *,
+    issuer: str,
+    common_name: str,
+    role: Role,
+    public_key: PublicKey,
+    not_before: datetime,
+    not_after: datetime,
+    serial: str,
+) -> Certificate:
     """Return a certificate. Raises MalformedCertificate for what no certificate may say."""
-    return parse_certificate(_signed(authority, CERTIFICATE_CONTEXT, {
-        "common_name": common_name, "issuer": issuer, "not_before": timestamp(not_before),
-        "not_after": timestamp(not_after), "public_key": public_pem(public_key),
-        "role": role.value, "serial": serial}))
+    return parse_certificate(
+        _signed(
+            authority,
+            CERTIFICATE_CONTEXT,
+            {
+                "common_name": common_name,
+                "issuer": issuer,
+                "not_before": timestamp(not_before),
+                "not_after": timestamp(not_after),
+                "public_key": public_pem(public_key),
+                "role": role.value,
+                "serial": serial,
+            },
+        )
+    )
+
 
 # Revocation lists ---------------------------------------------------------------------------------
+
 
 @dataclass(frozen=True)
 class RevocationList:
@@ -158,6 +240,7 @@ class RevocationList:
     revoked: frozenset[str]  # serials
     encoded: bytes = field(repr=False)
 
+
 def parse_revocation_list(encoded: bytes) -> RevocationList:
     """Return what these bytes say. Raises RevocationListUnusable."""
     try:
@@ -169,19 +252,43 @@ def parse_revocation_list(encoded: bytes) -> RevocationList:
         if members["revoked"] != sorted(revoked):
             raise ValueError("the serials are not sorted")
         return RevocationList(
-            parse_common_name(members["issuer"]), members["number"],
-            *_parse_period(members["this_update"], members["next_update"]), revoked, encoded)
+            parse_common_name(members["issuer"]),
+            members["number"],
+            *_parse_period(members["this_update"], members["next_update"]),
+            revoked,
+            encoded,
+        )
     except ValueError as error:
         raise RevocationListUnusable("a revocation list", str(error)) from None
 
-def sign_revocation_list(authority: PrivateKey, *, issuer: str, number: int, this_update: datetime,
-                         next_update: datetime, revoked: Iterable[str]) -> RevocationList:
+
+def sign_revocation_list(
+    authority: PrivateKey,
+    *,
+    issuer: str,
+    number: int,
+    this_update: datetime,
+    next_update: datetime,
+    revoked: Iterable[str],
+) -> RevocationList:
     """Return a list. Raises RevocationListUnusable for what no list may say."""
-    return parse_revocation_list(_signed(authority, LIST_CONTEXT, {
-        "issuer": issuer, "number": number, "this_update": timestamp(this_update),
-        "next_update": timestamp(next_update), "revoked": sorted(set(revoked))}))
+    return parse_revocation_list(
+        _signed(
+            authority,
+            LIST_CONTEXT,
+            {
+                "issuer": issuer,
+                "number": number,
+                "this_update": timestamp(this_update),
+                "next_update": timestamp(next_update),
+                "revoked": sorted(set(revoked)),
+            },
+        )
+    )
+
 
 # Trust --------------------------------------------------------------------------------------------
+
 
 class Trust:
     """What one end trusts. All its sessions, in whatever threads, share one.
@@ -190,11 +297,20 @@ class Trust:
     fetches the bytes of its list. Each rule is a method of its own, to be read and weakened alone.
     """
 
-    def __init__(self, authority: PublicKey, issuer: str, revocations: Callable[[], bytes],
-                 now: Callable[[], datetime] = utc_now) -> None:
-        self.authority, self.issuer = authority, issuer
-        self._revocations, self.now = revocations, now
-        self._lock, self._highest_number, self._latest = threading.Lock(), 0, b""
+    def __init__(
+        self,
+        authority: PublicKey,
+        issuer: str,
+        revocations: Callable[[], bytes],
+        now: Callable[[], datetime] = utc_now,
+    ) -> None:
+        self.authority = authority
+        self.issuer = issuer
+        self._revocations = revocations
+        self.now = now
+        self._lock = threading.Lock()
+        self._highest_number = 0
+        self._latest = b""
 
     def check(self, encoded: bytes, role: Role) -> Certificate:
         """Return a certificate that holds, of that role. Raises a ProtocolError of this module."""
@@ -226,8 +342,9 @@ class Trust:
     def _check_dates(self, certificate: Certificate) -> None:
         now = self.now().replace(microsecond=0)  # as certificates count
         if now < certificate.not_before:
-            raise CertificateNotYetValid(f"from {timestamp(certificate.not_before)}",
-                                         timestamp(now))
+            raise CertificateNotYetValid(
+                f"from {timestamp(certificate.not_before)}", timestamp(now)
+            )
         if now > certificate.not_after:
             raise CertificateExpired(f"until {timestamp(certificate.not_after)}", timestamp(now))
 
@@ -256,12 +373,16 @@ class Trust:
             raise RevocationListStale(f"a list later than {timestamp(latest.next_update)}", "none")
 
     def _check_list_number(self, latest: RevocationList) -> None:
-        known, number = self._latest, self._highest_number
+        known = self._latest
+        number = self._highest_number
         if latest.number < number or (latest.number == number and latest.encoded != known):
             raise RevocationListRolledBack(f"number {number}, and its list", latest.number)
-        self._highest_number, self._latest = latest.number, latest.encoded
+        self._highest_number = latest.number
+        self._latest = latest.encoded
+
 
 # Files --------------------------------------------------------------------------------------------
+
 
 @dataclass(frozen=True)
 class Identity:
@@ -269,6 +390,7 @@ class Identity:
 
     certificate: Certificate
     private_key: PrivateKey = field(repr=False)
+
 
 def load_identity(folder: Path, ask: Callable[[str], str]) -> Identity:
     """Read private_key.pem and certificate.json; `ask` is given a prompt. Raises UserError."""
@@ -281,18 +403,26 @@ def load_identity(folder: Path, ask: Callable[[str], str]) -> Identity:
         raise UserError(f"the key in {folder} does not fit the certificate in it")
     return Identity(certificate, private_key)
 
-def load_trust(folder: Path, revocations: Path | None = None,
-               now: Callable[[], datetime] = utc_now) -> Trust:
+
+def load_trust(
+    folder: Path, revocations: Path | None = None, now: Callable[[], datetime] = utc_now
+) -> Trust:
     """Read authority.json; the list is at `revocations`, or next to the folder. UserError."""
     path = folder / "authority.json"
     try:
         members = parse_canonical(_read(path), AUTHORITY_MEMBERS)
-        issuer, authority = parse_common_name(members["common_name"]), members["public_key"]
+        issuer = parse_common_name(members["common_name"])
+        authority = members["public_key"]
         public_key = parse_public(authority)
     except ValueError as error:
         raise UserError(f"{path} names no authority: {error}") from None
-    return Trust(public_key, issuer,
-                 (revocations or folder.resolve().parent / "revocation_list.json").read_bytes, now)
+    return Trust(
+        public_key,
+        issuer,
+        (revocations or folder.resolve().parent / "revocation_list.json").read_bytes,
+        now,
+    )
+
 
 def _read(path: Path) -> bytes:
     try:

@@ -6,6 +6,7 @@ An authority certifies a server and two devices; both send at once; one is revok
 what came is verified; then all attacks run. Exits with 0 only if all of it went as it should.
 Everything lies in a temporary folder that is removed at the end, or in FOLDER, which then stays.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -32,13 +33,16 @@ SESSION_END = re.compile(r": (done|ended)\b")  # as the server's log has it
 ATTACKS_SHOWN = 6  # single ones, before the summary of all
 MEDIA = {"device-1": ("door.png", media.image), "device-2": ("door.avi", media.video)}
 
+
 class Stage(Crew):
     """The processes, the folder that they work in, and what went wrong, as sentences."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(LIMIT_S)
-        self.folder, self.problems = folder, list[str]()
-        self.port, self.said = "", list[str]()  # of the server
+        self.folder = folder
+        self.problems: list[str] = []
+        self.port = ""
+        self.said: list[str] = []  # of the server
 
     def begin(self, name: str, program: str, *words: str | Path) -> None:
         """Start a program of ours, and show what to type for that."""
@@ -59,12 +63,13 @@ class Stage(Crew):
         """Show what is said until all of these, and `sessions` more at the server, have ended."""
         wanted = self._session_ends() + sessions
         while not self.ended >= {*names} or (
-                self._session_ends() < wanted and "server" not in self.ended):
+            self._session_ends() < wanted and "server" not in self.ended
+        ):
             show(*self.next_line())
 
     def finish(self, program: str, *words: str | Path) -> list[str]:
         """Run a program to its end, and return what it prints."""
-        lines = list[str]()
+        lines: list[str] = []
         self.begin(program, program, *words)
         while program not in self.ended:
             name, line = self.next_line()
@@ -90,36 +95,65 @@ class Stage(Crew):
     def _short(self, line: str) -> str:
         return line.replace(f"{self.folder}{os.sep}", "")
 
+
 def show(name: str, line: str) -> None:
     if line:
-        print(textwrap.fill(f"{name:<8} | {line}", COLUMNS, subsequent_indent=" " * 9 + "| "),
-              flush=True)
+        print(
+            textwrap.fill(f"{name:<8} | {line}", COLUMNS, subsequent_indent=" " * 9 + "| "),
+            flush=True,
+        )
+
 
 def show_all(lines: Sequence[str]) -> None:
     print("\n".join(lines), flush=True)
 
+
 # The acts -----------------------------------------------------------------------------------------
 
+
 def certify(stage: Stage) -> None:
-    heading("1 An authority says who is who",
-            "Each gets a key of its own, and a certificate to show. Look at the roles: a device "
-            "cannot play the server. Nobody but the authority needs pki/ca.")
+    heading(
+        "1 An authority says who is who",
+        "Each gets a key of its own, and a certificate to show. Look at the roles: a device "
+        "cannot play the server. Nobody but the authority needs pki/ca.",
+    )
     pki = stage.folder / "pki"
     show_all(stage.finish("ca", "create", pki))
     for name in ("server-1", "device-1", "device-2"):
         show_all(stage.finish("ca", "issue", pki, name, "--role", name[:6]))
     show_all(stage.finish("ca", "list", pki))
 
+
 def send(stage: Stage, name: str, *words: str | Path) -> None:
-    stage.begin(name, "device", "--identity", stage.folder / "pki" / name, "--to", "server-1",
-                "--port", stage.port, *words)
+    stage.begin(
+        name,
+        "device",
+        "--identity",
+        stage.folder / "pki" / name,
+        "--to",
+        "server-1",
+        "--port",
+        stage.port,
+        *words,
+    )
+
 
 def transfer(stage: Stage) -> None:
-    heading("2 Two devices send at the same time",
-            "Look at the sessions: each has keys of its own, which are in no file. A device says "
-            "`acknowledged` when the server has verified what was signed, and stored it.")
-    stage.begin("server", "server", "--identity", stage.folder / "pki" / "server-1", "--received",
-                stage.folder / "received", "--port", "0")
+    heading(
+        "2 Two devices send at the same time",
+        "Look at the sessions: each has keys of its own, which are in no file. A device says "
+        "`acknowledged` when the server has verified what was signed, and stored it.",
+    )
+    stage.begin(
+        "server",
+        "server",
+        "--identity",
+        stage.folder / "pki" / "server-1",
+        "--received",
+        stage.folder / "received",
+        "--port",
+        "0",
+    )
     name, line = stage.next_line()
     show(name, line)
     stage.port = line.rpartition(":")[2]
@@ -132,42 +166,65 @@ def transfer(stage: Stage) -> None:
     for device, (file, _) in MEDIA.items():
         stage.check_end(device)
         is_same = (stage.folder / "received" / file).is_file() and filecmp.cmp(
-            stage.folder / file, stage.folder / "received" / file, shallow=False)
+            stage.folder / file, stage.folder / "received" / file, shallow=False
+        )
         stage.check(is_same, f"received/{file} is not what {device} sent")
 
+
 def revoke(stage: Stage) -> None:
-    heading("3 A device is lost, and its certificate revoked",
-            "The server reads the new list by itself, and tells nobody why it hangs up: look at "
-            "its log.")
+    heading(
+        "3 A device is lost, and its certificate revoked",
+        "The server reads the new list by itself, and tells nobody why it hangs up: look at "
+        "its log.",
+    )
     show_all(stage.finish("ca", "revoke", stage.folder / "pki", "device-2"))
     send(stage, "device-2", "--text", "let me in")
     stage.listen("device-2", sessions=1)
     stage.check_end("device-2", 3)
-    stage.check(any("CertificateRevoked" in line for line in stage.said),
-                "the server did not notice the revocation")
+    stage.check(
+        any("CertificateRevoked" in line for line in stage.said),
+        "the server did not notice the revocation",
+    )
     stage.processes["server"].terminate()
     stage.listen("server")
     if os.name == "posix":  # Windows knows no gentle end
         stage.check_end("server")
 
+
 def verify(stage: Stage) -> None:
-    heading("4 Anybody can verify what came",
-            "The journal keeps the signatures. With the authority's public key, and no secret at "
-            "all, anybody can tell later who sent what, and when. What was signed before a "
-            "revocation stays signed.")
-    lines = stage.finish("journal", stage.folder / "received", "--authority",
-                         stage.folder / "pki" / "device-1" / "authority.json")
+    heading(
+        "4 Anybody can verify what came",
+        "The journal keeps the signatures. With the authority's public key, and no secret at "
+        "all, anybody can tell later who sent what, and when. What was signed before a "
+        "revocation stays signed.",
+    )
+    lines = stage.finish(
+        "journal",
+        stage.folder / "received",
+        "--authority",
+        stage.folder / "pki" / "device-1" / "authority.json",
+    )
     show_all(lines)
     stage.check(len(lines) == 2 * len(MEDIA), "the journal does not name all that was sent")
 
+
 def attack(stage: Stage) -> None:
-    heading("5 The adversary",
-            "Each attack is real: a proxy on the wire, bad certificates, stolen keys. Look at the "
-            "name of the check that stops it, and at what nothing prevents.")
+    heading(
+        "5 The adversary",
+        "Each attack is real: a proxy on the wire, bad certificates, stolen keys. Look at the "
+        "name of the check that stops it, and at what nothing prevents.",
+    )
     lines = stage.finish("attacks")
     begin = next((n for n, line in enumerate(lines) if line.startswith("family ")), len(lines))
-    show_all([*lines[2 : 2 + ATTACKS_SHOWN], "... `attacks` alone shows them all ...", "",
-              *lines[begin:]])
+    show_all(
+        [
+            *lines[2 : 2 + ATTACKS_SHOWN],
+            "... `attacks` alone shows them all ...",
+            "",
+            *lines[begin:],
+        ]
+    )
+
 
 def run(folder: Path) -> list[str]:
     """Play all acts in this folder, and return what went wrong. Raises SystemExit."""
@@ -178,8 +235,10 @@ def run(folder: Path) -> list[str]:
             act(stage)
     return stage.problems
 
+
 def main() -> int:
     return perform("Shows the device transfer, and its adversary.", "keys, files, journal", run)
+
 
 if __name__ == "__main__":
     run_program(main)

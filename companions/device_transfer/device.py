@@ -8,6 +8,7 @@ Memory does not grow with a file: it is read, sealed and sent chunk by chunk. As
 with 0 when all was acknowledged, 1 when the session was ended, 2 for bad input, 3 for no
 connection, a cut one, or a late answer, and 130 after Ctrl-C (143 after SIGTERM).
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -28,30 +29,76 @@ from tqdm import tqdm
 
 from companions.channel import Channel
 from companions.device_transfer.certificates import (
-    CertificateExpired, CertificateNotYetValid, CertificateRevoked, Identity, MalformedCertificate,
-    RevocationListUnusable, Role, Trust, UntrustedCertificate, WrongRole, parse_common_name,
+    CertificateExpired,
+    CertificateNotYetValid,
+    CertificateRevoked,
+    Identity,
+    MalformedCertificate,
+    RevocationListUnusable,
+    Role,
+    Trust,
+    UntrustedCertificate,
+    WrongRole,
+    parse_common_name,
 )
 from companions.device_transfer.journal import shorten
 from companions.device_transfer.options import (
-    PORT, Pace, PartyParser, check_role, load_party, start_log,
+    PORT,
+    Pace,
+    PartyParser,
+    check_role,
+    load_party,
+    start_log,
 )
 from companions.device_transfer.protocol import (
-    CHUNK_BYTES, Kind, Message, PeerFailed, Session, State, read_frame, write_frame,
+    CHUNK_BYTES,
+    Kind,
+    Message,
+    PeerFailed,
+    Session,
+    State,
+    read_frame,
+    write_frame,
 )
 from companions.device_transfer.transfer import (
-    MAX_TEXT_BYTES, Announcement, Manifest, Outgoing, check_name, sign_manifest,
+    MAX_TEXT_BYTES,
+    Announcement,
+    Manifest,
+    Outgoing,
+    check_name,
+    sign_manifest,
 )
 from endpoint import (
-    HOST, EndRequested, NoConnection, UserError, reason_of, run_program, seconds, to_stderr,
+    HOST,
+    EndRequested,
+    NoConnection,
+    UserError,
+    reason_of,
+    run_program,
+    seconds,
+    to_stderr,
 )
 from protocol_fsm import (
-    BadPayload, ConnectionCut, DeadlineExpired, LocalError, ProtocolError, ProtocolState, WrongPeer,
+    BadPayload,
+    ConnectionCut,
+    DeadlineExpired,
+    LocalError,
+    ProtocolError,
+    ProtocolState,
+    WrongPeer,
 )
 
 log = logging.getLogger("device_transfer.device")
 Progress = Callable[[int], object]  # told how many bytes went out
-REFUSED = (MalformedCertificate, UntrustedCertificate, CertificateNotYetValid, CertificateExpired,
-           WrongRole, CertificateRevoked)
+REFUSED = (
+    MalformedCertificate,
+    UntrustedCertificate,
+    CertificateNotYetValid,
+    CertificateExpired,
+    WrongRole,
+    CertificateRevoked,
+)
+
 
 class Device:
     """A session with one server, named by its certificate: begins with `with`, ends with END.
@@ -61,17 +108,29 @@ class Device:
     one, make another Device. One thread at a time may use it.
     """
 
-    def __init__(self, identity: Identity, trust: Trust, recipient: str, host: str = HOST,
-                 port: int = PORT, *, timeout_s: float = 10.0,
-                 new_session: Callable[..., Session] = Session) -> None:
+    def __init__(
+        self,
+        identity: Identity,
+        trust: Trust,
+        recipient: str,
+        host: str = HOST,
+        port: int = PORT,
+        *,
+        timeout_s: float = 10.0,
+        new_session: Callable[..., Session] = Session,
+    ) -> None:
         check_role(identity, Role.DEVICE)
         try:
             parse_common_name(recipient)
         except ValueError as error:
             raise UserError(f"{recipient!a} names no server: {error}") from None
         self.session = new_session(identity, trust, recipient)
-        self._identity, self._trust, self.recipient = identity, trust, recipient
-        self._address, self.timeout_s, self._number = (host, port), timeout_s, 0
+        self._identity = identity
+        self._trust = trust
+        self.recipient = recipient
+        self._address = (host, port)
+        self.timeout_s = timeout_s
+        self._number = 0
         self.channel: Channel[Kind, Message]
 
     def __enter__(self) -> Device:
@@ -129,23 +188,36 @@ class Device:
             except LocalError as error:
                 raise LocalError(f"{shorten(ascii(path.name), 40)}: {error}") from None
 
-    def _send(self, announcement: Announcement, content: BinaryIO,
-              progress: Progress = lambda count: None) -> Manifest:
+    def _send(
+        self, announcement: Announcement, content: BinaryIO, progress: Progress = lambda count: None
+    ) -> Manifest:
         if self.session.state is not State.READY:
-            raise LocalError("there is no session: a Device sends inside its `with`, and not after "
-                             "something has ended that")
+            raise LocalError(
+                "there is no session: a Device sends inside its `with`, and not after "
+                "something has ended that"
+            )
         try:
-            self.channel.send(Kind.TEXT if announcement.kind == "text" else Kind.FILE,
-                              announcement.encode())
+            self.channel.send(
+                Kind.TEXT if announcement.kind == "text" else Kind.FILE, announcement.encode()
+            )
             manifest = self._send_content(Outgoing(announcement), content, progress)
             self._check_ack(bytes.fromhex(manifest.digest))
         except BaseException as error:
-            log.info("%s: %a of %d bytes not acknowledged: %r", self.recipient,
-                     announcement.name or "text", announcement.size, error)
+            log.info(
+                "%s: %a of %d bytes not acknowledged: %r",
+                self.recipient,
+                announcement.name or "text",
+                announcement.size,
+                error,
+            )
             raise
         self._number += 1
-        log.info("%s: %a of %d bytes acknowledged", self.recipient, manifest.name or "text",
-                 manifest.size)
+        log.info(
+            "%s: %a of %d bytes acknowledged",
+            self.recipient,
+            manifest.name or "text",
+            manifest.size,
+        )
         return manifest
 
     def _send_content(self, outgoing: Outgoing, content: BinaryIO, progress: Progress) -> Manifest:
@@ -159,9 +231,13 @@ class Device:
             self.channel.hear()
             self.channel.send(Kind.CHUNK, chunk)
             progress(len(chunk))
-        manifest = outgoing.manifest(session.session_id, self._number,
-                                     self._identity.certificate.common_name, self.recipient,
-                                     self._trust.now())
+        manifest = outgoing.manifest(
+            session.session_id,
+            self._number,
+            self._identity.certificate.common_name,
+            self.recipient,
+            self._trust.now(),
+        )
         self.channel.send(Kind.MANIFEST, sign_manifest(self._identity.private_key, manifest))
         return manifest
 
@@ -174,7 +250,9 @@ class Device:
             self.channel.fail(error)
             raise error
 
+
 # What is sent -------------------------------------------------------------------------------------
+
 
 def encode_text(text: str) -> bytes:
     """Return at most 65,536 bytes of UTF-8. Raises UserError."""
@@ -185,6 +263,7 @@ def encode_text(text: str) -> bytes:
     if len(content) > MAX_TEXT_BYTES:
         raise UserError(f"a text has at most {MAX_TEXT_BYTES:,} bytes, and this {len(content):,}")
     return content
+
 
 def open_file(path: Path) -> BinaryIO:
     """Open a regular file whose name can be sent. Raises UserError."""
@@ -199,6 +278,7 @@ def open_file(path: Path) -> BinaryIO:
     except ProtocolError as error:
         raise UserError(f"cannot send {os.fspath(path)!a}: {error}") from None
 
+
 def read_chunk(content: BinaryIO, left: int) -> bytes:
     """Return 1 to 65,536 bytes to send, or none at the end; a byte more than `left` if it grows.
 
@@ -209,16 +289,20 @@ def read_chunk(content: BinaryIO, left: int) -> bytes:
     except OSError as error:
         raise LocalError(f"cannot be read to its end: {reason_of(error)}") from None
 
+
 # The program --------------------------------------------------------------------------------------
+
 
 def explain(error: ProtocolError, session: Session) -> str:
     """Return the sentence for a person whose session ended before its time."""
     if isinstance(error, PeerFailed):
         return "the server ended the session; its log says why, and nobody else is told"
     if isinstance(error, ConnectionCut) and not session.session_id:
-        return ("the server closed the connection in the handshake, and never says why: an "
-                "expired, revoked or unknown certificate, a list or a clock that is wrong, or "
-                "tampering look alike")
+        return (
+            "the server closed the connection in the handshake, and never says why: an "
+            "expired, revoked or unknown certificate, a list or a clock that is wrong, or "
+            "tampering look alike"
+        )
     if isinstance(error, ConnectionCut):
         return "connection lost; what was not acknowledged may not have arrived"
     if isinstance(error, DeadlineExpired):
@@ -231,6 +315,7 @@ def explain(error: ProtocolError, session: Session) -> str:
         return f"no certificate is accepted without a good revocation list: {error}"
     return f"session ended: {error}"
 
+
 @contextlib.contextmanager
 def shown(path: Path) -> Iterator[Progress]:
     """Give what shows progress on stderr: a bar on a terminal, and else a line now and then."""
@@ -240,12 +325,15 @@ def shown(path: Path) -> Iterator[Progress]:
     if not sys.stderr.isatty():
         yield Pace(name, size, to_stderr)
         return
-    with tqdm(total=size, unit="B", unit_scale=True, desc=name, leave=False, dynamic_ncols=True,
-              delay=0.5) as bar:
+    with tqdm(
+        total=size, unit="B", unit_scale=True, desc=name, leave=False, dynamic_ncols=True, delay=0.5
+    ) as bar:
         yield bar.update
+
 
 def send_all(device: Device, texts: Sequence[str], files: Sequence[Path], stop: list[int]) -> None:
     """Send everything, and print a line for each that has arrived. `stop`: signals that came."""
+
     def leave(number: int, _: object) -> None:
         stop.append(number)
         device.channel.request_end()
@@ -260,9 +348,11 @@ def send_all(device: Device, texts: Sequence[str], files: Sequence[Path], stop: 
         for path in files:
             with shown(path) as progress:
                 manifest = device.send_file(path, progress)
-            print(f"{shorten(ascii(path.name), 40)}: {manifest.size:,} bytes acknowledged",
-                  flush=True)
+            print(
+                f"{shorten(ascii(path.name), 40)}: {manifest.size:,} bytes acknowledged", flush=True
+            )
     print(f"done: {len(texts) + len(files)} sent and acknowledged")
+
 
 def main() -> int:
     parser = PartyParser("Sends texts and files to a server, signed and encrypted.")
@@ -278,8 +368,14 @@ def main() -> int:
     for path in options.files:
         open_file(path).close()
     start_log(options.log, sys.stderr, logging.WARNING)
-    device, stop = Device(*load_party(options, Role.DEVICE), options.to, options.host,
-                          options.port, timeout_s=options.timeout), list[int]()
+    device = Device(
+        *load_party(options, Role.DEVICE),
+        options.to,
+        options.host,
+        options.port,
+        timeout_s=options.timeout,
+    )
+    stop: list[int] = []
     try:
         send_all(device, options.text, options.files, stop)
     except EndRequested:
@@ -291,6 +387,7 @@ def main() -> int:
         to_stderr(f"device: {explain(error, device.session)}")
         return 3 if isinstance(error, (ConnectionCut, DeadlineExpired)) else 1
     return 0
+
 
 if __name__ == "__main__":
     run_program(main)

@@ -11,6 +11,7 @@ be near the signed time, and what the second names must have the signed digest.
 A certificate is held against the time in the manifest. That it is revoked by now does not undo what
 was signed before, and is only remarked: but who stole a key can date what he signs back.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -28,15 +29,34 @@ from typing import NamedTuple
 from companions.asymmetric import SIGNATURE_BYTES, is_signed
 from companions.canonical import canonical, parse_canonical
 from companions.device_transfer.certificates import (
-    Certificate, CertificateExpired, CertificateNotYetValid, CertificateRevoked,
-    RevocationListUnusable, Role, Trust, UntrustedCertificate, WrongRole, load_trust,
-    parse_certificate, parse_timestamp, timestamp,
+    Certificate,
+    CertificateExpired,
+    CertificateNotYetValid,
+    CertificateRevoked,
+    RevocationListUnusable,
+    Role,
+    Trust,
+    UntrustedCertificate,
+    WrongRole,
+    load_trust,
+    parse_certificate,
+    parse_timestamp,
+    timestamp,
 )
 from companions.device_transfer.store import (
-    JOURNAL, StoreFailed, storing, sync_folder, write_all,
+    JOURNAL,
+    StoreFailed,
+    storing,
+    sync_folder,
+    write_all,
 )
 from companions.device_transfer.transfer import (
-    CLOCK_SKEW, CONTEXT, BadName, Manifest, check_name, parse_manifest,
+    CLOCK_SKEW,
+    CONTEXT,
+    BadName,
+    Manifest,
+    check_name,
+    parse_manifest,
 )
 from endpoint import Parser, UserError, reason_of, run_program, to_stderr
 from protocol_fsm import ProtocolError
@@ -45,10 +65,17 @@ MAX_LINE_BYTES = 1 << 20  # 65,536 bytes of text take six times as much if they 
 BLOCK_BYTES = 1 << 20  # of a file, read at a time
 PROGRESS_S = 2.0  # how long nothing is said on the terminal
 APPEND = os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0)
-MEMBERS: dict[str, type] = {"certificate": dict, "manifest": dict, "received": str,
-                            "signature": str, "stored_as": str, "text": str}
+MEMBERS: dict[str, type] = {
+    "certificate": dict,
+    "manifest": dict,
+    "received": str,
+    "signature": str,
+    "stored_as": str,
+    "text": str,
+}
 
 # Lines --------------------------------------------------------------------------------------------
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -63,10 +90,17 @@ class Entry:
 
     def encode(self) -> bytes:
         """Return the line, without its end. Raises ValueError for half a character in the text."""
-        return canonical({
-            "certificate": json.loads(self.certificate.encoded),
-            "manifest": json.loads(self.manifest.encode()), "received": timestamp(self.received),
-            "signature": self.signature.hex(), "stored_as": self.stored_as, "text": self.text})
+        return canonical(
+            {
+                "certificate": json.loads(self.certificate.encoded),
+                "manifest": json.loads(self.manifest.encode()),
+                "received": timestamp(self.received),
+                "signature": self.signature.hex(),
+                "stored_as": self.stored_as,
+                "text": self.text,
+            }
+        )
+
 
 def parse_entry(line: bytes) -> Entry:
     """Return what a line says, whether true or not. Raises ValueError and ProtocolError."""
@@ -74,9 +108,15 @@ def parse_entry(line: bytes) -> Entry:
     signature = bytes.fromhex(members["signature"])
     if len(signature) != SIGNATURE_BYTES or signature.hex() != members["signature"]:
         raise ValueError(f"no signature of {SIGNATURE_BYTES} bytes in hex")
-    return Entry(parse_certificate(canonical(members["certificate"])),
-                 parse_manifest(canonical(members["manifest"])), signature,
-                 parse_timestamp(members["received"]), members["stored_as"], members["text"])
+    return Entry(
+        parse_certificate(canonical(members["certificate"])),
+        parse_manifest(canonical(members["manifest"])),
+        signature,
+        parse_timestamp(members["received"]),
+        members["stored_as"],
+        members["text"],
+    )
+
 
 class Journal:
     """The journal of a server, which opens it once; all its threads append to it.
@@ -86,7 +126,8 @@ class Journal:
     """
 
     def __init__(self, path: Path) -> None:
-        self._path, self._lock = path.absolute(), threading.Lock()
+        self._path = path.absolute()
+        self._lock = threading.Lock()
         self._folder = self._file = -1
         try:
             if hasattr(os, "O_DIRECTORY"):  # not on Windows
@@ -128,10 +169,13 @@ class Journal:
 
     def close(self) -> None:
         with self._lock:
-            files, self._file, self._folder = (self._file, self._folder), -1, -1
+            files = (self._file, self._folder)
+            self._file = -1
+            self._folder = -1
             for file in files:
                 if file >= 0:
                     os.close(file)
+
 
 def lock(file: int, folder: Path) -> None:
     """Let nobody else lock `file` until it is closed, or we are killed. Raises OSError.
@@ -140,13 +184,16 @@ def lock(file: int, folder: Path) -> None:
     """
     try:
         import fcntl
+
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise OSError(f"another server keeps its files in {folder}") from None
     except (ImportError, OSError):
         pass
 
+
 # Verification -------------------------------------------------------------------------------------
+
 
 class Verdict(NamedTuple):
     """What is to be said of a line: `problem` is empty if all is well; a remark is no problem."""
@@ -156,13 +203,17 @@ class Verdict(NamedTuple):
     problem: str
     remark: str = ""
 
+
 class _Wrong(Exception):
     """The line does not hold; the message says why in a few words."""
 
-def verify(folder: Path, trust: Trust,
-           tell: Callable[[int], object] = lambda length: None) -> Iterator[Verdict]:
+
+def verify(
+    folder: Path, trust: Trust, tell: Callable[[int], object] = lambda length: None
+) -> Iterator[Verdict]:
     """Judge each line of the journal. `tell` hears of bytes that were hashed. Raises UserError."""
-    revocations, seen = _revocations(trust), dict[tuple[str, str, int], int]()
+    revocations = _revocations(trust)
+    seen: dict[tuple[str, str, int], int] = {}
     recipient = ""  # whose journal it is, as its first line that holds has it
     for number, line in enumerate(_lines(folder / JOURNAL), 1):
         entry = None
@@ -182,12 +233,14 @@ def verify(folder: Path, trust: Trust,
         except _Wrong as wrong:
             yield Verdict(number, entry, str(wrong))
 
+
 def _revocations(trust: Trust) -> bytes:
     """Return the list as it is today; nothing if it cannot be used."""
     try:
         return trust.revocation_list().encoded
     except RevocationListUnusable:
         return b""
+
 
 def _lines(path: Path) -> Iterator[bytes]:
     """Return lines with their ends; what is longer than any can be, in pieces without."""
@@ -200,6 +253,7 @@ def _lines(path: Path) -> Iterator[bytes]:
     except OSError as error:
         raise UserError(f"cannot read {path}: {reason_of(error)}") from None
 
+
 def _parse_line(line: bytes) -> Entry:
     if not line.endswith(b"\n"):
         raise _Wrong("torn line")
@@ -208,10 +262,14 @@ def _parse_line(line: bytes) -> Entry:
     except (ValueError, ProtocolError):
         raise _Wrong("unreadable line") from None
 
+
 WRONG_CERTIFICATES: dict[type[ProtocolError], str] = {
-    UntrustedCertificate: "forged certificate", CertificateNotYetValid: "not yet certified",
-    CertificateExpired: "expired certificate", WrongRole: "not a device",
+    UntrustedCertificate: "forged certificate",
+    CertificateNotYetValid: "not yet certified",
+    CertificateExpired: "expired certificate",
+    WrongRole: "not a device",
 }
+
 
 def _check_certificate(entry: Entry, trust: Trust, revocations: bytes) -> str:
     """Hold it against the time in the manifest, and return a remark on its revocation."""
@@ -226,9 +284,11 @@ def _check_certificate(entry: Entry, trust: Trust, revocations: bytes) -> str:
         raise _Wrong(WRONG_CERTIFICATES[type(error)]) from None
     return ""
 
+
 def _check_entry(entry: Entry) -> None:
     """Check what the line says of itself: signature, sender, time."""
-    certificate, manifest = entry.certificate, entry.manifest
+    certificate = entry.certificate
+    manifest = entry.manifest
     if not is_signed(certificate.public_key, CONTEXT, manifest.encode(), entry.signature):
         raise _Wrong("forged manifest")
     if manifest.sender != certificate.common_name:
@@ -236,10 +296,13 @@ def _check_entry(entry: Entry) -> None:
     if abs(entry.received - manifest.time) > 2 * CLOCK_SKEW:  # it is stamped a little later
         raise _Wrong("time received")
 
+
 def _check_content(folder: Path, entry: Entry, tell: Callable[[int], object]) -> None:
     if entry.manifest.kind == "text":
         data = entry.text.encode("utf-8")
-        size, digest, is_odd = len(data), hashlib.sha256(data).hexdigest(), entry.stored_as != ""
+        size = len(data)
+        digest = hashlib.sha256(data).hexdigest()
+        is_odd = entry.stored_as != ""
     else:
         size, digest = _hash_file(folder, entry.stored_as, tell)
         is_odd = entry.text != ""
@@ -250,13 +313,15 @@ def _check_content(folder: Path, entry: Entry, tell: Callable[[int], object]) ->
     if digest != entry.manifest.digest:
         raise _Wrong("content differs")
 
+
 def _hash_file(folder: Path, name: str, tell: Callable[[int], object]) -> tuple[int, str]:
     """Return size and SHA-256 (hex) of a file in the folder, which shall be no link and no pipe."""
     try:
         check_name(name)
         if not stat.S_ISREG((folder / name).lstat().st_mode):
             raise _Wrong("not a file")
-        size, digest = 0, hashlib.sha256()
+        size = 0
+        digest = hashlib.sha256()
         with (folder / name).open("rb") as file:
             while block := file.read(BLOCK_BYTES):
                 size += len(block)
@@ -270,7 +335,9 @@ def _hash_file(folder: Path, name: str, tell: Callable[[int], object]) -> tuple[
         raise _Wrong("file is unreadable") from None
     return size, digest.hexdigest()
 
+
 # Program ------------------------------------------------------------------------------------------
+
 
 def describe(verdict: Verdict) -> str:
     """Put a verdict into a line of at most 79 columns, in ASCII: the rest is escaped."""
@@ -279,23 +346,31 @@ def describe(verdict: Verdict) -> str:
         return f"{f'line {verdict.line}':58} {outcome}"
     said = verdict.entry.manifest
     name = shorten(json.dumps(said.name)[1:-1], 15)
-    return (f"{timestamp(said.time)[:16]} {shorten(ascii(said.sender)[1:-1], 11):11} {said.kind:4}"
-            f" {name:15} {_in_columns(said.size):>8} {outcome}")
+    return (
+        f"{timestamp(said.time)[:16]} {shorten(ascii(said.sender)[1:-1], 11):11} {said.kind:4}"
+        f" {name:15} {_in_columns(said.size):>8} {outcome}"
+    )
+
 
 def _in_columns(size: int) -> str:
     """Return a size in bytes, or in MB, in at most 8 columns; anybody may have written it."""
-    exact, rounded = str(size), f"{size // 10**6} MB"
+    exact = str(size)
+    rounded = f"{size // 10**6} MB"
     return exact if len(exact) <= 8 else rounded if len(rounded) <= 8 else "huge"
+
 
 def shorten(text: str, width: int) -> str:
     """Return at most `width` columns: beginning and end are what names are recognised by."""
-    return text if len(text) <= width else f"{text[:width - 6]}..{text[-4:]}"
+    return text if len(text) <= width else f"{text[: width - 6]}..{text[-4:]}"
+
 
 class _Progress:
     """Says on stderr how far it is, now and then, if it takes long."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock, self._next, self._bytes = clock, clock() + PROGRESS_S, 0
+        self._clock = clock
+        self._next = clock() + PROGRESS_S
+        self._bytes = 0
 
     def __call__(self, length: int) -> None:
         self._bytes += length
@@ -303,21 +378,30 @@ class _Progress:
             self._next = self._clock() + PROGRESS_S
             to_stderr(f"{self._bytes / 1e6:,.0f} MB hashed")
 
+
 def main() -> int:
     parser = Parser("Verify a journal and the files that it names.", is_endpoint=False)
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="where the files are")
-    parser.add_argument("--authority", type=Path, metavar="FILE", required=True,
-                        help="the authority.json of one who trusts the same authority")
+    parser.add_argument(
+        "--authority",
+        type=Path,
+        metavar="FILE",
+        required=True,
+        help="the authority.json of one who trusts the same authority",
+    )
     options = parser.options()
     if options.authority.name != "authority.json":
         raise UserError(f"{options.authority} is not named authority.json")
-    is_empty = is_all_well = True
+    is_empty = True
+    is_all_well = True
     for verdict in verify(options.folder, load_trust(options.authority.parent), _Progress()):
         print(describe(verdict))
-        is_empty, is_all_well = False, is_all_well and not verdict.problem
+        is_empty = False
+        is_all_well = is_all_well and not verdict.problem
     if is_empty:
         print("0 lines")
     return 0 if is_all_well else 1
+
 
 if __name__ == "__main__":
     run_program(main)

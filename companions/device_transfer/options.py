@@ -1,4 +1,5 @@
 """What device and server share as programs: flags, who we are, the log, how far a file has come."""
+
 from __future__ import annotations
 
 import argparse
@@ -11,7 +12,12 @@ from pathlib import Path
 from typing import TextIO
 
 from companions.device_transfer.certificates import (
-    Identity, RevocationListUnusable, Role, Trust, load_identity, load_trust,
+    Identity,
+    RevocationListUnusable,
+    Role,
+    Trust,
+    load_identity,
+    load_trust,
 )
 from endpoint import HOST, Lines, Parser, UserError, port_number, reason_of, to_stderr
 from protocol_fsm import ProtocolError
@@ -21,20 +27,32 @@ PACE_S = 2.0  # how long nothing is said of a file on its way
 
 log = logging.getLogger("device_transfer")
 
+
 class PartyParser(Parser):
     """The flags of somebody who has an identity."""
 
     def __init__(self, description: str) -> None:
         super().__init__(description, is_endpoint=False)
-        self.add_argument("--identity", type=Path, required=True, metavar="FOLDER",
-                          help="private key, certificate and authority, as ca.py issues them")
-        self.add_argument("--revocations", type=Path, metavar="FILE",
-                          help="revocation list; default: revocation_list.json beside the folder")
+        self.add_argument(
+            "--identity",
+            type=Path,
+            required=True,
+            metavar="FOLDER",
+            help="private key, certificate and authority, as ca.py issues them",
+        )
+        self.add_argument(
+            "--revocations",
+            type=Path,
+            metavar="FILE",
+            help="revocation list; default: revocation_list.json beside the folder",
+        )
         self.add_argument("--host", default=HOST, help=f"default {HOST}")
         self.add_argument("--port", type=port_number, default=PORT, help=f"default {PORT}")
         self.add_argument("--log", type=Path, metavar="FILE", help="write the log there, too")
 
+
 # Who we are ---------------------------------------------------------------------------------------
+
 
 def load_party(options: argparse.Namespace, role: Role) -> tuple[Identity, Trust]:
     """Return who we are and whom we trust. Raises UserError.
@@ -47,18 +65,23 @@ def load_party(options: argparse.Namespace, role: Role) -> tuple[Identity, Trust
     try:
         trust.check(identity.certificate.encoded, role)
     except RevocationListUnusable as error:
-        log.warning("no revocation list that holds, so nobody is let in; ca refresh makes one: %s",
-                    error)
+        log.warning(
+            "no revocation list that holds, so nobody is let in; ca refresh makes one: %s", error
+        )
     except ProtocolError as error:
         log.warning("our own certificate does not hold: %s", error)
     return identity, trust
+
 
 def check_role(identity: Identity, role: Role) -> None:
     """Raise UserError unless the certificate is for this role."""
     certificate = identity.certificate
     if certificate.role is not role:
-        raise UserError(f"the certificate of {certificate.common_name} is for a "
-                        f"{certificate.role.value}, and a {role.value} is wanted here")
+        raise UserError(
+            f"the certificate of {certificate.common_name} is for a "
+            f"{certificate.role.value}, and a {role.value} is wanted here"
+        )
+
 
 def ask_passphrase(prompt: str) -> str:
     """Return what is typed, unseen. Raises UserError."""
@@ -70,7 +93,9 @@ def ask_passphrase(prompt: str) -> str:
     except UnicodeError:
         raise UserError("a passphrase is text") from None
 
+
 # The log ------------------------------------------------------------------------------------------
+
 
 class LineFormatter(logging.Formatter):
     """An event in a line, behind its time in UTC; what could break a line or hide is escaped."""
@@ -81,8 +106,11 @@ class LineFormatter(logging.Formatter):
         super().__init__("%(asctime)s %(message)s", "%Y-%m-%dT%H:%M:%SZ")
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        return "".join(letter if letter.isprintable() else ascii(letter)[1:-1]
-                       for letter in super().formatMessage(record))
+        return "".join(
+            letter if letter.isprintable() else ascii(letter)[1:-1]
+            for letter in super().formatMessage(record)
+        )
+
 
 def is_same_file(one: Path, other: Path) -> bool:
     """Tell whether two paths lead to the same file, or would if there was one."""
@@ -90,6 +118,7 @@ def is_same_file(one: Path, other: Path) -> bool:
         return os.path.samefile(one, other)
     except OSError:
         return os.path.realpath(one) == os.path.realpath(other)
+
 
 def start_log(path: Path | None, stream: TextIO | Lines, level: int = logging.INFO) -> None:
     """Log events of `level` to a stream, and all to a file (mode 0600) if there is one. UserError.
@@ -100,9 +129,17 @@ def start_log(path: Path | None, stream: TextIO | Lines, level: int = logging.IN
     handlers[0].setLevel(level)
     try:
         if path:
-            handlers.append(logging.StreamHandler(open(  # noqa: SIM115  # until the program ends
-                path, "a", encoding="utf-8", errors="backslashreplace",
-                opener=lambda name, flags: os.open(name, flags, 0o600))))
+            handlers.append(
+                logging.StreamHandler(
+                    open(  # noqa: SIM115  # until the program ends
+                        path,
+                        "a",
+                        encoding="utf-8",
+                        errors="backslashreplace",
+                        opener=lambda name, flags: os.open(name, flags, 0o600),
+                    )
+                )
+            )
     except OSError as error:
         raise UserError(f"cannot log to {path}: {reason_of(error)}") from None
     for handler in handlers:
@@ -110,13 +147,23 @@ def start_log(path: Path | None, stream: TextIO | Lines, level: int = logging.IN
     logging.raiseExceptions = False
     logging.basicConfig(level=logging.INFO, handlers=handlers)
 
+
 class Pace:
     """Tells `say` every 2 s how much of something is done; nothing of what takes less."""
 
-    def __init__(self, what: str, size: int, say: Callable[[str], object],
-                 clock: Callable[[], float] = time.monotonic) -> None:
-        self._what, self._size, self._say, self._clock = what, size, say, clock
-        self._done, self._next = 0, clock() + PACE_S
+    def __init__(
+        self,
+        what: str,
+        size: int,
+        say: Callable[[str], object],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._what = what
+        self._size = size
+        self._say = say
+        self._clock = clock
+        self._done = 0
+        self._next = clock() + PACE_S
 
     def __call__(self, count: int) -> None:
         """Hear of `count` more bytes."""

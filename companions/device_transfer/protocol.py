@@ -5,6 +5,7 @@ is no socket, thread or log here, and no clock but the one that certificates are
 ends run the same table over the same conversation. What arrives is checked in the order of [D 6];
 a failure ends the session for good.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -18,22 +19,45 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from companions.asymmetric import (
-    SHARE_BYTES, SIGNATURE_BYTES, agree, hkdf, hkdf_expand, is_signed, new_share, sign,
+    SHARE_BYTES,
+    SIGNATURE_BYTES,
+    agree,
+    hkdf,
+    hkdf_expand,
+    is_signed,
+    new_share,
+    sign,
 )
 from companions.device_transfer.certificates import Certificate, Identity, Role, Trust
 from crypto_utils import (
-    AES_KEY_BYTES, BLOCK_BYTES, NONCE_BYTES, TAG_BYTES, fingerprint, hmac_sha256, hmac_verify,
-    pkcs7_pad, pkcs7_unpad,
+    AES_KEY_BYTES,
+    BLOCK_BYTES,
+    NONCE_BYTES,
+    TAG_BYTES,
+    fingerprint,
+    hmac_sha256,
+    hmac_verify,
+    pkcs7_pad,
+    pkcs7_unpad,
 )
 from protocol_fsm import (
-    BadPadding, BadPayload, BadTag, ConnectionCut, LocalError, MalformedMessage, ProtocolError,
-    ProtocolState, WrongDirection, WrongPeer,
+    BadPadding,
+    BadPayload,
+    BadTag,
+    ConnectionCut,
+    LocalError,
+    MalformedMessage,
+    ProtocolError,
+    ProtocolState,
+    WrongDirection,
+    WrongPeer,
 )
 
 NAME = "device_transfer v1"  # stands in everything that is signed or derived
 VERSION = b"\x01"
 HEADER = struct.Struct(">6s16sBQ")  # kind, session id, direction, sequence: 31 bytes [D 4]
-KIND_BYTES, SESSION_BYTES = 6, 16
+KIND_BYTES = 6
+SESSION_BYTES = 16
 CIPHERTEXT_AT = HEADER.size + BLOCK_BYTES  # the IV stands before it
 CHUNK_BYTES = 65_536
 MAX_MESSAGE = CIPHERTEXT_AT + CHUNK_BYTES + BLOCK_BYTES + TAG_BYTES  # 65,631
@@ -41,8 +65,10 @@ SIGNED_SHARE = SHARE_BYTES + SIGNATURE_BYTES  # bytes of a body
 MAX_HANDSHAKE = 8_192  # bytes of a message from somebody who has not shown who they are
 REKEY_CHUNKS = 1_024  # 64 MiB under one key, at most
 
+
 class Kind(bytes, Enum):
     """What a message is, in the six letters that it begins with [D 1]."""
+
     HELLO = b"<HELO>"
     SHARE = b"<PREM>"
     CONFIRM = b"<CONF>"
@@ -55,37 +81,58 @@ class Kind(bytes, Enum):
     END = b"<ENDD>"
     FAIL = b"<FAIL>"
 
+
 class Direction(IntEnum):
     D2S = 0  # device to server
     S2D = 1  # server to device
+
 
 PLAIN = frozenset({Kind.HELLO, Kind.SHARE})  # not sealed: there are no keys yet
 SHARES = frozenset({Kind.SHARE, Kind.REKEY})
 SIZES: Mapping[Kind, tuple[int, int]] = {  # of a body, in bytes; of all others 0
     Kind.HELLO: (len(VERSION) + NONCE_BYTES, MAX_HANDSHAKE),
-    Kind.SHARE: (SIGNED_SHARE, SIGNED_SHARE), Kind.REKEY: (SIGNED_SHARE, SIGNED_SHARE),
-    Kind.TEXT: (2, 4_096), Kind.FILE: (2, 4_096), Kind.CHUNK: (1, CHUNK_BYTES),
-    Kind.MANIFEST: (SIGNATURE_BYTES, 8_192), Kind.ACK: (32, 32),
+    Kind.SHARE: (SIGNED_SHARE, SIGNED_SHARE),
+    Kind.REKEY: (SIGNED_SHARE, SIGNED_SHARE),
+    Kind.TEXT: (2, 4_096),
+    Kind.FILE: (2, 4_096),
+    Kind.CHUNK: (1, CHUNK_BYTES),
+    Kind.MANIFEST: (SIGNATURE_BYTES, 8_192),
+    Kind.ACK: (32, 32),
 }
 
 # Errors: those of the core, and what only this protocol knows -------------------------------------
 
+
 class UnexpectedKind(ProtocolError):
     """The table has no such move from here."""
+
+
 class WrongSession(ProtocolError):
     """A record of another session."""
+
+
 class WrongSequence(ProtocolError):
     """A record that was here before, or that others should have come before."""
+
+
 class BadSignature(ProtocolError):
     """A share that the owner of the certificate has not signed, or not in this conversation."""
+
+
 class BadShare(ProtocolError):
     """A share that leads to the same secret whatever our own is."""
+
+
 class RekeyOverdue(ProtocolError):
     """The device has used its keys for longer than it may."""
+
+
 class PeerFailed(ProtocolError):
     """The peer has ended the session with an accepted FAIL; only its log says why."""
 
+
 # State machine [D 5] ------------------------------------------------------------------------------
+
 
 class State(Enum):
     """A phase, and the direction that the next message of the conversation takes."""
@@ -104,7 +151,9 @@ class State(Enum):
     ENDED = ProtocolState.TERMINATED, None
 
     def __init__(self, phase: ProtocolState, speaker: Direction | None, number: int = 0) -> None:
-        self.phase, self.speaker = phase, speaker
+        self.phase = phase
+        self.speaker = speaker
+
 
 class ProtocolFSM:
     """Where one end of one session stands. It holds no keys."""
@@ -148,35 +197,45 @@ class ProtocolFSM:
     def advance(self, kind: Kind, sender: Direction) -> None:
         self.state = self.VALID_TRANSITIONS[self.state, kind, sender]
 
+
 # Key schedule [D 3] -------------------------------------------------------------------------------
 
 KEY_BYTES = {"D2S-ENC": AES_KEY_BYTES, "D2S-MAC": 32, "S2D-ENC": AES_KEY_BYTES, "S2D-MAC": 32}
+
 
 def digest_of(parts: Sequence[bytes]) -> bytes:
     """Return SHA-256 (32 bytes) over parts, each behind its length: none runs into another."""
     return hashlib.sha256(b"".join(len(part).to_bytes(4, "big") + part for part in parts)).digest()
 
+
 def next_secret(salt: bytes, shared: bytes) -> bytes:
     """Return the secret (32 bytes) of a new generation of keys: salt is H, or the secret before."""
     return hkdf(salt, shared, f"{NAME} secret")
+
 
 def keys_of(secret: bytes) -> dict[str, bytes]:
     """Return the four keys of a generation, by label."""
     return {label: hkdf_expand(secret, f"{NAME} {label}", n) for label, n in KEY_BYTES.items()}
 
+
 # Session ------------------------------------------------------------------------------------------
+
 
 class Header(NamedTuple):
     """The 31 public bytes of a record; nothing is known about them yet."""
+
     kind: bytes
     session: bytes
     direction: int
     sequence: int
 
+
 class Message(NamedTuple):
     """An accepted message."""
+
     kind: Kind
     body: bytes
+
 
 class Session:
     """One end of one session: seal what we send, open what arrives.
@@ -186,21 +245,33 @@ class Session:
     chunks one generation of keys may serve; both are for tests.
     """
 
-    def __init__(self, identity: Identity, trust: Trust, peer_name: str | None = None, *,
-                 rekey_chunks: int = REKEY_CHUNKS,
-                 random_bytes: Callable[[int], bytes] = get_random_bytes) -> None:
-        self.identity, self.trust, self.rekey_chunks = identity, trust, rekey_chunks
+    def __init__(
+        self,
+        identity: Identity,
+        trust: Trust,
+        peer_name: str | None = None,
+        *,
+        rekey_chunks: int = REKEY_CHUNKS,
+        random_bytes: Callable[[int], bytes] = get_random_bytes,
+    ) -> None:
+        self.identity = identity
+        self.trust = trust
+        self.rekey_chunks = rekey_chunks
         self._peer_name = peer_name
         is_device = identity.certificate.role is Role.DEVICE
         self.sends = Direction.D2S if is_device else Direction.S2D
         self.receives = Direction(1 - self.sends)
-        self.fsm, self.session_id, self.chunks = ProtocolFSM(), b"", 0
+        self.fsm = ProtocolFSM()
+        self.session_id = b""
+        self.chunks = 0
         self._random_bytes = random_bytes
         self._peer: Certificate | None = None
         self._transcript: list[bytes] = []  # of the handshake, or of the rekeying that is going on
         self._ephemeral: X25519PrivateKey | None = None
-        self._share = self._shared = b""  # ours; what both shares lead to
-        self._secret, self._keys = b"", dict[str, bytes]()
+        self._share = b""
+        self._shared = b""  # ours; what both shares lead to
+        self._secret = b""
+        self._keys: dict[str, bytes] = {}
         self._sequence = {Direction.D2S: 0, Direction.S2D: 0}  # of the next record
         self._last_fingerprints: dict[str, str] = {}
 
@@ -253,8 +324,9 @@ class Session:
         if kind in SHARES:
             self._share = self._share or self._offer()
             signed = digest_of(self._signed_parts(self._share))
-            return self._share + sign(self.identity.private_key,
-                                      self._context(kind, self.sends), signed)
+            return self._share + sign(
+                self.identity.private_key, self._context(kind, self.sends), signed
+            )
         return b""
 
     def _offer(self) -> bytes:
@@ -352,7 +424,8 @@ class Session:
             raise BadTag
 
     def _decrypt(self, header: Header, message: bytes) -> bytes:
-        iv, ciphertext = message[HEADER.size : CIPHERTEXT_AT], message[CIPHERTEXT_AT:-TAG_BYTES]
+        iv = message[HEADER.size : CIPHERTEXT_AT]
+        ciphertext = message[CIPHERTEXT_AT:-TAG_BYTES]
         aes = Cipher(algorithms.AES(self._key(self.receives, "ENC")), modes.CBC(iv)).decryptor()
         return aes.update(ciphertext) + aes.finalize()
 
@@ -385,7 +458,8 @@ class Session:
             raise WrongPeer(self._peer_name, common_name)
 
     def _check_share(self, kind: Kind, body: bytes) -> None:
-        share, signature = body[:-SIGNATURE_BYTES], body[-SIGNATURE_BYTES:]
+        share = body[:-SIGNATURE_BYTES]
+        signature = body[-SIGNATURE_BYTES:]
         self._check_signature(self._context(kind, self.receives), share, signature)
         self._share = self._share or self._offer()
         self._shared = self._agree(share)
@@ -425,8 +499,12 @@ class Session:
         if kind is Kind.SHARE:
             self.session_id = bound[:SESSION_BYTES]
         self._secret = next_secret(self._secret or bound, self._shared)
-        self._keys, self._transcript = keys_of(self._secret), [bound]
-        self._ephemeral, self._share, self._shared, self.chunks = None, b"", b"", 0
+        self._keys = keys_of(self._secret)
+        self._transcript = [bound]
+        self._ephemeral = None
+        self._share = b""
+        self._shared = b""
+        self.chunks = 0
 
     def _bound_parts(self) -> Sequence[bytes]:
         """Return what is bound: all four messages, or what was before and two shares more."""
@@ -441,9 +519,14 @@ class Session:
 
     def _forget_keys(self) -> None:
         self._last_fingerprints = self.fingerprints()
-        self._keys, self._secret, self._shared, self._ephemeral = {}, b"", b"", None
+        self._keys = {}
+        self._secret = b""
+        self._shared = b""
+        self._ephemeral = None
+
 
 # Framing [D 1] ------------------------------------------------------------------------------------
+
 
 def read_frame(recv: Callable[[int], bytes], max_message: int = MAX_MESSAGE) -> bytes:
     """Return the next message, however TCP cut or joined it.
@@ -456,6 +539,7 @@ def read_frame(recv: Callable[[int], bytes], max_message: int = MAX_MESSAGE) -> 
         raise MalformedMessage(f"{KIND_BYTES} to {max_message} bytes", length)
     return _read_exactly(recv, length, mid_frame=True)
 
+
 def _read_exactly(recv: Callable[[int], bytes], wanted: int, *, mid_frame: bool) -> bytes:
     received = bytearray()
     while len(received) < wanted:
@@ -464,6 +548,7 @@ def _read_exactly(recv: Callable[[int], bytes], wanted: int, *, mid_frame: bool)
             raise ConnectionCut(mid_frame or bool(received))
         received += more
     return bytes(received)
+
 
 def write_frame(sendall: Callable[[bytes], object], message: bytes) -> None:
     """Send `message` behind its length, in one piece."""

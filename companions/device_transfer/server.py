@@ -7,6 +7,7 @@ Rules in this module:
 - nothing gets its name before its signature, its size and its digest were found right;
 - what exactly failed goes to the log; the peer gets one uniform answer, or none.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -27,20 +28,40 @@ from companions.channel import Channel
 from companions.device_transfer.certificates import Identity, Role, Trust
 from companions.device_transfer.journal import Entry, Journal
 from companions.device_transfer.options import (
-    PORT, Pace, PartyParser, check_role, is_same_file, load_party, start_log,
+    PORT,
+    Pace,
+    PartyParser,
+    check_role,
+    is_same_file,
+    load_party,
+    start_log,
 )
 from companions.device_transfer.protocol import (
-    Kind, Message, Session, State, read_frame, write_frame,
+    Kind,
+    Message,
+    Session,
+    State,
+    read_frame,
+    write_frame,
 )
 from companions.device_transfer.store import JOURNAL, Partial, Store
 from companions.device_transfer.transfer import Incoming, Manifest, parse_announcement
 from endpoint import (
-    HOST, POLL_S, EndRequested, Lines, NoConnection, UserError, positive, reason_of, run_program,
+    HOST,
+    POLL_S,
+    EndRequested,
+    Lines,
+    NoConnection,
+    UserError,
+    positive,
+    reason_of,
+    run_program,
 )
 from protocol_fsm import ConnectionCut, ProtocolError, Status
 
 log = logging.getLogger("device_transfer.server")
 NOTHING = hashlib.sha256(b"").digest()  # what the ACK of an END names
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -52,6 +73,7 @@ class Limits:
     max_strangers: int = 64  # one more, and the oldest goes
     max_bytes: int = 4 * 2**30  # of one file
 
+
 class Record(NamedTuple):
     """What happened: something was "stored", or a connection came to its "end".
 
@@ -62,6 +84,7 @@ class Record(NamedTuple):
     sender: str  # the common name of the device; empty until it has shown its certificate
     detail: Incoming | Exception | None
 
+
 class Server:
     """Listens from the start, serves inside `with`, and tells every device FAIL after it.
 
@@ -70,15 +93,27 @@ class Server:
     Raises UserError and NoConnection; what goes wrong with a device ends its session and no other.
     """
 
-    def __init__(self, identity: Identity, trust: Trust, folder: Path, host: str = HOST,
-                 port: int = PORT, limits: Limits = Limits(), *,
-                 new_session: Callable[..., Session] = Session,
-                 new_incoming: Callable[..., Incoming] = Incoming,
-                 new_store: Callable[[Path], Store] = Store,
-                 record: Callable[[Record], object] = lambda record: None) -> None:
+    def __init__(
+        self,
+        identity: Identity,
+        trust: Trust,
+        folder: Path,
+        host: str = HOST,
+        port: int = PORT,
+        limits: Limits = Limits(),
+        *,
+        new_session: Callable[..., Session] = Session,
+        new_incoming: Callable[..., Incoming] = Incoming,
+        new_store: Callable[[Path], Store] = Store,
+        record: Callable[[Record], object] = lambda record: None,
+    ) -> None:
         check_role(identity, Role.SERVER)
-        self.identity, self.trust, self.limits = identity, trust, limits
-        self.new_session, self.new_incoming, self.record = new_session, new_incoming, record
+        self.identity = identity
+        self.trust = trust
+        self.limits = limits
+        self.new_session = new_session
+        self.new_incoming = new_incoming
+        self.record = record
         self._lock = threading.Lock()  # guards what follows
         self._members: list[Member] = []  # the oldest first
         self._closing = threading.Event()
@@ -146,8 +181,12 @@ class Server:
             log.info("%s: done, %d received", member, member.received)
         else:
             received = "" if member.is_stranger else f" after {member.received} received"
-            log.warning("%s: ended%s: %s", member, received,
-                        "connection lost" if isinstance(reason, ConnectionCut) else reason)
+            log.warning(
+                "%s: ended%s: %s",
+                member,
+                received,
+                "connection lost" if isinstance(reason, ConnectionCut) else reason,
+            )
         self.record(Record("end", member.name, reason))
 
     def forget(self, member: Member) -> None:
@@ -155,16 +194,21 @@ class Server:
         with self._lock:
             self._members = [other for other in self._members if other is not member]
 
+
 class Member:
     """One connection, from its first byte to its last, served by a thread of its own."""
 
     def __init__(self, server: Server, sock: socket.socket, address: str) -> None:
-        self._server, self._address = server, address
+        self._server = server
+        self._address = address
         self.session = server.new_session(server.identity, server.trust)
-        self.channel: Channel[Kind, Message] = Channel(sock, self.session, read_frame, write_frame,
-                                                       server.limits.frame_s)
+        self.channel: Channel[Kind, Message] = Channel(
+            sock, self.session, read_frame, write_frame, server.limits.frame_s
+        )
         self.thread = threading.Thread(target=self.run, daemon=True)
-        self.name, self.received, self.is_stranger = "", 0, True
+        self.name = ""
+        self.received = 0
+        self.is_stranger = True
 
     def __str__(self) -> str:
         return f"{self.name or 'a stranger'} at {self._address}"
@@ -184,8 +228,11 @@ class Member:
             if not isinstance(error, (ProtocolError, EndRequested)):  # a defect of ours
                 log.exception("%s: internal error", self)
             if self.session.state is not State.ENDED:
-                self.channel.fail(error if isinstance(error, ProtocolError)
-                                  else ProtocolError(None, type(error).__name__))
+                self.channel.fail(
+                    error
+                    if isinstance(error, ProtocolError)
+                    else ProtocolError(None, type(error).__name__)
+                )
             return error
         return None
 
@@ -216,16 +263,26 @@ class Member:
         server = self._server
         kind: Literal["text", "file"] = "text" if message.kind is Kind.TEXT else "file"
         incoming = server.new_incoming(
-            parse_announcement(kind, message.body), limit_bytes=server.limits.max_bytes,
-            session=self.session.session_id, number=number, sender=self.session.peer,
-            recipient=server.identity.certificate.common_name, now=server.trust.now)
+            parse_announcement(kind, message.body),
+            limit_bytes=server.limits.max_bytes,
+            session=self.session.session_id,
+            number=number,
+            sender=self.session.peer,
+            recipient=server.identity.certificate.common_name,
+            now=server.trust.now,
+        )
         with server.store.begin() as partial:
             signed = self._fill(partial, incoming)
             manifest = incoming.finish(signed)
             stored_as = partial.keep(manifest.name) if kind == "file" else ""
         self._enter(manifest, signed[:SIGNATURE_BYTES], stored_as, incoming.text)
-        log.info("%s: %s of %d bytes%s", self, kind, manifest.size,
-                 f" stored as {stored_as!a}" if stored_as else f": {incoming.text[:200]!a}")
+        log.info(
+            "%s: %s of %d bytes%s",
+            self,
+            kind,
+            manifest.size,
+            f" stored as {stored_as!a}" if stored_as else f": {incoming.text[:200]!a}",
+        )
         server.record(Record("stored", self.name, incoming))
         self.channel.send(Kind.ACK, incoming.digest)
 
@@ -246,17 +303,28 @@ class Member:
     def _enter(self, manifest: Manifest, signature: bytes, stored_as: str, text: str) -> None:
         """Write a line of the journal; what cannot be in it is not kept either."""
         try:
-            self._server.journal.append(Entry(self.session.peer, manifest, signature,
-                                              self._server.trust.now(), stored_as, text))
+            self._server.journal.append(
+                Entry(
+                    self.session.peer,
+                    manifest,
+                    signature,
+                    self._server.trust.now(),
+                    stored_as,
+                    text,
+                )
+            )
         except BaseException:
             if stored_as:
                 self._server.store.remove(stored_as)
             raise
 
+
 def shown(address: Sequence[object]) -> str:
     """Return HOST:PORT, of IPv4 or IPv6."""
-    host, port = str(address[0]), address[1]
+    host = str(address[0])
+    port = address[1]
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
 
 def listen(host: str, port: int) -> socket.socket:
     """Return a listening socket whose accept wakes now and then. Raises NoConnection."""
@@ -268,12 +336,23 @@ def listen(host: str, port: int) -> socket.socket:
     listener.settimeout(POLL_S / 4)
     return listener
 
+
 def main() -> int:
     parser = PartyParser("Takes texts and files from devices, and keeps what they have signed.")
-    parser.add_argument("--received", type=Path, default=Path("received"), metavar="FOLDER",
-                        help="where files go; default: received")
-    parser.add_argument("--max-bytes", type=positive, default=Limits.max_bytes, metavar="N",
-                        help="of one file; default 4 GiB")
+    parser.add_argument(
+        "--received",
+        type=Path,
+        default=Path("received"),
+        metavar="FOLDER",
+        help="where files go; default: received",
+    )
+    parser.add_argument(
+        "--max-bytes",
+        type=positive,
+        default=Limits.max_bytes,
+        metavar="N",
+        help="of one file; default 4 GiB",
+    )
     options = parser.options()
     if options.log and is_same_file(options.log, options.received / JOURNAL):
         raise UserError(f"the log cannot be the journal, {options.log}")
@@ -283,14 +362,21 @@ def main() -> int:
     stop: list[int] = []  # not an Event, whose lock a second signal would find taken
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, _: stop.append(number))
-    with Server(identity, trust, options.received, options.host, options.port,
-                Limits(max_bytes=options.max_bytes)) as server:
+    with Server(
+        identity,
+        trust,
+        options.received,
+        options.host,
+        options.port,
+        Limits(max_bytes=options.max_bytes),
+    ) as server:
         print(f"{identity.certificate.common_name} listens on {shown(server.address)}", flush=True)
         while not stop:
             time.sleep(POLL_S)
     lines.drain()
     print("stopped")
     return 0
+
 
 if __name__ == "__main__":
     run_program(main)

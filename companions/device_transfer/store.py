@@ -5,6 +5,7 @@ very end, in one step that fails if anything has that name already (a link too, 
 other letters where the system makes no difference). No name leads out of the folder. One server at
 a time has a folder: `clean` removes what a killed one has left.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -25,8 +26,10 @@ PARTIAL = re.compile(r"\.[0-9a-f]{16}\.partial")  # no final name begins with a 
 MAX_SAME_NAME = 1_000  # files that are numbered; later ones get random digits
 NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)  # Windows has O_BINARY
 
+
 class StoreFailed(ProtocolError):
     """What came cannot be stored: the disk is full, say. It is no fault of the sender's."""
+
 
 @contextlib.contextmanager
 def storing(what: str) -> Iterator[None]:
@@ -35,6 +38,7 @@ def storing(what: str) -> Iterator[None]:
         yield
     except (OSError, UnicodeError) as error:
         raise StoreFailed(what, reason_of(error)) from error
+
 
 class Store:
     """A folder, made with mode 0700 if there is none. Any thread may use it. Raises UserError."""
@@ -74,19 +78,25 @@ class Store:
             raise BadName("a name inside the folder", ascii(final))
         return final
 
+
 class Partial:
     """A file that nobody sees until `keep`. Leaving its `with` block before that removes it."""
 
     def __init__(self, store: Store) -> None:
-        self._store, self._path = store, store.folder / f".{secrets.token_hex(8)}.partial"
+        self._store = store
+        self._path = store.folder / f".{secrets.token_hex(8)}.partial"
         with storing("a new file"):
             self._file = os.open(self._path, NEW_FILE, 0o600)
 
     def __enter__(self) -> Partial:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 traceback: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         with contextlib.suppress(OSError):  # `clean` has another try
             self._close()
         with contextlib.suppress(OSError):
@@ -119,9 +129,11 @@ class Partial:
         raise StoreFailed("a free name", "none")
 
     def _close(self) -> None:
-        file, self._file = self._file, -1  # a number may soon be another file's
+        file = self._file
+        self._file = -1  # a number may soon be another file's
         if file >= 0:
             os.close(file)
+
 
 def candidates(name: str) -> Iterator[str]:
     """Return a.png, a-2.png, a-3.png ... and in the end a name that nobody can have taken."""
@@ -130,19 +142,23 @@ def candidates(name: str) -> Iterator[str]:
         yield numbered(name, f"-{number}")
     yield numbered(name, f"-{secrets.token_hex(8)}")
 
+
 def numbered(name: str, mark: str) -> str:
     """Put `mark` before the ending, within 255 bytes of UTF-8: what is too long loses its end."""
     stem, ending = os.path.splitext(name)
     if len(ending) > 16:  # not an ending, but a long name with a dot in it
-        stem, ending = name, ""
+        stem = name
+        ending = ""
     room = MAX_NAME_BYTES - len((mark + ending).encode("utf-8"))
     return stem.encode("utf-8")[:room].decode("utf-8", "ignore") + mark + ending
+
 
 def write_all(file: int, data: bytes) -> None:
     """Write all of `data`, in as many steps as the system takes."""
     left = memoryview(data)
     while left:
-        left = left[os.write(file, left):]
+        left = left[os.write(file, left) :]
+
 
 def give_name(path: Path, final: Path) -> None:
     """Give a file a name that nothing has, in one step; the old one may stay beside it.
@@ -162,6 +178,7 @@ def give_name(path: Path, final: Path) -> None:
         except OSError:
             final.unlink()
             raise
+
 
 def sync_folder(folder: Path) -> None:
     """Have a new name survive a power cut, where the system lets programs do that."""

@@ -4,6 +4,7 @@ Chunks and a manifest in, a verdict out: there is no file, socket or clock here.
 path is refused, never repaired. What comes is counted and hashed on its way, so that its size does
 not matter to memory; only a text is kept. Whoever finishes without an error has what was signed.
 """
+
 from __future__ import annotations
 
 import codecs
@@ -30,21 +31,30 @@ Kind = Literal["text", "file"]
 
 # Errors -------------------------------------------------------------------------------------------
 
+
 class BadName(ProtocolError):
     """Not the plain name of a file, but a path, say."""
+
+
 class TooLarge(ProtocolError):
     """More than the receiver takes, or more than the sender announced."""
+
+
 class BadManifest(ProtocolError):
     """A manifest, well signed, that says something else than what came."""
+
+
 class BadManifestSignature(ProtocolError):
     """A manifest that the owner of the sender's certificate has not signed."""
 
+
 # Names --------------------------------------------------------------------------------------------
 
-NOT_IN_NAMES = frozenset('/\\:')  # they separate folders, drives and streams on some system
+NOT_IN_NAMES = frozenset("/\\:")  # they separate folders, drives and streams on some system
 AWKWARD = frozenset('<>"|?*')  # Windows has no files with these
 AWKWARD_CATEGORIES = frozenset({"Cf", "Zl", "Zp"})  # they turn or break the line that shows them
 DEVICES = re.compile(r"(?:CON|PRN|AUX|NUL|CLOCK\$|CONIN\$|CONOUT\$|(?:COM|LPT)[0-9]) *(?:\..*)?")
+
 
 def check_name(name: str) -> None:
     """Raise BadName unless this is the name of a file: 1 to 255 bytes in UTF-8, and no path."""
@@ -53,9 +63,11 @@ def check_name(name: str) -> None:
     if len(name.encode("utf-8")) > MAX_NAME_BYTES:
         raise BadName(f"a name of at most {MAX_NAME_BYTES} bytes", len(name.encode("utf-8")))
 
+
 def _is_forbidden(letter: str) -> bool:
     """Tell if no name may have it: control characters, and half characters (lone surrogates)."""
     return letter in NOT_IN_NAMES or unicodedata.category(letter) in ("Cc", "Cs")
+
 
 def safe_name(name: str) -> str:
     """Return a name (1 to 255 bytes) that every system takes, and that turns no line around.
@@ -68,10 +80,13 @@ def safe_name(name: str) -> str:
         mended = ("_" + mended).encode("utf-8")[:MAX_NAME_BYTES].decode("utf-8", "ignore")
     return re.sub(r"^[. -]+|[. ]+$", lambda found: "_" * len(found[0]), mended)
 
+
 def _is_awkward(letter: str) -> bool:
     return letter in AWKWARD or unicodedata.category(letter) in AWKWARD_CATEGORIES
 
+
 # What is said about it: before, and after ---------------------------------------------------------
+
 
 @dataclass(frozen=True)
 class Announcement:
@@ -85,11 +100,13 @@ class Announcement:
         named = {"name": self.name} if self.kind == "file" else {}
         return canonical({**named, "size": self.size})
 
+
 def parse_announcement(kind: Kind, body: bytes) -> Announcement:
     """Return what the body of a TEXT or FILE says; its name is not checked. Raises BadPayload."""
     named = {"name": str} if kind == "file" else {}
     members = _parse(body, {**named, "size": int})
     return Announcement(kind, str(members.get("name", "")), _count(members, "size"))
+
 
 @dataclass(frozen=True)
 class Manifest:
@@ -108,8 +125,19 @@ class Manifest:
     def encode(self) -> bytes:
         return canonical({**asdict(self), "time": timestamp(self.time)})
 
-TYPES: dict[str, type] = {"kind": str, "name": str, "size": int, "digest": str, "time": str,
-                          "session": str, "number": int, "sender": str, "recipient": str}
+
+TYPES: dict[str, type] = {
+    "kind": str,
+    "name": str,
+    "size": int,
+    "digest": str,
+    "time": str,
+    "session": str,
+    "number": int,
+    "sender": str,
+    "recipient": str,
+}
+
 
 def parse_manifest(encoded: bytes) -> Manifest:
     """Return what a manifest says, whether true or not. Raises BadPayload."""
@@ -124,9 +152,18 @@ def parse_manifest(encoded: bytes) -> Manifest:
     for member, digits in (("digest", 64), ("session", 32)):
         if not re.fullmatch(f"[0-9a-f]{{{digits}}}", text[member]):
             raise BadPayload(f"{member} in {digits} hex digits", ascii(text[member][:80]))
-    return Manifest("text" if text["kind"] == "text" else "file", text["name"],
-                    _count(members, "size"), text["digest"], time, text["session"],
-                    _count(members, "number"), text["sender"], text["recipient"])
+    return Manifest(
+        "text" if text["kind"] == "text" else "file",
+        text["name"],
+        _count(members, "size"),
+        text["digest"],
+        time,
+        text["session"],
+        _count(members, "number"),
+        text["sender"],
+        text["recipient"],
+    )
+
 
 def _parse(data: bytes, types: dict[str, type]) -> dict[str, object]:
     try:
@@ -134,16 +171,19 @@ def _parse(data: bytes, types: dict[str, type]) -> dict[str, object]:
     except ValueError as error:
         raise BadPayload("a canonical object [D 8]", str(error)) from None
 
+
 def _count(members: dict[str, object], name: str) -> int:
     value = members[name]
     if not isinstance(value, int) or value < 0:
         raise BadPayload(f"{name} of 0 or more", value)
     return value
 
+
 def sign_manifest(key: PrivateKey, manifest: Manifest) -> bytes:
     """Return the body of a MANIFEST: signature (256 bytes), then what is signed."""
     encoded = manifest.encode()
     return sign(key, CONTEXT, encoded) + encoded
+
 
 def split_signed(body: bytes) -> tuple[bytes, bytes]:
     """Return signature (256 bytes) and encoded manifest. Raises BadPayload."""
@@ -151,7 +191,9 @@ def split_signed(body: bytes) -> tuple[bytes, bytes]:
         raise BadPayload(f"a signature of {SIGNATURE_BYTES} bytes, and a manifest", len(body))
     return body[:SIGNATURE_BYTES], body[SIGNATURE_BYTES:]
 
+
 # On its way ---------------------------------------------------------------------------------------
+
 
 class Outgoing:
     """What the device counts and hashes while it sends. Raises BadName for a name that is none."""
@@ -159,7 +201,9 @@ class Outgoing:
     def __init__(self, announcement: Announcement) -> None:
         if announcement.kind == "file":
             check_name(announcement.name)
-        self.announcement, self.size, self._hash = announcement, 0, hashlib.sha256()
+        self.announcement = announcement
+        self.size = 0
+        self._hash = hashlib.sha256()
 
     @property
     def digest(self) -> bytes:
@@ -173,14 +217,24 @@ class Outgoing:
             raise LocalError("it has become longer while it was sent")
         self._hash.update(chunk)
 
-    def manifest(self, session: bytes, number: int, sender: str, recipient: str,
-                 now: datetime) -> Manifest:
+    def manifest(
+        self, session: bytes, number: int, sender: str, recipient: str, now: datetime
+    ) -> Manifest:
         """Return what to sign of it. Raises LocalError: the file has shrunk meanwhile."""
         if self.size != self.announcement.size:
             raise LocalError("it has become shorter while it was sent")
-        return Manifest(self.announcement.kind, self.announcement.name, self.size,
-                        self.digest.hex(), now.replace(microsecond=0), session.hex(), number,
-                        sender, recipient)
+        return Manifest(
+            self.announcement.kind,
+            self.announcement.name,
+            self.size,
+            self.digest.hex(),
+            now.replace(microsecond=0),
+            session.hex(),
+            number,
+            sender,
+            recipient,
+        )
+
 
 class Incoming:
     """What the server counts and hashes while it comes, and then holds against the manifest.
@@ -189,11 +243,26 @@ class Incoming:
     name. Raises BadName and TooLarge before the first chunk.
     """
 
-    def __init__(self, announcement: Announcement, *, limit_bytes: int, session: bytes, number: int,
-                 sender: Certificate, recipient: str, now: Callable[[], datetime]) -> None:
-        self.announcement, self.sender, self.size = announcement, sender, 0
-        self._session, self._number, self._recipient, self._now = session, number, recipient, now
-        self._hash, self._text = hashlib.sha256(), list[str]()
+    def __init__(
+        self,
+        announcement: Announcement,
+        *,
+        limit_bytes: int,
+        session: bytes,
+        number: int,
+        sender: Certificate,
+        recipient: str,
+        now: Callable[[], datetime],
+    ) -> None:
+        self.announcement = announcement
+        self.sender = sender
+        self.size = 0
+        self._session = session
+        self._number = number
+        self._recipient = recipient
+        self._now = now
+        self._hash = hashlib.sha256()
+        self._text: list[str] = []
         self._decoder = codecs.getincrementaldecoder("utf-8")()
         self._check_name()
         self._check_limit(limit_bytes)
@@ -258,9 +327,17 @@ class Incoming:
         """Compare every member but the time, which has no equal."""
         if self.size != self.announcement.size:
             raise BadManifest(f"size {self.announcement.size}, as announced", self.size)
-        came = Manifest(self.announcement.kind, self.announcement.name, self.size,
-                        self.digest.hex(), manifest.time, self._session.hex(), self._number,
-                        self.sender.common_name, self._recipient)
+        came = Manifest(
+            self.announcement.kind,
+            self.announcement.name,
+            self.size,
+            self.digest.hex(),
+            manifest.time,
+            self._session.hex(),
+            self._number,
+            self.sender.common_name,
+            self._recipient,
+        )
         said = asdict(manifest)
         for member, value in asdict(came).items():
             if said[member] != value:
@@ -268,12 +345,16 @@ class Incoming:
 
     def _check_time(self, manifest: Manifest) -> None:
         """Hold the time against our clock, and against the dates of who signed."""
-        now, first, last = self._now(), self.sender.not_before, self.sender.not_after
+        now = self._now()
+        first = self.sender.not_before
+        last = self.sender.not_after
         if not first <= manifest.time <= last:
-            raise BadManifest(f"time {timestamp(first)} to {timestamp(last)}",
-                              timestamp(manifest.time))
+            raise BadManifest(
+                f"time {timestamp(first)} to {timestamp(last)}", timestamp(manifest.time)
+            )
         if now.replace(microsecond=0) > last:  # who dates back is too late all the same
             raise BadManifest(f"time of coming until {timestamp(last)}", timestamp(now))
         if abs(now - manifest.time) > CLOCK_SKEW:
-            raise BadManifest(f"time {timestamp(now)}, or 10 minutes from it",
-                              timestamp(manifest.time))
+            raise BadManifest(
+                f"time {timestamp(now)}, or 10 minutes from it", timestamp(manifest.time)
+            )

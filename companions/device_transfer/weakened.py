@@ -6,6 +6,7 @@ server.py and device.py cannot reach it. `documented` is what the document does 
 
     python -m companions.device_transfer.attacks --without ephemeral stolen-server-key
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -23,7 +24,14 @@ from companions.asymmetric import SIGNATURE_BYTES
 from companions.device_transfer.certificates import Certificate, RevocationList, Role, Trust
 from companions.device_transfer.device import Device
 from companions.device_transfer.protocol import (
-    CIPHERTEXT_AT, KIND_BYTES, PLAIN, SHARES, Direction, Header, Kind, Session,
+    CIPHERTEXT_AT,
+    KIND_BYTES,
+    PLAIN,
+    SHARES,
+    Direction,
+    Header,
+    Kind,
+    Session,
 )
 from companions.device_transfer.server import Server
 from companions.device_transfer.store import Partial, Store
@@ -34,43 +42,54 @@ from protocol_fsm import ProtocolError
 
 # Rules of Trust -----------------------------------------------------------------------------------
 
+
 class NoAuthority(Trust):
     def _check_signature(self, certificate: Certificate) -> None:
         """Believe a certificate, whoever made it."""
+
 
 class NoDates(Trust):
     def _check_dates(self, certificate: Certificate) -> None:
         """Take a certificate of any time."""
 
+
 class NoRole(Trust):
     def _check_role(self, certificate: Certificate, role: Role) -> None:
         """Take a device for a server."""
+
 
 class NoRevocation(Trust):
     def _check_revocation(self, certificate: Certificate) -> None:
         """Look at no revocation list."""
 
+
 class NoListSignature(Trust):
     def _check_list_signature(self, latest: RevocationList) -> None:
         """Believe a revocation list, whoever made it."""
+
 
 class NoListDate(Trust):
     def _check_list_date(self, latest: RevocationList) -> None:
         """Take a list that should have been replaced."""
 
+
 class NoListNumber(Trust):
     def _check_list_number(self, latest: RevocationList) -> None:
         """Go back to an older list."""
 
+
 # Rules of Session ---------------------------------------------------------------------------------
+
 
 class NoPeerName(Session):
     def _check_peer_name(self, common_name: str) -> None:
         """Talk to any server that the authority knows."""
 
+
 class NoHandshakeSignature(Session):
     def _check_signature(self, context: str, share: bytes, signature: bytes) -> None:
         """Believe that a share comes from the owner of the certificate."""
+
 
 class NoTranscript(Session):
     def _signed_parts(self, share: bytes) -> Sequence[bytes]:
@@ -80,8 +99,11 @@ class NoTranscript(Session):
 
     def _bound_parts(self) -> Sequence[bytes]:
         """Bind the keys to the nonces and the shares alone."""
-        return [*(message[: KIND_BYTES + 17] for message in self._transcript[:2]),
-                *(message[:-SIGNATURE_BYTES] for message in self._transcript[2:])]
+        return [
+            *(message[: KIND_BYTES + 17] for message in self._transcript[:2]),
+            *(message[:-SIGNATURE_BYTES] for message in self._transcript[2:]),
+        ]
+
 
 class NoEphemeral(Session):
     """Carry the premaster secret under the server's long-term RSA key, as the document does."""
@@ -106,21 +128,26 @@ class NoEphemeral(Session):
             return self.identity.private_key.decrypt(share, self.OAEP)
         return super()._agree(b"")  # refused, as any other share that is of no use
 
+
 class NoSessionId(Session):
     def _check_session(self, header: Header) -> None:
         """Take a record of any session."""
+
 
 class NoDirection(Session):
     def _check_direction(self, header: Header) -> None:
         """Take our own records for the peer's."""
 
+
 class NoSequence(Session):
     def _check_sequence(self, header: Header) -> None:
         """Take a record again, or without those before it."""
 
+
 class NoTag(Session):
     def _check_tag(self, header: Header, message: bytes) -> None:
         """Believe any tag."""
+
 
 class NoTurn(Session):
     def _check_kind(self, kind: Kind) -> None:
@@ -129,13 +156,17 @@ class NoTurn(Session):
         if kind in PLAIN or not self._keys or self.fsm.allows(kind, self.receives):
             super()._check_kind(kind)
             return
-        self.fsm.state = next((state for state, k, sender in moves
-                               if (k, sender) == (kind, self.receives)), self.fsm.state)
+        self.fsm.state = next(
+            (state for state, k, sender in moves if (k, sender) == (kind, self.receives)),
+            self.fsm.state,
+        )
+
 
 class NoDirectionKeys(Session):
     def _key(self, sender: int, use: str) -> bytes:
         """Use the keys of one direction for both."""
         return self._keys[f"D2S-{use}"]
+
 
 class NoEncryption(Session):
     def _encrypt(self, padded: bytes, iv: bytes) -> bytes:
@@ -146,15 +177,18 @@ class NoEncryption(Session):
         """Take what came for the plaintext."""
         return message[CIPHERTEXT_AT:-TAG_BYTES]
 
+
 class NoFreshIV(Session):
     def _fresh_iv(self) -> bytes:
         """Use one IV for the whole session, as the document does."""
         return bytes(16)
 
+
 class NoRekeyLimit(Session):
     def _check_rekeyed(self) -> None:
         """Let one generation of keys serve for ever, and never ask for another."""
         self.rekey_chunks = 2**62
+
 
 class NoUniformErrors(Session):
     def fail(self, error: ProtocolError) -> None:
@@ -162,48 +196,63 @@ class NoUniformErrors(Session):
         super().fail(error)
         error.farewell = Kind.FAIL.value + type(error).__name__.encode()
 
+
 # Rules of Incoming and Store ----------------------------------------------------------------------
+
 
 class NoName(Incoming):
     def _check_name(self) -> None:
         """Take any name, a path too."""
 
+
 class NoLimit(Incoming):
     def _check_limit(self, limit_bytes: int) -> None:
         """Take files of any size."""
+
 
 class NoSize(Incoming):
     def _check_size(self) -> None:
         """Take more than was announced."""
 
+
 class NoFileSignature(Incoming):
     def _check_signature(self, signature: bytes, encoded: bytes) -> None:
         """Believe a manifest, whoever signed it."""
+
 
 class NoManifest(Incoming):
     def _check_manifest(self, manifest: Manifest) -> None:
         """Keep what came, whatever the manifest says of it."""
 
+
 class NoManifestTime(Incoming):
     def _check_time(self, manifest: Manifest) -> None:
         """Take a manifest of any time."""
+
 
 class NoVerifyFirst(Store):
     def begin(self) -> Partial:
         """Let what came stay in the folder, however it ended."""
         return Unfinished(self)
 
+
 class Unfinished(Partial):
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 traceback: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         if kind:
             self.keep("unfinished")
         super().__exit__(kind, error, traceback)
+
 
 class NoPlainName(Store):
     def final_name(self, name: str) -> str:
         """Write where the name leads."""
         return name
+
 
 class NoDeadline(Server):
     def __init__(self, *arguments: Any, **options: Any) -> None:
@@ -211,41 +260,90 @@ class NoDeadline(Server):
         super().__init__(*arguments, **options)
         self.limits = dataclasses.replace(self.limits, handshake_s=1e6, frame_s=1e6)
 
+
 # Never on a network -------------------------------------------------------------------------------
 
+
 class LoopbackServer(Server):
-    def __init__(self, identity: Any, trust: Any, folder: Any, host: str = HOST, *rest: Any,
-                 **options: Any) -> None:
+    def __init__(
+        self, identity: Any, trust: Any, folder: Any, host: str = HOST, *rest: Any, **options: Any
+    ) -> None:
         """Refuse every host but this one. Raises UserError."""
         require_loopback(host)
         super().__init__(identity, trust, folder, host, *rest, **options)
 
+
 class LoopbackDevice(Device):
-    def __init__(self, identity: Any, trust: Any, recipient: str, host: str = HOST, *rest: Any,
-                 **options: Any) -> None:
+    def __init__(
+        self,
+        identity: Any,
+        trust: Any,
+        recipient: str,
+        host: str = HOST,
+        *rest: Any,
+        **options: Any,
+    ) -> None:
         """Refuse every host but this one. Raises UserError."""
         require_loopback(host)
         super().__init__(identity, trust, recipient, host, *rest, **options)
 
+
 # Names --------------------------------------------------------------------------------------------
 
 ELEMENTS: dict[str, type] = {
-    "authority": NoAuthority, "dates": NoDates, "role": NoRole, "revocation": NoRevocation,
-    "list-signature": NoListSignature, "list-date": NoListDate, "list-number": NoListNumber,
-    "peer-name": NoPeerName, "handshake-signature": NoHandshakeSignature,
-    "transcript": NoTranscript, "ephemeral": NoEphemeral, "session-id": NoSessionId,
-    "direction": NoDirection, "sequence": NoSequence, "tag": NoTag, "turn": NoTurn,
-    "direction-keys": NoDirectionKeys, "encryption": NoEncryption, "fresh-iv": NoFreshIV,
+    "authority": NoAuthority,
+    "dates": NoDates,
+    "role": NoRole,
+    "revocation": NoRevocation,
+    "list-signature": NoListSignature,
+    "list-date": NoListDate,
+    "list-number": NoListNumber,
+    "peer-name": NoPeerName,
+    "handshake-signature": NoHandshakeSignature,
+    "transcript": NoTranscript,
+    "ephemeral": NoEphemeral,
+    "session-id": NoSessionId,
+    "direction": NoDirection,
+    "sequence": NoSequence,
+    "tag": NoTag,
+    "turn": NoTurn,
+    "direction-keys": NoDirectionKeys,
+    "encryption": NoEncryption,
+    "fresh-iv": NoFreshIV,
     "rekey-limit": NoRekeyLimit,
-    "uniform-errors": NoUniformErrors, "name": NoName, "limit": NoLimit, "size": NoSize,
-    "file-signature": NoFileSignature, "manifest": NoManifest, "manifest-time": NoManifestTime,
-    "verify-first": NoVerifyFirst, "plain-name": NoPlainName, "deadline": NoDeadline,
+    "uniform-errors": NoUniformErrors,
+    "name": NoName,
+    "limit": NoLimit,
+    "size": NoSize,
+    "file-signature": NoFileSignature,
+    "manifest": NoManifest,
+    "manifest-time": NoManifestTime,
+    "verify-first": NoVerifyFirst,
+    "plain-name": NoPlainName,
+    "deadline": NoDeadline,
 }
 DOCUMENTED = (  # what the protocol of the seed document does without
-    "dates", "role", "revocation", "peer-name", "handshake-signature", "ephemeral", "session-id",
-    "direction", "sequence", "turn", "fresh-iv", "rekey-limit", "uniform-errors", "name", "limit",
-    "size", "manifest-time", "plain-name", "deadline",
+    "dates",
+    "role",
+    "revocation",
+    "peer-name",
+    "handshake-signature",
+    "ephemeral",
+    "session-id",
+    "direction",
+    "sequence",
+    "turn",
+    "fresh-iv",
+    "rekey-limit",
+    "uniform-errors",
+    "name",
+    "limit",
+    "size",
+    "manifest-time",
+    "plain-name",
+    "deadline",
 )
+
 
 class Weakened(NamedTuple):
     """The parts of a lab without some rules."""
@@ -257,8 +355,15 @@ class Weakened(NamedTuple):
     server: type[Server]
     device: type[Device]
 
+
 def without(names: Iterable[str]) -> Weakened:
     """Return parts without these elements; `documented` stands for several. UserError."""
     rules = chosen(names, ELEMENTS, DOCUMENTED)
-    return Weakened(lacking(Session, rules), lacking(Trust, rules), lacking(Incoming, rules),
-                    lacking(Store, rules), lacking(Server, rules, LoopbackServer), LoopbackDevice)
+    return Weakened(
+        lacking(Session, rules),
+        lacking(Trust, rules),
+        lacking(Incoming, rules),
+        lacking(Store, rules),
+        lacking(Server, rules, LoopbackServer),
+        LoopbackDevice,
+    )

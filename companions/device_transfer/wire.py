@@ -1,8 +1,9 @@
 """What a message of this protocol looks like, for the pages that show what an adversary did.
 
-    python -m companions.device_transfer.attacks --events events.jsonl
-    python -m companions.device_transfer.wire events.jsonl -o report.html
+python -m companions.device_transfer.attacks --events events.jsonl
+python -m companions.device_transfer.wire events.jsonl -o report.html
 """
+
 from __future__ import annotations
 
 import re
@@ -15,7 +16,12 @@ from companions.asymmetric import SHARE_BYTES, SIGNATURE_BYTES
 from companions.device_transfer.attacks import kind_name
 from companions.device_transfer.options import PORT
 from companions.device_transfer.protocol import (
-    CIPHERTEXT_AT, HEADER, KIND_BYTES, VERSION, Direction, Kind,
+    CIPHERTEXT_AT,
+    HEADER,
+    KIND_BYTES,
+    VERSION,
+    Direction,
+    Kind,
 )
 from crypto_utils import BLOCK_BYTES, NONCE_BYTES, TAG_BYTES
 from endpoint import run_program
@@ -26,9 +32,11 @@ LAYOUTS: dict[bytes, tuple[tuple[str, int], ...]] = {  # of what is sent in clea
 }
 RECORD = (("session", 16), ("direction", 1), ("sequence", 8), ("IV", BLOCK_BYTES))  # [D 4]
 
+
 def fields(message: bytes) -> list[Field]:
     """Cut a message as [D 1] and [D 4] do. What is too short for its tag has none."""
-    found, at = [Field("kind", message[:KIND_BYTES], kind_name(message))], KIND_BYTES
+    found = [Field("kind", message[:KIND_BYTES], kind_name(message))]
+    at = KIND_BYTES
     for name, length in LAYOUTS.get(message[:KIND_BYTES], RECORD):
         content = message[at : at + length]
         found.append(Field(name, content, meaning_of(name, content)))
@@ -38,6 +46,7 @@ def fields(message: bytes) -> list[Field]:
     end = max(CIPHERTEXT_AT, len(message) - TAG_BYTES)
     return [*found, Field("ciphertext", message[at:end]), Field("tag", message[end:])]
 
+
 def meaning_of(name: str, content: bytes) -> str:
     if match := re.search(rb'"common_name":"([^"]*)"', content):
         return ascii(match[1].decode("utf-8", "replace"))[1:-1]
@@ -46,20 +55,30 @@ def meaning_of(name: str, content: bytes) -> str:
         return f"{value}: " + next((way.name for way in Direction if way == value), "unknown")
     return str(value) if name in ("version", "sequence") and content else ""
 
+
 def title(message: bytes) -> str:
     """Name a message by its kind, and a record by its place too."""
     if message[:KIND_BYTES] in LAYOUTS or len(message) < HEADER.size:
         return kind_name(message)
     return f"{kind_name(message)}, number {HEADER.unpack_from(message)[3]}"
 
+
 def describe(message: bytes) -> str:
     """Return what anybody sees of a message, in a line."""
     return f"{title(message)}, {len(message)} bytes"
 
-WIRE = Wire("device_transfer", title, fields, Path(__file__).with_name("SECURITY.md"),
-            "python -m companions.device_transfer.attacks", describe,
-            lambda message: len(message).to_bytes(4, "big") + message, PORT,
-            frozenset({"ConnectionCut"}))
+
+WIRE = Wire(
+    "device_transfer",
+    title,
+    fields,
+    Path(__file__).with_name("SECURITY.md"),
+    "python -m companions.device_transfer.attacks",
+    describe,
+    lambda message: len(message).to_bytes(4, "big") + message,
+    PORT,
+    frozenset({"ConnectionCut"}),
+)
 
 if __name__ == "__main__":
     run_program(partial(main, WIRE))

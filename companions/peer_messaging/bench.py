@@ -14,6 +14,7 @@ that what else the machine does meets all alike; a ratio compares two of the sam
 - ours: two of `Node` as they are: handshake before the clock runs, then AES-256-GCM, numbers,
   timestamps, the table, the time limits, and a thread beside the one that sends.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -49,15 +50,18 @@ from endpoint import HOST, Parser, positive, run_program, write_text
 NAMES = {"plain": "plain ZeroMQ", "curve": "ZeroMQ CURVE", "ours": "ours"}
 SIZES = (100, 4_000)  # bytes of a text
 WAYS = {"stream": 100, "round trip": 1}  # how many texts may be without a receipt
-TEXTS, TURNS = 5_000, 7
+TEXTS = 5_000
+TURNS = 7
 WARM_UP = 100  # texts
 ROUND_TRIP_SHARE = 5  # of so many texts, one is sent as a round trip
+
 
 class Work(NamedTuple):
     """What is measured: texts of which size, in which way."""
 
     size: int
     way: str
+
 
 class Slice(NamedTuple):
     """What one turn of one rival showed: seconds a text, and of the processor at both ends."""
@@ -66,22 +70,31 @@ class Slice(NamedTuple):
     sender_s: Mapping[Work, float]
     receiver_s: float  # over all of it
 
+
 WORK = [Work(size, way) for size in SIZES for way in WAYS]
 Send = Callable[[int, int, int], None]  # so many texts, of which size, with how many under way
 
+
 def count_of(work: Work, texts: int) -> int:
     return texts if work.way == "stream" else max(1, texts // ROUND_TRIP_SHARE)
+
 
 def total(texts: int) -> int:
     """Return how many texts a slice sends in all."""
     return sum(WARM_UP + count_of(work, texts) for work in WORK)
 
+
 # The lean rivals ----------------------------------------------------------------------------------
 
 CurveKeys = tuple[bytes, bytes]  # public and secret, as ZeroMQ writes them
 
-def lean_socket(context: zmq.Context[zmq.Socket[bytes]], kind: int, ours: CurveKeys | None,
-                theirs: CurveKeys | None) -> zmq.Socket[bytes]:
+
+def lean_socket(
+    context: zmq.Context[zmq.Socket[bytes]],
+    kind: int,
+    ours: CurveKeys | None,
+    theirs: CurveKeys | None,
+) -> zmq.Socket[bytes]:
     """Return a socket; a PULL is the server in CURVE, a PUSH knows the public key of its server."""
     sock = context.socket(kind)
     if ours and theirs:
@@ -92,33 +105,45 @@ def lean_socket(context: zmq.Context[zmq.Socket[bytes]], kind: int, ours: CurveK
             sock.curve_serverkey = theirs[0]
     return sock
 
+
 @contextmanager
-def lean(pipe: Connection, keys: Sequence[CurveKeys | None]
-         ) -> Iterator[tuple[zmq.Socket[bytes], zmq.Socket[bytes]]]:
+def lean(
+    pipe: Connection, keys: Sequence[CurveKeys | None]
+) -> Iterator[tuple[zmq.Socket[bytes], zmq.Socket[bytes]]]:
     """Yield an inbox and an outbox, connected to those of the process at the pipe's other end."""
-    with zmq.Context() as context, lean_socket(context, zmq.PULL, *keys) as inbox, \
-            lean_socket(context, zmq.PUSH, *keys) as outbox:
+    with (
+        zmq.Context() as context,
+        lean_socket(context, zmq.PULL, *keys) as inbox,
+        lean_socket(context, zmq.PUSH, *keys) as outbox,
+    ):
         port = inbox.bind_to_random_port(f"tcp://{HOST}")
         pipe.send(port)
         outbox.connect(f"tcp://{HOST}:{pipe.recv()}")
         yield inbox, outbox
 
+
 def receive_lean(pipe: Connection, rival: str, folder: Path, texts: int) -> None:
     """In the receiving process: a receipt for each text, then the processor time."""
     keys = pipe.recv()
     with lean(pipe, keys) as (inbox, outbox):
-        recv, send, pack, began_s = inbox.recv, outbox.send, NUMBER.pack, time.process_time()
+        recv = inbox.recv
+        send = outbox.send
+        pack = NUMBER.pack
+        began_s = time.process_time()
         for number in range(total(texts)):
             recv()
             send(pack(number))
         pipe.send(time.process_time() - began_s)
         pipe.recv()
 
+
 def send_lean(pipe: Connection, rival: str, folder: Path, texts: int) -> None:
     keys = pipe.recv()
     with lean(pipe, keys) as (inbox, outbox):
+
         def send(count: int, size: int, window: int) -> None:
-            sent, text = 0, bytes(size)
+            sent = 0
+            text = bytes(size)
             for received in range(count):
                 while sent < count and sent - received < window:
                     outbox.send(text)
@@ -127,7 +152,9 @@ def send_lean(pipe: Connection, rival: str, folder: Path, texts: int) -> None:
 
         measure(pipe, texts, send)
 
+
 # Ours ---------------------------------------------------------------------------------------------
+
 
 class Sender:
     """A Node, and a thread that says the texts, at most so many ahead of the receipts."""
@@ -150,7 +177,8 @@ class Sender:
             self.node.check()
 
     def __call__(self, count: int, size: int, window: int) -> None:
-        say, text = self.node.say, "x" * size
+        say = self.node.say
+        text = "x" * size
         for number in range(count):
             if number >= window:
                 self._receipts.get(timeout=LIMIT_S)
@@ -158,17 +186,22 @@ class Sender:
         for _ in range(min(count, window)):
             self._receipts.get(timeout=LIMIT_S)
 
-def our_node(pipe: Connection, folder: Path, name: str, peer: str,
-             tell: Callable[[Event], object]) -> Node:
+
+def our_node(
+    pipe: Connection, folder: Path, name: str, peer: str, tell: Callable[[Event], object]
+) -> Node:
     """Return our node; both processes learn beforehand where the other listens."""
     identity, _ = load_identity(folder / name, input)
     pinned, _ = load_identity(folder / peer, input)
     ports: dict[str, int] = pipe.recv()
-    return Node(identity, Trust(peer, pinned.fingerprint), (HOST, ports[peer]), HOST, ports[name],
-                tell=tell)
+    return Node(
+        identity, Trust(peer, pinned.fingerprint), (HOST, ports[peer]), HOST, ports[name], tell=tell
+    )
+
 
 def receive_ours(pipe: Connection, rival: str, folder: Path, texts: int) -> None:
-    done, left = threading.Event(), [total(texts)]
+    done = threading.Event()
+    left = [total(texts)]
 
     def tell(event: Event) -> None:
         if event.what == "text":
@@ -183,19 +216,24 @@ def receive_ours(pipe: Connection, rival: str, folder: Path, texts: int) -> None
         pipe.send(time.process_time() - began_s)
         pipe.recv()
 
+
 def send_ours(pipe: Connection, rival: str, folder: Path, texts: int) -> None:
     sender = Sender()
     with our_node(pipe, folder, "alice", "bob", sender.tell) as sender.node:
         sender.wait()
         measure(pipe, texts, sender)
 
+
 # One slice, and all of them -----------------------------------------------------------------------
+
 
 def measure(pipe: Connection, texts: int, send: Send) -> None:
     """In the sending process: do all the work, and tell of each the seconds a text."""
-    wall_s, processor_s = dict[Work, float](), dict[Work, float]()
+    wall_s: dict[Work, float] = {}
+    processor_s: dict[Work, float] = {}
     for work in WORK:
-        count, window = count_of(work, texts), WAYS[work.way]
+        count = count_of(work, texts)
+        window = WAYS[work.way]
         send(WARM_UP, work.size, window)
         began_s = time.perf_counter(), time.process_time()
         send(count, work.size, window)
@@ -204,11 +242,14 @@ def measure(pipe: Connection, texts: int, send: Send) -> None:
     pipe.send((wall_s, processor_s))
     pipe.recv()
 
+
 def run_slice(rival: str, folder: Path, texts: int) -> Slice:
     """Have `rival` do all the work, between two fresh processes. Raises Failed."""
     take, give = (receive_ours, send_ours) if rival == "ours" else (receive_lean, send_lean)
-    with process(take, rival, folder, texts) as receiver, \
-            process(give, rival, folder, texts) as sender:
+    with (
+        process(take, rival, folder, texts) as receiver,
+        process(give, rival, folder, texts) as sender,
+    ):
         if rival == "ours":
             told = dict(zip(("alice", "bob"), free_ports()))
             receiver.send(told)
@@ -221,18 +262,22 @@ def run_slice(rival: str, folder: Path, texts: int) -> Slice:
         receiver.send("stop")
     return Slice(wall_s, sender_s, receiver_s / total(texts))
 
+
 def introduce(receiver: Connection, sender: Connection, *, is_secure: bool) -> None:
     """Tell two lean processes their keys, and where the other listens."""
     one, other = (zmq.curve_keypair(), zmq.curve_keypair()) if is_secure else (None, None)
     receiver.send((one, other))
     sender.send((other, one))
-    at_receiver, at_sender = hear(receiver), hear(sender)
+    at_receiver = hear(receiver)
+    at_sender = hear(sender)
     receiver.send(at_sender)
     sender.send(at_receiver)
+
 
 def free_ports() -> tuple[int, int]:
     with socket.create_server((HOST, 0)) as one, socket.create_server((HOST, 0)) as other:
         return one.getsockname()[1], other.getsockname()[1]
+
 
 def run(texts: int, turns: int) -> dict[str, list[Slice]]:
     """Return the slices of every rival, in the order of turns. Raises Failed."""
@@ -245,50 +290,89 @@ def run(texts: int, turns: int) -> dict[str, list[Slice]]:
             for rival in [*NAMES][first:] + [*NAMES][:first]:  # who is first changes
                 seen[rival].append(run_slice(rival, Path(name), texts))
                 wall_s = seen[rival][-1].wall_s
-                print(f"turn {turn + 1} of {turns}: {NAMES[rival]}, "
-                      + ", ".join(f"{1 / wall_s[work]:,.0f}" for work in WORK) + " texts/s",
-                      file=sys.stderr, flush=True)
+                print(
+                    f"turn {turn + 1} of {turns}: {NAMES[rival]}, "
+                    + ", ".join(f"{1 / wall_s[work]:,.0f}" for work in WORK)
+                    + " texts/s",
+                    file=sys.stderr,
+                    flush=True,
+                )
     return seen
 
+
 # What it tells ------------------------------------------------------------------------------------
+
 
 def of(ours: Sequence[Slice], theirs: Sequence[Slice], work: Work) -> tuple[float, float, float]:
     """Return what share of their speed is ours: median over the turns, and both quartiles."""
     return spread([their.wall_s[work] / our.wall_s[work] for our, their in zip(ours, theirs)])
 
+
 def table(work: Work, texts: int, seen: Mapping[str, Sequence[Slice]]) -> str:
     """Return the table and the bars of one kind of work, in ASCII of at most 79 columns."""
     title = f"{work.way}: {count_of(work, texts):,} texts of {work.size:,} bytes"
-    lines = [title, "-" * len(title),
-             "                texts/s   us a text   processor us   ours, of its speed",
-             "                                        of sender     median (quartiles)"]
-    rates = {rival: 1 / median(one.wall_s[work] for one in slices)
-             for rival, slices in seen.items()}
+    lines = [
+        title,
+        "-" * len(title),
+        "                texts/s   us a text   processor us   ours, of its speed",
+        "                                        of sender     median (quartiles)",
+    ]
+    rates = {
+        rival: 1 / median(one.wall_s[work] for one in slices) for rival, slices in seen.items()
+    }
     for rival, slices in seen.items():
         cost_s = median(one.sender_s[work] for one in slices)
         ratio = "{:.2f} ({:.2f}-{:.2f})".format(*of(seen["ours"], slices, work))
-        lines.append(f"{NAMES[rival]:13} {rates[rival]:9,.0f}   {1e6 / rates[rival]:9.1f}   "
-                     f"{1e6 * cost_s:12.1f}   {'' if rival == 'ours' else ratio}".rstrip())
+        lines.append(
+            f"{NAMES[rival]:13} {rates[rival]:9,.0f}   {1e6 / rates[rival]:9.1f}   "
+            f"{1e6 * cost_s:12.1f}   {'' if rival == 'ours' else ratio}".rstrip()
+        )
     best = max(rates.values())
-    bars = [f"{NAMES[rival]:13} |{'#' * round(BAR * rate / best):{BAR}}|"
-            for rival, rate in rates.items()]
+    bars = [
+        f"{NAMES[rival]:13} |{'#' * round(BAR * rate / best):{BAR}}|"
+        for rival, rate in rates.items()
+    ]
     return "\n".join([*lines, "", *bars, ""])
+
 
 def as_json(texts: int, seen: Mapping[str, Sequence[Slice]]) -> str:
     def named(values: Mapping[Work, float]) -> dict[str, float]:
         return {f"{work.way}, {work.size} bytes": value for work, value in values.items()}
 
-    return json.dumps({
-        "python": platform.python_version(), "zeromq": zmq.zmq_version(),
-        "processors": os.cpu_count(), "texts": texts,
-        "slices": {rival: [{"wall_s": named(one.wall_s), "sender_s": named(one.sender_s),
-                            "receiver_s": one.receiver_s} for one in slices]
-                   for rival, slices in seen.items()},
-        "ours_of": {rival: {f"{work.way}, {work.size} bytes": of(seen["ours"], slices, work)
-                            for work in WORK} for rival, slices in seen.items()},
-    }, indent=1) + "\n"
+    return (
+        json.dumps(
+            {
+                "python": platform.python_version(),
+                "zeromq": zmq.zmq_version(),
+                "processors": os.cpu_count(),
+                "texts": texts,
+                "slices": {
+                    rival: [
+                        {
+                            "wall_s": named(one.wall_s),
+                            "sender_s": named(one.sender_s),
+                            "receiver_s": one.receiver_s,
+                        }
+                        for one in slices
+                    ]
+                    for rival, slices in seen.items()
+                },
+                "ours_of": {
+                    rival: {
+                        f"{work.way}, {work.size} bytes": of(seen["ours"], slices, work)
+                        for work in WORK
+                    }
+                    for rival, slices in seen.items()
+                },
+            },
+            indent=1,
+        )
+        + "\n"
+    )
+
 
 # Where the time goes ------------------------------------------------------------------------------
+
 
 def profile(texts: int) -> None:
     """Print what a text and its receipt cost two peers without sockets, function by function."""
@@ -307,15 +391,25 @@ def profile(texts: int) -> None:
     profiler.disable()
     pstats.Stats(profiler).strip_dirs().sort_stats("tottime").print_stats(25)
 
+
 def parse() -> argparse.Namespace:
     parser = Parser("Sends texts over ours and over bare ZeroMQ, and compares.", is_endpoint=False)
-    parser.add_argument("--texts", type=positive, default=TEXTS, metavar="N",
-                        help=f"of each size in a stream; default {TEXTS}")
+    parser.add_argument(
+        "--texts",
+        type=positive,
+        default=TEXTS,
+        metavar="N",
+        help=f"of each size in a stream; default {TEXTS}",
+    )
     parser.add_argument("--turns", type=positive, default=TURNS, help=f"default {TURNS}")
-    parser.add_argument("--profile", action="store_true",
-                        help="show instead where the time goes in ours, without sockets")
+    parser.add_argument(
+        "--profile",
+        action="store_true",
+        help="show instead where the time goes in ours, without sockets",
+    )
     parser.add_argument("--json", metavar="FILE", help="write all numbers there")
     return parser.options()
+
 
 def main() -> int:
     options = parse()
@@ -333,6 +427,7 @@ def main() -> int:
     if options.json:
         write_text(options.json, as_json(options.texts, seen))
     return 0
+
 
 if __name__ == "__main__":
     run_program(main)

@@ -6,6 +6,7 @@ They meet and talk; one is killed and comes back; then somebody comes with anoth
 refused; then all attacks run. Exits with 0 only if all of it went as it should. Everything lies in
 a temporary folder that is removed at the end, or in FOLDER, which then stays.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -25,20 +26,24 @@ from endpoint import HOST, run_program
 
 PROGRAMS = "companions.peer_messaging"
 LIMIT_S = 180.0  # for all of it
-COLUMNS, PREFIX = 79, 10  # of a line, and of it for who says it
+COLUMNS = 79
+PREFIX = 10  # of a line, and of it for who says it
 ATTACKS_SHOWN = 6  # single ones, before the summary of all
+
 
 def free_ports() -> tuple[int, int]:
     """Return two ports on which nobody listens now; each node has to know that of the other."""
     with socket.create_server((HOST, 0)) as one, socket.create_server((HOST, 0)) as other:
         return one.getsockname()[1], other.getsockname()[1]
 
+
 class Stage(Crew):
     """The processes, the folder that they work in, and what went wrong, as sentences."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(LIMIT_S)
-        self.folder, self.problems = folder, list[str]()
+        self.folder = folder
+        self.problems: list[str] = []
         self.ports = dict(zip(("alice", "bob"), free_ports()))
 
     def __exit__(self, *exception: object) -> None:
@@ -53,22 +58,44 @@ class Stage(Crew):
         self.ended.discard(name)
         path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
         process = subprocess.Popen(
-            [sys.executable, "-u", *arguments], cwd=self.folder, stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
+            [sys.executable, "-u", *arguments],
+            cwd=self.folder,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
             env={**os.environ, "PYTHONPATH": path, "COLUMNS": str(COLUMNS - PREFIX)},
-            preexec_fn=deaf_to_ctrl_c if os.name == "posix" else None)
+            preexec_fn=deaf_to_ctrl_c if os.name == "posix" else None,
+        )
         self.processes[name] = process
         threading.Thread(target=self._listen, args=(name, process), daemon=True).start()
 
     def begin(self, name: str, program: str, *words: str) -> None:
         """Start a program of ours, and show what to type for that."""
-        print(textwrap.fill(" ".join(("$", program, *words)), COLUMNS, subsequent_indent="      ",
-                            break_on_hyphens=False), flush=True)
+        print(
+            textwrap.fill(
+                " ".join(("$", program, *words)),
+                COLUMNS,
+                subsequent_indent="      ",
+                break_on_hyphens=False,
+            ),
+            flush=True,
+        )
         self.start(name, "-m", f"{PROGRAMS}.{program}", *words)
 
     def node(self, name: str, peer: str, folder: str) -> None:
-        self.begin(name, "node", folder, "--port", str(self.ports[name]), "--peer", peer,
-                   "--at", f"{HOST}:{self.ports[peer]}")
+        self.begin(
+            name,
+            "node",
+            folder,
+            "--port",
+            str(self.ports[name]),
+            "--peer",
+            peer,
+            "--at",
+            f"{HOST}:{self.ports[peer]}",
+        )
 
     def type(self, name: str, text: str) -> None:
         """Type a line into a program, and show it."""
@@ -105,55 +132,74 @@ class Stage(Crew):
         if not is_well:
             self.problems.append(problem)
 
+
 def show(name: str, line: str) -> None:
     if line:
         print(f"{name:<7} | {line}", flush=True)
 
+
 # The acts -----------------------------------------------------------------------------------------
 
+
 def meet(stage: Stage) -> None:
-    heading("1 Two nodes meet",
-            "Each makes a key, and takes the first that comes for the other's: there is nobody "
-            "else to ask. So compare the fingerprints, as the two people should. Neither is the "
-            "server: both listen, and both call.")
+    heading(
+        "1 Two nodes meet",
+        "Each makes a key, and takes the first that comes for the other's: there is nobody "
+        "else to ask. So compare the fingerprints, as the two people should. Neither is the "
+        "server: both listen, and both call.",
+    )
     stage.node("alice", "bob", "alice")
     stage.listen(("alice", "^. listening "))
     stage.node("bob", "alice", "bob")
     stage.listen(("alice", "no other is taken"), ("bob", "no other is taken"))
-    lines = [(stage.folder / name / "known_peers").read_text().split()
-             for name in ("alice", "bob")]
+    lines = [(stage.folder / name / "known_peers").read_text().split() for name in ("alice", "bob")]
     stage.check([line[0] for line in lines] == ["bob", "alice"], "they have not kept who came")
 
+
 def talk(stage: Stage) -> None:
-    heading("2 They talk",
-            "Every text is encrypted and numbered, and each gets a receipt. Nothing is said of "
-            "receipts as long as they come. What a text carries cannot touch the terminal.")
-    for name, peer, text in (("alice", "bob", "hello bob"), ("bob", "alice", "hello alice"),
-                             ("alice", "bob", "a red \x1b[31m text")):
+    heading(
+        "2 They talk",
+        "Every text is encrypted and numbered, and each gets a receipt. Nothing is said of "
+        "receipts as long as they come. What a text carries cannot touch the terminal.",
+    )
+    for name, peer, text in (
+        ("alice", "bob", "hello bob"),
+        ("bob", "alice", "hello alice"),
+        ("alice", "bob", "a red \x1b[31m text"),
+    ):
         stage.type(name, text)
         stage.listen((peer, f"^{name}: {text[:5]}"))
 
+
 def fall(stage: Stage) -> None:
-    heading("3 One falls, and comes back",
-            "bob is killed in the middle of everything, and says no BYE. Look at the text that "
-            "alice sends meanwhile: she is told that nobody knows whether it has arrived. bob "
-            "starts again with the key that he had, so there is nothing to compare.")
+    heading(
+        "3 One falls, and comes back",
+        "bob is killed in the middle of everything, and says no BYE. Look at the text that "
+        "alice sends meanwhile: she is told that nobody knows whether it has arrived. bob "
+        "starts again with the key that he had, so there is nothing to compare.",
+    )
     stage.processes["bob"].kill()
     while "bob" not in stage.ended:
         show(*stage.hear())
     show("bob", "(killed)")
     stage.type("alice", "are you there?")
     stage.node("bob", "alice", "bob")
-    stage.listen(("alice", "text 3, .* is unconfirmed"), ("alice", "session with bob has begun"),
-                 ("bob", "alice is here"))
+    stage.listen(
+        ("alice", "text 3, .* is unconfirmed"),
+        ("alice", "session with bob has begun"),
+        ("bob", "alice is here"),
+    )
     stage.type("bob", "back again")
     stage.listen(("alice", "^bob: back again"))
     stage.leave("bob")
 
+
 def pose(stage: Stage) -> None:
-    heading("4 Somebody else answers for bob",
-            "A node with another key listens where bob did: a new computer, or an attack? The "
-            "program cannot know. It refuses, says so once, and leaves it to the two people.")
+    heading(
+        "4 Somebody else answers for bob",
+        "A node with another key listens where bob did: a new computer, or an attack? The "
+        "program cannot know. It refuses, says so once, and leaves it to the two people.",
+    )
     stage.node("bob", "alice", "not-bob")
     stage.listen(("alice", "ANOTHER KEY FOR bob"), ("alice", "--pin"))
     stage.type("alice", "nobody must read this")
@@ -162,17 +208,23 @@ def pose(stage: Stage) -> None:
         stage.processes[name].terminate()
         stage.await_end(name, 143 if os.name == "posix" else 1)  # Windows knows no gentle end
 
+
 def attack(stage: Stage) -> None:
-    heading("5 The adversary",
-            "Each attack is real: between the two nodes, in front of their inboxes, with their "
-            "keys. There alice, who begins, is called the client, and bob the server. Look at "
-            "the name of the check that stops it, and at what nothing prevents.")
+    heading(
+        "5 The adversary",
+        "Each attack is real: between the two nodes, in front of their inboxes, with their "
+        "keys. There alice, who begins, is called the client, and bob the server. Look at "
+        "the name of the check that stops it, and at what nothing prevents.",
+    )
     stage.begin("attacks", "attacks")
-    hidden, shown, is_summary = list[str](), 0, False
+    hidden: list[str] = []
+    shown = 0
+    is_summary = False
     while "attacks" not in stage.ended:
         _, line = stage.hear()
         if line.startswith("family "):
-            hidden, is_summary = [], True
+            hidden = []
+            is_summary = True
             print("\n", line, sep="\n", flush=True)
         elif is_summary or shown < ATTACKS_SHOWN:
             print(line, end="\n" if line else "", flush=True)
@@ -184,6 +236,7 @@ def attack(stage: Stage) -> None:
         print("", *hidden[-10:], sep="\n", flush=True)
     stage.await_end("attacks", 0)
 
+
 def run(folder: Path) -> list[str]:
     """Play all acts in this folder, and return what went wrong. Raises SystemExit."""
     print(f"`$ node` stands for: python -m {PROGRAMS}.node; and so on.", flush=True)
@@ -193,8 +246,10 @@ def run(folder: Path) -> list[str]:
             act(stage)
     return stage.problems
 
+
 def main() -> int:
     return perform("Shows two nodes, and their adversary.", "keys, known peers", run)
+
 
 if __name__ == "__main__":
     run_program(main)

@@ -4,6 +4,7 @@ There is no authority here. A peer's key is known beforehand (pinned), or it is 
 with the first contact (trust on first use), and from then on no other. Both leave a line in the
 file `known_peers`; only a person takes one out again.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -13,37 +14,53 @@ from collections.abc import Callable
 from pathlib import Path
 
 from companions.asymmetric import (
-    PrivateKey, PublicKey, new_identity, parse_public, public_pem, read_private, write_private,
+    PrivateKey,
+    PublicKey,
+    new_identity,
+    parse_public,
+    public_pem,
+    read_private,
+    write_private,
 )
 from endpoint import UserError, reason_of
 from protocol_fsm import ProtocolError, WrongPeer
 
 KEY_BYTES = 451  # the PEM encoding of every RSA-2048 public key with exponent 65,537
 
+
 class UnusableKey(ProtocolError):
     """What stands in the place of a public key is none."""
+
+
 class UnknownPeer(ProtocolError):
     """A key that was never seen, where only pinned ones are taken."""
+
+
 class IdentityChanged(ProtocolError):
     """Not the key that this peer had before: another node, a new installation, or an attack."""
+
 
 def fingerprint_of(pem: str) -> str:
     """Return SHA-256 of a public key, as 64 hex digits."""
     return hashlib.sha256(pem.encode("ascii")).hexdigest()
 
+
 def grouped(fingerprint: str) -> str:
     """Return a fingerprint as people read it to each other: groups of four."""
     return " ".join(re.findall("....", fingerprint))
+
 
 class Identity:
     """A key pair that signs, and its fingerprint (64 hex digits)."""
 
     def __init__(self, private_key: PrivateKey) -> None:
-        self.private_key, self.public_pem = private_key, public_pem(private_key.public_key())
+        self.private_key = private_key
+        self.public_pem = public_pem(private_key.public_key())
         self.fingerprint = fingerprint_of(self.public_pem)
 
     def __repr__(self) -> str:
         return f"<Identity {self.fingerprint[:16]}>"
+
 
 def load_identity(folder: Path, ask: Callable[[str], str]) -> tuple[Identity, bool]:
     """Return who we are, and whether that is new: the key is made if there is none. UserError."""
@@ -58,12 +75,22 @@ def load_identity(folder: Path, ask: Callable[[str], str]) -> tuple[Identity, bo
         raise UserError(f"cannot make {path}: {reason_of(error)}") from None
     return Identity(key), True
 
+
 class Trust:
     """Which key our peer may show. `pinned` is a fingerprint, or "" before the first contact."""
 
-    def __init__(self, peer: str, pinned: str = "", *, first_use: bool = True,
-                 keep: Callable[[str], object] = lambda fingerprint: None) -> None:
-        self.peer, self.pinned, self.first_use, self._keep = peer, pinned, first_use, keep
+    def __init__(
+        self,
+        peer: str,
+        pinned: str = "",
+        *,
+        first_use: bool = True,
+        keep: Callable[[str], object] = lambda fingerprint: None,
+    ) -> None:
+        self.peer = peer
+        self.pinned = pinned
+        self.first_use = first_use
+        self._keep = keep
 
     def check(self, own: Identity, pem: bytes) -> PublicKey:
         """Return the peer's public key. Raises UnusableKey, and what the rules below raise."""
@@ -94,9 +121,11 @@ class Trust:
             self._keep(self.pinned)
         return is_new
 
+
 # The file -----------------------------------------------------------------------------------------
 
 LINE = re.compile(r"([^\s#]{1,64}) ([0-9a-f]{64})")
+
 
 def known_peers(path: Path) -> dict[str, str]:
     """Return fingerprints by name, from lines of `name fingerprint`. Raises UserError."""
@@ -120,6 +149,7 @@ def known_peers(path: Path) -> dict[str, str]:
             raise UserError(f"{path} line {number} is not a new name and 64 hex digits")
         known[match[1]] = match[2]
     return known
+
 
 def remember(path: Path, peer: str, fingerprint: str) -> None:
     """Add a line to the file (mode 0600), if it is not there. Raises OSError, and UserError."""

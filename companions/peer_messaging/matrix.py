@@ -1,7 +1,8 @@
 """Attack x defences, searched as companions/matrix.py says.
 
-    python -m companions.peer_messaging.matrix
+python -m companions.peer_messaging.matrix
 """
+
 from __future__ import annotations
 
 from classroom.matrix import Task
@@ -14,16 +15,26 @@ REDUNDANT = {  # why an element is in no set; whatever is in one must not be her
     "own-key": "a node has one handshake at a time, and cannot be both ends of it",
     "answered": "keys depend on both HELLO and REPLY, so that a wrong REPLY leads to no keys",
 }
-MATRIX = Matrix(ATTACKS, ELEMENTS, lambda names: Parts(*without(names)),
-                lambda parts: Lab(lambda *_: None, parts), ("session", "trust", "peer"), REDUNDANT,
-                ("_decrypt",), per_core=8)
+MATRIX = Matrix(
+    ATTACKS,
+    ELEMENTS,
+    lambda names: Parts(*without(names)),
+    lambda parts: Lab(lambda *_: None, parts),
+    ("session", "trust", "peer"),
+    REDUNDANT,
+    ("_decrypt",),
+    per_core=8,
+)
+
 
 def trial(task: Task) -> Tried:
     """Run attacks without some rules."""
     return MATRIX.trial(task)
 
+
 def main() -> int:
     return MATRIX.run(trial)
+
 
 if __name__ == "__main__":
     run_program(main)

@@ -6,6 +6,7 @@ Both nodes run the same program; neither is the server. It sends a text a line, 
 comes; `quit`, or the end of the input, ends it. It exits with 0 when every text has a receipt, 1
 when some have none, 2 for bad input, 3 if the port is taken, 130 after Ctrl-C (143 after SIGTERM).
 """
+
 from __future__ import annotations
 
 import argparse
@@ -28,15 +29,24 @@ from companions.peer_messaging.peer import Event, Limits, Peer
 from companions.peer_messaging.protocol import MAX_MESSAGE, Session
 from companions.peer_messaging.talk import Input, Screen, Talk, columns, line_in
 from endpoint import (
-    HOST, NoConnection, Parser, UserError, host_and_port, port_number, reason_of, run_program,
+    HOST,
+    NoConnection,
+    Parser,
+    UserError,
+    host_and_port,
+    port_number,
+    reason_of,
+    run_program,
     seconds,
 )
 
 PORT = 5555
 POLL_S = 0.05  # how soon a waiting node looks at its timers
 LINGER_S = 0.25  # how long a last BYE has to leave
-HEARTBEAT_S, SILENCE_S = 2, 6  # of ZeroMQ: after that silence it connects anew
+HEARTBEAT_S = 2
+SILENCE_S = 6  # of ZeroMQ: after that silence it connects anew
 LIMITS = Limits()
+
 
 def address_of(host: str) -> str:
     """Return the numeric address of a host, of IPv4 if it has one. Raises UserError."""
@@ -46,9 +56,11 @@ def address_of(host: str) -> str:
         raise UserError(f"there is no host named {host!a}") from None
     return str(min(found, key=lambda entry: entry[0] != socket.AF_INET)[4][0])
 
+
 def endpoint_of(host: str, port: int) -> str:
     """Return what ZeroMQ calls an address; port 0 lets the system choose."""
     return f"tcp://{f'[{host}]' if ':' in host else host}:{port or '*'}"
+
 
 class Node:
     """A Peer on ZeroMQ: it listens from the start, and lives inside `with`.
@@ -58,19 +70,29 @@ class Node:
     NoConnection if the port is taken, UserError if there is no such host.
     """
 
-    def __init__(self, identity: Identity, trust: Trust, at: tuple[str, int], host: str = HOST,
-                 port: int = 0, limits: Limits = LIMITS, *,
-                 tell: Callable[[Event], object] = lambda event: None,
-                 new_peer: Callable[..., Peer] = Peer,
-                 new_session: Callable[..., Session] = Session,
-                 clock: Callable[[], float] = time.time) -> None:
-        self._peer = new_peer(identity, trust, limits, tell=tell, new_session=new_session,
-                              clock=clock)
+    def __init__(
+        self,
+        identity: Identity,
+        trust: Trust,
+        at: tuple[str, int],
+        host: str = HOST,
+        port: int = 0,
+        limits: Limits = LIMITS,
+        *,
+        tell: Callable[[Event], object] = lambda event: None,
+        new_peer: Callable[..., Peer] = Peer,
+        new_session: Callable[..., Session] = Session,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._peer = new_peer(
+            identity, trust, limits, tell=tell, new_session=new_session, clock=clock
+        )
         self._lock = threading.Lock()  # of the peer and the outbox; the inbox is the thread's own
         self._closing = threading.Event()
         self._failure: Exception | None = None
         self._thread = threading.Thread(target=self._run, daemon=True)
-        ours, theirs = address_of(host), address_of(at[0])
+        ours = address_of(host)
+        theirs = address_of(at[0])
         self._context = zmq.Context()
         try:
             self._inbox = self._socket(zmq.PULL, ours)
@@ -152,7 +174,9 @@ class Node:
             with contextlib.suppress(zmq.Again):
                 self._outbox.send(message, zmq.DONTWAIT)
 
+
 # The program --------------------------------------------------------------------------------------
+
 
 def peer_name(text: str) -> str:
     """Return a name as known_peers has them. Raises ValueError."""
@@ -160,7 +184,9 @@ def peer_name(text: str) -> str:
         raise ValueError(text)
     return text
 
+
 peer_name.__name__ = "name without spaces or #"  # for argparse, which quotes it
+
 
 def fingerprint(text: str) -> str:
     """Return 64 hex digits, without the spaces between them. Raises ValueError."""
@@ -169,6 +195,7 @@ def fingerprint(text: str) -> str:
         raise ValueError(text)
     return digits
 
+
 def peer_address(text: str) -> tuple[str, int]:
     """Return the two parts of HOST:PORT; a port to connect to is not 0. Raises ValueError."""
     host, port = host_and_port(text)
@@ -176,7 +203,9 @@ def peer_address(text: str) -> tuple[str, int]:
         raise ValueError(text)
     return host, port
 
+
 peer_address.__name__ = "HOST:PORT"  # for argparse, which quotes it
+
 
 def ask_passphrase(prompt: str) -> str:
     """Return what is typed, unseen. Raises UserError."""
@@ -185,6 +214,7 @@ def ask_passphrase(prompt: str) -> str:
     except EOFError:
         raise UserError("the key needs a passphrase, and nobody types one") from None
 
+
 def keep(known: Path, peer: str, pinned: str) -> None:
     """Write down whose key this is. Raises UserError."""
     try:
@@ -192,18 +222,23 @@ def keep(known: Path, peer: str, pinned: str) -> None:
     except OSError as error:
         raise UserError(f"cannot write {known}: {reason_of(error)}") from None
 
+
 def load_trust(known: Path, peer: str, pin: str, *, pinned_only: bool) -> Trust:
     """Return whom we take for the peer; `pin` is a fingerprint, or "". Raises UserError."""
     pinned = known_peers(known).get(peer, "")
     if pin and pinned and pin != pinned:
-        raise UserError(f"{line_in(known, peer)} has another key for {peer}; if that is out of "
-                        "date, remove it")
+        raise UserError(
+            f"{line_in(known, peer)} has another key for {peer}; if that is out of date, remove it"
+        )
     if pin and not pinned:
         keep(known, peer, pin)
     if pinned_only and not (pin or pinned):
-        raise UserError(f"{peer} is not in {known}, and no unknown key is to be taken; add --pin "
-                        "with the fingerprint")
+        raise UserError(
+            f"{peer} is not in {known}, and no unknown key is to be taken; add --pin "
+            "with the fingerprint"
+        )
     return Trust(peer, pin or pinned, first_use=not pinned_only, keep=partial(keep, known, peer))
+
 
 def introduce(screen: Screen, identity: Identity, is_new: bool) -> None:
     """Show who we are."""
@@ -212,31 +247,50 @@ def introduce(screen: Screen, identity: Identity, is_new: bool) -> None:
     screen.notice(f"our own fingerprint, for {screen.peer} to compare:")
     screen.fingerprint(identity.fingerprint)
 
+
 def parse() -> argparse.Namespace:
     parser = Parser("A node that exchanges texts with one peer.", is_endpoint=False)
-    parser.add_argument("folder", type=Path, metavar="FOLDER",
-                        help="our key, made at the first start, and known_peers")
+    parser.add_argument(
+        "folder",
+        type=Path,
+        metavar="FOLDER",
+        help="our key, made at the first start, and known_peers",
+    )
     parser.add_argument("--host", default=HOST, help=f"to listen on; default {HOST}")
     parser.add_argument("--port", type=port_number, default=PORT, help=f"default {PORT}")
-    parser.add_argument("--peer", type=peer_name, required=True, metavar="NAME",
-                        help="what we call the peer")
-    parser.add_argument("--at", type=peer_address, required=True, metavar="HOST:PORT",
-                        help="where the peer listens")
-    parser.add_argument("--pin", type=fingerprint, metavar="FINGERPRINT",
-                        help="of the peer's key: 64 hex digits, in quotes if with spaces")
-    parser.add_argument("--pinned-only", action="store_true",
-                        help="take no unknown key, not even the first time")
-    parser.add_argument("--patience", type=seconds, default=10.0, metavar="SECONDS",
-                        help="for receipts, after the end of an input that is no terminal; "
-                        "default 10")
-    parser.add_argument("--verbose", action="store_true",
-                        help="tell of each message refused, and of each receipt")
+    parser.add_argument(
+        "--peer", type=peer_name, required=True, metavar="NAME", help="what we call the peer"
+    )
+    parser.add_argument(
+        "--at", type=peer_address, required=True, metavar="HOST:PORT", help="where the peer listens"
+    )
+    parser.add_argument(
+        "--pin",
+        type=fingerprint,
+        metavar="FINGERPRINT",
+        help="of the peer's key: 64 hex digits, in quotes if with spaces",
+    )
+    parser.add_argument(
+        "--pinned-only", action="store_true", help="take no unknown key, not even the first time"
+    )
+    parser.add_argument(
+        "--patience",
+        type=seconds,
+        default=10.0,
+        metavar="SECONDS",
+        help="for receipts, after the end of an input that is no terminal; default 10",
+    )
+    parser.add_argument(
+        "--verbose", action="store_true", help="tell of each message refused, and of each receipt"
+    )
     return parser.options()
+
 
 def interrupt(talk: Talk, number: int, _: object) -> None:
     """Ask for the end; the second signal forces it, should nobody read what is printed."""
     talk.happenings.put(int(number))
     signal.signal(number, signal.SIG_DFL)
+
 
 def main() -> int:
     options = parse()
@@ -245,21 +299,27 @@ def main() -> int:
     screen = Screen(options.peer, known, verbose=options.verbose, width=columns())
     introduce(screen, identity, is_new)
     trust = load_trust(known, options.peer, options.pin or "", pinned_only=options.pinned_only)
-    screen.notice(f"{options.peer} is known: {line_in(known, options.peer)}" if trust.pinned else
-                  f"{options.peer} is not known yet, and the first to come will be taken for "
-                  f"{options.peer}; --pin is safer")
+    screen.notice(
+        f"{options.peer} is known: {line_in(known, options.peer)}"
+        if trust.pinned
+        else f"{options.peer} is not known yet, and the first to come will be taken for "
+        f"{options.peer}; --pin is safer"
+    )
     talk = Talk(screen, 1.0 if sys.stdin.isatty() else options.patience)
-    node = Node(identity, trust, options.at, options.host, options.port,
-                tell=talk.hear)
+    node = Node(identity, trust, options.at, options.host, options.port, tell=talk.hear)
     with node:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, partial(interrupt, talk))
-        screen.notice("listening on {}:{}; {} should be at {}:{}".format(
-            *node.address, options.peer, *options.at))
+        screen.notice(
+            "listening on {}:{}; {} should be at {}:{}".format(
+                *node.address, options.peer, *options.at
+            )
+        )
         lines = Input(sys.stdin.fileno(), sys.stdin.encoding, talk.happenings.put)
         lines.start()
         talk.run(node, lines.taken)
     return talk.finish()
+
 
 if __name__ == "__main__":
     run_program(main)

@@ -4,6 +4,7 @@ Messages in, messages out; there is no socket and no thread here. The clock and 
 in, so that an hour can pass in a test. A session may be replaced by a newer one at any time, but
 only by one whose peer has shown that it holds the keys: a HELLO alone displaces nothing [N 7].
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -15,14 +16,26 @@ from typing import NamedTuple
 
 from companions.peer_messaging.identity import Identity, Trust, fingerprint_of
 from companions.peer_messaging.protocol import (
-    MAX_TEXT, NUMBER, WINDOW_S, Kind, Message, Outlived, PeerAway, Reason, Replayed, Role,
-    Session, State,
+    MAX_TEXT,
+    NUMBER,
+    WINDOW_S,
+    Kind,
+    Message,
+    Outlived,
+    PeerAway,
+    Reason,
+    Replayed,
+    Role,
+    Session,
+    State,
 )
 from protocol_fsm import LocalError, ProtocolError
+
 
 @dataclass(frozen=True)
 class Limits:
     """How long a node waits, and for how much."""
+
     window_s: float = WINDOW_S  # that a timestamp may be from our clock
     ping_s: float = 2.0  # of silence, until we ask
     away_s: float = 6.0  # of silence, until the peer counts as away
@@ -32,6 +45,7 @@ class Limits:
     max_waiting: int = 100  # texts that wait for a session, or for receipts of those before
     max_under_way: int = 100  # texts without a receipt
 
+
 class Event(NamedTuple):
     """Something that a person, or a test, may want to know.
 
@@ -40,15 +54,19 @@ class Event(NamedTuple):
     session ended before that was known. refused: `error` says why a message was dropped. ended:
     `error` says why the session is over, none if a newer one took its place.
     """
+
     what: str
     text: str = ""
     number: int = 0
     error: ProtocolError | None = None
 
+
 def bare(error: ProtocolError) -> ProtocolError:
     """Take from an error its traceback, and what it came of: they hold messages and keys."""
-    error.__context__ = error.__cause__ = None
+    error.__context__ = None
+    error.__cause__ = None
     return error.with_traceback(None)
+
 
 class Peer:
     """One of two equal nodes, as it sees the other. Each call returns the messages to send now.
@@ -56,21 +74,37 @@ class Peer:
     `clock` gives seconds since 1970, for timestamps; `timer` never goes back, for waiting.
     """
 
-    def __init__(self, identity: Identity, trust: Trust, limits: Limits = Limits(), *,
-                 tell: Callable[[Event], object] = lambda event: None,
-                 new_session: Callable[..., Session] = Session,
-                 clock: Callable[[], float] = time.time,
-                 timer: Callable[[], float] = time.monotonic) -> None:
-        self.identity, self.trust, self.limits = identity, trust, limits
-        self._tell, self._new_session, self._clock, self._timer = tell, new_session, clock, timer
+    def __init__(
+        self,
+        identity: Identity,
+        trust: Trust,
+        limits: Limits = Limits(),
+        *,
+        tell: Callable[[Event], object] = lambda event: None,
+        new_session: Callable[..., Session] = Session,
+        clock: Callable[[], float] = time.time,
+        timer: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.identity = identity
+        self.trust = trust
+        self.limits = limits
+        self._tell = tell
+        self._new_session = new_session
+        self._clock = clock
+        self._timer = timer
         self._session: Session | None = None  # that is open
         self._pending: Session | None = None  # whose handshake is under way
-        self._begun = self._pending_since = self._heard = self._asked = 0.0
-        self._next_hello, self._pause = 0.0, limits.hello_s
+        self._begun = 0.0
+        self._pending_since = 0.0
+        self._heard = 0.0
+        self._asked = 0.0
+        self._next_hello = 0.0
+        self._pause = limits.hello_s
         self._hellos: dict[bytes, float] = {}  # digests of those accepted, and until when
         self._waiting: deque[tuple[int, str]] = deque()  # texts, by our own numbers
         self._numbers: dict[int, int] = {}  # of texts without a receipt, by sequence number
-        self._count, self._has_left = 0, False
+        self._count = 0
+        self._has_left = False
 
     @property
     def session(self) -> Session | None:
@@ -95,7 +129,8 @@ class Peer:
 
     def leave(self) -> list[bytes]:
         """Say BYE, and nothing any more."""
-        self._has_left, self._pending = True, None
+        self._has_left = True
+        self._pending = None
         if self._session is None:
             return []
         farewell = self._session.seal(Kind.BYE, bytes([Reason.GOODBYE]))
@@ -106,7 +141,8 @@ class Peer:
 
     def tick(self) -> list[bytes]:
         """Do what is due. To be called several times a second."""
-        now, sent = self._timer(), list[bytes]()
+        now = self._timer()
+        sent: list[bytes] = []
         if self._has_left:
             return []
         if self._pending and now - self._pending_since >= self.limits.handshake_s:
@@ -131,7 +167,8 @@ class Peer:
 
     def _wants_hello(self, now: float) -> bool:
         """Tell whether a handshake should begin, or begin again because nobody has answered."""
-        pending, session = self._pending, self._session
+        pending = self._pending
+        session = self._session
         if now < self._next_hello or (pending and pending.state is not State.REPLY):
             return False
         if session is None:
@@ -140,14 +177,18 @@ class Peer:
         return is_old and session.role is Role.INITIATOR
 
     def _begin(self, now: float) -> bytes:
-        self._pending, self._pending_since = self._new(Role.INITIATOR), now
-        self._next_hello, self._pause = now + self._pause, min(2 * self._pause,
-                                                               8 * self.limits.hello_s)
+        self._pending = self._new(Role.INITIATOR)
+        self._pending_since = now
+        self._next_hello, self._pause = (
+            now + self._pause,
+            min(2 * self._pause, 8 * self.limits.hello_s),
+        )
         return self._pending.seal(Kind.HELLO)
 
     def _new(self, role: Role) -> Session:
-        return self._new_session(self.identity, self.trust, role, clock=self._clock,
-                                 window_s=self.limits.window_s)
+        return self._new_session(
+            self.identity, self.trust, role, clock=self._clock, window_s=self.limits.window_s
+        )
 
     # What the inbox brings
 
@@ -171,7 +212,8 @@ class Peer:
 
     def _answer(self, hello: bytes) -> list[bytes]:
         """Answer a HELLO, unless ours goes first. The session that is open stays so."""
-        now, digest = self._timer(), hashlib.sha256(hello).digest()
+        now = self._timer()
+        digest = hashlib.sha256(hello).digest()
         session = self._new(Role.RESPONDER)
         try:
             self._check_memory(digest, now)
@@ -201,7 +243,8 @@ class Peer:
 
     def _admit(self, session: Session, now: float) -> None:
         """Let a handshake begin. Nothing else ends for it."""
-        self._pending, self._pending_since = session, now
+        self._pending = session
+        self._pending_since = now
 
     def _session_of(self, message: bytes) -> Session | None:
         """Return whom a message is for: by its session id, or whoever can best refuse it."""
@@ -240,7 +283,8 @@ class Peer:
         if self._session:
             self._forget()
             self._tell(Event("ended"))
-        self._session, self._pending = session, None
+        self._session = session
+        self._pending = None
         self._begun = self._heard = self._timer()
         self._pause = self.limits.hello_s
         is_first = self.trust.pin(session.peer_key)
@@ -272,10 +316,14 @@ class Peer:
 
     def _flush(self) -> list[bytes]:
         """Send what waits, but not while a newer session is about to take over."""
-        sent = list[bytes]()
+        sent: list[bytes] = []
         is_changing = self._pending is not None and self._pending.state is State.WELCOME
-        while self._session and self._waiting and not is_changing \
-                and len(self._numbers) < self.limits.max_under_way:
+        while (
+            self._session
+            and self._waiting
+            and not is_changing
+            and len(self._numbers) < self.limits.max_under_way
+        ):
             number, text = self._waiting.popleft()
             self._numbers[self._session.next_number] = number
             sent.append(self._session.seal(Kind.TEXT, text.encode("utf-8")))

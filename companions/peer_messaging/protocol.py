@@ -5,6 +5,7 @@ no socket, thread or log here, and the clock is handed in. Anybody can drop a me
 inbox, so what nobody vouches for is refused and changes nothing. What the peer vouches for, and
 must not have said, ends the session for good [N 6].
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -19,12 +20,26 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from companions.asymmetric import (
-    SHARE_BYTES, SIGNATURE_BYTES, PublicKey, agree, hkdf, hkdf_expand, is_signed, new_share, sign,
+    SHARE_BYTES,
+    SIGNATURE_BYTES,
+    PublicKey,
+    agree,
+    hkdf,
+    hkdf_expand,
+    is_signed,
+    new_share,
+    sign,
 )
 from companions.peer_messaging.identity import KEY_BYTES, Identity, Trust
 from crypto_utils import fingerprint
 from protocol_fsm import (
-    BadPayload, BadTag, LocalError, MalformedMessage, ProtocolError, ProtocolState, WrongDirection,
+    BadPayload,
+    BadTag,
+    LocalError,
+    MalformedMessage,
+    ProtocolError,
+    ProtocolState,
+    WrongDirection,
 )
 
 NAME = "peer_messaging v1"  # stands in everything that is signed or derived
@@ -32,7 +47,10 @@ VERSION = 1
 CLEAR = struct.Struct(">BBQ")  # kind, version, timestamp: 10 bytes [N 2]
 HEADER = struct.Struct(">B16sBIQ")  # kind, session id, sender, sequence, timestamp: 30 bytes [N 4]
 NUMBER = struct.Struct(">I")  # a sequence number in a body
-SESSION_BYTES, DIGEST_BYTES, GCM_TAG_BYTES, GCM_NONCE_BYTES = 16, 32, 16, 12
+SESSION_BYTES = 16
+DIGEST_BYTES = 32
+GCM_TAG_BYTES = 16
+GCM_NONCE_BYTES = 12
 HELLO_BYTES = CLEAR.size + SHARE_BYTES + KEY_BYTES + SIGNATURE_BYTES  # 749
 REPLY_BYTES = HELLO_BYTES + DIGEST_BYTES  # 781
 MAX_TEXT = 4_096  # bytes of UTF-8
@@ -43,8 +61,10 @@ RENEW_AT = 2**31  # records of a sender in one session, after which it is time f
 SPENT_AT = 2**32 - 2**16  # and after which there is no waiting for it
 WINDOW_S = 30.0  # how far a timestamp may be from our clock
 
+
 class Kind(IntEnum):
     """What a message is: its first byte [N 1]."""
+
     HELLO = 1
     REPLY = 2
     CONFIRM = 3
@@ -55,52 +75,83 @@ class Kind(IntEnum):
     PONG = 8
     BYE = 9
 
+
 class Role(IntEnum):
     """Who began the handshake, and who answered; nothing else distinguishes the two nodes."""
+
     INITIATOR = 0
     RESPONDER = 1
 
+
 class Reason(IntEnum):
     """What a BYE says, in a byte."""
+
     GOODBYE = 0  # the sender is done
     VIOLATION = 1  # it refused what came before
 
+
 CLEAR_SIZES = {Kind.HELLO: HELLO_BYTES, Kind.REPLY: REPLY_BYTES}
 BODIES: Mapping[Kind, tuple[int, int]] = {  # smallest and largest body, in bytes; of all others 0
-    Kind.TEXT: (1, MAX_TEXT), Kind.RECEIPT: (NUMBER.size, NUMBER.size),
-    Kind.PONG: (NUMBER.size, NUMBER.size), Kind.BYE: (1, 1),
+    Kind.TEXT: (1, MAX_TEXT),
+    Kind.RECEIPT: (NUMBER.size, NUMBER.size),
+    Kind.PONG: (NUMBER.size, NUMBER.size),
+    Kind.BYE: (1, 1),
 }
 ANSWERS = {Kind.RECEIPT: Kind.TEXT, Kind.PONG: Kind.PING}  # to what, by its number
 
 # Errors: those of the core, and what only this protocol knows -------------------------------------
 
+
 class UnexpectedKind(ProtocolError):
     """The table has no such move from here."""
+
+
 class WrongSession(ProtocolError):
     """A record of another session."""
+
+
 class Replayed(ProtocolError):
     """A record, or a HELLO, that was here before."""
+
+
 class MessageLost(ProtocolError):
     """A record whose predecessor never came."""
+
+
 class Untimely(ProtocolError):
     """A timestamp too far from our clock: it was held back, or the clocks differ."""
+
+
 class BadSignature(ProtocolError):
     """A HELLO or REPLY that the owner of the key in it has not signed."""
+
+
 class BadShare(ProtocolError):
     """A share that leads to the same secret whatever our own is."""
+
+
 class WrongAnswer(ProtocolError):
     """A REPLY that answers somebody else's HELLO, or an earlier one of ours."""
+
+
 class Outlived(ProtocolError):
     """Too old, or hardly any numbers left: somebody keeps the next session from beginning."""
+
+
 class PeerAway(ProtocolError):
     """Nothing was heard of the peer for too long, not even a PONG."""
+
+
 class PeerLeft(ProtocolError):
     """The peer ended the session with an accepted BYE."""
+
     def __init__(self, reason: Reason) -> None:
         super().__init__(None, reason.name)
         self.reason = reason
 
+
 # State machine [N 5] ------------------------------------------------------------------------------
+
 
 class State(Enum):
     """A phase, and who sends the next message of the conversation; no one waits in OPEN."""
@@ -113,7 +164,9 @@ class State(Enum):
     ENDED = ProtocolState.TERMINATED, None
 
     def __init__(self, phase: ProtocolState, speaker: Role | None, number: int = 0) -> None:
-        self.phase, self.speaker = phase, speaker
+        self.phase = phase
+        self.speaker = speaker
+
 
 class ProtocolFSM:
     """Where one end of one session stands. It holds no keys."""
@@ -145,25 +198,31 @@ class ProtocolFSM:
     def advance(self, kind: Kind, sender: Role) -> None:
         self.state = self.VALID_TRANSITIONS[self.state, kind, sender]
 
+
 # Session ------------------------------------------------------------------------------------------
 
 LABELS = {"I-KEY": 32, "I-IV": GCM_NONCE_BYTES, "R-KEY": 32, "R-IV": GCM_NONCE_BYTES}
+
 
 def keys_of(bound: bytes, shared: bytes) -> dict[str, bytes]:
     """Return keys and IVs of a session by label [N 3]; `bound` is H (32 bytes)."""
     secret = hkdf(bound, shared, f"{NAME} secret")
     return {label: hkdf_expand(secret, f"{NAME} {label}", n) for label, n in LABELS.items()}
 
+
 class Header(NamedTuple):
     """The 30 public bytes of a record; nothing is known about them yet."""
+
     kind: int
     session: bytes
     sender: int
     sequence: int
     timestamp: int  # milliseconds since 1970, UTC
 
+
 class Message(NamedTuple):
     """An accepted message; `sequence` is its number, 0 in the handshake."""
+
     kind: Kind
     body: bytes
     sequence: int
@@ -173,21 +232,35 @@ class Message(NamedTuple):
         """The body of a TEXT, which is UTF-8."""
         return self.body.decode("utf-8", "replace")
 
+
 class Session:
     """One end of one session: seal what we send, open what arrives.
 
     `trust` says whose key the peer may show, `clock` gives the seconds since 1970.
     """
 
-    def __init__(self, identity: Identity, trust: Trust, role: Role, *,
-                 clock: Callable[[], float] = time.time, window_s: float = WINDOW_S) -> None:
-        self.identity, self.trust = identity, trust
-        self.role, self.peer_role = role, Role(1 - role)
-        self.fsm, self.session_id, self.peer_key = ProtocolFSM(), b"", ""
-        self._clock, self._window_s = clock, window_s
+    def __init__(
+        self,
+        identity: Identity,
+        trust: Trust,
+        role: Role,
+        *,
+        clock: Callable[[], float] = time.time,
+        window_s: float = WINDOW_S,
+    ) -> None:
+        self.identity = identity
+        self.trust = trust
+        self.role = role
+        self.peer_role = Role(1 - role)
+        self.fsm = ProtocolFSM()
+        self.session_id = b""
+        self.peer_key = ""
+        self._clock = clock
+        self._window_s = window_s
         self._hello = b""  # until both keys and session id depend on it
         self._ephemeral: X25519PrivateKey | None = None
-        self._share = self._shared = b""  # ours; what both shares lead to
+        self._share = b""
+        self._shared = b""  # ours; what both shares lead to
         self._keys: dict[str, bytes] = {}
         self._sequence = {Role.INITIATOR: 0, Role.RESPONDER: 0}  # of the next record
         self._unanswered: dict[int, Kind] = {}  # our TEXTs and PINGs, by number
@@ -258,8 +331,14 @@ class Session:
         """Return a HELLO or a REPLY: who we are, and our share, signed [N 2]."""
         if kind is Kind.HELLO:
             self._share = self._offer()
-        unsigned = b"".join((CLEAR.pack(kind, VERSION, self._now_ms()), self._answered(kind),
-                             self._share, self.identity.public_pem.encode("ascii")))
+        unsigned = b"".join(
+            (
+                CLEAR.pack(kind, VERSION, self._now_ms()),
+                self._answered(kind),
+                self._share,
+                self.identity.public_pem.encode("ascii"),
+            )
+        )
         return unsigned + sign(self.identity.private_key, self._context(kind), unsigned)
 
     def _offer(self) -> bytes:
@@ -357,7 +436,8 @@ class Session:
         return b""
 
     def _check_signature(self, public_key: PublicKey, kind: Kind, message: bytes) -> None:
-        signed, signature = message[:-SIGNATURE_BYTES], message[-SIGNATURE_BYTES:]
+        signed = message[:-SIGNATURE_BYTES]
+        signature = message[-SIGNATURE_BYTES:]
         if not is_signed(public_key, self._context(kind), signed, signature):
             raise BadSignature(f"a {kind.name} of its owner", "another")
 
@@ -443,7 +523,8 @@ class Session:
         elif kind is Kind.REPLY:
             bound = hashlib.sha256(self._bound(message)).digest()
             self.session_id, self._keys = bound[:SESSION_BYTES], keys_of(bound, self._shared)
-            self._ephemeral, self._shared = None, b""
+            self._ephemeral = None
+            self._shared = b""
         else:
             self._sequence[sender] += 1
         self.fsm.advance(kind, sender)
@@ -467,4 +548,6 @@ class Session:
 
     def _forget_keys(self) -> None:
         self._last_fingerprints = self.fingerprints()
-        self._keys, self._shared, self._ephemeral = {}, b"", None
+        self._keys = {}
+        self._shared = b""
+        self._ephemeral = None

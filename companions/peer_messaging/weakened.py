@@ -6,6 +6,7 @@ through honest sessions. They refuse every address but loopback, and node.py can
 
     python -m companions.peer_messaging.attacks --without replay replay-text
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -25,43 +26,58 @@ from companions.peer_messaging.identity import Identity, Trust
 from companions.peer_messaging.node import Node
 from companions.peer_messaging.peer import Peer
 from companions.peer_messaging.protocol import (
-    GCM_TAG_BYTES, HEADER, Header, Kind, Session, State,
+    GCM_TAG_BYTES,
+    HEADER,
+    Header,
+    Kind,
+    Session,
+    State,
 )
 from endpoint import HOST
 from protocol_fsm import BadTag, ProtocolError
 
 # Rules of Trust -----------------------------------------------------------------------------------
 
+
 class NoOwnKey(Trust):
     def _check_not_own(self, own: Identity, fingerprint: str) -> None:
         """Take a node with our own key for another one."""
+
 
 class NoPin(Trust):
     def _check_pin(self, fingerprint: str) -> None:
         """Take whatever key comes."""
 
+
 # Rules of Session ---------------------------------------------------------------------------------
+
 
 class NoSignature(Session):
     def _check_signature(self, public_key: PublicKey, kind: Kind, message: bytes) -> None:
         """Believe that a share comes from the owner of the key beside it."""
 
+
 class NoAnswered(Session):
     def _check_answered(self, digest: bytes) -> None:
         """Take a REPLY to any HELLO."""
+
 
 class NoEphemeral(Session):
     def _offer(self) -> bytes:
         """Offer the same share for ever, made from the private key."""
         secret = self.identity.private_key.private_bytes(
-            serialization.Encoding.DER, serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption())
+            serialization.Encoding.DER,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
         self._ephemeral = X25519PrivateKey.from_private_bytes(hashlib.sha256(secret).digest())
         return self._ephemeral.public_key().public_bytes_raw()
+
 
 class NoForgetting(Session):
     def _forget_keys(self) -> None:
         """Keep the keys of a session that is over."""
+
 
 class NoSessionId(Session):
     def _check_session(self, header: Header) -> None:
@@ -69,22 +85,27 @@ class NoSessionId(Session):
         if not self._keys:
             super()._check_session(header)
 
+
 class NoSender(Session):
     def _check_sender(self, header: Header) -> None:
         """Take our own records for the peer's."""
 
+
 class NoReplay(Session):
     def _check_replay(self, header: Header) -> None:
         """Take a record again."""
+
 
 class NoGap(Session):
     def _check_gap(self, header: Header) -> None:
         """Go on behind a record that never came."""
         self._sequence[self.peer_role] = max(header.sequence, self._sequence[self.peer_role])
 
+
 class NoTime(Session):
     def _check_time(self, timestamp: int) -> None:
         """Take what was said at any time."""
+
 
 class NoTable(Session):
     def _check_table(self, kind: Kind) -> None:
@@ -98,15 +119,18 @@ class NoTable(Session):
         else:
             self._sequence[sender] += 1
 
+
 class NoAnswer(Session):
     def _check_answer(self, kind: Kind, body: bytes) -> None:
         """Take a receipt for what was never sent."""
+
 
 class NoBody(Session):
     def _check_body(self, kind: Kind, body: bytes) -> None:
         """Take any bytes for a text."""
         if kind is not Kind.TEXT:
             super()._check_body(kind, body)
+
 
 class NoTag(Session):
     def _decrypt(self, header: Header, message: bytes) -> bytes:
@@ -115,15 +139,18 @@ class NoTag(Session):
         aes = Cipher(algorithms.AES(self._key(self.peer_role, "KEY")), modes.CTR(counter))
         return aes.decryptor().update(message[HEADER.size : -GCM_TAG_BYTES])
 
+
 class NoDirectionKeys(Session):
     def _key(self, sender: int, use: str) -> bytes:
         """Use the keys of one direction for both."""
         return self._keys[f"I-{use}"]
 
+
 class NoFreshNonce(Session):
     def _nonce(self, sender: int, number: int) -> bytes:
         """Use one nonce for the whole session."""
         return self._key(sender, "IV")
+
 
 class NoEncryption(Session):
     def _encrypt(self, body: bytes, header: bytes, number: int) -> bytes:
@@ -133,7 +160,8 @@ class NoEncryption(Session):
 
     def _decrypt(self, header: Header, message: bytes) -> bytes:
         """Check the tag over header and plaintext."""
-        plain, tag = message[:-GCM_TAG_BYTES], message[-GCM_TAG_BYTES:]
+        plain = message[:-GCM_TAG_BYTES]
+        tag = message[-GCM_TAG_BYTES:]
         if not isinstance(self, NoTag):
             aead = AESGCM(self._key(self.peer_role, "KEY"))
             try:
@@ -142,11 +170,14 @@ class NoEncryption(Session):
                 raise BadTag from None
         return plain[HEADER.size :]
 
+
 # Rules of Peer ------------------------------------------------------------------------------------
+
 
 class NoMemory(Peer):
     def _check_memory(self, digest: bytes, now: float) -> None:
         """Answer a HELLO as often as it comes."""
+
 
 class NoAdmission(Peer):
     def _admit(self, session: Session, now: float) -> None:
@@ -155,6 +186,7 @@ class NoAdmission(Peer):
         if self._session:
             self._end(self._session, ProtocolError("no HELLO", "one"))
 
+
 class NoPatience(Peer):
     def _refuse(self, error: ProtocolError) -> None:
         """Let every message that is refused end the session, as the core does."""
@@ -162,35 +194,70 @@ class NoPatience(Peer):
         if self._session:
             self._end(self._session, error)
 
+
 class NoLiveness(Peer):
     def _keep_alive(self, session: Session, now: float) -> list[bytes]:
         """Never ask, and wait for ever."""
         return []
 
+
 # Never on a network -------------------------------------------------------------------------------
 
+
 class LoopbackNode(Node):
-    def __init__(self, identity: Any, trust: Any, at: tuple[str, int], host: str = HOST, *rest: Any,
-                 **options: Any) -> None:
+    def __init__(
+        self,
+        identity: Any,
+        trust: Any,
+        at: tuple[str, int],
+        host: str = HOST,
+        *rest: Any,
+        **options: Any,
+    ) -> None:
         """Refuse every host but this one. Raises UserError."""
         require_loopback(host)
         require_loopback(at[0])
         super().__init__(identity, trust, at, host, *rest, **options)
 
+
 # Names --------------------------------------------------------------------------------------------
 
 ELEMENTS: dict[str, type] = {
-    "own-key": NoOwnKey, "pin": NoPin, "signature": NoSignature, "answered": NoAnswered,
-    "ephemeral": NoEphemeral, "forgetting": NoForgetting, "session-id": NoSessionId,
-    "sender": NoSender, "replay": NoReplay, "gap": NoGap, "time": NoTime, "table": NoTable,
-    "answer": NoAnswer, "body": NoBody, "direction-keys": NoDirectionKeys,
-    "encryption": NoEncryption, "tag": NoTag, "fresh-nonce": NoFreshNonce, "memory": NoMemory,
-    "admission": NoAdmission, "patience": NoPatience, "liveness": NoLiveness,
+    "own-key": NoOwnKey,
+    "pin": NoPin,
+    "signature": NoSignature,
+    "answered": NoAnswered,
+    "ephemeral": NoEphemeral,
+    "forgetting": NoForgetting,
+    "session-id": NoSessionId,
+    "sender": NoSender,
+    "replay": NoReplay,
+    "gap": NoGap,
+    "time": NoTime,
+    "table": NoTable,
+    "answer": NoAnswer,
+    "body": NoBody,
+    "direction-keys": NoDirectionKeys,
+    "encryption": NoEncryption,
+    "tag": NoTag,
+    "fresh-nonce": NoFreshNonce,
+    "memory": NoMemory,
+    "admission": NoAdmission,
+    "patience": NoPatience,
+    "liveness": NoLiveness,
 }
 DOCUMENTED = (  # what the protocol of the seed document does without
-    "pin", "answered", "ephemeral", "forgetting", "session-id", "sender", "direction-keys",
-    "admission", "patience",
+    "pin",
+    "answered",
+    "ephemeral",
+    "forgetting",
+    "session-id",
+    "sender",
+    "direction-keys",
+    "admission",
+    "patience",
 )
+
 
 class Weakened(NamedTuple):
     """The parts of a lab without some rules."""
@@ -200,8 +267,10 @@ class Weakened(NamedTuple):
     peer: type[Peer]
     node: type[Node]
 
+
 def without(names: Iterable[str]) -> Weakened:
     """Return parts without these elements; `documented` stands for several. UserError."""
     rules = chosen(names, ELEMENTS, DOCUMENTED)
-    return Weakened(lacking(Session, rules), lacking(Trust, rules), lacking(Peer, rules),
-                    LoopbackNode)
+    return Weakened(
+        lacking(Session, rules), lacking(Trust, rules), lacking(Peer, rules), LoopbackNode
+    )

@@ -1,8 +1,9 @@
 """What a message of this protocol looks like, for the pages that show what an adversary did.
 
-    python -m companions.peer_messaging.attacks --events events.jsonl
-    python -m companions.peer_messaging.wire events.jsonl -o report.html
+python -m companions.peer_messaging.attacks --events events.jsonl
+python -m companions.peer_messaging.wire events.jsonl -o report.html
 """
+
 from __future__ import annotations
 
 from datetime import datetime, timezone
@@ -14,7 +15,13 @@ from classroom.wire import Field, Wire
 from companions.asymmetric import SHARE_BYTES, SIGNATURE_BYTES
 from companions.peer_messaging.identity import KEY_BYTES
 from companions.peer_messaging.protocol import (
-    DIGEST_BYTES, GCM_TAG_BYTES, HEADER, MIN_RECORD, SESSION_BYTES, Kind, Role,
+    DIGEST_BYTES,
+    GCM_TAG_BYTES,
+    HEADER,
+    MIN_RECORD,
+    SESSION_BYTES,
+    Kind,
+    Role,
 )
 from endpoint import run_program
 
@@ -26,13 +33,16 @@ LAYOUTS: dict[int, tuple[tuple[str, int], ...]] = {  # of what is sent in clear 
 }
 RECORD = (("session", SESSION_BYTES), ("sender", 1), ("sequence", 4), ("timestamp", 8))  # [N 4]
 
+
 def kind_name(message: bytes) -> str:
     """Name the kind of a message."""
     return next((kind.name for kind in Kind if message[:1] == bytes([kind])), "nonsense")
 
+
 def fields(message: bytes) -> list[Field]:
     """Cut a message as [N 2] and [N 4] do. What is too short for its tag has none."""
-    found, at = [Field("kind", message[:1], kind_name(message))], 1
+    found = [Field("kind", message[:1], kind_name(message))]
+    at = 1
     layout = LAYOUTS.get(message[0]) if message else None
     for name, length in layout or RECORD:
         content = message[at : at + length]
@@ -43,6 +53,7 @@ def fields(message: bytes) -> list[Field]:
     end = max(HEADER.size, len(message) - GCM_TAG_BYTES)
     return [*found, Field("ciphertext", message[at:end]), Field("tag", message[end:])]
 
+
 def meaning_of(name: str, content: bytes) -> str:
     value = int.from_bytes(content, "big")
     if name == "sender" and content:
@@ -52,24 +63,36 @@ def meaning_of(name: str, content: bytes) -> str:
         return f"{at:%Y-%m-%dT%H:%M:%S}.{value % 1_000:03}Z"
     return str(value) if name in ("version", "sequence") and content else ""
 
+
 def title(message: bytes) -> str:
     """Name a message by its kind, and a record by its number too."""
     if not message or message[0] in LAYOUTS or len(message) < MIN_RECORD:
         return kind_name(message)
     return f"{kind_name(message)}, number {HEADER.unpack_from(message)[3]}"
 
+
 def describe(message: bytes) -> str:
     """Return what anybody sees of a message, in a line."""
     return f"{title(message)}, {len(message)} bytes"
+
 
 def framed(message: bytes) -> bytes:
     """Return what ZeroMQ puts on TCP for a message of one part (ZMTP 3, RFC 23)."""
     long = len(message) > 255
     return bytes([2 * long]) + len(message).to_bytes(8 if long else 1, "big") + message
 
-WIRE = Wire("peer_messaging", title, fields, Path(__file__).with_name("SECURITY.md"),
-            "python -m companions.peer_messaging.attacks", describe, framed, PORT,
-            frozenset({"PeerAway"}))
+
+WIRE = Wire(
+    "peer_messaging",
+    title,
+    fields,
+    Path(__file__).with_name("SECURITY.md"),
+    "python -m companions.peer_messaging.attacks",
+    describe,
+    framed,
+    PORT,
+    frozenset({"PeerAway"}),
+)
 
 if __name__ == "__main__":
     run_program(partial(main, WIRE))

@@ -1,4 +1,5 @@
 """Real servers and sockets for the tests of the two ends: nothing is slept for, only awaited."""
+
 from __future__ import annotations
 
 import contextlib
@@ -17,6 +18,7 @@ from protocol_fsm import ConnectionCut
 from tests.companions.helpers import SERVER, World
 
 PATIENCE_S = 10.0  # how long a test waits for what must happen; reached only by failing tests
+
 
 class Records:
     """A server's records, and a way to wait for one of them."""
@@ -40,32 +42,46 @@ class Records:
         assert has_come, self.all
         return [record.detail for record in self.of("end")]  # type: ignore[misc]
 
+
 @contextlib.contextmanager
 def serving(world: World, folder: Path, **options: Any) -> Iterator[tuple[Server, Records]]:
     """Run a server on a free port; after it no thread may be left, and only whole files."""
-    before, records = set(threading.enumerate()), Records()
+    before = set(threading.enumerate())
+    records = Records()
     limits = Limits(**{name: options.pop(name) for name in vars(Limits()) if name in options})
-    with Server(world.server, world.trust(), folder, port=0, limits=limits, record=records,
-                **options) as server:
+    with Server(
+        world.server, world.trust(), folder, port=0, limits=limits, record=records, **options
+    ) as server:
         yield server, records
-    assert not [thread for thread in set(threading.enumerate()) - before
-                if "tqdm" not in type(thread).__module__]
+    assert not [
+        thread
+        for thread in set(threading.enumerate()) - before
+        if "tqdm" not in type(thread).__module__
+    ]
     assert not server._members
     assert not [path.name for path in folder.iterdir() if path.name.startswith(".")]
+
 
 def files_in(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != JOURNAL}
 
-def device_for(world: World, server: Server, who: Identity | None = None,
-               **options: Any) -> Device:
-    return Device(who or world.device, world.trust(), SERVER, *server.address,
-                  **{"timeout_s": PATIENCE_S, **options})
+
+def device_for(world: World, server: Server, who: Identity | None = None, **options: Any) -> Device:
+    return Device(
+        who or world.device,
+        world.trust(),
+        SERVER,
+        *server.address,
+        **{"timeout_s": PATIENCE_S, **options},
+    )
+
 
 class Raw:
     """An end that does what a test tells it, over a session of its own."""
 
     def __init__(self, session: Session, sock: socket.socket) -> None:
-        self.session, self.socket = session, sock
+        self.session = session
+        self.socket = sock
         sock.settimeout(PATIENCE_S)
 
     def send(self, kind: Kind, body: bytes = b"") -> None:
@@ -93,6 +109,7 @@ class Raw:
             self.until(kind)
             self.send(kind)
 
+
 @contextlib.contextmanager
 def raw_device(world: World, server: Server, who: Identity | None = None) -> Iterator[Raw]:
     """Give a device after its handshake, that a test plays by hand."""
@@ -103,10 +120,13 @@ def raw_device(world: World, server: Server, who: Identity | None = None) -> Ite
             raw.receive()
         yield raw
 
+
 @contextlib.contextmanager
-def raw_server(new_session: Callable[[], Session], play: Callable[[Raw], object]
-               ) -> Iterator[tuple[str, int]]:
+def raw_server(
+    new_session: Callable[[], Session], play: Callable[[Raw], object]
+) -> Iterator[tuple[str, int]]:
     """Let `play` be the server of one connection, in a thread; give its address."""
+
     def run() -> None:
         sock = listener.accept()[0]
         with sock, contextlib.suppress(ConnectionCut):
@@ -120,9 +140,11 @@ def raw_server(new_session: Callable[[], Session], play: Callable[[Raw], object]
         thread.join(PATIENCE_S)
         assert not thread.is_alive()
 
+
 def at_once(*tasks: Callable[[], object]) -> list[object]:
     """Run tasks in threads that start together; return their results, or what they raised."""
-    barrier, results = threading.Barrier(len(tasks)), list[object]([None] * len(tasks))
+    barrier = threading.Barrier(len(tasks))
+    results = list[object]([None] * len(tasks))
 
     def run(number: int, task: Callable[[], object]) -> None:
         barrier.wait()

@@ -3,6 +3,7 @@
 Keys, nonces and tags are computed here from the text [N 2] to [N 4], by another library than the
 sessions'. Time passes when a test says so.
 """
+
 from __future__ import annotations
 
 import copy
@@ -22,15 +23,20 @@ from companions.peer_messaging.protocol import Kind, Message, Reason, Role, Sess
 from protocol_fsm import ProtocolError
 from tests.companions.helpers import expand, sha256
 
-A, B = Role.INITIATOR, Role.RESPONDER  # who begins, and who answers
+A = Role.INITIATOR
+B = Role.RESPONDER  # who begins, and who answers
 OTHER = {A: B, B: A}
 NOW = 1_800_000_000.0  # seconds since 1970
 NAME = "peer_messaging v1"
 WAY: Mapping[State, tuple[Role, Kind]] = {  # the move that leads from here to the next line
-    State.HELLO: (A, Kind.HELLO), State.REPLY: (B, Kind.REPLY),
-    State.CONFIRM: (A, Kind.CONFIRM), State.WELCOME: (B, Kind.WELCOME), State.OPEN: (A, Kind.BYE),
+    State.HELLO: (A, Kind.HELLO),
+    State.REPLY: (B, Kind.REPLY),
+    State.CONFIRM: (A, Kind.CONFIRM),
+    State.WELCOME: (B, Kind.WELCOME),
+    State.OPEN: (A, Kind.BYE),
 }
 BODIES: Mapping[Kind, bytes] = {Kind.TEXT: b"hello", Kind.BYE: b"\0"}
+
 
 class Clock:
     """Seconds, which pass when a test says so."""
@@ -41,6 +47,7 @@ class Clock:
     def __call__(self) -> float:
         return self.now
 
+
 @pytest.fixture
 def ours_alone() -> Iterator[None]:
     """Nobody else can write files and folders of a test, whatever umask it is run with."""
@@ -48,22 +55,27 @@ def ours_alone() -> Iterator[None]:
     yield
     os.umask(before)
 
+
 # Two ends of a session ----------------------------------------------------------------------------
+
 
 class World:
     """Three people with a key each, in the order of their fingerprints."""
 
     def __init__(self, keys: Sequence[PrivateKey]) -> None:
         self.alice, self.bob, self.mallory = sorted(
-            (Identity(key) for key in keys[:3]), key=lambda who: who.fingerprint)
+            (Identity(key) for key in keys[:3]), key=lambda who: who.fingerprint
+        )
         self._pairs: dict[State, Pair] = {}
 
-    def session(self, role: Role, trust: Trust | None = None, clock: Clock | None = None
-                ) -> Session:
+    def session(
+        self, role: Role, trust: Trust | None = None, clock: Clock | None = None
+    ) -> Session:
         """Return a session of Alice, who begins, or of Bob, who answers; they know each other."""
         who, peer = (self.alice, self.bob) if role is A else (self.bob, self.alice)
-        return Session(who, trust or Trust("the peer", peer.fingerprint), role,
-                       clock=clock or Clock())
+        return Session(
+            who, trust or Trust("the peer", peer.fingerprint), role, clock=clock or Clock()
+        )
 
     def pair(self, state: State = State.HELLO) -> Pair:
         """Return a pair whose both ends are in `state`; a handshake is lived through only once."""
@@ -75,7 +87,7 @@ class World:
         """Return a pair that has nothing in common with any other."""
         clock = Clock()
         pair = Pair(self.session(A, clock=clock), self.session(B, clock=clock), clock)
-        for sender, kind in [*WAY.values()][:[*State].index(state)]:
+        for sender, kind in [*WAY.values()][: [*State].index(state)]:
             pair.carry(kind, sender)
         return pair
 
@@ -91,12 +103,16 @@ class World:
         assert pair.end(A).state is pair.end(B).state is state
         return pair
 
+
 class Pair:
     """Both ends of one session, and nobody between them; `messages` is all that was said."""
 
-    def __init__(self, initiator: Session, responder: Session, clock: Clock,
-                 messages: Sequence[bytes] = ()) -> None:
-        self.ends, self.clock, self.messages = (initiator, responder), clock, [*messages]
+    def __init__(
+        self, initiator: Session, responder: Session, clock: Clock, messages: Sequence[bytes] = ()
+    ) -> None:
+        self.ends = (initiator, responder)
+        self.clock = clock
+        self.messages = [*messages]
 
     def end(self, role: Role) -> Session:
         return self.ends[role]
@@ -114,17 +130,24 @@ class Pair:
             session._clock = clock
         return Pair(ends[0], ends[1], clock, self.messages)
 
+
 def clone(session: Session) -> Session:
     """Copy a session as copy.copy would, which sessions refuse because they hold keys."""
     twin = Session.__new__(Session)
-    twin.__dict__.update({name: copy.copy(value) if isinstance(value, dict) else value
-                          for name, value in vars(session).items()})
+    twin.__dict__.update(
+        {
+            name: copy.copy(value) if isinstance(value, dict) else value
+            for name, value in vars(session).items()
+        }
+    )
     twin.fsm = copy.copy(session.fsm)
     return twin
+
 
 def snapshot(session: Session) -> dict[str, object]:
     """Return all that a session knows, to be compared later."""
     return {**vars(clone(session)), "fsm": session.state, "pinned": session.trust.pinned}
+
 
 def error_of(session: Session, message: bytes) -> ProtocolError | None:
     """Return the error with which `session` refuses `message`, if it does."""
@@ -134,12 +157,15 @@ def error_of(session: Session, message: bytes) -> ProtocolError | None:
         return error
     return None
 
+
 def is_dropped(session: Session, message: bytes, expected: type[ProtocolError]) -> bool:
     """Tell whether a message is refused in this way, and nothing at all has changed."""
-    before, error = snapshot(session), error_of(session, message)
+    before = snapshot(session)
+    error = error_of(session, message)
     assert type(error) is expected, (error, message[:30].hex())
     assert error.farewell == b"", "whoever sent it learns nothing"
     return snapshot(session) == before
+
 
 def is_farewell(error: ProtocolError, peer: Session) -> bool:
     """Tell whether `error` carries a BYE that `peer` takes for one of a violation, or nothing."""
@@ -149,46 +175,78 @@ def is_farewell(error: ProtocolError, peer: Session) -> bool:
     assert getattr(answer, "reason", None) is Reason.VIOLATION, answer
     return True
 
+
 # The text of the protocol, once more --------------------------------------------------------------
+
 
 def keys_after(hello: bytes, reply: bytes, shared: bytes) -> dict[str, bytes]:
     """Return what [N 3] makes of the two messages and of what both shares lead to."""
     bound = hashlib.sha256(hello + reply).digest()
     secret = expand(hmac.digest(bound, shared, "sha256"), f"{NAME} secret".encode(), 32)
-    return {label: expand(secret, f"{NAME} {label}".encode(), length)
-            for label, length in (("I-KEY", 32), ("I-IV", 12), ("R-KEY", 32), ("R-IV", 12))}
+    return {
+        label: expand(secret, f"{NAME} {label}".encode(), length)
+        for label, length in (("I-KEY", 32), ("I-IV", 12), ("R-KEY", 32), ("R-IV", 12))
+    }
+
 
 def nonce_of(keys: Mapping[str, bytes], sender: Role, number: int) -> bytes:
     padded = bytes(8) + number.to_bytes(4, "big")
     return bytes(a ^ b for a, b in zip(keys[f"{sender.name[0]}-IV"], padded))
 
+
 # Messages nobody would make -----------------------------------------------------------------------
 
-def forge(session: Session, kind: int, body: bytes = b"", *, sender: Role | None = None,
-          shown_sender: int | None = None, sequence: int | None = None, ago_s: float = 0.0,
-          session_id: bytes | None = None, keys: Mapping[str, bytes] | None = None) -> bytes:
+
+def forge(
+    session: Session,
+    kind: int,
+    body: bytes = b"",
+    *,
+    sender: Role | None = None,
+    shown_sender: int | None = None,
+    sequence: int | None = None,
+    ago_s: float = 0.0,
+    session_id: bytes | None = None,
+    keys: Mapping[str, bytes] | None = None,
+) -> bytes:
     """Seal anything at all as `session` or its peer could; neither moves, and the tag is right."""
-    sender, keys = session.role if sender is None else sender, keys or session._keys
+    sender = session.role if sender is None else sender
+    keys = keys or session._keys
     number = session._sequence[sender] if sequence is None else sequence
     timestamp = int((session._clock() - ago_s) * 1_000)
-    header = (bytes([kind]) + (session.session_id if session_id is None else session_id)
-              + bytes([sender if shown_sender is None else shown_sender])
-              + number.to_bytes(4, "big") + timestamp.to_bytes(8, "big"))
+    header = (
+        bytes([kind])
+        + (session.session_id if session_id is None else session_id)
+        + bytes([sender if shown_sender is None else shown_sender])
+        + number.to_bytes(4, "big")
+        + timestamp.to_bytes(8, "big")
+    )
     aes = AES.new(keys[f"{sender.name[0]}-KEY"], AES.MODE_GCM, nonce_of(keys, sender, number))
     aes.update(header)
     return header + b"".join(aes.encrypt_and_digest(body))
 
-def introduce(who: Identity, kind: Kind = Kind.HELLO, *, answers: bytes = b"",
-              share: bytes = b"\x09" + bytes(31), version: int = 1, at_s: float = NOW,
-              pem: bytes | None = None, context: str = "", key: PrivateKey | None = None) -> bytes:
+
+def introduce(
+    who: Identity,
+    kind: Kind = Kind.HELLO,
+    *,
+    answers: bytes = b"",
+    share: bytes = b"\x09" + bytes(31),
+    version: int = 1,
+    at_s: float = NOW,
+    pem: bytes | None = None,
+    context: str = "",
+    key: PrivateKey | None = None,
+) -> bytes:
     """Return a HELLO, or a REPLY that answers `answers`, as `who` (or a forger) could make it."""
     digest = sha256(answers) if kind is Kind.REPLY else b""
     pem = who.public_pem.encode() if pem is None else pem
-    unsigned = (bytes([kind, version]) + int(at_s * 1_000).to_bytes(8, "big") + digest + share
-                + pem)
+    unsigned = bytes([kind, version]) + int(at_s * 1_000).to_bytes(8, "big") + digest + share + pem
     return unsigned + sign(key or who.private_key, context or f"{NAME} {kind.name}", unsigned)
 
+
 # Two nodes ----------------------------------------------------------------------------------------
+
 
 class Link:
     """Two nodes, and wires between them that lose, hold or shuffle what a test says.
@@ -198,12 +256,17 @@ class Link:
     next messages get lost; `skew` is how far each clock is off, `ticking` whose timers go.
     """
 
-    def __init__(self, one: Identity, two: Identity, limits: Limits | None = None, *,
-                 first_use: bool = False) -> None:
-        self.people, self.limits, self.time = (one, two), limits or Limits(), Clock(0.0)
-        self.skew, self.ticking = [0.0, 0.0], [0, 1]
-        self.trusts = [Trust("the peer", "" if first_use else peer.fingerprint)
-                       for peer in (two, one)]
+    def __init__(
+        self, one: Identity, two: Identity, limits: Limits | None = None, *, first_use: bool = False
+    ) -> None:
+        self.people = (one, two)
+        self.limits = limits or Limits()
+        self.time = Clock(0.0)
+        self.skew = [0.0, 0.0]
+        self.ticking = [0, 1]
+        self.trusts = [
+            Trust("the peer", "" if first_use else peer.fingerprint) for peer in (two, one)
+        ]
         self.wires: list[deque[bytes]] = [deque(), deque()]
         self.told: list[list[Event]] = [[], []]
         self.texts: list[list[tuple[str, bytes, str]]] = [[], []]  # sent or text, session, text
@@ -219,8 +282,14 @@ class Link:
                 assert session is not None, "texts belong to the session that is open"
                 self.texts[n].append((event.what, session.session_id, event.text))
 
-        return Peer(self.people[n], self.trusts[n], self.limits, tell=tell,
-                    clock=lambda: NOW + self.time.now + self.skew[n], timer=self.time)
+        return Peer(
+            self.people[n],
+            self.trusts[n],
+            self.limits,
+            tell=tell,
+            clock=lambda: NOW + self.time.now + self.skew[n],
+            timer=self.time,
+        )
 
     def restart(self, n: int) -> None:
         """Begin node n again; it knows its key and its peer's, and nothing else."""
@@ -266,8 +335,9 @@ class Link:
                     self.deliver(n)
         pytest.fail(f"there is no {kind.name}")
 
-    def wait(self, seconds: float, step_s: float = 0.25,
-             each: Callable[[], object] = lambda: None) -> None:
+    def wait(
+        self, seconds: float, step_s: float = 0.25, each: Callable[[], object] = lambda: None
+    ) -> None:
         """Let time pass, and deliver what is sent meanwhile."""
         until = self.time.now + seconds
         while self.time.now < until - 1e-9:

@@ -1,4 +1,5 @@
 """The adversary of device_transfer: every attack ends as it should, and shows that it can win."""
+
 from __future__ import annotations
 
 import json
@@ -19,7 +20,18 @@ from classroom import report
 from classroom.events import parse_events, runs_of
 from companions.device_transfer import attacks, wire
 from companions.device_transfer.attacks import (
-    ATTACKS, BYSTANDER, MALLORY, PHOTO, SERVER, TEXT, VICTIM, Lab, Outcome, Parts, Pki, forged,
+    ATTACKS,
+    BYSTANDER,
+    MALLORY,
+    PHOTO,
+    SERVER,
+    TEXT,
+    VICTIM,
+    Lab,
+    Outcome,
+    Parts,
+    Pki,
+    forged,
     thing,
 )
 from companions.device_transfer.protocol import Kind
@@ -27,12 +39,23 @@ from companions.device_transfer.weakened import DOCUMENTED, ELEMENTS, without
 from endpoint import UserError
 
 ROOT = Path(__file__).parent.parent.parent
-PROGRAMS = ("server", "device", "ca", "journal", "options", "protocol", "certificates", "transfer",
-            "store")
+PROGRAMS = (
+    "server",
+    "device",
+    "ca",
+    "journal",
+    "options",
+    "protocol",
+    "certificates",
+    "transfer",
+    "store",
+)
+
 
 @pytest.fixture(scope="module")
 def pki() -> Pki:
     return Pki()
+
 
 @pytest.fixture(autouse=True)
 def quiet() -> Iterator[None]:
@@ -40,29 +63,36 @@ def quiet() -> Iterator[None]:
     yield
     logging.disable(logging.NOTSET)
 
+
 @pytest.fixture(scope="module")
 def lab(pki: Pki) -> Iterator[Lab]:
     """One lab for all attacks: none may leave a trace in it that another one sees."""
     with Lab(lambda *_: None, None, None, pki) as lab:
         yield lab
 
+
 def suffer(lab: Lab, name: str) -> Result:
     lab.suffer(ATTACKS[name])
     return judge(ATTACKS[name], lab)  # type: ignore[arg-type]  # it looks at no more
+
 
 def lost_without(pki: Pki, rules: str, name: str) -> Result:
     """Run an attack on endpoints that lack some rules."""
     with Lab(lambda *_: None, Parts(*without(rules.split(","))), None, pki) as lab:
         return suffer(lab, name)
 
+
 # Against the real thing ---------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("name", ATTACKS)
 def test_an_attack_is_met_by_the_error_it_names_and_the_bystander_goes_on(
-        lab: Lab, name: str) -> None:
+    lab: Lab, name: str
+) -> None:
     result = suffer(lab, name)
     assert result.as_expected, result.words
     assert bool(result.won) <= bool(ATTACKS[name].noticed), "won, though something prevents it"
+
 
 def test_the_victim_lives_a_whole_session_when_nobody_attacks(lab: Lab) -> None:
     def nothing(frames: object, lab: object) -> object:
@@ -77,8 +107,10 @@ def test_the_victim_lives_a_whole_session_when_nobody_attacks(lab: Lab) -> None:
     assert outcome.named == [VICTIM]
     assert not outcome.litter
 
+
 def test_stolen_session_keys_open_what_comes_until_the_next_rekeying(lab: Lab) -> None:
     assert suffer(lab, "stolen-session-keys").won == "chunks: open, open, open, open, closed"
+
 
 def test_goals_see_what_was_never_sent_and_what_never_arrived() -> None:
     text = thing("", b"x")
@@ -88,13 +120,16 @@ def test_goals_see_what_was_never_sent_and_what_never_arrived() -> None:
     assert "has arrived" in forged(Outcome([text], [text], []))
     assert not forged(Outcome([], [], [(MALLORY, text)])), "who speaks for himself forges nothing"
 
+
 def test_a_harmed_bystander_is_a_result_that_is_wrong(pki: Pki) -> None:
     with Lab(lambda *_: None, None, None, pki) as lab:
         lab.harm.append(RuntimeError("on purpose"))
         assert suffer(lab, "flip-tag").words == "a bystander was harmed"
 
+
 def test_stories_fit_a_line() -> None:
     assert not [name for name, attack in ATTACKS.items() if len(attack.story) > 53]
+
 
 # Against weakened endpoints -----------------------------------------------------------------------
 
@@ -106,13 +141,16 @@ SHOWN = (  # rules, attack, what is won; all others stand in SECURITY.md
     ("name,plain-name", "path-name", "there is a file outside.txt, outside the folder"),
 )
 
+
 @pytest.mark.parametrize(("rules", "name", "won"), SHOWN)
 def test_without_its_rules_an_attack_wins(pki: Pki, rules: str, name: str, won: str) -> None:
     assert lost_without(pki, rules, name).won == won
 
+
 def test_without_rekeying_stolen_keys_open_all(pki: Pki) -> None:
     won = lost_without(pki, "rekey-limit", "stolen-session-keys").won
     assert won == "chunks: open, open, open, open, open"
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize("element", ELEMENTS)
@@ -120,15 +158,27 @@ def test_without_one_rule_honest_sessions_still_work(pki: Pki, element: str) -> 
     with Lab(lambda *_: None, Parts(*without([element])), None, pki) as lab:
         assert lab.bystanders_go_on()
 
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["stolen-server-key", "other-server", "path-name",
-                                  "expired-certificate", "revoked-certificate", "provoke"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "stolen-server-key",
+        "other-server",
+        "path-name",
+        "expired-certificate",
+        "revoked-certificate",
+        "provoke",
+    ],
+)
 def test_what_the_document_leaves_out_lets_attacks_win(pki: Pki, name: str) -> None:
     result = lost_without(pki, "documented", name)
     assert result.won, result.words
 
+
 def test_what_the_document_leaves_out_are_elements() -> None:
     assert not {*DOCUMENTED} - ELEMENTS.keys()
+
 
 def test_weakened_endpoints_refuse_every_address_but_loopback(pki: Pki, tmp_path: Path) -> None:
     parts = without([])
@@ -137,34 +187,50 @@ def test_weakened_endpoints_refuse_every_address_but_loopback(pki: Pki, tmp_path
     with pytest.raises(UserError, match="loopback only"):
         parts.server(pki.people[SERVER], None, tmp_path, "0.0.0.0")
 
+
 def test_an_element_that_is_none_is_the_users_fault() -> None:
     with pytest.raises(UserError, match="there is no element nonsense"):
         without(["nonsense"])
 
+
 def test_programs_cannot_reach_what_is_weakened() -> None:
     folder = ROOT / "companions" / "device_transfer"
     for name in PROGRAMS:
-        assert not re.search(r"import.*weakened|weakened.*import",
-                             (folder / f"{name}.py").read_text("utf-8")), name
-    loaded = ("import companions.device_transfer.attacks, sys; "
-              "print('companions.device_transfer.weakened' in sys.modules)")
-    done = subprocess.run([sys.executable, "-c", loaded], cwd=ROOT, capture_output=True, text=True,
-                          timeout=60, check=True)
+        assert not re.search(
+            r"import.*weakened|weakened.*import", (folder / f"{name}.py").read_text("utf-8")
+        ), name
+    loaded = (
+        "import companions.device_transfer.attacks, sys; "
+        "print('companions.device_transfer.weakened' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", loaded],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
     assert done.stdout.strip() == "False", "attacks.py loads it only for --without"
 
+
 # The program --------------------------------------------------------------------------------------
+
 
 @pytest.fixture(autouse=True)
 def no_new_keys(monkeypatch: pytest.MonkeyPatch, pki: Pki) -> None:
     """Let the program take the keys of these tests: to make its own takes long."""
     monkeypatch.setattr(attacks, "Pki", lambda: pki)
 
+
 def run(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
     monkeypatch.setattr(sys, "argv", ["attacks.py", *words])
     return attacks.main()
 
+
 def test_the_program_tells_one_attack_in_detail(
-        monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run(monkeypatch, "swap-chunks") == 0
     told = capsys.readouterr().out
     assert "swap-chunks: Two chunks of the photo change places." in told
@@ -173,27 +239,33 @@ def test_the_program_tells_one_attack_in_detail(
     assert re.search(r"^order +1 +1 +0 +0$", told, re.MULTILINE)
     assert max(map(len, told.splitlines())) <= 80
 
+
 def test_the_program_fails_when_an_attack_wins(
-        monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run(monkeypatch, "--json", "--without", "dates", "expired-certificate") == 1
     told = json.loads(capsys.readouterr().out)
     assert told["won"] == "who has an expired certificate is let in"
 
-def test_the_event_log_is_one_of_the_core(
-        monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+
+def test_the_event_log_is_one_of_the_core(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     log = tmp_path / "events.jsonl"
     assert run(monkeypatch, "--events", str(log), "flip-tag", "reflect") == 0
     flip, reflect = runs_of(parse_events(log.read_text("ascii"), "log")[0])
     assert (flip.attack, reflect.attack) == ("flip-tag", "reflect")
     assert [step.refused for step in flip.steps if step.kind == "changed"] == ["BadTag"]
     assert [step.refused for step in reflect.steps if step.kind == "reflected"] == [
-        "WrongDirection"]
+        "WrongDirection"
+    ]
     assert flip.keys, "the names of keys as they were derived"
     assert flip.ended["server", "BadTag"] == 1
 
+
 def test_a_page_is_drawn_from_the_event_log(
-        monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    log, page = tmp_path / "events.jsonl", tmp_path / "report.html"
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    log = tmp_path / "events.jsonl"
+    page = tmp_path / "report.html"
     assert run(monkeypatch, "--events", str(log), "misbinding") == 0
     monkeypatch.setattr(sys, "argv", ["wire.py", str(log), "-o", str(page)])
     assert report.main(wire.WIRE) == 0
@@ -202,8 +274,10 @@ def test_a_page_is_drawn_from_the_event_log(
     assert 'href="' in text
     assert "D-9" in text
 
+
 def record_of(kind: Kind) -> st.SearchStrategy[bytes]:
     return st.binary(max_size=400).map(lambda rest: kind.value + rest)
+
 
 @given(st.one_of(st.binary(max_size=200), *map(record_of, Kind)))
 def test_the_fields_of_a_message_are_all_of_its_bytes(message: bytes) -> None:
@@ -211,26 +285,37 @@ def test_the_fields_of_a_message_are_all_of_its_bytes(message: bytes) -> None:
     assert wire.title(message)
     assert wire.describe(message).endswith(f", {len(message)} bytes")
 
+
 def test_fields_say_what_they_mean(lab: Lab) -> None:
     hello, _, share = (frame.message for frame in lab.tape[:3])
     assert [(field.name, field.meaning) for field in wire.fields(hello)] == [
-        ("kind", "HELLO"), ("version", "1"), ("nonce", ""), ("certificate", VICTIM)]
+        ("kind", "HELLO"),
+        ("version", "1"),
+        ("nonce", ""),
+        ("certificate", VICTIM),
+    ]
     assert [len(field.content) for field in wire.fields(share)] == [6, 32, 256]
     confirm = lab.tape[5].message
     assert [(field.name, field.meaning) for field in wire.fields(confirm)][:4] == [
-        ("kind", "CONFIRM"), ("session", ""), ("direction", "1: S2D"), ("sequence", "0")]
+        ("kind", "CONFIRM"),
+        ("session", ""),
+        ("direction", "1: S2D"),
+        ("sequence", "0"),
+    ]
     assert wire.title(confirm) == "CONFIRM, number 0"
 
+
 def test_the_program_lists_attacks_and_knows_no_others(
-        monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run(monkeypatch, "--list") == 0
     listed = [re.split(r"\s+", line)[0] for line in capsys.readouterr().out.splitlines()]
     assert listed == [*ATTACKS]
     with pytest.raises(UserError, match="no attack is named nonsense"):
         run(monkeypatch, "nonsense")
 
+
 def test_the_people_of_the_lab_are_not_each_other(pki: Pki) -> None:
     names = {SERVER, VICTIM, BYSTANDER, MALLORY}
     assert {person.certificate.common_name for person in pki.people.values()} == names
     assert len({person.certificate.serial for person in pki.people.values()}) == len(names)
-

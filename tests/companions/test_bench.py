@@ -1,4 +1,5 @@
 """The benchmark: that all send the same file, and what it prints. It times nothing."""
+
 from __future__ import annotations
 
 import json
@@ -19,25 +20,31 @@ ROOT = Path(__file__).resolve().parents[2]
 LIMIT_S = 120
 BENCH = [sys.executable, "-m", "companions.device_transfer.bench"]
 
+
 def took(wall_s: float) -> Slice:
     return Slice(wall_s, wall_s / 2, wall_s / 4, "a channel")
+
 
 @pytest.mark.parametrize("is_hashed", [True, False])
 @pytest.mark.parametrize("size", [0, 1, PIECE_BYTES, 2 * PIECE_BYTES + 5])
 def test_a_lean_rival_takes_all_that_is_given_and_both_have_its_digest(
-        size: int, is_hashed: bool, tmp_path: Path) -> None:
-    content, came = os.urandom(size), bytearray()
+    size: int, is_hashed: bool, tmp_path: Path
+) -> None:
+    content = os.urandom(size)
+    came = bytearray()
     (tmp_path / "file").write_bytes(content)
     ours, theirs = socket.socketpair()
     with ours, theirs, (tmp_path / "file").open("rb", buffering=0) as file:
-        given = list[bytes]()
+        given: list[bytes] = []
         sender = threading.Thread(
-            target=lambda: given.append(give(ours, file.readinto, is_hashed)), daemon=True)
+            target=lambda: given.append(give(ours, file.readinto, is_hashed)), daemon=True
+        )
         sender.start()
         digest = take(theirs, size, came.extend, is_hashed)
         sender.join(LIMIT_S)
     assert came == content
     assert [digest] == given == [sha256(content).digest() if is_hashed else bytes(32)]
+
 
 def test_a_sender_that_hangs_up_is_noticed() -> None:
     ours, theirs = socket.socketpair()
@@ -46,6 +53,7 @@ def test_a_sender_that_hangs_up_is_noticed() -> None:
         ours.close()
         with pytest.raises(SystemExit, match="gone"):
             take(theirs, 2, bytearray().extend, False)
+
 
 def test_a_file_that_arrives_short_is_no_measurement(tmp_path: Path) -> None:
     path = tmp_path / "video.bin"
@@ -60,32 +68,44 @@ def test_a_file_that_arrives_short_is_no_measurement(tmp_path: Path) -> None:
     with pytest.raises(bench.Failed, match="all of the file"):
         bench.check_received("plain", path, tmp_path)
 
+
 def test_a_ratio_is_of_speeds_in_the_same_turn() -> None:
-    ours, theirs = [took(2.0), took(4.0), took(40.0)], [took(1.0), took(3.0), took(10.0)]
+    ours = [took(2.0), took(4.0), took(40.0)]
+    theirs = [took(1.0), took(3.0), took(10.0)]
     assert of(ours, theirs) == (0.5, 0.375, 0.625)
     assert of(ours, ours) == (1.0, 1.0, 1.0)
+
 
 def test_the_table_names_all_fits_a_terminal_and_bars_show_speed() -> None:
     seen = {rival: [took(n), took(n)] for n, rival in enumerate(NAMES, 1)}
     lines = table(10_000_000, seen).splitlines()
     assert max(map(len, lines)) <= 79
     assert "\n".join(lines).isascii()
-    rows = {name: [line for line in lines if line.startswith(f"{name:17} ")]
-            for name in NAMES.values()}
+    rows = {
+        name: [line for line in lines if line.startswith(f"{name:17} ")] for name in NAMES.values()
+    }
     assert [len(each) for each in rows.values()] == [2] * len(NAMES)
     assert "0.20 (0.20-0.20)" in rows["plain TCP"][0]
     assert rows["plain TCP"][0].split()[2:5] == ["10", "50.00", "25.00"]
     assert rows["plain TCP"][1].count("#") == 2 * rows["TLS 1.2"][1].count("#") == bench.BAR
 
+
 @pytest.mark.slow
 def test_all_rivals_send_a_file_and_the_numbers_are_written(tmp_path: Path) -> None:
-    done = subprocess.run([*BENCH, "--size", "3", "--turns", "2", "--json", tmp_path / "numbers"],
-                          cwd=ROOT, text=True, capture_output=True, timeout=LIMIT_S, check=False,
-                          env={**os.environ, "TMPDIR": str(tmp_path)})
+    done = subprocess.run(
+        [*BENCH, "--size", "3", "--turns", "2", "--json", tmp_path / "numbers"],
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
+        timeout=LIMIT_S,
+        check=False,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+    )
     assert done.returncode == 0, done.stderr
     assert "TLSv1.2, AES128-SHA256" in done.stdout
     numbers = json.loads((tmp_path / "numbers").read_text())
     assert {rival: len(slices) for rival, slices in numbers["slices"].items()} == dict.fromkeys(
-        NAMES, 2)
+        NAMES, 2
+    )
     assert all(one["wall_s"] > 0 for slices in numbers["slices"].values() for one in slices)
     assert [path.name for path in tmp_path.iterdir()] == ["numbers"]

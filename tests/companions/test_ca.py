@@ -1,4 +1,5 @@
 """The certificate authority: as functions, as a program, and interrupted wherever it writes."""
+
 from __future__ import annotations
 
 import ast
@@ -20,7 +21,12 @@ from cryptography.hazmat.primitives import serialization
 from companions.asymmetric import PrivateKey, public_pem
 from companions.device_transfer import ca
 from companions.device_transfer.certificates import (
-    CertificateRevoked, Role, UntrustedCertificate, load_identity, load_trust, parse_certificate,
+    CertificateRevoked,
+    Role,
+    UntrustedCertificate,
+    load_identity,
+    load_trust,
+    parse_certificate,
     parse_revocation_list,
 )
 from companions.device_transfer.options import ask_passphrase
@@ -31,12 +37,14 @@ DAY = timedelta(days=1)
 load_once = functools.cache(serialization.load_pem_private_key)
 posix_only = pytest.mark.skipif(os.name != "posix", reason="modes and terminals of POSIX")
 
+
 @pytest.fixture(autouse=True)
 def _keys_are_there(keys: list[PrivateKey], monkeypatch: pytest.MonkeyPatch) -> None:
     """Making and checking keys costs most of the time. That they are new, one test sees."""
     monkeypatch.setattr(serialization, "load_pem_private_key", load_once)
     supply = itertools.cycle(keys)
     monkeypatch.setattr(ca, "new_identity", lambda: next(supply))
+
 
 @pytest.fixture(autouse=True)
 def typed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
@@ -45,31 +53,46 @@ def typed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(getpass, "getpass", lambda prompt: answers.pop(0))
     return answers
 
+
 @pytest.fixture
 def pki(tmp_path: Path) -> Path:
     ca.create(tmp_path / "pki", "test-ca")
     return tmp_path / "pki"
 
+
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
     monkeypatch.setattr(sys, "argv", ["ca.py", *map(str, arguments)])
     assert ca.main() == 0
 
+
 def tree(folder: Path) -> dict[str, bytes]:
     """Return all there is under a folder, but for the time's sake not when."""
-    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else b""
-            for path in folder.rglob("*")}
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else b""
+        for path in folder.rglob("*")
+    }
+
 
 def statuses(pki: Path, now: datetime | None = None) -> dict[str, str]:
     """Return what the table says of each name."""
     rows = ca.table(pki, now or datetime.now(timezone.utc))[1:-1]
     return {row.split()[1]: row[66:] for row in rows}
 
+
 # Create and issue ---------------------------------------------------------------------------------
 
+
 def test_a_new_authority_has_a_first_list_and_issues_what_is_trusted(pki: Path) -> None:
-    assert sorted(tree(pki)) == sorted([
-        "revocation_list.json", "ca", *(str(Path("ca") / name) for name in (
-            "authority.json", "issued", "number", "private_key.pem", "revoked"))])
+    assert sorted(tree(pki)) == sorted(
+        [
+            "revocation_list.json",
+            "ca",
+            *(
+                str(Path("ca") / name)
+                for name in ("authority.json", "issued", "number", "private_key.pem", "revoked")
+            ),
+        ]
+    )
     trust = load_trust(pki / "ca")
     first = trust.revocation_list()
     assert (first.issuer, first.number, first.revoked) == ("test-ca", 1, frozenset())
@@ -82,6 +105,7 @@ def test_a_new_authority_has_a_first_list_and_issues_what_is_trusted(pki: Path) 
         assert load_trust(pki / name).check(made.encoded, role) == made
         assert (pki / "ca" / "issued" / f"{made.serial}.json").read_bytes() == made.encoded
 
+
 @posix_only
 def test_keys_and_the_authority_are_for_their_owner_alone(pki: Path) -> None:
     ca.issue(pki, "phone", Role.DEVICE)
@@ -90,14 +114,17 @@ def test_keys_and_the_authority_are_for_their_owner_alone(pki: Path) -> None:
     for folder in (pki / "ca", pki / "phone"):
         assert (folder / "private_key.pem").stat().st_mode & 0o777 == 0o600
 
+
 def test_every_key_is_a_new_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     ca.create(tmp_path / "pki")
     made = [ca.issue(tmp_path / "pki", name, Role.DEVICE) for name in ("one", "two")]
     authority = load_trust(tmp_path / "pki" / "ca").authority
-    assert len({public_pem(key) for key in (made[0].public_key, made[1].public_key,
-                                            authority)}) == 3
+    assert (
+        len({public_pem(key) for key in (made[0].public_key, made[1].public_key, authority)}) == 3
+    )
     assert made[0].serial != made[1].serial
+
 
 def test_certificates_of_two_authorities_of_one_name_do_not_mix(tmp_path: Path) -> None:
     for name in ("a", "b"):
@@ -106,25 +133,32 @@ def test_certificates_of_two_authorities_of_one_name_do_not_mix(tmp_path: Path) 
     with pytest.raises(UntrustedCertificate):
         load_trust(tmp_path / "b" / "ca").check(made.encoded, Role.DEVICE)
 
+
 def test_what_exists_is_never_replaced(pki: Path) -> None:
     ca.issue(pki, "phone", Role.DEVICE)
     before = tree(pki)
-    for attempt in (lambda: ca.create(pki), lambda: ca.issue(pki, "phone", Role.DEVICE),
-                    lambda: ca.issue(pki, "ca", Role.DEVICE),
-                    lambda: ca.issue(pki, "revocation_list.json", Role.DEVICE)):
+    for attempt in (
+        lambda: ca.create(pki),
+        lambda: ca.issue(pki, "phone", Role.DEVICE),
+        lambda: ca.issue(pki, "ca", Role.DEVICE),
+        lambda: ca.issue(pki, "revocation_list.json", Role.DEVICE),
+    ):
         with pytest.raises(UserError, match="it exists already"):
             attempt()
     assert tree(pki) == before
 
+
 @pytest.mark.parametrize("name", ["", "..", ".x", "a/b", "../x", "/x", "a b", "\xe9", "x" * 65])
-def test_a_name_that_is_none_is_refused_before_anything_is_made(tmp_path: Path, pki: Path,
-                                                                name: str) -> None:
+def test_a_name_that_is_none_is_refused_before_anything_is_made(
+    tmp_path: Path, pki: Path, name: str
+) -> None:
     before = tree(tmp_path)
     with pytest.raises(UserError, match="common name"):
         ca.issue(pki, name, Role.DEVICE)
     with pytest.raises(UserError, match="common name"):
         ca.create(tmp_path / "other", name)
     assert tree(tmp_path) == before
+
 
 def test_two_that_issue_at_once_both_succeed_or_one_is_refused(pki: Path) -> None:
     outcomes: list[str] = []
@@ -145,7 +179,9 @@ def test_two_that_issue_at_once_both_succeed_or_one_is_refused(pki: Path) -> Non
     assert len(ca.issued_certificates(pki)) == 2
     assert not list(pki.rglob("*.partial"))
 
+
 # Revoke and refresh -------------------------------------------------------------------------------
+
 
 def test_a_revoked_certificate_is_refused_at_once_by_who_runs_already(pki: Path) -> None:
     phone, other = (ca.issue(pki, name, Role.DEVICE) for name in ("phone", "other"))
@@ -158,6 +194,7 @@ def test_a_revoked_certificate_is_refused_at_once_by_who_runs_already(pki: Path)
     trust.check(other.encoded, Role.DEVICE)
     assert ca.revoke(pki, other.serial).revoked == {phone.serial, other.serial}
 
+
 def test_a_refreshed_list_keeps_what_was_revoked_and_has_the_next_number(pki: Path) -> None:
     phone = ca.issue(pki, "phone", Role.DEVICE)
     ca.revoke(pki, "phone")
@@ -165,6 +202,7 @@ def test_a_refreshed_list_keeps_what_was_revoked_and_has_the_next_number(pki: Pa
     assert (latest.number, latest.revoked) == (3, frozenset([phone.serial]))
     assert latest.next_update - latest.this_update == 30 * DAY
     assert (pki / "revocation_list.json").read_bytes() == latest.encoded
+
 
 def test_a_lost_or_older_list_in_the_folder_does_not_turn_the_number_back(pki: Path) -> None:
     older = (pki / "revocation_list.json").read_bytes()
@@ -176,6 +214,7 @@ def test_a_lost_or_older_list_in_the_folder_does_not_turn_the_number_back(pki: P
     (pki / "ca" / "number").unlink()
     assert ca.refresh(pki).number == 5, "one of the two is enough"
 
+
 def test_what_cannot_be_revoked_is_said_and_no_list_is_made(pki: Path) -> None:
     serials = [ca.issue(pki, "phone", Role.DEVICE).serial]
     (pki / "phone").rename(pki / "phone-1")
@@ -183,13 +222,18 @@ def test_what_cannot_be_revoked_is_said_and_no_list_is_made(pki: Path) -> None:
     ca.issue(pki, "gone", Role.DEVICE)
     ca.revoke(pki, "gone")
     before = tree(pki)
-    for who, reason in (("nobody", "no certificate"), ("0" * 16, "no certificate"),
-                        ("gone", "revoked already"), ("phone", f"serials.*{serials[0]}"),
-                        ("phone", f"serials.*{serials[1]}")):
+    for who, reason in (
+        ("nobody", "no certificate"),
+        ("0" * 16, "no certificate"),
+        ("gone", "revoked already"),
+        ("phone", f"serials.*{serials[0]}"),
+        ("phone", f"serials.*{serials[1]}"),
+    ):
         with pytest.raises(UserError, match=reason):
             ca.revoke(pki, who)
     assert tree(pki) == before
     assert ca.revoke(pki, serials[1]).number == 3
+
 
 def test_two_do_not_make_a_list_at_once(pki: Path) -> None:
     ca.issue(pki, "phone", Role.DEVICE)
@@ -203,13 +247,17 @@ def test_two_do_not_make_a_list_at_once(pki: Path) -> None:
     ca.revoke(pki, "phone")
     assert not (pki / "ca" / "lock").exists()
 
+
 # Interrupted --------------------------------------------------------------------------------------
+
 
 class Interrupter:
     """Presses Ctrl-C before or after the nth thing that is written."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, at: int, after: bool) -> None:
-        self.left, self.after, self.struck = at, after, False
+        self.left = at
+        self.after = after
+        self.struck = False
         for name in ("write_whole", "write_private"):
             monkeypatch.setattr(ca, name, self.wrap(getattr(ca, name)))
         monkeypatch.setattr("shutil.copyfile", self.wrap(shutil.copyfile))
@@ -228,9 +276,11 @@ class Interrupter:
 
         return interrupted
 
+
 @pytest.mark.parametrize("at", range(1, 6))
-def test_an_interrupted_create_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-                                              at: int) -> None:
+def test_an_interrupted_create_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
     with monkeypatch.context() as patched:
         Interrupter(patched, at, after=False)
         with pytest.raises(KeyboardInterrupt):
@@ -238,9 +288,11 @@ def test_an_interrupted_create_leaves_nothing(tmp_path: Path, monkeypatch: pytes
     assert tree(tmp_path) == {}
     ca.create(tmp_path / "pki")
 
+
 @pytest.mark.parametrize("at", range(1, 6))
-def test_an_interrupted_issue_leaves_nothing(pki: Path, monkeypatch: pytest.MonkeyPatch,
-                                             at: int) -> None:
+def test_an_interrupted_issue_leaves_nothing(
+    pki: Path, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
     before = tree(pki)
     with monkeypatch.context() as patched:
         interrupter = Interrupter(patched, at, after=False)
@@ -250,8 +302,10 @@ def test_an_interrupted_issue_leaves_nothing(pki: Path, monkeypatch: pytest.Monk
     assert tree(pki) == before
     ca.issue(pki, "phone", Role.DEVICE)
 
+
 def test_an_interrupt_that_comes_too_late_leaves_all_of_it(
-        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pki = tmp_path / "pki"
     for make in (lambda: ca.create(pki), lambda: ca.issue(pki, "phone", Role.DEVICE)):
         with monkeypatch.context() as patched:
@@ -261,10 +315,12 @@ def test_an_interrupt_that_comes_too_late_leaves_all_of_it(
     serial = load_identity(pki / "phone", ask_passphrase).certificate.serial
     assert ca.revoke(pki, "phone").revoked == {serial}
 
+
 @pytest.mark.parametrize("after", [False, True])
 @pytest.mark.parametrize("at", range(1, 4))
-def test_an_interrupted_revoke_can_be_repeated(pki: Path, monkeypatch: pytest.MonkeyPatch,
-                                               at: int, after: bool) -> None:
+def test_an_interrupted_revoke_can_be_repeated(
+    pki: Path, monkeypatch: pytest.MonkeyPatch, at: int, after: bool
+) -> None:
     serial = ca.issue(pki, "phone", Role.DEVICE).serial
     trust = load_trust(pki / "phone")
     with monkeypatch.context() as patched:
@@ -281,7 +337,9 @@ def test_an_interrupted_revoke_can_be_repeated(pki: Path, monkeypatch: pytest.Mo
         ca.revoke(pki, "phone")
     assert serial in trust.revocation_list().revoked
 
+
 # The table ----------------------------------------------------------------------------------------
+
 
 def test_the_table_tells_what_became_of_each_certificate(pki: Path) -> None:
     now = datetime.now(timezone.utc)
@@ -293,11 +351,17 @@ def test_the_table_tells_what_became_of_each_certificate(pki: Path) -> None:
     (pki / "ca" / "revoked" / ".DS_Store").touch()
     (pki / "ca" / "issued" / "0123456789abcdef.json.1.partial").touch()
     ca.revoke(pki, "bad")
-    assert statuses(pki) == {"good": "valid", "old": "expired", "future": "not yet valid",
-                             "bad": "revoked", "x" * 18 + "..": "valid"}
+    assert statuses(pki) == {
+        "good": "valid",
+        "old": "expired",
+        "future": "not yet valid",
+        "bad": "revoked",
+        "x" * 18 + "..": "valid",
+    }
     lines = ca.table(pki, now)
     assert lines[-1].startswith("revocation list: number 2, next update 20")
     assert all(len(line) <= 79 for line in lines)
+
 
 def test_the_table_says_what_is_revoked_but_not_on_the_list_yet(pki: Path) -> None:
     """As after a power cut between the two; it can be revoked again then."""
@@ -307,29 +371,47 @@ def test_the_table_says_what_is_revoked_but_not_on_the_list_yet(pki: Path) -> No
     ca.revoke(pki, "phone")
     assert statuses(pki) == {"phone": "revoked"}
 
+
 def test_the_table_says_when_the_list_is_no_good(pki: Path) -> None:
     (pki / "revocation_list.json").write_bytes(b"nonsense" * 20)
     line = ca.table(pki, datetime.now(timezone.utc))[-1]
     assert line.startswith("revocation list: RevocationListUnusable")
     assert len(line) <= 79
 
+
 # The program --------------------------------------------------------------------------------------
 
-def test_the_commands_make_what_the_functions_make(tmp_path: Path,
-                                                   monkeypatch: pytest.MonkeyPatch,
-                                                   capsys: pytest.CaptureFixture[str]) -> None:
+
+def test_the_commands_make_what_the_functions_make(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     pki = tmp_path / "pki"
     run(monkeypatch, "create", pki, "--name", "school")
     run(monkeypatch, "issue", pki, "phone", "--role", "device", "--days", "2")
-    run(monkeypatch, "issue", pki, "home", "--role", "server",
-        "--not-before", "2020-01-31T12:00:00Z", "--not-after", "2021-01-31T12:00:00Z")
+    run(
+        monkeypatch,
+        "issue",
+        pki,
+        "home",
+        "--role",
+        "server",
+        "--not-before",
+        "2020-01-31T12:00:00Z",
+        "--not-after",
+        "2021-01-31T12:00:00Z",
+    )
     run(monkeypatch, "revoke", pki, "phone")
     run(monkeypatch, "refresh", pki, "--days", "9")
     run(monkeypatch, "list", pki)
-    phone, home = (parse_certificate((pki / name / "certificate.json").read_bytes())
-                   for name in ("phone", "home"))
+    phone, home = (
+        parse_certificate((pki / name / "certificate.json").read_bytes())
+        for name in ("phone", "home")
+    )
     assert (phone.issuer, phone.role, phone.not_after - phone.not_before) == (
-        "school", Role.DEVICE, 2 * DAY)
+        "school",
+        Role.DEVICE,
+        2 * DAY,
+    )
     assert (home.role, home.not_before.year, home.not_after.year) == (Role.SERVER, 2020, 2021)
     latest = parse_revocation_list((pki / "revocation_list.json").read_bytes())
     assert (latest.number, latest.revoked) == (3, frozenset([phone.serial]))
@@ -340,37 +422,44 @@ def test_the_commands_make_what_the_functions_make(tmp_path: Path,
     assert err == ""
     assert "PRIVATE" not in out
 
-@pytest.mark.parametrize(("flags", "reason"), [
-    ("", "required: command"),
-    ("frobnicate {pki}", "invalid choice"),
-    ("issue {pki} phone", "--role"),
-    ("issue {pki} phone --role authority", "--role: invalid choice"),
-    ("issue {pki} phone --role device --days 0", "--days: invalid positive value"),
-    ("issue {pki} phone --role device --days 999999999", "days are too many"),
-    ("issue {pki} phone --role device --days 99999999999999999999", "--days: invalid"),
-    ("issue {pki} phone --role device --not-after 2020-01-31", "--not-after: invalid moment"),
-    ("issue {pki} phone --role device --not-after 2020-01-31T12:00:00Z", "before it begins"),
-    ("issue {pki}/none phone --role device", "No such file"),
-    ("issue {pki}/ca/number phone --role device", "Not a directory"),
-    ("issue {pki}/ca/issued phone --role device", "authority.json: No such file"),
-    ("refresh {pki} --days -1", "--days: invalid positive value"),
-    ("refresh {pki} --days 999999999", "days are too many"),
-    ("refresh {pki}/ca", "No such file"),
-    ("revoke {pki} phone", "no certificate"),
-    ("revoke {pki}/none phone", "No such file"),
-    ("list {pki}/none", "No such file"),
-    ("create {pki}/no/where", "No such file"),
-    ("create {pki}/x --passphrase=secret", "ignored explicit argument"),
-])
-def test_a_wrong_command_says_why_and_changes_nothing(pki: Path, monkeypatch: pytest.MonkeyPatch,
-                                                      flags: str, reason: str) -> None:
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        ("", "required: command"),
+        ("frobnicate {pki}", "invalid choice"),
+        ("issue {pki} phone", "--role"),
+        ("issue {pki} phone --role authority", "--role: invalid choice"),
+        ("issue {pki} phone --role device --days 0", "--days: invalid positive value"),
+        ("issue {pki} phone --role device --days 999999999", "days are too many"),
+        ("issue {pki} phone --role device --days 99999999999999999999", "--days: invalid"),
+        ("issue {pki} phone --role device --not-after 2020-01-31", "--not-after: invalid moment"),
+        ("issue {pki} phone --role device --not-after 2020-01-31T12:00:00Z", "before it begins"),
+        ("issue {pki}/none phone --role device", "No such file"),
+        ("issue {pki}/ca/number phone --role device", "Not a directory"),
+        ("issue {pki}/ca/issued phone --role device", "authority.json: No such file"),
+        ("refresh {pki} --days -1", "--days: invalid positive value"),
+        ("refresh {pki} --days 999999999", "days are too many"),
+        ("refresh {pki}/ca", "No such file"),
+        ("revoke {pki} phone", "no certificate"),
+        ("revoke {pki}/none phone", "No such file"),
+        ("list {pki}/none", "No such file"),
+        ("create {pki}/no/where", "No such file"),
+        ("create {pki}/x --passphrase=secret", "ignored explicit argument"),
+    ],
+)
+def test_a_wrong_command_says_why_and_changes_nothing(
+    pki: Path, monkeypatch: pytest.MonkeyPatch, flags: str, reason: str
+) -> None:
     before = tree(pki)
     with pytest.raises(UserError, match=reason):
         run(monkeypatch, *flags.format(pki=pki).split())
     assert tree(pki) == before
 
-@pytest.mark.parametrize("name", ["issued/0000000000000000.json", "number", "authority.json",
-                                  "private_key.pem"])
+
+@pytest.mark.parametrize(
+    "name", ["issued/0000000000000000.json", "number", "authority.json", "private_key.pem"]
+)
 def test_a_spoilt_file_of_the_authority_is_named(pki: Path, name: str) -> None:
     ca.issue(pki, "phone", Role.DEVICE)
     (pki / "ca" / name).write_bytes(b"nonsense")
@@ -379,6 +468,7 @@ def test_a_spoilt_file_of_the_authority_is_named(pki: Path, name: str) -> None:
         ca.revoke(pki, "phone")
     assert not (pki / "ca" / "lock").exists()
 
+
 def test_a_key_of_another_authority_signs_nothing(tmp_path: Path, pki: Path) -> None:
     ca.create(tmp_path / "other")
     (tmp_path / "other" / "ca" / "private_key.pem").replace(pki / "ca" / "private_key.pem")
@@ -386,9 +476,13 @@ def test_a_key_of_another_authority_signs_nothing(tmp_path: Path, pki: Path) -> 
         with pytest.raises(UserError, match="does not fit"):
             attempt()
 
+
 def test_passphrases_are_typed_twice_when_made_and_once_when_used(
-        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, typed: list[str],
-        capsys: pytest.CaptureFixture[str]) -> None:
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    typed: list[str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     pki = tmp_path / "pki"
     typed[:] = ["for the ca", "for the ca"]
     run(monkeypatch, "create", pki, "--passphrase")
@@ -403,6 +497,7 @@ def test_passphrases_are_typed_twice_when_made_and_once_when_used(
     load_identity(pki / "phone", lambda prompt: "for the phone")
     assert "for the" not in capsys.readouterr().out
 
+
 def test_a_wrong_passphrase_changes_nothing(tmp_path: Path, typed: list[str]) -> None:
     pki = tmp_path / "pki"
     ca.create(pki, passphrase="correct horse")
@@ -413,18 +508,27 @@ def test_a_wrong_passphrase_changes_nothing(tmp_path: Path, typed: list[str]) ->
             attempt()
     assert tree(tmp_path) == before
 
-@pytest.mark.parametrize(("answers", "reason"), [
-    ([""], "1 to 1023 bytes"), (["x" * 1_024], "1 to 1023 bytes"), (["one", "two"], "different")])
-def test_a_bad_new_passphrase_makes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-                                            typed: list[str], answers: list[str],
-                                            reason: str) -> None:
+
+@pytest.mark.parametrize(
+    ("answers", "reason"),
+    [([""], "1 to 1023 bytes"), (["x" * 1_024], "1 to 1023 bytes"), (["one", "two"], "different")],
+)
+def test_a_bad_new_passphrase_makes_nothing(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    typed: list[str],
+    answers: list[str],
+    reason: str,
+) -> None:
     typed[:] = answers
     with pytest.raises(UserError, match=reason):
         run(monkeypatch, "create", tmp_path / "pki", "--passphrase")
     assert tree(tmp_path) == {}
 
-def test_a_passphrase_that_nobody_types_makes_nothing(tmp_path: Path,
-                                                      monkeypatch: pytest.MonkeyPatch) -> None:
+
+def test_a_passphrase_that_nobody_types_makes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def nobody(prompt: str) -> NoReturn:
         raise EOFError
 
@@ -433,12 +537,18 @@ def test_a_passphrase_that_nobody_types_makes_nothing(tmp_path: Path,
         run(monkeypatch, "create", tmp_path / "pki", "--passphrase")
     assert tree(tmp_path) == {}
 
+
 @pytest.mark.slow
 @posix_only
 def test_at_a_terminal_a_passphrase_is_not_shown_and_ctrl_c_makes_nothing(tmp_path: Path) -> None:
     pexpect = pytest.importorskip("pexpect")
-    create = ["-m", "companions.device_transfer.ca", "create", str(tmp_path / "pki"),
-              "--passphrase"]
+    create = [
+        "-m",
+        "companions.device_transfer.ca",
+        "create",
+        str(tmp_path / "pki"),
+        "--passphrase",
+    ]
     program = pexpect.spawn(sys.executable, create, cwd=str(ROOT), encoding="utf-8", timeout=30)
     program.expect("new passphrase for the key of .*: ")
     program.sendintr()
@@ -458,16 +568,22 @@ def test_at_a_terminal_a_passphrase_is_not_shown_and_ctrl_c_makes_nothing(tmp_pa
     assert "horse" not in shown
     assert "made" in shown
 
+
 # The rule -----------------------------------------------------------------------------------------
+
 
 def test_no_end_imports_the_authority() -> None:
     """A demo may: it plays all parts."""
     importers = set()
     for path in (ROOT / "companions").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-            names = ([node.module, *(f"{node.module}.{one.name}" for one in node.names)]
-                     if isinstance(node, ast.ImportFrom) else
-                     [one.name for one in node.names] if isinstance(node, ast.Import) else [])
+            names = (
+                [node.module, *(f"{node.module}.{one.name}" for one in node.names)]
+                if isinstance(node, ast.ImportFrom)
+                else [one.name for one in node.names]
+                if isinstance(node, ast.Import)
+                else []
+            )
             if "companions.device_transfer.ca" in names:
                 importers.add(path.stem)
     assert importers <= {"demo"}

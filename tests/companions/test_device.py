@@ -1,4 +1,5 @@
 """A device over real sockets: what it sends, what it refuses to send, and how its session ends."""
+
 from __future__ import annotations
 
 import os
@@ -18,47 +19,76 @@ from companions.asymmetric import PrivateKey
 from companions.channel import Channel
 from companions.device_transfer import device as device_module
 from companions.device_transfer.certificates import (
-    CertificateExpired, CertificateRevoked, RevocationListStale, UntrustedCertificate, WrongRole,
+    CertificateExpired,
+    CertificateRevoked,
+    RevocationListStale,
+    UntrustedCertificate,
+    WrongRole,
 )
 from companions.device_transfer.device import Device, explain, open_file
 from companions.device_transfer.options import Pace
 from companions.device_transfer.protocol import (
-    Kind, Message, PeerFailed, Session, UnexpectedKind,
+    Kind,
+    Message,
+    PeerFailed,
+    Session,
+    UnexpectedKind,
 )
 from companions.device_transfer.server import Server
 from endpoint import EndRequested, NoConnection, UserError
 from protocol_fsm import (
-    BadPayload, BadTag, ConnectionCut, DeadlineExpired, LocalError, ProtocolError, WrongPeer,
+    BadPayload,
+    BadTag,
+    ConnectionCut,
+    DeadlineExpired,
+    LocalError,
+    ProtocolError,
+    WrongPeer,
 )
 from tests.companions.helpers import SERVER, World
 from tests.companions.network import (
-    PATIENCE_S, Raw, Records, device_for, files_in, raw_server, serving,
+    PATIENCE_S,
+    Raw,
+    Records,
+    device_for,
+    files_in,
+    raw_server,
+    serving,
 )
 
 posix_only = pytest.mark.skipif(os.name != "posix", reason="pipes and names of POSIX")
+
 
 @pytest.fixture(scope="module")
 def world(keys: list[PrivateKey]) -> World:
     return World(keys)
 
+
 @pytest.fixture(scope="module")
-def party(world: World, tmp_path_factory: pytest.TempPathFactory
-          ) -> Iterator[tuple[Server, Records, Path]]:
+def party(
+    world: World, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Server, Records, Path]]:
     """A server for cases that only need one to be there."""
     folder = tmp_path_factory.mktemp("server") / "received"
     with serving(world, folder) as (server, records):
         yield server, records, folder
 
+
 def a_file(folder: Path, name: str = "door.png", content: bytes = b"picture") -> Path:
     (folder / name).write_bytes(content)
     return folder / name
 
+
 # What can be sent
 
-@pytest.mark.parametrize("text", [
-    "", "\n", "\0\x1b[2J\r\n\u202e", "z\u00fcrich \U0001f6aa", "x" * 65_536, "\u20ac" * 21_845])
-def test_any_text_of_up_to_65536_bytes_arrives(world: World, party: tuple[Server, Records, Path],
-                                               text: str) -> None:
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "\n", "\0\x1b[2J\r\n\u202e", "z\u00fcrich \U0001f6aa", "x" * 65_536, "\u20ac" * 21_845],
+)
+def test_any_text_of_up_to_65536_bytes_arrives(
+    world: World, party: tuple[Server, Records, Path], text: str
+) -> None:
     server, records, _ = party
     before = len(records.of("stored"))
     with device_for(world, server) as device:
@@ -66,47 +96,69 @@ def test_any_text_of_up_to_65536_bytes_arrives(world: World, party: tuple[Server
     assert (manifest.kind, manifest.size) == ("text", len(text.encode()))
     assert records.of("stored")[before].detail.text == text  # type: ignore[union-attr]
 
+
 NAMES = {  # what is sent, and what it becomes
-    "a b.png": "a b.png", "t\u00fcr \U0001f6aa": "t\u00fcr \U0001f6aa", "-rf.png": "_rf.png",
-    ".hidden": "_hidden", "n" * 255: "n" * 255, "\u00fc" * 127: "\u00fc" * 127,
-    "journal.jsonl": "_journal.jsonl", "nul.png": "_nul.png", "a?*<>|\".png": "a______.png"}
+    "a b.png": "a b.png",
+    "t\u00fcr \U0001f6aa": "t\u00fcr \U0001f6aa",
+    "-rf.png": "_rf.png",
+    ".hidden": "_hidden",
+    "n" * 255: "n" * 255,
+    "\u00fc" * 127: "\u00fc" * 127,
+    "journal.jsonl": "_journal.jsonl",
+    "nul.png": "_nul.png",
+    'a?*<>|".png': "a______.png",
+}
+
 
 @posix_only
 def test_a_file_arrives_under_its_name_or_one_that_every_system_takes(
-        world: World, party: tuple[Server, Records, Path], tmp_path: Path) -> None:
+    world: World, party: tuple[Server, Records, Path], tmp_path: Path
+) -> None:
     server, _, folder = party
     with device_for(world, server) as device:
         for name in NAMES:
             assert device.send_file(a_file(tmp_path, name, name.encode())).name == name
-    assert files_in(folder).items() >= {
-        stored: name.encode() for name, stored in NAMES.items()}.items()
+    assert (
+        files_in(folder).items()
+        >= {stored: name.encode() for name, stored in NAMES.items()}.items()
+    )
 
-def test_a_file_of_any_size_arrives(world: World, party: tuple[Server, Records, Path],
-                                    tmp_path: Path) -> None:
+
+def test_a_file_of_any_size_arrives(
+    world: World, party: tuple[Server, Records, Path], tmp_path: Path
+) -> None:
     server, _, folder = party
     with device_for(world, server, new_session=partial(Session, rekey_chunks=2)) as device:
         for size in (0, 1, 65_535, 65_536, 65_537, 3 * 65_536, 500_000):
-            told, content = list[int](), os.urandom(size)
+            told: list[int] = []
+            content = os.urandom(size)
             manifest = device.send_file(a_file(tmp_path, f"{size}.bin", content), told.append)
             assert files_in(folder)[f"{size}.bin"] == content
             assert sum(told) == manifest.size == size
 
-def test_items_are_numbered_in_their_session(world: World,
-                                             party: tuple[Server, Records, Path]) -> None:
+
+def test_items_are_numbered_in_their_session(
+    world: World, party: tuple[Server, Records, Path]
+) -> None:
     with device_for(world, party[0]) as device:
         assert [device.send_text("x").number for _ in range(3)] == [0, 1, 2]
 
+
 # What cannot be sent, and disturbs nothing
+
 
 def directory(tmp: Path) -> Path:
     return tmp
 
+
 def missing(tmp: Path) -> Path:
     return tmp / "missing.png"
+
 
 def fifo(tmp: Path) -> Path:
     os.mkfifo(tmp / "pipe")
     return tmp / "pipe"
+
 
 def unix_socket(tmp: Path) -> Path:
     sock = socket.socket(socket.AF_UNIX)
@@ -114,30 +166,40 @@ def unix_socket(tmp: Path) -> Path:
         sock.bind(str(tmp / "s"))
     return tmp / "s"
 
+
 @posix_only
-@pytest.mark.parametrize(("make", "why"), [
-    (directory, "cannot read '.*': it is a folder"),
-    (missing, "cannot read '.*missing.png': No such file"),
-    (fifo, "cannot read '.*pipe': it is no file"),
-    (unix_socket, "cannot read '.*s': it is no file"),
-    (lambda tmp: Path("/dev/zero"), "cannot read '/dev/zero': it is no file"),
-    (lambda tmp: tmp / "a" / ("x" * 300), "cannot read"),
-    (lambda tmp: tmp / "a\0b" / "x", "cannot read"),
-    (lambda tmp: a_file(tmp, "two\nlines"), r"cannot send '.*two\\nlines': BadName"),
-    (lambda tmp: a_file(tmp, "col:on"), "cannot send '.*col:on': BadName"),
-    (lambda tmp: a_file(tmp, os.fsdecode(b"\xff")), "cannot send '.*: BadName"),
-])
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [
+        (directory, "cannot read '.*': it is a folder"),
+        (missing, "cannot read '.*missing.png': No such file"),
+        (fifo, "cannot read '.*pipe': it is no file"),
+        (unix_socket, "cannot read '.*s': it is no file"),
+        (lambda tmp: Path("/dev/zero"), "cannot read '/dev/zero': it is no file"),
+        (lambda tmp: tmp / "a" / ("x" * 300), "cannot read"),
+        (lambda tmp: tmp / "a\0b" / "x", "cannot read"),
+        (lambda tmp: a_file(tmp, "two\nlines"), r"cannot send '.*two\\nlines': BadName"),
+        (lambda tmp: a_file(tmp, "col:on"), "cannot send '.*col:on': BadName"),
+        (lambda tmp: a_file(tmp, os.fsdecode(b"\xff")), "cannot send '.*: BadName"),
+    ],
+)
 def test_what_is_no_file_is_refused_and_the_session_goes_on(
-        world: World, party: tuple[Server, Records, Path], tmp_path: Path,
-        make: Callable[[Path], Path], why: str) -> None:
+    world: World,
+    party: tuple[Server, Records, Path],
+    tmp_path: Path,
+    make: Callable[[Path], Path],
+    why: str,
+) -> None:
     with device_for(world, party[0]) as device:
         with pytest.raises(UserError, match=why) as caught:
             device.send_file(make(tmp_path))
         assert "\n" not in str(caught.value)
         device.send_text("still here")
 
-def test_a_file_that_may_not_be_read_is_refused(monkeypatch: pytest.MonkeyPatch,
-                                                tmp_path: Path) -> None:
+
+def test_a_file_that_may_not_be_read_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     def denied(*_: object) -> None:
         raise PermissionError(13, "Permission denied")
 
@@ -146,31 +208,43 @@ def test_a_file_that_may_not_be_read_is_refused(monkeypatch: pytest.MonkeyPatch,
     with pytest.raises(UserError, match=r"cannot read .*door.png': Permission denied"):
         open_file(path)
 
-@pytest.mark.parametrize(("text", "why"), [
-    ("x" * 65_537, "at most 65,536 bytes, and this 65,537"),
-    ("\u20ac" * 21_846, "at most 65,536 bytes"), ("\ud800", "half a character"),
-])
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("x" * 65_537, "at most 65,536 bytes, and this 65,537"),
+        ("\u20ac" * 21_846, "at most 65,536 bytes"),
+        ("\ud800", "half a character"),
+    ],
+)
 def test_a_text_that_is_none_is_refused_and_the_session_goes_on(
-        world: World, party: tuple[Server, Records, Path], text: str, why: str) -> None:
+    world: World, party: tuple[Server, Records, Path], text: str, why: str
+) -> None:
     with device_for(world, party[0]) as device:
         with pytest.raises(UserError, match=why):
             device.send_text(text)
         device.send_text("still here")
 
+
 # What changes on its way
+
 
 def shrink(path: Path) -> None:
     os.truncate(path, 70_000)
+
 
 def grow(path: Path) -> None:
     with path.open("ab") as file:
         file.write(b"x")
 
-@pytest.mark.parametrize(("change", "why"), [
-    (shrink, "'door.png': it has become shorter"), (grow, "'door.png': it has become longer")])
-def test_a_file_that_changes_its_size_ends_the_session(world: World, tmp_path: Path,
-                                                       change: Callable[[Path], None],
-                                                       why: str) -> None:
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [(shrink, "'door.png': it has become shorter"), (grow, "'door.png': it has become longer")],
+)
+def test_a_file_that_changes_its_size_ends_the_session(
+    world: World, tmp_path: Path, change: Callable[[Path], None], why: str
+) -> None:
     path = a_file(tmp_path, content=bytes(3 * 65_536))
     with serving(world, tmp_path / "received") as (server, records):
         with device_for(world, server) as device:
@@ -181,27 +255,39 @@ def test_a_file_that_changes_its_size_ends_the_session(world: World, tmp_path: P
         assert isinstance(records.ends()[0], PeerFailed)
     assert not files_in(tmp_path / "received")
 
+
 @posix_only
 def test_a_file_that_is_removed_on_its_way_still_arrives(
-        world: World, party: tuple[Server, Records, Path], tmp_path: Path) -> None:
+    world: World, party: tuple[Server, Records, Path], tmp_path: Path
+) -> None:
     path = a_file(tmp_path, "gone.bin", bytes(3 * 65_536))
     with device_for(world, party[0]) as device:
         device.send_file(path, lambda count: path.unlink(missing_ok=True))
     assert files_in(party[2])["gone.bin"] == bytes(3 * 65_536)
 
+
 def test_a_file_that_cannot_be_read_to_its_end_ends_the_session(
-        world: World, party: tuple[Server, Records, Path], tmp_path: Path,
-        monkeypatch: pytest.MonkeyPatch) -> None:
+    world: World,
+    party: tuple[Server, Records, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     class Broken:
         def read(self, count: int) -> bytes:
             raise OSError(5, "Input/output error")
 
     real = device_module.read_chunk
-    monkeypatch.setattr(device_module, "read_chunk", lambda content, left: real(
-        Broken(), left) if left < 65_536 else real(content, left))  # type: ignore[arg-type]
-    with pytest.raises(LocalError, match="cannot be read to its end: Input/output error"), \
-            device_for(world, party[0]) as device:
+    monkeypatch.setattr(
+        device_module,
+        "read_chunk",
+        lambda content, left: real(Broken(), left) if left < 65_536 else real(content, left),
+    )  # type: ignore[arg-type]
+    with (
+        pytest.raises(LocalError, match="cannot be read to its end: Input/output error"),
+        device_for(world, party[0]) as device,
+    ):
         device.send_file(a_file(tmp_path, content=bytes(100_000)))
+
 
 def test_whoever_follows_the_progress_may_break_it_off(world: World, tmp_path: Path) -> None:
     with serving(world, tmp_path / "received") as (server, records):
@@ -209,10 +295,13 @@ def test_whoever_follows_the_progress_may_break_it_off(world: World, tmp_path: P
             device.send_file(a_file(tmp_path), lambda count: 1 // 0)
         assert isinstance(records.ends()[0], PeerFailed)
 
+
 # Used wrongly
 
-def test_a_device_sends_only_inside_its_block(world: World,
-                                              party: tuple[Server, Records, Path]) -> None:
+
+def test_a_device_sends_only_inside_its_block(
+    world: World, party: tuple[Server, Records, Path]
+) -> None:
     device = device_for(world, party[0])
     with pytest.raises(LocalError, match="there is no session: a Device sends inside its `with`"):
         device.send_text("too early")
@@ -225,6 +314,7 @@ def test_a_device_sends_only_inside_its_block(world: World,
     with pytest.raises(LocalError, match="make another Device"), device:
         pytest.fail("entered again")
 
+
 def test_who_found_no_server_may_try_again(world: World, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         address = listener.getsockname()
@@ -236,28 +326,38 @@ def test_who_found_no_server_may_try_again(world: World, tmp_path: Path) -> None
         with device:
             device.send_text("there now")
 
+
 @pytest.mark.parametrize("host", ["a" * 70, "\0"])
 def test_no_such_host_is_no_connection(world: World, host: str) -> None:
-    with pytest.raises(NoConnection, match="no server at"), \
-            Device(world.device, world.trust(), SERVER, host, 1):
+    with (
+        pytest.raises(NoConnection, match="no server at"),
+        Device(world.device, world.trust(), SERVER, host, 1),
+    ):
         pytest.fail("connected")
 
+
 def test_no_such_port_is_no_connection(world: World) -> None:
-    with pytest.raises(NoConnection, match="no server at"), \
-            Device(world.device, world.trust(), SERVER, "127.0.0.1", 70_000):
+    with (
+        pytest.raises(NoConnection, match="no server at"),
+        Device(world.device, world.trust(), SERVER, "127.0.0.1", 70_000),
+    ):
         pytest.fail("connected")
+
 
 def test_a_server_cannot_be_a_device(world: World) -> None:
     with pytest.raises(UserError, match="certificate of server-1 is for a server, and a device"):
         Device(world.server, world.trust(), SERVER)
 
+
 # How it ends
+
 
 def test_an_exception_of_the_callers_is_told_as_a_failure(world: World, tmp_path: Path) -> None:
     with serving(world, tmp_path / "received") as (server, records):
         with pytest.raises(ZeroDivisionError), device_for(world, server):
             raise ZeroDivisionError
         assert isinstance(records.ends()[0], PeerFailed)
+
 
 @pytest.mark.parametrize("stage", ["idle", "sending", "leaving"])
 def test_a_request_to_end_is_told_as_a_failure(world: World, tmp_path: Path, stage: str) -> None:
@@ -271,14 +371,18 @@ def test_a_request_to_end_is_told_as_a_failure(world: World, tmp_path: Path, sta
                 device.send_text("no more")
         assert isinstance(records.ends()[0], PeerFailed)
 
+
 @pytest.mark.slow
 @pytest.mark.parametrize("is_asked", [False, True])
-def test_a_server_that_stops_reading_is_given_up(world: World, tmp_path: Path, is_asked: bool,
-                                                 monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_stops_reading_is_given_up(
+    world: World, tmp_path: Path, is_asked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In time, and sooner on request. In half a frame a FAIL would be taken for a part of it."""
     (path := tmp_path / "large.bin").touch()
     os.truncate(path, 40_000_000)
-    go_on, left, sent = threading.Event(), list[bytes](), list[int]()
+    go_on = threading.Event()
+    left: list[bytes] = []
+    sent: list[int] = []
 
     def play(raw: Raw) -> None:
         raw.answer_handshake()
@@ -302,7 +406,8 @@ def test_a_server_that_stops_reading_is_given_up(world: World, tmp_path: Path, i
     monkeypatch.setattr(Channel, "leave", leave_when_there_is_room)
     with raw_server(lambda: Session(world.server, world.trust()), play) as address:
         device = Device(world.device, world.trust(), SERVER, *address, timeout_s=PATIENCE_S)
-        asker, began = threading.Thread(target=ask_when_stalled), time.monotonic()
+        asker = threading.Thread(target=ask_when_stalled)
+        began = time.monotonic()
         with pytest.raises(EndRequested if is_asked else DeadlineExpired):  # noqa: PT012
             with device:
                 if is_asked:
@@ -315,6 +420,7 @@ def test_a_server_that_stops_reading_is_given_up(world: World, tmp_path: Path, i
             asker.join()
     assert {frame[4:10] for frame in frames_in(left[0])} == {b"<CHNK>"}
 
+
 def frames_in(stream: bytes) -> Iterator[bytes]:
     """Return whole frames, and the torn one at the end."""
     while len(stream) >= 10:
@@ -322,8 +428,9 @@ def frames_in(stream: bytes) -> Iterator[bytes]:
         yield stream[:size]
         stream = stream[size:]
 
+
 def test_a_wrong_acknowledgement_ends_the_session(world: World) -> None:
-    heard = list[Exception]()
+    heard: list[Exception] = []
 
     def play(raw: Raw) -> None:
         raw.answer_handshake()
@@ -334,26 +441,33 @@ def test_a_wrong_acknowledgement_ends_the_session(world: World) -> None:
         heard.append(caught.value)
 
     with raw_server(lambda: Session(world.server, world.trust()), play) as address:
-        with pytest.raises(BadPayload), \
-                Device(world.device, world.trust(), SERVER, *address) as device:
+        with (
+            pytest.raises(BadPayload),
+            Device(world.device, world.trust(), SERVER, *address) as device,
+        ):
             device.send_text("hello")
     assert heard
 
+
 def closes_at_once(raw: Raw) -> None:
     raw.socket.recv(1)
+
 
 def goes_while_receiving(raw: Raw) -> None:
     raw.answer_handshake()
     raw.until(Kind.CHUNK)
 
+
 def says_nothing(raw: Raw) -> None:
     while raw.socket.recv(65_536):
         pass
+
 
 def never_acknowledges(raw: Raw) -> None:
     raw.answer_handshake()
     raw.until(Kind.MANIFEST)
     says_nothing(raw)
+
 
 def fails(raw: Raw, then: Callable[[], object] = lambda: None) -> None:
     raw.answer_handshake()
@@ -362,8 +476,10 @@ def fails(raw: Raw, then: Callable[[], object] = lambda: None) -> None:
     then()
     says_nothing(raw)
 
+
 def test_a_failure_is_heard_before_the_next_chunk_is_sent(world: World, tmp_path: Path) -> None:
-    sent, has_failed = list[int](), threading.Event()
+    sent: list[int] = []
+    has_failed = threading.Event()
 
     def play(raw: Raw) -> None:
         fails(raw, has_failed.set)
@@ -373,53 +489,87 @@ def test_a_failure_is_heard_before_the_next_chunk_is_sent(world: World, tmp_path
         assert has_failed.wait(PATIENCE_S)
 
     with raw_server(lambda: Session(world.server, world.trust()), play) as address:
-        with pytest.raises(PeerFailed), \
-                Device(world.device, world.trust(), SERVER, *address) as device:
+        with (
+            pytest.raises(PeerFailed),
+            Device(world.device, world.trust(), SERVER, *address) as device,
+        ):
             device.send_file(a_file(tmp_path, content=bytes(10 * 65_536)), progress)
     assert len(sent) <= 1
+
 
 def talks_first(raw: Raw) -> None:
     raw.until(Kind.HELLO)
     raw.socket.sendall(b"\0\0\0\x5f<SECX>" + bytes(89))
     says_nothing(raw)
 
-@pytest.mark.parametrize(("play", "error", "sentence"), [
-    (closes_at_once, ConnectionCut, "closed the connection in the handshake, and never says why"),
-    (goes_while_receiving, ConnectionCut, "connection lost; .* may not have arrived"),
-    pytest.param(says_nothing, DeadlineExpired, "no answer in time", marks=pytest.mark.slow),
-    (never_acknowledges, DeadlineExpired, "no answer in time; .* may not have arrived"),
-    (fails, PeerFailed, "the server ended the session; its log says why"),
-    (talks_first, UnexpectedKind, "session ended: UnexpectedKind"),
-])
+
+@pytest.mark.parametrize(
+    ("play", "error", "sentence"),
+    [
+        (
+            closes_at_once,
+            ConnectionCut,
+            "closed the connection in the handshake, and never says why",
+        ),
+        (goes_while_receiving, ConnectionCut, "connection lost; .* may not have arrived"),
+        pytest.param(says_nothing, DeadlineExpired, "no answer in time", marks=pytest.mark.slow),
+        (never_acknowledges, DeadlineExpired, "no answer in time; .* may not have arrived"),
+        (fails, PeerFailed, "the server ended the session; its log says why"),
+        (talks_first, UnexpectedKind, "session ended: UnexpectedKind"),
+    ],
+)
 def test_a_server_that_fails_is_noticed_and_said(
-        world: World, tmp_path: Path, play: Callable[[Raw], None], error: type[ProtocolError],
-        sentence: str) -> None:
+    world: World,
+    tmp_path: Path,
+    play: Callable[[Raw], None],
+    error: type[ProtocolError],
+    sentence: str,
+) -> None:
     (path := tmp_path / "large.bin").touch()
     os.truncate(path, 10_000_000 if play is not never_acknowledges else 10)
     with raw_server(lambda: Session(world.server, world.trust()), play) as address:
-        device = Device(world.device, world.trust(), SERVER, *address,
-                        timeout_s=0.2 if error is DeadlineExpired else PATIENCE_S)
+        device = Device(
+            world.device,
+            world.trust(),
+            SERVER,
+            *address,
+            timeout_s=0.2 if error is DeadlineExpired else PATIENCE_S,
+        )
         with pytest.raises(error) as caught, device:
             device.send_file(path)
     assert re.search(sentence, explain(caught.value, device.session))
 
-@pytest.mark.parametrize(("error", "sentence"), [
-    (CertificateExpired("2026-01-01", "2026-01-31"), "the server's certificate is refused: Cert"),
-    (UntrustedCertificate(), "the server's certificate is refused: UntrustedCertificate"),
-    (WrongRole("server", "device"), "is refused: WrongRole: expected server, got device"),
-    (CertificateRevoked(None, "home"), "the server's certificate is refused: CertificateRevoked"),
-    (WrongPeer("home", "other"), "another server is there: WrongPeer: expected home, got other"),
-    (RevocationListStale(), "no certificate is accepted without a good revocation list: Revo"),
-    (BadTag(), "session ended: BadTag"),
-])
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (
+            CertificateExpired("2026-01-01", "2026-01-31"),
+            "the server's certificate is refused: Cert",
+        ),
+        (UntrustedCertificate(), "the server's certificate is refused: UntrustedCertificate"),
+        (WrongRole("server", "device"), "is refused: WrongRole: expected server, got device"),
+        (
+            CertificateRevoked(None, "home"),
+            "the server's certificate is refused: CertificateRevoked",
+        ),
+        (
+            WrongPeer("home", "other"),
+            "another server is there: WrongPeer: expected home, got other",
+        ),
+        (RevocationListStale(), "no certificate is accepted without a good revocation list: Revo"),
+        (BadTag(), "session ended: BadTag"),
+    ],
+)
 def test_each_end_has_its_sentence(world: World, error: ProtocolError, sentence: str) -> None:
     said = explain(error, world.session(world.device))
     assert sentence in said
     assert "\n" not in said
 
+
 def test_it_is_heard_with_many_descriptors(world: World, tmp_path: Path) -> None:
     """select() takes no descriptor above 1,023."""
-    files = list[int]()
+    files: list[int] = []
     try:
         while not files or files[-1] < 1_100:
             files.append(os.open(os.devnull, os.O_RDONLY))
@@ -428,14 +578,18 @@ def test_it_is_heard_with_many_descriptors(world: World, tmp_path: Path) -> None
             os.close(file)
         pytest.skip("the system does not give that many descriptors")
     try:
-        with serving(world, tmp_path / "received") as (server, _), \
-                device_for(world, server) as device:
+        with (
+            serving(world, tmp_path / "received") as (server, _),
+            device_for(world, server) as device,
+        ):
             device.send_text("hello")
     finally:
         for file in files:
             os.close(file)
 
+
 # The program, in this process
+
 
 @pytest.fixture
 def own(world: World, tmp_path: Path) -> Iterator[tuple[Server, Records]]:
@@ -443,78 +597,114 @@ def own(world: World, tmp_path: Path) -> Iterator[tuple[Server, Records]]:
     with serving(world, tmp_path / "received") as (server, records):
         yield server, records
 
+
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, world: World) -> Iterator[Callable[..., int]]:
     """Run `main` as the device of this world; port 1 is nobody's."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    monkeypatch.setattr(device_module, "load_party", lambda options, role: (
-        world.device, world.trust()))
+    monkeypatch.setattr(
+        device_module, "load_party", lambda options, role: (world.device, world.trust())
+    )
     monkeypatch.setattr(device_module, "start_log", lambda *_: None)
 
     def main(*arguments: object, port: int = 1) -> int:
-        monkeypatch.setattr(sys, "argv", ["device.py", "--identity", "x", "--port", str(port),
-                                          *map(str, arguments)])
+        monkeypatch.setattr(
+            sys, "argv", ["device.py", "--identity", "x", "--port", str(port), *map(str, arguments)]
+        )
         return device_module.main()
 
     yield main
     for number, handler in handlers.items():
         signal.signal(number, handler)
 
-def test_the_program_says_what_has_arrived(run: Callable[..., int], tmp_path: Path,
-                                           own: tuple[Server, Records],
-                                           capsys: pytest.CaptureFixture[str]) -> None:
+
+def test_the_program_says_what_has_arrived(
+    run: Callable[..., int],
+    tmp_path: Path,
+    own: tuple[Server, Records],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     long = a_file(tmp_path, "n" * 200 + ".png")
-    assert run("--to", SERVER, "--text", "", "--text", "hi\n", a_file(tmp_path), long,
-               port=own[0].address[1]) == 0
+    assert (
+        run(
+            "--to",
+            SERVER,
+            "--text",
+            "",
+            "--text",
+            "hi\n",
+            a_file(tmp_path),
+            long,
+            port=own[0].address[1],
+        )
+        == 0
+    )
     out, err = capsys.readouterr()
     assert out.splitlines() == [
-        f"session with {SERVER} begun", "text of 0 characters: acknowledged",
-        "text of 3 characters: acknowledged", "'door.png': 7 bytes acknowledged",
+        f"session with {SERVER} begun",
+        "text of 0 characters: acknowledged",
+        "text of 3 characters: acknowledged",
+        "'door.png': 7 bytes acknowledged",
         f"'{'n' * 33}..png': 7 bytes acknowledged",
-        "done: 4 sent and acknowledged"]
+        "done: 4 sent and acknowledged",
+    ]
     assert not err
 
-@pytest.mark.parametrize(("arguments", "why"), [
-    (["--to", SERVER], "there is nothing to send"),
-    (["--text", "x"], "required: --to"),
-    (["--to", "", "--text", "x"], "'' names no server"),
-    (["--to", "..", "--text", "x"], "'..' names no server"),
-    (["--to", f"{SERVER}\n", "--text", "x"], r"'server-1\\n' names no server"),
-    (["--to", SERVER, "missing.png"], "cannot read 'missing.png'"),
-    (["--to", SERVER, "--text", "x" * 65_537], "at most 65,536 bytes"),
-    (["--to", SERVER, "--text", "ok", "--text", "\udc80"], "half a character"),
-    (["--to", SERVER, "--timeout", "0", "--text", "x"], "--timeout: invalid"),
-    (["--to", SERVER, "--port", "70000", "--text", "x"], "--port: invalid"),
-])
-def test_misuse_is_found_before_anything_is_sent(run: Callable[..., int],
-                                                 monkeypatch: pytest.MonkeyPatch,
-                                                 arguments: list[str], why: str) -> None:
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (["--to", SERVER], "there is nothing to send"),
+        (["--text", "x"], "required: --to"),
+        (["--to", "", "--text", "x"], "'' names no server"),
+        (["--to", "..", "--text", "x"], "'..' names no server"),
+        (["--to", f"{SERVER}\n", "--text", "x"], r"'server-1\\n' names no server"),
+        (["--to", SERVER, "missing.png"], "cannot read 'missing.png'"),
+        (["--to", SERVER, "--text", "x" * 65_537], "at most 65,536 bytes"),
+        (["--to", SERVER, "--text", "ok", "--text", "\udc80"], "half a character"),
+        (["--to", SERVER, "--timeout", "0", "--text", "x"], "--timeout: invalid"),
+        (["--to", SERVER, "--port", "70000", "--text", "x"], "--port: invalid"),
+    ],
+)
+def test_misuse_is_found_before_anything_is_sent(
+    run: Callable[..., int], monkeypatch: pytest.MonkeyPatch, arguments: list[str], why: str
+) -> None:
     monkeypatch.setattr(Device, "__enter__", lambda device: pytest.fail("connected"))
     with pytest.raises(UserError, match=why):
         run(*arguments)
 
-def test_the_wrong_server_is_named(run: Callable[..., int], own: tuple[Server, Records],
-                                   capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("--to", "server-2", "--text", "x", port=own[0].address[1]) == 1
-    assert capsys.readouterr().err == ("device: another server is there: WrongPeer: expected "
-                                       f"server-2, got {SERVER}\n")
 
-def test_ctrl_c_ends_the_program_with_130(run: Callable[..., int], tmp_path: Path,
-                                          monkeypatch: pytest.MonkeyPatch,
-                                          capsys: pytest.CaptureFixture[str],
-                                          own: tuple[Server, Records]) -> None:
+def test_the_wrong_server_is_named(
+    run: Callable[..., int], own: tuple[Server, Records], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("--to", "server-2", "--text", "x", port=own[0].address[1]) == 1
+    assert capsys.readouterr().err == (
+        f"device: another server is there: WrongPeer: expected server-2, got {SERVER}\n"
+    )
+
+
+def test_ctrl_c_ends_the_program_with_130(
+    run: Callable[..., int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    own: tuple[Server, Records],
+) -> None:
     def pace(*_: object) -> Callable[[int], None]:
         return lambda count: signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(device_module, "Pace", pace)
     path = a_file(tmp_path, "c.bin", bytes(300_000))
     assert run("--to", SERVER, path, port=own[0].address[1]) == 130
-    assert capsys.readouterr().err == ("device: stopped; what was not acknowledged may not have "
-                                       "arrived\n")
+    assert capsys.readouterr().err == (
+        "device: stopped; what was not acknowledged may not have arrived\n"
+    )
     assert isinstance(own[1].ends()[0], PeerFailed)
 
+
 def test_progress_is_said_only_of_what_takes_long() -> None:
-    moments, said = iter([0.0, 1.9, 2.0, 2.0, 3.0, 4.5, 4.5]), list[str]()
+    moments = iter([0.0, 1.9, 2.0, 2.0, 3.0, 4.5, 4.5])
+    said: list[str] = []
     pace = Pace("x", 4_000_000, said.append, lambda: next(moments))
     for _ in range(4):
         pace(1_000_000)

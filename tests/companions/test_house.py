@@ -1,4 +1,5 @@
 """The rules of the house for companions: who may import whom, and how they read."""
+
 from __future__ import annotations
 
 import ast
@@ -6,16 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_house import imports_of
+from tests.test_house import imports_of, long_functions
 
 ROOT = Path(__file__).parent.parent.parent
 FOLDER = ROOT / "companions"
 MODULES = sorted(FOLDER.rglob("*.py"))
 COMPANIONS = {path.name for path in FOLDER.iterdir() if (path / "README.md").is_file()}
-CORE = sorted([*ROOT.glob("*.py"), *(ROOT / "classroom").rglob("*.py"),
-               *(ROOT / "bench").glob("*.py")])
+CORE = sorted(
+    [*ROOT.glob("*.py"), *(ROOT / "classroom").rglob("*.py"), *(ROOT / "bench").glob("*.py")]
+)
 # what no program of a companion imports
 LAB = {"attacks", "demo", "weakened", "matrix", "wire", "bench"}
+
 
 def modules_imported(path: Path) -> set[str]:
     """Return the dotted names of the modules that a file imports, wherever in it."""
@@ -27,9 +30,11 @@ def modules_imported(path: Path) -> set[str]:
             found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
     return found
 
+
 @pytest.mark.parametrize("path", CORE, ids=[str(path.relative_to(ROOT)) for path in CORE])
 def test_nothing_else_imports_a_companion(path: Path) -> None:
     assert "companions" not in imports_of(path)
+
 
 @pytest.mark.parametrize("path", MODULES, ids=[str(path.relative_to(FOLDER)) for path in MODULES])
 def test_no_companion_imports_another(path: Path) -> None:
@@ -38,6 +43,7 @@ def test_no_companion_imports_another(path: Path) -> None:
         parts = name.split(".")
         if parts[0] == "companions" and len(parts) > 1 and parts[1] in COMPANIONS:
             assert parts[1] == own, f"{path} imports {name}"
+
 
 @pytest.mark.parametrize("name", sorted(COMPANIONS))
 def test_no_program_can_reach_what_is_insecure(name: str) -> None:
@@ -50,6 +56,7 @@ def test_no_program_can_reach_what_is_insecure(name: str) -> None:
     imported = {node.module for node in top if isinstance(node, ast.ImportFrom)}
     assert f"companions.{name}.weakened" not in imported
 
+
 @pytest.mark.parametrize("path", MODULES, ids=[str(path.relative_to(FOLDER)) for path in MODULES])
 def test_modules_read_like_the_core(path: Path) -> None:
     text = path.read_text("utf-8")
@@ -59,7 +66,4 @@ def test_modules_read_like_the_core(path: Path) -> None:
     for node in ast.walk(tree):
         assert not isinstance(node, ast.Assert), "no assert guards a protocol"
         assert not (isinstance(node, ast.ExceptHandler) and node.type is None)
-        if isinstance(node, ast.FunctionDef) and node.name not in ("main", "__init__"):
-            docstring = ast.get_docstring(node, clean=False) or ""
-            length = (node.end_lineno or 0) - node.lineno - docstring.count("\n") - bool(docstring)
-            assert length <= 30, f"{node.name} has {length} lines"
+    assert not long_functions(tree)

@@ -2,6 +2,7 @@
 
 Often because they share a constant with the code; here stands what the document says.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -20,41 +21,61 @@ from companions.canonical import canonical, parse_canonical
 from companions.device_transfer import ca, certificates, options
 from companions.device_transfer import device as device_module
 from companions.device_transfer.certificates import (
-    MalformedCertificate, RevocationListRolledBack, RevocationListStale, parse_certificate,
+    MalformedCertificate,
+    RevocationListRolledBack,
+    RevocationListStale,
+    parse_certificate,
 )
 from companions.device_transfer.device import Device
 from companions.device_transfer.journal import Journal, shorten
 from companions.device_transfer.protocol import (
-    Kind, PeerFailed, Session, State, read_frame, write_frame,
+    Kind,
+    PeerFailed,
+    Session,
+    State,
+    read_frame,
+    write_frame,
 )
 from companions.device_transfer.server import Member, Server
 from companions.device_transfer.transfer import Announcement, Incoming, TooLarge
 from endpoint import EndRequested, UserError
 from protocol_fsm import (
-    BadPayload, ConnectionCut, DeadlineExpired, LocalError, ProtocolError, Status,
+    BadPayload,
+    ConnectionCut,
+    DeadlineExpired,
+    LocalError,
+    ProtocolError,
+    Status,
 )
 from tests.companions.helpers import NOW, SERVER, World
 from tests.test_programs import posix_only
+
 
 @pytest.fixture(scope="module")
 def world(keys: Sequence[PrivateKey]) -> World:
     return World(keys)
 
+
 # Certificates and lists ---------------------------------------------------------------------------
+
 
 def test_certificates_and_lists_are_signed_in_the_contexts_of_the_document(world: World) -> None:
     for encoded, members, context in (
-            (world.device.certificate.encoded, certificates.CERTIFICATE_MEMBERS, "certificate"),
-            (world.revocations, certificates.LIST_MEMBERS, "revocation list")):
+        (world.device.certificate.encoded, certificates.CERTIFICATE_MEMBERS, "certificate"),
+        (world.revocations, certificates.LIST_MEMBERS, "revocation list"),
+    ):
         said = parse_canonical(encoded, members)
         signature = bytes.fromhex(said.pop("signature"))
-        assert is_signed(world.keys[0].public_key(), f"device_transfer v1 {context}",
-                         canonical(said), signature)
+        assert is_signed(
+            world.keys[0].public_key(), f"device_transfer v1 {context}", canonical(said), signature
+        )
+
 
 def test_no_certificate_has_more_than_4096_bytes() -> None:
     with pytest.raises(MalformedCertificate) as caught:
         parse_certificate(bytes(4_097))
     assert caught.value.got == 4_097
+
 
 def test_a_stale_list_has_been_seen_all_the_same(keys: Sequence[PrivateKey]) -> None:
     world = World(keys)
@@ -66,13 +87,23 @@ def test_a_stale_list_has_been_seen_all_the_same(keys: Sequence[PrivateKey]) -> 
     with pytest.raises(RevocationListRolledBack):
         trust.revocation_list()
 
+
 # What is received ---------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize(("size", "is_taken"), [(65_536, True), (65_537, False)])
 def test_a_text_has_at_most_65536_bytes(world: World, size: int, is_taken: bool) -> None:
     with contextlib.nullcontext() if is_taken else pytest.raises(TooLarge):
-        Incoming(Announcement("text", "", size), limit_bytes=10**9, session=bytes(16), number=0,
-                 sender=world.device.certificate, recipient=SERVER, now=lambda: NOW)
+        Incoming(
+            Announcement("text", "", size),
+            limit_bytes=10**9,
+            session=bytes(16),
+            number=0,
+            sender=world.device.certificate,
+            recipient=SERVER,
+            now=lambda: NOW,
+        )
+
 
 @posix_only
 def test_a_journal_has_one_writer(tmp_path: Path) -> None:
@@ -86,29 +117,42 @@ def test_a_journal_has_one_writer(tmp_path: Path) -> None:
     first.close()
     Journal(tmp_path / "journal.jsonl").close()
 
-@pytest.mark.parametrize(("text", "shown"), [
-    ("0123456789", "0123456789"), ("01234567890", "0123..7890"), ("a" * 30 + ".png", "aaaa...png")])
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("0123456789", "0123456789"),
+        ("01234567890", "0123..7890"),
+        ("a" * 30 + ".png", "aaaa...png"),
+    ],
+)
 def test_a_long_name_is_shown_by_its_beginning_and_its_end(text: str, shown: str) -> None:
     assert shorten(text, 10) == shown
 
+
 # The authority ------------------------------------------------------------------------------------
+
 
 def test_a_record_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "ca" / "issued" / "0.json").mkdir(parents=True)
     with pytest.raises(UserError, match="cannot read"):
         ca.issued_certificates(tmp_path)
 
+
 @pytest.mark.parametrize("content", [None, b"", b"{}"])
-def test_without_a_list_that_is_any_good_nobody_is_revoked_yet(tmp_path: Path,
-                                                               content: bytes | None) -> None:
+def test_without_a_list_that_is_any_good_nobody_is_revoked_yet(
+    tmp_path: Path, content: bytes | None
+) -> None:
     """So that who has lost the list can revoke again, and has a new one."""
     if content is not None:
         (tmp_path / "revocation_list.json").write_bytes(content)
     assert ca._published(tmp_path) == (0, frozenset())
 
+
 def test_a_lock_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot make"):
         ca._locked(tmp_path / "nowhere").__enter__()
+
 
 def test_a_passphrase_is_text(monkeypatch: pytest.MonkeyPatch) -> None:
     def typed(prompt: str) -> str:
@@ -118,7 +162,9 @@ def test_a_passphrase_is_text(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="a passphrase is text"):
         options.ask_passphrase("passphrase: ")
 
+
 # The two programs ---------------------------------------------------------------------------------
+
 
 def test_who_was_sent_away_is_not_let_in_any_more(world: World, tmp_path: Path) -> None:
     """A stranger that had to make room, and ends its handshake before it has noticed."""
@@ -132,9 +178,11 @@ def test_who_was_sent_away_is_not_let_in_any_more(world: World, tmp_path: Path) 
         assert member.is_stranger
     server.close()
 
+
 @contextlib.contextmanager
 def device_of(world: World, talk: Callable[[Session, socket.socket], object]) -> Iterator[Device]:
     """Give a device whose server has the right keys, and after the handshake does as it likes."""
+
     def serve() -> None:
         with listener.accept()[0] as sock:
             sock.settimeout(5.0)
@@ -152,6 +200,7 @@ def device_of(world: World, talk: Callable[[Session, socket.socket], object]) ->
         yield Device(world.device, world.trust(), SERVER, *listener.getsockname()[:2])
         serving.join(5.0)
 
+
 def test_the_last_ack_is_one_of_nothing(world: World) -> None:
     def talk(session: Session, sock: socket.socket) -> None:
         session.open(read_frame(sock.recv))
@@ -160,6 +209,7 @@ def test_the_last_ack_is_one_of_nothing(world: World) -> None:
     with device_of(world, talk) as device, pytest.raises(BadPayload):
         with device:
             pass
+
 
 def test_a_wrong_ack_ends_the_session_at_once(world: World) -> None:
     def talk(session: Session, sock: socket.socket) -> None:
@@ -172,8 +222,10 @@ def test_a_wrong_ack_ends_the_session_at_once(world: World) -> None:
             device.send_text("all is well")
         assert device.session.state is State.ENDED
 
+
 def test_a_server_that_fails_is_heard_before_the_next_chunk(world: World, tmp_path: Path) -> None:
-    path, failed = tmp_path / "long.bin", threading.Event()
+    path = tmp_path / "long.bin"
+    failed = threading.Event()
     path.write_bytes(bytes(9 * 65_536))
     sent: list[int] = []
 
@@ -192,20 +244,27 @@ def test_a_server_that_fails_is_heard_before_the_next_chunk(world: World, tmp_pa
             device.send_file(path, progress)
     assert sent == [65_536]
 
-@pytest.mark.parametrize(("error", "code"), [
-    (ConnectionCut(False), 3), (DeadlineExpired(), 3), (PeerFailed(), 1), (BadPayload(), 1)])
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(ConnectionCut(False), 3), (DeadlineExpired(), 3), (PeerFailed(), 1), (BadPayload(), 1)],
+)
 def test_the_exit_code_tells_a_lost_connection_from_a_session_that_was_ended(
     world: World, monkeypatch: pytest.MonkeyPatch, error: ProtocolError, code: int
 ) -> None:
     assert main_that_fails(world, monkeypatch, error) == code
 
-def test_a_fault_of_our_own_side_is_the_users(world: World, monkeypatch: pytest.MonkeyPatch
-                                              ) -> None:
+
+def test_a_fault_of_our_own_side_is_the_users(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(UserError, match="it has become longer"):
         main_that_fails(world, monkeypatch, LocalError("it has become longer"))
 
+
 def main_that_fails(world: World, monkeypatch: pytest.MonkeyPatch, error: Exception) -> int:
     """Run the device's program, whose session ends with `error`."""
+
     def send_all(*arguments: object) -> None:
         raise error
 

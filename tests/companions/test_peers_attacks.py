@@ -1,4 +1,5 @@
 """The adversary of peer_messaging: every attack ends as it should, and shows that it can win."""
+
 from __future__ import annotations
 
 import json
@@ -20,7 +21,16 @@ from classroom.events import parse_events, runs_of
 from companions.asymmetric import PrivateKey
 from companions.peer_messaging import attacks, wire
 from companions.peer_messaging.attacks import (
-    ANSWER, ATTACKS, FIRST, SECOND, Lab, Outcome, Parts, forged, readable, taped,
+    ANSWER,
+    ATTACKS,
+    FIRST,
+    SECOND,
+    Lab,
+    Outcome,
+    Parts,
+    forged,
+    readable,
+    taped,
 )
 from companions.peer_messaging.identity import Identity, Trust
 from companions.peer_messaging.protocol import Kind
@@ -30,6 +40,7 @@ from endpoint import UserError
 ROOT = Path(__file__).parent.parent.parent
 PROGRAMS = ("node", "peer", "protocol", "identity")
 
+
 @pytest.fixture(scope="module", autouse=True)
 def people(keys: list[PrivateKey]) -> Iterator[dict[str, Identity]]:
     """Give the lab keys that are there already: to make its own takes long."""
@@ -38,10 +49,12 @@ def people(keys: list[PrivateKey]) -> Iterator[dict[str, Identity]]:
         patch.setattr(attacks, "people", lambda: people)
         yield people
 
+
 @pytest.fixture(autouse=True)
 def quiet() -> Iterator[None]:
     yield
     logging.disable(logging.NOTSET)
+
 
 @pytest.fixture(scope="module")
 def lab(people: dict[str, Identity]) -> Iterator[Lab]:
@@ -49,32 +62,39 @@ def lab(people: dict[str, Identity]) -> Iterator[Lab]:
     with Lab(lambda *_: None) as lab:
         yield lab
 
+
 def suffer(lab: Lab, name: str) -> Result:
     lab.suffer(ATTACKS[name])
     return judge(ATTACKS[name], lab)  # type: ignore[arg-type]  # it looks at no more
+
 
 def lost_without(rules: str, name: str) -> Result:
     """Run an attack on nodes that lack some rules."""
     with Lab(lambda *_: None, Parts(*without(rules.split(",")))) as lab:
         return suffer(lab, name)
 
+
 # Against the real thing ---------------------------------------------------------------------------
 
 QUICK = ("flip-text", "swap-texts", "replay-hello", "other-key", "junk")
+
 
 def check_attack(lab: Lab, name: str) -> None:
     result = suffer(lab, name)
     assert result.as_expected, result.words
     assert bool(result.won) <= bool(ATTACKS[name].noticed), "won, though something prevents it"
 
+
 @pytest.mark.parametrize("name", QUICK)
 def test_an_attack_is_met_by_the_error_it_names(lab: Lab, name: str) -> None:
     check_attack(lab, name)
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(ATTACKS.keys() - set(QUICK)))
 def test_every_other_attack_is_met_by_the_error_it_names(lab: Lab, name: str) -> None:
     check_attack(lab, name)
+
 
 def test_the_victims_live_a_whole_session_when_nobody_attacks(lab: Lab) -> None:
     def nothing(frames: object, lab: object) -> object:
@@ -86,9 +106,10 @@ def test_the_victims_live_a_whole_session_when_nobody_attacks(lab: Lab) -> None:
     assert [len(outcome.met[end]) for end in outcome.met] == [1, 1]
     assert [frame.message[0] for frame in lab.tape][:4] == [1, 2, 3, 4]
 
+
 @pytest.mark.slow
 def test_stolen_session_keys_open_that_session_and_no_other(lab: Lab) -> None:
-    stolen = dict[str, bytes]()
+    stolen: dict[str, bytes] = {}
 
     def steal(frames: object, lab: Lab) -> object:
         for frame in frames:  # type: ignore[attr-defined]
@@ -102,6 +123,7 @@ def test_stolen_session_keys_open_that_session_and_no_other(lab: Lab) -> None:
     assert stolen
     assert readable(taped(lab, Kind.TEXT), stolen) == "", "of another session"
 
+
 def test_goals_see_what_was_never_said_and_what_never_arrived() -> None:
     gap = Outcome({"client": ["a", "b"], "server": []}, {"client": [], "server": ["b"]})
     assert not forged(gap), "which is another goal's business"
@@ -112,15 +134,19 @@ def test_goals_see_what_was_never_said_and_what_never_arrived() -> None:
     assert "bob hears" in forged(turned)
     assert "alice believes" in forged(Outcome(confirmed={"client": [1], "server": []}))
 
+
 def test_a_harmed_bystander_is_a_result_that_is_wrong(
-        lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(lab, "wait", lambda *_: False)
     assert suffer(lab, "flip-tag").words == "a bystander was harmed"
     monkeypatch.undo()
     assert lab.wait(lambda: lab._told == lab.rounds, 5.0)
 
+
 def test_stories_fit_a_line() -> None:
     assert not [name for name, attack in ATTACKS.items() if len(attack.story) > 52]
+
 
 # Against weakened nodes ---------------------------------------------------------------------------
 
@@ -132,14 +158,17 @@ SHOWN = (  # rules, attack, what is won; all others stand in SECURITY.md
     ("memory,admission", "replay-hello", "bob gives up his session with alice"),
 )
 
+
 @pytest.mark.parametrize(("rules", "name", "won"), SHOWN[:1])
 def test_without_its_rules_an_attack_wins(rules: str, name: str, won: str) -> None:
     assert lost_without(rules, name).won == won
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("rules", "name", "won"), SHOWN[1:])
 def test_without_other_rules_other_attacks_win(rules: str, name: str, won: str) -> None:
     assert lost_without(rules, name).won == won
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize("element", ELEMENTS)
@@ -147,14 +176,17 @@ def test_without_one_rule_honest_sessions_still_work(element: str) -> None:
     with Lab(lambda *_: None, Parts(*without([element]))) as lab:
         assert lab.bystanders_go_on()
 
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["other-key", "stolen-identities", "stolen-memory", "forged-bye"])
 def test_what_the_document_leaves_out_lets_attacks_win(name: str) -> None:
     result = lost_without("documented", name)
     assert result.won, result.words
 
+
 def test_what_the_document_leaves_out_are_elements() -> None:
     assert not {*DOCUMENTED} - ELEMENTS.keys()
+
 
 def test_weakened_nodes_refuse_every_address_but_loopback(people: dict[str, Identity]) -> None:
     node = without([]).node
@@ -162,29 +194,44 @@ def test_weakened_nodes_refuse_every_address_but_loopback(people: dict[str, Iden
         with pytest.raises(UserError, match="loopback only"):
             node(people["alice"], Trust("bob"), at, host)
 
+
 def test_an_element_that_is_none_is_the_users_fault() -> None:
     with pytest.raises(UserError, match="there is no element nonsense"):
         without(["nonsense"])
 
+
 def test_the_program_cannot_reach_what_is_weakened() -> None:
     folder = ROOT / "companions" / "peer_messaging"
     for name in PROGRAMS:
-        assert not re.search(r"import.*weakened|weakened.*import",
-                             (folder / f"{name}.py").read_text("utf-8")), name
-    loaded = ("import companions.peer_messaging.attacks, sys; "
-              "print('companions.peer_messaging.weakened' in sys.modules)")
-    done = subprocess.run([sys.executable, "-c", loaded], cwd=ROOT, capture_output=True, text=True,
-                          timeout=60, check=True)
+        assert not re.search(
+            r"import.*weakened|weakened.*import", (folder / f"{name}.py").read_text("utf-8")
+        ), name
+    loaded = (
+        "import companions.peer_messaging.attacks, sys; "
+        "print('companions.peer_messaging.weakened' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", loaded],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
     assert done.stdout.strip() == "False", "attacks.py loads it only for --without"
 
+
 # The program --------------------------------------------------------------------------------------
+
 
 def run(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
     monkeypatch.setattr(sys, "argv", ["attacks.py", *words])
     return attacks.main()
 
+
 def test_the_program_tells_one_attack_in_detail(
-        monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run(monkeypatch, "swap-texts") == 0
     told = capsys.readouterr().out
     assert "swap-texts: The second text is delivered before the first." in told
@@ -193,16 +240,21 @@ def test_the_program_tells_one_attack_in_detail(
     assert re.search(r"^order +1 +1 +0 +0$", told, re.MULTILINE)
     assert max(map(len, told.splitlines())) <= 80
 
+
 @pytest.mark.slow
 def test_the_program_fails_when_an_attack_wins(
-        monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run(monkeypatch, "--json", "--without", "gap", "drop-text") == 1
     assert json.loads(capsys.readouterr().out)["won"] == "bob hears SECOND, and never FIRST"
 
+
 @pytest.mark.slow
 def test_the_event_log_and_its_page_are_those_of_the_core(
-        monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    log, page = tmp_path / "events.jsonl", tmp_path / "report.html"
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    log = tmp_path / "events.jsonl"
+    page = tmp_path / "report.html"
     assert run(monkeypatch, "--events", str(log), "flip-tag", "reflect") == 0
     flip, reflect = runs_of(parse_events(log.read_text("ascii"), "log")[0])
     assert [step.refused for step in flip.steps if step.kind == "changed"] == ["BadTag"]
@@ -212,8 +264,10 @@ def test_the_event_log_and_its_page_are_those_of_the_core(
     assert report.main(wire.WIRE) == 0
     assert "N-2" in page.read_text("utf-8")
 
+
 def message_of(kind: Kind) -> st.SearchStrategy[bytes]:
     return st.binary(max_size=900).map(lambda rest: bytes([kind]) + rest)
+
 
 @given(st.one_of(st.binary(max_size=200), *map(message_of, Kind)))
 def test_the_fields_of_a_message_are_all_of_its_bytes(message: bytes) -> None:
@@ -222,18 +276,31 @@ def test_the_fields_of_a_message_are_all_of_its_bytes(message: bytes) -> None:
     assert wire.describe(message).endswith(f", {len(message)} bytes")
     assert wire.framed(message).endswith(message)
 
+
 def test_fields_say_what_they_mean(lab: Lab) -> None:
     hello, reply, confirm = (frame.message for frame in lab.tape[:3])
     assert [field.name for field in wire.fields(hello)] == [
-        "kind", "version", "timestamp", "share", "public key", "signature"]
+        "kind",
+        "version",
+        "timestamp",
+        "share",
+        "public key",
+        "signature",
+    ]
     assert [len(field.content) for field in wire.fields(reply)] == [1, 1, 8, 32, 32, 451, 256]
     assert [(field.name, field.meaning) for field in wire.fields(confirm)][:4] == [
-        ("kind", "CONFIRM"), ("session", ""), ("sender", "0: INITIATOR"), ("sequence", "0")]
+        ("kind", "CONFIRM"),
+        ("session", ""),
+        ("sender", "0: INITIATOR"),
+        ("sequence", "0"),
+    ]
     assert re.fullmatch(r"20\d\d-\d\d-\d\dT.*Z", wire.fields(confirm)[4].meaning)
     assert wire.title(confirm) == "CONFIRM, number 0"
 
+
 def test_the_program_lists_attacks_and_knows_no_others(
-        monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run(monkeypatch, "--list") == 0
     listed = [re.split(r"\s+", line)[0] for line in capsys.readouterr().out.splitlines()]
     assert listed == [*ATTACKS]

@@ -1,4 +1,5 @@
 """Who a node is, and whom it takes for its peer."""
+
 from __future__ import annotations
 
 import hashlib
@@ -16,8 +17,17 @@ from Crypto.PublicKey import ECC, RSA
 
 from companions.asymmetric import PrivateKey, public_pem, write_private
 from companions.peer_messaging.identity import (
-    KEY_BYTES, Identity, IdentityChanged, Trust, UnknownPeer, UnusableKey, fingerprint_of, grouped,
-    known_peers, load_identity, remember,
+    KEY_BYTES,
+    Identity,
+    IdentityChanged,
+    Trust,
+    UnknownPeer,
+    UnusableKey,
+    fingerprint_of,
+    grouped,
+    known_peers,
+    load_identity,
+    remember,
 )
 from endpoint import UserError
 from protocol_fsm import ProtocolError, WrongPeer
@@ -27,14 +37,18 @@ from tests.test_programs import posix_only
 ROOT = Path(__file__).parent.parent.parent
 pytestmark = pytest.mark.usefixtures(ours_alone.__name__)
 
+
 @pytest.fixture(scope="module")
 def world(keys: Sequence[PrivateKey]) -> World:
     return World(keys)
 
+
 def never_asked(prompt: str) -> str:
     pytest.fail(f"nobody should be asked: {prompt}")
 
+
 # Identities ---------------------------------------------------------------------------------------
+
 
 def test_a_fingerprint_is_sha_256_of_the_pem_in_hex(keys: Sequence[PrivateKey]) -> None:
     for key in keys:
@@ -44,13 +58,16 @@ def test_a_fingerprint_is_sha_256_of_the_pem_in_hex(keys: Sequence[PrivateKey]) 
         assert who.fingerprint == hashlib.sha256(who.public_pem.encode()).hexdigest()
         assert who.fingerprint == fingerprint_of(who.public_pem)
 
+
 def test_people_read_a_fingerprint_in_groups_of_four() -> None:
     assert grouped("0123456789abcdef" * 4) == " ".join(["0123 4567 89ab cdef"] * 4)
+
 
 def test_an_identity_shows_no_key(world: World) -> None:
     assert repr(world.alice) == f"<Identity {world.alice.fingerprint[:16]}>"
     with pytest.raises(TypeError):
         pickle.dumps(world.alice)
+
 
 @posix_only
 def test_a_new_identity_is_its_owners_alone_and_stays(tmp_path: Path) -> None:
@@ -63,10 +80,12 @@ def test_a_new_identity_is_its_owners_alone_and_stays(tmp_path: Path) -> None:
     again, is_new = load_identity(folder, never_asked)
     assert (again.fingerprint, is_new) == (who.fingerprint, False)
 
+
 def test_a_folder_that_is_there_already_gets_a_key(tmp_path: Path) -> None:
     who, is_new = load_identity(tmp_path, never_asked)
     assert is_new
     assert load_identity(tmp_path, never_asked)[0].fingerprint == who.fingerprint
+
 
 @posix_only
 @pytest.mark.parametrize("mode", [0o604, 0o640, 0o660])
@@ -75,6 +94,7 @@ def test_a_key_that_others_can_read_is_not_used(world: World, tmp_path: Path, mo
     (tmp_path / "identity.pem").chmod(mode)
     with pytest.raises(UserError, match="chmod 600"):
         load_identity(tmp_path, never_asked)
+
 
 def test_an_encrypted_key_asks_for_its_passphrase(world: World, tmp_path: Path) -> None:
     write_private(tmp_path / "identity.pem", world.alice.private_key, "swordfish")
@@ -89,6 +109,7 @@ def test_an_encrypted_key_asks_for_its_passphrase(world: World, tmp_path: Path) 
     assert load_identity(tmp_path, ask)[0].fingerprint == world.alice.fingerprint
     assert all("identity.pem" in prompt for prompt in asked)
 
+
 def test_a_key_that_is_none_is_never_overwritten(tmp_path: Path) -> None:
     (tmp_path / "identity.pem").write_bytes(b"not a key")
     (tmp_path / "identity.pem").chmod(0o600)
@@ -96,15 +117,18 @@ def test_a_key_that_is_none_is_never_overwritten(tmp_path: Path) -> None:
         load_identity(tmp_path, never_asked)
     assert (tmp_path / "identity.pem").read_bytes() == b"not a key"
 
+
 @posix_only
 def test_a_link_that_leads_nowhere_is_no_reason_for_a_new_key(tmp_path: Path) -> None:
     (tmp_path / "identity.pem").symlink_to(tmp_path / "usb-stick" / "identity.pem")
     with pytest.raises(UserError, match="cannot read the key"):
         load_identity(tmp_path, never_asked)
 
+
 def test_a_folder_whose_name_is_too_long_is_told(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^cannot make .*identity\.pem: "):
         load_identity(tmp_path / ("a" * 300), never_asked)
+
 
 @pytest.mark.parametrize("inside", ["", "deeper"])
 def test_where_no_folder_can_be_there_is_no_identity(tmp_path: Path, inside: str) -> None:
@@ -112,7 +136,9 @@ def test_where_no_folder_can_be_there_is_no_identity(tmp_path: Path, inside: str
     with pytest.raises(UserError, match="cannot make"):
         load_identity(tmp_path / "file" / inside, never_asked)
 
+
 # Trust --------------------------------------------------------------------------------------------
+
 
 def refusal(trust: Trust, own: Identity, pem: bytes) -> ProtocolError:
     pinned = trust.pinned
@@ -121,17 +147,22 @@ def refusal(trust: Trust, own: Identity, pem: bytes) -> ProtocolError:
     assert trust.pinned == pinned, "what is refused leaves no trace"
     return caught.value
 
+
 def test_a_pinned_key_is_the_only_one(world: World) -> None:
     trust = Trust("bob", world.bob.fingerprint)
-    assert public_pem(trust.check(world.alice, world.bob.public_pem.encode())) \
-        == world.bob.public_pem
+    assert (
+        public_pem(trust.check(world.alice, world.bob.public_pem.encode())) == world.bob.public_pem
+    )
     error = refusal(trust, world.alice, world.mallory.public_pem.encode())
     assert type(error) is IdentityChanged
     assert (error.expected, error.got) == (
-        f"bob with {world.bob.fingerprint[:16]}", world.mallory.fingerprint[:16])
+        f"bob with {world.bob.fingerprint[:16]}",
+        world.mallory.fingerprint[:16],
+    )
     almost = world.bob.fingerprint[:-1] + ("0" if world.bob.fingerprint[-1] != "0" else "1")
     refused = refusal(Trust("bob", almost), world.alice, world.bob.public_pem.encode())
     assert type(refused) is IdentityChanged, "all 64 digits count"
+
 
 def test_the_first_key_is_taken_and_after_it_no_other(world: World) -> None:
     kept: list[str] = []
@@ -146,8 +177,10 @@ def test_the_first_key_is_taken_and_after_it_no_other(world: World) -> None:
     assert (trust.pinned, kept) == (world.bob.fingerprint, [world.bob.fingerprint])
     assert type(refusal(trust, world.alice, world.mallory.public_pem.encode())) is IdentityChanged
 
+
 def test_a_trust_that_nobody_keeps_is_one_too(world: World) -> None:
     assert Trust("bob").pin(world.bob.public_pem)
+
 
 def test_where_only_pinned_keys_are_taken_the_first_is_not(world: World) -> None:
     error = refusal(Trust("bob", first_use=False), world.alice, world.bob.public_pem.encode())
@@ -156,6 +189,7 @@ def test_where_only_pinned_keys_are_taken_the_first_is_not(world: World) -> None
     trust = Trust("bob", world.bob.fingerprint, first_use=False)
     assert trust.check(world.alice, world.bob.public_pem.encode())
 
+
 @pytest.mark.parametrize("pinned", ["", "alice", "bob"])
 def test_our_own_key_is_nobody_elses_whatever_is_pinned(world: World, pinned: str) -> None:
     names = {"": "", "alice": world.alice.fingerprint, "bob": world.bob.fingerprint}
@@ -163,26 +197,41 @@ def test_our_own_key_is_nobody_elses_whatever_is_pinned(world: World, pinned: st
         trust = Trust("bob", names[pinned], first_use=first_use)
         assert type(refusal(trust, world.alice, world.alice.public_pem.encode())) is WrongPeer
 
+
 def test_what_is_no_key_of_ours_is_unusable(world: World) -> None:
     pem = world.bob.public_pem
-    others = [RSA.generate(1_024).public_key().export_key("PEM") + b"\n",
-              ECC.generate(curve="P-256").public_key().export_key(format="PEM").encode(),
-              RSA.construct((RSA.import_key(pem).n, 3)).export_key("PEM") + b"\n"]
-    for bad in (b"", b"\xff" * 451, bytes(451), pem.encode()[:-1], pem.encode() + b"\n",
-                pem.replace("\n", "\r\n").encode(), pem.lower().encode(),
-                pem.replace("PUBLIC", "PRIVATE").encode(), *others):
+    others = [
+        RSA.generate(1_024).public_key().export_key("PEM") + b"\n",
+        ECC.generate(curve="P-256").public_key().export_key(format="PEM").encode(),
+        RSA.construct((RSA.import_key(pem).n, 3)).export_key("PEM") + b"\n",
+    ]
+    for bad in (
+        b"",
+        b"\xff" * 451,
+        bytes(451),
+        pem.encode()[:-1],
+        pem.encode() + b"\n",
+        pem.replace("\n", "\r\n").encode(),
+        pem.lower().encode(),
+        pem.replace("PUBLIC", "PRIVATE").encode(),
+        *others,
+    ):
         error = refusal(Trust("bob"), world.alice, bad)
         assert type(error) is UnusableKey, bad
         assert error.farewell == b""
     assert Trust("bob").check(world.alice, pem.encode())
 
+
 # The file -----------------------------------------------------------------------------------------
 
-ONE, TWO = "1" * 64, "0123456789abcdef" * 4
+ONE = "1" * 64
+TWO = "0123456789abcdef" * 4
+
 
 def test_no_file_knows_nobody(tmp_path: Path) -> None:
     assert known_peers(tmp_path / "known_peers") == {}
     assert known_peers(tmp_path / "nowhere" / "known_peers") == {}
+
 
 @posix_only
 def test_whom_we_remember_we_know(tmp_path: Path) -> None:
@@ -193,11 +242,13 @@ def test_whom_we_remember_we_know(tmp_path: Path) -> None:
     assert known_peers(path) == {"bob": ONE, "bob@home:5555": TWO}
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
+
 def test_whom_we_remember_has_a_line_of_its_own_whatever_an_editor_left(tmp_path: Path) -> None:
     path = tmp_path / "known_peers"
     path.write_text(f"bob {ONE}")
     remember(path, "carol", TWO)
     assert path.read_bytes() == f"bob {ONE}\ncarol {TWO}\n".encode()
+
 
 def test_a_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
     path = tmp_path / "known_peers"
@@ -205,34 +256,63 @@ def test_a_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
     remember(path, "carol", TWO)
     assert known_peers(path) == {"bob": ONE, "carol": TWO}
 
+
 def test_names_are_written_in_utf_8_whatever_the_locale(tmp_path: Path) -> None:
     path = tmp_path / "known_peers"
-    code = ("import sys; from pathlib import Path; from companions.peer_messaging import identity; "
-            "identity.remember(Path(sys.argv[1]), 'b\\xfcro \\u4f60', '1' * 64)")
-    subprocess.run([sys.executable, "-c", code, path], cwd=ROOT, check=True, timeout=60, env={
-        **os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"})
+    code = (
+        "import sys; from pathlib import Path; from companions.peer_messaging import identity; "
+        "identity.remember(Path(sys.argv[1]), 'b\\xfcro \\u4f60', '1' * 64)"
+    )
+    subprocess.run(
+        [sys.executable, "-c", code, path],
+        cwd=ROOT,
+        check=True,
+        timeout=60,
+        env={**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+    )
     assert path.read_bytes() == f"b\u00fcro \u4f60 {ONE}\n".encode()
+
 
 def test_whom_we_cannot_remember_is_told(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="No such file"):
         remember(tmp_path / "nowhere" / "known_peers", "bob", ONE)
+
 
 @pytest.mark.parametrize("name", ["b", "x" * 64, "büro", "[::1]:5555"])
 def test_a_name_is_1_to_64_letters_of_any_kind(tmp_path: Path, name: str) -> None:
     (tmp_path / "known_peers").write_text(f"{name} {TWO}", "utf-8")
     assert known_peers(tmp_path / "known_peers") == {name: TWO}
 
-@pytest.mark.parametrize("line", [
-    "bob", f" {TWO}", f"bob  {TWO}", f" bob {TWO}", f"bob {TWO} ", f"bob {TWO[:-1]}",
-    f"bob {TWO}0", f"bob {TWO.upper()}", f"bob\t{TWO}", f"bob {'g' * 64}", f"# bob {TWO}",
-    f"#bob {TWO}", f"a b {TWO}", f"{'x' * 65} {TWO}", f"alice {TWO}", f"alice {ONE}",
-    f"bob {TWO} alice {TWO}"])
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "bob",
+        f" {TWO}",
+        f"bob  {TWO}",
+        f" bob {TWO}",
+        f"bob {TWO} ",
+        f"bob {TWO[:-1]}",
+        f"bob {TWO}0",
+        f"bob {TWO.upper()}",
+        f"bob\t{TWO}",
+        f"bob {'g' * 64}",
+        f"# bob {TWO}",
+        f"#bob {TWO}",
+        f"a b {TWO}",
+        f"{'x' * 65} {TWO}",
+        f"alice {TWO}",
+        f"alice {ONE}",
+        f"bob {TWO} alice {TWO}",
+    ],
+)
 def test_a_line_that_is_not_a_name_and_a_fingerprint_is_named(tmp_path: Path, line: str) -> None:
     """Also a second line for a name: nobody shall have to guess which of the two counts."""
     path = tmp_path / "known_peers"
     path.write_text(f"alice {ONE}\n{line}\ncarol {ONE}\n", "utf-8")
     with pytest.raises(UserError, match="known_peers line 2 is not a new name and 64 hex digits"):
         known_peers(path)
+
 
 def test_empty_lines_are_skipped_and_counted(tmp_path: Path) -> None:
     path = tmp_path / "known_peers"
@@ -242,12 +322,15 @@ def test_empty_lines_are_skipped_and_counted(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="known_peers line 3 is not a new name and 64 hex digits"):
         known_peers(path)
 
+
 @posix_only
 @pytest.mark.parametrize("mode", [0o020, 0o002, 0o022])
 @pytest.mark.parametrize("name", ["alice", "alice/known_peers"])
-def test_what_others_can_write_says_nothing_about_anybody(tmp_path: Path, name: str, mode: int
-                                                          ) -> None:
-    path, own = tmp_path / "alice" / "known_peers", tmp_path / name
+def test_what_others_can_write_says_nothing_about_anybody(
+    tmp_path: Path, name: str, mode: int
+) -> None:
+    path = tmp_path / "alice" / "known_peers"
+    own = tmp_path / name
     path.parent.mkdir()
     path.write_text(f"bob {ONE}\n")
     own.chmod(own.stat().st_mode | 0o755)
@@ -260,6 +343,7 @@ def test_what_others_can_write_says_nothing_about_anybody(tmp_path: Path, name: 
     own.chmod(own.stat().st_mode & ~0o022)  # as the sentence says
     assert known_peers(path) == {"bob": ONE}
 
+
 @posix_only
 def test_a_folder_that_others_can_write_may_have_had_a_file_that_they_took(tmp_path: Path) -> None:
     (tmp_path / "alice").mkdir()
@@ -267,18 +351,23 @@ def test_a_folder_that_others_can_write_may_have_had_a_file_that_they_took(tmp_p
     with pytest.raises(UserError, match=r"others can write .*alice; make it yours"):
         known_peers(tmp_path / "alice" / "known_peers")
 
+
 PLACES = {
     "a link that leads nowhere": (lambda path: path.symlink_to("nowhere"), "No such file"),
     "a link that leads to itself": (lambda path: path.symlink_to(path), "Too many levels"),
     "a FIFO": (lambda path: os.mkfifo(path, 0o600), "it is no file"),
-    "a folder": (lambda path: path.mkdir(), "it is no file")}
+    "a folder": (lambda path: path.mkdir(), "it is no file"),
+}
+
 
 @posix_only
 @pytest.mark.parametrize("place", PLACES)
-def test_what_stands_in_the_place_of_the_file_is_refused_at_once(tmp_path: Path, place: str
-                                                                 ) -> None:
+def test_what_stands_in_the_place_of_the_file_is_refused_at_once(
+    tmp_path: Path, place: str
+) -> None:
     """It never means that nobody is known, and nobody waits for somebody to write into a FIFO."""
-    path, told = tmp_path / "known_peers", list[str]()
+    path = tmp_path / "known_peers"
+    told: list[str] = []
     make, why = PLACES[place]
     make(path)
 
@@ -295,11 +384,13 @@ def test_what_stands_in_the_place_of_the_file_is_refused_at_once(tmp_path: Path,
     assert told[0] == told[1]
     assert told[0].startswith(f"cannot read {path}: {why}")
 
+
 @posix_only
 def test_a_link_to_a_file_of_ours_will_do(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").write_text(f"bob {ONE}\n")
     (tmp_path / "known_peers").symlink_to(tmp_path / "elsewhere")
     assert known_peers(tmp_path / "known_peers") == {"bob": ONE}
+
 
 def test_what_we_know_already_is_not_written_again(tmp_path: Path) -> None:
     path = tmp_path / "known_peers"
@@ -307,6 +398,7 @@ def test_what_we_know_already_is_not_written_again(tmp_path: Path) -> None:
         remember(path, "bob", ONE)
     remember(path, "carol", ONE)
     assert path.read_text() == f"bob {ONE}\ncarol {ONE}\n"
+
 
 def test_who_has_a_key_gets_no_second_one(tmp_path: Path) -> None:
     """Two nodes with one folder, both before their first contact."""
@@ -316,12 +408,14 @@ def test_who_has_a_key_gets_no_second_one(tmp_path: Path) -> None:
         remember(path, "bob", TWO)
     assert path.read_text() == f"bob {ONE}\n"
 
+
 def test_a_file_that_cannot_be_read_is_told(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "latin").write_bytes(b"b\xfcro " + TWO.encode())
     for name in ("folder", "latin"):
         with pytest.raises(UserError, match=f"cannot read .*{name}"):
             known_peers(tmp_path / name)
+
 
 @posix_only
 @pytest.mark.skipif(os.name == "posix" and os.geteuid() == 0, reason="root reads everything")

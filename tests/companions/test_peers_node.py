@@ -1,4 +1,5 @@
 """The node on real sockets, and the flags of the program."""
+
 from __future__ import annotations
 
 import contextlib
@@ -20,7 +21,13 @@ from companions.peer_messaging.identity import Identity, Trust, grouped, known_p
 from companions.peer_messaging.node import Node, address_of, load_trust, main
 from companions.peer_messaging.peer import Event, Limits, Peer
 from companions.peer_messaging.protocol import (
-    CLEAR, MAX_MESSAGE, Kind, PeerLeft, Reason, Role, Session,
+    CLEAR,
+    MAX_MESSAGE,
+    Kind,
+    PeerLeft,
+    Reason,
+    Role,
+    Session,
 )
 from companions.peer_messaging.talk import MAX_UNSEEN, Talk
 from endpoint import NoConnection, UserError
@@ -32,10 +39,12 @@ LIMIT_S = 20.0
 QUICK = Limits(hello_s=0.05)
 pytestmark = pytest.mark.usefixtures(ours_alone.__name__)
 
+
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nodes notice at once that they are to end."""
     monkeypatch.setattr(module, "POLL_S", 0.01)
+
 
 @pytest.fixture(scope="module")
 def people(keys: Sequence[PrivateKey]) -> tuple[Identity, Identity]:
@@ -43,18 +52,28 @@ def people(keys: Sequence[PrivateKey]) -> tuple[Identity, Identity]:
     low, high = sorted(map(Identity, keys[:2]), key=lambda who: who.fingerprint)
     return high, low
 
+
 def free_port() -> int:
     with socket.create_server((HOST, 0)) as listener:
         return int(listener.getsockname()[1])
 
+
 class Party(Node):
     """A node that keeps what it tells."""
 
-    def __init__(self, own: Identity, peer: Identity, at: tuple[str, int], port: int = 0,
-                 host: str = HOST, limits: Limits = QUICK) -> None:
+    def __init__(
+        self,
+        own: Identity,
+        peer: Identity,
+        at: tuple[str, int],
+        port: int = 0,
+        host: str = HOST,
+        limits: Limits = QUICK,
+    ) -> None:
         self.told: queue.Queue[Event] = queue.Queue()
-        super().__init__(own, Trust("peer", peer.fingerprint), at, host, port, limits,
-                         tell=self.told.put)
+        super().__init__(
+            own, Trust("peer", peer.fingerprint), at, host, port, limits, tell=self.told.put
+        )
 
     def __enter__(self) -> Party:
         super().__enter__()
@@ -64,6 +83,7 @@ class Party(Node):
         while (event := self.told.get(timeout=LIMIT_S)).what != what:
             pass
         return event
+
 
 @contextlib.contextmanager
 def two_nodes(people: tuple[Identity, Identity], host: str = HOST) -> Iterator[tuple[Party, Party]]:
@@ -75,6 +95,7 @@ def two_nodes(people: tuple[Identity, Identity], host: str = HOST) -> Iterator[t
         two.wait_for("met")
         yield one, two
 
+
 class Raw:
     """Somebody who speaks ZeroMQ to a node, and whom it takes for its peer's inbox."""
 
@@ -84,7 +105,8 @@ class Raw:
         self.inbox.setsockopt(zmq.RCVTIMEO, int(1_000 * LIMIT_S))
         port = self.inbox.bind_to_random_port(f"tcp://{HOST}")
         self.node = Party(*people, (HOST, port), limits=Limits(hello_s=1_000.0))
-        self.own, self.peer = people[1], people[0]
+        self.own = people[1]
+        self.peer = people[0]
 
     def push(self, *messages: bytes | list[bytes]) -> None:
         """Drop messages into the node's inbox, over a connection of their own."""
@@ -110,6 +132,7 @@ class Raw:
         session.open(self.next_of(Kind.WELCOME))
         return session
 
+
 @pytest.fixture
 def raw(people: tuple[Identity, Identity]) -> Iterator[Raw]:
     raw = Raw(people)
@@ -117,7 +140,9 @@ def raw(people: tuple[Identity, Identity]) -> Iterator[Raw]:
         yield raw
     raw.context.destroy(0)
 
+
 # The node on sockets ------------------------------------------------------------------------------
+
 
 def test_two_nodes_meet_talk_both_ways_and_say_goodbye(people: tuple[Identity, Identity]) -> None:
     port = free_port()
@@ -132,6 +157,7 @@ def test_two_nodes_meet_talk_both_ways_and_say_goodbye(people: tuple[Identity, I
         assert isinstance(left, PeerLeft)
         assert left.reason is Reason.GOODBYE
 
+
 def test_what_is_said_too_early_waits(people: tuple[Identity, Identity]) -> None:
     port = free_port()
     with Party(*people, (HOST, port)) as one:
@@ -140,8 +166,10 @@ def test_what_is_said_too_early_waits(people: tuple[Identity, Identity]) -> None
             assert two.wait_for("text").text == "are you there?"
             one.wait_for("receipt")
 
+
 def test_the_first_hello_leaves_as_soon_as_there_is_a_connection(raw: Raw) -> None:
     assert raw.next_of(Kind.HELLO)  # else the next would come after 1,000 s
+
 
 ANYTHING: dict[str, list[bytes | list[bytes]]] = {
     "nothing at all": [b""],
@@ -152,6 +180,7 @@ ANYTHING: dict[str, list[bytes | list[bytes]]] = {
     "the most that fits": [bytes([Kind.TEXT]) * MAX_MESSAGE],
 }
 
+
 @pytest.mark.parametrize("name", ANYTHING)
 def test_a_node_survives_anything_in_its_inbox(raw: Raw, name: str) -> None:
     raw.push(*ANYTHING[name])
@@ -160,6 +189,7 @@ def test_a_node_survives_anything_in_its_inbox(raw: Raw, name: str) -> None:
     raw.push(session.seal(Kind.TEXT, b"still there?"))
     assert session.open(raw.next_of(Kind.RECEIPT)).kind is Kind.RECEIPT
     assert raw.node.wait_for("text").text == "still there?"
+
 
 def test_a_message_in_parts_is_none_however_good_its_parts(raw: Raw) -> None:
     hello = raw.session().seal(Kind.HELLO)
@@ -173,6 +203,7 @@ def test_a_message_in_parts_is_none_however_good_its_parts(raw: Raw) -> None:
     raw.push(text)
     assert raw.node.wait_for("text").text == "x"
 
+
 def test_what_is_too_long_is_not_even_read(raw: Raw) -> None:
     session = raw.meet()
     raw.node.wait_for("met")
@@ -183,21 +214,26 @@ def test_what_is_too_long_is_not_even_read(raw: Raw) -> None:
     assert [raw.node.told.get_nowait().what for _ in range(2)] == ["text", "text"]
     assert raw.node.told.empty(), "libzmq has dropped it, and closed the connection"
 
+
 def test_a_taken_port_is_a_sentence(people: tuple[Identity, Identity]) -> None:
     with socket.create_server((HOST, 0)) as listener:
         port = listener.getsockname()[1]
         with pytest.raises(NoConnection, match=rf"^cannot listen on {HOST} port {port}: .*in use"):
             Party(*people, (HOST, 1), port)
 
+
 @pytest.mark.parametrize("where", [{"host": "a" * 70}, {"at": ("a" * 70, 1)}])
-def test_a_host_that_there_is_not_is_a_sentence(people: tuple[Identity, Identity],
-                                                where: dict[str, Any]) -> None:
+def test_a_host_that_there_is_not_is_a_sentence(
+    people: tuple[Identity, Identity], where: dict[str, Any]
+) -> None:
     with pytest.raises(UserError, match=r"^there is no host named 'aaa"):
         Party(*people, **{"at": (HOST, 1), **where})
+
 
 def test_a_node_may_have_a_name(people: tuple[Identity, Identity]) -> None:
     with two_nodes(people, "localhost") as (one, _):
         assert one.address == ("localhost", one.address[1])
+
 
 def test_of_several_addresses_ipv4_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     six = (socket.AF_INET6, socket.SOCK_STREAM, 6, "", ("::1", 0, 0, 0))
@@ -206,17 +242,25 @@ def test_of_several_addresses_ipv4_is_taken(monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setattr(socket, "getaddrinfo", lambda *_, found=found, **__: found)
         assert address_of("somewhere") == wanted
 
+
 def test_nothing_waits_in_the_outbox_for_a_peer_who_is_not_there(
-        people: tuple[Identity, Identity]) -> None:
-    began, port = threading.Semaphore(0), free_port()
+    people: tuple[Identity, Identity],
+) -> None:
+    began = threading.Semaphore(0)
+    port = free_port()
 
     class Counting(Peer):
         def _begin(self, now: float) -> bytes:
             began.release()
             return super()._begin(now)
 
-    with Node(people[0], Trust("peer"), (HOST, port), limits=Limits(hello_s=0.01),
-              new_peer=Counting), zmq.Context() as context, context.socket(zmq.PULL) as inbox:
+    with (
+        Node(
+            people[0], Trust("peer"), (HOST, port), limits=Limits(hello_s=0.01), new_peer=Counting
+        ),
+        zmq.Context() as context,
+        context.socket(zmq.PULL) as inbox,
+    ):
         for _ in range(4):
             assert began.acquire(timeout=LIMIT_S)
         inbox.setsockopt(zmq.RCVTIMEO, int(1_000 * LIMIT_S))
@@ -224,6 +268,7 @@ def test_nothing_waits_in_the_outbox_for_a_peer_who_is_not_there(
         inbox.bind(f"tcp://{HOST}:{port}")
         _, _, timestamp = CLEAR.unpack_from(inbox.recv())
         assert timestamp >= before_ms - 1, "it was made after there was somebody to take it"
+
 
 def test_ipv6_works_too(people: tuple[Identity, Identity], monkeypatch: pytest.MonkeyPatch) -> None:
     with contextlib.suppress(OSError), socket.create_server(("::1", 0), family=socket.AF_INET6):
@@ -233,11 +278,14 @@ def test_ipv6_works_too(people: tuple[Identity, Identity], monkeypatch: pytest.M
         return
     pytest.skip("there is no IPv6 here")
 
+
 class Broken(Exception):
     pass
 
+
 def test_an_error_in_the_nodes_own_thread_is_raised_to_whoever_uses_it(
-        people: tuple[Identity, Identity]) -> None:
+    people: tuple[Identity, Identity],
+) -> None:
     def tell(event: Event) -> None:
         raise Broken(event.what)
 
@@ -251,8 +299,10 @@ def test_an_error_in_the_nodes_own_thread_is_raised_to_whoever_uses_it(
                     raises()
     assert one._context.closed
 
-def test_a_peer_that_cannot_be_remembered_ends_the_node(people: tuple[Identity, Identity],
-                                                        tmp_path: Path) -> None:
+
+def test_a_peer_that_cannot_be_remembered_ends_the_node(
+    people: tuple[Identity, Identity], tmp_path: Path
+) -> None:
     trust = load_trust(tmp_path / "gone" / "known_peers", "bob", "", pinned_only=False)
     port = free_port()
     one = Node(people[0], trust, (HOST, port), limits=QUICK)
@@ -260,16 +310,20 @@ def test_a_peer_that_cannot_be_remembered_ends_the_node(people: tuple[Identity, 
         with pytest.raises(UserError, match=r"^cannot write .*known_peers: No such file"), one:
             one._thread.join(LIMIT_S)
 
-def test_an_error_of_the_user_comes_before_one_of_the_node(people: tuple[Identity, Identity]
-                                                           ) -> None:
+
+def test_an_error_of_the_user_comes_before_one_of_the_node(
+    people: tuple[Identity, Identity],
+) -> None:
     one = Node(people[0], Trust("peer"), (HOST, 1))
     one._failure = Broken()
     with pytest.raises(KeyError), one:
         raise KeyError
 
+
 # Flags, and known_peers ---------------------------------------------------------------------------
 
 PRINT = "0123456789abcdef" * 4
+
 
 def test_a_pin_is_written_down_and_holds(tmp_path: Path) -> None:
     known = tmp_path / "known_peers"
@@ -282,6 +336,7 @@ def test_a_pin_is_written_down_and_holds(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"line 1 of .*known_peers has another key for bob"):
         load_trust(known, "bob", "f" * 64, pinned_only=False)
 
+
 def test_who_is_unknown_is_taken_the_first_time_unless_told_otherwise(tmp_path: Path) -> None:
     known = tmp_path / "known_peers"
     trust = load_trust(known, "bob", "", pinned_only=False)
@@ -289,24 +344,32 @@ def test_who_is_unknown_is_taken_the_first_time_unless_told_otherwise(tmp_path: 
     with pytest.raises(UserError, match="add --pin"):
         load_trust(known, "bob", "", pinned_only=True)
 
+
 GOOD = ["--peer", "bob", "--at", "127.0.0.1:5556"]
 
-@pytest.mark.parametrize(("words", "why"), [
-    (["a"], "required: --peer, --at"), (GOOD, "required: FOLDER"),
-    (["a", *GOOD, "--at", "127.0.0.1"], "--at: invalid HOST:PORT value"),
-    (["a", *GOOD, "--at", "127.0.0.1:0"], "--at: invalid HOST:PORT value"),
-    (["a", *GOOD, "--at", "127.0.0.1:65536"], "--at: invalid HOST:PORT value"),
-    (["a", *GOOD, "--peer", "b#b"], "--peer: invalid"), (["a", *GOOD, "--peer", ""], "--peer: inv"),
-    (["a", *GOOD, "--peer", "b b"], "--peer: invalid"),
-    (["a", *GOOD, "--peer", "b\x1b"], "--peer: invalid"),
-    (["a", *GOOD, "--peer", "b" * 65], "--peer: invalid"),
-    (["a", *GOOD, "--pin", "12"], "--pin: invalid fingerprint"),
-    (["a", *GOOD, "--pin", PRINT + "0"], "--pin: invalid fingerprint"),
-    (["a", *GOOD, "--port", "-1"], "--port: invalid"),
-    (["a", *GOOD, "--patience", "0"], "--patience: invalid"),
-])
-def test_a_wrong_flag_is_a_sentence(words: list[str], why: str, tmp_path: Path,
-                                    monkeypatch: pytest.MonkeyPatch) -> None:
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (["a"], "required: --peer, --at"),
+        (GOOD, "required: FOLDER"),
+        (["a", *GOOD, "--at", "127.0.0.1"], "--at: invalid HOST:PORT value"),
+        (["a", *GOOD, "--at", "127.0.0.1:0"], "--at: invalid HOST:PORT value"),
+        (["a", *GOOD, "--at", "127.0.0.1:65536"], "--at: invalid HOST:PORT value"),
+        (["a", *GOOD, "--peer", "b#b"], "--peer: invalid"),
+        (["a", *GOOD, "--peer", ""], "--peer: inv"),
+        (["a", *GOOD, "--peer", "b b"], "--peer: invalid"),
+        (["a", *GOOD, "--peer", "b\x1b"], "--peer: invalid"),
+        (["a", *GOOD, "--peer", "b" * 65], "--peer: invalid"),
+        (["a", *GOOD, "--pin", "12"], "--pin: invalid fingerprint"),
+        (["a", *GOOD, "--pin", PRINT + "0"], "--pin: invalid fingerprint"),
+        (["a", *GOOD, "--port", "-1"], "--port: invalid"),
+        (["a", *GOOD, "--patience", "0"], "--patience: invalid"),
+    ],
+)
+def test_a_wrong_flag_is_a_sentence(
+    words: list[str], why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["node", *words])
     with pytest.raises(UserError) as caught:
@@ -314,12 +377,17 @@ def test_a_wrong_flag_is_a_sentence(words: list[str], why: str, tmp_path: Path,
     assert why in str(caught.value)
     assert not [*tmp_path.iterdir()]
 
+
 def test_a_fingerprint_may_be_given_as_it_is_shown() -> None:
     assert module.fingerprint(f" {grouped(PRINT).upper()}\n") == PRINT
 
+
 def test_our_own_fingerprint_is_shown_before_anything_can_go_wrong(
-        keys: Sequence[PrivateKey], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-        capsys: pytest.CaptureFixture[str]) -> None:
+    keys: Sequence[PrivateKey],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     monkeypatch.setattr("companions.peer_messaging.identity.new_identity", lambda: keys[0])
     monkeypatch.setattr(sys, "argv", ["node", str(tmp_path / "a"), *GOOD, "--pinned-only"])
     with pytest.raises(UserError, match="add --pin"):
@@ -330,8 +398,10 @@ def test_our_own_fingerprint_is_shown_before_anything_can_go_wrong(
     assert grouped(own.fingerprint) in lines
     assert max(map(len, lines)) <= 79
 
+
 def test_the_program_keeps_little_of_what_its_node_refuses(
-        keys: Sequence[PrivateKey], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys: Sequence[PrivateKey], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     talks: list[Talk] = []
 
     class Listening(Talk):

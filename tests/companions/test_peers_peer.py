@@ -1,6 +1,7 @@
 """What a node does about its one peer, tested on two that are joined by queues: an hour costs
 nothing here, and a test may lose, hold, repeat or reorder whatever is on its way.
 """
+
 from __future__ import annotations
 
 import pickle
@@ -12,53 +13,97 @@ import pytest
 
 from companions.asymmetric import PrivateKey
 from companions.peer_messaging.identity import (
-    IdentityChanged, Trust, UnknownPeer, UnusableKey,
+    IdentityChanged,
+    Trust,
+    UnknownPeer,
+    UnusableKey,
 )
 from companions.peer_messaging.peer import Event, Limits, Peer
 from companions.peer_messaging.protocol import (
-    BadShare, BadSignature, Kind, MessageLost, Outlived, PeerAway, PeerLeft, Reason, Replayed, Role,
-    State, UnexpectedKind, Untimely, WrongAnswer, WrongSession,
+    BadShare,
+    BadSignature,
+    Kind,
+    MessageLost,
+    Outlived,
+    PeerAway,
+    PeerLeft,
+    Reason,
+    Replayed,
+    Role,
+    State,
+    UnexpectedKind,
+    Untimely,
+    WrongAnswer,
+    WrongSession,
 )
 from protocol_fsm import BadPayload, BadTag, LocalError, MalformedMessage, WrongPeer
 from tests.companions.helpers import flipped
 from tests.companions.peers_helpers import (
-    NOW, Link, World, clone, error_of, forge, introduce, snapshot,
+    NOW,
+    Link,
+    World,
+    clone,
+    error_of,
+    forge,
+    introduce,
+    snapshot,
 )
+
 
 @pytest.fixture(scope="module")
 def world(keys: Sequence[PrivateKey]) -> World:
     return World(keys)
+
 
 @pytest.fixture
 def link(world: World) -> Link:
     """Alice, who is node 0 and goes first if both begin, and Bob, who is node 1."""
     return Link(world.alice, world.bob)
 
+
 def knows(peer: Peer) -> dict[str, object]:
     """Return all that a node knows, to be compared later."""
-    known: dict[str, object] = {name: list(value) if isinstance(value, dict) else value
-                                for name, value in vars(peer).items()}
+    known: dict[str, object] = {
+        name: list(value) if isinstance(value, dict) else value
+        for name, value in vars(peer).items()
+    }
     for name in ("_session", "_pending"):
         if session := vars(peer)[name]:
             known[name + " knows"] = snapshot(session)
     return {**known, "_waiting": list(peer._waiting), "pinned": peer.trust.pinned}
 
+
 # Two nodes meet -----------------------------------------------------------------------------------
 
+
 def test_the_limits_are_those_of_the_document() -> None:
-    assert Limits() == Limits(window_s=30.0, ping_s=2.0, away_s=6.0, hello_s=1.0, handshake_s=5.0,
-                              lifetime_s=3_600.0, max_waiting=100, max_under_way=100)
+    assert Limits() == Limits(
+        window_s=30.0,
+        ping_s=2.0,
+        away_s=6.0,
+        hello_s=1.0,
+        handshake_s=5.0,
+        lifetime_s=3_600.0,
+        max_waiting=100,
+        max_under_way=100,
+    )
+
 
 @pytest.mark.parametrize("begins", [0, 1])
 def test_one_begins_and_both_are_in_one_session(link: Link, begins: int) -> None:
     link.tick(begins)
     link.carry()
     assert [Kind(message[0]) for _, message in link.sent] == [
-        Kind.HELLO, Kind.REPLY, Kind.CONFIRM, Kind.WELCOME]
+        Kind.HELLO,
+        Kind.REPLY,
+        Kind.CONFIRM,
+        Kind.WELCOME,
+    ]
     assert link.is_one_session()
     assert link.open_session(begins).role is Role.INITIATOR
     for n, peer in ((0, 1), (1, 0)):
         assert link.told[n] == [Event("met", link.people[peer].fingerprint, 0)]
+
 
 @pytest.mark.parametrize("first", [0, 1])
 @pytest.mark.parametrize("is_turned", [False, True])
@@ -79,6 +124,7 @@ def test_if_both_begin_at_once_the_lower_fingerprint_goes_first(
     assert link.is_one_session()
     assert link.open_session(int(is_turned)).role is Role.INITIATOR
 
+
 def test_whose_hello_got_lost_says_it_again_when_the_peer_begins(link: Link) -> None:
     """And soon, not after the whole pause: the peer is there, and waits for it."""
     link.lost[0, Kind.HELLO] = 4
@@ -96,6 +142,7 @@ def test_whose_hello_got_lost_says_it_again_when_the_peer_begins(link: Link) -> 
     link.carry()
     assert link.is_one_session()
 
+
 def test_no_hello_of_the_peers_puts_ours_off(world: World, link: Link) -> None:
     """However often it says one, ours comes a quarter of a second after its first."""
     link.tick(0)
@@ -107,12 +154,14 @@ def test_no_hello_of_the_peers_puts_ours_off(world: World, link: Link) -> None:
         link.tick(0)
     assert link.kinds(1) == [Kind.HELLO]
 
+
 def test_when_the_peer_begins_our_own_pauses_begin_anew(world: World, link: Link) -> None:
     for seconds in (0, 1, 3, 7):
         link.time.now = seconds
         assert len(link.peers[0].tick()) == 1
     link.deliver(0, introduce(world.bob))
     assert trace(link, 0, 4) == [(0.25, Kind.HELLO), (1.25, Kind.HELLO), (3.25, Kind.HELLO)]
+
 
 def test_the_first_contact_is_told_once(world: World) -> None:
     link = Link(world.alice, world.bob, first_use=True).meet()
@@ -125,6 +174,7 @@ def test_the_first_contact_is_told_once(world: World) -> None:
         link.carry()
         assert link.told[n][-1] == Event("met", link.people[1 - n].fingerprint, 0)
 
+
 def test_nobody_is_pinned_before_the_keys_are_shown(world: World) -> None:
     """A HELLO, and even a REPLY, can come from whoever has a key of any sort."""
     link = Link(world.alice, world.bob, first_use=True)
@@ -136,7 +186,9 @@ def test_nobody_is_pinned_before_the_keys_are_shown(world: World) -> None:
     link.deliver(1)
     assert [trust.pinned for trust in link.trusts] == ["", world.alice.fingerprint]
 
+
 # Texts --------------------------------------------------------------------------------------------
+
 
 def test_texts_and_receipts_have_our_own_numbers(link: Link) -> None:
     link.meet()
@@ -151,6 +203,7 @@ def test_texts_and_receipts_have_our_own_numbers(link: Link) -> None:
     assert link.told[1][-2:] == [Event("sent", "back", 1), Event("receipt", number=1)]
     assert link.told[0][-1] == Event("text", "back", 4)  # of the session: WELCOME was its 0
 
+
 def test_receipts_belong_to_their_texts_in_whatever_order_they_were_said(link: Link) -> None:
     link.meet()
     link.say(0, "a")
@@ -158,8 +211,13 @@ def test_receipts_belong_to_their_texts_in_whatever_order_they_were_said(link: L
     link.tick(0)  # a PING takes a number of the session, and none of the texts
     link.say(0, "b")
     link.carry()
-    assert link.told[0][-4:] == [Event("sent", "a", 1), Event("sent", "b", 2),
-                                 Event("receipt", number=1), Event("receipt", number=2)]
+    assert link.told[0][-4:] == [
+        Event("sent", "a", 1),
+        Event("sent", "b", 2),
+        Event("receipt", number=1),
+        Event("receipt", number=2),
+    ]
+
 
 @pytest.mark.parametrize("n", [0, 1])
 def test_texts_wait_for_a_session(link: Link, n: int) -> None:
@@ -170,6 +228,7 @@ def test_texts_wait_for_a_session(link: Link, n: int) -> None:
     link.meet()
     assert link.texts_of(1 - n) == [*"abc"]
     assert [event.number for event in link.events(n, "receipt")] == [1, 2, 3]
+
 
 def test_not_too_many_texts_wait(world: World) -> None:
     link = Link(world.alice, world.bob, Limits(max_waiting=3))
@@ -184,6 +243,7 @@ def test_not_too_many_texts_wait(world: World) -> None:
     link.carry()
     assert link.texts_of(1) == [*"abcdefgh"]
     assert [event.number for event in link.events(0, "receipt")] == [*range(1, 9)]
+
 
 def test_of_many_texts_100_are_under_way_and_each_receipt_lets_the_next_go(link: Link) -> None:
     link.meet()
@@ -204,6 +264,7 @@ def test_of_many_texts_100_are_under_way_and_each_receipt_lets_the_next_go(link:
     assert link.texts_of(1) == [f"text {number}" for number in range(200)]
     assert [event.number for event in link.events(0, "receipt")] == [*range(1, 201)]
 
+
 @pytest.mark.parametrize("text", ["", "x" * 4_097, "ü" * 2_049, "\ud800", "half \udfff"])
 def test_what_is_no_text_is_not_kept(link: Link, text: str) -> None:
     before = knows(link.peers[0])
@@ -215,11 +276,13 @@ def test_what_is_no_text_is_not_kept(link: Link, text: str) -> None:
         link.say(0, text)
     assert link.is_one_session()
 
+
 @pytest.mark.parametrize("text", ["x", "x" * 4_096, "ü" * 2_048, "\0"])
 def test_a_text_has_1_to_4096_bytes(link: Link, text: str) -> None:
     link.meet().say(0, text)
     link.carry()
     assert link.texts_of(1) == [text]
+
 
 def test_of_a_text_that_got_lost_we_hear_that_nothing_is_known(link: Link) -> None:
     link.meet()
@@ -245,15 +308,25 @@ def test_of_a_text_that_got_lost_we_hear_that_nothing_is_known(link: Link) -> No
     link.put(0, link.peers[0].leave())
     assert len(link.events(0, "unconfirmed")) == 2, "it is told once"
 
+
 # What gets lost in a handshake --------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("ticking", [[0], [0, 1]])
-@pytest.mark.parametrize(("sender", "kind", "within_s"), [
-    (0, Kind.HELLO, 1.25), (1, Kind.REPLY, 1.25), (0, Kind.CONFIRM, 5.25), (1, Kind.WELCOME, 5.25)])
+@pytest.mark.parametrize(
+    ("sender", "kind", "within_s"),
+    [
+        (0, Kind.HELLO, 1.25),
+        (1, Kind.REPLY, 1.25),
+        (0, Kind.CONFIRM, 5.25),
+        (1, Kind.WELCOME, 5.25),
+    ],
+)
 def test_whatever_got_lost_they_meet_by_themselves(
     link: Link, sender: int, kind: Kind, within_s: float, ticking: list[int]
 ) -> None:
-    link.ticking, link.lost[sender, kind] = ticking, 1
+    link.ticking = ticking
+    link.lost[sender, kind] = 1
     link.say(0, "from Alice")
     link.tick(0)
     link.carry()
@@ -263,6 +336,7 @@ def test_whatever_got_lost_they_meet_by_themselves(
     link.wait(1)
     assert link.is_one_session()
     assert (link.texts_of(1), link.texts_of(0)) == (["from Alice"], ["from Bob"])
+
 
 def test_a_handshake_that_goes_on_is_left_alone(link: Link) -> None:
     link.tick(0)
@@ -274,6 +348,7 @@ def test_a_handshake_that_goes_on_is_left_alone(link: Link) -> None:
     link.carry()
     assert link.is_one_session()
     assert len([1 for _, message in link.sent if message[0] == Kind.HELLO]) == 1
+
 
 def test_hellos_become_rare_while_nobody_answers(link: Link) -> None:
     said = []
@@ -297,6 +372,7 @@ def test_hellos_become_rare_while_nobody_answers(link: Link) -> None:
         said += [link.time.now - began for message in link.peers[0].tick() if message[0] == 1]
     assert said == [1, 3], "after a session they begin anew"
 
+
 @pytest.mark.parametrize("stops_after", [Kind.REPLY, Kind.CONFIRM])
 def test_a_handshake_has_5_s(link: Link, stops_after: Kind) -> None:
     """Whoever began it can begin another, and whoever answered forgets it."""
@@ -318,6 +394,7 @@ def test_a_handshake_has_5_s(link: Link, stops_after: Kind) -> None:
         link.time.now = 0.0
     assert link.kinds(0) == link.kinds(1) == [Kind.HELLO]
 
+
 def test_a_reply_to_an_earlier_hello_is_refused_and_the_next_is_not(link: Link) -> None:
     link.tick(0)
     link.deliver(1)
@@ -327,11 +404,14 @@ def test_a_reply_to_an_earlier_hello_is_refused_and_the_next_is_not(link: Link) 
     assert link.errors(0) == [WrongAnswer]
     assert link.is_one_session()
 
+
 # HELLOs that are none -----------------------------------------------------------------------------
+
 
 def test_a_replayed_hello_is_not_answered(link: Link) -> None:
     link.meet()
-    hello, session = link.sent[0][1], link.open_session(1)
+    hello = link.sent[0][1]
+    session = link.open_session(1)
     for seconds in (0, 29.9, 30, 59.9):
         link.time.now = seconds
         link.deliver(1, hello)
@@ -343,9 +423,11 @@ def test_a_replayed_hello_is_not_answered(link: Link) -> None:
     assert link.peers[1]._hellos == {}, "and nobody remembers it for ever"
     assert link.peers[1].session is session
 
+
 @pytest.mark.parametrize("ahead_s", [-30, 0, 30])
-def test_no_hello_is_good_twice_however_its_clock_is_off(world: World, link: Link, ahead_s: int
-                                                         ) -> None:
+def test_no_hello_is_good_twice_however_its_clock_is_off(
+    world: World, link: Link, ahead_s: int
+) -> None:
     hello = introduce(world.alice, at_s=NOW + ahead_s)
     link.deliver(1, hello)
     assert link.kinds(0) == [Kind.REPLY]
@@ -354,8 +436,8 @@ def test_no_hello_is_good_twice_however_its_clock_is_off(world: World, link: Lin
         link.deliver(1, hello)
     assert link.kinds(0) == [Kind.REPLY]
 
-def test_hellos_are_forgotten_when_they_are_too_old_and_no_sooner(world: World, link: Link
-                                                                   ) -> None:
+
+def test_hellos_are_forgotten_when_they_are_too_old_and_no_sooner(world: World, link: Link) -> None:
     for seconds in (0.0, 10.0, 20.0, 30.0):
         link.time.now = seconds
         link.deliver(1, introduce(world.alice, at_s=NOW + seconds))
@@ -366,6 +448,7 @@ def test_hellos_are_forgotten_when_they_are_too_old_and_no_sooner(world: World, 
         link.deliver(1, bytes([Kind.HELLO]))  # whatever comes
         assert [*link.peers[1]._hellos] == known[forgotten:]
 
+
 def test_a_stale_hello_is_not_answered(link: Link) -> None:
     link.put(0, link.peers[0].tick())
     link.time.now = 30.1
@@ -374,6 +457,7 @@ def test_a_stale_hello_is_not_answered(link: Link) -> None:
     assert link.peers[1]._pending is None
     assert not any(link.wires)
 
+
 def test_a_hello_that_is_refused_is_not_remembered(world: World, link: Link) -> None:
     """Else anybody could fill the memory of a node, at no cost."""
     for _ in range(3):
@@ -381,6 +465,7 @@ def test_a_hello_that_is_refused_is_not_remembered(world: World, link: Link) -> 
         link.deliver(1, flipped(introduce(world.alice), 749 * 8 - 1))
     assert link.errors(1) == [IdentityChanged, BadSignature] * 3
     assert link.peers[1]._hellos == {}
+
 
 def test_clocks_that_differ_too_much_never_meet_and_say_why(world: World) -> None:
     link = Link(world.alice, world.bob, Limits(window_s=2.0))
@@ -391,6 +476,7 @@ def test_clocks_that_differ_too_much_never_meet_and_say_why(world: World) -> Non
     link.skew[1] = 1.5
     link.wait(10)
     assert link.is_one_session()
+
 
 def test_a_hello_alone_displaces_nothing(world: World, link: Link) -> None:
     """One that a peer made elsewhere, or that was held back: whoever brings it has no keys."""
@@ -408,7 +494,9 @@ def test_a_hello_alone_displaces_nothing(world: World, link: Link) -> None:
     assert link.events(1, "ended") == []
     assert link.peers[1]._pending is None
 
+
 # Whom to trust ------------------------------------------------------------------------------------
+
 
 def test_somebody_else_is_refused_wherever_they_begin(world: World, link: Link) -> None:
     link.tick(0)
@@ -423,11 +511,17 @@ def test_somebody_else_is_refused_wherever_they_begin(world: World, link: Link) 
     assert link.errors(1) == [IdentityChanged]
     assert link.is_one_session()
 
+
 def test_whoever_takes_only_pinned_keys_answers_nobody_new(world: World) -> None:
-    peer = Peer(world.alice, Trust("bob", first_use=False), clock=lambda: NOW,
-                tell=(told := list[Event]()).append)
+    peer = Peer(
+        world.alice,
+        Trust("bob", first_use=False),
+        clock=lambda: NOW,
+        tell=(told := list[Event]()).append,
+    )
     assert peer.receive(introduce(world.bob)) == []
     assert [type(event.error) for event in told] == [UnknownPeer]
+
 
 def test_after_the_first_contact_another_key_is_refused(world: World) -> None:
     link = Link(world.alice, world.bob, first_use=True).meet()
@@ -435,13 +529,17 @@ def test_after_the_first_contact_another_key_is_refused(world: World) -> None:
     assert link.errors(0) == [IdentityChanged]
     assert link.is_one_session()
 
+
 # A peer that comes back ---------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("n", [0, 1])
-def test_a_peer_that_began_again_takes_its_place_when_it_has_shown_the_keys(link: Link, n: int
-                                                                           ) -> None:
+def test_a_peer_that_began_again_takes_its_place_when_it_has_shown_the_keys(
+    link: Link, n: int
+) -> None:
     link.meet()
-    old, other = link.open_session(n), 1 - n
+    old = link.open_session(n)
+    other = 1 - n
     link.lost[n, Kind.TEXT] = 1
     link.say(n, "never arrives")
     link.restart(other)
@@ -456,11 +554,14 @@ def test_a_peer_that_began_again_takes_its_place_when_it_has_shown_the_keys(link
             link.deliver(other)
     assert link.open_session(n) is not old
     assert [event[:3] for event in link.told[n][-3:]] == [
-        ("unconfirmed", "", 1), ("ended", "", 0),
-        ("met", link.people[other].fingerprint, 0)]
+        ("unconfirmed", "", 1),
+        ("ended", "", 0),
+        ("met", link.people[other].fingerprint, 0),
+    ]
     assert link.events(n, "ended")[-1].error is None
     link.carry()
     assert link.is_one_session()
+
 
 def test_who_begins_again_in_a_handshake_is_answered_at_once(link: Link) -> None:
     """Also by who would go first, had both only just begun."""
@@ -473,11 +574,13 @@ def test_who_begins_again_in_a_handshake_is_answered_at_once(link: Link) -> None
     link.carry()
     assert link.is_one_session()
 
+
 def test_a_reply_that_nobody_waits_for_is_refused(link: Link) -> None:
     link.meet()
     link.deliver(0, next(message for _, message in link.sent if message[0] == Kind.REPLY))
     assert link.errors(0) == [UnexpectedKind]
     assert link.is_one_session()
+
 
 def test_what_is_said_while_a_peer_begins_again_is_still_of_the_old_session(link: Link) -> None:
     link.meet()
@@ -492,20 +595,25 @@ def test_what_is_said_while_a_peer_begins_again_is_still_of_the_old_session(link
     link.carry()
     assert link.texts_of(1) == ["to whoever you are"]
 
+
 # Liveness -----------------------------------------------------------------------------------------
+
 
 def trace(link: Link, n: int, seconds: float) -> list[tuple[float, Kind]]:
     """Let time pass for node n alone; return when it said what."""
-    said, began = [], link.time.now
+    said = []
+    began = link.time.now
     while link.time.now < began + seconds:
         link.time.now += 0.25
         said += [(link.time.now - began, Kind(message[0])) for message in link.peers[n].tick()]
     return said
 
+
 @pytest.mark.parametrize("n", [0, 1])
 def test_a_silent_peer_is_asked_and_then_away(link: Link, n: int) -> None:
     link.meet()
-    session, peer = link.open_session(n), link.open_session(1 - n)
+    session = link.open_session(n)
+    peer = link.open_session(1 - n)
     assert trace(link, n, 5.75) == [(2, Kind.PING), (4, Kind.PING)]
     assert link.peers[n].session is session
     link.time.now = 6.0
@@ -518,12 +626,14 @@ def test_a_silent_peer_is_asked_and_then_away(link: Link, n: int) -> None:
     twin._sequence[session.role] = 2 + twin._sequence[session.role]
     assert isinstance(error_of(twin, bye), PeerLeft)
 
+
 def test_who_was_met_late_was_not_silent_before(link: Link) -> None:
     link.time.now = 100.0
     link.meet()
     for n in (0, 1):
         assert link.peers[n].tick() == []
         assert link.told[n] == [Event("met", link.people[1 - n].fingerprint)]
+
 
 def test_a_peer_that_answers_stays(link: Link) -> None:
     link.meet()
@@ -535,12 +645,14 @@ def test_a_peer_that_answers_stays(link: Link) -> None:
         assert pings[n, Kind.PING] == pings[1 - n, Kind.PONG] == 30
         assert link.told[n] == [Event("met", link.people[1 - n].fingerprint)]
 
+
 def test_whoever_talks_is_not_asked(link: Link) -> None:
     link.meet()
     for _ in range(20):
         link.say(0, "x")
         link.wait(1)
     assert Kind.PING not in [message[0] for _, message in link.sent]
+
 
 def test_only_what_is_accepted_counts_as_a_word(link: Link) -> None:
     """Else whoever holds the wire could keep a dead peer alive by saying old things again."""
@@ -556,9 +668,11 @@ def test_only_what_is_accepted_counts_as_a_word(link: Link) -> None:
             link.peers[0].receive(message)
     assert link.errors(0, "ended") == [PeerAway]
 
+
 def test_who_was_away_is_met_again_and_hears_what_waited(link: Link) -> None:
     link.meet()
-    link.ticking, link.lost = [0], Counter({(0, kind): 10**6 for kind in Kind})
+    link.ticking = [0]
+    link.lost = Counter({(0, kind): 10**6 for kind in Kind})
     link.wait(7)
     assert link.peers[0].session is None
     link.say(0, "are you there?")
@@ -569,10 +683,13 @@ def test_who_was_away_is_met_again_and_hears_what_waited(link: Link) -> None:
     assert link.is_one_session()
     assert link.texts_of(1) == ["are you there?"]
 
+
 # The next session ---------------------------------------------------------------------------------
 
+
 def test_a_session_is_renewed_and_no_text_gets_lost(world: World) -> None:
-    link, ids = Link(world.alice, world.bob, Limits(lifetime_s=20)).meet(), list[bytes]()
+    link = Link(world.alice, world.bob, Limits(lifetime_s=20)).meet()
+    ids: list[bytes] = []
     said: list[str] = []
 
     def talk() -> None:
@@ -593,6 +710,7 @@ def test_a_session_is_renewed_and_no_text_gets_lost(world: World) -> None:
         assert [event.error for event in link.events(n, "ended")] == [None] * 3
         assert link.errors(n) == []
 
+
 def test_a_session_is_renewed_by_whoever_began_it(world: World) -> None:
     for n in (0, 1):
         link = Link(world.alice, world.bob, Limits(away_s=10**9, ping_s=10**9))
@@ -603,6 +721,7 @@ def test_a_session_is_renewed_by_whoever_began_it(world: World) -> None:
             assert link.peers[1 - n].tick() == []
             link.put(n, link.peers[n].tick())
             assert link.kinds(1 - n) == [Kind.HELLO] * is_time
+
 
 def test_a_session_is_renewed_when_half_of_its_numbers_are_gone(link: Link) -> None:
     link.meet()
@@ -615,6 +734,7 @@ def test_a_session_is_renewed_when_half_of_its_numbers_are_gone(link: Link) -> N
     link.wait(1)
     assert link.is_one_session()
     assert link.peers[0].session is not old
+
 
 @pytest.mark.parametrize("n", [0, 1])
 def test_a_session_whose_numbers_are_spent_ends_and_the_next_begins(link: Link, n: int) -> None:
@@ -636,10 +756,13 @@ def test_a_session_whose_numbers_are_spent_ends_and_the_next_begins(link: Link, 
     assert link.texts_of(1 - n) == ["the last text", "the first text"]
     assert link.events(n, "unconfirmed") == []
 
-@pytest.mark.parametrize(("number", "said"), [
-    (2**32 - 2**16, [Kind.BYE]), (2**32 - 1, [Kind.BYE]), (2**32, [])])
-def test_not_even_the_end_of_the_numbers_is_an_error_of_our_own(link: Link, number: int,
-                                                                said: list[Kind]) -> None:
+
+@pytest.mark.parametrize(
+    ("number", "said"), [(2**32 - 2**16, [Kind.BYE]), (2**32 - 1, [Kind.BYE]), (2**32, [])]
+)
+def test_not_even_the_end_of_the_numbers_is_an_error_of_our_own(
+    link: Link, number: int, said: list[Kind]
+) -> None:
     link.meet().open_session(0)._sequence[Role.INITIATOR] = number
     link.time.now = 3.0  # when a PING is due
     link.peers[0]._next_hello = 4.0
@@ -647,8 +770,10 @@ def test_not_even_the_end_of_the_numbers_is_an_error_of_our_own(link: Link, numb
     assert link.kinds(1) == said
     assert link.errors(0, "ended") == [Outlived]
 
+
 def test_a_session_is_over_after_twice_its_time_if_somebody_keeps_the_next_from_beginning(
-        world: World) -> None:
+    world: World,
+) -> None:
     """Whoever holds the wire, and drops every HELLO, would else keep one session for ever."""
     link = Link(world.alice, world.bob, Limits(lifetime_s=20)).meet()
     old = link.open_session(0)
@@ -671,21 +796,27 @@ def test_a_session_is_over_after_twice_its_time_if_somebody_keeps_the_next_from_
     assert link.texts_of(1)[-1] == "much later"
     assert link.errors(0, "ended") == link.errors(1, "ended") == [Outlived]
 
+
 @pytest.mark.parametrize("n", [0, 1])
 def test_whoever_sees_first_that_a_session_has_outlived_itself_says_so(link: Link, n: int) -> None:
     link.meet()
-    link.time.now = link.peers[n]._heard = 7_199.75
+    link.time.now = 7_199.75
+    link.peers[n]._heard = 7_199.75
     link.put(n, link.peers[n].tick())
     assert link.events(n, "ended") == []
     link.wires[1 - n].clear()
-    link.time.now = link.peers[n]._heard = 7_200.0
+    link.time.now = 7_200.0
+    link.peers[n]._heard = 7_200.0
     link.tick(n)
     assert link.errors(n, "ended") == [Outlived]
-    assert str(link.events(n, "ended")[0].error) == "Outlived: expected a newer session by now, " \
+    assert (
+        str(link.events(n, "ended")[0].error) == "Outlived: expected a newer session by now, "
         "got none"
+    )
     assert link.kinds(1 - n)[0] is Kind.BYE
     link.carry()
     assert link.errors(1 - n, "ended") == [PeerLeft]
+
 
 def test_of_spent_numbers_there_are_enough_for_all_that_is_under_way(link: Link) -> None:
     link.meet()
@@ -702,11 +833,13 @@ def test_of_spent_numbers_there_are_enough_for_all_that_is_under_way(link: Link)
     link.put(0, link.peers[0].leave())
     assert link.kinds(1) == [Kind.BYE]
 
+
 def test_what_is_said_while_sessions_change_is_said_in_the_new_one(link: Link) -> None:
     link.meet()
     old = link.open_session(0)
     link.time.now = 3_600
-    link.peers[0]._heard = link.peers[1]._heard = 3_600
+    link.peers[0]._heard = 3_600
+    link.peers[1]._heard = 3_600
     link.tick(0)
     link.say(0, "before the CONFIRM")
     assert link.kinds(1) == [Kind.HELLO, Kind.TEXT]
@@ -719,14 +852,19 @@ def test_what_is_said_while_sessions_change_is_said_in_the_new_one(link: Link) -
     link.carry()
     assert link.is_one_session()
     new = link.open_session(0)
-    assert link.texts[1] == [("text", old.session_id, "before the CONFIRM"),
-                             ("text", new.session_id, "after the CONFIRM")]
+    assert link.texts[1] == [
+        ("text", old.session_id, "before the CONFIRM"),
+        ("text", new.session_id, "after the CONFIRM"),
+    ]
     assert len(link.events(0, "receipt")) == 2
+
 
 def test_a_text_that_crosses_a_renewal_arrives_once_and_its_fate_is_told(link: Link) -> None:
     """Its receipt would come after the CONFIRM, and the keys for it are gone by then."""
     link.meet()
-    link.time.now = link.peers[0]._heard = link.peers[1]._heard = 3_600.0
+    link.time.now = 3_600.0
+    link.peers[0]._heard = 3_600.0
+    link.peers[1]._heard = 3_600.0
     link.tick(0)
     link.deliver(1)
     link.say(1, "on its way")
@@ -737,8 +875,10 @@ def test_a_text_that_crosses_a_renewal_arrives_once_and_its_fate_is_told(link: L
     fates = [event.what for event in link.told[1] if event.number == 1]
     assert fates in (["sent", "receipt"], ["sent", "unconfirmed"])
 
-@pytest.mark.parametrize(("sender", "kind"), [
-    (0, Kind.HELLO), (1, Kind.REPLY), (0, Kind.CONFIRM), (1, Kind.WELCOME)])
+
+@pytest.mark.parametrize(
+    ("sender", "kind"), [(0, Kind.HELLO), (1, Kind.REPLY), (0, Kind.CONFIRM), (1, Kind.WELCOME)]
+)
 def test_a_renewal_that_got_lost_is_made_up_for(world: World, sender: int, kind: Kind) -> None:
     """The old session goes on until then; what was said into it too late is unconfirmed."""
     link = Link(world.alice, world.bob, Limits(lifetime_s=20)).meet()
@@ -763,7 +903,9 @@ def test_a_renewal_that_got_lost_is_made_up_for(world: World, sender: int, kind:
         if kind is not Kind.WELCOME:  # whose sender has changed, and cannot know that we have not
             assert not lost
 
+
 # How they part ------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("n", [0, 1])
 def test_whoever_leaves_says_so_and_nothing_any_more(world: World, link: Link, n: int) -> None:
@@ -785,12 +927,14 @@ def test_whoever_leaves_says_so_and_nothing_any_more(world: World, link: Link, n
     assert link.peers[n].tick() == link.peers[n].leave() == link.peers[n].say("x") == []
     assert link.told[n][-1].what == "unconfirmed"
 
+
 def test_whoever_leaves_in_a_handshake_just_goes(link: Link) -> None:
     link.tick(0)
     assert link.peers[0].leave() == []
     link.carry()
     assert link.peers[0].session is link.peers[0]._pending is None
     assert not any(link.wires)
+
 
 def test_who_was_left_waits_for_the_peer(link: Link) -> None:
     link.meet()
@@ -801,71 +945,98 @@ def test_who_was_left_waits_for_the_peer(link: Link) -> None:
     link.wait(2)
     assert link.is_one_session()
 
+
 def renew(link: Link) -> None:
-    link.time.now = link.peers[0]._heard = link.peers[1]._heard = 3_600.0
+    link.time.now = 3_600.0
+    link.peers[0]._heard = 3_600.0
+    link.peers[1]._heard = 3_600.0
     link.tick(0)
     link.carry()
     assert link.is_one_session()
 
+
 def leave(link: Link) -> None:
     link.put(0, link.peers[0].leave())
     link.carry()
+
 
 def be_away(link: Link) -> None:
     link.time.now = 6.0
     for n in (0, 1):
         link.peers[n].tick()
 
+
 def violate(link: Link) -> None:
     link.deliver(0, forge(link.open_session(1), Kind.TEXT, b"\xff"))
     link.carry()
 
+
 @pytest.mark.parametrize("end", [renew, leave, be_away, violate])
 def test_of_a_session_that_is_over_no_keys_are_left_whoever_keeps_it(
-        link: Link, end: Callable[[Link], None]) -> None:
+    link: Link, end: Callable[[Link], None]
+) -> None:
     link.meet()
     kept = [link.open_session(n) for n in (0, 1)]
-    prints, record = kept[0].fingerprints(), forge(kept[1], Kind.TEXT, b"x", sequence=2)
+    prints = kept[0].fingerprints()
+    record = forge(kept[1], Kind.TEXT, b"x", sequence=2)
     end(link)
     for n in (0, 1):
         assert link.peers[n].session is not kept[n]
         assert (kept[n].state, kept[n]._keys, kept[n]._shared, kept[n]._ephemeral) == (
-            State.ENDED, {}, b"", None)
+            State.ENDED,
+            {},
+            b"",
+            None,
+        )
         assert kept[n].fingerprints() == prints
         with pytest.raises(LocalError, match="cannot be sent in ENDED"):
             kept[n].seal(Kind.TEXT, b"x")
     assert type(error_of(kept[0], record)) is WrongSession
 
+
 def all_of(error: BaseException | None) -> list[BaseException]:
     """Return an error, and those that it came of."""
     return [error, *all_of(error.__context__), *all_of(error.__cause__)] if error else []
+
 
 def test_an_error_that_is_told_holds_no_message_and_no_key(world: World, link: Link) -> None:
     """A traceback does: each frame has its variables, and an Event may wait for long."""
     hello = introduce(world.bob)
     link.meet()
     session = link.open_session(1)
-    for junk in (b"", b"\x05", flipped(forge(session, Kind.PING), 40 * 8), hello[:-1],
-                 forge(session, Kind.PING, sender=Role.INITIATOR), link.sent[0][1],
-                 introduce(world.mallory), flipped(introduce(world.bob), 749 * 8 - 1),
-                 introduce(world.bob, pem=bytes(451)), introduce(world.bob, share=bytes(32)),
-                 forge(session, Kind.TEXT, b"\xff")):
+    for junk in (
+        b"",
+        b"\x05",
+        flipped(forge(session, Kind.PING), 40 * 8),
+        hello[:-1],
+        forge(session, Kind.PING, sender=Role.INITIATOR),
+        link.sent[0][1],
+        introduce(world.mallory),
+        flipped(introduce(world.bob), 749 * 8 - 1),
+        introduce(world.bob, pem=bytes(451)),
+        introduce(world.bob, share=bytes(32)),
+        forge(session, Kind.TEXT, b"\xff"),
+    ):
         link.deliver(0, junk)
     link.carry()
     refused = link.errors(0)
-    assert {BadTag, MalformedMessage, IdentityChanged, BadSignature, UnusableKey, BadShare
-            } <= {*refused}
+    assert {BadTag, MalformedMessage, IdentityChanged, BadSignature, UnusableKey, BadShare} <= {
+        *refused
+    }
     assert (link.errors(0, "ended"), link.errors(1, "ended")) == ([BadPayload], [PeerLeft])
     told = [error for n in (0, 1) for event in link.told[n] for error in all_of(event.error)]
     assert len(told) >= len(refused) + 2
     assert [error for error in told if error.__traceback__] == []
+
 
 VIOLATIONS = {
     "a lost record": (dict[str, float](sequence=9), Kind.PING, b"", MessageLost),
     "a record held back": (dict[str, float](ago_s=31), Kind.PING, b"", Untimely),
     "a kind of the handshake": ({}, Kind.CONFIRM, b"", UnexpectedKind),
     "no UTF-8": ({}, Kind.TEXT, b"\xff", BadPayload),
-    "a receipt for nothing": ({}, Kind.RECEIPT, bytes(4), BadPayload)}
+    "a receipt for nothing": ({}, Kind.RECEIPT, bytes(4), BadPayload),
+}
+
 
 @pytest.mark.parametrize("violation", VIOLATIONS)
 def test_what_the_peer_must_not_say_ends_the_session_for_both(link: Link, violation: str) -> None:
@@ -883,6 +1054,7 @@ def test_what_the_peer_must_not_say_ends_the_session_for_both(link: Link, violat
     link.wait(2)
     assert link.is_one_session()
 
+
 @pytest.mark.parametrize("is_open", [False, True])
 def test_a_violation_in_a_handshake_ends_only_that(link: Link, is_open: bool) -> None:
     old = link.meet().peers[0].session if is_open else None
@@ -898,10 +1070,20 @@ def test_a_violation_in_a_handshake_ends_only_that(link: Link, is_open: bool) ->
     assert not old or old.state is State.OPEN
     assert not link.wires[1]
 
+
 # Junk ---------------------------------------------------------------------------------------------
 
-STAGES = {"alone": 0, "HELLO is said": 1, "REPLY is said": 2, "CONFIRM is said": 3, "open": 4,
-          "open, HELLO is said": 5, "open, REPLY is said": 6, "open, CONFIRM is said": 7}
+STAGES = {
+    "alone": 0,
+    "HELLO is said": 1,
+    "REPLY is said": 2,
+    "CONFIRM is said": 3,
+    "open": 4,
+    "open, HELLO is said": 5,
+    "open, REPLY is said": 6,
+    "open, CONFIRM is said": 7,
+}
+
 
 def at_stage(world: World, stage: int) -> Link:
     link = Link(world.alice, world.bob)
@@ -920,6 +1102,7 @@ def at_stage(world: World, stage: int) -> Link:
             link.deliver(n)
     return link
 
+
 def junk(link: Link, rng: Random, stranger: Link) -> list[bytes]:
     """Return what anybody could put into an inbox: old things, damaged things, things of others."""
     waiting = [*link.wires[0], *link.wires[1]]
@@ -937,10 +1120,12 @@ def junk(link: Link, rng: Random, stranger: Link) -> list[bytes]:
         made.append(message + rng.randbytes(rng.randrange(1, 40)))
         other = rng.choice(everything)
         at = rng.randrange(1, min(len(message), len(other)))
-        made.append((message[:at] + other[at:] if message[:at] + other[at:] not in waiting
-                     else b"") + b"!")
+        made.append(
+            (message[:at] + other[at:] if message[:at] + other[at:] not in waiting else b"") + b"!"
+        )
     rng.shuffle(made)
     return made
+
 
 @pytest.mark.parametrize("stage", STAGES.values(), ids=[*STAGES])
 @pytest.mark.parametrize("seed", range(2))
@@ -966,20 +1151,25 @@ def test_no_junk_changes_anything(world: World, stage: int, seed: int) -> None:
         assert link.texts_of(1 - n)[-1] == "alive"
         assert link.errors(n, "ended") == [], "no session has ended for a reason"
 
+
 def test_what_is_for_nobody_is_dropped_without_a_word(link: Link) -> None:
     for kind in (2, 3, 5, 9):
         assert link.peers[0].receive(bytes([kind]) + bytes(780)) == []
     assert link.told[0] == []
 
+
 def test_a_node_is_not_pickled(link: Link) -> None:
     with pytest.raises(TypeError):
         pickle.dumps(link.meet().peers[0])
 
+
 # Whatever the wire does ---------------------------------------------------------------------------
+
 
 def meddle(link: Link, rng: Random, step: int, said: list[list[str]]) -> None:
     """Let one thing happen: somebody speaks, time passes, or the wire does as it likes."""
-    n, roll = rng.randrange(2), rng.random()
+    n = rng.randrange(2)
+    roll = rng.random()
     wire = link.wires[n]
     if roll < 0.15:
         said[n].append(f"{step} of {n}")
@@ -998,15 +1188,18 @@ def meddle(link: Link, rng: Random, step: int, said: list[list[str]]) -> None:
     elif wire:
         link.deliver(n)
 
+
 def check_texts(link: Link) -> None:
     """What each tells as `text` is the beginning of what the other said in that session."""
     for n in (0, 1):
-        sent, heard = link.texts[1 - n], link.texts[n]
+        sent = link.texts[1 - n]
+        heard = link.texts[n]
         for session in {session for what, session, _ in heard if what == "text"}:
             came = [text for what, where, text in heard if (what, where) == ("text", session)]
             went = [text for what, where, text in sent if (what, where) == ("sent", session)]
             assert came == went[: len(came)]
         assert len({*link.texts_of(n)}) == len(link.texts_of(n)), "no text comes twice"
+
 
 def check_fates(link: Link, said: list[list[str]]) -> None:
     """Texts go once and in order, and what is told of them is true."""
@@ -1014,11 +1207,13 @@ def check_fates(link: Link, said: list[list[str]]) -> None:
         tried = link.texts_of(n, "sent")
         assert tried == said[n][: len(tried)], "no text overtakes another, and none goes twice"
         numbers = {event.number: event.text for event in link.events(n, "sent")}
-        known = [event.number for what in ("receipt", "unconfirmed")
-                 for event in link.events(n, what)]
+        known = [
+            event.number for what in ("receipt", "unconfirmed") for event in link.events(n, what)
+        ]
         assert len({*known}) == len(known)
         for event in link.events(n, "receipt"):
             assert numbers[event.number] in link.texts_of(1 - n), "a receipt is no lie"
+
 
 def live(world: World, seed: int, steps: int, restarts: float = 0.0) -> Link:
     rng = Random(seed)
@@ -1046,19 +1241,23 @@ def live(world: World, seed: int, steps: int, restarts: float = 0.0) -> Link:
         assert [link.texts_of(n, "sent") for n in (0, 1)] == said
     return link
 
+
 @pytest.mark.parametrize("seed", range(8))
 def test_whatever_the_wire_does_texts_come_in_order_and_once(world: World, seed: int) -> None:
     live(world, seed, 250)
 
+
 @pytest.mark.parametrize("seed", range(4))
 def test_whoever_begins_again_texts_come_in_order_and_once(world: World, seed: int) -> None:
     live(world, seed, 250, restarts=0.03)
+
 
 def test_the_wire_did_its_worst(world: World) -> None:
     """Or the test above would show nothing: texts came, sessions ended, much was refused."""
     links = [live(world, seed, 250) for seed in range(100, 104)]
     for what in ("text", "receipt", "unconfirmed", "ended", "met", "refused"):
         assert sum(len(link.events(n, what)) for link in links for n in (0, 1)) > 4, what
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(1_000, 1_200))

@@ -1,4 +1,5 @@
 """node.py as a person runs it: processes, signals, exit codes, a terminal. All of it is slow."""
+
 from __future__ import annotations
 
 import contextlib
@@ -25,6 +26,7 @@ HOST = "127.0.0.1"
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures(ours_alone.__name__)]
 posix_only = pytest.mark.skipif(os.name != "posix", reason="signals and terminals of POSIX")
 
+
 class Pair:
     """Folders with keys for alice, bob and mallory, and a port for each of two nodes."""
 
@@ -38,8 +40,18 @@ class Pair:
 
     def words(self, name: str, *flags: object, folder: str = "") -> list[str]:
         peer = {"alice": "bob", "bob": "alice"}[name]
-        return ["-m", MODULE, str(self.folder / (folder or name)), "--port", str(self.ports[name]),
-                "--peer", peer, "--at", f"{HOST}:{self.ports[peer]}", *map(str, flags)]
+        return [
+            "-m",
+            MODULE,
+            str(self.folder / (folder or name)),
+            "--port",
+            str(self.ports[name]),
+            "--peer",
+            peer,
+            "--at",
+            f"{HOST}:{self.ports[peer]}",
+            *map(str, flags),
+        ]
 
     def start(self, name: str, *flags: object, folder: str = "") -> Program:
         return Program(*self.words(name, *flags, folder=folder))
@@ -54,24 +66,37 @@ class Pair:
     def fingerprint(self, name: str) -> str:
         return load_identity(self.folder / name, input)[0].fingerprint
 
+
 @pytest.fixture
 def pair(tmp_path: Path, keys: Sequence[PrivateKey]) -> Pair:
     return Pair(tmp_path, keys)
+
 
 def write(program: Program, text: str) -> None:
     assert program.process.stdin
     program.process.stdin.write(text)
     program.process.stdin.flush()
 
+
 def close(program: Program) -> None:
     assert program.process.stdin
     program.process.stdin.close()
 
+
 def run(words: Sequence[str], given: str = "") -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, *words], cwd=ROOT, input=given, text=True, timeout=60,
-                          capture_output=True, check=False)
+    return subprocess.run(
+        [sys.executable, *words],
+        cwd=ROOT,
+        input=given,
+        text=True,
+        timeout=60,
+        capture_output=True,
+        check=False,
+    )
+
 
 # Meeting and talking ------------------------------------------------------------------------------
+
 
 def test_two_strangers_meet_talk_and_leave_and_know_each_other_afterwards(tmp_path: Path) -> None:
     pair = Pair(tmp_path, [])  # they make their own keys
@@ -101,6 +126,7 @@ def test_two_strangers_meet_talk_and_leave_and_know_each_other_afterwards(tmp_pa
         alice.wait_for("bob is known: line 1 of")
         assert "!!!" not in "\n".join(alice.lines["out"] + bob.lines["out"])
 
+
 def test_a_file_of_texts_arrives_whole_and_in_order_before_the_end(pair: Pair) -> None:
     texts = [f"text {n} {'x' * (n % 50)}!" for n in range(3_000)]
     with pair.start("bob") as bob:
@@ -111,11 +137,13 @@ def test_a_file_of_texts_arrives_whole_and_in_order_before_the_end(pair: Pair) -
         seen = [line for line in bob.lines["out"] if line.startswith("alice: ")]
         assert seen == [f"alice: {text}" for text in texts]
 
+
 def test_who_says_something_to_nobody_is_told(pair: Pair) -> None:
     done = run(pair.words("alice", "--patience", 0.3), "one\ntwo\n")
     assert done.returncode == 1
     assert "* bob is not here; text 1, and what follows it, waits" in done.stdout
     assert done.stderr == "node: 2 texts have no receipt, and may not have arrived\n"
+
 
 def test_a_text_that_is_too_long_is_told_and_the_others_arrive(pair: Pair) -> None:
     with pair.start("bob") as bob:
@@ -125,13 +153,17 @@ def test_a_text_that_is_too_long_is_told_and_the_others_arrive(pair: Pair) -> No
         bob.wait_for("^alice: three")
         assert done.stderr == "node: 1 text has no receipt, and may not have arrived\n"
 
+
 def test_a_pin_given_beforehand_needs_no_comparing(pair: Pair) -> None:
     pins = {name: grouped(pair.fingerprint(name)) for name in ("alice", "bob")}
-    with pair.start("alice", "--pin", pins["bob"], "--pinned-only") as alice, \
-            pair.start("bob", "--pin", pins["alice"], "--pinned-only") as bob:
+    with (
+        pair.start("alice", "--pin", pins["bob"], "--pinned-only") as alice,
+        pair.start("bob", "--pin", pins["alice"], "--pinned-only") as bob,
+    ):
         alice.wait_for(r"^\* bob is here")
         bob.wait_for(r"^\* alice is here")
         assert "!!!" not in "\n".join(alice.lines["out"] + bob.lines["out"])
+
 
 def test_ipv6_addresses_are_understood(pair: Pair) -> None:
     try:
@@ -141,11 +173,14 @@ def test_ipv6_addresses_are_understood(pair: Pair) -> None:
     with contextlib.ExitStack() as stack:
         programs = {}
         for name, peer in (("alice", "bob"), ("bob", "alice")):
-            programs[name] = stack.enter_context(pair.start(
-                name, "--host", "::1", "--at", f"[::1]:{pair.ports[peer]}"))
+            programs[name] = stack.enter_context(
+                pair.start(name, "--host", "::1", "--at", f"[::1]:{pair.ports[peer]}")
+            )
         programs["alice"].wait_for("bob is here")
 
+
 # Coming and going ---------------------------------------------------------------------------------
+
 
 @posix_only
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -156,13 +191,22 @@ def test_a_node_that_is_stopped_says_goodbye(pair: Pair, number: signal.Signals)
         bob.wait_for(r"^\* alice has left")
         assert alice.lines["err"] == []
 
+
 @posix_only
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_second_signal_ends_a_node_whose_output_nobody_reads(pair: Pair, number: signal.Signals
-                                                                 ) -> None:
-    with pair.start("bob", "--verbose") as bob, subprocess.Popen(
-            [sys.executable, *pair.words("alice")], cwd=ROOT, stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as alice:
+def test_the_second_signal_ends_a_node_whose_output_nobody_reads(
+    pair: Pair, number: signal.Signals
+) -> None:
+    with (
+        pair.start("bob", "--verbose") as bob,
+        subprocess.Popen(
+            [sys.executable, *pair.words("alice")],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        ) as alice,
+    ):
         try:
             bob.wait_for("alice is here")
             write(bob, f"{'x' * 4_096}\n" * 99)  # far more than a pipe holds
@@ -179,11 +223,19 @@ def test_the_second_signal_ends_a_node_whose_output_nobody_reads(pair: Pair, num
         finally:
             alice.kill()
 
+
 @posix_only
 def test_the_first_signal_is_enough_once_somebody_reads_again(pair: Pair) -> None:
-    with pair.start("bob", "--verbose") as bob, subprocess.Popen(
-            [sys.executable, *pair.words("alice")], cwd=ROOT, stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as alice:
+    with (
+        pair.start("bob", "--verbose") as bob,
+        subprocess.Popen(
+            [sys.executable, *pair.words("alice")],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        ) as alice,
+    ):
         try:
             bob.wait_for("alice is here")
             write(bob, f"{'x' * 4_096}\n" * 99)
@@ -197,6 +249,7 @@ def test_the_first_signal_is_enough_once_somebody_reads_again(pair: Pair) -> Non
             alice.kill()
         bob.wait_for("alice has left")
 
+
 @posix_only
 def test_ctrl_c_before_anybody_came_ends_it_too(pair: Pair) -> None:
     with pair.start("alice") as alice:
@@ -206,6 +259,7 @@ def test_ctrl_c_before_anybody_came_ends_it_too(pair: Pair) -> None:
         alice.interrupt()
         assert alice.finish() == 130
         assert alice.lines["err"] == ["node: 1 text has no receipt, and may not have arrived"]
+
 
 def test_who_is_killed_and_comes_back_is_met_again(pair: Pair) -> None:
     with pair.both() as (alice, bob):
@@ -223,6 +277,7 @@ def test_who_is_killed_and_comes_back_is_met_again(pair: Pair) -> None:
             assert alice.finish() == 1, "one text has no receipt"
             assert "are you there" not in "\n".join(bob.lines["out"])
 
+
 @posix_only
 def test_who_is_silent_is_away_and_may_come_back(pair: Pair) -> None:
     with pair.both() as (alice, bob):
@@ -236,14 +291,16 @@ def test_who_is_silent_is_away_and_may_come_back(pair: Pair) -> None:
         close(alice)
         assert alice.finish() == 0
 
+
 def test_another_key_is_refused_until_a_person_mends_it(pair: Pair) -> None:
     with pair.both() as (alice, bob):
         write(bob, "quit\n")
         assert bob.finish() == 0
         alice.wait_for("bob has left")
         with pair.start("bob", folder="mallory") as bob:
-            alice.wait_for(f"SOMEBODY SHOWS ANOTHER KEY FOR bob: "
-                           f"{grouped(pair.fingerprint('mallory')[:16])} ")
+            alice.wait_for(
+                f"SOMEBODY SHOWS ANOTHER KEY FOR bob: {grouped(pair.fingerprint('mallory')[:16])} "
+            )
             write(bob, "it is me, bob\n")
             write(alice, "the door code is 4711\n")
             alice.wait_for("bob is not here; text 1")
@@ -256,6 +313,7 @@ def test_another_key_is_refused_until_a_person_mends_it(pair: Pair) -> None:
             with pair.start("alice", "--pin", pair.fingerprint("mallory")) as alice:
                 alice.wait_for("^bob: it is me, bob")
 
+
 def test_a_folder_that_goes_away_ends_the_node_in_a_sentence(pair: Pair) -> None:
     with pair.start("alice") as alice:
         alice.wait_for("listening")
@@ -265,13 +323,19 @@ def test_a_folder_that_goes_away_ends_the_node_in_a_sentence(pair: Pair) -> None
         assert len(alice.lines["err"]) == 1
         assert re.match(r"node.py: cannot write .*known_peers: No such file", alice.lines["err"][0])
 
+
 def test_who_talks_to_themselves_is_told(pair: Pair) -> None:
     with pair.start("alice", "--at", f"{HOST}:{pair.ports['alice']}") as alice:
         alice.wait_for("refused: our own key. Either --at leads to this node itself")
 
+
 def test_noise_is_counted_or_told(pair: Pair) -> None:
-    with zmq.Context() as context, pair.start("alice", "--verbose") as alice, \
-            pair.start("bob") as bob, context.socket(zmq.PUSH) as push:
+    with (
+        zmq.Context() as context,
+        pair.start("alice", "--verbose") as alice,
+        pair.start("bob") as bob,
+        context.socket(zmq.PUSH) as push,
+    ):
         for program, peer in ((alice, "bob"), (bob, "alice")):
             program.wait_for(f"{peer} is here")
         for name in pair.ports:
@@ -287,23 +351,40 @@ def test_noise_is_counted_or_told(pair: Pair) -> None:
         bob.wait_for(r"^\* messages refused: ")
         assert not [line for line in bob.lines["out"] if "refused: Malformed" in line]
 
+
 # What can go wrong at the start: {tmp} is the folder of folders, {taken} a port -------------------
 
 CASES = {
     "a taken port": ("{tmp}/alice --port {taken} --peer bob --at h:1", 2, "no host named 'h'"),
-    "a taken port, and a host": ("{tmp}/alice --port {taken} --peer bob --at 127.0.0.1:1", 3,
-                                 "cannot listen on 127.0.0.1 port .*in use"),
-    "host of nobody": ("{tmp}/alice --port 0 --host 192.0.2.1 --peer bob --at 127.0.0.1:1", 3,
-                       "cannot listen on 192.0.2.1 port 0: "),
+    "a taken port, and a host": (
+        "{tmp}/alice --port {taken} --peer bob --at 127.0.0.1:1",
+        3,
+        "cannot listen on 127.0.0.1 port .*in use",
+    ),
+    "host of nobody": (
+        "{tmp}/alice --port 0 --host 192.0.2.1 --peer bob --at 127.0.0.1:1",
+        3,
+        "cannot listen on 192.0.2.1 port 0: ",
+    ),
     "a file for a folder": ("{tmp}/file --peer bob --at 127.0.0.1:1", 2, "file/identity.pem"),
     "a key that is none": ("{tmp}/noise --peer bob --at 127.0.0.1:1", 2, "it is no private key"),
-    "known_peers that are none": ("{tmp}/odd --port 0 --peer bob --at 127.0.0.1:1", 2,
-                                  "known_peers line 2 is not a new name and 64 hex digits"),
-    "another pin": ("{tmp}/alice --port 0 --peer bob --at 127.0.0.1:1 --pin " + "0" * 64, 2,
-                    "line 1 of .* has another key for bob"),
-    "nobody pinned": ("{tmp}/alice --port 0 --peer carol --at 127.0.0.1:1 --pinned-only", 2,
-                      "carol is not in .* add --pin"),
+    "known_peers that are none": (
+        "{tmp}/odd --port 0 --peer bob --at 127.0.0.1:1",
+        2,
+        "known_peers line 2 is not a new name and 64 hex digits",
+    ),
+    "another pin": (
+        "{tmp}/alice --port 0 --peer bob --at 127.0.0.1:1 --pin " + "0" * 64,
+        2,
+        "line 1 of .* has another key for bob",
+    ),
+    "nobody pinned": (
+        "{tmp}/alice --port 0 --peer carol --at 127.0.0.1:1 --pinned-only",
+        2,
+        "carol is not in .* add --pin",
+    ),
 }
+
 
 @pytest.mark.parametrize("name", CASES)
 def test_what_is_wrong_is_said_in_a_sentence(pair: Pair, name: str) -> None:
@@ -314,7 +395,8 @@ def test_what_is_wrong_is_said_in_a_sentence(pair: Pair, name: str) -> None:
     (pair.folder / "noise" / "identity.pem").chmod(0o600)
     (pair.folder / "odd" / "known_peers").write_text(f"carol {'a' * 64}\nbob {'b' * 63}\n")
     (pair.folder / "odd" / "identity.pem").write_bytes(
-        (pair.folder / "alice" / "identity.pem").read_bytes())
+        (pair.folder / "alice" / "identity.pem").read_bytes()
+    )
     (pair.folder / "odd" / "identity.pem").chmod(0o600)
     (pair.folder / "alice" / "known_peers").write_text(f"bob {'a' * 64}\n")
     line, code, why = CASES[name]
@@ -325,29 +407,48 @@ def test_what_is_wrong_is_said_in_a_sentence(pair: Pair, name: str) -> None:
     assert len(done.stderr.splitlines()) == 1, done.stderr
     assert re.search(f"^node.py: .*{why}", done.stderr), done.stderr
 
+
 # Its input and output -----------------------------------------------------------------------------
+
 
 @posix_only
 def test_nobody_reads_the_output_or_there_is_no_input(pair: Pair) -> None:
     with pair.start("bob"):
         quoted = " ".join(f"'{word}'" for word in [sys.executable, *pair.words("alice")])
-        for redirection, codes in (("< /dev/null | head -1 >&2; exit ${PIPESTATUS[0]}", (141, 0)),
-                                   ("< /dev/null >&- 2>&-", (0,)), ("<&-", (0,)),
-                                   ("< /dev/null > /dev/full", (2,)), ("<<< hello", (0,)),
-                                   ("<<< hello 2> /dev/full", (0,))):
-            done = subprocess.run(["bash", "-c", f"{quoted} {redirection}"], cwd=ROOT, text=True,
-                                  capture_output=True, timeout=60, check=False)
+        for redirection, codes in (
+            ("< /dev/null | head -1 >&2; exit ${PIPESTATUS[0]}", (141, 0)),
+            ("< /dev/null >&- 2>&-", (0,)),
+            ("<&-", (0,)),
+            ("< /dev/null > /dev/full", (2,)),
+            ("<<< hello", (0,)),
+            ("<<< hello 2> /dev/full", (0,)),
+        ):
+            done = subprocess.run(
+                ["bash", "-c", f"{quoted} {redirection}"],
+                cwd=ROOT,
+                text=True,
+                capture_output=True,
+                timeout=60,
+                check=False,
+            )
             assert done.returncode in codes, (redirection, done)
             assert "Traceback" not in done.stderr, (redirection, done.stderr)
             assert "Fatal" not in done.stderr, (redirection, done.stderr)
+
 
 @posix_only
 @pytest.mark.parametrize(("ending", "code"), [("quit\n", 0), ("\x04", 0), ("\x03", 130)])
 def test_at_a_terminal(pair: Pair, ending: str, code: int) -> None:
     pexpect = pytest.importorskip("pexpect")
     with pair.start("bob") as bob:
-        child = pexpect.spawn(sys.executable, pair.words("alice"), cwd=str(ROOT), encoding="utf-8",
-                              dimensions=(24, 60), timeout=30)
+        child = pexpect.spawn(
+            sys.executable,
+            pair.words("alice"),
+            cwd=str(ROOT),
+            encoding="utf-8",
+            dimensions=(24, 60),
+            timeout=30,
+        )
         child.expect("bob is here")
         child.send("t\u00fcr\n")
         bob.wait_for("^alice: t\u00fcr$")
@@ -359,12 +460,20 @@ def test_at_a_terminal(pair: Pair, ending: str, code: int) -> None:
         assert child.exitstatus == code
         bob.wait_for("alice has left")
 
+
 def test_an_encrypted_key_needs_somebody_who_types(pair: Pair, keys: Sequence[PrivateKey]) -> None:
     path = pair.folder / "alice" / "identity.pem"
     path.unlink()
     write_private(path, keys[0], "correct horse")
-    done = subprocess.run([sys.executable, *pair.words("alice")], cwd=ROOT, text=True, timeout=60,
-                          stdin=subprocess.DEVNULL, capture_output=True, check=False,
-                          start_new_session=True)
+    done = subprocess.run(
+        [sys.executable, *pair.words("alice")],
+        cwd=ROOT,
+        text=True,
+        timeout=60,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        check=False,
+        start_new_session=True,
+    )
     assert done.returncode == 2
     assert done.stderr.endswith("the key needs a passphrase, and nobody types one\n")

@@ -1,4 +1,5 @@
 """What a person sees of a node, and what is typed: there is no socket here, and no key."""
+
 from __future__ import annotations
 
 import os
@@ -14,19 +15,30 @@ from companions.peer_messaging.identity import IdentityChanged, grouped
 from companions.peer_messaging.peer import Event, Limits
 from companions.peer_messaging.protocol import MessageLost, PeerAway, PeerLeft, Reason, Untimely
 from companions.peer_messaging.talk import (
-    MAX_ALARMS, MAX_LINE, MAX_UNDER_WAY, MAX_UNSEEN, Input, Screen, Talk, columns, escape,
+    MAX_ALARMS,
+    MAX_LINE,
+    MAX_UNDER_WAY,
+    MAX_UNSEEN,
+    Input,
+    Screen,
+    Talk,
+    columns,
+    escape,
 )
 from endpoint import UserError
 from protocol_fsm import BadTag, LocalError, MalformedMessage, WrongPeer
 
 LIMIT_S = 20.0
 
+
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """A talk notices at once that it is over."""
     monkeypatch.setattr(talk, "WAIT_S", 0.01)
 
+
 # What a person sees -------------------------------------------------------------------------------
+
 
 class Seen(list[str]):
     """Lines of a screen."""
@@ -42,11 +54,14 @@ class Seen(list[str]):
     def joined(self) -> str:
         return " ".join(line.removeprefix("!!!").removeprefix("*").strip() for line in self)
 
+
 PRINT = "0123456789abcdef" * 4
+
 
 def columns_of(line: str) -> int:
     """Return how many columns a line takes at most, in any terminal."""
     return sum(2 if letter > "~" and east_asian_width(letter) in "WFA" else 1 for letter in line)
+
 
 def test_the_first_meeting_is_loud_and_later_ones_are_not() -> None:
     seen = Seen()
@@ -63,34 +78,62 @@ def test_the_first_meeting_is_loud_and_later_ones_are_not() -> None:
     seen.screen.met(Event("met", PRINT))
     assert seen == ["* a new session with bob has begun"]
 
-@pytest.mark.parametrize(("error", "words"), [
-    (PeerAway("a word", "none"), "bob is away"),
-    (PeerLeft(Reason.VIOLATION), "bob has ended the session, as it refused what came"),
-    (MessageLost(3, 5), "has ended, and another will begin: MessageLost: expected 3, got 5"),
-])
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (PeerAway("a word", "none"), "bob is away"),
+        (PeerLeft(Reason.VIOLATION), "bob has ended the session, as it refused what came"),
+        (MessageLost(3, 5), "has ended, and another will begin: MessageLost: expected 3, got 5"),
+    ],
+)
 def test_why_a_session_is_over_is_said(error: Any, words: str) -> None:
     seen = Seen()
     seen.screen.ended(Event("ended", error=error))
     assert words in seen.joined
 
-@pytest.mark.parametrize(("text", "shown"), [
-    ("plain, t\u00fcr \u4f60\u597d", "plain, t\u00fcr \u4f60\u597d"),
-    ("\x1b[31mred\x07", "\\x1b[31mred\\x07"), ("a\r\nb\tc", "a\\r\\nb\\tc"),
-    ("\u202eevil\u2028line\x9b2J", "\\u202eevil\\u2028line\\x9b2J"),
-])
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain, t\u00fcr \u4f60\u597d", "plain, t\u00fcr \u4f60\u597d"),
+        ("\x1b[31mred\x07", "\\x1b[31mred\\x07"),
+        ("a\r\nb\tc", "a\\r\\nb\\tc"),
+        ("\u202eevil\u2028line\x9b2J", "\\u202eevil\\u2028line\\x9b2J"),
+    ],
+)
 def test_nothing_that_comes_moves_the_cursor_or_colours_the_terminal(text: str, shown: str) -> None:
     assert escape(text) == shown
     seen = Seen()
     seen.screen.text(Event("text", text))
     assert seen == [f"bob: {shown}"]
 
+
 TEXTS = (
-    "* bob has left " * 20, "!!! " * 100, "x" * 4_096, " " * 500, "a-b " * 999,
-    "x" * 74 + "* mallory is here", "alice: \n!!! look", "\u4f60" * 200, "x" + "\u4f60" * 200,
-    "\u4f60x" * 150, "\u4f60\u597d " * 150, "\u3164" * 37 + "* bob has left", "\u3164 " * 99,
-    "\u3164" * 500, "x\u3164" * 30 + "!!! look", "\u2800" * 75 + "* bob has left", "\u2800" * 500,
-    "\uff01" * 99, "\u00e4" * 500, "\U0001f600" * 99, "x" * 70 + "\u4f60" * 3 + " * bob", "\u4f60",
+    "* bob has left " * 20,
+    "!!! " * 100,
+    "x" * 4_096,
+    " " * 500,
+    "a-b " * 999,
+    "x" * 74 + "* mallory is here",
+    "alice: \n!!! look",
+    "\u4f60" * 200,
+    "x" + "\u4f60" * 200,
+    "\u4f60x" * 150,
+    "\u4f60\u597d " * 150,
+    "\u3164" * 37 + "* bob has left",
+    "\u3164 " * 99,
+    "\u3164" * 500,
+    "x\u3164" * 30 + "!!! look",
+    "\u2800" * 75 + "* bob has left",
+    "\u2800" * 500,
+    "\uff01" * 99,
+    "\u00e4" * 500,
+    "\U0001f600" * 99,
+    "x" * 70 + "\u4f60" * 3 + " * bob",
+    "\u4f60",
 )
+
 
 @pytest.mark.parametrize("peer", ["bob", "\u4f60", "\u4f60\u597d\u3164", "\u4f60" * 64, "b" * 64])
 @pytest.mark.parametrize("width", [20, 39, 40, 79])
@@ -103,6 +146,7 @@ def test_no_text_looks_like_a_word_of_ours_however_it_breaks(peer: str, width: i
         assert all(line.startswith("    ") for line in seen[1:]), text
         assert max(map(columns_of, seen)) <= width, text
         assert "".join([seen[0], *(line[4:] for line in seen[1:])]) == f"{peer}: {escape(text)}"
+
 
 @pytest.mark.parametrize("peer", ["bob", "\u4f60" * 10, "\u4f60" * 64, "b" * 64])
 @pytest.mark.parametrize("width", [20, 39, 79])
@@ -118,12 +162,17 @@ def test_no_word_of_ours_is_wider_than_a_line(peer: str, width: int) -> None:
     assert all(line.startswith(("* ", "  ")) for line in seen[told:])
     assert max(map(columns_of, seen)) <= width
 
-@pytest.mark.parametrize(("terminal", "usable"), [
-    (200, 79), (81, 79), (80, 79), (79, 78), (41, 40), (40, 39), (21, 20), (20, 20), (1, 20)])
+
+@pytest.mark.parametrize(
+    ("terminal", "usable"),
+    [(200, 79), (81, 79), (80, 79), (79, 78), (41, 40), (40, 39), (21, 20), (20, 20), (1, 20)],
+)
 def test_a_line_leaves_the_last_column_of_a_terminal_free(
-        monkeypatch: pytest.MonkeyPatch, terminal: int, usable: int) -> None:
+    monkeypatch: pytest.MonkeyPatch, terminal: int, usable: int
+) -> None:
     monkeypatch.setenv("COLUMNS", str(terminal))
     assert columns() == usable
+
 
 def test_another_key_is_alarming_once_and_says_what_mends_it(tmp_path: Path) -> None:
     (tmp_path / "known_peers").write_text(f"carol {PRINT}\nbob {PRINT}\n")
@@ -141,8 +190,10 @@ def test_another_key_is_alarming_once_and_says_what_mends_it(tmp_path: Path) -> 
     seen.screen.total(0)
     assert seen == ["* messages refused: 13 IdentityChanged", "* over: 0 sent, 0 received"]
 
+
 def test_other_refusals_are_counted_and_told_when_asked_for() -> None:
-    seen, told = Seen(), Seen(verbose=True)
+    seen = Seen()
+    told = Seen(verbose=True)
     for error in (BadTag(), BadTag(), MalformedMessage("a kind", "ff")):
         seen.screen.refused(error)
         told.screen.refused(error)
@@ -151,17 +202,20 @@ def test_other_refusals_are_counted_and_told_when_asked_for() -> None:
     seen.screen.total(2)
     assert seen[0] == "* messages refused: 2 BadTag, 1 MalformedMessage"
 
+
 def test_who_talks_to_themselves_is_told_so_once() -> None:
     seen = Seen()
     for _ in range(2):
         seen.screen.refused(WrongPeer("another node", "ourselves"))
     assert seen.joined.count("our own key") == 1
 
+
 def test_clocks_that_differ_are_told_once() -> None:
     seen = Seen()
     for _ in range(2):
         seen.screen.refused(Untimely("at most 30 s from our clock", "-60.0 s"))
     assert seen.joined.count("the clocks differ, and bob and we cannot meet") == 1
+
 
 def test_a_text_that_waits_was_not_sent(capsys: pytest.CaptureFixture[str]) -> None:
     play = Play()
@@ -170,6 +224,7 @@ def test_a_text_that_waits_was_not_sent(capsys: pytest.CaptureFixture[str]) -> N
     assert play.seen[-1] == "* over: 0 sent, 0 received"
     assert "1 text has no receipt" in capsys.readouterr().err
 
+
 def test_a_receipt_is_worth_a_word_only_if_it_took_long() -> None:
     seen = Seen()
     seen.screen.arrived(1, "quick", 0.1)
@@ -177,11 +232,14 @@ def test_a_receipt_is_worth_a_word_only_if_it_took_long() -> None:
     seen.screen.arrived(2, "slow\n" + "x" * 100, 3.21)
     assert seen == ['* text 2, "slow\\nxxxxxxxxxxxxxxxxxxx...", has arrived after 3.2 s']
 
+
 # What is typed ------------------------------------------------------------------------------------
+
 
 def read(*pieces: bytes, encoding: str = "utf-8") -> list[str]:
     """Return what Input makes of bytes that come in pieces."""
-    lines, (there, here) = list[str](), os.pipe()
+    lines: list[str] = []
+    (there, here) = os.pipe()
     with open(here, "wb", buffering=0) as end:
         thread = Input(there, encoding, lines.append)
         thread.start()
@@ -192,27 +250,42 @@ def read(*pieces: bytes, encoding: str = "utf-8") -> list[str]:
     assert not thread.is_alive()
     return lines
 
-@pytest.mark.parametrize(("pieces", "lines"), [
-    ([b"one\ntwo\n"], ["one", "two", ""]), ([b"no end"], ["no end", ""]), ([], [""]),
-    ([b"windows\r\n\r\n  \nx\n"], ["windows", "x", ""]), ([b"o", b"n", b"e\n"], ["one", ""]),
-    ([b"one\n quit \nnever\n"], ["one", ""]), ([b"quit"], [""]), ([b"quits\n"], ["quits", ""]),
-    ([b"t\xc3", b"\xbcr\n"], ["t\u00fcr", ""]), ([b"\xff\n\xc3"], ["\ufffd", "\ufffd", ""]),
-])
-def test_lines_are_read_as_they_come_until_the_end_or_quit(pieces: list[bytes],
-                                                           lines: list[str]) -> None:
+
+@pytest.mark.parametrize(
+    ("pieces", "lines"),
+    [
+        ([b"one\ntwo\n"], ["one", "two", ""]),
+        ([b"no end"], ["no end", ""]),
+        ([], [""]),
+        ([b"windows\r\n\r\n  \nx\n"], ["windows", "x", ""]),
+        ([b"o", b"n", b"e\n"], ["one", ""]),
+        ([b"one\n quit \nnever\n"], ["one", ""]),
+        ([b"quit"], [""]),
+        ([b"quits\n"], ["quits", ""]),
+        ([b"t\xc3", b"\xbcr\n"], ["t\u00fcr", ""]),
+        ([b"\xff\n\xc3"], ["\ufffd", "\ufffd", ""]),
+    ],
+)
+def test_lines_are_read_as_they_come_until_the_end_or_quit(
+    pieces: list[bytes], lines: list[str]
+) -> None:
     assert read(*pieces) == lines
+
 
 def test_a_line_without_end_takes_no_more_memory_than_its_beginning() -> None:
     line, end = read(*[b"x" * 50_000] * 5, b"\nnext\n")[0::2]
     assert MAX_LINE <= len(line) <= MAX_LINE + 65_536
     assert end == ""
 
+
 def test_an_input_that_cannot_be_read_has_ended() -> None:
-    lines, (there, here) = list[str](), os.pipe()
+    lines: list[str] = []
+    (there, here) = os.pipe()
     os.close(here)
     os.close(there)
     Input(there, "utf-8", lines.append).run()
     assert lines[-1] == ""
+
 
 def test_no_more_lines_are_read_ahead_than_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(talk, "READ_AHEAD", 2)
@@ -232,14 +305,20 @@ def test_no_more_lines_are_read_ahead_than_allowed(monkeypatch: pytest.MonkeyPat
     thread.join(LIMIT_S)
     os.close(there)
 
+
 # Between a person and a node ----------------------------------------------------------------------
+
 
 class Play:
     """A Talk with a node that is none: `answers` says what it tells of each text."""
 
     def __init__(self, *answers: str, patience_s: float = 10.0) -> None:
-        self.seen, self.said, self.taken = Seen(), list[str](), 0
-        self.time, self.most_under_way, self.answers = 0.0, 0, answers
+        self.seen = Seen()
+        self.said: list[str] = []
+        self.taken = 0
+        self.time = 0.0
+        self.most_under_way = 0
+        self.answers = answers
         self.talk = Talk(self.seen.screen, patience_s, self._timer)
         self.failure: Exception | None = None
 
@@ -268,21 +347,26 @@ class Play:
         self.talk.run(self, self.take)
         return self.talk.finish()
 
+
 def test_texts_with_receipts_are_a_success() -> None:
     play = Play("sent", "receipt")
     assert play.play(Event("met", PRINT), "one", "two", "") == 0
     assert (play.said, play.taken) == (["one", "two"], 2)
     assert play.seen[-1] == "* over: 2 sent, 0 received"
 
+
 def test_nothing_to_say_is_a_success_too() -> None:
     assert Play().play("") == 0
 
+
 def test_texts_without_receipts_are_waited_for_and_then_a_failure(
-        capsys: pytest.CaptureFixture[str]) -> None:
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     play = Play(patience_s=3.0)
     assert play.play("one", "two", "") == 1
     assert play.time >= 3.0
     assert capsys.readouterr().err == "node: 2 texts have no receipt, and may not have arrived\n"
+
 
 def test_an_unconfirmed_text_is_told_and_a_failure(capsys: pytest.CaptureFixture[str]) -> None:
     play = Play("unconfirmed")
@@ -290,16 +374,19 @@ def test_an_unconfirmed_text_is_told_and_a_failure(capsys: pytest.CaptureFixture
     assert '* text 1, "one", is unconfirmed: it may have arrived, or not' in play.seen
     assert capsys.readouterr().err == "node: 1 text has no receipt, and may not have arrived\n"
 
+
 def test_a_text_that_cannot_be_sent_is_told_and_a_failure() -> None:
     play = Play("sent", "receipt")
     assert play.play(Event("met", PRINT), "bad", "good", "") == 1
     assert "* not sent: a text has 1 to 4,096 bytes" in play.seen
     assert (play.said, play.taken) == (["good"], 2)
 
+
 @pytest.mark.parametrize("number", [2, 15])
 def test_a_signal_ends_it_whatever_is_under_way(number: int) -> None:
     assert Play().play("one", number, "two") == 128 + number
     assert Play("sent", "receipt").play(number) == 128 + number
+
 
 def test_no_more_texts_are_under_way_than_a_node_keeps() -> None:
     play = Play()
@@ -310,19 +397,30 @@ def test_no_more_texts_are_under_way_than_a_node_keeps() -> None:
     assert play.play(*["text"] * 500, "") == 0
     assert len(play.said) == 500
 
+
 def test_that_texts_wait_is_said_once_an_absence() -> None:
     play = Play()
-    play.play("one", "two", Event("met", PRINT), "three",
-              Event("ended", error=PeerAway("a word", "none")), "four", 2)
+    play.play(
+        "one",
+        "two",
+        Event("met", PRINT),
+        "three",
+        Event("ended", error=PeerAway("a word", "none")),
+        "four",
+        2,
+    )
     assert [line for line in play.seen if "waits" in line] == [
         "* bob is not here; text 1, and what follows it, waits",
-        "* bob is not here; text 4, and what follows it, waits"]
+        "* bob is not here; text 4, and what follows it, waits",
+    ]
+
 
 def test_what_ends_the_node_ends_the_talk() -> None:
     play = Play()
     play.failure = UserError("cannot write known_peers")
     with pytest.raises(UserError, match="cannot write"):
         play.play("one")
+
 
 def test_of_what_was_refused_little_waits_and_of_the_rest_all() -> None:
     """A person may have stopped the output, and anybody can put junk into an inbox."""
@@ -339,11 +437,15 @@ def test_of_what_was_refused_little_waits_and_of_the_rest_all() -> None:
     play.talk.hear(Event("receipt", number=1))
     assert play.play("") == 0, "the receipt was there"
     assert [line for line in play.seen if line.startswith("bob: ")] == [
-        f"bob: text {number}" for number in range(2 * MAX_UNSEEN)]
-    assert play.seen[-2:] == [f"* messages refused: {MAX_UNSEEN - 1} BadTag",
-                              f"* over: 1 sent, {2 * MAX_UNSEEN} received"]
+        f"bob: text {number}" for number in range(2 * MAX_UNSEEN)
+    ]
+    assert play.seen[-2:] == [
+        f"* messages refused: {MAX_UNSEEN - 1} BadTag",
+        f"* over: 1 sent, {2 * MAX_UNSEEN} received",
+    ]
     play.talk.hear(Event("refused", error=BadTag()))
     assert play.talk.happenings.qsize() == 1, "now there is room again"
+
 
 def test_what_comes_at_the_very_end_is_shown() -> None:
     play = Play()

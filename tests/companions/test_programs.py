@@ -2,6 +2,7 @@
 
 The default run has one story; what takes its time, and kills or fills something, is slow.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -33,6 +34,7 @@ posix_only = pytest.mark.skipif(os.name != "posix", reason="signals, limits, ter
 proc_only = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="measured in /proc")
 PASSPHRASE = "correct horse \u00fc"
 
+
 @pytest.fixture(scope="module")
 def known_keys(keys: list[PrivateKey]) -> Iterator[None]:
     """The authority makes no keys here, which takes its time."""
@@ -41,16 +43,20 @@ def known_keys(keys: list[PrivateKey]) -> Iterator[None]:
         patch.setattr(ca, "new_identity", lambda: next(supply))
         yield
 
+
 def authority_with_two(folder: Path) -> Path:
     ca.create(folder)
     ca.issue(folder, "home", Role.SERVER)
     ca.issue(folder, "phone", Role.DEVICE)
     return folder
 
+
 @pytest.fixture(scope="module")
 def pki(known_keys: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An authority and whom it knows; `elsewhere` beside it is another one."""
-    top, now, day = tmp_path_factory.mktemp("lab"), utc_now(), timedelta(1)
+    top = tmp_path_factory.mktemp("lab")
+    now = utc_now()
+    day = timedelta(1)
     authority_with_two(top / "elsewhere")
     pki = authority_with_two(top / "pki")
     ca.issue(pki, "office", Role.SERVER)
@@ -70,6 +76,7 @@ def pki(known_keys: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (top / "stale.json").write_bytes((top / "elsewhere" / "revocation_list.json").read_bytes())
     return pki
 
+
 SPOILT: dict[str, Callable[[Path], object]] = {
     "keyless": lambda folder: (folder / "private_key.pem").unlink(),
     "bare": lambda folder: (folder / "certificate.json").unlink(),
@@ -79,19 +86,32 @@ SPOILT: dict[str, Callable[[Path], object]] = {
     "noise": lambda folder: (folder / "private_key.pem").write_bytes(b"noise"),
 }
 
+
 class Running(NamedTuple):
     program: Program
     port: str
     received: Path
 
+
 @contextlib.contextmanager
-def serving(pki: Path, received: Path, *flags: object, who: str = "home", limit: str = ""
-            ) -> Iterator[Running]:
+def serving(
+    pki: Path, received: Path, *flags: object, who: str = "home", limit: str = ""
+) -> Iterator[Running]:
     """Run server.py on a port of its own choice; `limit` is for ulimit."""
-    arguments = ["-m", MODULE + "server", "--identity", pki / who, "--port", 0, "--received",
-                 received, *flags]
+    arguments = [
+        "-m",
+        MODULE + "server",
+        "--identity",
+        pki / who,
+        "--port",
+        0,
+        "--received",
+        received,
+        *flags,
+    ]
     with (Limited if limit else Program)(*map(str, arguments), *([limit] if limit else [])) as one:
         yield Running(one, one.wait_for(f"^{who} listens on 127").rpartition(":")[2], received)
+
 
 class Limited(Program):
     """A program under a limit of ulimit, which comes last."""
@@ -107,40 +127,68 @@ class Limited(Program):
             patch.setattr(subprocess, "Popen", limited)
             super().__init__(*arguments_)
 
-def command(pki: Path, port: str, *arguments: object, who: str = "phone", to: str = "home"
-            ) -> list[str]:
-    return ["-m", MODULE + "device", "--identity", str(pki / who), "--to", to, "--port", port,
-            *map(str, arguments)]
+
+def command(
+    pki: Path, port: str, *arguments: object, who: str = "phone", to: str = "home"
+) -> list[str]:
+    return [
+        "-m",
+        MODULE + "device",
+        "--identity",
+        str(pki / who),
+        "--to",
+        to,
+        "--port",
+        port,
+        *map(str, arguments),
+    ]
+
 
 def device(*arguments: object, **options: object) -> Program:
     return Program(*command(*arguments, **options))  # type: ignore[arg-type]
 
+
 def run(arguments: list[str], **options: bool) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, *arguments], cwd=ROOT, text=True, timeout=60,
-                          check=False, capture_output=True, stdin=subprocess.DEVNULL,
-                          start_new_session=options.get("alone", False))
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        text=True,
+        timeout=60,
+        check=False,
+        capture_output=True,
+        stdin=subprocess.DEVNULL,
+        start_new_session=options.get("alone", False),
+    )
+
 
 def sparse(path: Path, size: int) -> Path:
     path.touch()
     os.truncate(path, size)
     return path
 
+
 def partials(folder: Path) -> list[str]:
     return [path.name for path in folder.iterdir() if path.name.endswith(".partial")]
 
+
 # The story
 
+
 @pytest.mark.slow
-def test_a_text_and_a_file_arrive_and_ctrl_c_stops_the_server(known_keys: None,
-                                                              tmp_path: Path) -> None:
+def test_a_text_and_a_file_arrive_and_ctrl_c_stops_the_server(
+    known_keys: None, tmp_path: Path
+) -> None:
     pki = authority_with_two(tmp_path / "pki")
     (picture := tmp_path / "t\u00fcr.png").write_bytes(b"picture" * 30_000)
     with serving(pki, tmp_path / "received", "--log", tmp_path / "log") as server:
         done = run(command(pki, server.port, "--text", "all is well", picture))
         assert (done.returncode, done.stderr) == (0, "")
         assert done.stdout.splitlines() == [
-            "session with home begun", "text of 11 characters: acknowledged",
-            "'t\\xfcr.png': 210,000 bytes acknowledged", "done: 2 sent and acknowledged"]
+            "session with home begun",
+            "text of 11 characters: acknowledged",
+            "'t\\xfcr.png': 210,000 bytes acknowledged",
+            "done: 2 sent and acknowledged",
+        ]
         server.program.wait_for("done, 2 received", "err")
         server.program.interrupt()
         assert server.program.finish() == 0
@@ -150,64 +198,128 @@ def test_a_text_and_a_file_arrive_and_ctrl_c_stops_the_server(known_keys: None,
     if os.name == "posix":
         assert (tmp_path / "log").stat().st_mode & 0o777 == 0o600, "texts are in it"
 
+
 # What can go wrong. {pki}, {tmp}, {lab} are folders, {port} is a server's, {closed} nobody's.
 
 CASES = {
-    "no server": ("device --identity {pki}/phone --to home --port {closed} --text x", 3,
-                  "no server at 127.0.0.1:.*refused"),
-    "no identity": ("device --identity {tmp}/none --to home --text x", 2,
-                    "cannot read .*none.*: No such file"),
+    "no server": (
+        "device --identity {pki}/phone --to home --port {closed} --text x",
+        3,
+        "no server at 127.0.0.1:.*refused",
+    ),
+    "no identity": (
+        "device --identity {tmp}/none --to home --text x",
+        2,
+        "cannot read .*none.*: No such file",
+    ),
     "no key": ("device --identity {lab}/keyless --to home --text x", 2, "cannot read the key"),
-    "no certificate": ("device --identity {lab}/bare --to home --text x", 2,
-                       "cannot read .*certificate.json: No such"),
-    "no authority": ("device --identity {lab}/alone --to home --text x", 2,
-                     "cannot read .*authority.json: No such"),
-    "a certificate that is none": ("device --identity {lab}/garbled --to home --text x", 2,
-                                   "certificate.json is no certificate"),
-    "a key that is none": ("device --identity {lab}/noise --to home --text x", 2,
-                           "cannot open the key .*: it is no private key"),
-    "nobody types the passphrase": ("device --identity {pki}/locked --to home --text x", 2,
-                                    "the key needs a passphrase, and nobody types one"),
-    "a server as device": ("device --identity {pki}/home --to home --text x", 2,
-                           "the certificate of home is for a server, and a device is wanted here"),
-    "a device as server": ("server --identity {pki}/phone --received {tmp}/r", 2,
-                           "the certificate of phone is for a device, and a server is wanted here"),
-    "port in use": ("server --identity {pki}/home --port {port} --received {tmp}/r", 3,
-                    "cannot listen on 127.0.0.1:.*in use"),
-    "host of nobody": ("server --identity {pki}/home --host 192.0.2.1 --received {tmp}/r", 3,
-                       "cannot listen on 192.0.2.1:9998: "),
-    "no such host": ("server --identity {pki}/home --host no.host.invalid --received {tmp}/r", 3,
-                     "cannot listen on no.host.invalid:9998: "),
+    "no certificate": (
+        "device --identity {lab}/bare --to home --text x",
+        2,
+        "cannot read .*certificate.json: No such",
+    ),
+    "no authority": (
+        "device --identity {lab}/alone --to home --text x",
+        2,
+        "cannot read .*authority.json: No such",
+    ),
+    "a certificate that is none": (
+        "device --identity {lab}/garbled --to home --text x",
+        2,
+        "certificate.json is no certificate",
+    ),
+    "a key that is none": (
+        "device --identity {lab}/noise --to home --text x",
+        2,
+        "cannot open the key .*: it is no private key",
+    ),
+    "nobody types the passphrase": (
+        "device --identity {pki}/locked --to home --text x",
+        2,
+        "the key needs a passphrase, and nobody types one",
+    ),
+    "a server as device": (
+        "device --identity {pki}/home --to home --text x",
+        2,
+        "the certificate of home is for a server, and a device is wanted here",
+    ),
+    "a device as server": (
+        "server --identity {pki}/phone --received {tmp}/r",
+        2,
+        "the certificate of phone is for a device, and a server is wanted here",
+    ),
+    "port in use": (
+        "server --identity {pki}/home --port {port} --received {tmp}/r",
+        3,
+        "cannot listen on 127.0.0.1:.*in use",
+    ),
+    "host of nobody": (
+        "server --identity {pki}/home --host 192.0.2.1 --received {tmp}/r",
+        3,
+        "cannot listen on 192.0.2.1:9998: ",
+    ),
+    "no such host": (
+        "server --identity {pki}/home --host no.host.invalid --received {tmp}/r",
+        3,
+        "cannot listen on no.host.invalid:9998: ",
+    ),
     "a folder that cannot be": (
-        "server --identity {pki}/home --port 0 --received {tmp}/no/where", 2,
-        "cannot keep files in .*where: No such file"),
+        "server --identity {pki}/home --port 0 --received {tmp}/no/where",
+        2,
+        "cannot keep files in .*where: No such file",
+    ),
     "a file for a folder": (
-        "server --identity {pki}/home --port 0 --received {pki}/revocation_list.json", 2,
-        "cannot keep files in .*: "),
+        "server --identity {pki}/home --port 0 --received {pki}/revocation_list.json",
+        2,
+        "cannot keep files in .*: ",
+    ),
     "a log that cannot be": (
-        "server --identity {pki}/home --port 0 --received {tmp}/r --log {tmp}/no/where", 2,
-        "cannot log to .*where: No such file"),
+        "server --identity {pki}/home --port 0 --received {tmp}/r --log {tmp}/no/where",
+        2,
+        "cannot log to .*where: No such file",
+    ),
     "files of no bytes": ("server --identity {pki}/home --max-bytes 0", 2, "--max-bytes: invalid"),
     "nothing to send": ("device --identity {pki}/phone --to home", 2, "nothing to send"),
     "a folder to send": ("device --identity {pki}/phone --to home {pki}", 2, "it is a folder"),
-    "who is not there": ("device --identity {pki}/phone --to office --port {port} --text x", 1,
-                         "another server is there: WrongPeer: expected office, got home"),
-    "another authority": ("device --identity {lab}/elsewhere/phone --to home --port {port} "
-                          "--text x", 3, "in the handshake, and never says why"),
+    "who is not there": (
+        "device --identity {pki}/phone --to office --port {port} --text x",
+        1,
+        "another server is there: WrongPeer: expected office, got home",
+    ),
+    "another authority": (
+        "device --identity {lab}/elsewhere/phone --to home --port {port} --text x",
+        3,
+        "in the handshake, and never says why",
+    ),
     "a list of another authority": (
         "device --identity {pki}/phone --to home --port {port} --text x --revocations "
-        "{lab}/stale.json", 1, "no certificate is accepted without a good revocation list"),
-    "no list": ("device --identity {pki}/phone --to home --port {port} --text x --revocations "
-                "{tmp}/none", 1, "without a good revocation list.*No such file"),
+        "{lab}/stale.json",
+        1,
+        "no certificate is accepted without a good revocation list",
+    ),
+    "no list": (
+        "device --identity {pki}/phone --to home --port {port} --text x --revocations {tmp}/none",
+        1,
+        "without a good revocation list.*No such file",
+    ),
 }
-for who, why in (("old", "CertificateExpired"), ("early", "CertificateNotYetValid"),
-                 ("lost", "CertificateRevoked")):
+for who, why in (
+    ("old", "CertificateExpired"),
+    ("early", "CertificateNotYetValid"),
+    ("lost", "CertificateRevoked"),
+):
     CASES[f"{why} at the device"] = (
-        f"device --identity {{pki}}/{who} --to home --port {{port}} --text x", 3,
-        "closed the connection in the handshake, and never says why")
+        f"device --identity {{pki}}/{who} --to home --port {{port}} --text x",
+        3,
+        "closed the connection in the handshake, and never says why",
+    )
 if os.name == "posix":
-    CASES["a key for everybody"] = ("device --identity {lab}/open --to home --text x", 2,
-                                    "others can read the key .*chmod 600")
+    CASES["a key for everybody"] = (
+        "device --identity {lab}/open --to home --text x",
+        2,
+        "others can read the key .*chmod 600",
+    )
+
 
 @pytest.fixture(scope="module")
 def running(pki: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
@@ -215,29 +327,38 @@ def running(pki: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run
     with serving(pki, tmp_path_factory.mktemp("shared") / "received") as server:
         yield server
 
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
-def test_what_is_wrong_is_said_in_a_sentence(pki: Path, running: Running, tmp_path: Path,
-                                             name: str) -> None:
+def test_what_is_wrong_is_said_in_a_sentence(
+    pki: Path, running: Running, tmp_path: Path, name: str
+) -> None:
     line, code, why = CASES[name]
     with socket.create_server(("127.0.0.1", 0)) as listener:
         closed = listener.getsockname()[1]
-    program, *arguments = line.format(pki=pki, lab=pki.parent, tmp=tmp_path, port=running.port,
-                                      closed=closed).split()
+    program, *arguments = line.format(
+        pki=pki, lab=pki.parent, tmp=tmp_path, port=running.port, closed=closed
+    ).split()
     done = run(["-m", MODULE + program, *arguments], alone=True)
-    said = [line for line in done.stderr.splitlines()
-            if not any(remark in line for remark in (
-                "our own certificate", "so nobody is let in", "GetPass"))]
+    said = [
+        line
+        for line in done.stderr.splitlines()
+        if not any(
+            remark in line for remark in ("our own certificate", "so nobody is let in", "GetPass")
+        )
+    ]
     assert (done.returncode, done.stdout) == (code, ""), done
     assert re.search(f"^{program}(.py)?: .*{why}", said[-1]), done.stderr
     assert "passphrase" in name or len(said) == 1, done.stderr
     assert not list(tmp_path.glob("r/*"))
+
 
 @pytest.mark.slow
 def test_a_certificate_that_does_not_hold_is_remarked_at_home(pki: Path, running: Running) -> None:
     done = run(command(pki, running.port, "--text", "x", who="old"))
     assert re.match(r"20\S+Z our own certificate does not hold: CertificateExpired: ", done.stderr)
     running.program.wait_for("a stranger at 127.0.0.1:.* CertificateExpired", "err")
+
 
 @pytest.mark.slow
 def test_a_server_with_an_old_certificate_is_refused_by_devices(pki: Path, tmp_path: Path) -> None:
@@ -246,6 +367,7 @@ def test_a_server_with_an_old_certificate_is_refused_by_devices(pki: Path, tmp_p
         done = run(command(pki, server.port, "--text", "x", to="old-home"))
         assert done.returncode == 1
         assert "device: the server's certificate is refused: CertificateExpired" in done.stderr
+
 
 @pytest.mark.slow
 def test_a_revocation_needs_no_restart(pki: Path, tmp_path: Path) -> None:
@@ -259,13 +381,17 @@ def test_a_revocation_needs_no_restart(pki: Path, tmp_path: Path) -> None:
         listed.write_bytes((pki / "revocation_list.json").read_bytes())
         assert run(command(pki, server.port, "--text", "x")).returncode == 0
 
+
 # Killed, interrupted, full
+
 
 @posix_only
 @pytest.mark.slow
 def test_a_killed_device_leaves_nothing_and_a_killed_server_is_cleaned_up_after(
-        pki: Path, tmp_path: Path) -> None:
-    large, received = sparse(tmp_path / "large.bin", 2**31), tmp_path / "received"
+    pki: Path, tmp_path: Path
+) -> None:
+    large = sparse(tmp_path / "large.bin", 2**31)
+    received = tmp_path / "received"
     with serving(pki, received) as server:
         with device(pki, server.port, large) as sender:
             server.program.wait_for("large.bin': .* MB", "err")
@@ -277,21 +403,26 @@ def test_a_killed_device_leaves_nothing_and_a_killed_server_is_cleaned_up_after(
             server.program.process.kill()
             assert sender.finish() == 3
             assert sender.lines["err"][-1] == (
-                "device: connection lost; what was not acknowledged may not have arrived")
+                "device: connection lost; what was not acknowledged may not have arrived"
+            )
     assert len(partials(received)) == 1
     with serving(pki, received) as server:
         server.program.wait_for("unfinished files of an earlier server, removed: 1", "err")
         assert not files_in(received)
 
+
 @posix_only
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_server_that_is_stopped_tells_its_devices(pki: Path, tmp_path: Path,
-                                                    number: signal.Signals) -> None:
+def test_a_server_that_is_stopped_tells_its_devices(
+    pki: Path, tmp_path: Path, number: signal.Signals
+) -> None:
     large = sparse(tmp_path / "large.bin", 2**31)
-    with serving(pki, tmp_path / "received") as server, \
-            device(pki, server.port, large) as sender, \
-            socket.create_connection(("127.0.0.1", int(server.port))) as stranger:
+    with (
+        serving(pki, tmp_path / "received") as server,
+        device(pki, server.port, large) as sender,
+        socket.create_connection(("127.0.0.1", int(server.port))) as stranger,
+    ):
         server.program.wait_for("large.bin': .* MB", "err")
         for _ in range(3):  # more than one changes nothing
             server.program.process.send_signal(number)
@@ -302,10 +433,12 @@ def test_a_server_that_is_stopped_tells_its_devices(pki: Path, tmp_path: Path,
         assert stranger.recv(1) == b""
     assert not files_in(server.received)
 
+
 def hears_nothing(raw: Raw, ready: Callable[[], object]) -> None:
     raw.socket.recv(1)
     ready()
     raw.rest()
+
 
 def hears_a_file(raw: Raw, ready: Callable[[], object]) -> None:
     raw.answer_handshake()
@@ -315,19 +448,27 @@ def hears_a_file(raw: Raw, ready: Callable[[], object]) -> None:
         if number == 100:
             ready()
 
+
 def answers_nothing(raw: Raw, ready: Callable[[], object]) -> None:
     raw.answer_handshake()
     raw.until(Kind.MANIFEST)
     ready()
     raw.receive()
 
+
 @posix_only
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("stage", [hears_nothing, hears_a_file, answers_nothing])
-def test_an_interrupted_device_says_so(pki: Path, tmp_path: Path, number: signal.Signals,
-                                       stage: Callable[[Raw, Callable[[], object]], None]) -> None:
-    identity, senders, heard = load_identity(pki / "home", input), list[Program](), list[str]()
+def test_an_interrupted_device_says_so(
+    pki: Path,
+    tmp_path: Path,
+    number: signal.Signals,
+    stage: Callable[[Raw, Callable[[], object]], None],
+) -> None:
+    identity = load_identity(pki / "home", input)
+    senders: list[Program] = []
+    heard: list[str] = []
     path = sparse(tmp_path / "x.bin", 10 if stage is answers_nothing else 2**33)
 
     def interrupt() -> None:
@@ -351,8 +492,10 @@ def test_an_interrupted_device_says_so(pki: Path, tmp_path: Path, number: signal
         assert not heard
         return
     assert sender.lines["err"][-1] == (
-        "device: stopped; what was not acknowledged may not have arrived")
+        "device: stopped; what was not acknowledged may not have arrived"
+    )
     assert heard == ["FAIL"]
+
 
 @posix_only
 @pytest.mark.slow
@@ -366,6 +509,7 @@ def test_a_full_disk_ends_a_session_and_not_the_server(pki: Path, tmp_path: Path
         server.program.wait_for("StoreFailed: expected room for .*, got File too large", "err")
         assert run(command(pki, server.port, small)).returncode == 0
         assert files_in(server.received) == {"small.png": b"small"}
+
 
 @posix_only
 @pytest.mark.slow
@@ -381,26 +525,53 @@ def test_what_no_longer_fits_into_the_journal_is_not_kept(pki: Path, tmp_path: P
         assert journal.endswith(b"\n")
         assert journal.count(b"\n") == codes.count(0)
 
+
 # Its output
+
 
 @posix_only
 @pytest.mark.slow
 def test_nobody_reads_the_output(pki: Path, running: Running, tmp_path: Path) -> None:
     python = [sys.executable, "-u", *command(pki, running.port, "--text", "a", "--text", "b")]
     quoted = " ".join(f"'{word}'" for word in python)
-    for redirection, code in (("| head -1 >&2; exit ${PIPESTATUS[0]}", (141, 0)),
-                              (">&- 2>&-", (0,)), ("> /dev/full", (2,)), ("2> /dev/full", (0,))):
-        done = subprocess.run(["bash", "-c", f"{quoted} {redirection}"], cwd=ROOT, text=True,
-                              capture_output=True, timeout=60, check=False)
+    for redirection, code in (
+        ("| head -1 >&2; exit ${PIPESTATUS[0]}", (141, 0)),
+        (">&- 2>&-", (0,)),
+        ("> /dev/full", (2,)),
+        ("2> /dev/full", (0,)),
+    ):
+        done = subprocess.run(
+            ["bash", "-c", f"{quoted} {redirection}"],
+            cwd=ROOT,
+            text=True,
+            capture_output=True,
+            timeout=60,
+            check=False,
+        )
         assert done.returncode in code, (redirection, done)
         assert "Traceback" not in done.stderr, (redirection, done.stderr)
-    words = [sys.executable, "-u", "-m", MODULE + "server", "--identity", str(pki / "home"),
-             "--port", "0", "--received", str(tmp_path / "r")]
+    words = [
+        sys.executable,
+        "-u",
+        "-m",
+        MODULE + "server",
+        "--identity",
+        str(pki / "home"),
+        "--port",
+        "0",
+        "--received",
+        str(tmp_path / "r"),
+    ]
     quoted = " ".join(f"'{word}'" for word in words)
     with contextlib.ExitStack() as stack:
-        server = stack.enter_context(subprocess.Popen(
-            ["bash", "-c", f"exec {quoted} 2> >(exit)"], cwd=ROOT, text=True,
-            stdout=subprocess.PIPE))
+        server = stack.enter_context(
+            subprocess.Popen(
+                ["bash", "-c", f"exec {quoted} 2> >(exit)"],
+                cwd=ROOT,
+                text=True,
+                stdout=subprocess.PIPE,
+            )
+        )
         stack.callback(server.kill)
         assert server.stdout is not None
         port = server.stdout.readline().strip().rpartition(":")[2]
@@ -411,14 +582,22 @@ def test_nobody_reads_the_output(pki: Path, running: Running, tmp_path: Path) ->
         assert server.stdout.read() == "stopped\n"
         assert server.wait(PATIENCE_S) == 0
 
+
 @posix_only
 @pytest.mark.slow
-def test_a_bar_is_for_terminals_and_stays_in_80_columns(pki: Path, running: Running,
-                                                        tmp_path: Path) -> None:
+def test_a_bar_is_for_terminals_and_stays_in_80_columns(
+    pki: Path, running: Running, tmp_path: Path
+) -> None:
     pexpect = pytest.importorskip("pexpect")
     path = sparse(tmp_path / ("v\u00fc" + "n" * 100 + ".mp4"), 300_000_000)
-    child = pexpect.spawn(sys.executable, command(pki, running.port, path), cwd=str(ROOT),
-                          timeout=120, dimensions=(24, 80), encoding="utf-8")
+    child = pexpect.spawn(
+        sys.executable,
+        command(pki, running.port, path),
+        cwd=str(ROOT),
+        timeout=120,
+        dimensions=(24, 80),
+        encoding="utf-8",
+    )
     child.expect(pexpect.EOF)
     child.close()
     assert child.exitstatus == 0
@@ -428,21 +607,34 @@ def test_a_bar_is_for_terminals_and_stays_in_80_columns(pki: Path, running: Runn
     assert "\x1b[2J" not in child.before
     done = run(command(pki, running.port, path))
     assert "%|" not in done.stderr
-    assert all(re.fullmatch(r"v\\xfcn+\.\.\.?mp4: \d+ of 300 MB", line)
-               for line in done.stderr.splitlines()), done.stderr
+    assert all(
+        re.fullmatch(r"v\\xfcn+\.\.\.?mp4: \d+ of 300 MB", line)
+        for line in done.stderr.splitlines()
+    ), done.stderr
+
 
 @posix_only
 @pytest.mark.slow
-def test_a_passphrase_is_asked_for_and_not_shown(pki: Path, running: Running,
-                                                 tmp_path: Path) -> None:
+def test_a_passphrase_is_asked_for_and_not_shown(
+    pki: Path, running: Running, tmp_path: Path
+) -> None:
     pexpect = pytest.importorskip("pexpect")
-    server = ["-m", MODULE + "server", "--identity", str(pki / "locked-home"), "--port", "0",
-              "--received", str(tmp_path / "r")]
+    server = [
+        "-m",
+        MODULE + "server",
+        "--identity",
+        str(pki / "locked-home"),
+        "--port",
+        "0",
+        "--received",
+        str(tmp_path / "r"),
+    ]
     sender = command(pki, running.port, "--text", "x", who="locked")
     for arguments, shown in ((sender, "acknowledged"), (server, "locked-home listens on")):
         for typed, code in ((PASSPHRASE + "\r", 0), ("wrong\r", 2), ("\x04", 2), ("\x03", 130)):
-            child = pexpect.spawn(sys.executable, arguments, cwd=str(ROOT), timeout=30,
-                                  encoding="utf-8")
+            child = pexpect.spawn(
+                sys.executable, arguments, cwd=str(ROOT), timeout=30, encoding="utf-8"
+            )
             child.expect(r"passphrase for \S+private_key.pem: ")
             child.send(typed)
             if code == 0:
@@ -455,16 +647,18 @@ def test_a_passphrase_is_asked_for_and_not_shown(pki: Path, running: Running,
             assert "horse" not in child.before
             assert ("the passphrase is wrong" in child.before) is (typed == "wrong\r")
 
+
 # Memory, and what is left
+
 
 def status(program: Program, field: str) -> int:
     text = Path(f"/proc/{program.process.pid}/status").read_text()
     return int(re.search(rf"^{field}:\s+(\d+)", text, re.MULTILINE)[1])  # type: ignore[index]
 
+
 @proc_only
 @pytest.mark.slow
-def test_two_gibibytes_need_less_than_64_megabytes_at_either_end(pki: Path,
-                                                                 tmp_path: Path) -> None:
+def test_two_gibibytes_need_less_than_64_megabytes_at_either_end(pki: Path, tmp_path: Path) -> None:
     large = sparse(tmp_path / "large.bin", 2**31)
     with large.open("r+b") as file:  # not all of it alike
         for place in range(0, 2**31, 2**27):
@@ -475,8 +669,7 @@ def test_two_gibibytes_need_less_than_64_megabytes_at_either_end(pki: Path,
         while block := file.read(2**20):
             digest.update(block)
     peak = 0
-    with serving(pki, tmp_path / "received") as server, \
-            device(pki, server.port, large) as sender:
+    with serving(pki, tmp_path / "received") as server, device(pki, server.port, large) as sender:
         for count in itertools.count(1):
             with contextlib.suppress(AssertionError, OSError, TypeError):
                 peak = max(peak, status(sender, "VmHWM"))
@@ -498,6 +691,7 @@ def test_two_gibibytes_need_less_than_64_megabytes_at_either_end(pki: Path,
         assert 0 < peak < 64_000
         assert 0 < status(server.program, "VmHWM") < 64_000
 
+
 @proc_only
 @pytest.mark.slow
 def test_a_crowd_that_says_nothing_leaves_nothing(pki: Path, tmp_path: Path) -> None:
@@ -509,8 +703,9 @@ def test_a_crowd_that_says_nothing_leaves_nothing(pki: Path, tmp_path: Path) -> 
         for _ in range(5):
             with contextlib.ExitStack() as stack:
                 for _ in range(200):
-                    stack.enter_context(socket.create_connection(
-                        ("127.0.0.1", int(server.port)), PATIENCE_S))
+                    stack.enter_context(
+                        socket.create_connection(("127.0.0.1", int(server.port)), PATIENCE_S)
+                    )
                 assert run(command(pki, server.port, "--text", "x")).returncode == 0
         server.program.wait_for("ended", "err", count=900)
         for _ in range(100):

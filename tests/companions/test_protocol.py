@@ -1,4 +1,5 @@
 """The protocol, tested on pairs of real sessions: no sockets here."""
+
 from __future__ import annotations
 
 import hmac
@@ -17,35 +18,91 @@ from companions.asymmetric import PrivateKey
 from companions.device_transfer import certificates, protocol
 from companions.device_transfer.certificates import Role
 from companions.device_transfer.protocol import (
-    PLAIN, SIZES, BadShare, BadSignature, Direction, Kind, PeerFailed, ProtocolFSM, RekeyOverdue,
-    Session, State, UnexpectedKind, WrongSequence, WrongSession, read_frame, write_frame,
+    PLAIN,
+    SIZES,
+    BadShare,
+    BadSignature,
+    Direction,
+    Kind,
+    PeerFailed,
+    ProtocolFSM,
+    RekeyOverdue,
+    Session,
+    State,
+    UnexpectedKind,
+    WrongSequence,
+    WrongSession,
+    read_frame,
+    write_frame,
 )
 from crypto_utils import fingerprint
 from protocol_fsm import (
-    BadPadding, BadPayload, BadTag, ConnectionCut, LocalError, MalformedMessage, ProtocolError,
-    ProtocolState, WrongDirection, WrongPeer,
+    BadPadding,
+    BadPayload,
+    BadTag,
+    ConnectionCut,
+    LocalError,
+    MalformedMessage,
+    ProtocolError,
+    ProtocolState,
+    WrongDirection,
+    WrongPeer,
 )
 from tests.companions.helpers import (
-    BODIES, D2S, DAY, DEVICE, ISSUER, NOW, OTHER, REKEY_CHUNKS, S2D, SERVER, Pair, World,
-    behind_lengths, clone, flipped, forge, forge_share, is_farewell, keys_after, refusal,
-    rsa_verify, secret_after, sha256, snapshot, with_header, x25519,
+    BODIES,
+    D2S,
+    DAY,
+    DEVICE,
+    ISSUER,
+    NOW,
+    OTHER,
+    REKEY_CHUNKS,
+    S2D,
+    SERVER,
+    Pair,
+    World,
+    behind_lengths,
+    clone,
+    flipped,
+    forge,
+    forge_share,
+    is_farewell,
+    keys_after,
+    refusal,
+    rsa_verify,
+    secret_after,
+    sha256,
+    snapshot,
+    with_header,
+    x25519,
 )
 
-LOW_ORDER = [(n % 2**256).to_bytes(32, "little") for n in (
-    0, 1, 2**255 - 20, 2**255 - 19, 2**255 - 18,
-    325606250916557431795983626356110631294008115727848805560023387167927233504,
-    39382357235489614581723060781553021112529911719440698176882885853963445705823)]
+LOW_ORDER = [
+    (n % 2**256).to_bytes(32, "little")
+    for n in (
+        0,
+        1,
+        2**255 - 20,
+        2**255 - 19,
+        2**255 - 18,
+        325606250916557431795983626356110631294008115727848805560023387167927233504,
+        39382357235489614581723060781553021112529911719440698176882885853963445705823,
+    )
+]
 ENDS = pytest.mark.parametrize("sends", [D2S, S2D], ids=["device sends", "server sends"])
 STATES = pytest.mark.parametrize("state", list(State), ids=lambda state: state.name)
 ACTIVE = [state for state in State if state.phase is ProtocolState.ACTIVE]
 HANDSHAKE = [*itertools.product((Kind.HELLO, Kind.SHARE, Kind.CONFIRM), Direction)]
+
 
 @pytest.fixture(scope="module")
 def world(keys: Sequence[PrivateKey]) -> World:
     """Nobody changes its clock and its list; who wants to makes a world of their own."""
     return World(keys)
 
+
 # A session that goes well -------------------------------------------------------------------------
+
 
 def test_two_ends_agree_from_hello_to_the_last_ack(world: World) -> None:
     pair = world.pair()
@@ -66,6 +123,7 @@ def test_two_ends_agree_from_hello_to_the_last_ack(world: World) -> None:
     pair.carry(S2D, Kind.ACK)
     assert pair.device.state is pair.server.state is State.ENDED
 
+
 def test_messages_stand_on_the_wire_as_documented(world: World) -> None:
     hello, _, share, _, confirm, _, file = world.pair(State.SENDING).messages
     assert hello[:7] == b"<HELO>\x01"
@@ -74,8 +132,19 @@ def test_messages_stand_on_the_wire_as_documented(world: World) -> None:
     assert (confirm[:6], len(confirm)) == (b"<CONF>", 31 + 16 + 16 + 32)
     assert file[:6] + file[22:31] == b"<IMGX>\0" + bytes(7) + b"\x01"
     assert [kind.value for kind in Kind] == [
-        b"<HELO>", b"<PREM>", b"<CONF>", b"<SECX>", b"<IMGX>", b"<CHNK>", b"<REKY>", b"<SIGN>",
-        b"<ACKN>", b"<ENDD>", b"<FAIL>"]
+        b"<HELO>",
+        b"<PREM>",
+        b"<CONF>",
+        b"<SECX>",
+        b"<IMGX>",
+        b"<CHNK>",
+        b"<REKY>",
+        b"<SIGN>",
+        b"<ACKN>",
+        b"<ENDD>",
+        b"<FAIL>",
+    ]
+
 
 def test_equal_chunks_never_look_equal_on_the_wire(world: World) -> None:
     pair = world.pair(State.SENDING)
@@ -85,15 +154,19 @@ def test_equal_chunks_never_look_equal_on_the_wire(world: World) -> None:
     assert len({message[31:47] for message in sent}) == REKEY_CHUNKS, "the IV repeats"
     assert len({message[47:-32] for message in sent}) == REKEY_CHUNKS, "the ciphertext repeats"
 
+
 def test_nonces_and_shares_are_fresh_in_every_session(world: World) -> None:
-    one, two = world.pair(), world.pair()
+    one = world.pair()
+    two = world.pair()
     for kind, sends in HANDSHAKE[:4]:
         one.carry(sends, kind)
         two.carry(sends, kind)
     for mine, other in zip(one.messages, two.messages):
         assert mine[7:23] != other[7:23]
 
+
 # The text of the protocol, computed a second time -------------------------------------------------
+
 
 def test_keys_and_session_id_are_those_of_the_document(world: World) -> None:
     pair = world.pair(State.SHARE_BACK)
@@ -106,6 +179,7 @@ def test_keys_and_session_id_are_those_of_the_document(world: World) -> None:
         assert session._keys == expected
         assert session.session_id == salt[:16]
         assert session.fingerprints() == {n: fingerprint(key) for n, key in expected.items()}
+
 
 def test_rekeying_moves_the_keys_as_documented(world: World) -> None:
     pair = world.pair(State.SENDING)
@@ -120,15 +194,18 @@ def test_rekeying_moves_the_keys_as_documented(world: World) -> None:
             assert (session._secret, session._keys) == (secret, keys_after(secret))
             assert session.session_id == pair.messages[-1][6:22], "the session id stays"
 
+
 def test_shares_are_signed_as_documented(world: World) -> None:
     """What is signed has a salt of 32 random bytes, so that no two signatures are equal."""
     messages = world.pair(State.CONFIRM).messages
     for at, key, context in ((2, 1, "device share"), (3, 2, "server share")):
-        share, signature = messages[at][6:38], messages[at][38:]
+        share = messages[at][6:38]
+        signature = messages[at][38:]
         digest = sha256(behind_lengths([*messages[:at], share]))
         rsa_verify(world.keys[key], context, digest, signature)
     pair = world.pair(State.SHARE)
     assert clone(pair.device).seal(Kind.SHARE) != clone(pair.device).seal(Kind.SHARE)
+
 
 def test_rekeyings_are_signed_as_documented(world: World) -> None:
     pair = world.pair(State.SENDING)
@@ -142,18 +219,23 @@ def test_rekeyings_are_signed_as_documented(world: World) -> None:
             rsa_verify(world.keys[key], context, digest, body[32:])
         h = digest  # what the server has signed last: all that was offered so far
 
+
 @ENDS
 def test_a_record_is_what_the_document_says_byte_by_byte(world: World, sends: Direction) -> None:
     pair = world.pair(State.SENDING if sends is D2S else State.CHECKING)
-    session, kind = pair.end(sends), Kind.CHUNK if sends is D2S else Kind.ACK
-    keys, sequence = session._keys, session._sequence[sends]
+    session = pair.end(sends)
+    kind = Kind.CHUNK if sends is D2S else Kind.ACK
+    keys = session._keys
+    sequence = session._sequence[sends]
     message = session.seal(kind, BODIES[kind])
-    assert message[:31] == (kind.value + session.session_id + bytes([sends])
-                            + sequence.to_bytes(8, "big"))
+    assert message[:31] == (
+        kind.value + session.session_id + bytes([sends]) + sequence.to_bytes(8, "big")
+    )
     tag = hmac.digest(keys[f"{sends.name}-MAC"], message[:-32], "sha256")
     assert message[-32:] == tag
     aes = AES.new(keys[f"{sends.name}-ENC"], AES.MODE_CBC, message[31:47])
     assert unpad(aes.decrypt(message[47:-32]), 16) == BODIES[kind]
+
 
 @ENDS
 def test_a_record_of_another_implementation_is_opened(world: World, sends: Direction) -> None:
@@ -162,12 +244,14 @@ def test_a_record_of_another_implementation_is_opened(world: World, sends: Direc
     opened = pair.end(OTHER[sends]).open(forge(pair.end(sends), kind, BODIES[kind]))
     assert (opened.kind, opened.body) == (kind, BODIES[kind])
 
+
 def test_a_session_given_its_randomness_says_that(world: World) -> None:
     device = world.session(world.device, random_bytes=lambda length: b"\x07" * length)
     assert device.seal(Kind.HELLO)[6:23] == b"\x01" + b"\x07" * 16
     pair = world.pair(State.READY)
     pair.device._random_bytes = lambda length: b"\x08" * length
     assert pair.device.seal(Kind.END)[31:47] == b"\x08" * 16
+
 
 def test_the_keys_of_both_directions_uses_and_generations_differ(world: World) -> None:
     pair = world.pair(State.SENDING)
@@ -178,49 +262,77 @@ def test_the_keys_of_both_directions_uses_and_generations_differ(world: World) -
     seen = [key[:16] for keys in generations for key in keys.values()]
     assert len(set(seen)) == 12
 
+
 # The table, every cell ----------------------------------------------------------------------------
 
-MOVES = {(there[0], there[1], there[2]): there[3] for there in [
-    (State.HELLO, Kind.HELLO, D2S, State.HELLO_BACK),
-    (State.HELLO_BACK, Kind.HELLO, S2D, State.SHARE),
-    (State.SHARE, Kind.SHARE, D2S, State.SHARE_BACK),
-    (State.SHARE_BACK, Kind.SHARE, S2D, State.CONFIRM),
-    (State.CONFIRM, Kind.CONFIRM, D2S, State.CONFIRM_BACK),
-    (State.CONFIRM_BACK, Kind.CONFIRM, S2D, State.READY),
-    (State.READY, Kind.TEXT, D2S, State.SENDING), (State.READY, Kind.FILE, D2S, State.SENDING),
-    (State.SENDING, Kind.CHUNK, D2S, State.SENDING),
-    (State.SENDING, Kind.REKEY, D2S, State.REKEYING),
-    (State.REKEYING, Kind.REKEY, S2D, State.SENDING),
-    (State.SENDING, Kind.MANIFEST, D2S, State.CHECKING),
-    (State.CHECKING, Kind.ACK, S2D, State.READY),
-    (State.READY, Kind.END, D2S, State.LEAVING), (State.LEAVING, Kind.ACK, S2D, State.ENDED),
-    *((state, Kind.FAIL, sends, State.ENDED) for state in ACTIVE for sends in Direction
-      if (state, sends) != (State.REKEYING, D2S)),
-]}
+MOVES = {
+    (there[0], there[1], there[2]): there[3]
+    for there in [
+        (State.HELLO, Kind.HELLO, D2S, State.HELLO_BACK),
+        (State.HELLO_BACK, Kind.HELLO, S2D, State.SHARE),
+        (State.SHARE, Kind.SHARE, D2S, State.SHARE_BACK),
+        (State.SHARE_BACK, Kind.SHARE, S2D, State.CONFIRM),
+        (State.CONFIRM, Kind.CONFIRM, D2S, State.CONFIRM_BACK),
+        (State.CONFIRM_BACK, Kind.CONFIRM, S2D, State.READY),
+        (State.READY, Kind.TEXT, D2S, State.SENDING),
+        (State.READY, Kind.FILE, D2S, State.SENDING),
+        (State.SENDING, Kind.CHUNK, D2S, State.SENDING),
+        (State.SENDING, Kind.REKEY, D2S, State.REKEYING),
+        (State.REKEYING, Kind.REKEY, S2D, State.SENDING),
+        (State.SENDING, Kind.MANIFEST, D2S, State.CHECKING),
+        (State.CHECKING, Kind.ACK, S2D, State.READY),
+        (State.READY, Kind.END, D2S, State.LEAVING),
+        (State.LEAVING, Kind.ACK, S2D, State.ENDED),
+        *(
+            (state, Kind.FAIL, sends, State.ENDED)
+            for state in ACTIVE
+            for sends in Direction
+            if (state, sends) != (State.REKEYING, D2S)
+        ),
+    ]
+}
+
 
 def may_say_farewell(session: Session, state: State) -> bool:
     """Tell whether a failure in `state` is told: not in the handshake, nor between two keys."""
     return state in ACTIVE and (state, session.sends) != (State.REKEYING, D2S)
 
+
 def test_states_have_the_phases_and_speakers_of_the_document() -> None:
     assert [(state.name, state.phase.name[0], state.speaker) for state in State] == [
-        ("HELLO", "I", D2S), ("HELLO_BACK", "I", S2D), ("SHARE", "I", D2S),
-        ("SHARE_BACK", "I", S2D), ("CONFIRM", "I", D2S), ("CONFIRM_BACK", "I", S2D),
-        ("READY", "A", D2S), ("SENDING", "A", D2S), ("REKEYING", "A", S2D),
-        ("CHECKING", "A", S2D), ("LEAVING", "A", S2D), ("ENDED", "T", None)]
-    assert [(state.name, set(speaking)) for state, speaking in itertools.groupby(
-        [move for move in MOVES if move[1] is not Kind.FAIL], lambda move: move[0])
-        if {sends for _, _, sends in speaking} != {state.speaker}] == []
+        ("HELLO", "I", D2S),
+        ("HELLO_BACK", "I", S2D),
+        ("SHARE", "I", D2S),
+        ("SHARE_BACK", "I", S2D),
+        ("CONFIRM", "I", D2S),
+        ("CONFIRM_BACK", "I", S2D),
+        ("READY", "A", D2S),
+        ("SENDING", "A", D2S),
+        ("REKEYING", "A", S2D),
+        ("CHECKING", "A", S2D),
+        ("LEAVING", "A", S2D),
+        ("ENDED", "T", None),
+    ]
+    assert [
+        (state.name, set(speaking))
+        for state, speaking in itertools.groupby(
+            [move for move in MOVES if move[1] is not Kind.FAIL], lambda move: move[0]
+        )
+        if {sends for _, _, sends in speaking} != {state.speaker}
+    ] == []
+
 
 @STATES
 @ENDS
-def test_every_cell_of_the_table_is_opened_or_refused(world: World, state: State,
-                                                      sends: Direction) -> None:
+def test_every_cell_of_the_table_is_opened_or_refused(
+    world: World, state: State, sends: Direction
+) -> None:
     """What is legal moves both ends alike; all else is an UnexpectedKind, whatever its tag."""
     base = world.pair(state)
     for kind in Kind:
         pair = base.clone()
-        session, peer = pair.end(OTHER[sends]), pair.end(sends)
+        session = pair.end(OTHER[sends])
+        peer = pair.end(sends)
         if there := MOVES.get((state, kind, sends)):
             message = peer.seal(kind, BODIES.get(kind, b""))
             if kind is Kind.FAIL:
@@ -240,10 +352,12 @@ def test_every_cell_of_the_table_is_opened_or_refused(world: World, state: State
         assert is_farewell(error, peer) is may_say_farewell(session, state)
         assert session.state is State.ENDED
 
+
 @STATES
 @ENDS
-def test_every_cell_of_the_table_is_sealed_or_refused(world: World, state: State,
-                                                      sends: Direction) -> None:
+def test_every_cell_of_the_table_is_sealed_or_refused(
+    world: World, state: State, sends: Direction
+) -> None:
     base = world.pair(state).end(sends)
     for kind in Kind:
         session = clone(base)
@@ -256,13 +370,17 @@ def test_every_cell_of_the_table_is_sealed_or_refused(world: World, state: State
             session.seal(kind, BODIES.get(kind, b""))
         assert snapshot(session) == before, (state, kind, sends)
 
+
 def test_the_table_is_the_one_of_the_document() -> None:
     assert MOVES == ProtocolFSM.VALID_TRANSITIONS
 
+
 @ENDS
 def test_a_share_is_sealed_once(world: World, sends: Direction) -> None:
-    for state in (State.SHARE if sends is D2S else State.SHARE_BACK,
-                  State.SENDING if sends is D2S else State.REKEYING):
+    for state in (
+        State.SHARE if sends is D2S else State.SHARE_BACK,
+        State.SENDING if sends is D2S else State.REKEYING,
+    ):
         session = world.pair(state).end(sends)
         kind = Kind.REKEY if state in ACTIVE else Kind.SHARE
         session.seal(kind)
@@ -270,6 +388,7 @@ def test_a_share_is_sealed_once(world: World, sends: Direction) -> None:
         with pytest.raises(LocalError):
             session.seal(kind)
         assert snapshot(session) == before
+
 
 @pytest.mark.parametrize("kind", [kind for kind in Kind if kind in SIZES and kind not in PLAIN])
 def test_what_may_not_be_sent_changes_nothing(world: World, kind: Kind) -> None:
@@ -282,19 +401,26 @@ def test_what_may_not_be_sent_changes_nothing(world: World, kind: Kind) -> None:
                 session.seal(kind, bytes(length))
             assert snapshot(session) == before
 
+
 # What a failure does ------------------------------------------------------------------------------
+
 
 @STATES
 def test_a_failure_ends_the_session_and_forgets_the_keys(world: World, state: State) -> None:
     for sends in Direction:
         pair = world.pair(state)
-        session, peer = pair.end(sends), pair.end(OTHER[sends])
+        session = pair.end(sends)
+        peer = pair.end(OTHER[sends])
         was = session.fingerprints()
         error = refusal(session, b"<FAIL>")
         assert type(error) is MalformedMessage
         assert session.state is State.ENDED
         assert (session._keys, session._secret, session._shared, session._ephemeral) == (
-            {}, b"", b"", None)
+            {},
+            b"",
+            b"",
+            None,
+        )
         assert session.fingerprints() == was, "what the keys were last is still named"
         assert is_farewell(error, peer) is may_say_farewell(session, state)
         for message in (b"", b"<FAIL>", *pair.messages):
@@ -302,13 +428,18 @@ def test_a_failure_ends_the_session_and_forgets_the_keys(world: World, state: St
             assert type(again) in (MalformedMessage, UnexpectedKind)
             assert again.farewell == b"", "a farewell is said once"
 
+
 @STATES
-def test_a_cut_connection_has_no_farewell_and_any_other_failure_has(world: World,
-                                                                   state: State) -> None:
+def test_a_cut_connection_has_no_farewell_and_any_other_failure_has(
+    world: World, state: State
+) -> None:
     for sends in Direction:
         pair = world.pair(state)
-        session, peer = pair.end(sends), pair.end(OTHER[sends])
-        twin, cut, other = clone(session), ConnectionCut(False), ProtocolError(None, "the disk")
+        session = pair.end(sends)
+        peer = pair.end(OTHER[sends])
+        twin = clone(session)
+        cut = ConnectionCut(False)
+        other = ProtocolError(None, "the disk")
         session.fail(cut)
         twin.fail(other)
         assert session.state is twin.state is State.ENDED
@@ -316,10 +447,12 @@ def test_a_cut_connection_has_no_farewell_and_any_other_failure_has(world: World
         assert cut.farewell == b""
         assert is_farewell(other, peer) is may_say_farewell(session, state)
 
+
 @pytest.mark.parametrize("state", ACTIVE, ids=lambda state: state.name)
 @ENDS
-def test_a_fail_says_nothing_and_is_not_answered(world: World, state: State,
-                                                 sends: Direction) -> None:
+def test_a_fail_says_nothing_and_is_not_answered(
+    world: World, state: State, sends: Direction
+) -> None:
     pair = world.pair(state)
     error = ProtocolError(None, "a secret reason")
     is_told = may_say_farewell(pair.end(sends), state)
@@ -331,14 +464,17 @@ def test_a_fail_says_nothing_and_is_not_answered(world: World, state: State,
     answer = refusal(pair.end(OTHER[sends]), error.farewell)
     assert (type(answer), str(answer), answer.farewell) == (PeerFailed, "PeerFailed: FAIL", b"")
 
+
 def test_after_the_last_ack_the_keys_are_gone(world: World) -> None:
     pair = world.pair(State.ENDED)
     for session in (pair.device, pair.server):
         assert (session._keys, session._secret, session._ephemeral) == ({}, b"", None)
         assert len(session.fingerprints()) == 4
 
+
 def test_nothing_that_leads_to_a_key_is_kept_longer_than_it_is_needed(world: World) -> None:
-    ready, sending = world.pair(State.CONFIRM), world.pair(State.SENDING)
+    ready = world.pair(State.CONFIRM)
+    sending = world.pair(State.SENDING)
     old = [*sending.device._keys.values(), sending.device._secret]
     sending.rekey()
     for session in (ready.device, ready.server, sending.device, sending.server):
@@ -347,23 +483,38 @@ def test_nothing_that_leads_to_a_key_is_kept_longer_than_it_is_needed(world: Wor
         kept = [*vars(session).values(), *session._keys.values()]
         assert not [secret for secret in old if secret in kept]
 
+
 def test_no_key_shows_in_a_repr_an_error_or_a_pickle(world: World) -> None:
     pair = world.pair(State.REKEYING)
     assert repr(pair.device) == "<Session of device-1, REKEYING>"
     secrets = [*pair.device._keys.values(), pair.device._secret]
     error = refusal(clone(pair.device), pair.messages[-1])
-    shown = [repr(pair.device), str(pair.device), repr(error), str(error), repr(error.__dict__),
-             f"{pair.device.identity}", *pair.device.fingerprints().values()]
-    assert not [1 for secret in secrets for text in shown
-                if secret.hex() in text or repr(secret)[2:-1] in text]
+    shown = [
+        repr(pair.device),
+        str(pair.device),
+        repr(error),
+        str(error),
+        repr(error.__dict__),
+        f"{pair.device.identity}",
+        *pair.device.fingerprints().values(),
+    ]
+    assert not [
+        1
+        for secret in secrets
+        for text in shown
+        if secret.hex() in text or repr(secret)[2:-1] in text
+    ]
     with pytest.raises(TypeError, match="keys"):
         pickle.dumps(pair.device)
+
 
 def test_a_session_has_no_peer_before_it_has_shown_itself(world: World) -> None:
     with pytest.raises(LocalError):
         _ = world.pair().device.peer
 
+
 # The order of checks [D 6] ------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("first", range(9))
 def test_of_many_faults_of_a_record_the_first_in_order_is_told(world: World, first: int) -> None:
@@ -373,50 +524,89 @@ def test_of_many_faults_of_a_record_the_first_in_order_is_told(world: World, fir
         pair.carry(D2S, Kind.CHUNK)
     has = [first <= number for number in range(9)]
     message = forge(
-        pair.server, Kind.ACK if has[1] else Kind.CHUNK, b"" if has[7] else b"one more", sender=D2S,
-        session_id=bytes(16) if has[2] else None, direction=1 if has[3] else None,
-        sequence=0 if has[4] else None, padded=bytes(16) if has[6] and first <= 6 else None)
+        pair.server,
+        Kind.ACK if has[1] else Kind.CHUNK,
+        b"" if has[7] else b"one more",
+        sender=D2S,
+        session_id=bytes(16) if has[2] else None,
+        direction=1 if has[3] else None,
+        sequence=0 if has[4] else None,
+        padded=bytes(16) if has[6] and first <= 6 else None,
+    )
     message = flipped(message, 8 * len(message) - 1) if has[5] else message
     message += b"\0" if has[0] else b""
     error = refusal(pair.server, message)
-    assert type(error) is [MalformedMessage, UnexpectedKind, WrongSession, WrongDirection,
-                           WrongSequence, BadTag, BadPadding, BadPayload, RekeyOverdue][first]
+    assert (
+        type(error)
+        is [
+            MalformedMessage,
+            UnexpectedKind,
+            WrongSession,
+            WrongDirection,
+            WrongSequence,
+            BadTag,
+            BadPadding,
+            BadPayload,
+            RekeyOverdue,
+        ][first]
+    )
     assert is_farewell(error, pair.device)
+
 
 @pytest.mark.parametrize("first", range(6))
 @ENDS
-def test_of_many_faults_of_a_rekeying_the_first_in_order_is_told(world: World, sends: Direction,
-                                                                 first: int) -> None:
+def test_of_many_faults_of_a_rekeying_the_first_in_order_is_told(
+    world: World, sends: Direction, first: int
+) -> None:
     pair = world.pair(State.SENDING if sends is D2S else State.REKEYING)
     share = bytes(32)
     body = forge_share(pair, sends, share, key=world.keys[3] if first <= 4 else None)
-    message = forge(pair.end(sends), Kind.REKEY, bytes(255) if first == 3 else body,
-                    padded=bytes(304) if first == 2 else None,
-                    sequence=99 if first == 0 else None)
+    message = forge(
+        pair.end(sends),
+        Kind.REKEY,
+        bytes(255) if first == 3 else body,
+        padded=bytes(304) if first == 2 else None,
+        sequence=99 if first == 0 else None,
+    )
     message = flipped(message, 8 * len(message) - 1) if first <= 1 else message
     error = refusal(pair.end(OTHER[sends]), message)
-    assert type(error) is [WrongSequence, BadTag, BadPadding, BadPayload, BadSignature,
-                           BadShare][first]
+    assert (
+        type(error)
+        is [WrongSequence, BadTag, BadPadding, BadPayload, BadSignature, BadShare][first]
+    )
     assert is_farewell(error, pair.end(sends)) is (sends is D2S), "a device between keys is silent"
+
 
 @pytest.mark.parametrize("first", range(5))
 @ENDS
-def test_of_many_faults_of_a_share_the_first_in_order_is_told(world: World, sends: Direction,
-                                                              first: int) -> None:
+def test_of_many_faults_of_a_share_the_first_in_order_is_told(
+    world: World, sends: Direction, first: int
+) -> None:
     pair = world.pair(State.SHARE if sends is D2S else State.SHARE_BACK)
     body = forge_share(pair, sends, bytes(32), key=world.keys[3] if first <= 3 else None)
     kind = b"<PREN>" if first == 0 else b"<HELO>" if first == 1 else b"<PREM>"
     error = refusal(pair.end(OTHER[sends]), kind + (body[:255] if first <= 2 else body))
-    assert type(error) is [MalformedMessage, UnexpectedKind, BadPayload, BadSignature,
-                           BadShare][first]
+    assert (
+        type(error) is [MalformedMessage, UnexpectedKind, BadPayload, BadSignature, BadShare][first]
+    )
     assert error.farewell == b"", "in the handshake a failure just closes"
     assert pair.end(OTHER[sends])._keys == {}
 
+
 FAULTS: list[type[ProtocolError]] = [
-    MalformedMessage, UnexpectedKind, BadPayload, certificates.MalformedCertificate,
-    certificates.UntrustedCertificate, certificates.UntrustedCertificate,
-    certificates.CertificateExpired, certificates.WrongRole, certificates.RevocationListStale,
-    certificates.CertificateRevoked, WrongPeer]
+    MalformedMessage,
+    UnexpectedKind,
+    BadPayload,
+    certificates.MalformedCertificate,
+    certificates.UntrustedCertificate,
+    certificates.UntrustedCertificate,
+    certificates.CertificateExpired,
+    certificates.WrongRole,
+    certificates.RevocationListStale,
+    certificates.CertificateRevoked,
+    WrongPeer,
+]
+
 
 @pytest.mark.parametrize("first", range(11))
 @ENDS
@@ -431,26 +621,38 @@ def test_of_many_faults_of_a_hello_the_first_in_order_is_told(
     serial = "f" * 16
     good, bad = (Role.DEVICE, Role.SERVER) if sends is D2S else (Role.SERVER, Role.DEVICE)
     world.revocations = world.revocation_list(
-        1, [serial] if first <= 9 else [], ends=NOW - timedelta(0, first <= 8))
+        1, [serial] if first <= 9 else [], ends=NOW - timedelta(0, first <= 8)
+    )
     made = world.person(
-        DEVICE if sends is D2S else SERVER, bad if first <= 7 else good, serial=serial,
-        authority=5 if first <= 5 else 0, issuer="elsewhere" if first <= 4 else ISSUER,
-        ends=NOW - timedelta(0, 1) if first <= 6 else NOW).certificate.encoded
-    message = (b"<HELO>" + (b"\x02" if first <= 2 else b"\x01") + bytes(16) + made
-               + (b" " if first <= 3 else b""))
+        DEVICE if sends is D2S else SERVER,
+        bad if first <= 7 else good,
+        serial=serial,
+        authority=5 if first <= 5 else 0,
+        issuer="elsewhere" if first <= 4 else ISSUER,
+        ends=NOW - timedelta(0, 1) if first <= 6 else NOW,
+    ).certificate.encoded
+    message = (
+        b"<HELO>"
+        + (b"\x02" if first <= 2 else b"\x01")
+        + bytes(16)
+        + made
+        + (b" " if first <= 3 else b"")
+    )
     if first <= 1:
         message = (b"<HELO " if first == 0 else b"<PREM>") + message[6:]
     error = refusal(session, message)
     assert type(error) is FAULTS[first]
     assert (error.farewell, session.state) == (b"", State.ENDED)
 
+
 def test_every_error_of_a_certificate_ends_the_handshake(keys: Sequence[PrivateKey]) -> None:
     """Those that the order above has no room for."""
     world = World(keys)
 
     def opened(certificate: bytes, session: Session | None = None) -> ProtocolError:
-        return refusal(session or world.session(world.server),
-                       b"<HELO>\x01" + bytes(16) + certificate)
+        return refusal(
+            session or world.session(world.server), b"<HELO>\x01" + bytes(16) + certificate
+        )
 
     device = world.device.certificate.encoded
     early = world.person(DEVICE, Role.DEVICE, begins=NOW + timedelta(0, 1)).certificate.encoded
@@ -471,19 +673,31 @@ def test_every_error_of_a_certificate_ends_the_handshake(keys: Sequence[PrivateK
     session.open(b"<HELO>\x01" + bytes(16) + device)
     assert (session.state, session.peer.encoded) == (State.HELLO_BACK, device)
 
+
 def test_a_certificate_that_expires_meanwhile_ends_nothing(keys: Sequence[PrivateKey]) -> None:
     """The document holds certificates against the clock when they are shown, and never again."""
     world = World(keys)
     pair = world.pair(State.SENDING)
-    world.now, world.revocations = NOW + 9 * DAY, b""
+    world.now = NOW + 9 * DAY
+    world.revocations = b""
     pair.rekey()
     assert pair.carry(D2S, Kind.CHUNK).body == b"data"
 
-@pytest.mark.parametrize(("wanted", "accepted"), [
-    (None, True), (SERVER, True), ("", False), ("server-2", False), (DEVICE, False),
-    ("server-", False)])
-def test_a_device_talks_to_the_server_it_names(world: World, wanted: str | None,
-                                               accepted: bool) -> None:
+
+@pytest.mark.parametrize(
+    ("wanted", "accepted"),
+    [
+        (None, True),
+        (SERVER, True),
+        ("", False),
+        ("server-2", False),
+        (DEVICE, False),
+        ("server-", False),
+    ],
+)
+def test_a_device_talks_to_the_server_it_names(
+    world: World, wanted: str | None, accepted: bool
+) -> None:
     device = world.session(world.device, wanted)
     hello = world.pair(State.HELLO_BACK).server.seal(Kind.HELLO)
     device.seal(Kind.HELLO)
@@ -493,15 +707,30 @@ def test_a_device_talks_to_the_server_it_names(world: World, wanted: str | None,
         error = refusal(device, hello)
         assert (type(error), error.expected, error.got) == (WrongPeer, wanted, SERVER)
 
+
 # Sizes --------------------------------------------------------------------------------------------
 
-LIMITS = {Kind.CONFIRM: (0, 0), Kind.TEXT: (2, 4_096), Kind.FILE: (2, 4_096),
-          Kind.CHUNK: (1, 65_536), Kind.MANIFEST: (256, 8_192), Kind.ACK: (32, 32),
-          Kind.END: (0, 0), Kind.FAIL: (0, 0)}
+LIMITS = {
+    Kind.CONFIRM: (0, 0),
+    Kind.TEXT: (2, 4_096),
+    Kind.FILE: (2, 4_096),
+    Kind.CHUNK: (1, 65_536),
+    Kind.MANIFEST: (256, 8_192),
+    Kind.ACK: (32, 32),
+    Kind.END: (0, 0),
+    Kind.FAIL: (0, 0),
+}
 
-@pytest.mark.parametrize(("kind", "length", "fits"), [
-    (kind, length, low <= length <= high) for kind, (low, high) in LIMITS.items()
-    for length in sorted({low - 1, low, high, high + 1}) if length >= 0])
+
+@pytest.mark.parametrize(
+    ("kind", "length", "fits"),
+    [
+        (kind, length, low <= length <= high)
+        for kind, (low, high) in LIMITS.items()
+        for length in sorted({low - 1, low, high, high + 1})
+        if length >= 0
+    ],
+)
 def test_a_body_has_the_size_of_its_kind(world: World, kind: Kind, length: int, fits: bool) -> None:
     """Both ends know the limits: who may not send it, does not take it either."""
     state, _, sends = next(move for move in MOVES if move[1] is kind)
@@ -515,14 +744,22 @@ def test_a_body_has_the_size_of_its_kind(world: World, kind: Kind, length: int, 
         with pytest.raises(LocalError, match=f"a body of {LIMITS[kind][0]} to {LIMITS[kind][1]} b"):
             pair.end(sends).seal(kind, bytes(length))
 
-@pytest.mark.parametrize(("length", "expected"), [
-    (16, BadPayload), (17, certificates.MalformedCertificate),
-    (8_186, certificates.MalformedCertificate), (8_187, MalformedMessage)])
+
+@pytest.mark.parametrize(
+    ("length", "expected"),
+    [
+        (16, BadPayload),
+        (17, certificates.MalformedCertificate),
+        (8_186, certificates.MalformedCertificate),
+        (8_187, MalformedMessage),
+    ],
+)
 def test_a_hello_has_room_for_a_nonce_and_not_for_everything(
     world: World, length: int, expected: type[ProtocolError]
 ) -> None:
     error = refusal(world.pair().server, b"<HELO>\x01" + bytes(length - 1))
     assert type(error) is expected
+
 
 @STATES
 def test_a_message_has_at_most_8192_bytes_before_the_handshake_is_over_and_65631_after(
@@ -534,21 +771,28 @@ def test_a_message_has_at_most_8192_bytes_before_the_handshake_is_over_and_65631
         assert session.max_message == limit
         error = refusal(clone(session), b"<HELO>" + bytes(limit - 5))
         assert (type(error), error.expected, error.got) == (
-            MalformedMessage, f"at most {limit} bytes", limit + 1)
+            MalformedMessage,
+            f"at most {limit} bytes",
+            limit + 1,
+        )
         error = refusal(clone(session), b"<HELO>" + bytes(limit - 6))
         assert type(error) is not MalformedMessage, "the limit itself is no fault"
+
 
 @pytest.mark.parametrize("length", [0, 5, 6, 62, 63, 78, 79, 94, 96, 110])
 def test_a_record_has_whole_blocks_and_one_at_least(world: World, length: int) -> None:
     error = refusal(world.pair(State.READY).server, (b"<ENDD>" + bytes(200))[:length])
     assert type(error) is MalformedMessage
 
+
 @pytest.mark.parametrize("length", [95, 111])
 def test_a_record_of_whole_blocks_is_no_malformed_one(world: World, length: int) -> None:
     error = refusal(world.pair(State.READY).server, (b"<ENDD>" + bytes(200))[:length])
     assert type(error) is WrongSession
 
+
 # Sequence, direction, session ---------------------------------------------------------------------
+
 
 def test_a_record_replayed_dropped_or_swapped_is_refused(world: World) -> None:
     pair = world.pair(State.SENDING)
@@ -559,11 +803,13 @@ def test_a_record_replayed_dropped_or_swapped_is_refused(world: World) -> None:
     assert (type(error), error.expected, error.got) == (WrongSequence, 3, 2)
     assert pair.server.open(two).body == b"\x02"
 
+
 @pytest.mark.parametrize("sequence", [0, 1, 3, 2**64 - 1])
 def test_no_sequence_but_the_next_is_accepted(world: World, sequence: int) -> None:
     pair = world.pair(State.SENDING)
     message = forge(pair.device, Kind.CHUNK, b"data", sequence=sequence)
     assert type(refusal(pair.server, message)) is WrongSequence
+
 
 @ENDS
 def test_a_record_is_not_taken_back_by_who_sent_it(world: World, sends: Direction) -> None:
@@ -572,17 +818,20 @@ def test_a_record_is_not_taken_back_by_who_sent_it(world: World, sends: Directio
     own = clone(session).seal(Kind.FAIL)
     error = refusal(clone(session), own)
     assert (type(error), error.expected, error.got) == (WrongDirection, OTHER[sends], sends)
-    turned = with_header(own, direction=OTHER[sends],
-                         sequence=session._sequence[OTHER[sends]])
+    turned = with_header(own, direction=OTHER[sends], sequence=session._sequence[OTHER[sends]])
     assert type(refusal(session, turned)) is BadTag
+
 
 @pytest.mark.parametrize("at", range(6))
 def test_a_handshake_message_of_another_session_leads_nowhere(world: World, at: int) -> None:
     other = Pair(world.session(world.device, SERVER), world.session(world.server))
     for kind, sends in HANDSHAKE:
         other.carry(sends, kind)
-    assert type(handshake_with(world, at, lambda message: other.messages[at])) is [
-        BadSignature, BadSignature, BadSignature, BadSignature, WrongSession, WrongSession][at]
+    assert (
+        type(handshake_with(world, at, lambda message: other.messages[at]))
+        is [BadSignature, BadSignature, BadSignature, BadSignature, WrongSession, WrongSession][at]
+    )
+
 
 def handshake_with(world: World, at: int, change: Callable[[bytes], bytes]) -> ProtocolError:
     """Return the error with which a handshake ends whose message number `at` is changed."""
@@ -594,6 +843,7 @@ def handshake_with(world: World, at: int, change: Callable[[bytes], bytes]) -> P
         assert pair.end(OTHER[sends]).state.phase is not ProtocolState.ACTIVE
     raise AssertionError("nobody has noticed")
 
+
 def error_of(session: Session, message: bytes) -> ProtocolError | None:
     """As helpers.refusal, but without pytest's bookkeeping: this runs thousands of times."""
     try:
@@ -602,8 +852,10 @@ def error_of(session: Session, message: bytes) -> ProtocolError | None:
         return error
     return None
 
+
 def test_a_record_of_another_session_is_refused(world: World) -> None:
-    one, two = world.pair(State.SENDING), world.pair(State.HELLO)
+    one = world.pair(State.SENDING)
+    two = world.pair(State.HELLO)
     for kind, sends in HANDSHAKE:
         two.carry(sends, kind)
     two.carry(D2S, Kind.FILE)
@@ -612,21 +864,37 @@ def test_a_record_of_another_session_is_refused(world: World) -> None:
     renamed = with_header(chunk, session=two.server.session_id)
     assert type(refusal(two.server, renamed)) is BadTag
 
+
 # Signatures and shares ----------------------------------------------------------------------------
 
-CONTEXTS = ["device share", "server share", "device rekey", "server rekey", "manifest",
-            "certificate", "revocation list", ""]
+CONTEXTS = [
+    "device share",
+    "server share",
+    "device rekey",
+    "server rekey",
+    "manifest",
+    "certificate",
+    "revocation list",
+    "",
+]
+
 
 @pytest.mark.parametrize("context", CONTEXTS)
-@pytest.mark.parametrize("state", [State.SHARE, State.SHARE_BACK, State.SENDING, State.REKEYING],
-                         ids=lambda state: state.name)
+@pytest.mark.parametrize(
+    "state",
+    [State.SHARE, State.SHARE_BACK, State.SENDING, State.REKEYING],
+    ids=lambda state: state.name,
+)
 def test_a_signature_holds_in_one_context_only(world: World, state: State, context: str) -> None:
-    pair, sends = world.pair(state), state.speaker
+    pair = world.pair(state)
+    sends = state.speaker
     assert sends is not None
     body = forge_share(pair, sends, b"\x09" + bytes(31), context=context or "device share ")
-    role, kind = pair.end(sends).identity.certificate.role.value, "share"
+    role = pair.end(sends).identity.certificate.role.value
+    kind = "share"
     if state in ACTIVE:
-        kind, message = "rekey", forge(pair.end(sends), Kind.REKEY, body)
+        kind = "rekey"
+        message = forge(pair.end(sends), Kind.REKEY, body)
     else:
         message = b"<PREM>" + body
     if context == f"{role} {kind}":
@@ -634,21 +902,35 @@ def test_a_signature_holds_in_one_context_only(world: World, state: State, conte
     else:
         error = refusal(pair.end(OTHER[sends]), message)
         assert type(error) is BadSignature
-        assert error.expected == (f"{pair.end(sends).identity.certificate.common_name}, "
-                                  f"as device_transfer v1 {role} {kind}")
+        assert error.expected == (
+            f"{pair.end(sends).identity.certificate.common_name}, "
+            f"as device_transfer v1 {role} {kind}"
+        )
 
-@pytest.mark.parametrize("state", [State.SHARE, State.SHARE_BACK, State.SENDING, State.REKEYING],
-                         ids=lambda state: state.name)
+
+@pytest.mark.parametrize(
+    "state",
+    [State.SHARE, State.SHARE_BACK, State.SENDING, State.REKEYING],
+    ids=lambda state: state.name,
+)
 def test_a_share_is_signed_by_its_sender_over_all_before_it(world: World, state: State) -> None:
-    pair, sends = world.pair(state), state.speaker
+    pair = world.pair(state)
+    sends = state.speaker
     assert sends is not None
-    session, said = pair.end(sends), pair.end(sends)._transcript
+    session = pair.end(sends)
+    said = pair.end(sends)._transcript
     share = b"\x09" + bytes(31)
     good = forge_share(pair, sends, share)
-    wrong = [forge_share(pair, sends, share, key=key) for key in world.keys if
-             key is not session.identity.private_key]
-    wrong += [forge_share(pair, sends, share, before=before) for before in (
-        [], said[:-1], said[::-1], [b"".join(said)], [*said, b""]) if before != said]
+    wrong = [
+        forge_share(pair, sends, share, key=key)
+        for key in world.keys
+        if key is not session.identity.private_key
+    ]
+    wrong += [
+        forge_share(pair, sends, share, before=before)
+        for before in ([], said[:-1], said[::-1], [b"".join(said)], [*said, b""])
+        if before != said
+    ]
     wrong += [b"\x0a" + good[1:], good[:32] + bytes(256), good[:32] + good[31:-1]]
     for body in wrong:
         message = forge(session, Kind.REKEY, body) if state in ACTIVE else b"<PREM>" + body
@@ -659,11 +941,16 @@ def test_a_share_is_signed_by_its_sender_over_all_before_it(world: World, state:
     message = forge(session, Kind.REKEY, good) if state in ACTIVE else b"<PREM>" + good
     assert pair.end(OTHER[sends]).open(message).body == good
 
+
 @pytest.mark.parametrize("share", LOW_ORDER, ids=lambda share: share.hex()[:8])
-@pytest.mark.parametrize("state", [State.SHARE, State.SHARE_BACK, State.SENDING, State.REKEYING],
-                         ids=lambda state: state.name)
+@pytest.mark.parametrize(
+    "state",
+    [State.SHARE, State.SHARE_BACK, State.SENDING, State.REKEYING],
+    ids=lambda state: state.name,
+)
 def test_a_share_that_is_of_no_use_is_refused(world: World, state: State, share: bytes) -> None:
-    pair, sends = world.pair(state), state.speaker
+    pair = world.pair(state)
+    sends = state.speaker
     assert sends is not None
     body = forge_share(pair, sends, share)
     message = forge(pair.end(sends), Kind.REKEY, body) if state in ACTIVE else b"<PREM>" + body
@@ -671,22 +958,26 @@ def test_a_share_that_is_of_no_use_is_refused(world: World, state: State, share:
     assert type(refusal(session, message)) is BadShare
     assert (session._shared, session._ephemeral) == (b"", None)
 
+
 def test_without_a_share_of_our_own_any_share_is_of_no_use(world: World) -> None:
     pair = world.pair(State.SHARE_BACK)
     pair.device._ephemeral = None
     assert type(refusal(pair.device, pair.server.seal(Kind.SHARE))) is BadShare
 
+
 def test_a_reflected_share_is_refused_even_if_both_ends_have_one_key(
-    keys: Sequence[PrivateKey]
+    keys: Sequence[PrivateKey],
 ) -> None:
     world = World(keys)
     world.server = world.person(SERVER, key=1)
     pair = world.pair(State.SHARE)
     share = pair.device.seal(Kind.SHARE)
     assert type(refusal(clone(pair.device), share)) is BadSignature
-    body = forge_share(pair, D2S, share[6:38], before=[*pair.messages, share],
-                       context="device share")
+    body = forge_share(
+        pair, D2S, share[6:38], before=[*pair.messages, share], context="device share"
+    )
     assert type(refusal(pair.device, b"<PREM>" + body)) is BadSignature
+
 
 def test_a_share_of_one_rekeying_does_not_answer_another(world: World) -> None:
     pair = world.pair(State.SENDING)
@@ -696,6 +987,7 @@ def test_a_share_of_one_rekeying_does_not_answer_another(world: World) -> None:
     message = forge(pair.server, Kind.REKEY, old)
     assert type(refusal(pair.device, message)) is BadSignature
 
+
 def test_a_rekeying_is_not_begun_twice_with_one_signed_share(world: World) -> None:
     """Not even by a thief of all session keys, and of the ephemeral key behind that share."""
     pair = world.pair(State.SENDING)
@@ -703,10 +995,12 @@ def test_a_rekeying_is_not_begun_twice_with_one_signed_share(world: World) -> No
     pair.carry(S2D, Kind.REKEY)
     assert type(refusal(pair.server, forge(pair.device, Kind.REKEY, old))) is BadSignature
 
+
 def test_names_are_compared_letter_by_letter(world: World) -> None:
     pair = Pair(world.session(world.device, "SERVER-1"), world.session(world.server))
     pair.carry(D2S, Kind.HELLO)
     assert type(refusal(pair.device, pair.server.seal(Kind.HELLO))) is WrongPeer
+
 
 def test_sequence_numbers_have_64_bits(world: World) -> None:
     pair = world.pair(State.SENDING)
@@ -715,6 +1009,7 @@ def test_sequence_numbers_have_64_bits(world: World) -> None:
     pair.carry(D2S, Kind.CHUNK)
     pair.carry(D2S, Kind.CHUNK)
     assert pair.device._sequence[D2S] == 2**32 + 1
+
 
 def test_a_nonce_is_16_bytes_of_the_random_source(world: World) -> None:
     asked: list[int] = []
@@ -726,12 +1021,15 @@ def test_a_nonce_is_16_bytes_of_the_random_source(world: World) -> None:
     world.session(world.device, random_bytes=source).seal(Kind.HELLO)
     assert asked == [16]
 
+
 # Rekeying -----------------------------------------------------------------------------------------
+
 
 def test_rekeying_changes_all_keys_and_no_sequence(world: World) -> None:
     pair = world.pair(State.SENDING)
     pair.carry(D2S, Kind.CHUNK)
-    before, sequence = pair.device._keys, dict(pair.device._sequence)
+    before = pair.device._keys
+    sequence = dict(pair.device._sequence)
     session_id = pair.device.session_id
     assert sequence == {D2S: 3, S2D: 1}
     pair.rekey()
@@ -743,12 +1041,14 @@ def test_rekeying_changes_all_keys_and_no_sequence(world: World) -> None:
     assert type(refusal(clone(pair.server), old)) is BadTag, "the old keys open nothing"
     assert pair.carry(D2S, Kind.CHUNK).body == b"data"
 
+
 def test_both_rekeys_are_sealed_with_the_old_keys(world: World) -> None:
     pair = world.pair(State.SENDING)
     mac = {sends: pair.device._keys[f"{sends.name}-MAC"] for sends in Direction}
     pair.rekey()
     for message, sends in zip(pair.messages[-2:], Direction):
         assert hmac.digest(mac[sends], message[:-32], "sha256") == message[-32:]
+
 
 def test_rekeying_in_time_is_the_devices_duty_and_the_server_insists(world: World) -> None:
     pair = world.pair(State.SENDING)
@@ -767,18 +1067,28 @@ def test_rekeying_in_time_is_the_devices_duty_and_the_server_insists(world: Worl
         pair.carry(D2S, Kind.CHUNK)
     assert type(refusal(pair.server, forge(pair.device, Kind.CHUNK, b"1"))) is RekeyOverdue
 
+
 def test_chunks_are_counted_across_files(world: World) -> None:
     pair = world.pair(State.SENDING)
-    for kind, sends in ((Kind.CHUNK, D2S), (Kind.CHUNK, D2S), (Kind.MANIFEST, D2S), (Kind.ACK, S2D),
-                        (Kind.TEXT, D2S), (Kind.CHUNK, D2S)):
+    for kind, sends in (
+        (Kind.CHUNK, D2S),
+        (Kind.CHUNK, D2S),
+        (Kind.MANIFEST, D2S),
+        (Kind.ACK, S2D),
+        (Kind.TEXT, D2S),
+        (Kind.CHUNK, D2S),
+    ):
         pair.carry(sends, kind)
     assert type(refusal(pair.server, forge(pair.device, Kind.CHUNK, b"1"))) is RekeyOverdue
+
 
 def test_one_generation_of_keys_serves_64_mib(world: World) -> None:
     session = Session(world.device, world.trust())
     assert session.rekey_chunks * SIZES[Kind.CHUNK][1] == 64 * 2**20
 
+
 # Damage -------------------------------------------------------------------------------------------
+
 
 def test_every_flipped_bit_of_a_record_is_noticed_by_the_right_check(world: World) -> None:
     pair = world.pair(State.READY)
@@ -786,10 +1096,19 @@ def test_every_flipped_bit_of_a_record_is_noticed_by_the_right_check(world: Worl
     for bit in range(8 * len(message)):
         byte = bit // 8
         expected: type[ProtocolError] = (
-            MalformedMessage if byte < 6 else WrongSession if byte < 22 else
-            WrongDirection if byte == 22 else WrongSequence if byte < 31 else BadTag)
+            MalformedMessage
+            if byte < 6
+            else WrongSession
+            if byte < 22
+            else WrongDirection
+            if byte == 22
+            else WrongSequence
+            if byte < 31
+            else BadTag
+        )
         assert type(error_of(clone(pair.server), flipped(message, bit))) is expected, bit
     assert pair.server.open(message).kind is Kind.END
+
 
 def test_every_shortened_or_lengthened_record_is_refused(world: World) -> None:
     pair = world.pair(State.READY)
@@ -799,19 +1118,25 @@ def test_every_shortened_or_lengthened_record_is_refused(world: World) -> None:
     for more in (b"\0", bytes(16), message):
         assert isinstance(error_of(clone(pair.server), message + more), ProtocolError)
 
+
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
-def test_a_flipped_bit_of_the_handshake_ends_it(keys: Sequence[PrivateKey], data: st.DataObject
-                                                ) -> None:
-    world, at = world_of(keys), data.draw(st.integers(0, 5))
+def test_a_flipped_bit_of_the_handshake_ends_it(
+    keys: Sequence[PrivateKey], data: st.DataObject
+) -> None:
+    world = world_of(keys)
+    at = data.draw(st.integers(0, 5))
     where = data.draw(st.floats(0, 1, exclude_max=True))
     handshake_with(world, at, lambda message: flipped(message, int(where * 8 * len(message))))
 
+
 _worlds: dict[int, World] = {}
+
 
 def world_of(keys: Sequence[PrivateKey]) -> World:
     """Return one world for all examples of a property; hypothesis knows no module's fixtures."""
     return _worlds.setdefault(id(keys), World(keys))
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize("at", range(6))
@@ -831,9 +1156,11 @@ def test_every_flipped_bit_of_the_handshake_ends_it(world: World, at: int) -> No
         share = pair.device.seal(Kind.SHARE)
         assert type(error_of(pair.server, share)) is BadSignature
 
+
 def test_tags_are_compared_in_constant_time(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """All of them by crypto_utils.hmac_verify, which has its own tests."""
-    pair, asked = world.pair(State.READY), list[int]()
+    pair = world.pair(State.READY)
+    asked: list[int] = []
 
     def always(key: bytes, data: bytes, tag: bytes) -> bool:
         asked.append(len(tag))
@@ -844,35 +1171,47 @@ def test_tags_are_compared_in_constant_time(world: World, monkeypatch: pytest.Mo
     pair.server.open(flipped(message, 8 * len(message) - 1))
     assert asked == [32]
 
+
 # No bytes whatsoever end in anything but a typed error --------------------------------------------
 
 KINDS = st.sampled_from([kind.value for kind in Kind])
-RAW = st.one_of(st.binary(max_size=200), st.builds(bytes.__add__, KINDS, st.binary(max_size=400)),
-                st.builds(lambda kind, blocks: kind + bytes(73) + blocks,
-                          KINDS, st.binary(min_size=16, max_size=16)),
-                st.builds(lambda rest: b"<HELO>\x01" + bytes(16) + rest, st.binary(max_size=300)),
-                st.builds(lambda rest: b"<PREM>" + bytes(32) + rest,
-                          st.binary(min_size=256, max_size=256)))
+RAW = st.one_of(
+    st.binary(max_size=200),
+    st.builds(bytes.__add__, KINDS, st.binary(max_size=400)),
+    st.builds(
+        lambda kind, blocks: kind + bytes(73) + blocks, KINDS, st.binary(min_size=16, max_size=16)
+    ),
+    st.builds(lambda rest: b"<HELO>\x01" + bytes(16) + rest, st.binary(max_size=300)),
+    st.builds(lambda rest: b"<PREM>" + bytes(32) + rest, st.binary(min_size=256, max_size=256)),
+)
+
 
 @settings(max_examples=100, deadline=None)
 @given(message=RAW, data=st.data())
-def test_no_bytes_end_in_anything_but_a_typed_error(keys: Sequence[PrivateKey], message: bytes,
-                                                    data: st.DataObject) -> None:
+def test_no_bytes_end_in_anything_but_a_typed_error(
+    keys: Sequence[PrivateKey], message: bytes, data: st.DataObject
+) -> None:
     pair = world_of(keys).pair(data.draw(st.sampled_from(State)))
     session = pair.end(data.draw(st.sampled_from(Direction)))
     opened = error_of(session, message)
     assert opened is not None
     assert session.state is State.ENDED
 
+
 @settings(max_examples=100, deadline=None)
-@given(kind=KINDS, body=st.binary(max_size=400), padded=st.none() | st.binary(
-    min_size=16, max_size=16), data=st.data())
+@given(
+    kind=KINDS,
+    body=st.binary(max_size=400),
+    padded=st.none() | st.binary(min_size=16, max_size=16),
+    data=st.data(),
+)
 def test_no_sealed_nonsense_ends_in_anything_but_a_typed_error(
     keys: Sequence[PrivateKey], kind: bytes, body: bytes, padded: bytes | None, data: st.DataObject
 ) -> None:
     """The peer has the keys, and bad manners."""
     states = [State.CONFIRM, State.CONFIRM_BACK, *ACTIVE]
-    state, sends = data.draw(st.sampled_from(states)), data.draw(st.sampled_from(Direction))
+    state = data.draw(st.sampled_from(states))
+    sends = data.draw(st.sampled_from(Direction))
     pair = world_of(keys).pair(state)
     session = pair.end(OTHER[sends])
     error = error_of(session, forge(session, kind, body, sender=sends, padded=padded))
@@ -880,11 +1219,17 @@ def test_no_sealed_nonsense_ends_in_anything_but_a_typed_error(
     if error and may_say_farewell(session, state) and not isinstance(error, PeerFailed):
         assert is_farewell(error, pair.end(sends))
 
+
 @settings(max_examples=100, deadline=None)
-@given(state=st.sampled_from(State), sends=st.sampled_from(Direction), kind=st.sampled_from(Kind),
-       body=st.binary(max_size=300))
-def test_misuse_of_seal_changes_nothing(keys: Sequence[PrivateKey], state: State, sends: Direction,
-                                        kind: Kind, body: bytes) -> None:
+@given(
+    state=st.sampled_from(State),
+    sends=st.sampled_from(Direction),
+    kind=st.sampled_from(Kind),
+    body=st.binary(max_size=300),
+)
+def test_misuse_of_seal_changes_nothing(
+    keys: Sequence[PrivateKey], state: State, sends: Direction, kind: Kind, body: bytes
+) -> None:
     session = world_of(keys).pair(state).end(sends)
     before = snapshot(session)
     try:
@@ -894,7 +1239,9 @@ def test_misuse_of_seal_changes_nothing(keys: Sequence[PrivateKey], state: State
     else:
         assert session.state is MOVES[state, kind, sends]
 
+
 # Errors in words ----------------------------------------------------------------------------------
+
 
 def test_an_overdue_rekeying_and_a_strange_kind_are_told_in_words(world: World) -> None:
     error = refusal(world.pair(State.READY).device, b"<ENDD>" + bytes(89))
@@ -902,22 +1249,30 @@ def test_an_overdue_rekeying_and_a_strange_kind_are_told_in_words(world: World) 
     error = refusal(world.pair(State.READY).device, b"nobody")
     assert str(error) == f"MalformedMessage: expected a kind, got {b'nobody'.hex()}"
 
+
 # Framing [D 1] ------------------------------------------------------------------------------------
+
 
 class Stream:
     """A TCP connection that gives its bytes in pieces of these sizes, again and again."""
 
     def __init__(self, data: bytes, sizes: Sequence[int] = (1 << 20,)) -> None:
-        self.data, self.sizes, self.asked = data, itertools.cycle(sizes), list[int]()
+        self.data = data
+        self.sizes = itertools.cycle(sizes)
+        self.asked: list[int] = []
 
     def recv(self, wanted: int) -> bytes:
         self.asked.append(wanted)
         size = min(wanted, next(self.sizes))
-        taken, self.data = self.data[:size], self.data[size:]
+        taken = self.data[:size]
+        self.data = self.data[size:]
         return taken
 
-@given(messages=st.lists(st.binary(min_size=6, max_size=300), max_size=5),
-       sizes=st.lists(st.integers(1, 50), min_size=1, max_size=5))
+
+@given(
+    messages=st.lists(st.binary(min_size=6, max_size=300), max_size=5),
+    sizes=st.lists(st.integers(1, 50), min_size=1, max_size=5),
+)
 def test_frames_come_whole_however_tcp_cuts_them(messages: list[bytes], sizes: list[int]) -> None:
     sent: list[bytes] = []
     for message in messages:
@@ -929,10 +1284,12 @@ def test_frames_come_whole_however_tcp_cuts_them(messages: list[bytes], sizes: l
         read_frame(stream.recv)
     assert not caught.value.mid_frame
 
+
 def test_a_frame_is_its_length_and_its_message() -> None:
     sent: list[bytes] = []
     write_frame(sent.append, b"<ENDD>")
     assert sent == [b"\0\0\0\x06<ENDD>"]
+
 
 @pytest.mark.parametrize("length", [0, 1, 5, 8_193, 65_632, 2**31, 2**32 - 1])
 def test_a_length_that_no_message_has_is_refused_after_4_bytes(length: int) -> None:
@@ -942,17 +1299,20 @@ def test_a_length_that_no_message_has_is_refused_after_4_bytes(length: int) -> N
     assert caught.value.got == length
     assert stream.asked == [4]
 
+
 @pytest.mark.parametrize("length", [6, 8_192, 65_631])
 def test_the_limits_themselves_are_lengths(length: int) -> None:
     frame = length.to_bytes(4, "big") + bytes(length)
     assert read_frame(Stream(frame).recv, length) == bytes(length)
     assert read_frame(Stream(frame).recv) == bytes(length)
 
+
 @pytest.mark.parametrize("length", range(10))
 def test_the_end_inside_a_frame_is_a_cut_inside_a_frame(length: int) -> None:
     with pytest.raises(ConnectionCut) as caught:
         read_frame(Stream(b"\0\0\0\x06<ENDD>"[:length]).recv)
     assert caught.value.mid_frame is (length > 0)
+
 
 @given(data=st.binary(max_size=200), sizes=st.lists(st.integers(1, 9), min_size=1, max_size=3))
 def test_no_stream_ends_in_anything_but_a_typed_error(data: bytes, sizes: list[int]) -> None:
