@@ -334,7 +334,8 @@ FAMILY = {  # what to change in a model to get another; each old text is there o
                 "( in(c, (=CHAL,",
                 "( in(c, (=TERM, =i, r: bitstring, =S2C, tiv: bitstring,"
                 " tct: bitstring, tt: bitstring)); "
-                "if tt = mac(sm0, (TERM, i, r, S2C, tiv, tct)) then let (=VIOL, u: bitstring) = dec(se0, tct) in event CTerm(i, VIOL) )"
+                "if tt = mac(sm0, (TERM, i, r, S2C, tiv, tct)) then "
+                "let (=VIOL, u: bitstring) = dec(se0, tct) in event CTerm(i, VIOL) )"
                 " | ( in(c, (=CHAL,",
             ),
             (

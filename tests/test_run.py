@@ -201,7 +201,11 @@ def test_the_version_is_checked_before_anything_else(
         ),
         ("test slow", "requirements-slow.txt", ["-m pytest -m slow"]),
         ("bench --quick", "requirements.txt", ["-m bench.bench --quick"]),
-        ("check", "requirements-check.txt", ["-m ruff check .", "-m mypy"]),
+        (
+            "check",
+            "requirements-check.txt",
+            ["-m ruff check .", "-m ruff format --check .", "-m mypy"],
+        ),
     ],
 )
 def test_a_command_is_planned_as(run: Any, words: str, requirements: str, lines: list[str]) -> None:
@@ -247,9 +251,10 @@ def test_help_lists_every_command_and_needs_no_package(
 
 
 @pytest.mark.parametrize(
-    ("codes", "expected"), [([0, 0], 0), ([1, 0], 1), ([0, 2], 1), ([3, 1], 1), ([130], 130)]
+    ("codes", "expected"),
+    [([0, 0, 0], 0), ([1, 0, 0], 1), ([0, 2, 0], 1), ([0, 0, 3], 1), ([130], 130)],
 )
-def test_check_runs_both_tools_unless_stopped_and_fails_if_one_does(
+def test_check_runs_all_tools_unless_stopped_and_fails_if_one_does(
     run: Any, codes: list[int], expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     left = [*codes]
