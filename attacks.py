@@ -26,6 +26,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
 
+from channel import EndRequested
 from client import Client
 from crypto_utils import (
     TAG_BYTES,
@@ -35,19 +36,8 @@ from crypto_utils import (
     pkcs7_pad,
     pkcs7_unpad,
 )
-from endpoint import (
-    DEMO_KEYS,
-    HOST,
-    OPCODE_NAMES,
-    PORT,
-    EndRequested,
-    Parser,
-    UserError,
-    choose_keys,
-    host_and_port,
-    run_program,
-    write_text,
-)
+from endpoint import DEMO_KEYS, HOST, OPCODE_NAMES, PORT, choose_keys
+from program import Parser, UserError, host_and_port, run_program, write_text
 from protocol_fsm import (
     CIPHERTEXT_AT,
     HEADER,
@@ -1123,7 +1113,7 @@ def server_to_attack(options: argparse.Namespace) -> tuple[str, int] | None:
 
 
 def main() -> int:
-    parser = Parser(f"Attacks the server on {HOST}:{PORT}, or one of its own.", is_endpoint=False)
+    parser = Parser(f"Attacks the server on {HOST}:{PORT}, or one of its own.")
     parser.add_argument("names", nargs="*", metavar="NAME", help="some of the attacks, in detail")
     parser.add_argument("--list", action="store_true", help="name all attacks, and stop")
     parser.add_argument("--server", type=host_and_port, metavar="HOST:PORT", help="attack this one")

@@ -21,20 +21,23 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import cast
 
+from channel import FRAME_S, Channel, EndRequested
 from endpoint import (
     DEMO_WARNING,
-    FRAME_S,
     HOST,
     PORT,
-    Channel,
-    EndRequested,
-    NoConnection,
-    Parser,
-    UserError,
+    EndpointParser,
+    NewSession,
     choose_keys,
     describe,
+    session_factory,
+)
+from program import (
+    NoConnection,
+    UserError,
     positive,
     reason_of,
     run_program,
@@ -43,17 +46,19 @@ from endpoint import (
 )
 from protocol_fsm import (
     MAX_MAGNITUDE,
+    ClientData,
+    ClientHello,
     ConnectionCut,
     DeadlineExpired,
     Direction,
     Json,
     LocalError,
-    Opcode,
+    Message,
     PeerTerminated,
     ProtocolError,
+    ServerAggrResponse,
     Session,
     Status,
-    encode_body,
 )
 
 
@@ -74,8 +79,7 @@ class Client:
         *,
         timeout_s: float = 2.0,
         frame_timeout_s: float = FRAME_S,
-        trace: Callable[[str], object] | None = None,
-        new_session: Callable[[int, bytes, Direction], Session] = Session,
+        new_session: NewSession = Session,
     ) -> None:
         keys = choose_keys(None, host) if keys is None else keys
         if client_id not in keys:
@@ -84,8 +88,7 @@ class Client:
         self._address = (host, port)
         self.timeout_s = timeout_s
         self._frame_timeout_s = frame_timeout_s
-        self._trace = trace
-        self.channel: Channel
+        self.channel: Channel[Message]
 
     def __enter__(self) -> Client:
         try:
@@ -93,9 +96,9 @@ class Client:
         except (OSError, UnicodeError) as error:
             where = "{}:{}".format(*self._address)
             raise NoConnection(f"no server at {where}: {reason_of(error)}") from None
-        self.channel = Channel(sock, self.session, self._frame_timeout_s, self._trace)
+        self.channel = Channel(sock, self.session, self._frame_timeout_s)
         try:
-            self.channel.send(Opcode.CLIENT_HELLO)
+            self.channel.send(ClientHello())
             self.channel.receive(time.monotonic() + self.timeout_s)
         except BaseException:
             self.channel.leave(Status.GOODBYE)
@@ -107,8 +110,9 @@ class Client:
 
     def report(self, readings: Sequence[float]) -> dict[str, Json]:
         """Send 0 to 1,024 readings, wait for the epoch to close, and return its aggregate."""
-        self.channel.send(Opcode.CLIENT_DATA, encode_body(readings))
-        return self.channel.receive(time.monotonic() + self.timeout_s).aggregate
+        self.channel.send(ClientData(readings))
+        answer = self.channel.receive(time.monotonic() + self.timeout_s)
+        return dict(cast(ServerAggrResponse, answer).aggregate)  # the table allows nothing else
 
 
 def reading(text: str) -> float:
@@ -195,7 +199,9 @@ def run(client: Client, reports: Iterator[list[float]], options: argparse.Namesp
     at_input = False
 
     def leave(*_: object) -> None:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C shall not cut the goodbye
+        signal.signal(
+            signal.SIGINT, signal.SIG_IGN
+        )  # a second Ctrl-C must not interrupt the goodbye
         client.channel.request_end(Status.GOODBYE)
         if at_input:  # then nothing looks at the request, and nothing is half done either
             raise EndRequested(Status.GOODBYE)
@@ -235,7 +241,7 @@ def explain(error: ProtocolError, session: Session) -> str:
 
 
 def main() -> int:
-    parser = Parser("A client: reports readings, and prints the aggregate of each epoch.")
+    parser = EndpointParser("A client: reports readings, and prints the aggregate of each epoch.")
     parser.add_argument("id", type=int, help="1 to 255")
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--values", nargs="+", type=reading, metavar="X", help="report these")
@@ -254,8 +260,7 @@ def main() -> int:
         options.port,
         timeout_s=math.inf if options.patient else options.timeout,
         frame_timeout_s=math.inf if options.patient else FRAME_S,
-        trace=options.trace,
-        new_session=options.new_session,
+        new_session=session_factory(options),
     )
     try:
         run(client, choose_reports(options, client.session), options)

@@ -1,4 +1,4 @@
-"""The protocol: wire format, errors, state table, payloads, key schedule, Session, framing.
+"""The protocol: wire format, errors, framing, state table, messages, key schedule, Session.
 
 [P 3.4] names the section of PROTOCOL.md that says the same in words. Bytes in, bytes out, or a
 typed error: there is no socket, thread, clock or log here. Both ends run the same table over the
@@ -12,8 +12,10 @@ import json
 import struct
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from enum import Enum, IntEnum
-from typing import ClassVar, NamedTuple, NoReturn
+from functools import cached_property
+from typing import ClassVar, Generic, NamedTuple, NoReturn, TypeVar
 
 from Crypto.Random import get_random_bytes
 
@@ -37,13 +39,13 @@ VERSION = b"\x01"
 HEADER = struct.Struct(">BBIB")  # opcode, client id, round, direction: 7 bytes [P 3.2]
 CIPHERTEXT_AT = HEADER.size + BLOCK_BYTES  # the IV stands before it
 OVERHEAD = CIPHERTEXT_AT + TAG_BYTES  # the 55 bytes of a message that are not ciphertext
-MIN_MESSAGE = 71
-MAX_MESSAGE = 65_527  # one block; the most whole blocks that 2 bytes can count
+MIN_MESSAGE = 71  # one block of ciphertext
+MAX_MESSAGE = 65_527  # the most whole blocks that 2 bytes can count
 MAX_BODY = MAX_MESSAGE - OVERHEAD - NONCE_BYTES - 1  # 65,455: one byte at least is padding
 MIN_MASTER_KEY = 16
 LAST_ROUND = 2**32 - 1
-MAX_READINGS = 1_024
-MAX_MAGNITUDE = 1e15  # numbers in one report; the magnitude of each
+MAX_READINGS = 1_024  # numbers in one report
+MAX_MAGNITUDE = 1e15  # of each of them
 
 RandomSource = Callable[[int], bytes]
 Json = str | float | None | list[str | float | None]  # a value in an aggregate [P 3.3]
@@ -72,13 +74,7 @@ class Status(IntEnum):
     TIMEOUT = 5  # its peer took too long
 
 
-LEGAL_STATUS: Mapping[Opcode, frozenset[Status]] = {  # any other opcode carries OK
-    Opcode.TERMINATE: frozenset(Status) - {Status.OK},
-    Opcode.KEY_DESYNC_ERROR: frozenset({Status.VIOLATION}),
-}
-ENDING = frozenset(LEGAL_STATUS)
-JSON_BODIES = frozenset({Opcode.CLIENT_DATA, Opcode.SERVER_AGGR_RESPONSE})
-BODY_BYTES = {Opcode.CLIENT_HELLO: 1, Opcode.SERVER_CHALLENGE: 2 * NONCE_BYTES}  # all others: 0
+OK = bytes([Status.OK])
 
 # Errors -------------------------------------------------------------------------------------------
 
@@ -167,6 +163,50 @@ class PeerTerminated(ProtocolError):
         self.status = status
 
 
+# Framing [P 3.1] ----------------------------------------------------------------------------------
+
+
+def client_id_of(message: bytes) -> int:
+    """Return the client id that a message of legal length claims."""
+    return message[1]
+
+
+def check_length(length_bytes: int) -> None:
+    """Raise MalformedMessage unless a message can have this many bytes."""
+    if not MIN_MESSAGE <= length_bytes <= MAX_MESSAGE or (length_bytes - OVERHEAD) % BLOCK_BYTES:
+        raise MalformedMessage("55 + 16n bytes, 71 to 65,527", length_bytes)
+
+
+def read_frame(recv: Callable[[int], bytes]) -> bytes:
+    """Return the next message, however TCP cut or joined it.
+
+    `recv(n)` gives 1 to n bytes, or none at the end of the stream, as socket.recv does; the caller
+    owns the deadlines. Raises MalformedMessage (after 2 bytes) and ConnectionCut.
+    """
+    length_bytes = int.from_bytes(read_exactly(recv, 2, mid_frame=False), "big")
+    check_length(length_bytes)
+    return read_exactly(recv, length_bytes, mid_frame=True)
+
+
+def read_exactly(recv: Callable[[int], bytes], wanted: int, *, mid_frame: bool) -> bytes:
+    """Return that many bytes of a stream. Raises ConnectionCut."""
+    received = recv(wanted)
+    if len(received) == wanted:  # as nearly always
+        return received
+    gathered = bytearray(received)  # which grows in place, however small the pieces are
+    while received and len(gathered) < wanted:
+        received = recv(wanted - len(gathered))
+        gathered += received
+    if len(gathered) < wanted:
+        raise ConnectionCut(mid_frame or bool(gathered))
+    return bytes(gathered)
+
+
+def write_frame(sendall: Callable[[bytes], object], message: bytes) -> None:
+    """Send `message` behind its length, in one piece."""
+    sendall(len(message).to_bytes(2, "big") + message)
+
+
 # State machine [P 3.5] ----------------------------------------------------------------------------
 
 
@@ -176,25 +216,63 @@ class ProtocolState(Enum):
     TERMINATED = "TERMINATED"
 
 
-class State(Enum):
-    """A phase, and the direction that the next message of the conversation takes."""
+class State(str, Enum):
+    """Where a conversation stands; a string, so that the table below is looked up quickly."""
 
-    HELLO = ProtocolState.INIT, Direction.C2S
-    CHALLENGE = ProtocolState.INIT, Direction.S2C
-    REPORT = ProtocolState.ACTIVE, Direction.C2S
-    ANSWER = ProtocolState.ACTIVE, Direction.S2C
-    ENDED = ProtocolState.TERMINATED, None
-
-    def __init__(self, phase: ProtocolState, speaker: Direction | None) -> None:
-        self.phase = phase
-        self.speaker = speaker
+    HELLO = "HELLO"
+    CHALLENGE = "CHALLENGE"
+    REPORT = "REPORT"
+    ANSWER = "ANSWER"
+    ENDED = "ENDED"
 
 
-class ProtocolFSM:
-    """Where one end of one session stands. It holds no keys."""
+PHASE: Mapping[State, ProtocolState] = {
+    State.HELLO: ProtocolState.INIT,
+    State.CHALLENGE: ProtocolState.INIT,
+    State.REPORT: ProtocolState.ACTIVE,
+    State.ANSWER: ProtocolState.ACTIVE,
+    State.ENDED: ProtocolState.TERMINATED,
+}
+SPEAKER: Mapping[State, Direction] = {  # of the next message of the conversation; ENDED has none
+    State.HELLO: Direction.C2S,
+    State.CHALLENGE: Direction.S2C,
+    State.REPORT: Direction.C2S,
+    State.ANSWER: Direction.S2C,
+}
+
+AnyState = TypeVar("AnyState")
+AnyOpcode = TypeVar("AnyOpcode")
+AnyDirection = TypeVar("AnyDirection")
+
+
+class StateMachine(Generic[AnyState, AnyOpcode, AnyDirection]):
+    """Where one end of one session stands. Each protocol fills in its table; it holds no keys."""
 
     # Every legal move. What is not here is a violation.
-    VALID_TRANSITIONS: ClassVar[Mapping[tuple[State, Opcode, Direction], State]] = {
+    VALID_TRANSITIONS: Mapping[tuple[AnyState, AnyOpcode, AnyDirection], AnyState]
+    FIRST: AnyState
+    LAST: AnyState
+
+    def __init__(self) -> None:
+        self.state = self.FIRST
+
+    def allows(self, opcode: object, sender: object) -> bool:
+        """Return whether the table has a move for these two header fields, whatever they hold."""
+        return (self.state, opcode, sender) in self.VALID_TRANSITIONS
+
+    def advance(self, opcode: AnyOpcode, sender: AnyDirection) -> None:
+        """Make the move."""
+        self.state = self.VALID_TRANSITIONS[self.state, opcode, sender]
+
+    def end(self) -> None:
+        """Make the one move that is legal from anywhere."""
+        self.state = self.LAST
+
+
+class ProtocolFSM(StateMachine[State, Opcode, Direction]):
+    """The machine of this protocol: its table, and the round that it is in."""
+
+    VALID_TRANSITIONS: Mapping[tuple[State, Opcode, Direction], State] = {
         (State.HELLO, Opcode.CLIENT_HELLO, Direction.C2S): State.CHALLENGE,
         (State.CHALLENGE, Opcode.SERVER_CHALLENGE, Direction.S2C): State.REPORT,
         (State.REPORT, Opcode.CLIENT_DATA, Direction.C2S): State.ANSWER,
@@ -208,28 +286,101 @@ class ProtocolFSM:
         (State.ANSWER, Opcode.KEY_DESYNC_ERROR, Direction.C2S): State.ENDED,
         (State.ANSWER, Opcode.KEY_DESYNC_ERROR, Direction.S2C): State.ENDED,
     }
+    FIRST = State.HELLO
+    LAST = State.ENDED
 
     def __init__(self, first_round: int = 1) -> None:
-        self.state = State.HELLO
+        super().__init__()
         self.round_number = 0
         self._first_round = first_round
 
-    def allows(self, opcode: int, sender: int) -> bool:
-        """Tell whether the table has a move for these two header bytes, whatever they hold."""
-        return (self.state, opcode, sender) in self.VALID_TRANSITIONS
-
     def advance(self, opcode: Opcode, sender: Direction) -> None:
         """Make the move. Rounds start with the challenge, rise with each answer, and run out."""
-        self.state = self.VALID_TRANSITIONS[self.state, opcode, sender]
+        super().advance(opcode, sender)
         if opcode is Opcode.SERVER_CHALLENGE:
             self.round_number = self._first_round
         elif opcode is Opcode.SERVER_AGGR_RESPONSE and self.round_number == LAST_ROUND:
-            self.state = State.ENDED
+            self.end()
         elif opcode is Opcode.SERVER_AGGR_RESPONSE:
             self.round_number += 1
 
 
-# Messages and what they carry [P 3.2, 3.3] --------------------------------------------------------
+# Messages, and what they carry [P 3.3] ------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ClientHello:
+    """A client begins; the nonce in front of it is the session's own affair."""
+
+    opcode: ClassVar[Opcode] = Opcode.CLIENT_HELLO
+    status: ClassVar[Status] = Status.OK
+    body: ClassVar[bytes] = VERSION
+
+
+@dataclass(frozen=True)
+class ServerChallenge:
+    """The server answers; echo and nonce are the session's own affair."""
+
+    opcode: ClassVar[Opcode] = Opcode.SERVER_CHALLENGE
+    status: ClassVar[Status] = Status.OK
+    body: ClassVar[bytes] = b""
+
+
+@dataclass(frozen=True)
+class ClientData:
+    """A report: 0 to 1,024 numbers, each of magnitude at most 1e15."""
+
+    readings: Sequence[float]
+    opcode: ClassVar[Opcode] = Opcode.CLIENT_DATA
+    status: ClassVar[Status] = Status.OK
+
+    @cached_property
+    def body(self) -> bytes:
+        """The JSON array, checked and encoded once. Raises LocalError."""
+        return encode_json([*self.readings], check_readings)
+
+
+@dataclass(frozen=True)
+class ServerAggrResponse:
+    """An answer: a JSON object of strings, finite numbers, nulls and arrays of them."""
+
+    aggregate: Mapping[str, Json]
+    opcode: ClassVar[Opcode] = Opcode.SERVER_AGGR_RESPONSE
+    status: ClassVar[Status] = Status.OK
+
+    @cached_property
+    def body(self) -> bytes:
+        """The JSON object, checked and encoded once. Raises LocalError."""
+        return encode_json(self.aggregate, check_aggregate)
+
+
+@dataclass(frozen=True)
+class KeyDesync:
+    """A farewell: the sender is in another round."""
+
+    opcode: ClassVar[Opcode] = Opcode.KEY_DESYNC_ERROR
+    status: ClassVar[Status] = Status.VIOLATION
+    body: ClassVar[bytes] = b""
+
+
+@dataclass(frozen=True)
+class Terminate:
+    """A farewell, and its reason: any status but OK. Raises LocalError."""
+
+    status: Status
+    opcode: ClassVar[Opcode] = Opcode.TERMINATE
+    body: ClassVar[bytes] = b""
+
+    def __post_init__(self) -> None:
+        if self.status not in FAREWELL_STATUS[Opcode.TERMINATE]:
+            raise LocalError(f"TERMINATE cannot carry {self.status!r}")
+
+
+Message = ClientHello | ServerChallenge | ClientData | ServerAggrResponse | KeyDesync | Terminate
+FAREWELL_STATUS: Mapping[Opcode, frozenset[Status]] = {  # any other opcode carries OK
+    Opcode.TERMINATE: frozenset(Status) - {Status.OK},
+    Opcode.KEY_DESYNC_ERROR: frozenset({Status.VIOLATION}),
+}
 
 
 class Header(NamedTuple):
@@ -241,89 +392,100 @@ class Header(NamedTuple):
     direction: int
 
 
-class Message(NamedTuple):
-    """An accepted message. What its type does not carry is empty, or OK."""
-
-    opcode: Opcode
-    client_id: int
-    round_number: int
-    direction: Direction
-    nonce: bytes
-    status: Status
-    body: bytes
-    readings: list[float]
-    aggregate: dict[str, Json]
-
-
-def parse_message(header: Header, plaintext: bytes) -> Message:
-    """Return the message that `header` and `plaintext` make [P 3.3]. Raises BadPayload."""
-    opcode = Opcode(header.opcode)
-    direction = Direction(header.direction)
-    nonce, status, body = _split_plaintext(opcode, direction, plaintext)
-    if direction is Direction.C2S and len(nonce) != NONCE_BYTES:
-        raise BadPayload(f"a nonce of {NONCE_BYTES} bytes", len(nonce))
-    if not status or status[0] not in LEGAL_STATUS.get(opcode, {Status.OK}):
-        raise BadPayload(f"a status of {opcode.name}", status.hex() or "none")
-    readings = parse_readings(body) if opcode is Opcode.CLIENT_DATA else []
-    aggregate = parse_aggregate(body) if opcode is Opcode.SERVER_AGGR_RESPONSE else {}
-    length = BODY_BYTES.get(opcode, 0)
-    if opcode not in JSON_BODIES and len(body) != length:
-        raise BadPayload(f"a body of {length} bytes", len(body))
-    if opcode is Opcode.CLIENT_HELLO and body != VERSION:
-        raise BadPayload(f"protocol version {VERSION.hex()}", body.hex())
-    return Message(
-        opcode,
-        header.client_id,
-        header.round_number,
-        direction,
-        nonce,
-        Status(status[0]),
-        body,
-        readings,
-        aggregate,
-    )
+def parse_message(opcode: int, sender: int, plaintext: bytes) -> Message:
+    """Return the message that an opcode and a plaintext make [P 3.3]. Raises BadPayload."""
+    rest = plaintext
+    if sender == Direction.C2S:
+        rest = plaintext[NONCE_BYTES:]
+        if len(plaintext) < NONCE_BYTES:
+            raise BadPayload(f"a nonce of {NONCE_BYTES} bytes", len(plaintext))
+    if opcode in FAREWELL_STATUS:
+        return _parse_farewell(opcode, rest)
+    if sender == Direction.S2C:
+        if rest[:1] != OK:
+            raise BadPayload("the status OK", rest[:1].hex() or "none")
+        rest = rest[1:]
+    return PARSERS[opcode](rest)
 
 
-def _split_plaintext(opcode: int, sender: Direction, plaintext: bytes) -> tuple[bytes, ...]:
-    """Return nonce, status byte and body; what is missing is empty."""
-    if sender is Direction.S2C:
-        return b"", plaintext[:1], plaintext[1:]
-    nonce = plaintext[:NONCE_BYTES]
-    body = plaintext[NONCE_BYTES:]
-    return (nonce, body[:1], body[1:]) if opcode in ENDING else (nonce, bytes([Status.OK]), body)
+def _parse_farewell(opcode: int, body: bytes) -> Message:
+    legal = FAREWELL_STATUS[Opcode(opcode)]
+    if len(body) != 1 or body[0] not in legal:
+        raise BadPayload("a byte with a status of a farewell", body[:2].hex() or "none")
+    return KeyDesync() if opcode == Opcode.KEY_DESYNC_ERROR else Terminate(Status(body[0]))
 
 
-def parse_readings(body: bytes) -> list[float]:
+def _parse_hello(body: bytes) -> ClientHello:
+    if body != VERSION:
+        raise BadPayload(f"protocol version {VERSION.hex()}", body[:2].hex() or "none")
+    return ClientHello()
+
+
+def _parse_challenge(body: bytes) -> ServerChallenge:
+    if len(body) != 2 * NONCE_BYTES:
+        raise BadPayload(f"a body of {2 * NONCE_BYTES} bytes", len(body))
+    return ServerChallenge()
+
+
+def _parse_report(body: bytes) -> ClientData:
+    readings = check_readings(_decode_json(body))
+    return ClientData([float(reading) for reading in readings])
+
+
+def _parse_answer(body: bytes) -> ServerAggrResponse:
+    return ServerAggrResponse(check_aggregate(_decode_json(body)))
+
+
+PARSERS: Mapping[int, Callable[[bytes], Message]] = {
+    Opcode.CLIENT_HELLO: _parse_hello,
+    Opcode.SERVER_CHALLENGE: _parse_challenge,
+    Opcode.CLIENT_DATA: _parse_report,
+    Opcode.SERVER_AGGR_RESPONSE: _parse_answer,
+}
+
+
+def check_readings(values: object) -> list[float]:
     """Return the 0 to 1,024 numbers of a report. Raises BadPayload."""
-    values = _parse_json(body)
-    if not isinstance(values, list) or len(values) > MAX_READINGS:
-        raise BadPayload(f"an array of at most {MAX_READINGS} numbers", type(values).__name__)
+    if not isinstance(values, list):
+        raise BadPayload("an array", type(values).__name__)
+    if len(values) > MAX_READINGS:
+        raise BadPayload(f"at most {MAX_READINGS:,} numbers", len(values))
     if not _are_numbers(values, MAX_MAGNITUDE):
         raise BadPayload(f"numbers of at most {MAX_MAGNITUDE:.0e}", "something else")
-    return [float(value) for value in values]
+    return values
 
 
-def parse_aggregate(body: bytes) -> dict[str, Json]:
+def check_aggregate(members: object) -> dict[str, Json]:
     """Return the object of an answer. Raises BadPayload."""
-    members = _parse_json(body)
     if not isinstance(members, dict):
         raise BadPayload("an object", type(members).__name__)
-    arrays = [value if isinstance(value, list) else [value] for value in members.values()]
-    values = [item for array in arrays for item in array]
-    if not _is_plain("".join(members)) or not (_are_numbers(values) or all(map(_is_plain, values))):
+    values: list[float] = []  # mostly; what else there is, _is_plain decides
+    for value in members.values():
+        if isinstance(value, (list, tuple)):
+            values += value
+        else:
+            values.append(value)
+    is_plain = _are_numbers(values) or all(map(_is_plain, values))
+    if not is_plain or not _is_plain("".join(members)):
         raise BadPayload("strings, finite numbers, nulls, arrays of them", "something else")
     return members
 
 
-def encode_body(value: Sequence[float] | Mapping[str, Json]) -> bytes:
-    """Return a JSON body; whether [P 3.3] allows it, `seal` checks. Raises LocalError."""
+def encode_json(value: object, check: Callable[[object], object]) -> bytes:
+    """Return JSON in UTF-8, at most 65,455 bytes, of a value that passes. Raises LocalError."""
     try:
-        return _COMPACT_JSON.encode(value).encode("utf-8")
+        check(value)
+        body = _COMPACT_JSON.encode(value).encode("utf-8")
     except (TypeError, ValueError, RecursionError) as error:
         raise LocalError(f"this is not JSON: {error}") from error
+    except BadPayload as error:
+        raise LocalError(f"this cannot be sent: {error}") from error
+    if len(body) > MAX_BODY:
+        raise LocalError(f"a body has at most {MAX_BODY:,} bytes, and this one {len(body):,}")
+    return body
 
 
-def _parse_json(body: bytes) -> object:
+def _decode_json(body: bytes) -> object:
     """Decode first, then parse: Python's json would otherwise guess at UTF-16."""
     if len(body) > MAX_BODY:
         raise BadPayload(f"a body of at most {MAX_BODY} bytes", len(body))
@@ -338,12 +500,15 @@ _STRICT_JSON = json.JSONDecoder(parse_constant=int)  # int("NaN") is a ValueErro
 
 
 def _are_numbers(values: Sequence[float], limit: float = sys.float_info.max) -> bool:
-    """Tell if all are numbers up to `limit`; True is an int, 1e400 infinity, an int may be huge."""
-    return {*map(type, values)} <= {int, float} and max(map(abs, values), default=0) <= limit
+    """Return whether all are numbers up to `limit`: not True, not 1e400, not a huge integer."""
+    for kind in {*map(type, values)}:
+        if kind is bool or not issubclass(kind, (int, float)):
+            return False
+    return max(map(abs, values), default=0) <= limit
 
 
 def _is_plain(value: str | float | None) -> bool:
-    """Tell if it is text, a number or null. Half a character (a lone surrogate) is not text."""
+    """Return whether it is text, a number or null. Half a character is no text."""
     if isinstance(value, str):
         return value.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in value)
     return value is None or _are_numbers([value])
@@ -353,6 +518,12 @@ def _is_plain(value: str | float | None) -> bool:
 
 Keys = dict[str, bytes]  # the four chain keys of 32 bytes, by label; never changed in place
 KEY_LABELS = ("C2S-ENC", "C2S-MAC", "S2C-ENC", "S2C-MAC")
+LABEL_OF: Mapping[tuple[int, str], str] = {
+    (Direction.C2S, "ENC"): "C2S-ENC",
+    (Direction.C2S, "MAC"): "C2S-MAC",
+    (Direction.S2C, "ENC"): "S2C-ENC",
+    (Direction.S2C, "MAC"): "S2C-MAC",
+}
 
 
 def bind_keys(keys: Keys, client_nonce: bytes, server_nonce: bytes) -> Keys:
@@ -369,24 +540,42 @@ def evolve_c2s(keys: Keys, ciphertext: bytes, nonce: bytes) -> Keys:
     }
 
 
-def evolve_s2c(keys: Keys, body: bytes, status: Status) -> Keys:
-    """Move the server's two keys after its SERVER_AGGR_RESPONSE."""
+def evolve_s2c(keys: Keys, body: bytes, status: bytes) -> Keys:
+    """Move the server's two keys after its SERVER_AGGR_RESPONSE; the status is its byte."""
     return {
         **keys,
         "S2C-ENC": evolve_key(keys["S2C-ENC"], body),
-        "S2C-MAC": evolve_key(keys["S2C-MAC"], bytes([status])),
+        "S2C-MAC": evolve_key(keys["S2C-MAC"], status),
     }
 
 
 # Session ------------------------------------------------------------------------------------------
 
 
+class Seen(NamedTuple):
+    """What a watcher is told of a message, once all is decided: copies, which lead nowhere."""
+
+    verdict: str  # "sealed", "accepted", or the error for which it was refused
+    message: bytes  # without the length before it
+    plaintext: bytes  # empty if it was refused
+    fingerprints: Mapping[str, str]  # of the keys as they are now
+
+
+Watcher = Callable[[Seen], object]
+KeyLog = Callable[[Keys], object]
+
+
 class Session:
     """One end of one session: seal what we send, open what arrives.
 
     `sends` is the direction of our own messages: C2S makes this the client's end. The master key
-    (16 bytes or more) is not kept. `random_bytes` and `first_round` are for vectors and tests.
+    (16 bytes or more) is not kept. `watchers` see each message after the decision, and can change
+    nothing; `key_log` alone is handed the keys, whenever they may have moved. `random_bytes` and
+    `first_round` are for vectors and tests.
     """
+
+    read_frame = staticmethod(read_frame)
+    write_frame = staticmethod(write_frame)
 
     def __init__(
         self,
@@ -394,6 +583,8 @@ class Session:
         master_key: bytes,
         sends: Direction,
         *,
+        watchers: Sequence[Watcher] = (),
+        key_log: KeyLog | None = None,
         random_bytes: RandomSource = get_random_bytes,
         first_round: int = 1,
     ) -> None:
@@ -403,8 +594,11 @@ class Session:
         self.sends = sends
         self.receives = Direction(1 - sends)
         self.fsm = ProtocolFSM(first_round)
+        self.watcher_error = ""  # of the last watcher that raised
+        self._watchers = watchers
+        self._key_log = key_log
         self._random_bytes = random_bytes
-        self._client_nonce = b""
+        self._client_nonce = b""  # from CLIENT_HELLO to SERVER_CHALLENGE
         self._keys = {label: derive_key(master_key, label) for label in KEY_LABELS}
         self._last_fingerprints: dict[str, str] = {}
 
@@ -415,6 +609,11 @@ class Session:
     @property
     def round_number(self) -> int:
         return self.fsm.round_number
+
+    @property
+    def has_farewell(self) -> bool:
+        """Whether we may say farewell now: not in the handshake, and not after the end [P 3.5]."""
+        return self.fsm.allows(Opcode.TERMINATE, self.sends)
 
     def fingerprints(self) -> dict[str, str]:
         """Name the four chain keys, 8 hex digits each; after the end, the last four there were."""
@@ -429,41 +628,36 @@ class Session:
     def __reduce__(self) -> NoReturn:
         raise TypeError("a session holds keys, which are not pickled")
 
-    def seal(self, opcode: Opcode, body: bytes = b"", *, status: Status = Status.OK) -> bytes:
+    def seal(self, message: Message) -> bytes:
         """Return our next message (71 to 65,527 bytes), and move keys, round and state.
 
-        CLIENT_DATA and SERVER_AGGR_RESPONSE take a JSON `body`, TERMINATE and KEY_DESYNC_ERROR
-        a `status`; the rest is built here. Raises LocalError, and then nothing has changed.
+        Raises LocalError, and then nothing has changed.
         """
+        opcode = message.opcode
         if not self.fsm.allows(opcode, self.sends):
             raise LocalError(f"{opcode.name} cannot be sent in {self.state.name}")
-        header = Header(opcode, self.client_id, self.round_number, self.sends)
-        plaintext = self._plaintext(opcode, body, status)
-        try:
-            message = self._check_payload(header, plaintext)  # a sender obeys the rules too
-        except BadPayload as error:
-            raise LocalError(f"{opcode.name} cannot carry this: {error}") from error
-        if message.status is not status:  # asked for one where there is no room for it
-            raise LocalError(f"{opcode.name} cannot carry {status.name}")
+        plaintext = self._compose(message)
         iv = self._fresh_iv()
         ciphertext = self._encrypt(pkcs7_pad(plaintext), iv)
-        untagged = HEADER.pack(*header) + iv + ciphertext
+        header = HEADER.pack(opcode, self.client_id, self.fsm.round_number, self.sends)
+        untagged = header + iv + ciphertext
         tag = hmac_sha256(self._key(self.sends, "MAC"), self._under_tag(untagged))
-        self._commit(message, ciphertext, self.sends)
-        return untagged + tag
+        sealed = untagged + tag
+        self._commit(opcode, self.sends, plaintext, ciphertext)
+        self._tell("sealed", sealed, plaintext)
+        return sealed
 
-    def _plaintext(self, opcode: Opcode, body: bytes, status: Status) -> bytes:
+    def _compose(self, message: Message) -> bytes:
         """Build [P 3.3]: C2S `nonce || body`, S2C `status || body`. The nonce is drawn first."""
-        if body and opcode not in JSON_BODIES:
-            raise LocalError(f"the body of {opcode.name} is built by the session")
+        status = bytes([message.status])
+        body = message.body
         if self.sends is Direction.C2S:
-            nonce = self._random_bytes(NONCE_BYTES)
-            if opcode is Opcode.CLIENT_HELLO:
-                return nonce + VERSION
-            return nonce + (bytes([status]) if opcode in ENDING else body)
-        if opcode is Opcode.SERVER_CHALLENGE:
+            if message.opcode in FAREWELL_STATUS:
+                body = status
+            return self._random_bytes(NONCE_BYTES) + body
+        if message.opcode is Opcode.SERVER_CHALLENGE:
             body = self._client_nonce + self._random_bytes(NONCE_BYTES)
-        return bytes([status]) + body
+        return status + body
 
     def _fresh_iv(self) -> bytes:
         return self._random_bytes(BLOCK_BYTES)
@@ -476,7 +670,7 @@ class Session:
         return untagged
 
     def _key(self, sender: int, use: str) -> bytes:
-        return self._keys[("C2S-", "S2C-")[sender] + use]
+        return self._keys[LABEL_OF[sender, use]]
 
     def open(self, message: bytes) -> Message:
         """Check, decrypt and accept the peer's next message (without its length prefix).
@@ -493,14 +687,17 @@ class Session:
             self._check_tag(header, message)  # step 5
             padded = self._decrypt(header, message)  # step 6
             plaintext = self._unpad(padded)  # step 7
-            parsed = self._check_payload(header, plaintext)  # step 8
+            content = self._check_payload(header, plaintext)  # step 8
         except ProtocolError as error:
+            self._tell(type(error).__name__, message, b"")
             self.fail(error)
             raise
-        self._commit(parsed, message[CIPHERTEXT_AT:-TAG_BYTES], self.receives)  # step 9
-        if parsed.opcode in ENDING:
-            raise PeerTerminated(parsed.opcode, parsed.status)
-        return parsed
+        ciphertext = message[CIPHERTEXT_AT:-TAG_BYTES]
+        self._commit(content.opcode, self.receives, plaintext, ciphertext)  # step 9
+        self._tell("accepted", message, plaintext)
+        if content.opcode in FAREWELL_STATUS:
+            raise PeerTerminated(content.opcode, content.status)
+        return content
 
     def _check_shape(self, message: bytes) -> Header:
         check_length(len(message))
@@ -519,7 +716,8 @@ class Session:
             raise UnexpectedOpcode(f"a move from {self.state.name}", header.opcode)
 
     def _check_round(self, header: Header) -> None:
-        if header.opcode not in ENDING and header.round_number != self.round_number:
+        is_farewell = header.opcode in FAREWELL_STATUS
+        if header.round_number != self.fsm.round_number and not is_farewell:
             raise RoundMismatch(self.round_number, header.round_number)
 
     def _check_tag(self, header: Header, message: bytes) -> None:
@@ -540,32 +738,43 @@ class Session:
             raise BadPadding from None
 
     def _check_payload(self, header: Header, plaintext: bytes) -> Message:
-        message = parse_message(header, plaintext)
+        message = parse_message(header.opcode, header.direction, plaintext)
         if message.opcode is Opcode.SERVER_CHALLENGE:
-            self._check_echo(message.body[:NONCE_BYTES])
+            self._check_echo(plaintext[1 : 1 + NONCE_BYTES])
         return message
 
     def _check_echo(self, client_nonce: bytes) -> None:
         if client_nonce != self._client_nonce:
             raise EchoMismatch("our own client nonce", "another")
 
-    def _commit(self, message: Message, ciphertext: bytes, sender: Direction) -> None:
+    def _commit(
+        self, opcode: Opcode, sender: Direction, plaintext: bytes, ciphertext: bytes
+    ) -> None:
         """Move keys, round and state together; the only place where they move."""
-        self._keys = self._next_keys(message, ciphertext)
-        if message.opcode is Opcode.CLIENT_HELLO:
-            self._client_nonce = message.nonce
-        self.fsm.advance(message.opcode, sender)
-        if self.state is State.ENDED:
+        self._keys = self._next_keys(opcode, plaintext, ciphertext)
+        if opcode is Opcode.CLIENT_HELLO:
+            self._client_nonce = plaintext[:NONCE_BYTES]
+        elif opcode is Opcode.SERVER_CHALLENGE:
+            self._client_nonce = b""
+        self.fsm.advance(opcode, sender)
+        if self._key_log:
+            self._tell_keys(self._key_log)
+        if self.fsm.state is State.ENDED:
             self._forget_keys()
 
-    def _next_keys(self, message: Message, ciphertext: bytes) -> Keys:
-        if message.opcode is Opcode.SERVER_CHALLENGE:
-            return bind_keys(self._keys, message.body[:NONCE_BYTES], message.body[NONCE_BYTES:])
-        if message.opcode is Opcode.CLIENT_DATA:
-            return evolve_c2s(self._keys, ciphertext, message.nonce)
-        if message.opcode is Opcode.SERVER_AGGR_RESPONSE:
-            return evolve_s2c(self._keys, message.body, message.status)
+    def _next_keys(self, opcode: Opcode, plaintext: bytes, ciphertext: bytes) -> Keys:
+        """Return the keys after a message [P 3.4]; each end binds with the nonce that it drew."""
+        if opcode is Opcode.SERVER_CHALLENGE:
+            return bind_keys(self._keys, self._client_nonce, plaintext[1 + NONCE_BYTES :])
+        if opcode is Opcode.CLIENT_DATA:
+            return evolve_c2s(self._keys, ciphertext, plaintext[:NONCE_BYTES])
+        if opcode is Opcode.SERVER_AGGR_RESPONSE:
+            return evolve_s2c(self._keys, plaintext[1:], plaintext[:1])
         return self._keys
+
+    def goodbye(self, status: Status) -> bytes:
+        """Return a TERMINATE, which ends the session; nothing where none may be said."""
+        return self.seal(Terminate(status)) if self.has_farewell else b""
 
     def fail(self, error: ProtocolError) -> None:
         """End the session because of `error`, and give `error` the farewell to send.
@@ -573,54 +782,30 @@ class Session:
         Only bound keys say farewell: those of the handshake are the same in every session, so that
         one recorded farewell, replayed, would end all later ones [P 3.5].
         """
-        if self.state.phase is ProtocolState.ACTIVE and not isinstance(error, ConnectionCut):
-            desync = isinstance(error, RoundMismatch)
-            late = isinstance(error, DeadlineExpired)
-            opcode = Opcode.KEY_DESYNC_ERROR if desync else Opcode.TERMINATE
-            error.farewell = self.seal(opcode, status=Status.TIMEOUT if late else Status.VIOLATION)
-        self.fsm.state = State.ENDED
+        farewell: Message = Terminate(Status.VIOLATION)
+        if isinstance(error, RoundMismatch):
+            farewell = KeyDesync()
+        elif isinstance(error, DeadlineExpired):
+            farewell = Terminate(Status.TIMEOUT)
+        if self.has_farewell and not isinstance(error, ConnectionCut):
+            error.farewell = self.seal(farewell)
+        self.fsm.end()
         self._forget_keys()
 
     def _forget_keys(self) -> None:
         self._last_fingerprints = self.fingerprints()
         self._keys = {}
+        self._client_nonce = b""
 
+    def _tell(self, verdict: str, message: bytes, plaintext: bytes) -> None:
+        for watch in self._watchers:
+            try:
+                watch(Seen(verdict, message, plaintext, self.fingerprints()))
+            except Exception as error:
+                self.watcher_error = f"{type(error).__name__}: {error}"
 
-# Framing [P 3.1] ----------------------------------------------------------------------------------
-
-
-def client_id_of(message: bytes) -> int:
-    """Return the client id that a message of legal length claims."""
-    return message[1]
-
-
-def check_length(length_bytes: int) -> None:
-    """Raise MalformedMessage unless a message can have this many bytes."""
-    if not MIN_MESSAGE <= length_bytes <= MAX_MESSAGE or (length_bytes - OVERHEAD) % BLOCK_BYTES:
-        raise MalformedMessage("55 + 16n bytes, 71 to 65,527", length_bytes)
-
-
-def read_frame(recv: Callable[[int], bytes]) -> bytes:
-    """Return the next message, however TCP cut or joined it.
-
-    `recv(n)` gives 1 to n bytes, or none at the end of the stream, as socket.recv does; whoever
-    passes it owns the deadlines. Raises MalformedMessage (after 2 bytes) and ConnectionCut.
-    """
-    length_bytes = int.from_bytes(_read_exactly(recv, 2, mid_frame=False), "big")
-    check_length(length_bytes)
-    return _read_exactly(recv, length_bytes, mid_frame=True)
-
-
-def _read_exactly(recv: Callable[[int], bytes], wanted: int, *, mid_frame: bool) -> bytes:
-    received = bytearray()  # which grows in place, however small the pieces are
-    while len(received) < wanted:
-        more = recv(wanted - len(received))
-        if not more:
-            raise ConnectionCut(mid_frame or bool(received))
-        received += more
-    return bytes(received)
-
-
-def write_frame(sendall: Callable[[bytes], object], message: bytes) -> None:
-    """Send `message` behind its length, in one piece."""
-    sendall(len(message).to_bytes(2, "big") + message)
+    def _tell_keys(self, log: KeyLog) -> None:
+        try:
+            log({**self._keys})
+        except Exception as error:
+            self.watcher_error = f"{type(error).__name__}: {error}"

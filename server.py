@@ -22,40 +22,33 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Generic, NamedTuple, Protocol, TypeVar, cast
 
+from channel import FRAME_S, POLL_S, Channel, EndRequested
 from endpoint import (
     DEMO_WARNING,
-    FRAME_S,
     HOST,
-    POLL_S,
     PORT,
-    Channel,
-    EndRequested,
-    NoConnection,
-    Parser,
-    Lines,
+    EndpointParser,
+    NewSession,
     choose_keys,
     describe,
     generate_keys,
     id_list,
-    positive,
-    reason_of,
-    run_program,
-    seconds,
+    session_factory,
 )
+from program import Lines, NoConnection, positive, reason_of, run_program, seconds
 from protocol_fsm import (
+    ClientData,
     Direction,
     Json,
-    Message,
-    Opcode,
     ProtocolError,
+    ServerAggrResponse,
+    ServerChallenge,
     Session,
     State,
     Status,
     client_id_of,
-    encode_body,
-    parse_aggregate,
 )
 
 log = logging.getLogger("server")
@@ -104,12 +97,72 @@ def own_part(readings: Sequence[float], total: float) -> dict[str, Json]:
     }
 
 
-class Record(NamedTuple):
-    """A "report" was accepted, an "epoch" closed, or a connection came to its "end"."""
+class Connection(Protocol):
+    """What the rules of this module ask of a member or stranger, on a socket or in memory."""
 
-    what: str
-    client_id: int  # 0: an epoch, or a connection that never named its client
-    detail: Message | Epoch | Exception  # what ended the session
+    client_id: int
+    hello_number: int  # its place in the order of accepted HELLOs; 0 before
+
+    def request_end(self, status: Status) -> None:
+        """End the session soon, and tell the peer why."""
+
+    def send_away(self, status: Status) -> None:
+        """End the session now; a stranger in the handshake is told nothing."""
+
+
+AnyConnection = TypeVar("AnyConnection", bound=Connection)
+
+
+class Roster(Generic[AnyConnection]):
+    """Who is connected: strangers, and one member for each client id. It has no lock and no clock.
+
+    A stranger displaces nobody but an older stranger. A member is displaced by a later session of
+    its id, and only by one whose CLIENT_HELLO was accepted later than its own.
+    """
+
+    def __init__(self, max_strangers: int) -> None:
+        self.strangers: list[AnyConnection] = []  # the oldest first
+        self.members: dict[int, AnyConnection] = {}  # established, by client id
+        self._max_strangers = max_strangers
+        self._hellos = itertools.count(1)
+        self._newest_hello: dict[int, int] = {}  # that ever established a session, by client id
+
+    def arrive(self, stranger: AnyConnection) -> None:
+        """Take in a stranger; if there are too many now, the oldest is sent away."""
+        self.strangers.append(stranger)
+        if len(self.strangers) > self._max_strangers:
+            self.strangers.pop(0).send_away(Status.TIMEOUT)
+
+    def number_hello(self, stranger: AnyConnection) -> None:
+        """Give a stranger its place in the order in which HELLOs are accepted."""
+        stranger.hello_number = next(self._hellos)
+
+    def establish(self, stranger: AnyConnection) -> None:
+        """Make a member of a stranger, which replaces an older one. Raises EndRequested."""
+        client_id = stranger.client_id
+        if stranger.hello_number < self._newest_hello.get(client_id, 0):
+            raise EndRequested(Status.REPLACED)  # a held report must not evict a live client
+        if client_id in self.members:
+            self.members[client_id].request_end(Status.REPLACED)
+        self._newest_hello[client_id] = stranger.hello_number
+        self.members[client_id] = stranger
+        self.strangers.remove(stranger)
+
+    def leave(self, connection: AnyConnection) -> bool:
+        """Forget a connection that has ended, and return whether it was the member of its id."""
+        self.strangers = [other for other in self.strangers if other is not connection]
+        is_member = self.members.get(connection.client_id) is connection
+        if is_member:
+            del self.members[connection.client_id]
+        return is_member
+
+
+class Contribution(NamedTuple):
+    """What one client gives to an epoch."""
+
+    giver: Connection
+    round_number: int
+    readings: Sequence[float]
 
 
 class Epoch:
@@ -118,9 +171,82 @@ class Epoch:
     def __init__(self, number: int) -> None:
         self.number = number
         self.deadline = math.inf
-        self.contributions: dict[int, tuple[Member, Message]] = {}
+        self.contributions: dict[int, Contribution] = {}  # by client id
         self.aggregate: dict[str, Json] = {}
-        self.answers: dict[int, bytes] | None = None  # bodies by client id; none if it failed
+        self.answers: dict[int, ServerAggrResponse] | None = None  # empty if there is no aggregate
+
+
+class Epochs:
+    """The order of epochs: which one is open, and when it closes. It has no lock and no clock.
+
+    An epoch waits for the clients that took part in the last one, but no longer than the window;
+    a client that misses one is not waited for until it contributes again.
+    """
+
+    def __init__(
+        self, window_s: float, aggregation: Callable[[Contributions], dict[str, Json]]
+    ) -> None:
+        self.current = Epoch(1)
+        self._window_s = window_s
+        self._aggregation = aggregation
+        self._expected: set[int] = set()  # the clients that the open epoch waits for
+
+    def contribute(self, contribution: Contribution, now: float) -> Epoch:
+        """Enter a contribution (at `now`, in seconds) into the open epoch, and return that."""
+        epoch = self.current
+        if not epoch.contributions:
+            epoch.deadline = now + self._window_s
+        epoch.contributions[contribution.giver.client_id] = contribution
+        return epoch
+
+    def withdraw(self, connection: Connection) -> None:
+        """Take out what an ended session has contributed to the open epoch; wait for it no more."""
+        client_id = connection.client_id
+        entered = self.current.contributions.get(client_id)
+        if entered and entered.giver is connection:
+            del self.current.contributions[client_id]
+
+    def expect_no_more(self, client_id: int) -> None:
+        """Do not let an epoch wait for a client that has left."""
+        self._expected.discard(client_id)
+
+    def close_if_due(self, now: float) -> Epoch | None:
+        """Close the open epoch if nobody is missing or its time is up, and return it then."""
+        epoch = self.current
+        is_complete = self._expected <= epoch.contributions.keys()
+        if not epoch.contributions or not (is_complete or now >= epoch.deadline):
+            return None
+        try:
+            epoch.answers = self._answers(epoch)
+        except BaseException:  # an instructor's function may raise anything, and the server lives
+            log.exception("epoch %d has no aggregate", epoch.number)
+            epoch.aggregate = {}
+            epoch.answers = {}
+        self._expected = set(epoch.contributions)
+        self.current = Epoch(epoch.number + 1)
+        return epoch
+
+    def _answers(self, epoch: Epoch) -> dict[int, ServerAggrResponse]:
+        """Return every member's answer, or raise LocalError for all of them."""
+        given = epoch.contributions
+        total = math.fsum(value for entry in given.values() for value in entry.readings)
+        copies = {client_id: [*entry.readings] for client_id, entry in given.items()}
+        epoch.aggregate = self._aggregation(copies)
+        answers = {}
+        for client_id, entry in given.items():
+            head: dict[str, Json] = {"epoch": epoch.number, "round": entry.round_number}
+            personal = {**head, **own_part(entry.readings, total)}  # which it cannot overwrite
+            answers[client_id] = ServerAggrResponse({**head, **epoch.aggregate, **personal})
+            _ = answers[client_id].body  # encoded here, so that it fails for all or for none
+        return answers
+
+
+class Record(NamedTuple):
+    """A "report" was accepted, an "epoch" closed, or a connection came to its "end"."""
+
+    what: str
+    client_id: int  # 0: an epoch, or a connection that never named its client
+    detail: Contribution | Epoch | Exception  # what ended the session
 
 
 class Member:
@@ -128,15 +254,15 @@ class Member:
 
     def __init__(self, server: Server, sock: socket.socket) -> None:
         nobody = server.session_for(0)  # until the first message names somebody
-        self.channel = Channel(sock, nobody, server.limits.frame_timeout_s, server.trace)
+        self.channel = Channel(sock, nobody, server.limits.frame_timeout_s)
+        self.request_end = self.channel.request_end
+        self.send_away = self.channel.send_away
+        self.session = nobody
+        self.client_id = 0
         self.hello_number = 0
         self.rounds = 0
-        self.established = False
+        self.is_established = False
         self._server = server
-
-    @property
-    def client_id(self) -> int:
-        return self.channel.session.client_id
 
     def run(self) -> None:
         cause: Exception
@@ -155,26 +281,29 @@ class Member:
     def _serve(self) -> None:
         server = self._server
         channel = self.channel
-        limits = self._server.limits
-        deadline = time.monotonic() + limits.stranger_timeout_s
+        deadline = time.monotonic() + server.limits.stranger_timeout_s
         hello = channel.read(deadline)
-        channel.session = server.session_for(client_id_of(hello))
+        self.client_id = client_id_of(hello)
+        self.session = server.session_for(self.client_id)
+        channel.session = self.session
         channel.open(hello)
         server.number_hello(self)
-        channel.send(Opcode.SERVER_CHALLENGE)
+        channel.send(ServerChallenge())
         report = channel.receive(deadline)
         server.establish(self)
-        while True:
-            channel.send(Opcode.SERVER_AGGR_RESPONSE, server.contribute(self, report))
+        while True:  # the table allows nothing but a report here
+            channel.send(server.contribute(self, cast(ClientData, report)))
             server.wake_next()
             self.rounds += 1
-            if channel.session.state is State.ENDED:
+            if self.session.state is State.ENDED:
                 raise EndRequested(Status.GOODBYE)  # there are no rounds left
-            report = channel.receive(time.monotonic() + limits.silence_timeout_s)
+            report = channel.receive(time.monotonic() + server.limits.silence_timeout_s)
 
 
 class Server:
     """Listens from the start, serves inside `with`, and tells every client SHUTDOWN after it."""
+
+    roster_class: type[Roster[Member]] = Roster
 
     def __init__(
         self,
@@ -183,28 +312,21 @@ class Server:
         port: int = PORT,
         limits: Limits = Limits(),
         *,
-        trace: Callable[[str], object] | None = None,
         aggregation: Callable[[Contributions], dict[str, Json]] = compute_aggregation,
         record: Callable[[Record], object] = lambda record: None,
-        new_session: Callable[[int, bytes, Direction], Session] = Session,
+        new_session: NewSession = Session,
     ) -> None:
         self.limits = limits
-        self.trace = trace
         self.sessions = Counter[int]()
         self.rounds = Counter[int]()
         self.refused = Counter[str]()
-        self._hellos = itertools.count(1)
         self._keys = dict(keys)
         self._decoy_key = secrets.token_bytes(32)
-        self._aggregation = aggregation
         self._record = record
         self._new_session = new_session
-        self._changed = threading.Condition()  # guards all that follows
-        self._strangers: list[Member] = []  # the oldest first
-        self._members: dict[int, Member] = {}  # established, by client id
-        self._newest_hello: dict[int, int] = {}  # that ever established a session, by client id
-        self._expected: set[int] = set()  # the clients that the open epoch waits for
-        self._epoch = Epoch(1)
+        self._changed = threading.Condition()  # guards roster, epochs and counters
+        self._roster = self.roster_class(limits.max_strangers)
+        self._epochs = Epochs(limits.window_s, aggregation)
         self._threads: list[threading.Thread] = []
         self._acceptor = threading.Thread(target=self._accept, daemon=True)
         self._closing = threading.Event()
@@ -220,8 +342,8 @@ class Server:
         if self._acceptor.is_alive():
             self._acceptor.join()
         with self._changed:
-            for member in [*self._strangers, *self._members.values()]:
-                member.channel.request_end(Status.SHUTDOWN)
+            for member in [*self._roster.strangers, *self._roster.members.values()]:
+                member.request_end(Status.SHUTDOWN)
         deadline = time.monotonic() + 1.5
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
@@ -233,45 +355,42 @@ class Server:
         return self._new_session(client_id, key, Direction.S2C)
 
     def _accept(self) -> None:
-        pause = 0.0  # longer while descriptors or threads are lacking, which is logged once
-        while not self._closing.wait(pause):
+        pause_s = 0.0  # longer while descriptors or threads are lacking, which is logged once
+        while not self._closing.wait(pause_s):
             try:
-                member = Member(self, self._listener.accept()[0])
-                thread = threading.Thread(target=member.run, daemon=True)
-                with self._changed:  # which the thread has to wait for before it can be forgotten
-                    try:
-                        thread.start()
-                    except RuntimeError:  # out of threads
-                        member.channel.leave(Status.SHUTDOWN)
-                        raise
-                    self._threads = [*(old for old in self._threads if old.is_alive()), thread]
-                    self._strangers.append(member)
-                    while len(self._strangers) > self.limits.max_strangers:
-                        self._strangers.pop(0).channel.send_away(Status.TIMEOUT)
-                pause = 0.0
+                self._take_in(Member(self, self._listener.accept()[0]))
+                pause_s = 0.0
             except TimeoutError:
                 continue
-            except Exception as error:  # of memory, too, there may be too little
-                log.log(logging.DEBUG if pause else logging.ERROR, "cannot accept: %s", error)
-                pause = POLL_S
+            except Exception as error:  # MemoryError included
+                log.log(logging.DEBUG if pause_s else logging.ERROR, "cannot accept: %s", error)
+                pause_s = POLL_S
+
+    def _take_in(self, member: Member) -> None:
+        thread = threading.Thread(target=member.run, daemon=True)
+        with self._changed:  # which the thread has to wait for before it can be forgotten
+            try:
+                thread.start()
+            except RuntimeError:  # out of threads
+                member.channel.leave(Status.SHUTDOWN)
+                raise
+            self._threads = [*(old for old in self._threads if old.is_alive()), thread]
+            self._roster.arrive(member)
 
     def number_hello(self, member: Member) -> None:
         """Give `member` its place in the order in which HELLOs are accepted."""
-        member.hello_number = next(self._hellos)
+        with self._changed:
+            self._roster.number_hello(member)
 
     def establish(self, member: Member) -> None:
         """Let a stranger in, in place of an older session of its id. Raises EndRequested."""
         with self._changed:
             member.channel.check_request()
-            if member.hello_number < self._newest_hello.get(member.client_id, 0):
-                raise EndRequested(Status.REPLACED)  # a held report must not evict a live client
-            if member.client_id in self._members:
-                self._members[member.client_id].channel.request_end(Status.REPLACED)
-                self._epoch.contributions.pop(member.client_id, None)
-            self._newest_hello[member.client_id] = member.hello_number
-            self._members[member.client_id] = member
-            self._strangers.remove(member)
-            member.established = True
+            older = self._roster.members.get(member.client_id)
+            self._roster.establish(member)
+            if older:
+                self._epochs.withdraw(older)
+            member.is_established = True
             self.sessions[member.client_id] += 1
         log.info("client %d: established", member.client_id)
 
@@ -279,42 +398,36 @@ class Server:
         """Take out what an ended session leaves: its place, and its part in the open epoch."""
         client_id = member.client_id
         with self._changed:
-            self._strangers = [other for other in self._strangers if other is not member]
-            if self._members.get(client_id) is member:
-                del self._members[client_id]
-                self._expected.discard(client_id)
-            if self._epoch.contributions.get(client_id, (None,))[0] is member:
-                del self._epoch.contributions[client_id]
+            self._epochs.withdraw(member)
+            if self._roster.leave(member):
+                self._epochs.expect_no_more(client_id)
             self._close_epoch_if_due()
             self.wake_next()  # in case it was this one's turn to
-            if not member.established:
+            if not member.is_established:
                 self.refused[type(reason).__name__] += 1
             self._record(Record("end", client_id, reason))
         name = f"as client {client_id}" if client_id else "without a name"
-        log.info(
-            "%s: %s",
-            f"client {client_id}: ended after {member.rounds} rounds"
-            if member.established
-            else f"stranger {name}: ended",
-            reason,
-        )
+        who = f"stranger {name}: ended"
+        if member.is_established:
+            who = f"client {client_id}: ended after {member.rounds} rounds"
+        log.info("%s: %s", who, reason)
 
-    def contribute(self, member: Member, report: Message) -> bytes:
-        """Enter a report into the open epoch, wait for it to close, and return the answer's body.
+    def contribute(self, member: Member, report: ClientData) -> ServerAggrResponse:
+        """Enter a report into the open epoch, wait for it to close, and return the answer.
 
-        It waits for who took part in the last epoch, but not longer than the window; so who misses
-        one is not waited for until it contributes again. Raises EndRequested.
+        Raises EndRequested.
         """
+        contribution = Contribution(member, member.session.round_number, report.readings)
         with self._changed:
             member.channel.check_request()
-            epoch = self._epoch
-            if not epoch.contributions:
-                epoch.deadline = time.monotonic() + self.limits.window_s
-            epoch.contributions[member.client_id] = (member, report)
+            epoch = self._epochs.contribute(contribution, time.monotonic())
             self.rounds[member.client_id] += 1
-            self._record(Record("report", member.client_id, report))
+            self._record(Record("report", member.client_id, contribution))
             log.debug(
-                "client %d: round %d, %s", member.client_id, report.round_number, report.readings
+                "client %d: round %d, %s",
+                member.client_id,
+                contribution.round_number,
+                contribution.readings,
             )
             self._close_epoch_if_due()
             while epoch.answers is None:
@@ -326,40 +439,17 @@ class Server:
         return epoch.answers[member.client_id]
 
     def wake_next(self) -> None:
-        """Wake one member for its answer, and it the next: all at once cut in on each other."""
+        """Wake one member, which wakes the next; all at once would contend."""
         with self._changed:
             self._changed.notify()
 
     def _close_epoch_if_due(self) -> None:
-        epoch = self._epoch
-        complete = self._expected <= epoch.contributions.keys()
-        if not epoch.contributions or not (complete or time.monotonic() >= epoch.deadline):
+        epoch = self._epochs.close_if_due(time.monotonic())
+        if epoch is None:
             return
-        try:
-            epoch.answers = self._answers(epoch)
-        except BaseException:  # an instructor's function may raise anything, and the server lives
-            log.exception("epoch %d has no aggregate", epoch.number)
-            epoch.aggregate = {}
-            epoch.answers = {}
-        self._expected = set(epoch.contributions)
-        self._epoch = Epoch(epoch.number + 1)
         self._record(Record("epoch", 0, epoch))
         if log.isEnabledFor(logging.DEBUG):  # to describe takes longer than to answer
             log.debug("%s", describe({"epoch": epoch.number, **epoch.aggregate}))
-
-    def _answers(self, epoch: Epoch) -> dict[int, bytes]:
-        """Return every member's body, or raise LocalError or BadPayload for all of them."""
-        reports = {client_id: report for client_id, (_, report) in epoch.contributions.items()}
-        total = math.fsum(reading for report in reports.values() for reading in report.readings)
-        copies = {client_id: [*report.readings] for client_id, report in reports.items()}
-        epoch.aggregate = self._aggregation(copies)
-        answers = {}
-        for client_id, report in reports.items():
-            head = {"epoch": epoch.number, "round": report.round_number}
-            personal = {**head, **own_part(report.readings, total)}  # which it cannot overwrite
-            answers[client_id] = encode_body({**head, **epoch.aggregate, **personal})
-        parse_aggregate(max(answers.values(), key=len))  # they differ in the personal part only
-        return answers
 
     def summary(self) -> str:
         """Return the table that the program prints last."""
@@ -380,7 +470,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def main() -> int:
-    parser = Parser("The server: aggregates the readings of its clients.")
+    parser = EndpointParser("The server: aggregates the readings of its clients.")
     for field in dataclasses.fields(Limits):
         flag = "--" + field.name.removesuffix("_s").replace("_", "-")
         kind = positive if isinstance(field.default, int) else seconds
@@ -418,8 +508,7 @@ def main() -> int:
         options.host,
         options.port,
         limits,
-        trace=options.trace and lines.write_line,
-        new_session=options.new_session,
+        new_session=session_factory(options, lines.write_line),
     )
     stop: list[int] = []  # not an Event, whose lock a second signal would find taken
     for signal_number in (signal.SIGINT, signal.SIGTERM):

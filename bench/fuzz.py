@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from crypto_utils import NONCE_BYTES, TAG_BYTES, aes_cbc_encrypt, hmac_sha256, pkcs7_pad
-from endpoint import Parser, positive, run_program
+from program import Parser, positive, run_program
 from protocol_fsm import (
     CIPHERTEXT_AT,
     ENDING,
@@ -318,7 +318,7 @@ def histogram(fates: Counter[tuple[str, str]]) -> list[str]:
 
 
 def main() -> int:
-    parser = Parser("Seeded frames into Session.open, a fresh session each.", is_endpoint=False)
+    parser = Parser("Seeded frames into Session.open, a fresh session each.")
     parser.add_argument("--frames", type=positive, default=1_000_000, help="default 1,000,000")
     parser.add_argument("--seed", default=secrets.token_hex(4), help="repeats a run")
     parser.add_argument(

@@ -11,7 +11,8 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from endpoint import HOST, POLL_S
+from channel import POLL_S
+from endpoint import HOST
 
 ROOT = Path(__file__).parent.parent
 

@@ -33,6 +33,7 @@ from typing import NamedTuple, Protocol
 
 from Crypto.Random import get_random_bytes
 
+from channel import Channel
 from classroom.weakened import LoopbackClient, LoopbackServer, without
 from client import Client
 from crypto_utils import (
@@ -48,7 +49,6 @@ from crypto_utils import (
     pkcs7_pad,
     pkcs7_unpad,
 )
-from endpoint import Channel
 from protocol_fsm import MAX_BODY, MAX_READINGS, OVERHEAD, Json, Opcode, Session
 from server import Contributions, Limits, Server, compute_aggregation, own_part
 

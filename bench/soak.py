@@ -23,16 +23,8 @@ from typing import NamedTuple
 
 from bench.process import ServerProcess, higher, settled
 from client import Client
-from endpoint import (
-    HOST,
-    Parser,
-    UserError,
-    choose_keys,
-    generate_keys,
-    positive,
-    run_program,
-    seconds,
-)
+from endpoint import HOST, choose_keys, generate_keys
+from program import Parser, UserError, positive, run_program, seconds
 from protocol_fsm import (
     ConnectionCut,
     Json,
@@ -273,7 +265,7 @@ def soak(server: ServerProcess, herd: Herd, length_s: float, every_s: float) -> 
 
 
 def main() -> int:
-    parser = Parser("Many clients for many minutes; every sum is checked.", is_endpoint=False)
+    parser = Parser("Many clients for many minutes; every sum is checked.")
     parser.add_argument("--minutes", type=seconds, default=10.0, help="default 10")
     parser.add_argument("--clients", type=positive, default=200, help="1 to 255; default 200")
     parser.add_argument("--seed", default=secrets.token_hex(4), help="of what the clients do")

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 from classroom.events import ENDS, KINDS, Run, read_events, runs_of
 from classroom.output import needed, write_whole
 from classroom.wire import LAB, Wire
-from endpoint import Parser, UserError, run_program
+from program import Parser, UserError, run_program
 
 # What is said of them -----------------------------------------------------------------------------
 
@@ -213,7 +213,7 @@ def pcapng(found: Sequence[Packet]) -> bytes:
 
 
 def main(wire: Wire = LAB) -> int:
-    parser = Parser("Makes a capture file for Wireshark from an event log.", is_endpoint=False)
+    parser = Parser("Makes a capture file for Wireshark from an event log.")
     parser.add_argument("events", metavar="EVENTS", type=Path, help="from attacks.py --events")
     parser.add_argument("-o", "--output", metavar="FILE", type=Path, required=True)
     options = parser.options()

@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from endpoint import positive, run_program, seconds
+from program import positive, run_program, seconds
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = {1: "data/seattle.csv", 2: "data/san-francisco.csv", 3: "data/seattle-july.csv"}

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from endpoint import UserError, reason_of
+from program import UserError, reason_of
 
 Event = dict[str, Any]  # one line
 ENDS = ("client", "server")

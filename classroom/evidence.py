@@ -18,7 +18,7 @@ from classroom.output import write_whole
 from classroom.report import link_to, page
 from classroom.tables import Matrix, matrix_of, read_document
 from classroom.wire import LAB, ROOT
-from endpoint import Parser, UserError, reason_of, run_program, to_stderr
+from program import Parser, UserError, reason_of, run_program, to_stderr
 
 
 def runs_needed(matrix: Matrix) -> dict[str, list[str]]:
@@ -47,7 +47,7 @@ def play(rules: str, attacks: list[str], seed: str, path: Path) -> None:
 
 
 def main() -> int:
-    parser = Parser("Runs everything that the page can show, and draws it.", is_endpoint=False)
+    parser = Parser("Runs everything that the page can show, and draws it.")
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="made if it is not there")
     parser.add_argument("--seed", default="1", help="of all runs; default 1")
     options = parser.options()

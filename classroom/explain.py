@@ -37,7 +37,7 @@ from classroom.keylog import (
 from classroom.output import filled, needed, write_whole
 from classroom.wire import LAB
 from crypto_utils import NONCE_BYTES, evolve_key, fingerprint
-from endpoint import Parser, UserError, reason_of, run_program
+from program import Parser, UserError, reason_of, run_program
 from protocol_fsm import ENDING, HEADER, Direction, Header, Opcode, Status
 
 TEMPLATE = "explain.html.j2"
@@ -440,7 +440,7 @@ def rows(part: Part) -> list[str]:
 
 
 def main(explain: Explain = explain) -> int:
-    parser = Parser("Explains recorded messages byte by byte.", is_endpoint=False)
+    parser = Parser("Explains recorded messages byte by byte.")
     parser.add_argument(
         "source", metavar="FILE|HEX", help="event log, capture, bytes, or hexadecimal text"
     )

@@ -44,7 +44,8 @@ from classroom.matrix import SEEDS, SESSION_RULES, SPAWN, Names, progress, shown
 from classroom.stage import on_sockets
 from classroom.story import CLIENTS, OLD, ROUNDS, Notes, Step, broken, menu, readings, watched
 from classroom.weakened import DOCUMENTED, without
-from endpoint import DEMO_KEYS, Parser, UserError, positive, run_program
+from endpoint import DEMO_KEYS
+from program import Parser, UserError, positive, run_program
 from protocol_fsm import (
     ConnectionCut,
     DeadlineExpired,
@@ -552,7 +553,7 @@ def is_as_expected(tale: Tale, is_played: bool) -> bool:
 
 
 def main() -> int:
-    parser = Parser("What an adversary finds that tries everything.", is_endpoint=False)
+    parser = Parser("What an adversary finds that tries everything.")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--without", metavar="A,B", help="take these rules out, and tell a story")
     which.add_argument("--sets", action="store_true", help="the same for all of SECURITY.md's sets")

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from crypto_utils import NONCE_BYTES, TAG_BYTES, aes_cbc_decrypt, hmac_verify, pkcs7_unpad
-from endpoint import OPCODE_NAMES, UserError, reason_of
+from endpoint import OPCODE_NAMES
+from program import UserError, reason_of
 from protocol_fsm import (
     CIPHERTEXT_AT,
     ENDING,

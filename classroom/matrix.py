@@ -44,8 +44,10 @@ from attacks import (
     Parts,
     random_source,
 )
+from channel import EndRequested
 from classroom.weakened import ELEMENTS, without
-from endpoint import DEMO_KEYS, EndRequested, Parser, UserError, positive, run_program
+from endpoint import DEMO_KEYS
+from program import Parser, UserError, positive, run_program
 from protocol_fsm import (
     ConnectionCut,
     DeadlineExpired,
@@ -544,7 +546,7 @@ def markdown(rows: Mapping[str, str]) -> str:
 
 
 def main() -> int:
-    parser = Parser("Which rules must be missing for which attack to win.", is_endpoint=False)
+    parser = Parser("Which rules must be missing for which attack to win.")
     parser.add_argument("--attack", action="append", metavar="NAME", help="only this one")
     parser.add_argument("--size", type=positive, default=4, help="of sets; default 4")
     form = parser.add_mutually_exclusive_group()

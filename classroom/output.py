@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from endpoint import UserError, reason_of
+from program import UserError, reason_of
 
 
 def needed(name: str) -> Any:

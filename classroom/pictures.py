@@ -18,7 +18,7 @@ from classroom.events import read_events, runs_of
 from classroom.evidence import play
 from classroom.report import page
 from classroom.wire import LAB, ROOT
-from endpoint import Parser, UserError, run_program
+from program import Parser, UserError, run_program
 
 PICTURES = {  # by file: the attack, the rules taken out, the colours
     "flip-reading.png": ("flip-reading", "", "light"),
@@ -79,7 +79,7 @@ def photograph(chromium: Any, html: Path, scheme: str, picture: Path) -> None:
 
 
 def main() -> int:
-    parser = Parser("Makes the pictures of README.md anew.", is_endpoint=False)
+    parser = Parser("Makes the pictures of README.md anew.")
     parser.add_argument("folder", nargs="?", type=Path, default=ROOT / "pictures", metavar="FOLDER")
     options = parser.options()
     with browser() as chromium, tempfile.TemporaryDirectory() as folder:

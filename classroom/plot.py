@@ -21,7 +21,7 @@ from bench.rivals import BODIES
 from classroom.drawing import Drawing
 from classroom.output import write_whole
 from classroom.tables import read_document
-from endpoint import Parser, UserError, run_program
+from program import Parser, UserError, run_program
 
 # Half as wide, as on a phone, letters of 15 are still of 9 or 10 pixels
 WIDTH = 560
@@ -393,7 +393,7 @@ def plot(found: Measured, body: str) -> str:
 
 
 def main() -> int:
-    parser = Parser("Draws what the benchmark found, as an SVG.", is_endpoint=False)
+    parser = Parser("Draws what the benchmark found, as an SVG.")
     parser.add_argument(
         "bench", type=Path, metavar="BENCH", help="a file of python3 run.py bench --json"
     )

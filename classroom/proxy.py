@@ -24,13 +24,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from attacks import Frame, Proxy, edited, flipped
+from channel import POLL_S
 from classroom.keylog import describe_message, dump_message, plaintext_of, read_keylog
 from classroom.proxy_commands import END, HELP, Command, parse, parse_script
-from endpoint import (
-    HOST,
-    OPCODE_NAMES,
-    POLL_S,
-    PORT,
+from endpoint import HOST, OPCODE_NAMES, PORT
+from program import (
     NoConnection,
     Parser,
     UserError,
@@ -497,7 +495,7 @@ class Table(cmd.Cmd):
 
 
 def main() -> int:
-    parser = Parser("The man in the middle by hand, between your own programs.", is_endpoint=False)
+    parser = Parser("The man in the middle by hand, between your own programs.")
     parser.add_argument(
         "--listen",
         type=port_number,

@@ -11,7 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from endpoint import OPCODE_NAMES, UserError, reason_of
+from endpoint import OPCODE_NAMES
+from program import UserError, reason_of
 
 END = "end"
 FIELDS = {

@@ -33,7 +33,7 @@ from classroom.tables import (
     sections,
 )
 from classroom.wire import LAB, Change, Wire, changes
-from endpoint import Parser, run_program, to_stderr
+from program import Parser, run_program, to_stderr
 
 TEMPLATE = "report.html.j2"
 MOST_MESSAGES = 5  # of one run whose bytes are shown
@@ -352,7 +352,7 @@ def link_to(target: Path, page: Path) -> str:
 
 
 def main(wire: Wire = LAB) -> int:
-    parser = Parser("Draws what the attacks of an event log did, on one page.", is_endpoint=False)
+    parser = Parser("Draws what the attacks of an event log did, on one page.")
     parser.add_argument(
         "events",
         nargs="+",

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from endpoint import UserError, reason_of
+from program import UserError, reason_of
 
 
 class Section(NamedTuple):

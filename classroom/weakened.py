@@ -14,9 +14,11 @@ import math
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+from channel import EndRequested
 from client import Client
 from crypto_utils import TAG_BYTES, derive_key
-from endpoint import DEMO_KEYS, HOST, EndRequested, UserError, is_loopback
+from endpoint import DEMO_KEYS, HOST, is_loopback
+from program import UserError
 from protocol_fsm import (
     CIPHERTEXT_AT,
     HEADER,

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Protocol
 from attacks import Attack, CutHere, Frame, Frames, Result, judge, summary
 from classroom.drawing import shown
 from classroom.events import KINDS, Watch, run_of
-from endpoint import Parser, UserError, write_text
+from program import Parser, UserError, write_text
 from protocol_fsm import LocalError, ProtocolError
 
 Events = list[dict[str, Any]]
@@ -216,7 +216,7 @@ def run_all(
 
 def options_of(program: Program) -> argparse.Namespace:
     """Return what the command line asks for. Raises UserError."""
-    parser = Parser(program.description, is_endpoint=False)
+    parser = Parser(program.description)
     parser.add_argument("names", nargs="*", metavar="NAME", help="some of the attacks, in detail")
     parser.add_argument("--list", action="store_true", help="name all attacks, and stop")
     parser.add_argument("--events", metavar="FILE", help="write what happened, as lines of JSON")

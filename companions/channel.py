@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Generic, Protocol, TypeVar
 
-from endpoint import DRAIN_S, POLL_S, EndRequested
+from channel import DRAIN_S, POLL_S, EndRequested
 from protocol_fsm import ConnectionCut, DeadlineExpired, ProtocolError, Status
 
 Kind = TypeVar("Kind", contravariant=True)

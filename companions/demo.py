@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from endpoint import Parser, UserError, reason_of
+from program import Parser, UserError, reason_of
 
 COLUMNS = 79
 
@@ -30,7 +30,7 @@ def kept(folder: Path) -> Iterator[Path]:
 
 def perform(description: str, things: str, play: Callable[[Path], list[str]]) -> int:
     """Play a demo in a folder, say what went wrong, and return the exit code. Raises UserError."""
-    parser = Parser(description, is_endpoint=False)
+    parser = Parser(description)
     parser.add_argument(
         "--keep",
         type=Path,

@@ -17,7 +17,7 @@ from typing import Any
 
 from attacks import Attack
 from classroom.matrix import Names, Task, markdown, progress, search, table, workers
-from endpoint import Parser, UserError, positive
+from program import Parser, UserError, positive
 from protocol_fsm import LocalError, ProtocolError
 
 Found = dict[str, list[Names]]  # the smallest sets, by attack
@@ -164,7 +164,7 @@ class Matrix:
 
     def run(self, trial: Callable[[Task], Tried]) -> int:
         """Search for what the command line asks for, and print it. Raises UserError."""
-        parser = Parser("Which rules must be missing for which attack to win.", is_endpoint=False)
+        parser = Parser("Which rules must be missing for which attack to win.")
         parser.add_argument("--attack", action="append", metavar="NAME", help="only this one")
         parser.add_argument("--size", type=positive, default=3, help="of sets; default 3")
         form = parser.add_mutually_exclusive_group()

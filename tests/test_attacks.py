@@ -15,7 +15,8 @@ import pytest
 import attacks
 from attacks import ATTACKS, READINGS, Frame, Frames, Lab, Line, Parts, Proxy, judge
 from classroom.weakened import DOCUMENTED, ELEMENTS, without
-from endpoint import DEMO_KEYS, UserError
+from endpoint import DEMO_KEYS
+from program import UserError
 from protocol_fsm import Opcode, PeerTerminated, Status
 from server import Limits, Server
 from tests.network import at_once, serving

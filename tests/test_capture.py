@@ -26,7 +26,7 @@ from classroom.capture import (
 from classroom.events import Run, parse_events, read_events, runs_of
 from classroom.output import write_whole
 from classroom.wire import LAB, Field, Wire
-from endpoint import UserError
+from program import UserError
 from protocol_fsm import Direction, Opcode
 from tests.helpers import Pair, reseal
 from tests.test_programs import run

@@ -15,9 +15,10 @@ from statistics import median
 import pytest
 
 import protocol_fsm
+from channel import DRAIN_S
 from client import Client
 from crypto_utils import aes_cbc_decrypt, hmac_sha256, pkcs7_unpad
-from endpoint import DEMO_KEYS, DRAIN_S, HOST, PORT
+from endpoint import DEMO_KEYS, HOST, PORT
 from protocol_fsm import CIPHERTEXT_AT, HEADER, KEY_LABELS, Direction, Opcode, State, Status
 from server import Limits, Server
 from tests import diagrams

@@ -19,7 +19,7 @@ from classroom.explain import TEMPLATE, Explained, Shown, as_text, explain, main
 from classroom.keylog import KeyLog, parse_keylog, plaintext_of, read_keylog
 from classroom.output import filled
 from classroom.wire import LAB
-from endpoint import UserError
+from program import UserError
 from protocol_fsm import Direction, Opcode
 from tests.helpers import READINGS, Pair, reseal
 from tests.test_keylog import live, logged_pair

@@ -28,7 +28,7 @@ from classroom.stage import on_sockets
 from classroom.story import CHANGES, CLIENTS, OLD, ROUNDS, Notes, Step, broken, menu, watched
 from classroom.weakened import without
 from crypto_utils import BLOCK_BYTES, TAG_BYTES
-from endpoint import UserError
+from program import UserError
 from protocol_fsm import (
     CIPHERTEXT_AT,
     HEADER,

@@ -34,8 +34,10 @@ import pytest
 from bench import fuzz, soak
 from bench.process import ServerProcess, Usage, higher, raise_descriptor_limit, settled
 from bench.soak import LINGER_0, Ledger
+from channel import POLL_S
 from client import Client
-from endpoint import DEMO_KEYS, POLL_S, UserError, generate_keys, load_keys
+from endpoint import DEMO_KEYS, generate_keys, load_keys
+from program import UserError
 from protocol_fsm import (
     ConnectionCut,
     Opcode,

@@ -19,7 +19,8 @@ from classroom.keylog import (
     plaintext_of,
     read_keylog,
 )
-from endpoint import DEMO_KEYS, Parser, UserError, keylog
+from endpoint import DEMO_KEYS, keylog
+from program import Parser, UserError
 from protocol_fsm import (
     BadTag,
     Direction,

@@ -14,19 +14,9 @@ import pytest
 
 import endpoint
 import protocol_fsm
-from endpoint import (
-    DEMO_KEYS,
-    Channel,
-    EndRequested,
-    UserError,
-    id_list,
-    is_loopback,
-    load_keys,
-    port_number,
-    positive,
-    seconds,
-    write_text,
-)
+from channel import Channel, EndRequested
+from endpoint import DEMO_KEYS, id_list, is_loopback, load_keys
+from program import UserError, port_number, positive, seconds, write_text
 from protocol_fsm import (
     MAX_MESSAGE,
     BadPayload,

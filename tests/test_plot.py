@@ -27,7 +27,7 @@ from classroom.plot import (
     read_bench,
     ticks,
 )
-from endpoint import UserError
+from program import UserError
 from tests.test_programs import run
 
 # All worked out by hand: rounds a second, and microseconds at the 50th and 99th percentile

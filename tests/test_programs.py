@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 
 from client import Client
-from endpoint import UserError, generate_keys, host_and_port, reason_of
+from endpoint import generate_keys
+from program import UserError, host_and_port, reason_of
 from protocol_fsm import State
 
 ROOT = Path(__file__).parent.parent

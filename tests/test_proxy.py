@@ -20,7 +20,8 @@ import pytest
 from classroom.proxy import Table
 from classroom.proxy_commands import GRAMMAR, HELP, Command, parse, parse_script
 from client import Client
-from endpoint import DEMO_KEYS, HOST, NoConnection, UserError, keylog
+from endpoint import DEMO_KEYS, HOST, keylog
+from program import NoConnection, UserError
 from protocol_fsm import (
     BadTag,
     ConnectionCut,

@@ -24,7 +24,7 @@ from classroom.evidence import runs_needed
 from classroom.output import write_whole
 from classroom.tables import claims, matrix_of, read_document, sections, tables
 from classroom.wire import LAB, Field, changes, lab_fields, lab_title
-from endpoint import UserError
+from program import UserError
 from protocol_fsm import Direction, Opcode, PeerTerminated, Session
 
 ROOT = Path(__file__).parent.parent

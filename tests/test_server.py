@@ -17,8 +17,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from channel import Channel, EndRequested
 from client import Client
-from endpoint import DEMO_KEYS, Channel, EndRequested, NoConnection, describe
+from endpoint import DEMO_KEYS, describe
+from program import NoConnection
 from protocol_fsm import (
     LAST_ROUND,
     BadTag,

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from endpoint import Parser, UserError, run_program
+from program import Parser, UserError, run_program
 
 FOLDER = Path(__file__).parent
 UNKNOWN = "not known"  # in the table: whatever ProVerif finds is right
@@ -80,7 +80,7 @@ def run(program: str, model: str) -> dict[Query, str]:
 
 def main() -> int:
     sys.argv[0] = "classroom.model"  # for messages; it would be __main__.py
-    parser = Parser("Run the models with ProVerif 2.05.", is_endpoint=False)
+    parser = Parser("Run the models with ProVerif 2.05.")
     parser.add_argument("models", nargs="*", metavar="MODEL", help="such as core.pv; default all")
     expected = expected_results()
     models = parser.options().models or [*expected]

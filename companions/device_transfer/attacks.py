@@ -84,7 +84,7 @@ from companions.device_transfer.transfer import (
     sign_manifest,
 )
 from crypto_utils import TAG_BYTES, aes_cbc_decrypt, hmac_verify, pkcs7_unpad
-from endpoint import UserError, run_program
+from program import UserError, run_program
 from protocol_fsm import (
     BadTag,
     ConnectionCut,

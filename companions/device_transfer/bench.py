@@ -41,7 +41,7 @@ from bench.slices import Failed, hear, process
 from companions.device_transfer.certificates import Identity, Trust, load_identity, load_trust
 from companions.device_transfer.device import Device
 from companions.device_transfer.server import Server
-from endpoint import Parser, positive, run_program, write_text
+from program import Parser, positive, run_program, write_text
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = {
@@ -343,7 +343,7 @@ def as_json(size_bytes: int, seen: Mapping[str, Sequence[Slice]]) -> str:
 
 
 def parse() -> argparse.Namespace:
-    parser = Parser("Sends one file over ours and over TLS, and compares.", is_endpoint=False)
+    parser = Parser("Sends one file over ours and over TLS, and compares.")
     parser.add_argument(
         "--size",
         type=positive,

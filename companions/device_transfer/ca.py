@@ -50,7 +50,7 @@ from companions.device_transfer.certificates import (
     utc_now,
 )
 from companions.device_transfer.options import ask_passphrase
-from endpoint import UserError, positive, reason_of, run_program
+from program import UserError, positive, reason_of, run_program
 from protocol_fsm import ProtocolError
 
 NAME = "device-transfer-ca"

@@ -27,7 +27,7 @@ from companions.asymmetric import (
     sign,
 )
 from companions.canonical import canonical, parse_canonical
-from endpoint import UserError, reason_of
+from program import UserError, reason_of
 from protocol_fsm import ProtocolError
 
 MAX_CERTIFICATE = 4_096  # bytes

@@ -23,7 +23,7 @@ from classroom.demo import Crew
 from classroom.output import write_whole
 from companions.demo import heading, perform
 from companions.device_transfer import media
-from endpoint import run_program
+from program import run_program
 
 PROGRAMS = "companions.device_transfer"
 LIMIT_S = 120.0  # for all of it

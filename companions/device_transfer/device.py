@@ -27,6 +27,7 @@ from typing import BinaryIO
 
 from tqdm import tqdm
 
+from channel import EndRequested
 from companions.channel import Channel
 from companions.device_transfer.certificates import (
     CertificateExpired,
@@ -68,16 +69,8 @@ from companions.device_transfer.transfer import (
     check_name,
     sign_manifest,
 )
-from endpoint import (
-    HOST,
-    EndRequested,
-    NoConnection,
-    UserError,
-    reason_of,
-    run_program,
-    seconds,
-    to_stderr,
-)
+from endpoint import HOST
+from program import NoConnection, UserError, reason_of, run_program, seconds, to_stderr
 from protocol_fsm import (
     BadPayload,
     ConnectionCut,

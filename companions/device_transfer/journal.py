@@ -58,7 +58,7 @@ from companions.device_transfer.transfer import (
     check_name,
     parse_manifest,
 )
-from endpoint import Parser, UserError, reason_of, run_program, to_stderr
+from program import Parser, UserError, reason_of, run_program, to_stderr
 from protocol_fsm import ProtocolError
 
 MAX_LINE_BYTES = 1 << 20  # 65,536 bytes of text take six times as much if they are all controls
@@ -380,7 +380,7 @@ class _Progress:
 
 
 def main() -> int:
-    parser = Parser("Verify a journal and the files that it names.", is_endpoint=False)
+    parser = Parser("Verify a journal and the files that it names.")
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="where the files are")
     parser.add_argument(
         "--authority",

@@ -11,7 +11,7 @@ from classroom.matrix import Task
 from companions.device_transfer.attacks import ATTACKS, Lab, Parts, Pki
 from companions.device_transfer.weakened import ELEMENTS, without
 from companions.matrix import Matrix, Tried
-from endpoint import run_program
+from program import run_program
 
 REDUNDANT = {  # why an element is in no set; whatever is in one must not be here
     "session-id": "each session has keys of its own, so that another one's record has no good tag",

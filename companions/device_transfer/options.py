@@ -19,7 +19,8 @@ from companions.device_transfer.certificates import (
     load_identity,
     load_trust,
 )
-from endpoint import HOST, Lines, Parser, UserError, port_number, reason_of, to_stderr
+from endpoint import HOST
+from program import Lines, Parser, UserError, port_number, reason_of, to_stderr
 from protocol_fsm import ProtocolError
 
 PORT = 9998  # the core's server has 9999
@@ -32,7 +33,7 @@ class PartyParser(Parser):
     """The flags of somebody who has an identity."""
 
     def __init__(self, description: str) -> None:
-        super().__init__(description, is_endpoint=False)
+        super().__init__(description)
         self.add_argument(
             "--identity",
             type=Path,

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from channel import POLL_S, EndRequested
 from companions.asymmetric import SIGNATURE_BYTES
 from companions.channel import Channel
 from companions.device_transfer.certificates import Identity, Role, Trust
@@ -46,17 +47,8 @@ from companions.device_transfer.protocol import (
 )
 from companions.device_transfer.store import JOURNAL, Partial, Store
 from companions.device_transfer.transfer import Incoming, Manifest, parse_announcement
-from endpoint import (
-    HOST,
-    POLL_S,
-    EndRequested,
-    Lines,
-    NoConnection,
-    UserError,
-    positive,
-    reason_of,
-    run_program,
-)
+from endpoint import HOST
+from program import Lines, NoConnection, UserError, positive, reason_of, run_program
 from protocol_fsm import ConnectionCut, ProtocolError, Status
 
 log = logging.getLogger("device_transfer.server")

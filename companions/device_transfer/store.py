@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 
 from companions.device_transfer.transfer import MAX_NAME_BYTES, BadName, safe_name
-from endpoint import UserError, reason_of
+from program import UserError, reason_of
 from protocol_fsm import ProtocolError
 
 JOURNAL = "journal.jsonl"  # in the same folder: no file may have its name

@@ -24,7 +24,7 @@ from companions.device_transfer.protocol import (
     Kind,
 )
 from crypto_utils import BLOCK_BYTES, NONCE_BYTES, TAG_BYTES
-from endpoint import run_program
+from program import run_program
 
 LAYOUTS: dict[bytes, tuple[tuple[str, int], ...]] = {  # of what is sent in clear [D 1]
     Kind.HELLO.value: (("version", len(VERSION)), ("nonce", NONCE_BYTES), ("certificate", 2**16)),

@@ -57,7 +57,8 @@ from companions.peer_messaging.protocol import (
     keys_of,
 )
 from companions.peer_messaging.wire import kind_name
-from endpoint import HOST, UserError, run_program
+from endpoint import HOST
+from program import UserError, run_program
 from protocol_fsm import BadPayload, BadTag, LocalError, WrongDirection, WrongPeer
 
 ENDS = {"client": "alice", "server": "bob"}

@@ -45,7 +45,8 @@ from companions.peer_messaging.identity import Trust, load_identity
 from companions.peer_messaging.node import Node
 from companions.peer_messaging.peer import Event, Peer
 from companions.peer_messaging.protocol import NUMBER
-from endpoint import HOST, Parser, positive, run_program, write_text
+from endpoint import HOST
+from program import Parser, positive, run_program, write_text
 
 NAMES = {"plain": "plain ZeroMQ", "curve": "ZeroMQ CURVE", "ours": "ours"}
 SIZES = (100, 4_000)  # bytes of a text
@@ -393,7 +394,7 @@ def profile(texts: int) -> None:
 
 
 def parse() -> argparse.Namespace:
-    parser = Parser("Sends texts over ours and over bare ZeroMQ, and compares.", is_endpoint=False)
+    parser = Parser("Sends texts over ours and over bare ZeroMQ, and compares.")
     parser.add_argument(
         "--texts",
         type=positive,

@@ -22,7 +22,8 @@ from pathlib import Path
 from classroom.demo import ROOT, Crew, deaf_to_ctrl_c
 from companions.demo import heading, perform
 from companions.peer_messaging.talk import escape
-from endpoint import HOST, run_program
+from endpoint import HOST
+from program import run_program
 
 PROGRAMS = "companions.peer_messaging"
 LIMIT_S = 180.0  # for all of it

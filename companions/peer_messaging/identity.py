@@ -22,7 +22,7 @@ from companions.asymmetric import (
     read_private,
     write_private,
 )
-from endpoint import UserError, reason_of
+from program import UserError, reason_of
 from protocol_fsm import ProtocolError, WrongPeer
 
 KEY_BYTES = 451  # the PEM encoding of every RSA-2048 public key with exponent 65,537

@@ -9,7 +9,7 @@ from classroom.matrix import Task
 from companions.matrix import Matrix, Tried
 from companions.peer_messaging.attacks import ATTACKS, Lab, Parts
 from companions.peer_messaging.weakened import ELEMENTS, without
-from endpoint import run_program
+from program import run_program
 
 REDUNDANT = {  # why an element is in no set; whatever is in one must not be here
     "own-key": "a node has one handshake at a time, and cannot be both ends of it",

@@ -28,8 +28,8 @@ from companions.peer_messaging.identity import Identity, Trust, known_peers, loa
 from companions.peer_messaging.peer import Event, Limits, Peer
 from companions.peer_messaging.protocol import MAX_MESSAGE, Session
 from companions.peer_messaging.talk import Input, Screen, Talk, columns, line_in
-from endpoint import (
-    HOST,
+from endpoint import HOST
+from program import (
     NoConnection,
     Parser,
     UserError,
@@ -249,7 +249,7 @@ def introduce(screen: Screen, identity: Identity, is_new: bool) -> None:
 
 
 def parse() -> argparse.Namespace:
-    parser = Parser("A node that exchanges texts with one peer.", is_endpoint=False)
+    parser = Parser("A node that exchanges texts with one peer.")
     parser.add_argument(
         "folder",
         type=Path,

@@ -22,7 +22,7 @@ from unicodedata import east_asian_width
 from companions.peer_messaging.identity import IdentityChanged, grouped
 from companions.peer_messaging.peer import Event
 from companions.peer_messaging.protocol import PeerAway, PeerLeft, Reason, Untimely
-from endpoint import to_stderr
+from program import to_stderr
 from protocol_fsm import LocalError, ProtocolError, WrongPeer
 
 # What a person sees -------------------------------------------------------------------------------

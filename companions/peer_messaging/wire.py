@@ -23,7 +23,7 @@ from companions.peer_messaging.protocol import (
     Kind,
     Role,
 )
-from endpoint import run_program
+from program import run_program
 
 PORT = 5555
 WHO = (("share", SHARE_BYTES), ("public key", KEY_BYTES), ("signature", SIGNATURE_BYTES))

@@ -32,7 +32,7 @@ from companions.asymmetric import (
     sign,
     write_private,
 )
-from endpoint import UserError
+from program import UserError
 
 posix_only = pytest.mark.skipif(os.name != "posix", reason="modes of POSIX")
 

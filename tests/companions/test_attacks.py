@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -36,7 +35,7 @@ from companions.device_transfer.attacks import (
 )
 from companions.device_transfer.protocol import Kind
 from companions.device_transfer.weakened import DOCUMENTED, ELEMENTS, without
-from endpoint import UserError
+from program import UserError
 
 ROOT = Path(__file__).parent.parent.parent
 PROGRAMS = (

@@ -30,7 +30,7 @@ from companions.device_transfer.certificates import (
     parse_revocation_list,
 )
 from companions.device_transfer.options import ask_passphrase
-from endpoint import UserError
+from program import UserError
 
 ROOT = Path(__file__).parent.parent.parent
 DAY = timedelta(days=1)

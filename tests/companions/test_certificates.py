@@ -44,7 +44,7 @@ from companions.device_transfer.certificates import (
     sign_revocation_list,
     timestamp,
 )
-from endpoint import UserError
+from program import UserError
 from protocol_fsm import ProtocolError
 
 NOW = datetime(2026, 1, 31, 12, tzinfo=timezone.utc)

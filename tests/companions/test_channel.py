@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
+from channel import DRAIN_S, POLL_S, EndRequested
 from companions import channel as module
 from companions.asymmetric import PrivateKey
 from companions.channel import Channel
@@ -25,7 +26,6 @@ from companions.device_transfer.protocol import (
     read_frame,
     write_frame,
 )
-from endpoint import DRAIN_S, POLL_S, EndRequested
 from protocol_fsm import (
     ConnectionCut,
     DeadlineExpired,

@@ -17,7 +17,7 @@ import pytest
 from companions.device_transfer import demo, media
 from companions.device_transfer.demo import Stage, main
 from companions.device_transfer.protocol import CHUNK_BYTES
-from endpoint import UserError
+from program import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT_S = 120

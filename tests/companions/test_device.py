@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from channel import EndRequested
 from companions.asymmetric import PrivateKey
 from companions.channel import Channel
 from companions.device_transfer import device as device_module
@@ -35,7 +36,7 @@ from companions.device_transfer.protocol import (
     UnexpectedKind,
 )
 from companions.device_transfer.server import Server
-from endpoint import EndRequested, NoConnection, UserError
+from program import NoConnection, UserError
 from protocol_fsm import (
     BadPayload,
     BadTag,

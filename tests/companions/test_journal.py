@@ -43,7 +43,7 @@ from companions.device_transfer.journal import (
 )
 from companions.device_transfer.store import JOURNAL, StoreFailed
 from companions.device_transfer.transfer import Kind, Manifest, sign_manifest, split_signed
-from endpoint import UserError
+from program import UserError
 
 ROOT = Path(__file__).parent.parent.parent
 NOW = datetime(2026, 1, 31, 12, tzinfo=timezone.utc)

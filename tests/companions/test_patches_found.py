@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from channel import EndRequested
 from companions.asymmetric import PrivateKey, is_signed
 from companions.canonical import canonical, parse_canonical
 from companions.device_transfer import ca, certificates, options
@@ -38,7 +39,7 @@ from companions.device_transfer.protocol import (
 )
 from companions.device_transfer.server import Member, Server
 from companions.device_transfer.transfer import Announcement, Incoming, TooLarge
-from endpoint import EndRequested, UserError
+from program import UserError
 from protocol_fsm import (
     BadPayload,
     ConnectionCut,

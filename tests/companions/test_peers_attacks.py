@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -35,7 +34,7 @@ from companions.peer_messaging.attacks import (
 from companions.peer_messaging.identity import Identity, Trust
 from companions.peer_messaging.protocol import Kind
 from companions.peer_messaging.weakened import DOCUMENTED, ELEMENTS, without
-from endpoint import UserError
+from program import UserError
 
 ROOT = Path(__file__).parent.parent.parent
 PROGRAMS = ("node", "peer", "protocol", "identity")

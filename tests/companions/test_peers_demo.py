@@ -20,7 +20,7 @@ from companions.peer_messaging import bench, demo
 from companions.peer_messaging.bench import NAMES, WORK, Sender, Slice, count_of, of, table, total
 from companions.peer_messaging.demo import Stage, main
 from companions.peer_messaging.peer import Event
-from endpoint import UserError
+from program import UserError
 from protocol_fsm import BadTag
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -29,7 +29,7 @@ from companions.peer_messaging.identity import (
     load_identity,
     remember,
 )
-from endpoint import UserError
+from program import UserError
 from protocol_fsm import ProtocolError, WrongPeer
 from tests.companions.peers_helpers import World, ours_alone
 from tests.test_programs import posix_only

@@ -30,7 +30,7 @@ from companions.peer_messaging.protocol import (
     Session,
 )
 from companions.peer_messaging.talk import MAX_UNSEEN, Talk
-from endpoint import NoConnection, UserError
+from program import NoConnection, UserError
 from protocol_fsm import MalformedMessage
 from tests.companions.peers_helpers import ours_alone
 

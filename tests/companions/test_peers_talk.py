@@ -25,7 +25,7 @@ from companions.peer_messaging.talk import (
     columns,
     escape,
 )
-from endpoint import UserError
+from program import UserError
 from protocol_fsm import BadTag, LocalError, MalformedMessage, WrongPeer
 
 LIMIT_S = 20.0

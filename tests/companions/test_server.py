@@ -21,6 +21,7 @@ from typing import NoReturn
 import pytest
 from cryptography.hazmat.primitives import serialization
 
+from channel import EndRequested
 from companions.asymmetric import PrivateKey
 from companions.device_transfer import server as server_module
 from companions.device_transfer.certificates import (
@@ -48,7 +49,7 @@ from companions.device_transfer.transfer import (
     TooLarge,
     sign_manifest,
 )
-from endpoint import EndRequested, NoConnection, UserError
+from program import NoConnection, UserError
 from protocol_fsm import BadTag, ConnectionCut, DeadlineExpired, MalformedMessage, ProtocolError
 from tests.companions.helpers import DAY, DEVICE, NOW, SERVER, World, flipped
 from tests.companions.network import (

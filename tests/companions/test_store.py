@@ -28,7 +28,7 @@ from companions.device_transfer.store import (
     numbered,
 )
 from companions.device_transfer.transfer import MAX_NAME_BYTES, BadName, safe_name
-from endpoint import UserError
+from program import UserError
 
 ROOT = Path(__file__).parent.parent.parent
 NAMES = (
