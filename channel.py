@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from typing import Generic, Protocol, TypeVar
 
-from protocol_fsm import ConnectionCut, DeadlineExpired, ProtocolError, Status
+from protocol_fsm import ConnectionCut, DeadlineExpired, ProtocolError, Status, Watchers
 
 POLL_S = 0.2  # how soon a waiting thread notices a request
 FRAME_S = 2.0  # a frame, once begun, must be whole within this
@@ -29,7 +29,7 @@ AnyMessage = TypeVar("AnyMessage")
 class Conversation(Protocol[AnyMessage]):
     """What a channel asks of a session, whatever its protocol."""
 
-    watcher_error: str  # of a watcher that raised; empty if none did
+    watchers: Watchers
 
     @property
     def has_farewell(self) -> bool:
@@ -172,8 +172,8 @@ class Channel(Generic[AnyMessage]):
             farewell = self._farewell or self.session.goodbye(status)
             if farewell and not self._is_stuck:
                 self._say_farewell(farewell)
-        if self.session.watcher_error:
-            log.error("a watcher of %r failed: %s", self.session, self.session.watcher_error)
+        if self.session.watchers.error:
+            log.error("a watcher of %r failed: %s", self.session, self.session.watchers.error)
 
     def _say_farewell(self, farewell: bytes) -> None:
         self._set_timeout(DRAIN_S)

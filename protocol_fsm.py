@@ -562,7 +562,29 @@ class Seen(NamedTuple):
 
 
 Watcher = Callable[[Seen], object]
-KeyLog = Callable[[Keys], object]
+KeyLog = Callable[[Keys], object]  # asked for by name: nothing else is handed keys
+
+
+class Watchers:
+    """Those who look at a session. They can change nothing in it, not even by raising."""
+
+    def __init__(self, watchers: Sequence[Watcher]) -> None:
+        self._watchers = watchers
+        self.error = ""  # of the last one that raised, for the log of the session's owner
+
+    def tell(
+        self,
+        verdict: str,
+        message: bytes,
+        plaintext: bytes,
+        fingerprints: Callable[[], Mapping[str, str]],
+    ) -> None:
+        """Show a message to all of them."""
+        for watcher in self._watchers:
+            try:
+                watcher(Seen(verdict, message, plaintext, fingerprints()))
+            except Exception as error:
+                self.error = f"{type(error).__name__}: {error}"
 
 
 class Session:
@@ -594,8 +616,7 @@ class Session:
         self.sends = sends
         self.receives = Direction(1 - sends)
         self.fsm = ProtocolFSM(first_round)
-        self.watcher_error = ""  # of the last watcher that raised
-        self._watchers = watchers
+        self.watchers = Watchers(watchers)
         self._key_log = key_log
         self._random_bytes = random_bytes
         self._client_nonce = b""  # from CLIENT_HELLO to SERVER_CHALLENGE
@@ -644,7 +665,7 @@ class Session:
         tag = hmac_sha256(self._key(self.sends, "MAC"), self._under_tag(untagged))
         sealed = untagged + tag
         self._commit(opcode, self.sends, plaintext, ciphertext)
-        self._tell("sealed", sealed, plaintext)
+        self.watchers.tell("sealed", sealed, plaintext, self.fingerprints)
         return sealed
 
     def _compose(self, message: Message) -> bytes:
@@ -689,12 +710,12 @@ class Session:
             plaintext = self._unpad(padded)  # step 7
             content = self._check_payload(header, plaintext)  # step 8
         except ProtocolError as error:
-            self._tell(type(error).__name__, message, b"")
+            self.watchers.tell(type(error).__name__, message, b"", self.fingerprints)
             self.fail(error)
             raise
         ciphertext = message[CIPHERTEXT_AT:-TAG_BYTES]
         self._commit(content.opcode, self.receives, plaintext, ciphertext)  # step 9
-        self._tell("accepted", message, plaintext)
+        self.watchers.tell("accepted", message, plaintext, self.fingerprints)
         if content.opcode in FAREWELL_STATUS:
             raise PeerTerminated(content.opcode, content.status)
         return content
@@ -797,15 +818,8 @@ class Session:
         self._keys = {}
         self._client_nonce = b""
 
-    def _tell(self, verdict: str, message: bytes, plaintext: bytes) -> None:
-        for watch in self._watchers:
-            try:
-                watch(Seen(verdict, message, plaintext, self.fingerprints()))
-            except Exception as error:
-                self.watcher_error = f"{type(error).__name__}: {error}"
-
     def _tell_keys(self, log: KeyLog) -> None:
         try:
             log({**self._keys})
         except Exception as error:
-            self.watcher_error = f"{type(error).__name__}: {error}"
+            self.watchers.error = f"{type(error).__name__}: {error}"
