@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from crypto_utils import aes_cbc_encrypt, hmac_sha256, pkcs7_pad
+from endpoint import DEMO_KEYS, keylog
 from protocol_fsm import (
     CIPHERTEXT_AT,
     HEADER,
@@ -157,6 +159,28 @@ def pair_in(state: State, *, rounds: int = 0, first_round: int = 1) -> Pair:
             pair.server.open(goodbye)
     assert pair.client.state is pair.server.state is state
     return pair
+
+
+def logged_pair(path: Path, client: bool = True, server: bool = True) -> Pair:
+    """Return two ends, of which those that are asked for log their keys."""
+    pair = Pair()
+    make = keylog(str(path))
+    if client:
+        pair.client = make(1, DEMO_KEYS[1], Direction.C2S)
+    if server:
+        pair.server = make(1, DEMO_KEYS[1], Direction.S2C)
+    return pair
+
+
+def live(pair: Pair) -> list[bytes]:
+    """Let two ends go through a session of two rounds; return all its messages."""
+    pair.hello()
+    pair.challenge()
+    pair.rounds(2)
+    with pytest.raises(PeerTerminated):
+        pair.carry(Direction.C2S, Opcode.TERMINATE, status=Status.GOODBYE)
+    assert len(pair.transcript) == 7
+    return pair.transcript
 
 
 def refusal(session: Session, message: bytes) -> ProtocolError:

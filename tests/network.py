@@ -156,3 +156,12 @@ def at_once(*calls: Callable[[], object]) -> list[object]:
         thread.join(max(0.0, deadline - time.monotonic()))
         assert not thread.is_alive(), "a call never came back"
     return results
+
+
+def wait_until(true: Callable[[], bool], within_s: float = 30.0) -> None:
+    """Wait for what nobody announces: a number in another process, say."""
+    deadline = time.monotonic() + within_s
+    never = threading.Event()
+    while not true():
+        assert time.monotonic() < deadline, "it never came about"
+        never.wait(0.02)

@@ -29,7 +29,7 @@ from classroom.wire import LAB, Field, Wire
 from program import UserError
 from protocol_fsm import Direction, Opcode
 from tests.helpers import Pair, reseal
-from tests.test_programs import run
+from tests.programs import run
 
 A = b"\x0a" * 71
 B = b"\x14" * 71

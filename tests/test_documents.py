@@ -23,9 +23,9 @@ from protocol_fsm import CIPHERTEXT_AT, HEADER, KEY_LABELS, Direction, Opcode, S
 from server import Limits, Server
 from tests import diagrams
 from tests.helpers import MASTER_KEY, READINGS, Pair, ciphertext_of, pair_in
+from tests.house import CORE, tracked_files
 from tests.network import client_for, serving
-from tests.test_house import CORE, tracked_files
-from tests.test_programs import Program
+from tests.programs import Program
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = sorted(path.name for path in ROOT.glob("*.md"))

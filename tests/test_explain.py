@@ -21,9 +21,8 @@ from classroom.output import filled
 from classroom.wire import LAB
 from program import UserError
 from protocol_fsm import Direction, Opcode
-from tests.helpers import READINGS, Pair, reseal
-from tests.test_keylog import live, logged_pair
-from tests.test_programs import run
+from tests.helpers import READINGS, Pair, live, logged_pair, reseal
+from tests.programs import run
 
 
 def as_html(shown: list[Shown]) -> str:

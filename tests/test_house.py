@@ -5,17 +5,14 @@ from __future__ import annotations
 import ast
 import importlib
 import re
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 import protocol_fsm
 from protocol_fsm import ProtocolError
+from tests.house import CORE, ROOT, imports_of, long_functions, modules_imported, tracked_files
 
-ROOT = Path(__file__).parent.parent
-CORE = ("crypto_utils", "protocol_fsm", "endpoint", "server", "client")
 BELOW = {  # what each module of the core may import from the core
     "crypto_utils": set(),
     "protocol_fsm": {"crypto_utils"},
@@ -30,49 +27,6 @@ PROMISED = {
     "server": "compute_aggregation Server",
     "client": "Client",
 }
-
-
-def imports_of(path: Path) -> set[str]:
-    """Return the top-level names that a file imports, wherever in it."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-        if isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative import"
-            found.add((node.module or "").split(".")[0])
-    return found
-
-
-def tracked_files() -> list[Path]:
-    """Return the files that belong to the project: without git, all but hidden and cached ones."""
-    listing = subprocess.run(
-        ["git", "ls-files", "-co", "--exclude-standard"],
-        cwd=ROOT,
-        text=True,
-        capture_output=True,
-        check=False,
-    )
-    if listing.returncode == 0:
-        return [ROOT / line for line in listing.stdout.splitlines() if (ROOT / line).is_file()]
-    return [
-        path
-        for path in ROOT.rglob("*")
-        if path.is_file()
-        and not any(
-            part.startswith(".") or part == "__pycache__" for part in path.relative_to(ROOT).parts
-        )
-    ]
-
-
-def long_functions(tree: ast.Module) -> list[str]:
-    """Return the functions of more than 25 statements; the flags of a main() are not counted."""
-    return [
-        f"{node.name} has {count} statements"
-        for node in ast.walk(tree)
-        if isinstance(node, ast.FunctionDef) and node.name not in ("main", "__init__")
-        if (count := sum(isinstance(part, ast.stmt) for part in ast.walk(node)) - 1) > 25
-    ]
 
 
 @pytest.mark.parametrize("module", CORE)
@@ -99,6 +53,33 @@ def test_no_assert_guards_the_core_and_no_except_is_bare(module: str) -> None:
     for node in ast.walk(ast.parse((ROOT / f"{module}.py").read_text())):
         assert not isinstance(node, ast.Assert)
         assert not (isinstance(node, ast.ExceptHandler) and node.type is None)
+
+
+@pytest.mark.parametrize("module", CORE)
+def test_the_core_reads_only_the_monotonic_clock(module: str) -> None:
+    tree = ast.parse((ROOT / f"{module}.py").read_text())
+    used = {
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.value, ast.Name)
+        and node.value.id == "time"
+    }
+    assert used <= {"monotonic", "sleep"}
+    imported = {
+        alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+        for alias in node.names
+    }
+    assert not imported & {"datetime", "localtime", "gmtime"}
+
+
+def test_no_test_module_is_imported_by_another() -> None:
+    """What tests share stands in modules without tests, so that a test can be moved alone."""
+    for path in (ROOT / "tests").rglob("*.py"):
+        imported = [name for name in modules_imported(path) if ".test_" in name]
+        assert not imported, f"{path.name} imports {imported}"
 
 
 @pytest.mark.parametrize("module", PROMISED)

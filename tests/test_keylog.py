@@ -28,25 +28,13 @@ from protocol_fsm import (
     PeerTerminated,
     Session,
     State,
-    Status,
     client_id_of,
 )
-from tests.helpers import AGGREGATE, READINGS, Pair, reseal
+from tests.helpers import AGGREGATE, READINGS, Pair, live, logged_pair, reseal
 from tests.network import client_for, serving
-from tests.test_programs import posix_only, run, running_server
+from tests.programs import posix_only, run, running_server
 
 KEYLOG_MD = (Path(__file__).parent.parent / "classroom" / "KEYLOG.md").read_text("utf-8")
-
-
-def logged_pair(path: Path, client: bool = True, server: bool = True) -> Pair:
-    """Return two ends, of which those that are asked for log their keys."""
-    pair = Pair()
-    make = keylog(str(path))
-    if client:
-        pair.client = make(1, DEMO_KEYS[1], Direction.C2S)
-    if server:
-        pair.server = make(1, DEMO_KEYS[1], Direction.S2C)
-    return pair
 
 
 def key_lines(path: Path) -> list[str]:
@@ -60,17 +48,6 @@ def text_lines(path: Path) -> list[list[str]]:
         for line in path.read_text("ascii").splitlines()
         if line.startswith("core-text ")
     ]
-
-
-def live(pair: Pair) -> list[bytes]:
-    """Let two ends go through a session of two rounds; return all its messages."""
-    pair.hello()
-    pair.challenge()
-    pair.rounds(2)
-    with pytest.raises(PeerTerminated):
-        pair.carry(Direction.C2S, Opcode.TERMINATE, status=Status.GOODBYE)
-    assert len(pair.transcript) == 7
-    return pair.transcript
 
 
 @pytest.mark.parametrize("ends", [(True, True), (True, False)], ids=["both ends", "the client"])

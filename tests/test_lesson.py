@@ -17,7 +17,7 @@ import pytest
 
 from attacks import ATTACKS
 from classroom.weakened import DOCUMENTED
-from tests.test_programs import TIMEOUT_S, Program, posix_only
+from tests.programs import TIMEOUT_S, Program, posix_only
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")

@@ -28,7 +28,7 @@ from classroom.plot import (
     ticks,
 )
 from program import UserError
-from tests.test_programs import run
+from tests.programs import run
 
 # All worked out by hand: rounds a second, and microseconds at the 50th and 99th percentile
 CLIENTS = (1, 10, 250)

@@ -10,7 +10,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,78 +19,7 @@ from client import Client
 from endpoint import generate_keys
 from program import UserError, host_and_port, reason_of
 from protocol_fsm import State
-
-ROOT = Path(__file__).parent.parent
-TIMEOUT_S = 30
-posix_only = pytest.mark.skipif(os.name != "posix", reason="signals and modes of POSIX")
-
-
-class Program:
-    """A running program whose output is read line by line as it comes."""
-
-    def __init__(self, *arguments: str, cwd: Path = ROOT) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-u", *arguments],
-            cwd=cwd,
-            text=True,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-        self.lines: dict[str, list[str]] = {"out": [], "err": []}
-        self._changed = threading.Condition()
-        self._readers = [
-            threading.Thread(target=self._read, args=(name, stream), daemon=True)
-            for name, stream in (("out", self.process.stdout), ("err", self.process.stderr))
-        ]
-        for reader in self._readers:
-            reader.start()
-
-    def _read(self, name: str, stream: Iterator[str]) -> None:
-        for line in stream:
-            with self._changed:
-                self.lines[name].append(line.rstrip("\n"))
-                self._changed.notify_all()
-
-    def wait_for(self, pattern: str, name: str = "out", count: int = 1) -> str:
-        """Return the line that matches, when it has been printed `count` times."""
-
-        def found() -> list[str]:
-            return [line for line in self.lines[name] if re.search(pattern, line)]
-
-        with self._changed:
-            assert self._changed.wait_for(lambda: len(found()) >= count, TIMEOUT_S), self.lines
-        return found()[count - 1]
-
-    def interrupt(self) -> None:
-        self.process.send_signal(signal.SIGINT)
-
-    def finish(self) -> int:
-        """Wait for the end; return the exit code."""
-        code = self.process.wait(TIMEOUT_S)
-        for reader in self._readers:
-            reader.join(TIMEOUT_S)
-        assert "Traceback" not in "\n".join(self.lines["err"])
-        return code
-
-    def __enter__(self) -> Program:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.process.kill()
-        self.process.wait(TIMEOUT_S)
-        for reader in self._readers:
-            reader.join(TIMEOUT_S)
-        for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
-            with contextlib.suppress(OSError):
-                stream.close()  # type: ignore[union-attr]
-
-
-@contextlib.contextmanager
-def running_server(*flags: str) -> Iterator[tuple[Program, str]]:
-    """Run server.py on a port of its own choice; give the program and the port."""
-    with Program("server.py", "--port", "0", *flags) as server:
-        yield server, server.wait_for("^listening on ").rpartition(":")[2]
+from tests.programs import ROOT, TIMEOUT_S, Program, posix_only, run, running_server
 
 
 @pytest.fixture(scope="module")
@@ -105,18 +33,6 @@ def port() -> Iterator[str]:
 def closed_port() -> str:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return str(listener.getsockname()[1])
-
-
-def run(*arguments: str, given: str = "") -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *arguments],
-        cwd=ROOT,
-        input=given,
-        text=True,
-        capture_output=True,
-        timeout=TIMEOUT_S,
-        check=False,
-    )
 
 
 def key_file(path: Path, text: str | bytes, mode: int = 0o600) -> str:

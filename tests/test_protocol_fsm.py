@@ -27,6 +27,7 @@ from protocol_fsm import (
     DeadlineExpired,
     Direction,
     EchoMismatch,
+    Header,
     Json,
     LocalError,
     MalformedMessage,
@@ -44,6 +45,7 @@ from protocol_fsm import (
     WrongPeer,
     encode_body,
     parse_aggregate,
+    parse_message,
     parse_readings,
     read_frame,
     write_frame,
@@ -643,6 +645,17 @@ def test_well_sealed_nonsense_is_refused(
     check_failure(receiver, sender, reseal(sender, opcode, plaintext), BadPayload)
 
 
+def test_a_message_without_a_body_still_needs_its_whole_nonce(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """All the client's messages of today have a body; those of tomorrow may have none."""
+    monkeypatch.setitem(protocol_fsm.BODY_BYTES, Opcode.SERVER_CHALLENGE, 0)
+    header = Header(Opcode.SERVER_CHALLENGE, 1, 0, Direction.C2S)
+    assert parse_message(header, bytes(16)).body == b""
+    with pytest.raises(BadPayload, match="a nonce of 16 bytes, got 15"):
+        parse_message(header, bytes(15))
+
+
 def test_challenge_with_a_foreign_echo_is_refused_without_a_word() -> None:
     pair = pair_in(State.CHALLENGE)
     forged = reseal(pair.server, Opcode.SERVER_CHALLENGE, b"\x00" + bytes(32))
@@ -818,6 +831,13 @@ def test_impossible_lengths_are_refused_after_two_bytes() -> None:
         legal = 71 <= length <= 65_527 and (length - 55) % 16 == 0
         with pytest.raises(ConnectionCut if legal else MalformedMessage):
             read_frame(recv)
+
+
+def test_a_message_longer_than_any_frame_is_malformed() -> None:
+    """No frame can bring it; whoever calls `open` with other bytes gets the same answer."""
+    assert (MAX_MESSAGE + 16 - 55) % 16 == 0
+    server = pair_in(State.REPORT).server
+    assert type(refusal(server, bytes(MAX_MESSAGE + 16))) is MalformedMessage
 
 
 # Properties

@@ -37,7 +37,7 @@ from protocol_fsm import (
     WrongPeer,
 )
 from tests.network import PATIENCE_S, Journal, serving
-from tests.test_programs import ROOT, TIMEOUT_S, Program, posix_only, running_server
+from tests.programs import ROOT, TIMEOUT_S, Program, posix_only, running_server
 
 
 class ImpatientTable(Table):

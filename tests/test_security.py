@@ -6,7 +6,6 @@ lines behind `#` are words that the command above them prints.
 
 from __future__ import annotations
 
-import ast
 import importlib
 import json
 import re
@@ -14,9 +13,6 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
-from functools import lru_cache
-from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
@@ -26,8 +22,8 @@ from classroom.explore import CLAIMS as EXPLORED
 from classroom.weakened import DOCUMENTED, ELEMENTS
 from protocol_fsm import Direction, Opcode, ProtocolError, State, bind_keys
 from tests.helpers import Pair, clone, pair_in, reseal
+from tests.pages import ROOT, VERDICTS, Claim, names_of_tests_in, quoted, table
 
-ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "SECURITY.md").read_text("utf-8")
 PROSE = re.sub(r"^```.*?^```$", "", TEXT, flags=re.DOTALL | re.MULTILINE)  # and tables
 MODULES = {path.stem for path in ROOT.glob("*.py")} | {"classroom"}
@@ -36,7 +32,6 @@ ERRORS = {
     for name, value in vars(protocol_fsm).items()
     if isinstance(value, type) and issubclass(value, ProtocolError)
 } - {"ProtocolError"}
-VERDICTS = {"holds", "limited", "not claimed"}
 SCENARIOS = (  # the titles of the original document, which its readers look for
     "Replay attack defense",
     "Message modification attack defense",
@@ -51,37 +46,10 @@ SCENARIOS = (  # the titles of the original document, which its readers look for
 )
 
 
-def table(heading: str, text: str = TEXT) -> list[list[str]]:
-    """Return the cells of the table whose first line starts with `heading`."""
-    lines = text[text.index(f"\n| {heading} |") + 1 :].split("\n\n")[0].splitlines()
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
-    assert {len(row) for row in rows} == {len(rows[0])}, f"a row of another length: {heading}"
-    return rows[:1] + rows[2:]
-
-
-def quoted(cell: str) -> list[str]:
-    """Return what stands between backticks."""
-    return re.findall(r"`([^`]+)`", cell)
-
-
-class Claim(NamedTuple):
-    """One row of the first table."""
-
-    id: str
-    family: str
-    claim: str
-    condition: str
-    code: str
-    attacks: str
-    tests: str
-    verdict: str
-    rests_on: str
-
-
-HEAD, *ROWS = table("id")
+HEAD, *ROWS = table("id", TEXT)
 CLAIMS = [Claim(*row) for row in ROWS]
-ELEMENT_ROWS = table("element")[1:]
-ERROR_ROWS = table("error")[1:]
+ELEMENT_ROWS = table("element", TEXT)[1:]
+ERROR_ROWS = table("error", TEXT)[1:]
 MODEL_PAGE = (ROOT / "classroom/model/README.md").read_text("utf-8")
 MODELLED = {
     claim
@@ -103,19 +71,6 @@ def resolve(symbol: str) -> object:
     for name in names:
         found = getattr(found, name)
     return found
-
-
-@lru_cache
-def names_of_tests_in(path: str) -> set[str]:
-    """Return the test functions of a file as pytest names them, with their class."""
-    tree = ast.parse((ROOT / path).read_text("utf-8"))
-    inside = [(f"{cls.name}::", cls.body) for cls in tree.body if isinstance(cls, ast.ClassDef)]
-    return {
-        prefix + node.name
-        for prefix, body in [("", tree.body), *inside]
-        for node in body
-        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
-    }
 
 
 def test_columns_are_those_that_the_first_lines_explain() -> None:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
+import itertools
 import logging
 import math
+import os
 import random
 import socket
+import statistics
 import sys
 import threading
 import time
@@ -17,7 +21,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from channel import Channel, EndRequested
+from bench.soak import LINGER_0
+from channel import POLL_S, Channel, EndRequested
 from client import Client
 from endpoint import DEMO_KEYS, describe
 from program import NoConnection
@@ -26,6 +31,7 @@ from protocol_fsm import (
     BadTag,
     ConnectionCut,
     DeadlineExpired,
+    Direction,
     MalformedMessage,
     Message,
     Opcode,
@@ -39,8 +45,18 @@ from protocol_fsm import (
 )
 from server import Epoch, Server, compute_aggregation, own_part
 from tests.helpers import pair_in, reseal
-from tests.network import Hand, Journal, Wire, at_once, client_for, serving
+from tests.network import (
+    PATIENCE_S,
+    Hand,
+    Journal,
+    Wire,
+    at_once,
+    client_for,
+    serving,
+    wait_until,
+)
 
+SOON_S = 3.0  # a test that waits so long for what takes 0.25 s has failed
 SHARED = ("epoch", "participants", "count", "sum", "mean", "min", "max")
 
 
@@ -61,6 +77,12 @@ def reason(journal: Journal, client_id: int, number: int = 0) -> Exception:
     error = journal.wait("end", client_id, number + 1)[number].detail
     assert isinstance(error, Exception)
     return error
+
+
+def status_told(hand: Hand) -> Status:
+    with pytest.raises(PeerTerminated) as caught:
+        hand.open()
+    return caught.value.status
 
 
 # The aggregate
@@ -372,6 +394,30 @@ def test_an_aggregation_that_changes_its_input_changes_no_personal_part(meddle: 
         assert accepted_readings(journal) == [[4.0, 6.0]]
 
 
+def test_a_later_report_does_not_extend_its_epoch() -> None:
+    with serving(window_s=60) as (server, journal), client_for(server, 5) as awaited:
+        awaited.report([0])
+        with (
+            Hand(server.address, 1).shake_hands() as first,
+            Hand(server.address, 2).shake_hands() as second,
+        ):
+            first.report()
+            journal.wait("report", 1)
+            deadline = server._epoch.deadline
+            second.report()
+            journal.wait("report", 2)
+            assert server._epoch.deadline == deadline
+            assert awaited.report([1])["participants"] == [1, 2, 5]
+
+
+def test_a_session_ended_by_a_failing_aggregation_is_logged_as_a_requested_end() -> None:
+    with serving(lambda _: 1 / 0) as (server, journal):
+        with Hand(server.address, 1).shake_hands() as hand:
+            hand.report()
+            assert status_told(hand) is Status.SHUTDOWN
+        assert isinstance(journal.wait("end", 1)[0].detail, EndRequested)
+
+
 # Admission and endings
 
 
@@ -670,6 +716,88 @@ def test_the_log_names_what_the_wire_does_not(caplog: pytest.LogCaptureFixture) 
     assert server.summary().splitlines()[-1] == "strangers: 1 BadTag"
 
 
+def test_a_stranger_has_one_deadline_for_hello_and_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    deadlines: list[float] = []
+    real = Channel.read
+
+    def read(channel: Channel, deadline: float) -> bytes:
+        if channel.session.sends is Direction.S2C:
+            deadlines.append(deadline)
+        return real(channel, deadline)
+
+    monkeypatch.setattr(Channel, "read", read)
+    with serving() as (server, _), client_for(server, 1) as client:
+        client.report([1])
+        client.report([2])
+    hello, report, *later = deadlines
+    assert hello == report
+    assert report < later[0]
+
+
+def test_decoy_keys_of_an_unknown_id_differ_between_servers() -> None:
+    with serving() as (first, _), serving() as (second, _):
+        assert first.session_for(77).fingerprints() != second.session_for(77).fingerprints()
+
+
+@pytest.mark.slow
+def test_a_stranger_that_has_left_frees_its_place() -> None:
+    with serving(max_strangers=2) as (server, journal):
+        with Hand(server.address, 1).shake_hands() as first:
+            with Hand(server.address, 2).shake_hands():
+                pass
+            journal.wait("end", 2)
+            with Hand(server.address, 3).shake_hands() as third:
+                for hand in (first, third):
+                    hand.report()
+                    assert hand.open().opcode is Opcode.SERVER_AGGR_RESPONSE
+
+
+def test_forgetting_a_replaced_session_late_removes_nothing_of_the_newer_one() -> None:
+    """`forget` comes when its thread does, often after the newer session has reported."""
+    with serving(window_s=60) as (server, journal), client_for(server, 5) as other:
+        other.report([0])
+        with (
+            Hand(server.address, 1).shake_hands() as older,
+            Hand(server.address, 1).shake_hands() as newer,
+        ):
+            older.report(b"[100]")  # waits for client 5
+            journal.wait("report", 1)
+            member = server._members[1]
+            newer.report(b"[7]")
+            assert status_told(older) is Status.REPLACED
+            journal.wait("report", 1, 2)
+            server.forget(member, EndRequested(Status.REPLACED))  # as if it came late
+            assert other.report([1])["sum"] == 8
+            assert newer.open().aggregate["participants"] == [1, 5]
+            with Hand(server.address, 1).shake_hands() as newest:
+                newest.report()
+                assert status_told(newer) is Status.REPLACED
+
+
+def test_closing_a_server_waits_until_every_client_is_told() -> None:
+    with serving() as (server, _), contextlib.ExitStack() as hands:
+        for client_id in DEMO_KEYS:
+            hands.enter_context(Hand(server.address, client_id).shake_hands())
+        server.__exit__()
+        assert not any(thread.is_alive() for thread in server._threads)
+
+
+@pytest.mark.slow
+def test_closing_a_server_does_not_wait_for_a_stuck_thread() -> None:
+    """A thread may be held by an aggregation that takes long, say."""
+    release = threading.Event()
+
+    with serving(window_s=60) as (server, _):
+        with Hand(server.address, 1).shake_hands() as hand:
+            server._threads.append(threading.Thread(target=release.wait, args=(PATIENCE_S,)))
+            server._threads[-1].start()
+            began = time.monotonic()
+            server.__exit__()
+            assert time.monotonic() - began < SOON_S
+            assert status_told(hand) is Status.SHUTDOWN
+        release.set()
+
+
 # Recordings
 
 
@@ -907,3 +1035,178 @@ def test_no_number_of_many_clients_is_broken_in_two() -> None:
     assert max(map(len, lines)) <= 79
     found = " ".join(lines).partition("participants")[2].partition("count")[0]
     assert [int(word) for word in found.split(",")] == participants
+
+
+# Faults of the network
+
+
+def reset(wire: Wire) -> None:
+    wire.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_0)
+    wire.socket.close()
+
+
+@pytest.mark.parametrize("place", ["stranger", "bound", "established"])
+def test_a_reset_inside_a_frame_is_a_cut_and_disturbs_no_other_client(place: str) -> None:
+    with serving(window_s=60) as (server, journal), client_for(server, 5) as bystander:
+        hand = Hand(server.address, 1)
+        if place != "stranger":
+            hand.shake_hands()
+        if place == "established":
+            hand.report()
+            hand.open()
+        hand.socket.sendall(b"\x00\x57\x0a\x01\x00")
+        reset(hand)
+        error = journal.wait("end")[0].detail
+        assert isinstance(error, ConnectionCut)
+        assert error.mid_frame or os.name != "posix"  # Windows forgets what came before a reset
+        assert bystander.report([3])["participants"] == [5]
+
+
+def test_a_client_that_half_closes_still_gets_its_answer() -> None:
+    with serving(window_s=60) as (server, journal), client_for(server, 5) as other:
+        other.report([0])
+        with Hand(server.address, 1).shake_hands() as half:
+            half.report(b"[7]")
+            half.socket.shutdown(socket.SHUT_WR)
+            journal.wait("report", 1)
+            assert other.report([1])["sum"] == 8
+            assert half.open().aggregate["sum"] == 8
+            assert half.is_closed_silently()
+        error = journal.wait("end", 1)[0].detail
+        assert isinstance(error, ConnectionCut)
+        assert not error.mid_frame
+
+
+def flood_of_reports(hand: Hand, limit_s: float) -> bool:
+    """Report on and on and never read an answer; tell whether the server has ended it in time."""
+    deadline = time.monotonic() + limit_s
+    hand.socket.settimeout(0.2)
+    with contextlib.suppress(OSError):
+        while time.monotonic() < deadline:
+            message = hand.session.seal(Opcode.CLIENT_DATA, b"[1]")
+            hand.session.fsm.state = State.REPORT  # as if the answer had been read
+            hand.session.fsm.round_number += 1
+            pending = len(message).to_bytes(2, "big") + message
+            while pending and time.monotonic() < deadline:
+                with contextlib.suppress(TimeoutError):
+                    pending = pending[hand.socket.send(pending) :]
+    return time.monotonic() < deadline
+
+
+@pytest.mark.slow
+def test_a_client_that_never_reads_blocks_no_other_and_is_cut() -> None:
+    """Answers of 60,000 bytes fill what the system keeps for it, and then the server cannot go on.
+
+    Others wait for it once, for a window, as for anybody who misses an epoch.
+    """
+    window_s = 0.5
+    with (
+        serving(lambda c: {"text": "x" * 60_000 if 1 in c else ""}, window_s=window_s) as (
+            server,
+            journal,
+        ),
+        client_for(server, 5) as other,
+        Hand(server.address, 1).shake_hands() as deaf,
+    ):
+        given_up = threading.Event()
+
+        def report_until_given_up() -> list[float]:
+            waits = []
+            while not given_up.is_set():
+                began = time.monotonic()
+                other.report([1])
+                waits.append(time.monotonic() - began)
+            return waits
+
+        def be_deaf() -> bool:
+            try:
+                return flood_of_reports(deaf, 20.0)
+            finally:
+                journal.wait("end", 1)
+                given_up.set()
+
+        waits, ended = at_once(report_until_given_up, be_deaf)
+        assert ended is True
+        assert isinstance(waits, list), waits
+        assert max(waits) < window_s + 1.0
+        assert statistics.median(waits) < window_s / 2, "rounds go on while the server is stuck"
+        assert isinstance(journal.of("end", 1)[0].detail, ConnectionCut)
+
+
+# Faults of the system
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["descriptors", "memory", "threads"])
+def test_a_lack_of_descriptors_memory_or_threads_is_logged_once(
+    what: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    lacks = {
+        "descriptors": OSError(errno.EMFILE, "too many"),
+        "memory": MemoryError("too little"),
+        "threads": RuntimeError("can't start new thread"),
+    }
+    left = [0]
+    attempts: list[float] = []
+    start = threading.Thread.start
+
+    def maybe_fail() -> None:
+        if left[0]:
+            left[0] -= 1
+            attempts.append(time.monotonic())
+            raise lacks[what]
+
+    class Listener:
+        def accept(self) -> object:
+            if what != "threads":
+                maybe_fail()
+            return real.accept()
+
+        def close(self) -> None:
+            real.close()
+
+    def start_member(thread: threading.Thread) -> None:
+        if "(run)" in thread.name and what == "threads":
+            maybe_fail()
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_member)
+    with serving() as (server, journal):
+        real = server._listener
+        server._listener = Listener()  # type: ignore[assignment]
+        for lack in (1, 2):
+            attempts.clear()
+            left[0] = 4
+            with contextlib.ExitStack() as wires:
+                for _ in range(4):  # of threads each lacks one, of descriptors the first lacks all
+                    wires.enter_context(Wire(server.address))
+                wait_until(lambda: not left[0])
+            assert min(b - a for a, b in itertools.pairwise(attempts)) > POLL_S / 2, "it spins"
+            with client_for(server, 1) as client:
+                assert client.report([lack])["sum"] == lack
+            journal.wait("end", 1, lack)
+    errors = [r for r in caplog.records if r.levelno == logging.ERROR]
+    assert [str(lacks[what]) in r.getMessage() for r in errors] == [True, True]
+
+
+@pytest.mark.slow
+def test_setting_the_wall_clock_changes_no_deadline(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    real = time.time
+    leaps = itertools.cycle([-1e9, 1e9, 0.0, 3_600.0, -3_600.0])
+    monkeypatch.setattr(time, "time", lambda: real() + next(leaps))
+    with (
+        serving(window_s=0.3, stranger_timeout_s=0.5, frame_timeout_s=0.3) as (server, journal),
+        client_for(server, 1) as client,
+        client_for(server, 2) as slow,
+    ):
+        slow.report([1])
+        client.report([1])
+        began = time.monotonic()
+        with Wire(server.address) as stranger:
+            assert stranger.is_closed_silently()
+        assert 0.4 < time.monotonic() - began < PATIENCE_S / 2
+        for value in (2, 3):
+            assert client.report([value])["sum"] == value
+        journal.wait("epoch", 0, 4)

@@ -36,9 +36,8 @@ from protocol_fsm import (
     RoundMismatch,
     Status,
 )
-from tests.helpers import Pair, with_header
-from tests.test_keylog import live, logged_pair
-from tests.test_programs import TIMEOUT_S, posix_only, run, running_server
+from tests.helpers import Pair, live, logged_pair, with_header
+from tests.programs import TIMEOUT_S, posix_only, run, running_server
 
 FOLDER = Path(__file__).parent.parent / "classroom" / "wireshark"
 SCRIPT = FOLDER / "seclab.lua"

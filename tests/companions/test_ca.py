@@ -235,6 +235,16 @@ def test_what_cannot_be_revoked_is_said_and_no_list_is_made(pki: Path) -> None:
     assert ca.revoke(pki, serials[1]).number == 3
 
 
+@pytest.mark.parametrize("content", [None, b"", b"{}"])
+def test_a_missing_or_broken_list_is_taken_for_number_0_with_nobody_revoked(
+    tmp_path: Path, content: bytes | None
+) -> None:
+    """So that who has lost the list can revoke again, and has a new one."""
+    if content is not None:
+        (tmp_path / "revocation_list.json").write_bytes(content)
+    assert ca._published(tmp_path) == (0, frozenset())
+
+
 def test_two_do_not_make_a_list_at_once(pki: Path) -> None:
     ca.issue(pki, "phone", Role.DEVICE)
     (pki / "ca" / "lock").touch()
@@ -469,6 +479,17 @@ def test_a_spoilt_file_of_the_authority_is_named(pki: Path, name: str) -> None:
     assert not (pki / "ca" / "lock").exists()
 
 
+def test_a_record_of_the_authority_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / "ca" / "issued" / "0.json").mkdir(parents=True)
+    with pytest.raises(UserError, match="cannot read"):
+        ca.issued_certificates(tmp_path)
+
+
+def test_a_lock_that_cannot_be_made_is_reported_to_the_user(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot make"):
+        ca._locked(tmp_path / "nowhere").__enter__()
+
+
 def test_a_key_of_another_authority_signs_nothing(tmp_path: Path, pki: Path) -> None:
     ca.create(tmp_path / "other")
     (tmp_path / "other" / "ca" / "private_key.pem").replace(pki / "ca" / "private_key.pem")
@@ -536,6 +557,15 @@ def test_a_passphrase_that_nobody_types_makes_nothing(
     with pytest.raises(UserError, match="nobody types one"):
         run(monkeypatch, "create", tmp_path / "pki", "--passphrase")
     assert tree(tmp_path) == {}
+
+
+def test_a_passphrase_that_is_not_text_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def typed(prompt: str) -> str:
+        return b"\xff".decode("utf-8")
+
+    monkeypatch.setattr(getpass, "getpass", typed)
+    with pytest.raises(UserError, match="a passphrase is text"):
+        ask_passphrase("passphrase: ")
 
 
 @pytest.mark.slow

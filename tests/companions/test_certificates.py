@@ -15,14 +15,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from companions.asymmetric import PrivateKey, public_pem, sign, write_private
+from companions.asymmetric import PrivateKey, is_signed, public_pem, sign, write_private
 from companions.canonical import canonical, parse_canonical
 from companions.device_transfer.certificates import (
     CERTIFICATE_CONTEXT,
     CERTIFICATE_MEMBERS,
     LIST_CONTEXT,
     LIST_MEMBERS,
-    MAX_CERTIFICATE,
     CertificateExpired,
     CertificateNotYetValid,
     CertificateRevoked,
@@ -294,10 +293,10 @@ def test_a_certificate_has_one_encoding(world: World) -> None:
 
 def test_a_long_certificate_is_refused_before_it_is_read(world: World) -> None:
     with pytest.raises(MalformedCertificate) as caught:
-        parse_certificate(b" " * (MAX_CERTIFICATE + 1))
-    assert caught.value.got == MAX_CERTIFICATE + 1
+        parse_certificate(b" " * 4_097)
+    assert caught.value.got == 4_097
     longest = world.certificate(issuer="i" * 64, common_name="n" * 64)
-    assert len(longest) <= MAX_CERTIFICATE
+    assert len(longest) <= 4_096
 
 
 def test_nothing_malformed_is_issued(world: World) -> None:
@@ -630,6 +629,33 @@ def test_of_two_lists_with_one_number_the_first_stays(world: World) -> None:
     world.publish(2)
     with pytest.raises(RevocationListRolledBack):
         trust.check(encoded, Role.DEVICE)
+
+
+def test_certificates_and_lists_are_signed_in_the_contexts_of_the_document(world: World) -> None:
+    for encoded, members, context in (
+        (world.certificate(), CERTIFICATE_MEMBERS, "certificate"),
+        (world.listed, LIST_MEMBERS, "revocation list"),
+    ):
+        said = parse_canonical(encoded, members)
+        signature = bytes.fromhex(said.pop("signature"))
+        assert is_signed(
+            world.authority.public_key(),
+            f"device_transfer v1 {context}",
+            canonical(said),
+            signature,
+        )
+
+
+def test_a_stale_list_still_counts_against_a_rollback(world: World) -> None:
+    trust = world.trust()
+    world.publish(2)
+    world.now = NOW + DAY + SECOND
+    with pytest.raises(RevocationListStale):
+        trust.revocation_list()
+    world.now = NOW
+    world.publish(1)
+    with pytest.raises(RevocationListRolledBack):
+        trust.revocation_list()
 
 
 def test_a_strangers_words_are_not_repeated_at_length(world: World) -> None:

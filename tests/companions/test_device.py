@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -33,6 +34,7 @@ from companions.device_transfer.protocol import (
     Message,
     PeerFailed,
     Session,
+    State,
     UnexpectedKind,
 )
 from companions.device_transfer.server import Server
@@ -442,11 +444,10 @@ def test_a_wrong_acknowledgement_ends_the_session(world: World) -> None:
         heard.append(caught.value)
 
     with raw_server(lambda: Session(world.server, world.trust()), play) as address:
-        with (
-            pytest.raises(BadPayload),
-            Device(world.device, world.trust(), SERVER, *address) as device,
-        ):
-            device.send_text("hello")
+        with Device(world.device, world.trust(), SERVER, *address) as device:
+            with pytest.raises(BadPayload):
+                device.send_text("hello")
+            assert device.session.state is State.ENDED
     assert heard
 
 
@@ -496,6 +497,41 @@ def test_a_failure_is_heard_before_the_next_chunk_is_sent(world: World, tmp_path
         ):
             device.send_file(a_file(tmp_path, content=bytes(10 * 65_536)), progress)
     assert len(sent) <= 1
+
+
+def test_a_digest_in_the_last_ack_is_refused(world: World) -> None:
+    def play(raw: Raw) -> None:
+        raw.answer_handshake()
+        raw.receive()
+        raw.send(Kind.ACK, bytes(32))
+        raw.rest()
+
+    with raw_server(lambda: Session(world.server, world.trust()), play) as address:
+        device = Device(world.device, world.trust(), SERVER, *address)
+        with pytest.raises(BadPayload), device:
+            pass
+
+
+def test_a_failure_after_the_first_chunk_stops_the_second(world: World, tmp_path: Path) -> None:
+    sent: list[int] = []
+    has_failed = threading.Event()
+
+    def play(raw: Raw) -> None:
+        raw.answer_handshake()
+        raw.until(Kind.CHUNK)
+        raw.send(Kind.FAIL)
+        has_failed.set()
+        raw.rest()
+
+    def progress(count: int) -> None:
+        sent.append(count)
+        assert has_failed.wait(PATIENCE_S)
+
+    with raw_server(lambda: Session(world.server, world.trust()), play) as address:
+        device = Device(world.device, world.trust(), SERVER, *address)
+        with pytest.raises(PeerFailed), device:
+            device.send_file(a_file(tmp_path, content=bytes(9 * 65_536)), progress)
+    assert sent == [65_536]
 
 
 def talks_first(raw: Raw) -> None:
@@ -682,6 +718,33 @@ def test_the_wrong_server_is_named(
     assert capsys.readouterr().err == (
         f"device: another server is there: WrongPeer: expected server-2, got {SERVER}\n"
     )
+
+
+def raising(error: Exception) -> Callable[..., NoReturn]:
+    def fail(*_: object) -> NoReturn:
+        raise error
+
+    return fail
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(ConnectionCut(False), 3), (DeadlineExpired(), 3), (PeerFailed(), 1), (BadPayload(), 1)],
+)
+def test_the_exit_code_tells_a_lost_connection_from_a_session_that_was_ended(
+    run: Callable[..., int], monkeypatch: pytest.MonkeyPatch, error: ProtocolError, code: int
+) -> None:
+    monkeypatch.setattr(device_module, "send_all", raising(error))
+    assert run("--to", SERVER, "--text", "x") == code
+
+
+def test_a_local_error_is_reported_as_an_error_of_the_user(
+    run: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    error = LocalError("it has become longer")
+    monkeypatch.setattr(device_module, "send_all", raising(error))
+    with pytest.raises(UserError, match="it has become longer"):
+        run("--to", SERVER, "--text", "x")
 
 
 def test_ctrl_c_ends_the_program_with_130(

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_house import imports_of, long_functions
+from tests.house import ROOT, imports_of, long_functions, modules_imported
 
-ROOT = Path(__file__).parent.parent.parent
 FOLDER = ROOT / "companions"
 MODULES = sorted(FOLDER.rglob("*.py"))
 COMPANIONS = {path.name for path in FOLDER.iterdir() if (path / "README.md").is_file()}
@@ -18,17 +17,6 @@ CORE = sorted(
 )
 # what no program of a companion imports
 LAB = {"attacks", "demo", "weakened", "matrix", "wire", "bench"}
-
-
-def modules_imported(path: Path) -> set[str]:
-    """Return the dotted names of the modules that a file imports, wherever in it."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return found
 
 
 @pytest.mark.parametrize("path", CORE, ids=[str(path.relative_to(ROOT)) for path in CORE])

@@ -39,6 +39,7 @@ from companions.device_transfer.journal import (
     describe,
     main,
     parse_entry,
+    shorten,
     verify,
 )
 from companions.device_transfer.store import JOURNAL, StoreFailed
@@ -313,6 +314,19 @@ def test_where_only_files_can_be_locked_the_journal_is(
     with pytest.raises(UserError, match="another server"):
         Journal(folder / JOURNAL)
     first.close()
+
+
+@posix_only
+def test_a_journal_has_one_writer(tmp_path: Path) -> None:
+    first = Journal(tmp_path / "journal.jsonl")
+    with pytest.raises(UserError, match="another server"):
+        Journal(tmp_path / "journal.jsonl")
+    (tmp_path / "journal.jsonl").rename(tmp_path / "journal.1")  # the lock does not go along
+    with pytest.raises(UserError, match="another server"):
+        Journal(tmp_path / "journal.jsonl")
+    assert [path.name for path in tmp_path.iterdir()] == ["journal.1"]
+    first.close()
+    Journal(tmp_path / "journal.jsonl").close()
 
 
 def test_after_the_end_no_line_is_written(folder: Path, world: World) -> None:
@@ -710,3 +724,15 @@ def test_verifying_tells_how_much_it_has_hashed(
     told: list[int] = []
     assert [one.problem for one in verify(folder, world.trust(), told.append)] == [""] * 3
     assert told == [2, 2, 1] * 2
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("0123456789", "0123456789"),
+        ("01234567890", "0123..7890"),
+        ("a" * 30 + ".png", "aaaa...png"),
+    ],
+)
+def test_a_long_name_is_shown_by_its_beginning_and_its_end(text: str, shown: str) -> None:
+    assert shorten(text, 10) == shown

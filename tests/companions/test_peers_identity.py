@@ -32,7 +32,7 @@ from companions.peer_messaging.identity import (
 from program import UserError
 from protocol_fsm import ProtocolError, WrongPeer
 from tests.companions.peers_helpers import World, ours_alone
-from tests.test_programs import posix_only
+from tests.programs import posix_only
 
 ROOT = Path(__file__).parent.parent.parent
 pytestmark = pytest.mark.usefixtures(ours_alone.__name__)

@@ -18,7 +18,7 @@ import zmq
 from companions.asymmetric import PrivateKey, write_private
 from companions.peer_messaging.identity import grouped, known_peers, load_identity
 from tests.companions.peers_helpers import ours_alone
-from tests.test_programs import Program
+from tests.programs import Program
 
 ROOT = Path(__file__).parent.parent.parent
 MODULE = "companions.peer_messaging.node"

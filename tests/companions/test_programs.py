@@ -26,7 +26,7 @@ from companions.device_transfer import ca
 from companions.device_transfer.certificates import Role, load_identity, load_trust, utc_now
 from companions.device_transfer.protocol import Kind, PeerFailed, Session
 from tests.companions.network import PATIENCE_S, Raw, files_in, raw_server
-from tests.test_programs import Program
+from tests.programs import Program
 
 ROOT = Path(__file__).parent.parent.parent
 MODULE = "companions.device_transfer."

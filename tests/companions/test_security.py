@@ -20,7 +20,7 @@ import pytest
 
 from protocol_fsm import ProtocolError
 from tests import diagrams
-from tests.test_security import VERDICTS, Claim, names_of_tests_in, quoted, table
+from tests.pages import VERDICTS, Claim, names_of_tests_in, quoted, table
 
 ROOT = Path(__file__).parent.parent.parent
 COMPANIONS = sorted(path.parent.name for path in (ROOT / "companions").glob("*/SECURITY.md"))

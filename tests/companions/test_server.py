@@ -38,7 +38,7 @@ from companions.device_transfer.protocol import (
     read_frame,
     write_frame,
 )
-from companions.device_transfer.server import Record, Server
+from companions.device_transfer.server import Member, Record, Server
 from companions.device_transfer.store import JOURNAL, StoreFailed
 from companions.device_transfer.transfer import (
     Announcement,
@@ -50,7 +50,14 @@ from companions.device_transfer.transfer import (
     sign_manifest,
 )
 from program import NoConnection, UserError
-from protocol_fsm import BadTag, ConnectionCut, DeadlineExpired, MalformedMessage, ProtocolError
+from protocol_fsm import (
+    BadTag,
+    ConnectionCut,
+    DeadlineExpired,
+    MalformedMessage,
+    ProtocolError,
+    Status,
+)
 from tests.companions.helpers import DAY, DEVICE, NOW, SERVER, World, flipped
 from tests.companions.network import (
     PATIENCE_S,
@@ -338,6 +345,21 @@ def test_the_oldest_strangers_make_room(world: World, received: Path) -> None:
             sock.settimeout(0)
             with pytest.raises(BlockingIOError):
                 sock.recv(1)
+
+
+def test_an_evicted_stranger_is_not_admitted_at_the_end_of_its_handshake(
+    world: World, received: Path
+) -> None:
+    """A stranger that had to make room, and ends its handshake before it has noticed."""
+    server = Server(world.server, world.trust(), received, port=0)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        member = Member(server, ours, "nowhere")
+        member.channel.request_end(Status.TIMEOUT)
+        with pytest.raises(EndRequested):
+            server.admit(member)
+        assert member.is_stranger
+    server.close()
 
 
 def test_a_connection_that_says_nothing_is_closed_in_time(world: World, received: Path) -> None:

@@ -21,7 +21,6 @@ from companions.device_transfer.transfer import (
     CHUNK_BYTES,
     CONTEXT,
     MAX_NAME_BYTES,
-    MAX_TEXT_BYTES,
     Announcement,
     BadManifest,
     BadManifestSignature,
@@ -346,7 +345,7 @@ def test_more_than_announced_is_refused_at_once(receive: Receive) -> None:
     [
         ("file", 11, 10),
         ("text", 11, 10),
-        ("text", MAX_TEXT_BYTES + 1, 1 << 30),
+        ("text", 65_537, 1 << 30),
         ("file", 1 << 99, 9),
     ],
 )
@@ -359,7 +358,7 @@ def test_what_is_too_large_is_refused_before_it_comes(
 
 def test_the_limit_itself_may_come(receive: Receive) -> None:
     receive("file", "a", 10, limit=10)
-    receive("text", "", MAX_TEXT_BYTES, limit=1 << 30)
+    receive("text", "", 65_536, limit=1 << 30)
 
 
 def test_a_name_that_is_a_path_is_refused_before_it_comes(receive: Receive) -> None:
