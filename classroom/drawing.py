@@ -9,37 +9,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from xml.etree import ElementTree
 
-from classroom.events import ENDS, Run, Step
+from lab.events import ENDS, Run, Step, shown
 from classroom.wire import Wire
 
 WIDTH = 840
 ROW = 54
 TOP = 62
 LANES = {"client": 150, "adversary": 420, "server": 690}
-LONGEST = 14  # rows; of more, some are left out
 BOX = 78  # the width of the adversary's word for what it did
 LETTERS = 36  # of a label; more would run into what is beside it
-
-
-def shown(steps: Sequence[Step]) -> list[tuple[int, Step | None]]:
-    """Number the steps from 1. Of too many, what was left alone is left out first.
-
-    There is a None in the place of what is missing, with how much that is.
-    """
-    if len(steps) <= LONGEST:
-        return [*enumerate(steps, 1)]
-    numbers = range(1, len(steps) + 1)
-    middle = range(5, len(steps) - 3)
-    touched = [n for n in middle if steps[n - 1].kind != "passed" or steps[n - 1].refused]
-    kept = sorted({*numbers[:4], *numbers[-4:], *(touched or middle)[: LONGEST - 9]})
-    rows: list[tuple[int, Step | None]] = []
-    last = 0
-    for number in kept:
-        if number > last + 1:
-            rows.append((number - last - 1, None))
-        rows.append((number, steps[number - 1]))
-        last = number
-    return rows
 
 
 def diagram(run: Run, wire: Wire, name: str) -> str:

@@ -1,8 +1,8 @@
-"""Endpoints with rules taken out, one by one, to see which attack each rule holds back.
+"""The core's endpoints with rules taken out, to see which attack each rule holds back.
 
-An element is one rule of Session, Server or Client, taken out of both ends by overriding one method
-(two where the rule is one of sending and receiving). A weakened lab still lives through honest
-sessions. It refuses every address but loopback, and server.py and client.py cannot reach it.
+A rule of Session, Roster or Server is taken out of both ends by overriding one method (two where it
+is a rule of sending and receiving). A weakened lab still lives through honest sessions. It refuses
+every address but loopback, and server.py and client.py cannot reach it.
 
     python attacks.py --without tag flip-reading
 """
@@ -16,31 +16,35 @@ from typing import Any, NamedTuple
 
 from channel import EndRequested
 from client import Client
-from crypto_utils import TAG_BYTES, derive_key
-from endpoint import DEMO_KEYS, HOST, is_loopback
-from program import UserError
+from crypto_utils import NONCE_BYTES, TAG_BYTES, derive_key
+from endpoint import DEMO_KEYS, HOST
+from lab.rules import chosen, lacking, require_loopback
 from protocol_fsm import (
     CIPHERTEXT_AT,
     HEADER,
+    PHASE,
     BadPadding,
     BadPayload,
+    ClientData,
+    ClientHello,
     ConnectionCut,
-    Direction,
     Header,
+    KeyDesync,
     Keys,
     Message,
     Opcode,
     PeerTerminated,
     ProtocolError,
-    ProtocolFSM,
-    ProtocolState,
+    ServerAggrResponse,
+    ServerChallenge,
     Session,
     State,
     Status,
+    Terminate,
     evolve_c2s,
     evolve_s2c,
 )
-from server import Member, Server
+from server import Connection, Roster, Server
 
 # Rules of Session: each class overrides what its rule is made of, and calls on for the rest -------
 
@@ -79,9 +83,11 @@ class NoIV(Session):
 class Telling(Session):
     def fail(self, error: ProtocolError) -> None:
         """Answer bad padding by KEY_DESYNC_ERROR, and all else by TERMINATE."""
-        if self.state.phase is ProtocolState.ACTIVE and not isinstance(error, ConnectionCut):
-            told = Opcode.KEY_DESYNC_ERROR if isinstance(error, BadPadding) else Opcode.TERMINATE
-            error.farewell = self.seal(told, status=Status.VIOLATION)
+        if self.has_farewell and not isinstance(error, ConnectionCut):
+            farewell: Message = Terminate(Status.VIOLATION)
+            if isinstance(error, BadPadding):
+                farewell = KeyDesync()
+            error.farewell = self.seal(farewell)
         super().fail(error)
 
 
@@ -95,7 +101,7 @@ class NoTurn(Session):
         """Take what is legal at some time in this phase, as if it were now."""
         for state in (self.state, *State):
             move = (state, header.opcode, self.receives)
-            if state.phase is self.state.phase and move in ProtocolFSM.VALID_TRANSITIONS:
+            if PHASE[state] is PHASE[self.state] and move in self.fsm.VALID_TRANSITIONS:
                 self.fsm.state = state
                 return
         super()._check_opcode(header)
@@ -117,20 +123,17 @@ class NoPayload(Session):
         try:
             return super()._check_payload(header, plaintext)
         except BadPayload:
-            c2s = header.direction == Direction.C2S
-            ok = Status.OK
-            nonce, body = (plaintext[:16], plaintext[16:]) if c2s else (b"", plaintext[1:])
-            return Message(
-                Opcode(header.opcode),
-                header.client_id,
-                header.round_number,
-                Direction(header.direction),
-                nonce,
-                ok,
-                body,
-                [],
-                {},
-            )
+            return EMPTY[Opcode(header.opcode)]
+
+
+EMPTY: dict[Opcode, Message] = {
+    Opcode.CLIENT_HELLO: ClientHello(),
+    Opcode.SERVER_CHALLENGE: ServerChallenge(),
+    Opcode.CLIENT_DATA: ClientData([]),
+    Opcode.SERVER_AGGR_RESPONSE: ServerAggrResponse({}),
+    Opcode.KEY_DESYNC_ERROR: KeyDesync(),
+    Opcode.TERMINATE: Terminate(Status.VIOLATION),
+}
 
 
 class NoEcho(Session):
@@ -139,20 +142,21 @@ class NoEcho(Session):
 
 
 class NoRatchet(Session):
-    def _next_keys(self, message: Message, ciphertext: bytes) -> Keys:
+    def _next_keys(self, opcode: Opcode, plaintext: bytes, ciphertext: bytes) -> Keys:
         """Move no key by any of the documented formulas."""
-        binds = message.opcode is Opcode.SERVER_CHALLENGE and not isinstance(self, NoBinding)
-        return super()._next_keys(message, ciphertext) if binds else self._keys
+        if opcode is Opcode.SERVER_CHALLENGE and not isinstance(self, NoBinding):
+            return super()._next_keys(opcode, plaintext, ciphertext)
+        return self._keys
 
 
 class NoBinding(Session):
-    def _next_keys(self, message: Message, ciphertext: bytes) -> Keys:
+    def _next_keys(self, opcode: Opcode, plaintext: bytes, ciphertext: bytes) -> Keys:
         """Let round 0 move keys as the documents have it: from what one side alone has chosen."""
-        if message.opcode is Opcode.CLIENT_HELLO:
-            self._hello = ciphertext, message.nonce
-        if message.opcode is not Opcode.SERVER_CHALLENGE:
-            return super()._next_keys(message, ciphertext)
-        return evolve_s2c(evolve_c2s(self._keys, *self._hello), message.body, message.status)
+        if opcode is Opcode.CLIENT_HELLO:
+            self._hello = ciphertext, plaintext[:NONCE_BYTES]
+        if opcode is not Opcode.SERVER_CHALLENGE:
+            return super()._next_keys(opcode, plaintext, ciphertext)
+        return evolve_s2c(evolve_c2s(self._keys, *self._hello), plaintext[1:], plaintext[:1])
 
 
 class NoDirectionKeys(Session):
@@ -199,24 +203,28 @@ class CutIsGoodbye(Session):
         super().fail(error)
 
 
-# Rules of Server ----------------------------------------------------------------------------------
+# Rules of Roster and Server -----------------------------------------------------------------------
 
 
-class NoEstablishedRule(Server):
-    def number_hello(self, member: Member) -> None:
+class NoEstablishedRule(Roster[Connection]):
+    def number_hello(self, stranger: Connection) -> None:
         """Let a HELLO alone take the place of the session that its id has."""
-        with self._changed:
-            if member.client_id in self._members:
-                self._members[member.client_id].channel.request_end(Status.REPLACED)
-                self._changed.notify_all()
-        super().number_hello(member)
+        if stranger.client_id in self.members:
+            self.members[stranger.client_id].request_end(Status.REPLACED)
+        super().number_hello(stranger)
 
 
-class NoHelloOrder(Server):
-    def establish(self, member: Member) -> None:
+class NoHelloOrder(Roster[Connection]):
+    def establish(self, stranger: Connection) -> None:
         """Let an older session take the place of a newer one."""
         self._newest_hello.clear()
-        super().establish(member)
+        super().establish(stranger)
+
+
+class NoStrangerCap(Roster[Connection]):
+    def __init__(self, max_strangers: int) -> None:
+        """Keep any number of strangers."""
+        super().__init__(1_000_000)
 
 
 class NoDecoy(Server):
@@ -232,13 +240,6 @@ class NoFrameDeadline(Server):
         """Wait for the end of a frame as long as for its beginning."""
         super().__init__(*arguments, **options)
         self.limits = dataclasses.replace(self.limits, frame_timeout_s=math.inf)
-
-
-class NoStrangerCap(Server):
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        """Keep any number of strangers."""
-        super().__init__(*arguments, **options)
-        self.limits = dataclasses.replace(self.limits, max_strangers=1_000_000)
 
 
 # Never on a network -------------------------------------------------------------------------------
@@ -260,14 +261,9 @@ class LoopbackClient(Client):
         super().__init__(client_id, keys, host, *rest, **options)
 
 
-def require_loopback(host: str) -> None:
-    if not is_loopback(host):
-        raise UserError(f"weakened endpoints work on loopback only, and {host} is not")
-
-
 # Names --------------------------------------------------------------------------------------------
 
-ELEMENTS: dict[str, type] = {  # in the order in which their methods call each other
+RULES: dict[str, type] = {  # in the order in which their methods call each other
     "tag": NoTag,
     "tag-on-terminate": NoTagOnTerminate,
     "tag-first": NoTagFirst,
@@ -317,19 +313,8 @@ class Weakened(NamedTuple):
 
 
 def without(names: Iterable[str]) -> Weakened:
-    """Return endpoints without these elements; `documented` stands for several. UserError."""
-    wanted = {
-        name for given in names for name in (DOCUMENTED if given == "documented" else (given,))
-    }
-    if unknown := wanted - ELEMENTS.keys():
-        raise UserError(
-            f"there is no element {min(unknown)}; there are: documented, " + ", ".join(ELEMENTS)
-        )
-    rules = [rule for name, rule in ELEMENTS.items() if name in wanted]
-    of_session = [rule for rule in rules if issubclass(rule, Session)]
-    of_server = [rule for rule in rules if issubclass(rule, Server)]
-    return Weakened(
-        type("WeakenedSession", (*of_session, Session), {}),
-        type("WeakenedServer", (LoopbackServer, *of_server, Server), {}),
-        LoopbackClient,
-    )
+    """Return endpoints without these rules; `documented` stands for several. UserError."""
+    rules = chosen(names, RULES, DOCUMENTED)
+    server = lacking(Server, rules, LoopbackServer)
+    server.roster_class = lacking(Roster, rules)
+    return Weakened(lacking(Session, rules), server, LoopbackClient)

@@ -1,82 +1,23 @@
-"""The event log of classroom/EVENTS.md: a watch that notes what sessions do, and runs read back.
+"""The event log of EVENTS.md, read back as runs: what the adversary had, and what it did with it.
 
-Nothing here knows a protocol. A message is bytes; a session is whatever seals and opens messages
-and can name its keys. Nothing is computed twice: who draws or counts asks a Run, and a Run knows
-its lines of the log and nothing else.
+Nothing here knows a protocol: a message is bytes. Nothing is guessed: a line says what was done to
+a message, and from which other one it was made. Pages and captures ask a Run, and a Run knows its
+lines of the log and nothing else.
 """
 
 from __future__ import annotations
 
-import functools
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
+from lab.observer import Event
 from program import UserError, reason_of
 
-Event = dict[str, Any]  # one line
 ENDS = ("client", "server")
-
-# Noting -------------------------------------------------------------------------------------------
-
-AnySession = TypeVar("AnySession")
-
-
-class Watch:
-    """Notes of sessions: what they refused, and the names of their keys when those had moved."""
-
-    def __init__(self) -> None:
-        self._notes: list[tuple[str, list[Event]]] = []  # of each session, by its end
-
-    def noting(self, session: AnySession, by: str, farewell: type[Exception]) -> AnySession:
-        """Return the session, which from now on is watched; `farewell` is not a refusal."""
-        notes: list[Event] = []
-        self._notes.append((by, notes))
-        for name in ("seal", "open"):
-            method = functools.partial(noted, session, getattr(session, name), by, farewell, notes)
-            setattr(session, name, method)
-        return session
-
-    def told(self) -> list[Event]:
-        """Return what was noted since the last time: of clients, then of servers, by their age."""
-        notes = sorted(self._notes, key=lambda entry: entry[0])
-        self._notes = []
-        return [event for _, events in notes for event in events]
-
-
-def noted(
-    session: Any,
-    method: Callable[..., Any],
-    by: str,
-    farewell: type[Exception],
-    notes: list[Event],
-    *given: Any,
-    **options: Any,
-) -> Any:
-    """Seal or open a message, and note it if it moved a key, or was refused."""
-    try:
-        done = method(*given, **options)
-    except farewell:
-        raise
-    except Exception as error:
-        if isinstance(given[0], bytes):  # who could not seal has refused nothing
-            notes.append(
-                {
-                    "event": "refused",
-                    "by": by,
-                    "error": type(error).__name__,
-                    "message": given[0].hex(),
-                }
-            )
-        raise
-    keys = session.fingerprints()
-    if keys not in [note.get("keys") for note in notes[-1:]]:
-        message = done if isinstance(done, bytes) else given[0]
-        notes.append({"event": "keys", "by": by, "keys": keys, "message": message.hex()})
-    return done
 
 
 # Reading back -------------------------------------------------------------------------------------
@@ -163,11 +104,20 @@ class Run:
         return any(step.kind == "answered" for step in self.steps)
 
 
-RECENT = 32  # steps in which the source of an inserted message is looked for
+DELIVERED = ("passed", "again", "late")  # deeds by which a message goes on as it was sent
+
+
+def event_of(deed: str) -> str:
+    """Return the kind of line that tells of a deed."""
+    if deed == "sent":
+        return "sent"
+    return "delivered" if deed in DELIVERED else "inserted"
+
+
 WANTED: dict[str, dict[str, type]] = {  # the fields of each kind of line, besides the first two
     "sent": {"to": str, "message": bytes},
-    "delivered": {"to": str, "message": bytes},
-    "inserted": {"to": str, "message": bytes},
+    "delivered": {"to": str, "message": bytes, "deed": str},
+    "inserted": {"to": str, "message": bytes, "deed": str},
     "keys": {"by": str, "keys": dict, "message": bytes},
     "refused": {"by": str, "error": str, "message": bytes},
     "ended": {"by": str, "error": str},
@@ -199,7 +149,7 @@ def parse_events(text: str, name: str) -> tuple[list[Event], list[str]]:
     unknown: dict[str, None] = {}
     for number, line in enumerate(lines if lines != [""] else [], 1):
         try:
-            event = checked(json.loads(line))
+            event = parsed(json.loads(line))
         except (ValueError, RecursionError):
             raise UserError(f"{name} line {number} is not an event: {line[:40]!a}") from None
         if event["event"] in WANTED:
@@ -211,22 +161,27 @@ def parse_events(text: str, name: str) -> tuple[list[Event], list[str]]:
     return events, [*unknown]
 
 
-def checked(event: Any) -> Event:
-    """Return the event with its message as bytes. Raises ValueError for what is no event."""
+def parsed(event: Any) -> Event:
+    """Return an event with its messages as bytes. Raises ValueError for what is no event."""
     if not isinstance(event, dict):
         raise ValueError(event)
     wanted: dict[str, type] = {"attack": str, "event": str}
     wanted.update(WANTED.get(str(event.get("event")), {}))
+    if "origin" in event:
+        wanted["origin"] = bytes
+    read = {**event}
     for name, kind in wanted.items():
-        if kind is bytes and isinstance(event.get(name), str):
-            event[name] = bytes.fromhex(event[name])
-        if not isinstance(event.get(name), kind):
+        if kind is bytes and isinstance(read.get(name), str):
+            read[name] = bytes.fromhex(read[name])
+        if not isinstance(read.get(name), kind):
             raise ValueError(name)
-    if not all(event[name] in ENDS for name in ("to", "by") if name in wanted):
+    if not all(read[name] in ENDS for name in ("to", "by") if name in wanted):
         raise ValueError("an end")
-    if "keys" in wanted and not all(isinstance(name, str) for name in event["keys"].values()):
+    if "deed" in wanted and read["deed"] not in KINDS:
+        raise ValueError("a deed")
+    if "keys" in wanted and not all(isinstance(name, str) for name in read["keys"].values()):
         raise ValueError("keys")
-    return event
+    return read
 
 
 def runs_of(events: Sequence[Event]) -> Iterator[Run]:
@@ -245,17 +200,43 @@ def run_of(lines: Sequence[Event]) -> Run:
     """Return the run that these lines tell of."""
     run = Run(lines[0]["attack"])
     messages = [line for line in lines if "to" in line]
-    outside = bool(messages) and messages[0]["event"] == "inserted"
+    is_outside = bool(messages) and messages[0]["event"] == "inserted"
     for line in messages:
-        tell(run.steps, line["event"], line["to"], line["message"], outside)
+        if line["event"] == "sent":
+            run.steps.append(
+                Step("answered" if is_outside else "sent", line["to"], line["message"])
+            )
+        else:
+            add_deed(run.steps, line)
     for step in run.steps:
         if step.kind == "sent":  # and nobody came back for it
             step.kind = "dropped"
-    delivered = {
-        (step.to, step.arrived): step
-        for step in run.steps  # if twice, the last time
-        if step.goes_on
-    }
+    add_notes(run, lines)
+    return run
+
+
+def add_deed(steps: list[Step], line: Event) -> None:
+    """Add what the adversary did with a message, or complete the step of the message it had."""
+    deed = line["deed"]
+    to = line["to"]
+    message = line["message"]
+    origin: bytes = line.get("origin", message)
+    waiting = [step for step in steps if step.kind == "sent" and step.sent == origin]
+    if deed == "late" and waiting:
+        waiting[0].kind = "held"
+    elif deed == "reflected" and waiting:
+        waiting[-1].kind = "dropped"
+    elif deed in ("passed", "changed", "replaced") and waiting:
+        waiting[-1].kind = deed
+        waiting[-1].arrived = message
+        return
+    kind = "inserted" if deed in ("changed", "replaced") else deed
+    steps.append(Step(kind, to, origin, message))
+
+
+def add_notes(run: Run, lines: Sequence[Event]) -> None:
+    """Add to a run what the ends said of its messages, and how it ended."""
+    delivered = {(step.to, step.arrived): step for step in run.steps if step.goes_on}
     seen = {message for step in run.steps for message in (step.sent, step.arrived)}
     for line in lines:
         if line["event"] == "keys" and line["message"] in seen:
@@ -266,41 +247,27 @@ def run_of(lines: Sequence[Event]) -> Run:
             run.ended[line["by"], line["error"]] += 1
         elif line["event"] == "judged":
             run.verdict = line
-    return run
 
 
-def tell(steps: list[Step], event: str, to: str, message: bytes, outside: bool) -> None:
-    """Add one line about a message to the steps, or complete the step that it belongs to."""
-    last = steps[-1] if steps and steps[-1].kind == "sent" else None
-    if event == "sent":
-        steps.append(Step("answered" if outside else "sent", to, message))
-    elif event == "delivered" and last and (last.to, last.sent) == (to, message):
-        last.kind = "passed"
-        last.arrived = message
-    elif event == "delivered":
-        held = next(
-            (
-                step
-                for step in steps
-                if step.kind == "sent" and (step.to, step.sent) == (to, message)
-            ),
-            None,
-        )
-        if held:
-            held.kind = "held"
-        steps.append(Step("late" if held else "again", to, message, message))
-    elif last and last.to == to:
-        last.kind = "changed" if are_alike(last.sent, message) else "replaced"
-        last.arrived = message
-    elif last and are_alike(last.sent, message, 4 / 5):  # not only of the same session
-        last.kind = "dropped"
-        steps.append(Step("reflected", to, last.sent, message))
-    else:
-        source = (step.sent for step in steps[:-RECENT:-1] if are_alike(step.sent, message))
-        steps.append(Step("inserted", to, next(source, b""), message))
+LONGEST = 14  # rows; of more, some are left out
 
 
-def are_alike(one: bytes, other: bytes, part: float = 1 / 3) -> bool:
-    """Tell whether one message was made from the other: this part of the bytes stayed."""
-    both = min(len(one), len(other))
-    return 0 < both * part <= sum(a == b for a, b in zip(one, other))
+def shown(steps: Sequence[Step]) -> list[tuple[int, Step | None]]:
+    """Number the steps from 1. Of too many, what was left alone is left out first.
+
+    There is a None in the place of what is missing, with how much that is.
+    """
+    if len(steps) <= LONGEST:
+        return [*enumerate(steps, 1)]
+    numbers = range(1, len(steps) + 1)
+    middle = range(5, len(steps) - 3)
+    touched = [n for n in middle if steps[n - 1].kind != "passed" or steps[n - 1].refused]
+    kept = sorted({*numbers[:4], *numbers[-4:], *(touched or middle)[: LONGEST - 9]})
+    rows: list[tuple[int, Step | None]] = []
+    last = 0
+    for number in kept:
+        if number > last + 1:
+            rows.append((number - last - 1, None))
+        rows.append((number, steps[number - 1]))
+        last = number
+    return rows

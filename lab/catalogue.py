@@ -1,0 +1,169 @@
+"""A catalogue of attacks: how they are registered, and how one is played.
+
+An attack on path is a generator over the frames of one connection: what it yields is delivered.
+One from outside is a function that is given the lab: its address, recordings and connections. A
+protocol brings its own lab, outcome and goals; `Stage` is what is asked of its lab here.
+"""
+
+from __future__ import annotations
+
+import itertools
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
+
+from lab.frames import Frame, Frames
+from program import UserError
+from protocol_fsm import LocalError, ProtocolError
+
+Goal = Callable[[Any], str]  # from an outcome to what the adversary has won; empty if nothing
+OnPath = TypeVar("OnPath", bound=Callable[..., Iterator[Frame]])
+Outside = TypeVar("Outside", bound=Callable[..., None])
+
+
+class CutHere(Exception):
+    """An attack cuts the connection, or has missed its frame; if it just ends, the rest passes."""
+
+
+@dataclass(frozen=True)
+class Attack:
+    """One attack: what runs, and where it must fail."""
+
+    name: str
+    story: str
+    claim: str  # its family in the documents
+    run: Callable[..., Any]  # (frames, lab), or (lab) from outside
+    is_on_path: bool
+    who: str  # refuses it: "client" or "server"; empty if nobody has anything to refuse
+    error: type[Exception] | None  # with which
+    goal: Goal
+    noticed: str = ""  # by whom, if nothing prevents it
+    hasty: bool = False  # the victim says goodbye without waiting for an answer
+
+
+class Evidence(NamedTuple):
+    """What a verdict compares: who had to refuse with which error, what it met, what was won."""
+
+    who: str
+    expected: str
+    met: list[str]
+    won: str
+
+
+class Stage(ABC):
+    """What a lab has to have, whatever its protocol."""
+
+    outcome: Any  # has errors (by end), learned, and broken (a mistake in the attack)
+    attack: str  # that is going on
+    rounds: int  # that the bystanders have done
+    is_foreign = False  # the server is in another process, and nobody sees inside
+    is_weakened = False
+    where = ""  # it is played, for the first line of a run
+    harm: Sequence[Exception] = ()  # that has come to bystanders
+
+    @abstractmethod
+    def log(self, deed: str, frame: Frame) -> None:
+        """Note what happened to a frame: it was sent, or what the adversary did with it."""
+
+    @abstractmethod
+    def suffer(self, attack: Attack) -> Any:
+        """Let the victims live a session under attack, and return what became of it."""
+
+    @abstractmethod
+    def bystanders_go_on(self) -> bool:
+        """Return whether those who were not attacked go on."""
+
+    @abstractmethod
+    def honest_session(self) -> object:
+        """Let the victims live an undisturbed session. Raises UserError."""
+
+    def evidence(self, attack: Attack) -> Evidence:
+        """Return what the victims have met."""
+        expected = attack.error.__name__ if attack.error else ""
+        met = [type(error).__name__ for error in self.outcome.errors.get(attack.who, [])]
+        return Evidence(attack.who, expected, met, attack.goal(self.outcome))
+
+    def obstacle(self, attack: Attack) -> str:
+        """Say why an attack cannot be tried here; empty if it can."""
+        return ""
+
+
+class Catalogue:
+    """Attacks by name, each registered by a decorator; `goal` is what most of them want."""
+
+    def __init__(self, goal: Goal) -> None:
+        self.attacks: dict[str, Attack] = {}
+        self._goal = goal
+
+    def on_path(
+        self, claim: str, who: str, error: type[Exception] | None, **options: Any
+    ) -> Callable[[OnPath], OnPath]:
+        """Register a generator over frames."""
+
+        def register(run: OnPath) -> OnPath:
+            self._add(run, True, claim, who, error, options)
+            return run
+
+        return register
+
+    def outside(
+        self, claim: str, who: str, error: type[Exception] | None, **options: Any
+    ) -> Callable[[Outside], Outside]:
+        """Register a function that is given the lab, and has no connection of the victim's."""
+
+        def register(run: Outside) -> Outside:
+            self._add(run, False, claim, who, error, options)
+            return run
+
+        return register
+
+    def _add(
+        self,
+        run: Callable[..., Any],
+        is_on_path: bool,
+        claim: str,
+        who: str,
+        error: type[Exception] | None,
+        options: dict[str, Any],
+    ) -> None:
+        name = run.__name__.replace("_", "-")
+        story = run.__doc__ or "(an attack without a docstring)"
+        wanted = {"goal": self._goal, **options}
+        self.attacks[name] = Attack(name, story, claim, run, is_on_path, who, error, **wanted)
+
+
+def attacked(attack: Attack, frames: Frames, lab: Stage) -> Frames:
+    """Yield what an attack on path makes of the frames, and log what it sees and does."""
+    seen: list[Frame] = []
+    delivered: list[Frame] = []
+
+    def watched() -> Frames:
+        for frame in frames:
+            seen.append(frame)
+            lab.log("sent", frame)
+            yield frame
+
+    wire = watched()
+    try:
+        for frame in itertools.chain(attack.run(wire, lab), wire):
+            lab.log(deed_of(frame, seen, delivered), frame)
+            delivered.append(frame)
+            yield frame
+    except (CutHere, ProtocolError, LocalError, UserError, RuntimeError):
+        pass  # RuntimeError: Python's word for a next() that found no frame, inside a generator
+    except Exception as error:  # a mistake in the attack must not look like a defence
+        lab.outcome.broken = error
+
+
+def deed_of(frame: Frame, seen: list[Frame], delivered: list[Frame]) -> str:
+    """Name what the adversary does by delivering a frame now."""
+    if frame.deed or not is_among(frame, seen):
+        return frame.deed or "inserted"
+    if is_among(frame, delivered):
+        return "again"
+    return "passed" if frame is seen[-1] else "late"
+
+
+def is_among(frame: Frame, others: list[Frame]) -> bool:
+    return any(frame is other for other in others)

@@ -1,0 +1,46 @@
+"""A frame: one message of any protocol on the wire, and what the adversary made of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+OTHER_END = {"client": "server", "server": "client"}
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """A message on the wire. One that the adversary made says from which, and what it did."""
+
+    to: str  # "client" or "server"
+    message: bytes
+    deed: str = ""  # changed, replaced, reflected or inserted; empty if an end sent it
+    origin: Frame | None = None  # that an end sent
+
+    def changed(self, message: bytes) -> Frame:
+        """Return the frame with other bytes in it."""
+        return Frame(self.to, message, self.deed or "changed", self.origin or self)
+
+    def replaced(self, other: Frame) -> Frame:
+        """Return what is delivered in place of this frame."""
+        return Frame(self.to, other.message, "replaced", self)
+
+    def reflected(self) -> Frame:
+        """Return the frame on its way back to its sender."""
+        return Frame(OTHER_END[self.to], self.message, "reflected", self)
+
+
+Frames = Iterator[Frame]
+Tap = Callable[[Frames], Frames]
+
+
+def flipped(frame: Frame, position: int, mask: int = 1) -> Frame:
+    """Return a frame with the bits of `mask` flipped in one byte of the message; -1 is its last."""
+    message = bytearray(frame.message)
+    message[position] ^= mask
+    return frame.changed(bytes(message))
+
+
+def xored(one: bytes, other: bytes) -> bytes:
+    """Return the XOR of two strings of bytes, as far as both go."""
+    return bytes(a ^ b for a, b in zip(one, other))

@@ -1,0 +1,202 @@
+"""An adversary as a program: its flags, its run between two honest sessions, its words."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any
+
+from lab.catalogue import Attack, Stage
+from lab.events import KINDS, Step, event_of, parsed, run_of, shown
+from lab.frames import Frame
+from lab.observer import Event, Observer
+from lab.verdict import Result, judge, summary
+from program import Parser, UserError, write_text
+
+Log = Callable[[str, Frame], object]
+NewLab = Callable[[argparse.Namespace, Log, Any, Observer | None], AbstractContextManager[Stage]]
+
+
+MOST_BYTES = 3  # of a change that is shown byte by byte
+
+
+def no_more_flags(parser: Parser) -> None:
+    """Add nothing to the flags that all adversaries have."""
+
+
+@dataclass(frozen=True)
+class Program:
+    """What a protocol brings: its attacks, its lab, its weakened parts, how it names messages."""
+
+    description: str
+    attacks: Mapping[str, Attack]
+    lab: NewLab  # of the options, a log, the parts (or None), and an observer (or None)
+    parts: Callable[[Sequence[str]], Any]  # without some rules
+    title: Callable[[bytes], str]
+    beginning: str = ""  # what is said first
+    add_flags: Callable[[Parser], None] = no_more_flags
+    families: Mapping[str, Sequence[str]] = field(default_factory=dict)  # names for many attacks
+
+
+def parse(program: Program) -> tuple[argparse.Namespace, list[Attack]]:
+    """Return the options, and the attacks that they ask for. Raises UserError."""
+    parser = Parser(program.description)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="some of the attacks, in detail")
+    parser.add_argument("--list", action="store_true", help="name all attacks, and stop")
+    parser.add_argument("--events", metavar="FILE", help="write what happened, as lines of JSON")
+    parser.add_argument("--json", action="store_true", help="print results as lines of JSON")
+    parser.add_argument("-v", "--verbose", action="store_true", help="all attacks in detail")
+    parser.add_argument("--step", action="store_true", help="wait for Enter before each attack")
+    parser.add_argument("--without", metavar="A,B", help="take rules out of the lab's endpoints")
+    program.add_flags(parser)
+    options = parser.options()
+    names: list[str] = []
+    for name in options.names or program.attacks:
+        names += program.families.get(name, [name])
+    if unknown := {*names} - program.attacks.keys():
+        raise UserError(f"no attack is named {min(unknown)}; --list names them all")
+    return options, [program.attacks[name] for name in dict.fromkeys(names)]
+
+
+class Teller:
+    """Tells of attacks as the command line asks for, and keeps the event log [EVENTS.md]."""
+
+    def __init__(self, program: Program, options: argparse.Namespace) -> None:
+        self._program = program
+        self._options = options
+        self._is_detailed = bool(options.verbose or options.names)
+        self.observer = Observer() if options.events else None
+        self.events: list[Event] = []
+        self.attack = ""  # that is going on
+
+    def log(self, deed: str, frame: Frame) -> None:
+        """Note what happened to a frame."""
+        event: Event = {
+            "attack": self.attack,
+            "event": event_of(deed),
+            "to": frame.to,
+            "message": frame.message.hex(),
+        }
+        if deed != "sent":
+            event["deed"] = deed
+        if frame.origin:
+            event["origin"] = frame.origin.message.hex()
+        self.events.append(event)
+
+    def say(self, text: str) -> None:
+        """Print for a person; programs that read JSON are spared."""
+        if not self._options.json:
+            print(text, flush=True)
+
+    def play(self, attack: Attack, lab: Stage) -> Result:
+        """Run one attack, and tell of it."""
+        if self._options.step:
+            input(f"Enter starts {attack.name} ")
+        self.attack = attack.name
+        begin = len(self.events)
+        rounds = lab.rounds
+        lab.suffer(attack)
+        result = judge(attack, lab)
+        if self._options.json:
+            print(json.dumps({**result._asdict(), "attack": attack.name}), flush=True)
+        elif self._is_detailed:
+            self.say(details(result, self.events[begin:], lab, self._program.title) + "\n")
+        else:
+            line = f"{attack.story:<53}{result.words}"
+            self.say(textwrap.fill(line, 79, subsequent_indent="  "))
+        self._conclude(result, lab, lab.rounds - rounds)
+        return result
+
+    def _conclude(self, result: Result, lab: Stage, rounds: int) -> None:
+        attack = result.attack
+        ended = [
+            {"event": "ended", "by": who, "error": type(error).__name__}
+            for who, errors in endings(lab.outcome).items()
+            for error in errors
+        ]
+        judged = {
+            "event": "judged",
+            **result._asdict(),
+            "attack": attack.name,
+            "story": attack.story,
+            "claim": attack.claim,
+            "noticed": attack.noticed,
+            "without": self._options.without or "",
+            "bystanders": rounds,
+        }
+        noted = self.observer.told() if self.observer else []
+        for event in (*noted, *sorted(ended, key=repr), judged):
+            self.events.append({"attack": attack.name, **event})
+
+
+def run(program: Program) -> int:
+    """Run the attacks that the command line asks for, and return the exit code. UserError."""
+    options, attacks = parse(program)
+    if options.list:
+        for attack in program.attacks.values():
+            print(f"{attack.name:<30}{attack.story}")
+        return 0
+    parts = None if options.without is None else program.parts(options.without.split(","))
+    teller = Teller(program, options)
+    logging.disable()  # what is refused is told here
+    if program.beginning:
+        teller.say(program.beginning)
+    results: list[Result] = []
+    with program.lab(options, teller.log, parts, teller.observer) as lab:
+        where = f" ({lab.where})" if lab.where else ""
+        teller.say(f"honest session first: worked{where}")
+        for attack in attacks:
+            if reason := lab.obstacle(attack):
+                teller.say(f"{attack.name}: skipped, {reason}")
+                continue
+            results.append(teller.play(attack, lab))
+            if lab.is_foreign and lab.harm:  # it is gone, or too slow: no verdict means anything
+                break
+        lab.attack = ""
+        lab.honest_session()
+    teller.say(f"honest session last: worked\n\n{summary(results)}")
+    if options.events:
+        write_text(options.events, "".join(json.dumps(event) + "\n" for event in teller.events))
+    return int(not all(result.as_expected for result in results))
+
+
+# Details of one attack ----------------------------------------------------------------------------
+
+
+def endings(outcome: Any) -> dict[str, list[Exception]]:
+    """Return by which errors sessions ended: by every one, where a refusal is the end."""
+    ended: dict[str, list[Exception]] = getattr(outcome, "ended", outcome.errors)
+    return ended
+
+
+def details(
+    result: Result, events: Sequence[Event], lab: Stage, title: Callable[[bytes], str]
+) -> str:
+    """Return some 20 lines: what went over the wire, what was done to it, and who refused it."""
+    lines = [f"{result.attack.name}: {result.attack.story}"]
+    steps = run_of([parsed(event) for event in events]).steps if events else []
+    for number, step in shown(steps):
+        lines += told(step, title) if step else [f"  ... {number} messages more ..."]
+    ended = endings(lab.outcome)
+    for who, errors in lab.outcome.errors.items():
+        refused = [error for error in errors if error not in ended[who]]
+        lines += [f"  {who} refused: {error}" for error in refused[:1]]
+        lines += [f"  {who} ended: {error}" for error in ended[who][:1]]
+    return "\n".join([*lines, f"  {result.words}"])
+
+
+def told(step: Step, title: Callable[[bytes], str]) -> list[str]:
+    """Return a line about a step, and one for each byte that was changed if these are few."""
+    message = step.sent if step.comes_in else step.arrived
+    size = len(step.arrived or step.sent)
+    lines = [f"  to {step.to}: {title(message)}, {size} bytes, {KINDS[step.kind]}"]
+    pairs = list(enumerate(zip(step.sent, step.arrived)))
+    touched = [(place, old, new) for place, (old, new) in pairs if old != new]
+    if len(step.sent) == len(step.arrived) and len(touched) <= MOST_BYTES:
+        lines += [f"    byte {place}: {old:02x} -> {new:02x}" for place, old, new in touched]
+    return lines

@@ -1,0 +1,408 @@
+"""The core's stage: a server, a victim, two bystanders who never stop, and recordings.
+
+All of it is real: sockets, endpoints, frames. It says what became of the victim's session, and
+nothing of how an attack works.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+import queue
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from typing import NamedTuple
+
+from channel import EndRequested
+from client import Client
+from endpoint import DEMO_KEYS, OPCODE_NAMES
+from lab.catalogue import Attack, Evidence, Stage, attacked
+from lab.observer import Observer
+from lab.frames import Frame, Frames, Tap
+from lab.proxy import Proxy
+from program import UserError
+from protocol_fsm import (
+    ClientData,
+    ConnectionCut,
+    Direction,
+    Json,
+    LocalError,
+    PeerTerminated,
+    ProtocolError,
+    RoundMismatch,
+    ServerAggrResponse,
+    Session,
+    Watcher,
+    read_frame,
+    write_frame,
+)
+from server import Contribution, Epoch, Limits, Record, Server
+
+VICTIM = 3
+BYSTANDER = 4
+OTHER = 5  # a bystander, too
+READINGS = ([100.0, 20.5, 21.0, 22.5], [101.0], [102.0])  # what the victim reports, round by round
+OLD_READINGS = ([41.0], [42.0], [43.0])  # in recordings that are put in the place of these
+LIMITS = Limits(window_s=0.3, stranger_timeout_s=0.8, frame_timeout_s=0.3, max_strangers=8)
+TIMEOUT_S = 0.4  # for an answer of our server
+FOREIGN_TIMEOUT_S = 2.5  # for an answer of any other
+
+Log = Callable[[str, Frame], object]  # what happened to a frame, and the frame
+
+
+@dataclass
+class Outcome:
+    """What became of the victim's session, and of what was reported in its name."""
+
+    sent: list[list[float]] = field(default_factory=list)  # by the honest client
+    accepted: list[list[float]] = field(default_factory=list)  # by the server, for its id
+    answered: list[str] = field(default_factory=list)  # by the server, to its id
+    answers: list[str] = field(default_factory=list)  # believed by the honest client
+    errors: dict[str, list[Exception]] = field(default_factory=lambda: {"client": [], "server": []})
+    said: list[str] = field(default_factory=list)  # by the server to the adversary: opcodes
+    learned: str = ""  # by the adversary
+    broken: Exception | None = None  # a mistake in the attack
+
+
+# Goals: what the adversary has won, in words; empty if nothing
+
+
+def learned(outcome: Outcome) -> str:
+    """Say what the adversary knows now."""
+    return outcome.learned
+
+
+def forged(outcome: Outcome) -> str:
+    """Say what an end believed that its partner never said."""
+    unsent = Counter(map(str, outcome.accepted)) - Counter(map(str, outcome.sent))
+    if unsent:
+        return f"the server aggregates {min(unsent)}, which the client did not send"
+    if outcome.answers != outcome.answered[: len(outcome.answers)]:
+        return "the client believes an answer that the server did not give"
+    return ""
+
+
+def counted(outcome: Outcome) -> str:
+    """Say whether the first report counts, though it was touched or held, or another does."""
+    return "the report counts all the same" if READINGS[0] in outcome.accepted else forged(outcome)
+
+
+def fooled_client(outcome: Outcome) -> str:
+    """Say whether the client accepted a forged farewell."""
+    return _fooled("client", outcome)
+
+
+def fooled_server(outcome: Outcome) -> str:
+    """Say whether the server accepted a forged farewell."""
+    return _fooled("server", outcome)
+
+
+def _fooled(who: str, outcome: Outcome) -> str:
+    has_ended = any(isinstance(error, PeerTerminated) for error in outcome.errors[who])
+    return f"the {who} believes that its peer has said goodbye" if has_ended else ""
+
+
+def alone_in_a_session(outcome: Outcome) -> str:
+    """Say whether the client has begun to report to a server that never heard of it."""
+    return "the client reports to itself" if outcome.sent and not outcome.accepted else ""
+
+
+def disturbed(outcome: Outcome) -> str:
+    """Say whether anything has happened to the honest client."""
+    return "an honest client is disturbed" if outcome.errors["client"] else ""
+
+
+def crowded(outcome: Outcome) -> str:
+    """Say whether no stranger had to leave for another."""
+    has_made_room = any(isinstance(error, EndRequested) for error in outcome.errors["server"])
+    return "" if has_made_room else "the server keeps as many strangers as come"
+
+
+# The stage
+
+
+class Parts(NamedTuple):
+    """What the lab is built from: the real parts, or weakened ones from lab/weakened.py."""
+
+    session: Callable[..., Session] = Session
+    server: Callable[..., Server] = Server
+    client: Callable[..., Client] = Client
+
+
+class Line:
+    """An outsider's own connection to the server."""
+
+    def __init__(self, sock: socket.socket, log: Log) -> None:
+        self.socket = sock
+        self._log = log
+
+    def send(self, message: Frame | bytes) -> None:
+        """Send a recorded frame, or one made from it, or bytes."""
+        frame = message if isinstance(message, Frame) else Frame("server", message)
+        self._log("inserted", frame)
+        with suppress(OSError):  # the server may have had enough
+            write_frame(self.socket.sendall, frame.message)
+
+    def receive(self) -> bytes:
+        """Return the next message, or nothing when the server has closed."""
+        with suppress(OSError, ProtocolError):
+            message = read_frame(self.socket.recv)
+            self._log("sent", Frame("client", message))
+            return message
+        return b""
+
+
+class Lab(Stage):
+    """The stage of one run. `foreign` is the address of a server in another process.
+
+    A foreign server's verdict is what it says last before it closes.
+    """
+
+    def __init__(
+        self,
+        seed: str,
+        log: Log,
+        parts: Parts | None = None,
+        foreign: tuple[str, int] | None = None,
+        observer: Observer | None = None,
+    ) -> None:
+        self.seed = seed
+        self.outcome: Outcome = Outcome()
+        self.attack = ""
+        self.is_foreign = bool(foreign)
+        self.is_weakened = bool(parts and not foreign)
+        self.victim: Client  # while it is connected
+        self.rounds = 0  # that the bystanders have done
+        self._due = 1  # rounds that they should have done by now
+        self.harm: list[Exception] = []  # that has come to them: there must be none
+        # they report when the victim has, so that a run with the same seed has the same epochs
+        self._turns: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        self._reports = Counter[int]()
+        self._log = log
+        self._parts = parts or Parts()
+        self._observer = observer
+        self._sessions = Counter[str]()
+        self._changed = threading.Condition()
+        self._connections = 0  # that have not ended yet
+        self._server: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
+        self.address = foreign or ("", 0)
+        self.where = f"seed {seed}"
+        self._timeout_s = FOREIGN_TIMEOUT_S
+        if foreign is None:
+            server = self._parts.server(
+                DEMO_KEYS, port=0, limits=LIMITS, record=self._see, new_session=self.new_session
+            )
+            self._server = server
+            self.address = server.address
+            self._timeout_s = TIMEOUT_S
+        else:
+            self.where = "server {}:{}".format(*foreign)
+
+    def __enter__(self) -> Lab:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self._server)
+            self.tape = self.honest_session(VICTIM)  # HELLO, CHALLENGE, report, answer, report, ...
+            self.older_tape = self.honest_session(VICTIM, OLD_READINGS)
+            self.other_tape = self.honest_session(OTHER, OLD_READINGS)
+            bystanders = threading.Thread(target=self._stand_by, daemon=True)
+            bystanders.start()
+            stack.callback(bystanders.join)
+            stack.callback(self._turns.put, False)
+            self._wait(lambda: self.rounds > 0)
+            self._close = stack.pop_all().close
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._close()
+
+    def log(self, deed: str, frame: Frame) -> None:
+        """Note what happened to a frame of the victim's connection, or of an outsider's."""
+        if (deed, frame.to) == ("sent", "client"):
+            self.outcome.said.append(OPCODE_NAMES.get(frame.message[0], "no opcode"))
+        self._log(deed, frame)
+
+    # Those who live on it
+
+    def new_session(self, client_id: int, key: bytes, sends: Direction) -> Session:
+        """Return a session whose randomness depends on seed and attack, and on nothing else."""
+        name = f"{self.seed} {self.attack} {client_id} {sends.name}"
+        self._sessions[name] += 1
+        source = random_source(f"{name} {self._sessions[name]}")
+        watchers: list[Watcher] = []
+        if self._observer and self.attack:
+            watchers.append(
+                self._observer.watcher("client" if sends is Direction.C2S else "server")
+            )
+        return self._parts.session(client_id, key, sends, watchers=watchers, random_bytes=source)
+
+    def client(self, client_id: int, address: tuple[str, int] | None = None) -> Client:
+        """Return an honest client, whose end the lab will wait for."""
+        with self._changed:
+            self._connections += client_id not in (BYSTANDER, OTHER)
+        return self._parts.client(
+            client_id,
+            DEMO_KEYS,
+            *(address or self.address),
+            timeout_s=self._timeout_s,
+            new_session=self.new_session,
+        )
+
+    @contextlib.contextmanager
+    def connect(self) -> Iterator[Line]:
+        """Give an outsider's connection, whose end the lab will wait for."""
+        with self._changed:
+            self._connections += 1
+        with socket.create_connection(self.address, 5.0) as sock:
+            yield Line(sock, self.log)
+
+    def honest_session(
+        self, client_id: int = VICTIM, reports: Sequence[list[float]] = READINGS
+    ) -> list[Frame]:
+        """Let a client live an undisturbed session, and return its recording. Raises UserError."""
+        tape: list[Frame] = []
+
+        def listen(frames: Frames) -> Frames:
+            for frame in frames:
+                tape.append(frame)
+                yield frame
+
+        try:
+            with self._proxy(listen) as proxy, self.client(client_id, proxy.address) as client:
+                for readings in reports:
+                    client.report(readings)
+        except ProtocolError as error:
+            raise UserError(f"no honest session at port {self.address[1]}: {error}") from None
+        return tape
+
+    def _proxy(self, tap: Tap) -> Proxy:
+        return Proxy(self.address, tap, read_frame, write_frame)
+
+    def _stand_by(self) -> None:
+        try:
+            with self.client(BYSTANDER) as one, self.client(OTHER) as other:
+                one.report([1.0])  # alone, so that the first epoch of the other waits for it
+                self._turns.put(True)
+                while self._turns.get():
+                    other.channel.send(ClientData([1.0]))
+                    self._wait(lambda: self.is_foreign or self._reports[OTHER] > len(OLD_READINGS))
+                    one.report([1.0])
+                    other.channel.receive(time.monotonic() + self._timeout_s)
+                    with self._changed:
+                        self.rounds += 1
+                        self._changed.notify_all()
+        except Exception as error:
+            self.harm.append(error)
+
+    def _take_turn(self) -> None:
+        with self._changed:
+            if self.rounds:  # not before they have begun
+                self._due += 1
+                self._turns.put(True)
+
+    def bystanders_go_on(self) -> bool:
+        """Return whether both do another round, and nothing has ever happened to them."""
+        self._take_turn()
+        return self._wait(lambda: self.rounds == self._due) and not self.harm
+
+    def _wait(self, until: Callable[[], bool]) -> bool:
+        with self._changed:
+            return self._changed.wait_for(until, 5.0)
+
+    # An attack
+
+    def suffer(self, attack: Attack) -> Outcome:
+        """Let the victim live a session under attack, and return what became of it."""
+        outcome = self.outcome = Outcome()
+        self.attack = attack.name
+        self._sessions.clear()
+        if attack.is_on_path:
+            with self._proxy(partial(attacked, attack, lab=self)) as proxy:
+                self._live(proxy.address, attack)
+        else:
+            self._live(self.address, attack)
+        self._wait(lambda: self.is_foreign or self._connections == 0)  # it may need a moment longer
+        return outcome
+
+    def _live(self, address: tuple[str, int], attack: Attack) -> None:
+        outcome = self.outcome
+        try:
+            with self.client(VICTIM, address) as self.victim:
+                for readings in READINGS[:1] if attack.hasty else READINGS:
+                    outcome.sent.append(readings)
+                    if self.is_foreign:  # its records tell nobody that the victim has reported
+                        self._take_turn()
+                    if attack.hasty:  # says goodbye without waiting for the answer
+                        self.victim.channel.send(ClientData(readings))
+                        continue
+                    outcome.answers.append(text_of(self.victim.report(readings)))
+                    if readings is READINGS[0] and not attack.is_on_path:
+                        self._run_outside(attack)
+        except ProtocolError as error:
+            outcome.errors["client"].append(error)
+
+    def _run_outside(self, attack: Attack) -> None:
+        try:
+            attack.run(self)
+        except (ProtocolError, LocalError, UserError, OSError):
+            pass  # its own client or connection was refused
+        except Exception as error:  # a mistake in the attack must not look like a defence
+            self.outcome.broken = error
+
+    def _see(self, record: Record) -> None:
+        detail = record.detail
+        outcome = self.outcome
+        is_bystander = record.client_id in (BYSTANDER, OTHER)
+        with self._changed:
+            if isinstance(detail, Epoch):
+                if detail.answers and VICTIM in detail.answers:
+                    outcome.answered.append(detail.answers[VICTIM].body.decode())
+            elif isinstance(detail, Contribution):
+                self._reports[record.client_id] += 1
+                if not is_bystander:
+                    outcome.accepted.append([*detail.readings])
+                    self._take_turn()
+            elif not is_bystander:
+                outcome.errors["server"].append(detail)
+                self._connections -= 1
+            self._changed.notify_all()
+
+    def evidence(self, attack: Attack) -> Evidence:
+        """Return what the victims have met; of a foreign server, what it said on the wire."""
+        seen = super().evidence(attack)
+        if not self.is_foreign:
+            return seen
+        said = self.outcome.said
+        won = self.outcome.learned  # what else could be won is seen inside the server only
+        if attack.who != "server":
+            return seen._replace(won=won)
+        answers = [name for name in said if name == "SERVER_AGGR_RESPONSE"]
+        if attack.claim == "freshness":  # the first answer is to the original
+            answers = answers[1:]
+        refusal = "KEY_DESYNC_ERROR" if attack.error is RoundMismatch else "TERMINATE"
+        met = [*answers, *said[-1:], "closed"][:1]
+        return Evidence("wire", refusal if said else "closed", met, won)
+
+    def obstacle(self, attack: Attack) -> str:
+        """Say why an attack cannot be tried here; empty if it can."""
+        if self.is_foreign and (attack.claim == "availability" or attack.error is ConnectionCut):
+            return "it needs the clock or the insides of the server"
+        return ""
+
+
+def text_of(aggregate: dict[str, Json]) -> str:
+    """Return an answer as it stood on the wire."""
+    return ServerAggrResponse(aggregate).body.decode()
+
+
+def random_source(name: str) -> Callable[[int], bytes]:
+    """Return a source of bytes that are always the same for the same name."""
+    start = name.encode(errors="surrogateescape")
+    counter = itertools.count()
+    return lambda length: hashlib.shake_256(b"%b %d" % (start, next(counter))).digest(length)
