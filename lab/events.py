@@ -219,8 +219,8 @@ def add_deed(steps: list[Step], line: Event) -> None:
     """Add what the adversary did with a message, or complete the step of the message it had."""
     deed = line["deed"]
     to = line["to"]
-    message = line["message"]
-    origin: bytes = line.get("origin", message)
+    message: bytes = line["message"]
+    origin: bytes = line["origin"] if "origin" in line else message
     waiting = [step for step in steps if step.kind == "sent" and step.sent == origin]
     if deed == "late" and waiting:
         waiting[0].kind = "held"
