@@ -177,8 +177,10 @@ def parsed(event: Any) -> Event:
             raise ValueError(name)
     if not all(read[name] in ENDS for name in ("to", "by") if name in wanted):
         raise ValueError("an end")
-    if "deed" in wanted and read["deed"] not in KINDS:
-        raise ValueError("a deed")
+    if "deed" in wanted:
+        read.setdefault("origin", read["message"])
+        if read["deed"] not in KINDS:
+            raise ValueError("a deed")
     if "keys" in wanted and not all(isinstance(name, str) for name in read["keys"].values()):
         raise ValueError("keys")
     return read
@@ -220,7 +222,7 @@ def add_deed(steps: list[Step], line: Event) -> None:
     deed = line["deed"]
     to = line["to"]
     message: bytes = line["message"]
-    origin: bytes = line["origin"] if "origin" in line else message
+    origin: bytes = line["origin"]
     waiting = [step for step in steps if step.kind == "sent" and step.sent == origin]
     if deed == "late" and waiting:
         waiting[0].kind = "held"
