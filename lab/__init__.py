@@ -1,0 +1,1 @@
+"""What every adversary of this project stands on, and every page about one."""
