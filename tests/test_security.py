@@ -15,7 +15,7 @@ from protocol_fsm import Direction, Opcode, State, bind_keys
 from tests.books import BOOKS, CORE, ROOT, Book, commands, names_of_tests_in, quoted, resolve, run
 from tests.helpers import Pair, clone, pair_in, reseal
 
-MOST_BYTES = 40 * 1024  # of the core's page, which a class reads beside the code
+MOST_BYTES = 22 * 1024  # of the core's page, which a class reads beside the code
 MODULES = {path.stem for path in ROOT.glob("*.py")} | {"classroom", "companions", "lab"}
 SCENARIOS = (  # the titles of the original document, which its readers look for
     "Replay attack defense",
