@@ -35,8 +35,8 @@ from crypto_utils import (
 from endpoint import DEMO_KEYS, HOST, OPCODE_NAMES, PORT, choose_keys
 from lab.catalogue import Catalogue, CutHere
 from lab.frames import Frame, Frames, Tap, flipped, xored
-from lab.proxy import Proxy
 from lab.program import Program, run
+from lab.proxy import Proxy
 from lab.stage import (
     LIMITS,
     OTHER,

@@ -73,6 +73,10 @@ for name in sys.argv[1:]:
         pass
 print(json.dumps(found))
 """ % (NEEDED,)
+# name, name>=1.2, or either of them for older Pythons only
+REQUIREMENT = re.compile(
+    r'(\w[\w.-]*)\s*(?:>=\s*([\d.]+))?(?:\s*;\s*python_version < "([\d.]+)")?$'
+)
 NO_NETWORK = re.compile(r"connection broken|timed out|\(from versions: none\)", re.IGNORECASE)
 
 
@@ -119,11 +123,13 @@ def read_requirements(name):
     with open(os.path.join(HERE, name)) as lines:
         for line in lines:
             line = line.split("#")[0].strip()
-            match = re.match(r"(\w[\w.-]*)\s*(?:>=\s*([\d.]+))?$", line)
+            match = REQUIREMENT.match(line)
             if line.startswith("-r "):
                 wanted.update(read_requirements(line[3:].strip()))
             elif match:
-                wanted[match.group(1)] = version_numbers(match.group(2) or "")
+                package, version, below = match.groups()
+                if not below or sys.version_info < version_numbers(below):
+                    wanted[package] = version_numbers(version or "")
             elif line:
                 raise Problem("%s has a line that is not name>=1.2: %s" % (name, line))
     return wanted

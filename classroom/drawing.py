@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from xml.etree import ElementTree
 
-from lab.events import ENDS, Run, Step, shown
 from classroom.wire import Wire
+from lab.events import ENDS, Run, Step, shown
 
 WIDTH = 840
 ROW = 54

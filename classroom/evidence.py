@@ -13,20 +13,20 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
-from classroom.events import Run, read_events, runs_of
 from classroom.output import write_whole
 from classroom.report import link_to, page
-from classroom.tables import Matrix, matrix_of, read_document
 from classroom.wire import LAB, ROOT
+from lab.claims import Sets, read_sets
+from lab.events import Run, read_events, runs_of
 from program import Parser, UserError, reason_of, run_program, to_stderr
 
 
-def runs_needed(matrix: Matrix) -> dict[str, list[str]]:
+def runs_needed(found: Sets) -> dict[str, list[str]]:
     """Return the attacks to run by what to take out; first all of them, with nothing taken out."""
     needed = defaultdict[str, list[str]](list)
     needed[""] = []
-    for attack, found in matrix.sets.items():
-        for rules in found:
+    for attack, sets in found.sets.items():
+        for rules in sets:
             needed[",".join(rules)].append(attack)
     return needed
 
@@ -55,7 +55,7 @@ def main() -> int:
         options.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot make {options.folder}: {reason_of(error)}") from None
-    needed = runs_needed(matrix_of(read_document(LAB.security)))
+    needed = runs_needed(read_sets(LAB.data / "sets.json"))
     runs: list[Run] = []
     for number, (rules, attacks) in enumerate(needed.items(), 1):
         path = options.folder / f"{rules.replace(',', '-') or 'all-rules'}.jsonl"
@@ -63,7 +63,7 @@ def main() -> int:
         runs += runs_of(read_events(path)[0])
         to_stderr(f"{number} of {len(needed)}: {rules or 'all rules'}")
     output = options.folder / "report.html"
-    write_whole(output, page(runs, LAB, link_to(LAB.security, output)).encode())
+    write_whole(output, page(runs, LAB, link_to(LAB.claims, output)).encode())
     print(f"wrote {output}: {len(runs)} runs")
     return 0
 

@@ -30,21 +30,20 @@ import functools
 import hashlib
 import itertools
 import math
-import re
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.pool import AsyncResult
 from multiprocessing.sharedctypes import Synchronized
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from attacks import random_source
-from classroom.matrix import SEEDS, SESSION_RULES, SPAWN, Names, progress, shown, workers
+from classroom.matrix import FOLDER, SEEDS, SESSION_RULES, SPAWN, Names, progress, shown, workers
 from classroom.stage import on_sockets
 from classroom.story import CLIENTS, OLD, ROUNDS, Notes, Step, broken, menu, readings, watched
-from classroom.weakened import DOCUMENTED, without
 from endpoint import DEMO_KEYS
+from lab.claims import read_sets
+from lab.weakened import DOCUMENTED, without
 from program import Parser, UserError, positive, run_program
 from protocol_fsm import (
     ConnectionCut,
@@ -59,19 +58,6 @@ from protocol_fsm import (
     Status,
     client_id_of,
     encode_body,
-)
-
-CLAIMS = frozenset(
-    {  # of SECURITY.md, that the promises cover as far as the search goes
-        "S-6",
-        "S-8",
-        "S-9",
-        "S-10",
-        "S-13",
-        "S-15",
-        "S-16",
-        "S-17",
-    }
 )
 
 # One end, and what becomes of it ------------------------------------------------------------------
@@ -493,13 +479,9 @@ def tell_all(sets: Sequence[Names], limit: int, is_played: bool) -> Iterator[Tal
 
 
 def minimal_sets() -> list[Names]:
-    """Return the sets that SECURITY.md shows, which are those that the matrix finds. UserError."""
-    text = (Path(__file__).parent.parent / "SECURITY.md").read_text("utf-8")
-    part = text.partition("## The minimal sets")[2].partition("\n## ")[0]
-    sets = dict.fromkeys(frozenset(names.split(", ")) for names in re.findall(r"{(.*?)}", part))
-    without(frozenset[str]().union(*sets))  # which knows all elements
-    if not sets:
-        raise UserError("SECURITY.md shows no minimal sets")
+    """Return the sets of sets.json, the smallest first. Raises UserError."""
+    found = read_sets(FOLDER / "sets.json").sets
+    sets = dict.fromkeys(frozenset(rules) for minimal in found.values() for rules in minimal)
     return sorted(sets, key=len)
 
 
@@ -556,7 +538,7 @@ def main() -> int:
     parser = Parser("What an adversary finds that tries everything.")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--without", metavar="A,B", help="take these rules out, and tell a story")
-    which.add_argument("--sets", action="store_true", help="the same for all of SECURITY.md's sets")
+    which.add_argument("--sets", action="store_true", help="the same for all minimal sets")
     parser.add_argument(
         "--states",
         type=positive,

@@ -2,6 +2,7 @@
 
     python -m classroom.matrix
     python -m classroom.matrix --attack replay-session --size 3
+    python -m classroom.matrix --write      writes classroom/sets.json
 
 A set is tried in memory: two real Sessions that lack its rules, a wire in place of sockets, and the
 attack as attacks.py has it, whose own goal says whether it won. The rules of the server, and what
@@ -13,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
-import json
 import logging
 import math
 import multiprocessing
@@ -24,8 +24,9 @@ import tempfile
 import textwrap
 import threading
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from multiprocessing.pool import Pool
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple, TypeVar
 
@@ -45,8 +46,11 @@ from attacks import (
     random_source,
 )
 from channel import EndRequested
-from classroom.weakened import ELEMENTS, without
+from classroom.output import write_whole
 from endpoint import DEMO_KEYS
+from lab.claims import Sets, as_json, read_claims
+from lab.weakened import RULES as ELEMENTS
+from lab.weakened import without
 from program import Parser, UserError, positive, run_program
 from protocol_fsm import (
     ConnectionCut,
@@ -70,12 +74,7 @@ Done = TypeVar("Done")
 SESSION_RULES = {name: rule for name, rule in ELEMENTS.items() if issubclass(rule, Session)}
 SERVER_RULES = [name for name in ELEMENTS if name not in SESSION_RULES]
 SEEDS = ("one", "two", "three")  # garbage unpads well once in 256: a set has to win with all
-REDUNDANT: dict[str, str] = {  # why an element is in no set; whatever is in one must not be here
-    "turn": "what the attacks send out of turn has its place in another phase, or in none",
-    "fresh-iv": "the first block of a report is a fresh nonce, and each report has new keys",
-    "finality": "no attack needs a second try in the same session",
-    "decoy": "it hides a difference in time, and no attack holds a clock",
-}
+FOLDER = Path(__file__).parent  # of claims.toml and sets.json
 
 # A session in memory: what Channel, Member, Client and attacks.Lab do, without a socket or clock --
 
@@ -539,10 +538,24 @@ def table(rows: Mapping[str, str]) -> str:
     return "\n".join(lines)
 
 
-def markdown(rows: Mapping[str, str]) -> str:
-    """Return the table that `table` returns, for a document."""
-    head, *lines = [f"| {name} | {text} |" for name, text in rows.items()]
-    return "\n".join([head, "|---|---|", *lines])
+def as_sets(
+    names: Sequence[str],
+    found: Mapping[str, Sequence[Names]],
+    size: int,
+    attacks: Mapping[str, Any],
+    elements: Iterable[str],
+) -> Sets:
+    """Return what was found for these attacks, each set in the order of the elements."""
+    order = [*elements]
+    return Sets(
+        size,
+        {
+            name: [[rule for rule in order if rule in taken] for taken in found[name]]
+            for name in names
+            if name in found
+        },
+        {name: attacks[name].noticed for name in names if name not in found},
+    )
 
 
 def main() -> int:
@@ -551,40 +564,27 @@ def main() -> int:
     parser.add_argument("--size", type=positive, default=4, help="of sets; default 4")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print one object")
-    form.add_argument("--markdown", action="store_true", help="print tables for SECURITY.md")
+    form.add_argument("--write", action="store_true", help="write classroom/sets.json")
     options = parser.options()
     names = options.attack or [*ATTACKS]
+    is_whole = not options.attack and options.size >= 4
+    if options.write and not is_whole:
+        raise UserError("--write is for all attacks, and for sets of 4 rules or more")
     if unknown := set(names) - ATTACKS.keys():
         raise UserError(f"no attack is named {min(unknown)}; attacks.py --list names them all")
     found, wrong = matrix(names, options.size)
-    rows = {name: verdict(name, found, options.size) for name in names}
-    # what a part of the attacks does not need, or smaller sets, the others may
-    spare = (
-        {}
-        if options.attack or options.size < 4
-        else {name: REDUNDANT.get(name, "(no reason is known)") for name in unused(found)}
-    )
+    text = as_json(as_sets(names, found, options.size, ATTACKS, ELEMENTS))
     if options.json:
-        print(
-            json.dumps(
-                {
-                    "sets": {
-                        name: [[n for n in ELEMENTS if n in taken] for taken in sets]
-                        for name, sets in found.items()
-                    },
-                    "not_prevented": {
-                        name: ATTACKS[name].noticed for name in names if name not in found
-                    },
-                    "redundant": spare,
-                    "unconfirmed": wrong,
-                },
-                indent=1,
-            )
-        )
-    else:
-        show = markdown if options.markdown else table
-        print(show({"attack": "minimal sets of rules without which it wins", **rows}))
-        print(end="\n" + show({"redundant here": "because", **spare}) + "\n" if spare else "")
+        print(text, end="")
+    elif options.write and not wrong:
+        write_whole(FOLDER / "sets.json", text.encode())
+    elif not options.write:
+        rows = {name: verdict(name, found, options.size) for name in names}
+        print(table({"attack": "minimal sets of rules without which it wins", **rows}))
+        if is_whole:  # what some attacks do not need, or small sets, others may
+            reasons = read_claims(FOLDER).redundant
+            spare = {name: reasons.get(name, "(no reason is known)") for name in unused(found)}
+            print("\n" + table({"redundant here": "because", **spare}))
     for line in wrong:
         print(line, file=sys.stderr)
     return int(bool(wrong))

@@ -20,7 +20,7 @@ from bench.report import NAMES
 from bench.rivals import BODIES
 from classroom.drawing import Drawing
 from classroom.output import write_whole
-from classroom.tables import read_document
+from lab.claims import read_text
 from program import Parser, UserError, run_program
 
 # Half as wide, as on a phone, letters of 15 are still of 9 or 10 pixels
@@ -108,7 +108,7 @@ def above_0(found: object) -> float:
 
 def read_bench(path: Path, body: str) -> Measured:
     """Return what run.py bench --json wrote about one size of bodies. Raises UserError."""
-    text = read_document(path)
+    text = read_text(path)
     try:
         told = json.loads(text)
         cases = [case for case in told["cases"] if case["body"] == body]

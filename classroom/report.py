@@ -4,8 +4,9 @@
     python -m classroom.report events.jsonl -o report.html
 
 The page is one file, which loads nothing. Everything on it that happened comes from the log (see
-EVENTS.md), every claim from SECURITY.md; what a message looks like says a Wire, so that another
-protocol needs another Wire and nothing else. It judges nothing: verdicts are those of the log.
+EVENTS.md), every claim from claims.toml, every minimal set from sets.json. A Wire says where those
+are and what a message looks like, so another protocol needs another Wire and nothing else. The
+page judges nothing: verdicts are those of the log.
 """
 
 from __future__ import annotations
@@ -21,18 +22,10 @@ from typing import NamedTuple
 from urllib.parse import quote
 
 from classroom.drawing import diagram, in_words, shown
-from classroom.events import ENDS, KINDS, Event, Run, Step, read_events, runs_of
 from classroom.output import filled, write_whole
-from classroom.tables import (
-    Matrix,
-    Section,
-    claims,
-    matrix_of,
-    read_document,
-    read_matrix,
-    sections,
-)
 from classroom.wire import LAB, Change, Wire, changes
+from lab.claims import Claim, Sets, read_claims, read_sets
+from lab.events import ENDS, KINDS, Event, Run, Step, read_events, runs_of
 from program import Parser, run_program, to_stderr
 
 TEMPLATE = "report.html.j2"
@@ -98,7 +91,6 @@ class RunView:
     labels: list[str] = field(default_factory=list)  # of the keys
     keys: list[KeyRow] = field(default_factory=list)
     claims: list[str] = field(default_factory=list)
-    sections: list[Section] = field(default_factory=list)
 
 
 class Mark(NamedTuple):
@@ -255,7 +247,7 @@ def view_of(run: Run, anchor: str, wire: Wire) -> RunView:
 
 
 def matrix_rows(
-    matrix: Matrix, runs: Sequence[RunView], wire: Wire
+    matrix: Sets, runs: Sequence[RunView], wire: Wire
 ) -> tuple[list[str], list[MatrixRow]]:
     """Return the elements, and a row an attack: in each cell the minimal sets that it is in."""
     anchors = {(view.run.attack, view.run.without): view.anchor for view in reversed(runs)}
@@ -282,19 +274,10 @@ def matrix_rows(
     return order, rows
 
 
-def link_documents(
-    views: Sequence[RunView], table: Sequence[Mapping[str, str]], parts: Sequence[Section]
-) -> None:
-    """Tell each run which claims it tries, and where the document speaks of it."""
+def link_claims(views: Sequence[RunView], claims: Sequence[Claim]) -> None:
+    """Tell each run which claims it tries."""
     for view in views:
-        name = f"`{view.run.attack}`"
-        view.claims = [row["id"] for row in table if name in row["attacks"]]
-        spoken = re.compile(rf"{re.escape(name)}|^\S.* {re.escape(view.run.attack)}$", re.MULTILINE)
-        view.sections = [
-            part
-            for part in parts
-            if spoken.search(re.sub(r"^\|.*", "", part.text, flags=re.MULTILINE))
-        ]
+        view.claims = [claim.id for claim in claims if view.run.attack in claim.attacks]
 
 
 def summary(views: Sequence[RunView]) -> list[tuple[str, dict[str, int]]]:
@@ -317,15 +300,14 @@ def summary(views: Sequence[RunView]) -> list[tuple[str, dict[str, int]]]:
 # The page -----------------------------------------------------------------------------------------
 
 
-def page(runs: Sequence[Run], wire: Wire, security: str, matrix: Matrix | None = None) -> str:
-    """Return the page; `security` is where SECURITY.md is, as seen from it. Raises UserError."""
-    text = read_document(wire.security)
-    section, table = claims(text)
+def page(runs: Sequence[Run], wire: Wire, claims_at: str, matrix: Sets | None = None) -> str:
+    """Return the page; `claims_at` is where CLAIMS.md is, as seen from it. Raises UserError."""
+    told = read_claims(wire.data)
     order = [*dict.fromkeys(run.attack for run in runs)]  # runs of one attack stand together
     runs = sorted(runs, key=lambda run: order.index(run.attack))
     views = [view_of(run, anchor, wire) for run, anchor in zip(runs, anchors_of(runs))]
-    link_documents(views, table, sections(text))
-    elements, rows = matrix_rows(matrix or matrix_of(text), views, wire)
+    link_claims(views, told.claims)
+    elements, rows = matrix_rows(matrix or read_sets(wire.data / "sets.json"), views, wire)
     return filled(
         TEMPLATE,
         wire=wire,
@@ -335,10 +317,9 @@ def page(runs: Sequence[Run], wire: Wire, security: str, matrix: Matrix | None =
         kinds=KINDS,
         elements=elements,
         matrix=rows,
-        redundant=(matrix or matrix_of(text)).redundant,
-        claims=table,
-        claims_at=f"{security}#{section.anchor}",
-        security=security,
+        redundant=told.redundant,
+        claims=told.claims,
+        claims_at=f"{claims_at}#the-claims",
         most=MOST_MESSAGES,
         anchors={view.run.attack: view.anchor for view in reversed(views)},
     )
@@ -372,7 +353,7 @@ def main(wire: Wire = LAB) -> int:
         "--matrix",
         type=Path,
         metavar="FILE",
-        help="of classroom.matrix --json; default: the table in SECURITY.md",
+        help="of classroom.matrix --json; default: the protocol's sets.json",
     )
     options = parser.options()
     runs: list[Run] = []
@@ -381,9 +362,8 @@ def main(wire: Wire = LAB) -> int:
         runs += runs_of(events)
         if unknown:
             to_stderr(f"{path}: not shown, because not known here: {', '.join(unknown)}")
-    matrix = read_matrix(options.matrix) if options.matrix else None
-    security = link_to(wire.security, options.output)
-    text = page(runs, wire, security, matrix)
+    matrix = read_sets(options.matrix) if options.matrix else None
+    text = page(runs, wire, link_to(wire.claims, options.output), matrix)
     write_whole(options.output, text.encode("utf-8", "replace"))
     print(f"wrote {options.output}: {len(runs)} runs")
     return 0

@@ -34,7 +34,8 @@ class Wire(NamedTuple):
     name: str
     title: Callable[[bytes], str]
     fields: Callable[[bytes], Sequence[Field]]
-    security: Path  # its SECURITY.md
+    data: Path  # the folder of its claims.toml and sets.json
+    claims: Path  # its CLAIMS.md, which is drawn from them
     attacks: str  # the command that runs them
     describe: Callable[[bytes], str]  # all that anybody sees of a message, in a line
     framed: Callable[[bytes], bytes]  # what TCP carries for a message
@@ -132,7 +133,8 @@ LAB = Wire(
     "the lab's own protocol",
     lab_title,
     lab_fields,
-    ROOT / "SECURITY.md",
+    ROOT / "classroom",
+    ROOT / "CLAIMS.md",
     "python attacks.py",
     lambda message: describe_message(message)[0],
     lambda message: len(message).to_bytes(2, "big") + message,

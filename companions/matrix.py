@@ -9,14 +9,16 @@ is left out.
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from multiprocessing.pool import Pool
+from pathlib import Path
 from typing import Any
 
 from attacks import Attack
-from classroom.matrix import Names, Task, markdown, progress, search, table, workers
+from classroom.matrix import Names, Task, as_sets, progress, search, table, workers
+from classroom.output import write_whole
+from lab.claims import as_json, read_claims
 from program import Parser, UserError, positive
 from protocol_fsm import LocalError, ProtocolError
 
@@ -30,7 +32,7 @@ class Matrix:
     """A companion's attacks and rules, and how to try them.
 
     `parts` gives the parts of a lab without some rules, `lab` a lab of such parts, and `heard` are
-    those among them that have checks. `redundant` says why an element is in no set.
+    those among them that have checks. `folder` has claims.toml and sets.json.
     """
 
     attacks: Mapping[str, Attack]
@@ -38,7 +40,7 @@ class Matrix:
     parts: Callable[[Names], Any]
     lab: Callable[[Any], Any]
     heard: tuple[str, ...]
-    redundant: Mapping[str, str]
+    folder: Path
     also_checks: tuple[str, ...] = ()  # methods that refuse, whatever their names
     per_core: int = 4  # processes, which wait most of the time
 
@@ -156,8 +158,9 @@ class Matrix:
     def unused(self, found: Found) -> dict[str, str]:
         """Return the elements that are in no set, and why."""
         used = {element for sets in found.values() for taken in sets for element in taken}
+        reasons = read_claims(self.folder).redundant
         return {
-            name: self.redundant.get(name, "(no reason is known)")
+            name: reasons.get(name, "(no reason is known)")
             for name in self.elements
             if name not in used
         }
@@ -169,32 +172,23 @@ class Matrix:
         parser.add_argument("--size", type=positive, default=3, help="of sets; default 3")
         form = parser.add_mutually_exclusive_group()
         form.add_argument("--json", action="store_true", help="print one object")
-        form.add_argument("--markdown", action="store_true", help="print tables for SECURITY.md")
+        form.add_argument("--write", action="store_true", help="write sets.json")
         options = parser.options()
         names = options.attack or [*self.attacks]
+        is_whole = not options.attack and options.size >= 3
+        if options.write and not is_whole:
+            raise UserError("--write is for all attacks, and for sets of 3 rules or more")
         if unknown := set(names) - self.attacks.keys():
             raise UserError(f"no attack is named {min(unknown)}; attacks.py --list names them all")
         found = self.search(names, options.size, trial)
-        spare = {} if options.attack or options.size < 3 else self.unused(found)
+        text = as_json(as_sets(names, found, options.size, self.attacks, self.elements))
         if options.json:
-            print(
-                json.dumps(
-                    {
-                        "sets": {
-                            name: [[n for n in self.elements if n in taken] for taken in sets]
-                            for name, sets in found.items()
-                        },
-                        "not_prevented": {
-                            name: self.attacks[name].noticed for name in names if name not in found
-                        },
-                        "redundant": spare,
-                    },
-                    indent=1,
-                )
-            )
-            return 0
-        show = markdown if options.markdown else table
-        rows = {name: self.verdict(name, found, options.size) for name in names}
-        print(show({"attack": "minimal sets of rules without which it wins", **rows}))
-        print(end="\n" + show({"redundant here": "because", **spare}) + "\n" if spare else "")
+            print(text, end="")
+        elif options.write:
+            write_whole(self.folder / "sets.json", text.encode())
+        else:
+            rows = {name: self.verdict(name, found, options.size) for name in names}
+            print(table({"attack": "minimal sets of rules without which it wins", **rows}))
+            if is_whole:
+                print("\n" + table({"redundant here": "because", **self.unused(found)}))
         return 0

@@ -24,8 +24,8 @@ from channel import EndRequested
 from client import Client
 from endpoint import DEMO_KEYS, OPCODE_NAMES
 from lab.catalogue import Attack, Evidence, Stage, attacked
-from lab.observer import Observer
 from lab.frames import Frame, Frames, Tap
+from lab.observer import Observer
 from lab.proxy import Proxy
 from program import UserError
 from protocol_fsm import (

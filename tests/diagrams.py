@@ -1,4 +1,4 @@
-"""Draw what the documents show: the state machine from the code's table, a session from a vector.
+"""Draw what documents show: state machines from the code, a session from a vector, the claims.
 
 python -m tests.diagrams            rewrite the generated parts of the documents
 """
@@ -9,10 +9,11 @@ import importlib
 import json
 import re
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from lab.claims import Claims, Sets, read_claims, read_sets
 from protocol_fsm import ProtocolState
 
 ROOT = Path(__file__).parent.parent
@@ -139,8 +140,107 @@ def fields(data: bytes, layout: list[tuple[str, int, str]]) -> list[str]:
     return lines
 
 
+def markdown(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table without its empty columns."""
+    columns = [column for column in zip(heading, *rows) if any(column[1:])]
+    head, *lines = zip(*columns)
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *lines))
+
+
+def in_code(names: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
+
+
+def table_of_claims(told: Claims) -> str:
+    heading = (
+        "id",
+        "family",
+        "claim",
+        "condition",
+        "code",
+        "attacks",
+        "tests",
+        "verdict",
+        "rests on",
+    )
+    rows = (
+        (
+            claim.id,
+            claim.family,
+            claim.claim,
+            claim.condition,
+            in_code(claim.code),
+            in_code(claim.attacks),
+            in_code(claim.tests),
+            claim.verdict,
+            ", ".join(claim.rests_on),
+        )
+        for claim in told.claims
+    )
+    return markdown(heading, rows)
+
+
+def table_of_rules(told: Claims) -> str:
+    heading = "rule", "what it says", "claims", "its removal alone", "a run", "then the attack"
+    rows = (
+        (
+            in_code([rule.name]),
+            rule.rule,
+            ", ".join(rule.claims),
+            rule.alone,
+            f"`--without {','.join(rule.without)} {rule.attack}`",
+            "wins" if rule.wins else "is still refused",
+        )
+        for rule in told.rules
+    )
+    return markdown(heading, rows)
+
+
+def table_of_errors(told: Claims) -> str:
+    rows = (
+        (in_code([error.name]), error.when, in_code(error.attacks) or f"none: {error.unmet}")
+        for error in told.errors
+    )
+    return markdown(("error", "when", "attacks that meet it"), rows)
+
+
+def table_of_sets(found: Sets) -> str:
+    minimal = {
+        attack: " ".join(f"{{{', '.join(rules)}}}" for rules in sets)
+        or f"no set of up to {found.size} rules found"
+        for attack, sets in found.sets.items()
+    }
+    noticed = {
+        attack: f"not prevented (noticed by {by})" for attack, by in found.not_prevented.items()
+    }
+    return markdown(
+        ("attack", "minimal sets of rules without which it wins"), [*(minimal | noticed).items()]
+    )
+
+
+def claims_part(folder: Path) -> str:
+    """Return the tables of a folder's claims.toml and sets.json."""
+    told = read_claims(folder)
+    redundant = markdown(("in no minimal set", "because"), told.redundant.items())
+    return "\n\n".join(
+        (
+            "## The claims",
+            table_of_claims(told),
+            "## Rules that can be taken out",
+            table_of_rules(told),
+            "## Errors that end a session",
+            table_of_errors(told),
+            "## Minimal sets",
+            table_of_sets(read_sets(folder / "sets.json")),
+            redundant,
+        )
+    )
+
+
 def part(source: str) -> str:
     """Return what stands in the documents for `source`."""
+    if source.endswith("claims.toml"):
+        return claims_part((ROOT / source).parent)
     if source == "tests/vectors/sessions.json":
         return annotated_session()
     module = importlib.import_module(source.removesuffix(".ProtocolFSM.VALID_TRANSITIONS"))

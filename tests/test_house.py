@@ -35,6 +35,12 @@ def test_core_imports_the_standard_library_pycryptodome_and_what_is_below(module
     assert foreign <= BELOW[module]
 
 
+def test_the_lab_imports_nothing_from_above() -> None:
+    above = {"attacks", "classroom", "companions", "bench", "tests", "run"}
+    for path in (ROOT / "lab").glob("*.py"):
+        assert not imports_of(path) & above, path.name
+
+
 @pytest.mark.parametrize("module", ["crypto_utils", "protocol_fsm"])
 def test_the_protocol_does_no_input_or_output(module: str) -> None:
     assert not imports_of(ROOT / f"{module}.py") & {"socket", "threading", "time", "logging", "os"}

@@ -19,11 +19,11 @@ import pytest
 
 from attacks import ATTACKS
 from classroom import pictures, report
-from classroom.events import KINDS, Run, Watch, read_events, run_of, runs_of
 from classroom.evidence import runs_needed
 from classroom.output import write_whole
-from classroom.tables import claims, matrix_of, read_document, sections, tables
 from classroom.wire import LAB, Field, changes, lab_fields, lab_title
+from lab.claims import read_claims, read_sets
+from lab.events import KINDS, Run, Watch, read_events, run_of, runs_of
 from program import UserError
 from protocol_fsm import Direction, Opcode, PeerTerminated, Session
 
@@ -42,7 +42,8 @@ SAMPLE = (
     "guessed-key",
 )
 HOSTILE = "<script>alert(1)</script>\"'&\u2028"
-SECURITY = read_document(LAB.security)
+CLAIMS = read_claims(LAB.data).claims
+SETS = read_sets(LAB.data / "sets.json")
 
 
 def command(*words: str) -> subprocess.CompletedProcess[str]:
@@ -73,7 +74,7 @@ def runs(log: Path) -> dict[str, Run]:
 
 @pytest.fixture(scope="module")
 def page(runs: dict[str, Run]) -> str:
-    return report.page([*runs.values()], LAB, "SECURITY.md")
+    return report.page([*runs.values()], LAB, "CLAIMS.md")
 
 
 VOID = {"meta", "br", "hr", "img", "link"}  # which have no end
@@ -259,7 +260,7 @@ def test_of_very_many_messages_the_middle_is_left_out_everywhere() -> None:
         }
         for number in range(3_000)
     ]
-    text = report.page([run_of(lines)], LAB, "SECURITY.md")
+    text = report.page([run_of(lines)], LAB, "CLAIMS.md")
     assert "... 2987 messages more ..." in text
     assert "CLIENT_DATA, round 2999" in text
     assert len(text) < 200_000
@@ -274,7 +275,7 @@ def test_of_many_messages_the_one_that_was_touched_is_never_left_out() -> None:
         line(event, number, bytes(64)) for number in range(40) for event in ("sent", "delivered")
     ]
     lines[2 * 20 + 1] = line("inserted", 20, bytes(63) + b"!")
-    text = report.page([run_of(lines)], LAB, "SECURITY.md")
+    text = report.page([run_of(lines)], LAB, "CLAIMS.md")
     assert "... 16 messages more ..." in text
     assert "... 15 messages more ..." in text
     assert "CLIENT_DATA, round 20" in text
@@ -302,7 +303,7 @@ def test_the_page_is_one_file_that_loads_nothing(page: str) -> None:
     assert outline.all("src") == []
     assert "url(" not in page
     assert "@import" not in page
-    assert not [link for link in outline.all("href") if not re.match(r"#|SECURITY\.md(#|$)", link)]
+    assert not [link for link in outline.all("href") if not re.match(r"#|CLAIMS\.md(#|$)", link)]
     assert ("meta", {"charset": "utf-8"}) in outline.tags
     assert ("html", {"lang": "en"}) in outline.tags
 
@@ -310,26 +311,20 @@ def test_the_page_is_one_file_that_loads_nothing(page: str) -> None:
 def test_links_inside_the_page_and_into_the_document_lead_somewhere(page: str) -> None:
     outline = Outline(page)
     anchors = {f"#{name}" for name in outline.all("id")}
-    there = {f"SECURITY.md#{section.anchor}" for section in sections(SECURITY)} | {"SECURITY.md"}
-    assert {*outline.all("href")} <= anchors | there
+    assert {*outline.all("href")} <= anchors | {"CLAIMS.md#the-claims"}
+    assert "\n## The claims\n" in LAB.claims.read_text("utf-8")
     assert [name for name, count in Counter(outline.all("id")).items() if count > 1] == []
 
 
 def test_every_claim_is_there_and_leads_to_its_attacks(page: str) -> None:
-    _, table = claims(SECURITY)
-    assert len(table) > 30
-    assert all(f'id="claim-{row["id"]}"' in page for row in table)
+    assert len(CLAIMS) > 30
+    assert all(f'id="claim-{claim.id}"' in page for claim in CLAIMS)
     assert '<a href="#run-flip-reading"><code>flip-reading</code></a>' in page
     assert "<code>flip-iv</code>" in page, "which is not in this log, and so no link"
     assert "#run-flip-iv" not in page
 
 
-def test_the_matrix_is_that_of_the_document_and_its_cells_lead_to_runs() -> None:
-    matrix = matrix_of(SECURITY)
-    assert {*matrix.sets} | {*matrix.not_prevented} == {*ATTACKS}
-    assert matrix.sets["replay-report"][0] == ["round", "ratchet"]
-    assert matrix.not_prevented["hold"] == "the client's deadline"
-    assert "fresh-iv" in matrix.redundant
+def test_the_matrix_is_that_of_the_search_and_its_cells_lead_to_runs() -> None:
     lines = [
         {
             "attack": "replay-report",
@@ -344,7 +339,7 @@ def test_the_matrix_is_that_of_the_document_and_its_cells_lead_to_runs() -> None
             "bystanders": 1,
         }
     ]
-    text = report.page([run_of(lines)], LAB, "SECURITY.md")
+    text = report.page([run_of(lines)], LAB, "CLAIMS.md")
     words = "set a: replay-report wins without round and ratchet"
     assert text.count(f'<a href="#run-replay-report-without-ratchet-round" title="{words}"') == 2
     assert "try python attacks.py --without tag flip-reading" in text
@@ -368,7 +363,7 @@ def test_runs_of_one_attack_stand_together() -> None:
         ]
         for attack, without in (("one", ""), ("two", ""), ("one", "tag"), ("one", "tag"))
     ]
-    text = report.page([run_of(line) for line in lines], LAB, "SECURITY.md")
+    text = report.page([run_of(line) for line in lines], LAB, "CLAIMS.md")
     assert re.findall('<h3 id="(.*?)">', text) == [
         "run-one",
         "run-one-without-tag",
@@ -378,16 +373,15 @@ def test_runs_of_one_attack_stand_together() -> None:
 
 
 def test_all_that_the_matrix_found_is_run_for_the_evidence() -> None:
-    matrix = matrix_of(SECURITY)
-    needed = runs_needed(matrix)
+    needed = runs_needed(SETS)
     assert needed[""] == []
     assert {(name, rules) for rules, names in needed.items() for name in names} == {
-        (name, ",".join(rules)) for name, found in matrix.sets.items() for rules in found
+        (name, ",".join(rules)) for name, found in SETS.sets.items() for rules in found
     }
 
 
 def test_the_same_log_makes_the_same_page(page: str, runs: dict[str, Run]) -> None:
-    assert report.page([*runs.values()], LAB, "SECURITY.md") == page
+    assert report.page([*runs.values()], LAB, "CLAIMS.md") == page
 
 
 def hostile_lines() -> list[dict[str, Any]]:
@@ -492,11 +486,10 @@ def test_files_that_are_not_there_or_not_right_are_one_sentence(
     assert "cannot read events from " in spoken(monkeypatch, str(tmp_path / "odd"), *output)
     assert "cannot write " in spoken(monkeypatch, str(log), "-o", str(tmp_path / "folder"))
     assert "cannot write " in spoken(monkeypatch, str(log), "-o", str(tmp_path / "no" / "where"))
-    for text in ("{}", "[]", "no", '{"sets": [], "not_prevented": {}, "redundant": {}}'):
-        (tmp_path / "matrix").write_text(text)
-        assert "is not what python -m classroom.matrix --json prints" in spoken(
-            monkeypatch, str(log), *output, "--matrix", str(tmp_path / "matrix")
-        )
+    (tmp_path / "matrix").write_text("{}")
+    assert "is not what a search for minimal sets writes" in spoken(
+        monkeypatch, str(log), *output, "--matrix", str(tmp_path / "matrix")
+    )
     assert {path.name for path in tmp_path.iterdir()} == {"odd", "folder", "matrix"}
 
 
@@ -515,7 +508,7 @@ def test_an_event_of_a_kind_that_is_not_known_is_skipped_and_said(
     more = tmp_path / "more"
     more.write_text(LINE + '{"attack": "a", "event": "applause", "by": "nobody"}\n')
     matrix = tmp_path / "matrix"
-    matrix.write_text('{"sets": {"a": [["tag"]]}, "not_prevented": {}, "redundant": {}}')
+    matrix.write_text('{"size": 1, "sets": {"a": [["tag"]]}, "not_prevented": {}}')
     done = command(
         "-m",
         "classroom.report",
@@ -534,17 +527,6 @@ def test_an_event_of_a_kind_that_is_not_known_is_skipped_and_said(
     text = (tmp_path / "report.html").read_text("utf-8")
     assert "set a: a wins without tag" in text
     assert "no verdict in the log" in text
-
-
-def test_tables_and_anchors_are_read_as_github_reads_them() -> None:
-    text = "# A b.\n```sh\n# no heading\n```\n## A b.\n| x | y |\n|---|---|\n| 1 \\| 2 | `z` |\n"
-    assert [(part.title, part.anchor) for part in sections(text)] == [
-        ("A b.", "a-b"),
-        ("A b.", "a-b-1"),
-    ]
-    assert tables(text) == [[{"x": "1 | 2", "y": "`z`"}]]
-    with pytest.raises(UserError, match="no table"):
-        claims(text)
 
 
 # In a browser -------------------------------------------------------------------------------------
@@ -662,9 +644,8 @@ class TestInABrowser:
         for link in {*view.evaluate("[...document.links].map(a => a.getAttribute('href'))")}:
             path, _, anchor = link.partition("#")
             if path:
-                target = (whole.parent / unquote(path)).resolve()
-                assert target == LAB.security
-                assert not anchor or anchor in {part.anchor for part in sections(SECURITY)}
+                assert (whole.parent / unquote(path)).resolve() == LAB.claims
+                assert anchor == "the-claims"
             else:
                 assert view.evaluate("id => !!document.getElementById(id)", anchor), link
 
@@ -720,7 +701,7 @@ def test_all_the_evidence_shows_each_minimal_set_win(tmp_path: Path) -> None:
         for run in runs_of(read_events(path)[0])
         if run.without
     ]
-    assert len(taken_out) == sum(map(len, matrix_of(SECURITY).sets.values()))
+    assert len(taken_out) == sum(map(len, SETS.sets.values()))
     assert [run.title for run in taken_out if report.verdict_of(run).kind != "won"] == []
 
 

@@ -300,6 +300,22 @@ def test_requirements_are_read_with_the_files_they_include(run: Any) -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("version", "wanted"),
+    [((3, 10, 12), {"tomli": (2,), "six": ()}), ((3, 11, 0), {}), ((3, 14, 1), {})],
+)
+def test_a_requirement_of_older_pythons_is_none_of_newer_ones(
+    run: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    version: tuple[int, ...],
+    wanted: dict[str, tuple[int, ...]],
+) -> None:
+    lines = 'tomli>=2.0; python_version < "3.11"\nsix ; python_version < "3.11"\n'
+    Path(run.HERE, "requirements.txt").write_text(lines)
+    monkeypatch.setattr(sys, "version_info", version)
+    assert run.read_requirements("requirements.txt") == wanted
+
+
 @pytest.mark.parametrize("line", ["a==1.0", "a>=1,<2", "a ; os_name == 'nt'", "--pre", "a>=1.0rc1"])
 def test_a_requirement_that_cannot_be_checked_is_refused(
     run: Any, world: World, line: str, capsys: pytest.CaptureFixture[str]

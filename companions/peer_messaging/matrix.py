@@ -5,23 +5,21 @@ python -m companions.peer_messaging.matrix
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from classroom.matrix import Task
 from companions.matrix import Matrix, Tried
 from companions.peer_messaging.attacks import ATTACKS, Lab, Parts
 from companions.peer_messaging.weakened import ELEMENTS, without
 from program import run_program
 
-REDUNDANT = {  # why an element is in no set; whatever is in one must not be here
-    "own-key": "a node has one handshake at a time, and cannot be both ends of it",
-    "answered": "keys depend on both HELLO and REPLY, so that a wrong REPLY leads to no keys",
-}
 MATRIX = Matrix(
     ATTACKS,
     ELEMENTS,
     lambda names: Parts(*without(names)),
     lambda parts: Lab(lambda *_: None, parts),
     ("session", "trust", "peer"),
-    REDUNDANT,
+    Path(__file__).parent,
     ("_decrypt",),
     per_core=8,
 )
