@@ -2,38 +2,52 @@
 
 from __future__ import annotations
 
+import argparse
 import copy
-from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
+from Crypto.Random import get_random_bytes
 
-from crypto_utils import aes_cbc_encrypt, hmac_sha256, pkcs7_pad
-from endpoint import DEMO_KEYS, keylog
+from crypto_utils import TAG_BYTES, aes_cbc_encrypt, hmac_sha256, pkcs7_pad
+from endpoint import DEMO_KEYS, NewSession, session_factory
 from protocol_fsm import (
     CIPHERTEXT_AT,
     HEADER,
-    TAG_BYTES,
+    ClientData,
+    ClientHello,
     Direction,
     Header,
     Message,
     Opcode,
     PeerTerminated,
     ProtocolError,
+    RandomSource,
+    ServerAggrResponse,
+    ServerChallenge,
     Session,
     State,
     Status,
-    encode_body,
+    Terminate,
 )
 
 MASTER_KEY = b"client1_master_k"
-READINGS = encode_body([21.5, 19.0])
-AGGREGATE = encode_body({"epoch": 1, "sum": 40.5, "mean": None, "participants": [1, 2]})
+REPORT = ClientData([21.5, 19.0])
+ANSWER = ServerAggrResponse({"epoch": 1, "sum": 40.5, "mean": None, "participants": [1, 2]})
+GOODBYE = Terminate(Status.GOODBYE)
+JsonMessage = TypeVar("JsonMessage", ClientData, ServerAggrResponse)
+
+
+def worded(message: JsonMessage, body: bytes) -> JsonMessage:
+    """Return `message` with a body that our own encoder would not write; nothing checks it."""
+    vars(message)["body"] = body
+    return message
 
 
 def clone(session: Session) -> Session:
     """Copy a session as copy.copy would, which sessions refuse because they hold keys."""
-    twin = Session.__new__(Session)
+    twin = Session.__new__(type(session))
     twin.__dict__.update(session.__dict__)
     twin.fsm = copy.copy(session.fsm)
     return twin
@@ -87,23 +101,21 @@ class Pair:
         client_id: int = 1,
         *,
         first_round: int = 1,
-        client_random: Callable[[int], bytes] | None = None,
-        server_random: Callable[[int], bytes] | None = None,
+        client_random: RandomSource = get_random_bytes,
+        server_random: RandomSource = get_random_bytes,
     ) -> None:
-        from Crypto.Random import get_random_bytes
-
         self.client = Session(
             client_id,
             MASTER_KEY,
             Direction.C2S,
-            random_bytes=client_random or get_random_bytes,
+            random_bytes=client_random,
             first_round=first_round,
         )
         self.server = Session(
             client_id,
             MASTER_KEY,
             Direction.S2C,
-            random_bytes=server_random or get_random_bytes,
+            random_bytes=server_random,
             first_round=first_round,
         )
         self.transcript: list[bytes] = []
@@ -111,29 +123,27 @@ class Pair:
     def end(self, sends: Direction) -> Session:
         return self.client if sends is Direction.C2S else self.server
 
-    def carry(
-        self,
-        sends: Direction,
-        opcode: Opcode,
-        body: bytes = b"",
-        status: Status = Status.OK,
-    ) -> Message:
+    def carry(self, sends: Direction, message: Message) -> Message:
         """Seal at one end, open at the other."""
-        message = self.end(sends).seal(opcode, body, status=status)
-        self.transcript.append(message)
-        return self.end(Direction(1 - sends)).open(message)
+        sealed = self.end(sends).seal(message)
+        self.transcript.append(sealed)
+        return self.end(Direction(1 - sends)).open(sealed)
 
     def hello(self) -> Message:
-        return self.carry(Direction.C2S, Opcode.CLIENT_HELLO)
+        return self.carry(Direction.C2S, ClientHello())
 
     def challenge(self) -> Message:
-        return self.carry(Direction.S2C, Opcode.SERVER_CHALLENGE)
+        return self.carry(Direction.S2C, ServerChallenge())
 
-    def report(self, body: bytes = READINGS) -> Message:
-        return self.carry(Direction.C2S, Opcode.CLIENT_DATA, body)
+    def report(self, report: ClientData = REPORT) -> ClientData:
+        opened = self.carry(Direction.C2S, report)
+        assert isinstance(opened, ClientData)
+        return opened
 
-    def answer(self, body: bytes = AGGREGATE) -> Message:
-        return self.carry(Direction.S2C, Opcode.SERVER_AGGR_RESPONSE, body)
+    def answer(self, answer: ServerAggrResponse = ANSWER) -> ServerAggrResponse:
+        opened = self.carry(Direction.S2C, answer)
+        assert isinstance(opened, ServerAggrResponse)
+        return opened
 
     def rounds(self, count: int) -> None:
         for _ in range(count):
@@ -154,17 +164,22 @@ def pair_in(state: State, *, rounds: int = 0, first_round: int = 1) -> Pair:
     if state is State.ANSWER:
         pair.report()
     if state is State.ENDED:
-        goodbye = pair.client.seal(Opcode.TERMINATE, status=Status.GOODBYE)
+        goodbye = pair.client.seal(GOODBYE)
         with pytest.raises(PeerTerminated):
             pair.server.open(goodbye)
     assert pair.client.state is pair.server.state is state
     return pair
 
 
+def logging_to(path: Path) -> NewSession:
+    """Return what makes sessions that log their keys, as --keylog does."""
+    return session_factory(argparse.Namespace(keylog=str(path), trace=False))
+
+
 def logged_pair(path: Path, client: bool = True, server: bool = True) -> Pair:
     """Return two ends, of which those that are asked for log their keys."""
     pair = Pair()
-    make = keylog(str(path))
+    make = logging_to(path)
     if client:
         pair.client = make(1, DEMO_KEYS[1], Direction.C2S)
     if server:
@@ -178,7 +193,7 @@ def live(pair: Pair) -> list[bytes]:
     pair.challenge()
     pair.rounds(2)
     with pytest.raises(PeerTerminated):
-        pair.carry(Direction.C2S, Opcode.TERMINATE, status=Status.GOODBYE)
+        pair.carry(Direction.C2S, GOODBYE)
     assert len(pair.transcript) == 7
     return pair.transcript
 

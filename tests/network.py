@@ -6,16 +6,20 @@ import contextlib
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 from client import Client
 from endpoint import DEMO_KEYS
 from protocol_fsm import (
+    ClientData,
+    ClientHello,
     ConnectionCut,
     Direction,
+    Json,
     MalformedMessage,
     Message,
-    Opcode,
+    ServerAggrResponse,
     Session,
     read_frame,
     write_frame,
@@ -54,7 +58,7 @@ class Journal:
 
 @contextlib.contextmanager
 def serving(
-    aggregation: Callable[..., object] = compute_aggregation, **limits: float
+    aggregation: Callable[..., Any] = compute_aggregation, **limits: Any
 ) -> Iterator[tuple[Server, Journal]]:
     """Run a server on a free loopback port, and check that it leaves no thread behind."""
     before = set(threading.enumerate())
@@ -63,7 +67,7 @@ def serving(
         DEMO_KEYS,
         port=0,
         limits=Limits(**limits),
-        aggregation=aggregation,  # type: ignore
+        aggregation=aggregation,
         record=journal,
     ) as server:
         yield server, journal
@@ -72,10 +76,8 @@ def serving(
         assert not thread.is_alive(), f"{thread} outlived its server"
 
 
-def client_for(server: Server, client_id: int, **options: float) -> Client:
-    return Client(
-        client_id, DEMO_KEYS, *server.address, timeout_s=options.pop("timeout_s", 5.0), **options
-    )  # type: ignore[arg-type]
+def client_for(server: Server, client_id: int) -> Client:
+    return Client(client_id, DEMO_KEYS, *server.address, timeout_s=5.0)
 
 
 class Wire:
@@ -101,7 +103,7 @@ class Wire:
         return self.received[-1]
 
     def is_closed_silently(self) -> bool:
-        """Tell whether the server closes without sending another byte."""
+        """Return whether the server closes without sending another byte."""
         try:
             return self.socket.recv(1) == b""
         except ConnectionError:
@@ -124,7 +126,7 @@ class Hand(Wire):
         self.session = Session(client_id, key or DEMO_KEYS[client_id], Direction.C2S)
 
     def hello(self) -> None:
-        self.send(self.session.seal(Opcode.CLIENT_HELLO))
+        self.send(self.session.seal(ClientHello()))
 
     def shake_hands(self) -> Hand:
         self.hello()
@@ -134,8 +136,14 @@ class Hand(Wire):
     def open(self) -> Message:
         return self.session.open(self.receive())
 
-    def report(self, body: bytes = b"[1]") -> None:
-        self.send(self.session.seal(Opcode.CLIENT_DATA, body))
+    def report(self, readings: Sequence[float] = (1,)) -> None:
+        self.send(self.session.seal(ClientData(readings)))
+
+    def answer(self) -> Mapping[str, Json]:
+        """Return the aggregate of the answer that comes next."""
+        answer = self.open()
+        assert isinstance(answer, ServerAggrResponse)
+        return answer.aggregate
 
 
 def at_once(*calls: Callable[[], object]) -> list[object]:
