@@ -31,28 +31,31 @@ WHO = {
     "INITIATOR": "initiator",
     "RESPONDER": "responder",
 }
-Moves = dict[tuple[Any, Any, Any], Any]  # as the table of any of our protocols has them
 
 
-def whose_turn(state: Any) -> str:
-    nobody = "nobody" if state.phase is ProtocolState.TERMINATED else "both"
-    return WHO[state.speaker.name] if state.speaker is not None else nobody
+def whose_turn(protocol: Any, state: Any) -> str:
+    if protocol.PHASE[state] is ProtocolState.TERMINATED:
+        return "nobody"
+    return WHO[protocol.SPEAKER[state].name] if state in protocol.SPEAKER else "both"
 
 
-def transition_table(states: Iterable[Any], moves: Moves, what: str, sender_is: str) -> str:
+def transition_table(protocol: Any) -> str:
     """Return every legal move as a Markdown table; moves by either side share a row."""
     senders: dict[tuple[Any, str, Any], list[str]] = {}
-    for (state, opcode, sender), following in moves.items():
+    for (state, opcode, sender), following in protocol.ProtocolFSM.VALID_TRANSITIONS.items():
         senders.setdefault((state, opcode.name, following), []).append(f"{sender.name}")
     rows = [
-        f"| {state.name} | {state.phase.name} | {whose_turn(state)} | {opcode} | "
-        f"{' or '.join(directions)} | {following.name} |"
+        f"| {state.name} | {protocol.PHASE[state].name} | {whose_turn(protocol, state)} | "
+        f"{opcode} | {' or '.join(directions)} | {following.name} |"
         for (state, opcode, following), directions in senders.items()
     ]
-    *_, last = states
-    rows.append(f"| {last.name} | {last.phase.name} | {whose_turn(last)} | none | | |")
-    order = [state.name for state in states]
+    last = protocol.ProtocolFSM.LAST
+    phase = protocol.PHASE[last].name
+    rows.append(f"| {last.name} | {phase} | {whose_turn(protocol, last)} | none | | |")
+    order = [state.name for state in protocol.State]
     rows.sort(key=lambda row: order.index(row.split()[1]))
+    what = "kind" if hasattr(protocol, "Kind") else "opcode"
+    sender_is = "direction" if hasattr(protocol, "Direction") else "sender"
     return "\n".join(
         [
             f"| state | phase | whose turn | {what} | {sender_is} | next state |",
@@ -62,14 +65,15 @@ def transition_table(states: Iterable[Any], moves: Moves, what: str, sender_is: 
     )
 
 
-def diagram(states: Iterable[Any], moves: Moves) -> str:
+def diagram(protocol: Any) -> str:
     """Return the same as a Mermaid state diagram, one box for each phase."""
-    lines = ["```mermaid", "stateDiagram-v2", "    [*] --> HELLO"]
+    fsm = protocol.ProtocolFSM
+    lines = ["```mermaid", "stateDiagram-v2", f"    [*] --> {fsm.FIRST.name}"]
     for phase in ProtocolState:
-        names = [state.name for state in states if state.phase is phase]
+        names = [state.name for state in protocol.State if protocol.PHASE[state] is phase]
         lines += [f"    state {phase.name} {{", *(f"        {name}" for name in names), "    }"]
     arrows: dict[tuple[Any, Any], list[str]] = {}
-    for (state, opcode, _), following in moves.items():
+    for (state, opcode, _), following in fsm.VALID_TRANSITIONS.items():
         labels = arrows.setdefault((state, following), [])
         if opcode.name not in labels:
             labels.append(opcode.name)
@@ -77,7 +81,7 @@ def diagram(states: Iterable[Any], moves: Moves) -> str:
         f"    {state.name} --> {following.name}: {', '.join(labels)}"
         for (state, following), labels in arrows.items()
     ]
-    return "\n".join([*lines, "    ENDED --> [*]", "```"])
+    return "\n".join([*lines, f"    {fsm.LAST.name} --> [*]", "```"])
 
 
 def annotated_session() -> str:
@@ -243,12 +247,8 @@ def part(source: str) -> str:
         return claims_part((ROOT / source).parent)
     if source == "tests/vectors/sessions.json":
         return annotated_session()
-    module = importlib.import_module(source.removesuffix(".ProtocolFSM.VALID_TRANSITIONS"))
-    states = [*module.State]
-    moves = module.ProtocolFSM.VALID_TRANSITIONS
-    what = "kind" if hasattr(module, "Kind") else "opcode"
-    sender_is = "direction" if hasattr(module, "Direction") else "sender"
-    return f"{transition_table(states, moves, what, sender_is)}\n\n{diagram(states, moves)}"
+    protocol = importlib.import_module(source.removesuffix(".ProtocolFSM.VALID_TRANSITIONS"))
+    return f"{transition_table(protocol)}\n\n{diagram(protocol)}"
 
 
 def updated(text: str) -> str:
