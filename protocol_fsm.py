@@ -337,7 +337,7 @@ class ClientData:
     @cached_property
     def body(self) -> bytes:
         """The JSON array, checked and encoded once. Raises LocalError."""
-        return encode_json([*self.readings], check_readings)
+        return encode_json(self.readings, check_readings)
 
 
 @dataclass(frozen=True)
@@ -444,9 +444,9 @@ PARSERS: Mapping[int, Callable[[bytes], Message]] = {
 }
 
 
-def check_readings(values: object) -> list[float]:
+def check_readings(values: object) -> Sequence[float]:
     """Return the 0 to 1,024 numbers of a report. Raises BadPayload."""
-    if not isinstance(values, list):
+    if not isinstance(values, (list, tuple)):
         raise BadPayload("an array", type(values).__name__)
     if len(values) > MAX_READINGS:
         raise BadPayload(f"at most {MAX_READINGS:,} numbers", len(values))
@@ -638,7 +638,7 @@ class Session:
 
     def fingerprints(self) -> dict[str, str]:
         """Name the four chain keys, 8 hex digits each; after the end, the last four there were."""
-        return self._last_fingerprints or {k: fingerprint(v) for k, v in self._keys.items()}
+        return {**self._last_fingerprints} or {k: fingerprint(v) for k, v in self._keys.items()}
 
     def __repr__(self) -> str:
         return (

@@ -200,7 +200,7 @@ class Epochs:
         return epoch
 
     def withdraw(self, connection: Connection) -> None:
-        """Take out what an ended session has contributed to the open epoch; wait for it no more."""
+        """Take out what an ended session has contributed to the open epoch."""
         client_id = connection.client_id
         entered = self.current.contributions.get(client_id)
         if entered and entered.giver is connection:
