@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import json
 import math
@@ -9,6 +10,7 @@ import pickle
 import random
 import sys
 from collections.abc import Callable, Sequence
+from types import FunctionType, ModuleType
 from typing import Any
 
 import pytest
@@ -214,8 +216,52 @@ def test_no_key_shows_in_a_repr_an_error_or_a_pickle() -> None:
         pickle.dumps(pair.client)
 
 
-def test_the_master_key_is_not_kept() -> None:
-    assert MASTER_KEY not in vars(Session(1, MASTER_KEY, C2S)).values()
+def kept_in(session: Session) -> set[bytes]:
+    """Return all bytes that can be reached from a session, whatever they are kept in."""
+    found: set[bytes] = set()
+    seen: set[int] = set()
+    to_look_at: list[object] = [vars(session)]
+    while to_look_at:
+        thing = to_look_at.pop()
+        if id(thing) in seen or isinstance(thing, (type, ModuleType, FunctionType)):
+            continue
+        seen.add(id(thing))
+        if isinstance(thing, (bytes, bytearray)):
+            found.add(bytes(thing))
+        to_look_at += gc.get_referents(thing)
+    return found
+
+
+def test_nothing_that_a_session_has_moved_on_from_is_kept_in_it() -> None:
+    """Neither the master key, nor an old chain key, a nonce or a plaintext, anywhere in it."""
+    secrets: set[bytes] = {MASTER_KEY}
+
+    def draw(length: int) -> bytes:
+        drawn = random.randbytes(length)
+        secrets.add(drawn)
+        return drawn
+
+    def see(seen: Seen) -> None:
+        secrets.add(seen.plaintext)
+
+    ends = [
+        Session(1, MASTER_KEY, sends, watchers=[see], random_bytes=draw) for sends in (C2S, S2C)
+    ]
+    client, server = ends
+    moves: list[Message] = [ClientHello(), ServerChallenge(), REPORT, ANSWER, REPORT, GOODBYE]
+    for message in moves:
+        sender, receiver = (server, client) if message.opcode in (20, 40) else (client, server)
+        secrets.update(client._keys.values())
+        try:
+            receiver.open(sender.seal(message))
+        except PeerTerminated:
+            assert message is GOODBYE
+        nonce = {client._client_nonce}  # which waits for its echo
+        for session in ends:
+            kept = kept_in(session) & (secrets - {b""})
+            assert kept <= {*session._keys.values()} | nonce, message
+    assert len(secrets) > 30
+    assert not kept_in(client) & secrets - {b""}
 
 
 def test_fingerprints_name_each_key_by_the_start_of_its_hash() -> None:
