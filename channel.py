@@ -187,9 +187,10 @@ class Channel(Generic[AnyMessage]):
 
     def _recv(self, wanted: int) -> bytes:
         """Return 1 to `wanted` bytes, or none at the end, as the session's framing asks."""
-        if not self._received and wanted >= READ_BYTES:
-            return self._wait_for_bytes(wanted)
-        received = self._received or self._wait_for_bytes(READ_BYTES)
+        received = self._received or self._wait_for_bytes(max(wanted, READ_BYTES))
+        if not self._frame_begun:
+            self._frame_begun = True
+            self._deadline = min(self._deadline, time.monotonic() + self._frame_timeout_s)
         self._received = received[wanted:]
         return received[:wanted]
 
@@ -208,9 +209,6 @@ class Channel(Generic[AnyMessage]):
                 received = b""  # a reset connection is a closed one
             if not received:
                 self.check_request()  # it may have been closed to wake us
-            elif not self._frame_begun:
-                self._frame_begun = True
-                self._deadline = min(self._deadline, time.monotonic() + self._frame_timeout_s)
             return received
 
     def _send_all(self, data: bytes) -> None:
