@@ -162,7 +162,7 @@ def open_key_log(path: str) -> Callable[[str], object]:
 
     def write(line: str) -> None:
         if os.write(file, line.encode()) < len(line):
-            raise OSError(errno.ENOSPC, "a key is not in the log")
+            raise OSError(errno.ENOSPC, "a line of the log is cut short")
 
     return write
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
+import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
@@ -19,22 +21,23 @@ from classroom.keylog import (
     plaintext_of,
     read_keylog,
 )
-from endpoint import DEMO_KEYS, keylog
-from program import Parser, UserError
+from endpoint import DEMO_KEYS, EndpointParser, session_factory
+from program import UserError
 from protocol_fsm import (
     BadTag,
+    ClientHello,
     Direction,
-    Opcode,
+    Message,
     PeerTerminated,
+    ServerChallenge,
     Session,
-    State,
     client_id_of,
 )
-from tests.helpers import AGGREGATE, READINGS, Pair, live, logged_pair, reseal
+from tests.helpers import ANSWER, REPORT, Pair, live, logged_pair, logging_to, reseal
 from tests.network import client_for, serving
-from tests.programs import posix_only, run, running_server
+from tests.programs import ROOT, TIMEOUT_S, posix_only, run, running_server
 
-KEYLOG_MD = (Path(__file__).parent.parent / "classroom" / "KEYLOG.md").read_text("utf-8")
+KEYLOG_MD = (ROOT / "classroom" / "KEYLOG.md").read_text("utf-8")
 
 
 def key_lines(path: Path) -> list[str]:
@@ -58,7 +61,7 @@ def test_every_message_of_a_session_is_opened(tmp_path: Path, ends: tuple[bool, 
     assert [
         text[16:] if text and message[6] == Direction.C2S else text
         for text, message in zip(plain, messages)
-    ] == [b"\x01", plain[1], READINGS, b"\0" + AGGREGATE, READINGS, b"\0" + AGGREGATE, b"\x01"]
+    ] == [b"\x01", plain[1], *[REPORT.body, b"\0" + ANSWER.body] * 2, b"\x01"]
     assert plain[1] is not None
     assert plain[0] is not None
     assert plain[1][:17] == b"\0" + plain[0][:16]
@@ -66,23 +69,24 @@ def test_every_message_of_a_session_is_opened(tmp_path: Path, ends: tuple[bool, 
 
 def test_the_server_alone_logs_what_it_takes_and_each_key_before_it_is_used(tmp_path: Path) -> None:
     pair = logged_pair(tmp_path / "log", client=False)
-    hello = pair.client.seal(Opcode.CLIENT_HELLO)
+    hello = pair.client.seal(ClientHello())
     assert plaintext_of(read_keylog(tmp_path / "log"), hello) is None
     pair.server.open(hello)
     assert plaintext_of(read_keylog(tmp_path / "log"), hello) is not None
-    for sends, opcode, body in (
-        (Direction.S2C, Opcode.SERVER_CHALLENGE, b""),
-        (Direction.C2S, Opcode.CLIENT_DATA, READINGS),
-        (Direction.S2C, Opcode.SERVER_AGGR_RESPONSE, AGGREGATE),
-    ):
-        message = pair.end(sends).seal(opcode, body)
-        assert plaintext_of(read_keylog(tmp_path / "log"), message) is not None
-        pair.end(Direction(1 - sends)).open(message)
+    moves: list[tuple[Direction, Message]] = [
+        (Direction.S2C, ServerChallenge()),
+        (Direction.C2S, REPORT),
+        (Direction.S2C, ANSWER),
+    ]
+    for sends, message in moves:
+        sealed = pair.end(sends).seal(message)
+        assert plaintext_of(read_keylog(tmp_path / "log"), sealed) is not None
+        pair.end(Direction(1 - sends)).open(sealed)
 
 
 def test_what_is_refused_leaves_no_key_behind(tmp_path: Path) -> None:
-    make = keylog(str(tmp_path / "log"))
-    stranger = Session(1, b"another key of 16", Direction.C2S).seal(Opcode.CLIENT_HELLO)
+    make = logging_to(tmp_path / "log")
+    stranger = Session(1, b"another key of 16", Direction.C2S).seal(ClientHello())
     with pytest.raises(BadTag):
         make(1, DEMO_KEYS[1], Direction.S2C).open(stranger)
     assert (tmp_path / "log").read_text() == f"core-text server BadTag {stranger.hex()} -\n"
@@ -98,15 +102,16 @@ def test_a_changed_message_is_opened_by_no_key(tmp_path: Path) -> None:
         assert plaintext_of(log, bytes(changed)) is None
 
 
-def test_a_line_that_is_not_whole_in_the_log_ends_the_session(
+def test_a_line_that_is_not_whole_in_the_log_is_noticed_and_the_session_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on a full disk, of which os.write tells by writing less."""
-    session = keylog(str(tmp_path / "log"))(1, DEMO_KEYS[1], Direction.C2S)
+    session = logging_to(tmp_path / "log")(1, DEMO_KEYS[1], Direction.C2S)
     write = os.write
     monkeypatch.setattr(os, "write", lambda file, line: write(file, line[:10]))
-    with pytest.raises(OSError, match="not in the log"):
-        session.seal(Opcode.CLIENT_HELLO)
+    hello = session.seal(ClientHello())
+    assert Session(1, DEMO_KEYS[1], Direction.S2C).open(hello) == ClientHello()
+    assert session.watchers.error == "OSError: [Errno 28] a line of the log is cut short"
 
 
 def test_a_log_has_a_line_for_each_pair_of_keys_and_grows(tmp_path: Path) -> None:
@@ -135,28 +140,32 @@ def test_the_document_has_the_lines_of_the_code(tmp_path: Path) -> None:
 def test_without_the_flag_there_is_no_log_and_with_it_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["client.py"])
-    assert Parser("").options().new_session is Session
-    assert capsys.readouterr().err == ""
-    monkeypatch.setattr(sys, "argv", ["client.py", "--keylog", str(tmp_path / "log")])
-    assert Parser("").options().new_session is not Session
+    def sent(*flags: str) -> bytes:
+        monkeypatch.setattr(sys, "argv", ["client.py", *flags])
+        make = session_factory(EndpointParser("").options())
+        return make(1, DEMO_KEYS[1], Direction.C2S).seal(ClientHello())
+
+    sent()
+    assert (capsys.readouterr().err, [*tmp_path.iterdir()]) == ("", [])
+    hello = sent("--keylog", str(tmp_path / "log"))
     assert capsys.readouterr().err == (
-        f"WARNING: all keys go to {tmp_path / 'log'}; whoever reads it reads everything\n"
+        f"WARNING: all keys go to {tmp_path / 'log'}; anyone who reads it can read everything\n"
     )
+    assert plaintext_of(read_keylog(tmp_path / "log"), hello) is not None
 
 
 @posix_only
 def test_a_log_is_its_owners_alone(tmp_path: Path) -> None:
     before = os.umask(0)
     try:
-        keylog(str(tmp_path / "log"))
+        logging_to(tmp_path / "log")
     finally:
         os.umask(before)
     assert (tmp_path / "log").stat().st_mode & 0o777 == 0o600
     for mode in (0o640, 0o604):
         (tmp_path / "log").chmod(mode)
         with pytest.raises(UserError, match="others can read it"):
-            keylog(str(tmp_path / "log"))
+            logging_to(tmp_path / "log")
 
 
 def test_each_end_logs_what_it_made_of_each_message(tmp_path: Path) -> None:
@@ -178,11 +187,11 @@ def test_a_refused_message_is_logged_with_the_check_and_so_is_the_farewell(tmp_p
     pair = logged_pair(tmp_path / "log")
     pair.hello()
     pair.challenge()
-    report = pair.client.seal(Opcode.CLIENT_DATA, READINGS)
+    report = pair.client.seal(REPORT)
     changed = report[:-1] + bytes([report[-1] ^ 1])
     with pytest.raises(BadTag) as caught:
         pair.server.open(changed)
-    farewell, refused = text_lines(tmp_path / "log")[-2:]
+    refused, farewell = text_lines(tmp_path / "log")[-2:]
     assert farewell == ["server", "sealed", caught.value.farewell.hex(), "02"]
     assert refused == ["server", "BadTag", changed.hex(), "-"]
     with pytest.raises(PeerTerminated):
@@ -191,22 +200,26 @@ def test_a_refused_message_is_logged_with_the_check_and_so_is_the_farewell(tmp_p
 
 
 @posix_only
-def test_keys_that_cannot_be_logged_are_not_used(tmp_path: Path) -> None:
-    if not os.path.exists("/dev/full"):
-        pytest.skip("there is no such device here")
-    session = logged_pair(tmp_path / "log").client
-    full = os.open("/dev/full", os.O_WRONLY)
-    (here,) = [
-        n
-        for n in range(full)
-        if os.path.exists(f"/proc/self/fd/{n}")
-        and os.path.realpath(f"/proc/self/fd/{n}") == str(tmp_path / "log")
-    ]
-    os.dup2(full, here)
-    os.close(full)
-    with pytest.raises(OSError, match="No space left"):
-        session.seal(Opcode.CLIENT_HELLO)
-    assert session.state is State.HELLO
+def test_a_full_disk_ends_no_session_and_is_reported_when_it_ends(tmp_path: Path) -> None:
+    """No disk is filled here: the file may have one block, and the system refuses the rest."""
+    log = tmp_path / "log"
+    with running_server() as (server, port):
+        done = subprocess.run(
+            ["sh", "-c", f'ulimit -f 1; exec "$0" client.py 1 --port {port} --keylog {log} "$@"']
+            + [sys.executable, "--rounds", "2", "--interval", "0.01"],
+            cwd=ROOT,
+            text=True,
+            capture_output=True,
+            timeout=TIMEOUT_S,
+            check=False,
+        )
+        server.wait_for(r"client 1: ended.*TERMINATE \(GOODBYE\)", "err")
+    assert done.returncode == 0
+    warning, report = done.stderr.splitlines()
+    assert warning.startswith("WARNING: all keys go to ")
+    reason = re.escape(os.strerror(errno.EFBIG))
+    assert re.fullmatch(f"a watcher of <Session of client 1, .* failed: .*{reason}", report)
+    assert 0 < log.stat().st_size <= 1024
 
 
 def test_two_programs_share_a_log_that_opens_their_session(tmp_path: Path) -> None:
@@ -232,7 +245,7 @@ def test_two_programs_share_a_log_that_opens_their_session(tmp_path: Path) -> No
 
 def test_a_server_logs_no_decoy(tmp_path: Path) -> None:
     with serving() as (server, _):
-        server._new_session = keylog(str(tmp_path / "log"))
+        server._new_session = logging_to(tmp_path / "log")
         with client_for(server, 1) as client:
             client.report([1.0])
     assert {client_id for _, client_id in read_keylog(tmp_path / "log")} == {1}
@@ -295,7 +308,7 @@ def test_a_message_is_described_with_and_without_its_plaintext() -> None:
         for message, text in (
             (messages[0], bytes(16) + b"\x01"),
             (messages[1], bytes(33)),
-            (messages[2], bytes(16) + READINGS),
+            (messages[2], bytes(16) + REPORT.body),
             (messages[6], bytes(16) + b"\x01"),
         )
     ]

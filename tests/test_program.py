@@ -1,0 +1,99 @@
+"""What every program needs: numbers and addresses on its command line, files, sentences, lines."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from program import (
+    Lines,
+    Parser,
+    UserError,
+    host_and_port,
+    port_number,
+    positive,
+    reason_of,
+    seconds,
+    to_stderr,
+    write_text,
+)
+
+
+@pytest.mark.parametrize(
+    ("read", "text"),
+    [
+        (seconds, "0"),
+        (seconds, "-1"),
+        (seconds, "inf"),
+        (seconds, "nan"),
+        (positive, "0"),
+        (positive, "9223372036854775808"),
+        (positive, "1.5"),
+        (port_number, "-1"),
+        (port_number, "65536"),
+        (host_and_port, "9999"),
+        (host_and_port, ":9999"),
+        (host_and_port, "host:"),
+        (host_and_port, "host:70000"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value.__name__,
+)
+def test_a_number_outside_its_limits_is_refused(read: Callable[[str], object], text: str) -> None:
+    with pytest.raises(ValueError):
+        read(text)
+
+
+def test_a_number_at_its_limit_is_accepted() -> None:
+    assert (seconds("1e-3"), positive("1")) == (0.001, 1)
+    assert (port_number("0"), port_number("65535")) == (0, 65_535)
+
+
+def test_addresses_have_a_host_and_a_port() -> None:
+    assert host_and_port("127.0.0.1:9999") == ("127.0.0.1", 9999)
+    assert host_and_port("[::1]:1") == ("::1", 1)
+
+
+def test_a_wrong_flag_is_a_sentence_for_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    parser = Parser("")
+    parser.add_argument("--at", type=host_and_port)
+    monkeypatch.setattr(sys, "argv", ["program", "--at", "nowhere"])
+    with pytest.raises(UserError, match="--at: invalid HOST:PORT value: 'nowhere'"):
+        parser.options()
+
+
+def test_a_file_that_cannot_be_written_is_reported_in_one_sentence(tmp_path: Path) -> None:
+    write_text(str(tmp_path / "some.txt"), "one\ntwo\n")
+    assert (tmp_path / "some.txt").read_bytes() == b"one\ntwo\n"
+    with pytest.raises(UserError, match=r"cannot write .*No such file"):
+        write_text(str(tmp_path / "nowhere" / "some.txt"), "one\n")
+
+
+def test_windows_words_are_used_where_the_c_library_has_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(os, "strerror", lambda number: "Unknown error")
+    assert reason_of(OSError(10061, "refused it")) == "refused it"
+
+
+def test_a_line_that_cannot_be_printed_disturbs_nobody(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    to_stderr("one")
+    assert capsys.readouterr().err == "one\n"
+    closed = io.StringIO()
+    closed.close()
+    monkeypatch.setattr(sys, "stderr", closed)
+    to_stderr("two")
+
+
+def test_lines_are_printed_one_after_the_other(capfd: pytest.CaptureFixture[str]) -> None:
+    lines = Lines()
+    for n in range(100):
+        lines.write_line(str(n))
+    lines.drain()
+    assert capfd.readouterr().err.split() == [str(n) for n in range(100)]
