@@ -7,7 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from client import Client
 from endpoint import DEMO_KEYS
@@ -26,7 +26,10 @@ from protocol_fsm import (
 )
 from server import Limits, Record, Server, compute_aggregation
 
+LINGER_0 = b"\x01\0\0\0\0\0\0\0"  # a socket that closes so sends a reset
 PATIENCE_S = 10.0  # how long a test waits for what must happen; reached only by failing tests
+
+AnyWire = TypeVar("AnyWire", bound="Wire")
 
 
 class Journal:
@@ -88,10 +91,15 @@ class Wire:
         self.sent: list[bytes] = []
         self.received: list[bytes] = []
 
-    def __enter__(self) -> Wire:
+    def __enter__(self: AnyWire) -> AnyWire:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self.socket.close()
+
+    def reset(self) -> None:
+        """Close as a process does that is killed: what is unread or unsent is lost."""
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_0)
         self.socket.close()
 
     def send(self, message: bytes) -> None:

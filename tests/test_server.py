@@ -15,36 +15,40 @@ import statistics
 import sys
 import threading
 import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.soak import LINGER_0
 from channel import POLL_S, Channel, EndRequested
 from client import Client
-from endpoint import DEMO_KEYS, describe
+from endpoint import DEMO_KEYS
 from program import NoConnection
 from protocol_fsm import (
     LAST_ROUND,
     BadTag,
+    ClientData,
+    ClientHello,
     ConnectionCut,
     DeadlineExpired,
     Direction,
+    Json,
     MalformedMessage,
     Message,
     Opcode,
     PeerTerminated,
     ProtocolError,
     RoundMismatch,
+    ServerAggrResponse,
     Session,
     State,
     Status,
     UnexpectedOpcode,
 )
-from server import Epoch, Server, compute_aggregation, own_part
-from tests.helpers import pair_in, reseal
+from server import Contribution, Epoch, Server, compute_aggregation, own_part
+from tests.helpers import GOODBYE, reseal
 from tests.network import (
     PATIENCE_S,
     Hand,
@@ -60,11 +64,8 @@ SOON_S = 3.0  # a test that waits so long for what takes 0.25 s has failed
 SHARED = ("epoch", "participants", "count", "sum", "mean", "min", "max")
 
 
-def shared(answer: dict[str, object]) -> tuple[object, ...]:
-    return tuple(
-        answer[name] if name != "participants" else tuple(answer[name])  # type: ignore
-        for name in SHARED
-    )
+def shared(answer: Mapping[str, Json]) -> list[Json]:
+    return [answer[name] for name in SHARED]
 
 
 def terminated(session: Session, message: bytes) -> tuple[Opcode, Status]:
@@ -77,6 +78,13 @@ def reason(journal: Journal, client_id: int, number: int = 0) -> Exception:
     error = journal.wait("end", client_id, number + 1)[number].detail
     assert isinstance(error, Exception)
     return error
+
+
+def participants(hand: Hand) -> list[object]:
+    """Return who took part, as the answer says that comes next."""
+    ids = hand.answer()["participants"]
+    assert isinstance(ids, list)
+    return [*ids]
 
 
 def status_told(hand: Hand) -> Status:
@@ -117,21 +125,13 @@ def test_own_part_has_no_share_where_there_is_nothing_to_share() -> None:
 @given(
     st.dictionaries(st.integers(1, 255), st.lists(st.floats(-1e15, 1e15), max_size=9), min_size=1)
 )
-def test_aggregate_is_independent_of_the_order_of_clients(contributions: dict) -> None:  # type: ignore
+def test_aggregate_is_independent_of_the_order_of_clients(
+    contributions: dict[int, list[float]],
+) -> None:
     turned = dict(reversed(contributions.items()))
     assert compute_aggregation(contributions) == compute_aggregation(turned)
     readings = [x for values in contributions.values() for x in values]
     assert compute_aggregation(turned)["sum"] == math.fsum(readings)
-
-
-def test_an_answer_is_shown_in_ascii_and_moves_no_cursor() -> None:
-    shown = describe(
-        {"text": "21 \u00b0C \x1b]0;x\x07", "n\x1b": 1, "none": None, "x": [1.5, None]}
-    )
-    assert shown == 'text "21 \\u00b0C \\u001b]0;x\\u0007"  n\\u001b 1  none null  x 1.5,null'
-    long = describe({f"name{n}": float(n) for n in range(40)})
-    assert all(len(line) <= 79 for line in long.splitlines())
-    assert not [line for line in long.splitlines() if line.split()[-1].startswith("name")]
 
 
 # Epochs
@@ -180,7 +180,7 @@ def test_clients_that_start_at_random_offsets_share_every_epoch_from_then_on() -
             for answer in each:
                 by_epoch.setdefault(answer["epoch"], []).append(answer)
         for members in by_epoch.values():
-            assert len({shared(answer) for answer in members}) == 1, f"seed {seed}"
+            assert all(shared(answer) == shared(members[0]) for answer in members), f"seed {seed}"
             assert len(members) == len(members[0]["participants"])
             assert math.fsum(m["own_sum"] for m in members) == members[0]["sum"]
         sizes = [len(by_epoch[number]) for number in sorted(by_epoch)]
@@ -219,21 +219,21 @@ def test_members_wake_each_other_one_by_one(monkeypatch: pytest.MonkeyPatch) -> 
 
         def report(client_id: int) -> None:
             count = len(journal.of("report", client_id)) + 1
-            hands[client_id - 1].report(b"[1]")
+            hands[client_id - 1].report([1])
             journal.wait("report", client_id, count)
 
-        def participants(client_id: int) -> object:
-            return hands[client_id - 1].open().aggregate["participants"]
+        def told(client_id: int) -> list[object]:
+            return participants(hands[client_id - 1])
 
         report(1)
-        assert participants(1) == [1]
+        assert told(1) == [1]
         for client_id in (2, 3, 1):
             report(client_id)
-        assert [participants(client_id) for client_id in (1, 2, 3)] == [[1, 2, 3]] * 3
+        assert [told(client_id) for client_id in (1, 2, 3)] == [[1, 2, 3]] * 3
         report(1)
         report(2)
         hands[2].socket.close()
-        assert [participants(client_id) for client_id in (1, 2)] == [[1, 2]] * 2
+        assert [told(client_id) for client_id in (1, 2)] == [[1, 2]] * 2
 
 
 def share_an_epoch(journal: Journal, first: Client, second: Client) -> object:
@@ -256,13 +256,12 @@ def test_leaving_frees_the_others_at_once() -> None:
         with Hand(server.address, 2).shake_hands() as leaving:
             leaving.report()
             leaving.open()
-            staying_report = at_once(
-                lambda: staying.report([5]),
-                lambda: (
-                    journal.wait("report", 1),
-                    leaving.send(leaving.session.seal(Opcode.TERMINATE, status=Status.GOODBYE)),
-                ),
-            )[0]
+
+            def leave() -> None:
+                journal.wait("report", 1)
+                leaving.send(leaving.session.seal(GOODBYE))
+
+            staying_report, _ = at_once(lambda: staying.report([5]), leave)
         assert isinstance(staying_report, dict), staying_report
         assert staying_report["participants"] == [1]
         assert str(reason(journal, 2)) == "PeerTerminated: TERMINATE (GOODBYE)"
@@ -271,10 +270,9 @@ def test_leaving_frees_the_others_at_once() -> None:
 def test_a_killed_client_leaves_nothing_in_the_next_epoch() -> None:
     with serving(window_s=60) as (server, journal), client_for(server, 1) as staying:
         killed = Hand(server.address, 2).shake_hands()
-        killed.report(b"[1000]")
-        assert killed.open().aggregate["sum"] == 1000
-        killed.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
-        killed.socket.close()  # a reset, as from a process that was killed
+        killed.report([1000])
+        assert killed.answer()["sum"] == 1000
+        killed.reset()
         assert isinstance(reason(journal, 2), ConnectionCut)
         assert staying.report([1])["sum"] == 1
 
@@ -283,15 +281,15 @@ def test_replaced_session_is_told_so_and_its_values_give_way() -> None:
     with serving(window_s=60) as (server, journal), client_for(server, 5) as third:
         third.report([0])
         old = Hand(server.address, 1).shake_hands()
-        old.report(b"[100]")  # waits for client 5
+        old.report([100])  # waits for client 5
         journal.wait("report", 1)
         new = Hand(server.address, 1).shake_hands()
-        new.report(b"[7]")
+        new.report([7])
         assert terminated(old.session, old.receive()) == (Opcode.TERMINATE, Status.REPLACED)
         assert isinstance(reason(journal, 1), EndRequested)
         journal.wait("report", 1, 2)
         assert third.report([1])["sum"] == 8, "7 instead of 100, and not both"
-        assert new.open().aggregate["participants"] == [1, 5]
+        assert new.answer()["participants"] == [1, 5]
         new.socket.close()
         old.socket.close()
 
@@ -300,9 +298,9 @@ def test_a_member_that_ends_while_it_waits_takes_its_values_along() -> None:
     with serving(window_s=60) as (server, journal), client_for(server, 5) as other:
         other.report([0])
         with Hand(server.address, 1).shake_hands() as waiting:
-            waiting.report(b"[100]")
+            waiting.report([100])
             journal.wait("report", 1)
-            server._members[1].channel.request_end(Status.SHUTDOWN)
+            server._roster.members[1].channel.request_end(Status.SHUTDOWN)
             assert terminated(waiting.session, waiting.receive())[1] is Status.SHUTDOWN
             reason(journal, 1)
         assert other.report([3])["sum"] == 3
@@ -311,13 +309,13 @@ def test_a_member_that_ends_while_it_waits_takes_its_values_along() -> None:
 def test_a_session_that_was_asked_to_end_contributes_nothing_more() -> None:
     with serving(window_s=60) as (server, journal), client_for(server, 1) as client:
         client.report([1])
-        member = server._members[1]
+        member = server._roster.members[1]
         report = journal.of("report")[0].detail
-        assert isinstance(report, Message)
+        assert isinstance(report, Contribution)
         member.channel.request_end(Status.REPLACED)  # while its next report is on its way
         member.channel.request_end(Status.SHUTDOWN)
         with pytest.raises(EndRequested) as caught:
-            server.contribute(member, report)
+            server.contribute(member, ClientData(report.readings))
         assert caught.value.status is Status.REPLACED, "the first reason stands"
         with pytest.raises(EndRequested):
             server.establish(member)
@@ -337,25 +335,21 @@ def test_extreme_and_empty_reports_are_answered() -> None:
     [
         lambda _: 1 / 0,
         lambda _: sys.exit("out of class"),
-        lambda _: {"x": math.nan},
         lambda _: {"x": "y" * 70_000},
-        lambda _: None,
-        lambda _: {"x": {"nested": 1}},
-        lambda _: {1: {2}},
     ],
-    ids=["raises", "exits", "NaN", "too large", "None", "nested", "no JSON"],
+    ids=["raises", "exits", "too large"],
 )
 def test_a_failing_aggregation_ends_its_epoch_but_not_the_server(
-    aggregation: object, caplog: pytest.LogCaptureFixture
+    aggregation: Callable[[object], object], caplog: pytest.LogCaptureFixture
 ) -> None:
     with serving(
         lambda c: compute_aggregation(c) if 13.0 not in c.get(2, []) else aggregation(c),
         window_s=60,
-    ) as (server, journal):  # type: ignore
+    ) as (server, journal):
         client = client_for(server, 1)
         with client, Hand(server.address, 2).shake_hands() as unlucky:
             client.report([1])
-            unlucky.report(b"[13]")
+            unlucky.report([13])
             journal.wait("report", 2)  # and now it waits for client 1
             with pytest.raises(PeerTerminated) as caught:
                 client.report([1])
@@ -403,10 +397,10 @@ def test_a_later_report_does_not_extend_its_epoch() -> None:
         ):
             first.report()
             journal.wait("report", 1)
-            deadline = server._epoch.deadline
+            deadline = server._epochs.current.deadline
             second.report()
             journal.wait("report", 2)
-            assert server._epoch.deadline == deadline
+            assert server._epochs.current.deadline == deadline
             assert awaited.report([1])["participants"] == [1, 2, 5]
 
 
@@ -516,22 +510,10 @@ def test_who_cannot_send_still_hears_the_last_word(monkeypatch: pytest.MonkeyPat
     with serving(silence_timeout_s=0.2) as (server, journal), client_for(server, 1) as client:
         client.report([1])
         reason(journal, 1)  # the server has said TIMEOUT meanwhile
-        monkeypatch.setattr(client.channel, "_write", broken)
+        monkeypatch.setattr(client.channel, "_send_all", broken)
         with pytest.raises(PeerTerminated) as caught:
             client.report([2])
         assert caught.value.status is Status.TIMEOUT
-
-
-def test_who_can_neither_send_nor_hear_was_cut(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(message: bytes) -> None:
-        client.channel._sock.shutdown(socket.SHUT_RDWR)
-        raise BrokenPipeError
-
-    with serving() as (server, _), client_for(server, 1) as client:
-        client.report([1])
-        monkeypatch.setattr(client.channel, "_write", broken)
-        with pytest.raises(ConnectionCut):
-            client.report([2])
 
 
 def test_the_oldest_stranger_makes_room_and_no_established_client_does() -> None:
@@ -543,7 +525,7 @@ def test_the_oldest_stranger_makes_room_and_no_established_client_does() -> None
         assert established.report([2])["sum"] == 2
         for n, other in zip((3, 4), others):
             other.report()
-            assert other.open().client_id == n
+            assert n in participants(other)
         for wire in (oldest, *others):
             wire.socket.close()
 
@@ -601,14 +583,12 @@ def test_any_cut_of_the_stream_is_served() -> None:
     with serving() as (server, _), Hand(server.address, 1) as hand:
         frame: list[bytes] = []
         hand.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        for byte in (lambda m: len(m).to_bytes(2, "big") + m)(
-            hand.session.seal(Opcode.CLIENT_HELLO)
-        ):
+        for byte in (lambda m: len(m).to_bytes(2, "big") + m)(hand.session.seal(ClientHello())):
             hand.socket.sendall(bytes([byte]))
         hand.open()
         for message in (
-            hand.session.seal(Opcode.CLIENT_DATA, b"[9]"),
-            hand.session.seal(Opcode.TERMINATE, status=Status.GOODBYE),
+            hand.session.seal(ClientData([9])),
+            hand.session.seal(GOODBYE),
         ):
             frame.append(len(message).to_bytes(2, "big") + message)
         hand.socket.sendall(b"".join(frame))
@@ -683,22 +663,6 @@ def test_a_server_that_never_served_can_be_closed() -> None:
         Wire(server.address)
 
 
-def test_a_frame_that_begins_in_a_pause_may_end_after_it() -> None:
-    ours, theirs = socket.socketpair()
-    with theirs:
-        pair = pair_in(State.REPORT)
-        channel = Channel(ours, pair.client)
-        farewell = pair.server.seal(Opcode.TERMINATE, status=Status.SHUTDOWN)
-        frame = len(farewell).to_bytes(2, "big") + farewell
-        theirs.sendall(frame[:10])
-        later = threading.Timer(0.5, theirs.sendall, [frame[10:]])
-        later.start()
-        with pytest.raises(PeerTerminated):
-            channel.idle(0.2)
-        later.join()
-        channel.leave(Status.GOODBYE)
-
-
 def test_the_log_names_what_the_wire_does_not(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG, "server")
     with serving() as (server, journal):
@@ -720,7 +684,8 @@ def test_a_stranger_has_one_deadline_for_hello_and_report(monkeypatch: pytest.Mo
     deadlines: list[float] = []
     real = Channel.read
 
-    def read(channel: Channel, deadline: float) -> bytes:
+    def read(channel: Channel[Message], deadline: float) -> bytes:
+        assert isinstance(channel.session, Session)
         if channel.session.sends is Direction.S2C:
             deadlines.append(deadline)
         return real(channel, deadline)
@@ -749,7 +714,7 @@ def test_a_stranger_that_has_left_frees_its_place() -> None:
             with Hand(server.address, 3).shake_hands() as third:
                 for hand in (first, third):
                     hand.report()
-                    assert hand.open().opcode is Opcode.SERVER_AGGR_RESPONSE
+                    assert isinstance(hand.open(), ServerAggrResponse)
 
 
 def test_forgetting_a_replaced_session_late_removes_nothing_of_the_newer_one() -> None:
@@ -760,15 +725,15 @@ def test_forgetting_a_replaced_session_late_removes_nothing_of_the_newer_one() -
             Hand(server.address, 1).shake_hands() as older,
             Hand(server.address, 1).shake_hands() as newer,
         ):
-            older.report(b"[100]")  # waits for client 5
+            older.report([100])  # waits for client 5
             journal.wait("report", 1)
-            member = server._members[1]
-            newer.report(b"[7]")
+            member = server._roster.members[1]
+            newer.report([7])
             assert status_told(older) is Status.REPLACED
             journal.wait("report", 1, 2)
             server.forget(member, EndRequested(Status.REPLACED))  # as if it came late
             assert other.report([1])["sum"] == 8
-            assert newer.open().aggregate["participants"] == [1, 5]
+            assert newer.answer()["participants"] == [1, 5]
             with Hand(server.address, 1).shake_hands() as newest:
                 newest.report()
                 assert status_told(newer) is Status.REPLACED
@@ -802,16 +767,20 @@ def test_closing_a_server_does_not_wait_for_a_stuck_thread() -> None:
 
 
 def accepted_readings(journal: Journal) -> list[list[float]]:
-    return [r.detail.readings for r in journal.of("report") if isinstance(r.detail, Message)]
+    return [
+        [*record.detail.readings]
+        for record in journal.of("report")
+        if isinstance(record.detail, Contribution)
+    ]
 
 
 def recorded_session(server: Server) -> tuple[list[bytes], list[bytes]]:
     """Return what client 1 sent and received in a whole session of two rounds."""
     with Hand(server.address, 1).shake_hands() as hand:
         for _ in range(2):
-            hand.report(b"[100]")
+            hand.report([100])
             hand.open()
-        hand.send(hand.session.seal(Opcode.TERMINATE, status=Status.GOODBYE))
+        hand.send(hand.session.seal(GOODBYE))
         assert hand.last_opcode() is None
     return hand.sent, hand.received
 
@@ -871,7 +840,7 @@ def test_recorded_server_bytes_are_not_believed_by_a_client() -> None:
 def test_a_held_report_does_not_evict_the_client_that_reconnected() -> None:
     with serving(window_s=60) as (server, journal):
         held = Hand(server.address, 1).shake_hands()
-        report = held.session.seal(Opcode.CLIENT_DATA, b"[100]")  # an adversary holds this back
+        report = held.session.seal(ClientData([100]))  # an adversary holds this back
         with client_for(server, 1) as live:
             assert live.report([1])["sum"] == 1
             held.send(report)
@@ -885,8 +854,8 @@ def test_a_held_report_does_not_evict_the_client_that_reconnected() -> None:
         readings = accepted_readings(journal)
         assert readings == [[1.0], [2.0]]
         late = Hand(server.address, 1).shake_hands()
-        late.report(b"[5]")
-        assert late.open().aggregate["sum"] == 5
+        late.report([5])
+        assert late.answer()["sum"] == 5
         late.socket.close()
 
 
@@ -896,7 +865,7 @@ def test_hello_order_is_remembered_after_the_newer_session_has_left() -> None:
         with client_for(server, 1) as newer:
             newer.report([1])
         reason(journal, 1)
-        held.report(b"[100]")
+        held.report([100])
         assert terminated(held.session, held.receive())[1] is Status.REPLACED
         held.socket.close()
 
@@ -932,7 +901,7 @@ def test_a_session_that_cannot_be_made_ends_neither_the_server_nor_anybody_else(
     wanted = [RuntimeError("once"), NotImplementedError("a student's stub")]
 
     def new_session(*arguments: Any) -> Session:
-        if server._members and wanted:
+        if server._roster.members and wanted:
             raise wanted.pop()
         return Session(*arguments)
 
@@ -968,81 +937,7 @@ def test_a_record_that_raises_keeps_no_farewell_back() -> None:
     assert died == [ValueError] * 2
 
 
-class Watched(socket.socket):
-    """A socket that says when somebody begins to read."""
-
-    def recv(self, size: int, flags: int = 0) -> bytes:
-        self.reading.set()
-        return super().recv(size, flags)
-
-
-def test_who_is_sent_away_is_woken(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("endpoint.POLL_S", 60.0)  # how long it would sleep otherwise
-    ours, theirs = socket.socketpair()
-    sock = Watched(fileno=ours.detach())
-    sock.reading = threading.Event()  # type: ignore[attr-defined]
-    with sock, theirs:
-        channel = Channel(sock, pair_in(State.HELLO).server)
-        said: list[Exception] = []
-
-        def own() -> None:
-            try:
-                channel.receive(math.inf)
-            except Exception as error:
-                said.append(error)
-
-        owner = threading.Thread(target=own, daemon=True)
-        owner.start()
-        assert sock.reading.wait(30)  # type: ignore[attr-defined]
-        channel.send_away(Status.TIMEOUT)
-        owner.join(30)
-        assert [type(error) for error in said] == [EndRequested]
-
-
-def test_who_is_told_why_may_still_speak() -> None:
-    """A socket that takes no more answers what still comes by a reset, which eats the farewell."""
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
-        Channel(ours, pair_in(State.REPORT).server).send_away(Status.TIMEOUT)
-        theirs.sendall(b"a report that was on its way")
-        assert ours.recv(100) == b"a report that was on its way"
-
-
-class HalfSent(socket.socket):
-    """A socket whose peer reads no more: half of what is sent gets through."""
-
-    def sendall(self, data: Any, flags: int = 0) -> None:
-        super().sendall(data[: len(data) // 2])
-        raise TimeoutError
-
-
-def test_no_farewell_is_written_into_the_middle_of_a_frame() -> None:
-    pair = pair_in(State.ANSWER)
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
-        channel = Channel(HalfSent(fileno=ours.detach()), pair.server)
-        channel.request_end(Status.SHUTDOWN)  # heard while it looks for a last word of the peer
-        with pytest.raises(EndRequested):
-            channel.send(Opcode.SERVER_AGGR_RESPONSE, b"{}")
-        channel.leave(Status.SHUTDOWN)
-        assert len(theirs.recv(1_000)) == (2 + 71) // 2
-        assert theirs.recv(1_000) == b""
-
-
-def test_no_number_of_many_clients_is_broken_in_two() -> None:
-    participants: list[str | float | None] = [*range(2, 42)]
-    lines = describe({"epoch": 12, "participants": participants, "count": 40}).splitlines()
-    assert max(map(len, lines)) <= 79
-    found = " ".join(lines).partition("participants")[2].partition("count")[0]
-    assert [int(word) for word in found.split(",")] == participants
-
-
 # Faults of the network
-
-
-def reset(wire: Wire) -> None:
-    wire.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_0)
-    wire.socket.close()
 
 
 @pytest.mark.parametrize("place", ["stranger", "bound", "established"])
@@ -1055,7 +950,7 @@ def test_a_reset_inside_a_frame_is_a_cut_and_disturbs_no_other_client(place: str
             hand.report()
             hand.open()
         hand.socket.sendall(b"\x00\x57\x0a\x01\x00")
-        reset(hand)
+        hand.reset()
         error = journal.wait("end")[0].detail
         assert isinstance(error, ConnectionCut)
         assert error.mid_frame or os.name != "posix"  # Windows forgets what came before a reset
@@ -1066,11 +961,11 @@ def test_a_client_that_half_closes_still_gets_its_answer() -> None:
     with serving(window_s=60) as (server, journal), client_for(server, 5) as other:
         other.report([0])
         with Hand(server.address, 1).shake_hands() as half:
-            half.report(b"[7]")
+            half.report([7])
             half.socket.shutdown(socket.SHUT_WR)
             journal.wait("report", 1)
             assert other.report([1])["sum"] == 8
-            assert half.open().aggregate["sum"] == 8
+            assert half.answer()["sum"] == 8
             assert half.is_closed_silently()
         error = journal.wait("end", 1)[0].detail
         assert isinstance(error, ConnectionCut)
@@ -1083,7 +978,7 @@ def flood_of_reports(hand: Hand, limit_s: float) -> bool:
     hand.socket.settimeout(0.2)
     with contextlib.suppress(OSError):
         while time.monotonic() < deadline:
-            message = hand.session.seal(Opcode.CLIENT_DATA, b"[1]")
+            message = hand.session.seal(ClientData([1]))
             hand.session.fsm.state = State.REPORT  # as if the answer had been read
             hand.session.fsm.round_number += 1
             pending = len(message).to_bytes(2, "big") + message
