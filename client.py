@@ -16,13 +16,15 @@ import csv
 import itertools
 import json
 import math
+import numbers
 import random
+import re
 import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from typing import cast
+from collections.abc import Iterable, Iterator, Mapping
+from typing import SupportsFloat, cast
 
 from channel import FRAME_S, Channel, EndRequested
 from endpoint import (
@@ -83,12 +85,13 @@ class Client:
     ) -> None:
         keys = choose_keys(None, host) if keys is None else keys
         if client_id not in keys:
-            raise UserError(f"there is no key for client {client_id}; name its file with --keys")
+            known = ", ".join(map(str, sorted(keys)))
+            raise UserError(f"there is no key for client {client_id}, only for {known}")
         self.session = new_session(client_id, keys[client_id], Direction.C2S)
         self._address = (host, port)
         self.timeout_s = timeout_s
         self._frame_timeout_s = frame_timeout_s
-        self.channel: Channel[Message]
+        self._channel: Channel[Message] | None = None
 
     def __enter__(self) -> Client:
         try:
@@ -96,7 +99,7 @@ class Client:
         except (OSError, UnicodeError) as error:
             where = "{}:{}".format(*self._address)
             raise NoConnection(f"no server at {where}: {reason_of(error)}") from None
-        self.channel = Channel(sock, self.session, self._frame_timeout_s)
+        self._channel = Channel(sock, self.session, self._frame_timeout_s)
         try:
             self.channel.send(ClientHello())
             self.channel.receive(time.monotonic() + self.timeout_s)
@@ -108,54 +111,158 @@ class Client:
     def __exit__(self, *exception: object) -> None:
         self.channel.leave(Status.GOODBYE)
 
-    def report(self, readings: Sequence[float]) -> dict[str, Json]:
-        """Send 0 to 1,024 readings, wait for the epoch to close, and return its aggregate."""
-        self.channel.send(ClientData(readings))
+    @property
+    def channel(self) -> Channel[Message]:
+        """The connection. Raises LocalError before there is one."""
+        if self._channel is None:
+            raise LocalError("a client reports inside its with block")
+        return self._channel
+
+    def report(self, readings: Iterable[SupportsFloat]) -> dict[str, Json]:
+        """Send 0 to 1,024 real numbers, wait for the epoch to close, and return its aggregate."""
+        self.channel.send(ClientData([plain_number(value) for value in readings]))
         answer = self.channel.receive(time.monotonic() + self.timeout_s)
         return dict(cast(ServerAggrResponse, answer).aggregate)  # the table allows nothing else
 
 
+def plain_number(value: SupportsFloat) -> float:
+    """Return an int or float, also of numpy's and array's numbers. Raises LocalError."""
+    if isinstance(value, (int, float)):
+        return value
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    if isinstance(value, numbers.Real):
+        return float(value)
+    raise LocalError(f"a reading is a real number, and this is a {type(value).__name__}")
+
+
+# Readings, from files and by hand -----------------------------------------------------------------
+
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
+SEPARATORS = {"\t": "tabs", ";": "semicolons", ",": "commas"}  # the first that a row has is its own
+
+
 def reading(text: str) -> float:
-    """Return a number that a report may carry. Raises ValueError."""
-    if not abs(value := float(text)) <= MAX_MAGNITUDE:
+    """Return a number that a report may carry, with a decimal point if any. Raises ValueError."""
+    word = text.strip()
+    if not NUMBER.fullmatch(word) or not abs(float(word)) <= MAX_MAGNITUDE:
         raise ValueError(text)
-    return value
+    return float(word)
 
 
-def rows_of(path: str) -> Iterator[tuple[str, list[str]]]:
-    """Yield the place and the cells of each row that is not blank; `-` is standard input."""
-    try:
-        source: int | str = sys.stdin.fileno() if path == "-" else path
-        with open(source, encoding="utf-8-sig", errors="replace", newline="") as file:
-            rows = csv.reader(file)
-            for cells in rows:
-                if any(map(str.strip, cells)):
-                    yield f"{path} line {rows.line_num}", cells
-    except (OSError, csv.Error) as error:
-        raise UserError(f"cannot read {path}: {reason_of(error)}") from None
+class Table:
+    """A file of readings, a row each. How it is read is decided by rules, and never guessed.
 
-
-def readings_of(path: str, column: str | None) -> Iterator[list[float]]:
-    """Yield a reading a row, from `column` or else the last one. Raises UserError.
-
-    The first row is a header if a column is named, or if none of its cells begins like a number.
+    Cells are separated by the first of tab, `;` and `,` that the first row has. A decimal comma is
+    read only where that is a tab or `;`, and no column has both decimal signs. All rows have as
+    many cells as the first. Without `column` (a name, or a number from 1) the last one is read, and
+    a file of several columns needs a header. Everything here raises UserError.
     """
-    rows = rows_of(path)
-    index = -1
-    where, head = next(rows, (path, list[str]()))
-    if column is not None and column not in head:
-        raise UserError(f"{where}: there is no column {column!r}")
-    if column is not None:
-        index = head.index(column)
-    elif any(cell.strip().lstrip("+-.")[:1].isdigit() for cell in head):
-        rows = itertools.chain([(f"{where} (a header? then use --column)", head)], rows)
-    for where, cells in rows:
+
+    def __init__(self, path: str, column: str | None = None, skip: int = 0) -> None:
+        self._path = path
+        self._skip = skip
+        self._separator = ""  # nothing if the first row has one cell
+        self._signs: set[str] = set()  # decimal signs that the column has
+        self._rows = self._read()
+        where, head = next(self._rows, (path, []))
+        self._cells = [cell.strip() for cell in head]  # of the first row
+        self._has_header = not self._is_numeric(0, len(head))
+        self._column = self._find(column, where)
+        if not self._has_header:
+            self._rows = itertools.chain([(where, head)], self._rows)
+
+    def _read(self) -> Iterator[tuple[str, list[str]]]:
+        """Yield the place and the cells of each row that is not blank."""
         try:
-            yield [reading(cells[index])]
-        except (ValueError, IndexError):
-            cell = repr(cells[index][:30]) if index < len(cells) else "what is missing"
-            where += f", column {index + 1 or len(cells)}"
-            raise UserError(f"{where}: {cell} is not a number up to 1e15") from None
+            source: int | str = sys.stdin.fileno() if self._path == "-" else self._path
+            with open(source, encoding="utf-8-sig", errors="replace", newline="") as file:
+                yield from self._cut(file)
+        except OSError as error:
+            raise UserError(f"cannot read {self._path}: {reason_of(error)}") from None
+
+    def _cut(self, file: Iterator[str]) -> Iterator[tuple[str, list[str]]]:
+        numbered = ((n, line) for n, line in enumerate(file, 1) if n > self._skip and line.strip())
+        number, first = next(numbered, (1, ""))
+        self._separator = separator_of(first)
+        rows = csv.reader(
+            itertools.chain([first], file), delimiter=self._separator or "\t", strict=True
+        )
+        try:
+            for cells in rows:
+                if len(cells) > 1 or any(map(str.strip, cells)):
+                    yield f"{self._path} line {number - 1 + rows.line_num}", cells
+        except csv.Error as error:
+            place = f"{self._path} line {number - 1 + rows.line_num}"
+            raise UserError(f"cannot read {place} as CSV: {str(error)!a}") from None
+
+    def _is_numeric(self, start: int, end: int) -> bool:
+        """Return whether one of these cells of the first row begins as a number does."""
+        return any(cell.lstrip("+-.,")[:1].isdecimal() for cell in self._cells[start:end])
+
+    def _find(self, column: str | None, where: str) -> int:
+        """Return the index of the column to read, and note whether the first row is a header."""
+        count = len(self._cells)
+        if column is None:
+            if count > 1 and not self._has_header:
+                words = f"{count} cells and no header; name a column: --column 1 to {count}"
+                raise UserError(f"{where} has {words}")
+            return count - 1
+        name = column.strip()
+        if self._cells.count(name) > 1:
+            raise UserError(f"{where}: {self._cells.count(name)} columns are named {name!a}")
+        if name in self._cells:
+            self._has_header = True
+            return self._cells.index(name)
+        if not name.isdecimal() or not 1 <= int(name) <= count:
+            raise UserError(f"{where}: there is no column {name!a}; {self._hint()}")
+        self._has_header = not self._is_numeric(int(name) - 1, int(name))
+        return int(name) - 1
+
+    def _hint(self) -> str:
+        cells = ", ".join(map(ascii, self._cells))
+        return f"the first row has {cells}; --skip N leaves out N lines before the header"
+
+    def readings(self) -> Iterator[list[float]]:
+        """Yield one reading a row."""
+        for number, (where, cells) in enumerate(self._rows):
+            if len(cells) != len(self._cells):
+                counts = f"{len(cells)} cells, and the first row has {len(self._cells)}"
+                raise UserError(f"{where} has {counts}; {self._hint()}")
+            cell = cells[self._column].strip()
+            place = f"{where}, column {self._column + 1}"
+            try:
+                yield [reading(self._with_point(cell, place))]
+            except ValueError:
+                hint = f"; {self._hint()}" if number == 0 else ""
+                raise UserError(
+                    f"{place}: {cell[:30]!a} is not a number up to 1e15{hint}"
+                ) from None
+
+    def _with_point(self, cell: str, place: str) -> str:
+        """Return a number with a decimal point, whichever sign its column has."""
+        self._signs.update(sign for sign in ".," if sign in cell)
+        if len(self._signs) > 1:
+            raise UserError(f"{place}: {cell[:30]!a}, but a column has one decimal sign, . or ,")
+        return cell.replace(",", ".") if self._separator in ("\t", ";") else cell
+
+    def __str__(self) -> str:
+        """Say how it is read."""
+        title = f" {self._cells[self._column]!a}" if self._has_header else ", no header"
+        cells = (
+            f"cells between {SEPARATORS[self._separator]}" if self._separator else "one cell a row"
+        )
+        sign = "comma" if "," in self._signs else "point"
+        return f"{self._path}: column {self._column + 1}{title}; {cells}, decimal {sign}"
+
+
+def separator_of(line: str) -> str:
+    """Return the first of tab, `;` and `,` that cuts a line into cells; nothing if none does."""
+    for separator in SEPARATORS:
+        with contextlib.suppress(csv.Error):
+            if len(next(csv.reader([line], delimiter=separator, strict=True), [])) > 1:
+                return separator
+    return ""
 
 
 def simulated(client_id: int) -> Iterator[list[float]]:
@@ -172,9 +279,9 @@ def typed(session: Session) -> Iterator[list[float]]:
                 print(session, *map(" ".join, session.fingerprints().items()), sep="\n")
                 continue
             try:
-                yield [reading(word) for word in line.replace(",", " ").split()]
+                yield [reading(word) for word in line.split()]
             except ValueError:
-                print("numbers up to 1e15, please, with spaces between them")
+                print("numbers up to 1e15, please, with a decimal point and spaces between them")
 
 
 def choose_reports(options: argparse.Namespace, session: Session) -> Iterator[list[float]]:
@@ -182,16 +289,27 @@ def choose_reports(options: argparse.Namespace, session: Session) -> Iterator[li
     if options.interactive:
         return itertools.chain([[]], itertools.islice(typed(session), options.rounds))
     if options.file == "-":
-        return itertools.chain(
-            [[]], itertools.islice(readings_of("-", options.column), options.rounds)
-        )
+        return itertools.chain([[]], itertools.islice(streamed(options), options.rounds))
     if options.file is not None:  # read whole, so that a bad cell is found before anything is sent
-        readings = [*readings_of(options.file, options.column)]
+        table = Table(options.file, options.column, options.skip)
+        readings = [*table.readings()]
         if not readings:
             raise UserError(f"there are no readings in {options.file}")
+        to_stderr(str(table))
         return itertools.islice(readings, options.rounds)
+    if options.column is not None or options.skip:
+        raise UserError("--column and --skip go with --file")
     source = itertools.repeat(options.values) if options.values else simulated(options.id)
     return itertools.islice(source, options.rounds or 10)
+
+
+def streamed(options: argparse.Namespace) -> Iterator[list[float]]:
+    """Yield readings as they arrive, and say after the first one how they are read."""
+    table = Table("-", options.column, options.skip)
+    for number, readings in enumerate(table.readings()):
+        if number == 0:
+            to_stderr(str(table))
+        yield readings
 
 
 def run(client: Client, reports: Iterator[list[float]], options: argparse.Namespace) -> None:
@@ -240,6 +358,11 @@ def explain(error: ProtocolError, session: Session) -> str:
     return f"session terminated: {error}"
 
 
+def as_value(word: str) -> str:
+    """Mark a negative number as no flag: argparse knows -1 and -1.5, but not -1e3."""
+    return f" {word}" if NUMBER.fullmatch(word) else word
+
+
 def main() -> int:
     parser = EndpointParser("A client: reports readings, and prints the aggregate of each epoch.")
     parser.add_argument("id", type=int, help="1 to 255")
@@ -247,12 +370,13 @@ def main() -> int:
     source.add_argument("--values", nargs="+", type=reading, metavar="X", help="report these")
     source.add_argument("--file", metavar="CSV", help="report a row a round; - is standard input")
     source.add_argument("--interactive", action="store_true", help="report what you type")
-    parser.add_argument("--column", metavar="NAME", help="of the CSV; default: the last")
+    parser.add_argument("--column", metavar="C", help="of the CSV, its name or number from 1")
+    parser.add_argument("--skip", type=int, default=0, metavar="N", help="lines before the header")
     parser.add_argument("--rounds", type=positive, help="default 10, or the whole file")
     parser.add_argument("--interval", type=seconds, default=0.5, help="between rounds; default 0.5")
     parser.add_argument("--timeout", type=seconds, default=2.0, help="for an answer; default 2")
     parser.add_argument("--json", action="store_true", help="print answers as lines of JSON")
-    options = parser.options()
+    options = parser.options([as_value(word) for word in sys.argv[1:]])
     client = Client(
         options.id,
         choose_keys(options.keys, options.host),

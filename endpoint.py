@@ -16,7 +16,7 @@ import shutil
 import socket
 import tempfile
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from crypto_utils import AES_KEY_BYTES, TAG_BYTES, fingerprint
@@ -199,9 +199,9 @@ class EndpointParser(Parser):
         self.add_argument("--trace", action="store_true", help="show every message on stderr")
         self.add_argument("--keylog", metavar="FILE", help="write all keys there, to look inside")
 
-    def options(self) -> argparse.Namespace:
-        """Return the flags of this command line. Raises UserError."""
-        options = super().options()
+    def options(self, words: Sequence[str] | None = None) -> argparse.Namespace:
+        """Return the flags of this command line, or of these words. Raises UserError."""
+        options = super().options(words)
         if options.patient and not is_loopback(options.host):
             raise UserError(f"--patient is for loopback only, which {options.host} is not")
         return options

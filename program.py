@@ -16,7 +16,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -39,9 +39,9 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, description: str) -> None:
         super().__init__(description=description)
 
-    def options(self) -> argparse.Namespace:
-        """Return the flags of this command line. Raises UserError."""
-        return self.parse_args()
+    def options(self, words: Sequence[str] | None = None) -> argparse.Namespace:
+        """Return the flags of this command line, or of these words. Raises UserError."""
+        return self.parse_args(words)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(message)

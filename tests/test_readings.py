@@ -1,0 +1,157 @@
+"""Readings from files, flags and keyboards: read by a rule that is said, or refused by place."""
+
+from __future__ import annotations
+
+import array
+import io
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+
+from client import Client, Table, plain_number, reading, typed
+from endpoint import DEMO_KEYS
+from program import UserError
+from protocol_fsm import MAX_MAGNITUDE, Direction, LocalError, Session
+from tests.network import client_for, serving
+
+Read = Callable[..., tuple[list[float], str]]
+
+
+@pytest.fixture
+def read(tmp_path: Path) -> Read:
+    """Return a function from a file's text to its readings, and to how it says they are read."""
+
+    def read(text: str, column: str | None = None, skip: int = 0) -> tuple[list[float], str]:
+        path = tmp_path / "readings.csv"
+        path.write_text(text, "utf-8", newline="")
+        table = Table(str(path), column, skip)
+        readings = [value for values in table.readings() for value in values]
+        return readings, str(table).removeprefix(f"{path}: ")
+
+    return read
+
+
+LOGGER = 'Plot Title: 10\n"#","Date","Temp, F"\n1,x,70.5\n2,y,71\n'
+READ = {  # text, column, lines to skip, readings, how it says they are read
+    "commas": ("t,c\n1,2.5\n2,3\n", None, 0, [2.5, 3.0], "column 2 'c'; cells between commas"),
+    "semicolons": ("t;kWh\n1;12,5\n2;13,25\n", None, 0, [12.5, 13.25], "semicolons, decimal comma"),
+    "semicolons, point": ("t;kWh\n1;12.5\n", None, 0, [12.5], "semicolons, decimal point"),
+    "tabs": ("t\tv\n1\t2,5\n", None, 0, [2.5], "tabs, decimal comma"),
+    "one column": ("v\n5\n-6.25e1\n", None, 0, [5.0, -62.5], "one cell a row, decimal point"),
+    "no header": ("\n\n5\n6\n", None, 0, [5.0, 6.0], "column 1, no header; one cell a row"),
+    "by number": ("12,5;3\n", "1", 0, [12.5], "column 1, no header"),
+    "a name that is a number": ("2023,2024\n1,2\n", "2024", 0, [2.0], "column 2 '2024'"),
+    "blanks around a name": (" temp ,x\n1,2\n", " temp", 0, [1.0], "column 1 'temp'"),
+    "a title line": (LOGGER, None, 1, [70.5, 71.0], "column 3 'Temp, F'; cells between commas"),
+    "a byte order mark": ("\ufeffa;b\n1;2,5\n", "a", 0, [1.0], "column 1 'a'"),
+    "lines of Windows": ("a,b\r\n1,2\r\n", None, 0, [2.0], "column 2 'b'"),
+}
+REFUSED = {  # text, column, lines to skip, what the sentence says
+    "a decimal comma between commas": ("20,5\n21,5\n", None, 0, "line 1 has 2 cells and no header"),
+    "both signs in a number": (
+        "d;v\nx;227.343,00\n",
+        None,
+        0,
+        "line 2, column 2: '227.343,00', but",
+    ),
+    "both signs in a column": (
+        "a;b\n1;2.5\n2;2,5\n",
+        None,
+        0,
+        "line 3, column 2: '2,5', but a col",
+    ),
+    "a comma where commas separate nothing": ("v\n1,234\n", None, 0, "'1,234' is not a number"),
+    "no header and several cells": ("2023,2024\n1,2\n", None, 0, "--column 1 to 2"),
+    "a short row": ("a,b\n1,2\n3\n", None, 0, "line 3 has 1 cells, and the first row has 2"),
+    "a long row": ("temp,x\n1,22,5\n", "temp", 0, "line 2 has 3 cells, and the first row has 2"),
+    "empty cells": ("a;b\n1;2\n;\n", None, 0, "line 3, column 2: '' is not a number"),
+    "a title line": (LOGGER, None, 0, "cannot read .* line 2 as CSV"),
+    "a units row": (
+        "t,v\ns,degC\n1,2\n",
+        None,
+        0,
+        "line 2, column 2: 'degC' .*--skip N leaves out",
+    ),
+    "no such column": (LOGGER, "x", 1, "no column 'x'; the first row has '#', 'Date', 'Temp, F'"),
+    "no such number": ("a,b\n1,2\n", "3", 0, "there is no column '3'"),
+    "two equal names": ("a,a\n1,2\n", "a", 0, "2 columns are named 'a'"),
+    "a quote inside a cell": ('"20"5\n', None, 0, "line 1 as CSV"),
+    "underscores": ("v\n1_000\n", None, 0, "'1_000' is not a number"),
+    "digits of another script": ("v\n\u0661\n", None, 0, r"'\\u0661' is not a number"),
+    "infinity": ("v\ninf\n", None, 0, "'inf' is not a number"),
+    "too large a number": ("v\n1e16\n", None, 0, "'1e16' is not a number up to 1e15"),
+    "a cell for the terminal": ("v\n\x1b[2J\n", None, 0, r"'\\x1b\[2J' is not"),
+}
+
+
+@pytest.mark.parametrize("case", READ)
+def test_a_table_is_read_by_its_rule_and_says_how(read: Read, case: str) -> None:
+    text, column, skip, expected, words = READ[case]
+    readings, said = read(text, column, skip)
+    assert readings == expected
+    assert words in said
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_table_that_could_be_misread_is_refused_by_place(read: Read, case: str) -> None:
+    text, column, skip, words = REFUSED[case]
+    with pytest.raises(UserError, match=words):
+        read(text, column, skip)
+
+
+@pytest.mark.parametrize("text", ["1", "-1e3", "+2.", ".5", " 7 ", "1e15", "-1e15"])
+def test_a_number_is_ascii_with_a_decimal_point(text: str) -> None:
+    assert reading(text) == float(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "1_000", "2_5", "1,5", "0x10", "nan", "inf", "1e16", "-1.1e15", "1e999", "\u0663"]
+)
+def test_what_is_no_such_number_is_no_reading(text: str) -> None:
+    with pytest.raises(ValueError):
+        reading(text)
+
+
+def test_a_typed_decimal_comma_is_asked_for_again(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("20,5\n20.5 21\nquit\n"))
+    session = Session(1, DEMO_KEYS[1], Direction.C2S)
+    assert [*typed(session)] == [[20.5, 21.0]]
+    assert "with a decimal point" in capsys.readouterr().out
+
+
+def test_a_report_takes_any_real_numbers_and_names_the_limit_otherwise() -> None:
+    with serving() as (server, _), client_for(server, 1) as client:
+        assert client.report(array.array("d", [1.5, 2.5]))["sum"] == 4.0
+        assert client.report((1, 2.5))["sum"] == 3.5
+        assert client.report([Fraction(3, 2), 2])["sum"] == 3.5
+        for wrong, words in (
+            ([1] * 1_025, "at most 1,024 numbers, got 1025"),
+            (["1"], "a reading is a real number, and this is a str"),
+            ([1j], "and this is a complex"),
+            ([2 * MAX_MAGNITUDE], "numbers of at most 1e"),
+        ):
+            with pytest.raises(LocalError, match=words):
+                client.report(wrong)  # type: ignore[arg-type]
+        assert client.report([7])["sum"] == 7
+
+
+def test_a_report_takes_the_arrays_of_numpy() -> None:
+    numpy = pytest.importorskip("numpy")
+    assert plain_number(numpy.int64(3)) == 3
+    with serving() as (server, _), client_for(server, 1) as client:
+        assert client.report(numpy.array([1, 2]))["sum"] == 3
+        assert client.report(numpy.array([1.5, 2.0], dtype=numpy.float32))["sum"] == 3.5
+
+
+def test_a_client_reports_inside_its_with_block_only() -> None:
+    with pytest.raises(LocalError, match="inside its with block"):
+        Client(1, DEMO_KEYS).report([1.0])
+
+
+def test_a_key_file_without_the_id_is_said_to_be_that() -> None:
+    with pytest.raises(UserError, match="no key for client 8, only for 7"):
+        Client(8, {7: bytes(16)})
