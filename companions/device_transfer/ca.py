@@ -49,7 +49,7 @@ from companions.device_transfer.certificates import (
     timestamp,
     utc_now,
 )
-from companions.device_transfer.options import ask_passphrase
+from companions.terminal import ask_passphrase
 from program import UserError, positive, reason_of, run_program
 from protocol_fsm import ProtocolError
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import getpass
 import logging
 import os
 import time
@@ -19,8 +18,9 @@ from companions.device_transfer.certificates import (
     load_identity,
     load_trust,
 )
+from companions.terminal import ask_passphrase, shown
 from endpoint import HOST
-from program import Lines, Parser, UserError, port_number, reason_of, to_stderr
+from program import Lines, Parser, UserError, port_number, reason_of
 from protocol_fsm import ProtocolError
 
 PORT = 9998  # the core's server has 9999
@@ -84,17 +84,6 @@ def check_role(identity: Identity, role: Role) -> None:
         )
 
 
-def ask_passphrase(prompt: str) -> str:
-    """Return what is typed, unseen. Raises UserError."""
-    try:
-        return getpass.getpass(prompt)
-    except EOFError:
-        to_stderr("")  # the prompt has a line of its own
-        raise UserError("the key needs a passphrase, and nobody types one") from None
-    except UnicodeError:
-        raise UserError("a passphrase is text") from None
-
-
 # The log ------------------------------------------------------------------------------------------
 
 
@@ -107,10 +96,7 @@ class LineFormatter(logging.Formatter):
         super().__init__("%(asctime)s %(message)s", "%Y-%m-%dT%H:%M:%SZ")
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        return "".join(
-            letter if letter.isprintable() else ascii(letter)[1:-1]
-            for letter in super().formatMessage(record)
-        )
+        return shown(super().formatMessage(record))
 
 
 def is_same_file(one: Path, other: Path) -> bool:
