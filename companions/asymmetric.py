@@ -1,8 +1,8 @@
 """What the companions take from public-key cryptography: signatures, key agreement, derivation.
 
-Thin over `cryptography`: each function fixes the parameters, so that nobody else chooses any. Every
-signature has a context, and one that was made in one context is worthless in every other. Keys
-are never shown: private keys go into files of mode 0600, and come out of them as objects.
+Thin over `cryptography`: each function fixes the parameters, so that no caller chooses any. Every
+signature has a context, and one made in one context is worthless in every other. Keys are never
+shown: private keys are written to files of mode 0600, and read from them as objects.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ PSS = padding.PSS(padding.MGF1(hashes.SHA256()), salt_length=hashes.SHA256.diges
 
 
 def new_identity() -> PrivateKey:
-    """Return a new RSA-2048 key, which is to sign and for nothing else."""
+    """Return a new RSA-2048 key, for signatures only."""
     return rsa.generate_private_key(public_exponent=EXPONENT, key_size=RSA_BITS)
 
 
@@ -45,7 +45,7 @@ def sign(key: PrivateKey, context: str, data: bytes) -> bytes:
 
 
 def is_signed(key: PublicKey, context: str, data: bytes, signature: bytes) -> bool:
-    """Tell whether this signature of `data` was made in this context, by the owner of the key."""
+    """Return whether the owner of the key made this signature of `data` in this context."""
     try:
         key.verify(signature, under_signature(context, data), PSS, hashes.SHA256())
     except InvalidSignature:
@@ -54,7 +54,7 @@ def is_signed(key: PublicKey, context: str, data: bytes, signature: bytes) -> bo
 
 
 def under_signature(context: str, data: bytes) -> bytes:
-    """Return what is signed: no context is the beginning of another one, because of the zero."""
+    """Return the bytes under a signature; with the zero, no context is a prefix of another."""
     return context.encode("ascii") + b"\0" + data
 
 
@@ -70,7 +70,7 @@ def new_share() -> tuple[X25519PrivateKey, bytes]:
 def agree(key: X25519PrivateKey, share: bytes) -> bytes:
     """Return the 32 bytes that only the owners of the two shares know.
 
-    Raises ValueError for a share that leads to zero whatever the key (RFC 7748 section 6.1).
+    Raises ValueError for a share that leads to zero with any key (RFC 7748 section 6.1).
     """
     return key.exchange(X25519PublicKey.from_public_bytes(share))
 
@@ -116,32 +116,28 @@ def write_private(path: Path, key: PrivateKey, passphrase: str = "") -> None:
     The passphrase is stretched by scrypt (RFC 7914), 2^15 rounds. Raises OSError, and ValueError
     for a longer passphrase.
     """
-    if len(passphrase.encode()) > 1_023:  # which no library would read again
+    if len(passphrase.encode()) > 1_023:  # with a longer one, no library would read it again
         raise ValueError("a passphrase has at most 1,023 bytes")
     pem = key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
-    if passphrase:  # by pycryptodome, as `cryptography` leaves no choice of rounds
-        pem = (
-            bytes(
-                RSA.import_key(pem).export_key(
-                    "PEM",
-                    passphrase.encode(),
-                    8,
-                    "scryptAndAES256-CBC",
-                    prot_params={"iteration_count": SCRYPT_ROUNDS},
-                )
-            )
-            + b"\n"
+    if passphrase:  # by pycryptodome, because `cryptography` does not let us choose the rounds
+        encrypted = RSA.import_key(pem).export_key(
+            "PEM",
+            passphrase.encode(),
+            8,
+            "scryptAndAES256-CBC",
+            prot_params={"iteration_count": SCRYPT_ROUNDS},
         )
+        pem = bytes(encrypted) + b"\n"
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
         file.write(pem)
 
 
 def read_private(path: Path, ask: Callable[[str], str]) -> PrivateKey:
-    """Return the RSA-2048 key in a file that nobody else can read. Raises UserError.
+    """Return the RSA-2048 key in a file that only its owner can read. Raises UserError.
 
-    `ask` is given a prompt, and returns the passphrase; only an encrypted key asks.
+    `ask` is given a prompt, and returns the passphrase; it is called for an encrypted key only.
     """
     try:
         mode = path.stat().st_mode

@@ -1,29 +1,31 @@
 """One encoding for what is signed: JSON in ASCII, members sorted by name, no spaces.
 
-A signature is over bytes, and readers act on values. So that the two cannot differ, bytes that are
-not the encoding of what they say are refused.
+A signature covers bytes, but readers act on values. So that the two cannot differ, any bytes but
+the canonical encoding of their values are refused.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
 _ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False)
+_HALF_CHARACTER = re.compile("[\ud800-\udfff]")  # which UTF-8 cannot carry
 
 
 def canonical(members: Mapping[str, object]) -> bytes:
     """Return the canonical encoding. Raises ValueError for half a character (a lone surrogate)."""
-    text = _ENCODER.encode(dict(members))
-    json.dumps(dict(members), ensure_ascii=False).encode("utf-8")  # or UnicodeError, a ValueError
-    return text.encode("ascii")
+    if _HALF_CHARACTER.search(json.dumps(dict(members), ensure_ascii=False)):
+        raise ValueError("half a character in a text")
+    return _ENCODER.encode(dict(members)).encode("ascii")
 
 
 def parse_canonical(data: bytes, members: Mapping[str, type]) -> dict[str, Any]:
     """Return the members of an object that has exactly these, of exactly these types.
 
-    A bool is no int. Raises ValueError, whatever is wrong.
+    A bool is not an int here. Raises ValueError for any other bytes.
     """
     try:
         values: object = json.loads(data.decode("ascii"))

@@ -2,10 +2,10 @@
 
     python -m companions.device_transfer.ca create|issue|revoke|list|refresh PKI ...
 
-The only program that uses the authority's private key; no end imports it. What is made appears
-whole or not at all. In a folder PKI stand
+The only program that uses the authority's private key; no end imports it. Everything it makes
+appears whole or not at all. A folder PKI has
 
-    revocation_list.json     which the ends need: the newest list
+    revocation_list.json     the newest list, which the ends need
     NAME/                    an identity: private_key.pem, certificate.json, authority.json
     ca/                      the authority's own: private_key.pem, authority.json, number,
                              issued/SERIAL.json, revoked/SERIAL, and `lock` while a list is made
@@ -56,9 +56,9 @@ from protocol_fsm import ProtocolError
 NAME = "device-transfer-ca"
 CERTIFICATE_DAYS = 365
 LIST_DAYS = 7
-MAX_PASSPHRASE = 1_023  # bytes, which is what OpenSSL takes
+MAX_PASSPHRASE = 1_023  # bytes that OpenSSL takes
 
-Ask = Callable[[str], str]  # is given a prompt, returns what is typed
+Ask = Callable[[str], str]  # is given a prompt, and returns what is typed
 
 # What it makes ------------------------------------------------------------------------------------
 
@@ -91,7 +91,7 @@ def issue(
     passphrase: str = "",
     ask: Ask | None = None,
 ) -> Certificate:
-    """Make an identity in PKI/COMMON_NAME; the passphrase is for its key. Raises UserError."""
+    """Make an identity in PKI/COMMON_NAME; a passphrase encrypts its key. Raises UserError."""
     begin = not_before or utc_now()
     serial = secrets.token_hex(8)
     end = not_after or _after(begin, days)
@@ -116,7 +116,7 @@ def issue(
             write_private(partial / "private_key.pem", key, passphrase)
             write_whole(partial / "certificate.json", certificate.encoded)
             shutil.copyfile(pki / "ca" / "authority.json", partial / "authority.json")
-            write_whole(record, certificate.encoded)  # first: what exists can be revoked
+            write_whole(record, certificate.encoded)  # first: every certificate can be revoked
     except BaseException:
         _forget(record, folder)
         raise
@@ -124,7 +124,7 @@ def issue(
 
 
 def _forget(record: Path, folder: Path) -> None:
-    """Remove the record of a certificate, unless the folder already has it."""
+    """Remove the record of a certificate, unless the folder already has that certificate."""
     made = folder / "certificate.json"
     with contextlib.suppress(OSError):
         if not made.exists() or made.read_bytes() != record.read_bytes():
@@ -132,11 +132,11 @@ def _forget(record: Path, folder: Path) -> None:
 
 
 def revoke(pki: Path, who: str, *, ask: Ask | None = None) -> RevocationList:
-    """Revoke what has this serial or common name, in a new list. Raises UserError."""
+    """Revoke the certificate of this serial or common name, in a new list. Raises UserError."""
     issued = issued_certificates(pki)
-    serials = [one.serial for one in issued if one.serial == who] or [
-        one.serial for one in issued if one.common_name == who
-    ]
+    serials = [one.serial for one in issued if one.serial == who]
+    if not serials:
+        serials = [one.serial for one in issued if one.common_name == who]
     if not serials:
         raise UserError(f"no certificate of {pki} has the serial or the name {who!r}")
     if len(serials) > 1:
@@ -157,7 +157,7 @@ def refresh(pki: Path, days: int = LIST_DAYS, *, ask: Ask | None = None) -> Revo
 
 
 def _publish(pki: Path, key: PrivateKey, issuer: str, days: int) -> RevocationList:
-    """Replace the list by one with all that is revoked, and the next number."""
+    """Replace the list by one with all revoked serials and the next number."""
     number = max(_last_number(pki), _published(pki)[0]) + 1
     now = utc_now()
     latest = sign_revocation_list(
@@ -177,7 +177,7 @@ def _publish(pki: Path, key: PrivateKey, issuer: str, days: int) -> RevocationLi
 
 
 def issued_certificates(pki: Path) -> list[Certificate]:
-    """Return all that were ever issued, in the order of names and dates. Raises UserError."""
+    """Return all that were ever issued, sorted by name and date. Raises UserError."""
     found = []
     for path in _files(pki / "ca" / "issued", ".json"):
         try:
@@ -190,33 +190,22 @@ def issued_certificates(pki: Path) -> list[Certificate]:
 
 
 def revoked_serials(pki: Path) -> set[str]:
-    """Return the serials that are marked; other files are not ours. Raises UserError."""
+    """Return the revoked serials; files with other names are not ours. Raises UserError."""
     names = {path.name for path in _files(pki / "ca" / "revoked")}
     return {name for name in names if re.fullmatch("[0-9a-f]{16}", name)}
 
 
 def table(pki: Path, now: datetime) -> list[str]:
-    """Return lines of at most 79 columns: what was issued, and the list. Raises UserError."""
+    """Return lines of at most 79 columns: certificates, and the list. Raises UserError."""
     revoked = revoked_serials(pki)
     listed = _published(pki)[1]
     row = "{:<16}  {:<20}  {:<6}  {:<16}  {}".format
     lines = [row("serial", "name", "role", "valid until, UTC", "status")]
     for one in issued_certificates(pki):
         name = one.common_name if len(one.common_name) <= 20 else f"{one.common_name[:18]}.."
-        status = (
-            "revoked"
-            if one.serial in revoked & listed
-            else "revoked, not listed"
-            if one.serial in revoked
-            else "expired"
-            if now > one.not_after
-            else "not yet valid"
-            if now < one.not_before
-            else "valid"
-        )
-        lines.append(
-            row(one.serial, name, one.role.value, f"{one.not_after:%Y-%m-%d %H:%M}", status)
-        )
+        until = f"{one.not_after:%Y-%m-%d %H:%M}"
+        status = _status_of(one, revoked, listed, now)
+        lines.append(row(one.serial, name, one.role.value, until, status))
     try:
         latest = load_trust(pki / "ca").revocation_list()
         lines.append(
@@ -228,6 +217,18 @@ def table(pki: Path, now: datetime) -> list[str]:
     return lines
 
 
+def _status_of(
+    certificate: Certificate, revoked: set[str], listed: frozenset[str], now: datetime
+) -> str:
+    if certificate.serial in revoked:
+        return "revoked" if certificate.serial in listed else "revoked, not listed"
+    if now > certificate.not_after:
+        return "expired"
+    if now < certificate.not_before:
+        return "not yet valid"
+    return "valid"
+
+
 def _files(folder: Path, suffix: str = "") -> list[Path]:
     try:
         return [path for path in folder.iterdir() if path.suffix == suffix]
@@ -236,7 +237,7 @@ def _files(folder: Path, suffix: str = "") -> list[Path]:
 
 
 def _published(pki: Path) -> tuple[int, frozenset[str]]:
-    """Return number and serials of the list that is there; it may be lost, or stale."""
+    """Return number and serials of the newest list, however stale; 0 and none if it is lost."""
     try:
         latest = parse_revocation_list((pki / "revocation_list.json").read_bytes())
         return latest.number, latest.revoked
@@ -255,7 +256,7 @@ def _last_number(pki: Path) -> int:
 
 
 def _authority(pki: Path, ask: Ask | None) -> tuple[Trust, PrivateKey]:
-    """Return the authority, and its key. Raises UserError."""
+    """Return the trust in the authority, and its key. Raises UserError."""
     trust = load_trust(pki / "ca")
     key = read_private(pki / "ca" / "private_key.pem", ask or ask_passphrase)
     if public_pem(key.public_key()) != public_pem(trust.authority):
@@ -282,7 +283,7 @@ def _after(moment: datetime, days: int) -> datetime:
 
 @contextlib.contextmanager
 def _new_folder(folder: Path) -> Iterator[Path]:
-    """Give a folder to fill, which becomes `folder` if nothing goes wrong. Raises UserError."""
+    """Yield a folder to fill, which becomes `folder` if nothing fails. Raises UserError."""
     try:
         if folder.exists():
             raise FileExistsError(0, "it exists already")
@@ -299,7 +300,7 @@ def _new_folder(folder: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _locked(pki: Path) -> Iterator[None]:
-    """Be alone with the list: two writers could lose a revocation. Raises UserError."""
+    """Exclude other writers of the list, who could lose a revocation. Raises UserError."""
     path = pki / "ca" / "lock"
     try:
         path.open("x").close()

@@ -1,8 +1,8 @@
 """Certificates, revocation lists, and what an end trusts [D 7].
 
-Only the loaders at the end touch files. What a peer sends is judged in the order of [D 7]: form;
-issuer and signature; dates; role; revocation list. The list is fetched anew each time, so that a
-revocation needs no restart. The highest number seen is forgotten when the program ends.
+Only the loaders at the end touch files. A peer's certificate is judged in the order of [D 7]: form;
+issuer and signature; dates; role; revocation list. The list is read anew each time, so that a
+revocation needs no restart. The highest list number seen is forgotten when the program ends.
 """
 
 from __future__ import annotations
@@ -70,23 +70,23 @@ class MalformedCertificate(ProtocolError):
 
 
 class UntrustedCertificate(ProtocolError):
-    """Forged, or from another authority than ours."""
+    """A certificate that is forged, or from another authority than ours."""
 
 
 class CertificateNotYetValid(ProtocolError):
-    """Our clock stands before `not_before`."""
+    """Our clock is before `not_before`."""
 
 
 class CertificateExpired(ProtocolError):
-    """Our clock stands after `not_after`."""
+    """Our clock is after `not_after`."""
 
 
 class WrongRole(ProtocolError):
-    """A device where a server should be, or the reverse."""
+    """A device's certificate where a server's is needed, or the reverse."""
 
 
 class CertificateRevoked(ProtocolError):
-    """Its serial is on the revocation list."""
+    """A certificate whose serial is on the revocation list."""
 
 
 class RevocationListUnusable(ProtocolError):
@@ -94,11 +94,11 @@ class RevocationListUnusable(ProtocolError):
 
 
 class RevocationListStale(RevocationListUnusable):
-    """Our clock stands after its `next_update`."""
+    """Our clock is after the list's `next_update`."""
 
 
 class RevocationListRolledBack(RevocationListUnusable):
-    """Its number is lower than one that we have seen, or that of another list."""
+    """A list with a lower number than we have seen, or with the same number as another list."""
 
 
 # Members ------------------------------------------------------------------------------------------
@@ -123,7 +123,7 @@ def parse_timestamp(text: str) -> datetime:
 
 
 def parse_common_name(text: str) -> str:
-    """Return the name, which is good as a file's name too. Raises ValueError."""
+    """Return the name, which can also name a folder. Raises ValueError."""
     if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}", text):
         raise ValueError("a common name is 1 to 64 letters, digits, '.', '_', '-', no '.' first")
     return text
@@ -154,7 +154,7 @@ def _signed(authority: PrivateKey, context: str, members: Mapping[str, object]) 
 
 
 def _is_signed(authority: PublicKey, context: str, encoded: bytes) -> bool:
-    """Tell whether the authority made this, which has been parsed before."""
+    """Return whether the authority signed this; the caller has parsed it."""
     members = json.loads(encoded)
     signature = bytes.fromhex(members.pop("signature"))
     return is_signed(authority, context, canonical(members), signature)
@@ -165,7 +165,7 @@ def _is_signed(authority: PublicKey, context: str, encoded: bytes) -> bool:
 
 @dataclass(frozen=True)
 class Certificate:
-    """What a certificate says, and its bytes; nothing here tells whether it is true."""
+    """What a certificate claims, and its bytes; Trust decides whether it holds."""
 
     common_name: str
     issuer: str
@@ -178,7 +178,7 @@ class Certificate:
 
 
 def parse_certificate(encoded: bytes) -> Certificate:
-    """Return what at most 4,096 bytes say. Raises MalformedCertificate."""
+    """Return what at most 4,096 bytes claim. Raises MalformedCertificate."""
     if len(encoded) > MAX_CERTIFICATE:
         raise MalformedCertificate(f"at most {MAX_CERTIFICATE} bytes", len(encoded))
     try:
@@ -208,7 +208,7 @@ def issue(
     not_after: datetime,
     serial: str,
 ) -> Certificate:
-    """Return a certificate. Raises MalformedCertificate for what no certificate may say."""
+    """Return a new certificate. Raises MalformedCertificate for values that none may have."""
     return parse_certificate(
         _signed(
             authority,
@@ -231,7 +231,7 @@ def issue(
 
 @dataclass(frozen=True)
 class RevocationList:
-    """What a revocation list says, and its bytes; nothing here tells whether it is true."""
+    """What a revocation list claims, and its bytes; Trust decides whether it holds."""
 
     issuer: str
     number: int
@@ -242,7 +242,7 @@ class RevocationList:
 
 
 def parse_revocation_list(encoded: bytes) -> RevocationList:
-    """Return what these bytes say. Raises RevocationListUnusable."""
+    """Return what these bytes claim. Raises RevocationListUnusable."""
     try:
         members = parse_canonical(encoded, LIST_MEMBERS)
         _check_signature_form(members["signature"])
@@ -271,7 +271,7 @@ def sign_revocation_list(
     next_update: datetime,
     revoked: Iterable[str],
 ) -> RevocationList:
-    """Return a list. Raises RevocationListUnusable for what no list may say."""
+    """Return a new list. Raises RevocationListUnusable for values that none may have."""
     return parse_revocation_list(
         _signed(
             authority,
@@ -291,10 +291,10 @@ def sign_revocation_list(
 
 
 class Trust:
-    """What one end trusts. All its sessions, in whatever threads, share one.
+    """What one end trusts. All its sessions share one, in whatever threads they run.
 
     `authority` and `issuer` are the key and the common name of the authority, `revocations`
-    fetches the bytes of its list. Each rule is a method of its own, to be read and weakened alone.
+    fetches the bytes of its list. Each rule is a method of its own, so that the lab can remove it.
     """
 
     def __init__(
@@ -313,7 +313,7 @@ class Trust:
         self._latest = b""
 
     def check(self, encoded: bytes, role: Role) -> Certificate:
-        """Return a certificate that holds, of that role. Raises a ProtocolError of this module."""
+        """Return a valid certificate of that role. Raises a ProtocolError of this module."""
         certificate = parse_certificate(encoded)
         self._check_signature(certificate)
         self._check_dates(certificate)
@@ -324,7 +324,7 @@ class Trust:
     def revocation_list(self) -> RevocationList:
         """Return the list as it is now. Raises RevocationListUnusable.
 
-        Locked from fetching on: a thread that was slow with an older list sees no rollback.
+        The lock includes the fetch, or a thread slow with an older list would see a rollback.
         """
         with self._lock:
             latest = parse_revocation_list(self._fetch())
@@ -340,7 +340,7 @@ class Trust:
             raise UntrustedCertificate(f"a signature of {self.issuer}", "another one")
 
     def _check_dates(self, certificate: Certificate) -> None:
-        now = self.now().replace(microsecond=0)  # as certificates count
+        now = self.now().replace(microsecond=0)  # certificates count in seconds
         if now < certificate.not_before:
             raise CertificateNotYetValid(
                 f"from {timestamp(certificate.not_before)}", timestamp(now)
@@ -386,7 +386,7 @@ class Trust:
 
 @dataclass(frozen=True)
 class Identity:
-    """Who an end is, and the key that proves it."""
+    """The certificate of an end, and the key that proves it."""
 
     certificate: Certificate
     private_key: PrivateKey = field(repr=False)

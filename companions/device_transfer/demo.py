@@ -3,8 +3,8 @@
     python3 run.py device [--keep FOLDER]
 
 An authority certifies a server and two devices; both send at once; one is revoked and comes back;
-what came is verified; then all attacks run. Exits with 0 only if all of it went as it should.
-Everything lies in a temporary folder that is removed at the end, or in FOLDER, which then stays.
+the journal is verified; then all attacks run. Exits with 0 only if every part of it went as it
+should. Everything is in a temporary folder that is removed at the end, or in FOLDER, which is kept.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from program import run_program
 PROGRAMS = "companions.device_transfer"
 LIMIT_S = 120.0  # for all of it
 COLUMNS = 79
-UNSHOWN = re.compile(r"^[\d-]+T[\d:]+Z | at [\d.]+:\d+(?=: )")  # of a log: time, and address
+UNSHOWN = re.compile(r"^[\d-]+T[\d:]+Z | at [\d.]+:\d+(?=: )")  # time and address in a log
 SESSION_END = re.compile(r": (done|ended)\b")  # as the server's log has it
-ATTACKS_SHOWN = 6  # single ones, before the summary of all
+ATTACKS_SHOWN = 6  # one by one, before the summary of all
 MEDIA = {"device-1": ("door.png", media.image), "device-2": ("door.avi", media.video)}
 
 
@@ -42,17 +42,17 @@ class Stage(Crew):
         self.folder = folder
         self.problems: list[str] = []
         self.port = ""
-        self.said: list[str] = []  # of the server
+        self.said: list[str] = []  # by the server
 
     def begin(self, name: str, program: str, *words: str | Path) -> None:
-        """Start a program of ours, and show what to type for that."""
+        """Start a program of ours, and show the command."""
         self.ended.discard(name)
         print("$", program, *(shlex.quote(self._short(str(word))) for word in words), flush=True)
-        with contextlib.redirect_stdout(io.StringIO()):  # its number is not of interest here
+        with contextlib.redirect_stdout(io.StringIO()):  # its process id is of no interest here
             self.start(name, "-u", "-m", f"{PROGRAMS}.{program}", *map(str, words))
 
     def next_line(self) -> tuple[str, str]:
-        """Return who says what; nothing when they have ended."""
+        """Return the name of a program and its line; an empty line when it has ended."""
         name, line = self.hear()
         line = self._short(UNSHOWN.sub("", line))
         if name == "server":
@@ -60,7 +60,7 @@ class Stage(Crew):
         return name, line
 
     def listen(self, *names: str, sessions: int = 0) -> None:
-        """Show what is said until all of these, and `sessions` more at the server, have ended."""
+        """Show all lines until these, and `sessions` more at the server, have ended."""
         wanted = self._session_ends() + sessions
         while not self.ended >= {*names} or (
             self._session_ends() < wanted and "server" not in self.ended
@@ -68,15 +68,15 @@ class Stage(Crew):
             show(*self.next_line())
 
     def finish(self, program: str, *words: str | Path) -> list[str]:
-        """Run a program to its end, and return what it prints."""
+        """Run a program to its end, and return the lines that it prints."""
         lines: list[str] = []
         self.begin(program, program, *words)
         while program not in self.ended:
             name, line = self.next_line()
-            if name == program:
-                lines += [line] if line else []
-            else:
+            if name != program:
                 show(name, line)
+            elif line:
+                lines.append(line)
         self.check_end(program)
         return lines
 
@@ -142,7 +142,7 @@ def transfer(stage: Stage) -> None:
     heading(
         "2 Two devices send at the same time",
         "Look at the sessions: each has keys of its own, which are in no file. A device says "
-        "`acknowledged` when the server has verified what was signed, and stored it.",
+        "`acknowledged` when the server has verified the signature and stored the content.",
     )
     stage.begin(
         "server",
@@ -193,9 +193,9 @@ def revoke(stage: Stage) -> None:
 
 def verify(stage: Stage) -> None:
     heading(
-        "4 Anybody can verify what came",
+        "4 Anybody can verify the journal",
         "The journal keeps the signatures. With the authority's public key, and no secret at "
-        "all, anybody can tell later who sent what, and when. What was signed before a "
+        "all, anybody can verify later who sent what, and when. What was signed before a "
         "revocation stays signed.",
     )
     lines = stage.finish(

@@ -1,11 +1,11 @@
-"""A device: sends texts, images, videos and any other files, and knows that they have arrived.
+"""A device: sends texts, images, videos and any other files, and learns that they have arrived.
 
     with Device(identity, trust, "server-1") as device:
         device.send_text("all is well")
         device.send_file(Path("door.mp4"))
 
-Memory does not grow with a file: it is read, sealed and sent chunk by chunk. As a program it exits
-with 0 when all was acknowledged, 1 when the session was ended, 2 for bad input, 3 for no
+A file is read, sealed and sent chunk by chunk, so that memory does not grow with it. As a program
+it exits with 0 when all was acknowledged, 1 when the session was ended, 2 for bad input, 3 for no
 connection, a cut one, or a late answer, and 130 after Ctrl-C (143 after SIGTERM).
 """
 
@@ -27,8 +27,7 @@ from typing import BinaryIO
 
 from tqdm import tqdm
 
-from channel import EndRequested
-from companions.channel import Channel
+from channel import Channel, EndRequested
 from companions.device_transfer.certificates import (
     CertificateExpired,
     CertificateNotYetValid,
@@ -58,8 +57,6 @@ from companions.device_transfer.protocol import (
     PeerFailed,
     Session,
     State,
-    read_frame,
-    write_frame,
 )
 from companions.device_transfer.transfer import (
     MAX_TEXT_BYTES,
@@ -77,12 +74,12 @@ from protocol_fsm import (
     DeadlineExpired,
     LocalError,
     ProtocolError,
-    ProtocolState,
+    Status,
     WrongPeer,
 )
 
 log = logging.getLogger("device_transfer.device")
-Progress = Callable[[int], object]  # told how many bytes went out
+Progress = Callable[[int], object]  # is told how many bytes went out
 REFUSED = (
     MalformedCertificate,
     UntrustedCertificate,
@@ -96,9 +93,9 @@ REFUSED = (
 class Device:
     """A session with one server, named by its certificate: begins with `with`, ends with END.
 
-    `timeout_s` is for each answer, and for 64 KiB to go out. Raises UserError and NoConnection
-    before there is a session; any ProtocolError has ended it. A Device has one session: for another
-    one, make another Device. One thread at a time may use it.
+    `timeout_s` is the limit for each answer, and for 64 KiB to go out. Raises UserError and
+    NoConnection before there is a session; any ProtocolError has ended it. A Device has one
+    session: for another one, make another Device. One thread at a time may use it.
     """
 
     def __init__(
@@ -124,7 +121,7 @@ class Device:
         self._address = (host, port)
         self.timeout_s = timeout_s
         self._number = 0
-        self.channel: Channel[Kind, Message]
+        self.channel: Channel[Message]
 
     def __enter__(self) -> Device:
         if self.session.state is not State.HELLO:
@@ -134,14 +131,14 @@ class Device:
         except (OSError, UnicodeError, OverflowError) as error:
             where = "{}:{}".format(*self._address)
             raise NoConnection(f"no server at {where}: {reason_of(error)}") from None
-        self.channel = Channel(sock, self.session, read_frame, write_frame, self.timeout_s)
+        self.channel = Channel(sock, self.session, self.timeout_s)
         try:
             for kind in (Kind.HELLO, Kind.SHARE, Kind.CONFIRM):
-                self.channel.send(kind)
+                self.channel.send(Message(kind))
                 self.receive()
         except BaseException as error:
             log.info("%s: no session: %s", self.recipient, error)
-            self.channel.leave()
+            self.channel.leave(Status.SHUTDOWN)
             raise
         log.info("%s: session %s begun", self.recipient, self.session.session_id.hex())
         return self
@@ -149,29 +146,28 @@ class Device:
     def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
         try:
             if kind is None and self.session.state is State.READY:
-                self.channel.send(Kind.END)
+                self.channel.send(Message(Kind.END))
                 self._check_ack(hashlib.sha256(b"").digest())
         finally:
-            if self.session.state.phase is ProtocolState.ACTIVE:
-                self.channel.fail(ProtocolError(None, "our own side gave up"))
-            self.channel.leave()
+            self.channel.leave(Status.SHUTDOWN)  # by a FAIL, unless END was acknowledged
             log.info("%s: session over, %d acknowledged", self.recipient, self._number)
 
     def send_text(self, text: str) -> Manifest:
-        """Send a text of 0 to 65,536 bytes (UTF-8), and return what was signed of it.
+        """Send a text of 0 to 65,536 bytes (UTF-8), and return its signed manifest.
 
-        Then the server has verified it, and written it down. Raises UserError, and nothing was
-        sent; LocalError outside of a session; ProtocolError, which has ended the session.
+        By then the server has verified it and entered it into its journal. Raises UserError if
+        nothing was sent; LocalError outside of a session; ProtocolError, which has ended the
+        session.
         """
         content = encode_text(text)
         return self._send(Announcement("text", "", len(content)), io.BytesIO(content))
 
     def send_file(self, path: Path, progress: Progress = lambda count: None) -> Manifest:
-        """Send a file of any size under its own name, and return what was signed of it.
+        """Send a file of any size under its own name, and return its signed manifest.
 
-        Then the server has verified and stored it. Raises UserError, and nothing was sent;
-        LocalError outside of a session, or if the file changes its size or cannot be read to its
-        end, which ends the session, as does a ProtocolError.
+        By then the server has verified and stored it. Raises UserError if nothing was sent, and
+        LocalError outside of a session. A LocalError for a file that changes its size or cannot be
+        read to its end has ended the session, as has a ProtocolError.
         """
         with open_file(path) as file:
             size = file.seek(0, io.SEEK_END)
@@ -189,10 +185,9 @@ class Device:
                 "there is no session: a Device sends inside its `with`, and not after "
                 "something has ended that"
             )
+        kind = Kind.TEXT if announcement.kind == "text" else Kind.FILE
         try:
-            self.channel.send(
-                Kind.TEXT if announcement.kind == "text" else Kind.FILE, announcement.encode()
-            )
+            self.channel.send(Message(kind, announcement.encode()))
             manifest = self._send_content(Outgoing(announcement), content, progress)
             self._check_ack(bytes.fromhex(manifest.digest))
         except BaseException as error:
@@ -219,10 +214,10 @@ class Device:
         while chunk := read_chunk(content, outgoing.announcement.size - outgoing.size):
             outgoing.take(chunk)
             if session.chunks >= session.rekey_chunks:
-                self.channel.send(Kind.REKEY)
+                self.channel.send(Message(Kind.REKEY))
                 self.receive()
             self.channel.hear()
-            self.channel.send(Kind.CHUNK, chunk)
+            self.channel.send(Message(Kind.CHUNK, chunk))
             progress(len(chunk))
         manifest = outgoing.manifest(
             session.session_id,
@@ -231,14 +226,16 @@ class Device:
             self.recipient,
             self._trust.now(),
         )
-        self.channel.send(Kind.MANIFEST, sign_manifest(self._identity.private_key, manifest))
+        signed = sign_manifest(self._identity.private_key, manifest)
+        self.channel.send(Message(Kind.MANIFEST, signed))
         return manifest
 
     def receive(self) -> Message:
         return self.channel.receive(time.monotonic() + self.timeout_s)
 
     def _check_ack(self, digest: bytes) -> None:
-        if (message := self.receive()).body != digest:
+        message = self.receive()
+        if message.body != digest:
             error = BadPayload(digest.hex(), message.body.hex())
             self.channel.fail(error)
             raise error
@@ -261,7 +258,7 @@ def encode_text(text: str) -> bytes:
 def open_file(path: Path) -> BinaryIO:
     """Open a regular file whose name can be sent. Raises UserError."""
     try:
-        mode = path.stat().st_mode  # first: to open a pipe would wait for who writes it
+        mode = path.stat().st_mode  # first: opening a pipe would wait for its writer
         if not stat.S_ISREG(mode):
             raise OSError("it is a folder" if stat.S_ISDIR(mode) else "it is no file")
         check_name(path.name)
@@ -273,9 +270,9 @@ def open_file(path: Path) -> BinaryIO:
 
 
 def read_chunk(content: BinaryIO, left: int) -> bytes:
-    """Return 1 to 65,536 bytes to send, or none at the end; a byte more than `left` if it grows.
+    """Return the next 1 to 65,536 bytes, or none at the end. Raises LocalError.
 
-    Raises LocalError.
+    Of a file that has grown it returns up to one byte more than `left`, which shows that.
     """
     try:
         return content.read(min(CHUNK_BYTES, left + 1))
@@ -310,8 +307,8 @@ def explain(error: ProtocolError, session: Session) -> str:
 
 
 @contextlib.contextmanager
-def shown(path: Path) -> Iterator[Progress]:
-    """Give what shows progress on stderr: a bar on a terminal, and else a line now and then."""
+def progress_of(path: Path) -> Iterator[Progress]:
+    """Yield what shows progress on stderr: a bar on a terminal, a line now and then elsewhere."""
     with open_file(path) as file:
         size = os.fstat(file.fileno()).st_size
     name = shorten(ascii(path.name)[1:-1], 30)
@@ -325,11 +322,11 @@ def shown(path: Path) -> Iterator[Progress]:
 
 
 def send_all(device: Device, texts: Sequence[str], files: Sequence[Path], stop: list[int]) -> None:
-    """Send everything, and print a line for each that has arrived. `stop`: signals that came."""
+    """Send everything, and print a line for each item acknowledged. Signals are put into `stop`."""
 
     def leave(number: int, _: object) -> None:
         stop.append(number)
-        device.channel.request_end()
+        device.channel.request_end(Status.SHUTDOWN)
 
     with device:
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -339,11 +336,10 @@ def send_all(device: Device, texts: Sequence[str], files: Sequence[Path], stop: 
             device.send_text(text)
             print(f"text of {len(text):,} characters: acknowledged", flush=True)
         for path in files:
-            with shown(path) as progress:
+            with progress_of(path) as progress:
                 manifest = device.send_file(path, progress)
-            print(
-                f"{shorten(ascii(path.name), 40)}: {manifest.size:,} bytes acknowledged", flush=True
-            )
+            name = shorten(ascii(path.name), 40)
+            print(f"{name}: {manifest.size:,} bytes acknowledged", flush=True)
     print(f"done: {len(texts) + len(files)} sent and acknowledged")
 
 

@@ -1,15 +1,15 @@
-"""What was received from whom, to be verified later by anybody who has the authority's public key.
+"""What was received from whom: anybody with the authority's public key can verify it later.
 
     python -m companions.device_transfer.journal FOLDER --authority PKI/NAME/authority.json
 
 FOLDER/journal.jsonl has a line for each item: certificate and signature of the sender, the manifest
-that was signed, where the file is, or the text itself. So a line stands for itself, and a changed,
-torn or repeated one is noticed, and a changed or missing file. A line that was removed is not, nor
-is a changed order. `received` and `stored_as` are the server's word and not signed: the first must
-be near the signed time, and what the second names must have the signed digest.
+that was signed, where the file is, or the text itself. Each line can be verified alone. A changed,
+torn or repeated line is noticed, and so is a changed or missing file; a removed line is not, nor is
+a changed order. `received` and `stored_as` are the server's word and not signed: the first must be
+near the signed time, and the file that the second names must have the signed digest.
 
-A certificate is held against the time in the manifest. That it is revoked by now does not undo what
-was signed before, and is only remarked: but who stole a key can date what he signs back.
+A certificate is compared with the time in the manifest. A later revocation does not undo what was
+signed before, and is only remarked. But a stolen key can backdate signatures.
 """
 
 from __future__ import annotations
@@ -61,9 +61,9 @@ from companions.device_transfer.transfer import (
 from program import Parser, UserError, reason_of, run_program, to_stderr
 from protocol_fsm import ProtocolError
 
-MAX_LINE_BYTES = 1 << 20  # 65,536 bytes of text take six times as much if they are all controls
+MAX_LINE_BYTES = 1 << 20  # 65,536 control characters of a text take six bytes each
 BLOCK_BYTES = 1 << 20  # of a file, read at a time
-PROGRESS_S = 2.0  # how long nothing is said on the terminal
+PROGRESS_S = 2.0  # between two lines of progress
 APPEND = os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0)
 MEMBERS: dict[str, type] = {
     "certificate": dict,
@@ -79,7 +79,7 @@ MEMBERS: dict[str, type] = {
 
 @dataclass(frozen=True)
 class Entry:
-    """An item: `signature` (256 bytes) is of the manifest; a file is stored, a text stands here."""
+    """A line: `signature` (256 bytes) is of the manifest; `text` is empty for a file."""
 
     certificate: Certificate
     manifest: Manifest
@@ -103,7 +103,7 @@ class Entry:
 
 
 def parse_entry(line: bytes) -> Entry:
-    """Return what a line says, whether true or not. Raises ValueError and ProtocolError."""
+    """Return what a line claims, unverified. Raises ValueError and ProtocolError."""
     members = parse_canonical(line, MEMBERS)
     signature = bytes.fromhex(members["signature"])
     if len(signature) != SIGNATURE_BYTES or signature.hex() != members["signature"]:
@@ -121,14 +121,15 @@ def parse_entry(line: bytes) -> Entry:
 class Journal:
     """The journal of a server, which opens it once; all its threads append to it.
 
-    The file is made at once, with mode 0600, so that nothing received can have its name. The lock
-    is on the folder: the file may be moved away, and nothing is written then. Raises UserError.
+    The file is made at once, with mode 0600, so that no received file can take its name. The folder
+    is locked too, because the file may be moved away, which stops all writing. Raises UserError.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path.absolute()
         self._lock = threading.Lock()
-        self._folder = self._file = -1
+        self._folder = -1
+        self._file = -1
         try:
             if hasattr(os, "O_DIRECTORY"):  # not on Windows
                 self._folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
@@ -156,12 +157,12 @@ class Journal:
                 raise
 
     def _check_place(self) -> None:
-        """Raise StoreFailed, or OSError, if what we write to is not where others will look."""
+        """Raise StoreFailed, or OSError, if the file we write to is not where others will look."""
         if not os.path.samestat(os.fstat(self._file), self._path.stat()):
             raise StoreFailed("the journal that was opened", "another file in its place")
 
     def _missing_end(self, size: int) -> bytes:
-        """Return the end of the last line if a killed server has not: it shall be torn alone."""
+        """Return the end that a killed server's last line lacks, or the next would be torn too."""
         if not size:
             return b""
         os.lseek(self._file, size - 1, os.SEEK_SET)
@@ -178,9 +179,9 @@ class Journal:
 
 
 def lock(file: int, folder: Path) -> None:
-    """Let nobody else lock `file` until it is closed, or we are killed. Raises OSError.
+    """Keep other processes from locking `file` until we close it or are killed. Raises OSError.
 
-    On Windows, and on some network drives, there are no such locks; NFS has them for files only.
+    Windows and some network drives have no such locks; NFS has them for files only.
     """
     try:
         import fcntl
@@ -196,7 +197,7 @@ def lock(file: int, folder: Path) -> None:
 
 
 class Verdict(NamedTuple):
-    """What is to be said of a line: `problem` is empty if all is well; a remark is no problem."""
+    """The verdict on a line: `problem` is empty for a good one, which may have a remark."""
 
     line: int
     entry: Entry | None
@@ -205,16 +206,16 @@ class Verdict(NamedTuple):
 
 
 class _Wrong(Exception):
-    """The line does not hold; the message says why in a few words."""
+    """The line is not true; the message says why in a few words."""
 
 
 def verify(
     folder: Path, trust: Trust, tell: Callable[[int], object] = lambda length: None
 ) -> Iterator[Verdict]:
-    """Judge each line of the journal. `tell` hears of bytes that were hashed. Raises UserError."""
+    """Judge each line of the journal. `tell` is given counts of hashed bytes. Raises UserError."""
     revocations = _revocations(trust)
     seen: dict[tuple[str, str, int], int] = {}
-    recipient = ""  # whose journal it is, as its first line that holds has it
+    recipient = ""  # the server whose journal it is, according to its first good line
     for number, line in enumerate(_lines(folder / JOURNAL), 1):
         entry = None
         try:
@@ -235,7 +236,7 @@ def verify(
 
 
 def _revocations(trust: Trust) -> bytes:
-    """Return the list as it is today; nothing if it cannot be used."""
+    """Return today's list; nothing if it is unusable."""
     try:
         return trust.revocation_list().encoded
     except RevocationListUnusable:
@@ -243,9 +244,9 @@ def _revocations(trust: Trust) -> bytes:
 
 
 def _lines(path: Path) -> Iterator[bytes]:
-    """Return lines with their ends; what is longer than any can be, in pieces without."""
+    """Yield lines with their ends; a line longer than any can be comes in pieces, without one."""
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # to open a pipe would wait for who writes it
+        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for its writer
             raise OSError("it is no file")
         with path.open("rb") as file:
             while line := file.readline(MAX_LINE_BYTES):
@@ -272,7 +273,7 @@ WRONG_CERTIFICATES: dict[type[ProtocolError], str] = {
 
 
 def _check_certificate(entry: Entry, trust: Trust, revocations: bytes) -> str:
-    """Hold it against the time in the manifest, and return a remark on its revocation."""
+    """Compare it with the time in the manifest, and return a remark on its revocation."""
     then = Trust(trust.authority, trust.issuer, lambda: revocations, lambda: entry.manifest.time)
     try:
         then.check(entry.certificate.encoded, Role.DEVICE)
@@ -286,14 +287,14 @@ def _check_certificate(entry: Entry, trust: Trust, revocations: bytes) -> str:
 
 
 def _check_entry(entry: Entry) -> None:
-    """Check what the line says of itself: signature, sender, time."""
+    """Check signature, sender and time of a line."""
     certificate = entry.certificate
     manifest = entry.manifest
     if not is_signed(certificate.public_key, CONTEXT, manifest.encode(), entry.signature):
         raise _Wrong("forged manifest")
     if manifest.sender != certificate.common_name:
         raise _Wrong("another sender")
-    if abs(entry.received - manifest.time) > 2 * CLOCK_SKEW:  # it is stamped a little later
+    if abs(entry.received - manifest.time) > 2 * CLOCK_SKEW:  # received a little after the check
         raise _Wrong("time received")
 
 
@@ -315,7 +316,7 @@ def _check_content(folder: Path, entry: Entry, tell: Callable[[int], object]) ->
 
 
 def _hash_file(folder: Path, name: str, tell: Callable[[int], object]) -> tuple[int, str]:
-    """Return size and SHA-256 (hex) of a file in the folder, which shall be no link and no pipe."""
+    """Return size and SHA-256 (hex) of a file in the folder, which must not be a link or a pipe."""
     try:
         check_name(name)
         if not stat.S_ISREG((folder / name).lstat().st_mode):
@@ -340,7 +341,7 @@ def _hash_file(folder: Path, name: str, tell: Callable[[int], object]) -> tuple[
 
 
 def describe(verdict: Verdict) -> str:
-    """Put a verdict into a line of at most 79 columns, in ASCII: the rest is escaped."""
+    """Return a verdict in a line of at most 79 columns, with all but ASCII escaped."""
     outcome = verdict.problem or ", ".join(filter(None, ["ok", verdict.remark]))
     if verdict.entry is None:
         return f"{f'line {verdict.line}':58} {outcome}"
@@ -353,19 +354,20 @@ def describe(verdict: Verdict) -> str:
 
 
 def _in_columns(size: int) -> str:
-    """Return a size in bytes, or in MB, in at most 8 columns; anybody may have written it."""
-    exact = str(size)
-    rounded = f"{size // 10**6} MB"
-    return exact if len(exact) <= 8 else rounded if len(rounded) <= 8 else "huge"
+    """Return a size in bytes, or in MB, in at most 8 columns; in a forged line it may be huge."""
+    for text in (str(size), f"{size // 10**6} MB"):
+        if len(text) <= 8:
+            return text
+    return "huge"
 
 
 def shorten(text: str, width: int) -> str:
-    """Return at most `width` columns: beginning and end are what names are recognised by."""
+    """Return at most `width` columns: beginning and end, by which names are recognised."""
     return text if len(text) <= width else f"{text[: width - 6]}..{text[-4:]}"
 
 
 class _Progress:
-    """Says on stderr how far it is, now and then, if it takes long."""
+    """Reports on stderr how much is hashed, now and then, if it takes long."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -387,7 +389,7 @@ def main() -> int:
         type=Path,
         metavar="FILE",
         required=True,
-        help="the authority.json of one who trusts the same authority",
+        help="the authority.json of anybody who trusts the same authority",
     )
     options = parser.options()
     if options.authority.name != "authority.json":

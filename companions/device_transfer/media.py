@@ -1,7 +1,7 @@
-"""Something to send: what a camera sees at a door, as an image (PNG) and as a video (AVI).
+"""Something to send: the view of a camera at a door, as an image (PNG) and as a video (AVI).
 
 Both are drawn row by row with nothing but the standard library, always the same. The video is not
-compressed, so it is large enough for many chunks.
+compressed, so that it is large enough for many chunks.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What device and server share as programs: flags, who we are, the log, how far a file has come."""
+"""What the programs of device and server share: flags, identity, log, progress."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from program import Lines, Parser, UserError, port_number, reason_of
 from protocol_fsm import ProtocolError
 
 PORT = 9998  # the core's server has 9999
-PACE_S = 2.0  # how long nothing is said of a file on its way
+PACE_S = 2.0  # between two lines of progress
 
 log = logging.getLogger("device_transfer")
 
 
 class PartyParser(Parser):
-    """The flags of somebody who has an identity."""
+    """The flags of a program with an identity."""
 
     def __init__(self, description: str) -> None:
         super().__init__(description)
@@ -49,16 +49,16 @@ class PartyParser(Parser):
         )
         self.add_argument("--host", default=HOST, help=f"default {HOST}")
         self.add_argument("--port", type=port_number, default=PORT, help=f"default {PORT}")
-        self.add_argument("--log", type=Path, metavar="FILE", help="write the log there, too")
+        self.add_argument("--log", type=Path, metavar="FILE", help="write the log there too")
 
 
-# Who we are ---------------------------------------------------------------------------------------
+# Identity -----------------------------------------------------------------------------------------
 
 
 def load_party(options: argparse.Namespace, role: Role) -> tuple[Identity, Trust]:
-    """Return who we are and whom we trust. Raises UserError.
+    """Return our identity and what we trust. Raises UserError.
 
-    That our certificate does not hold is only logged: the peer's clock and list decide.
+    If our own certificate is not valid, that is only logged: the peer's clock and list decide.
     """
     identity = load_identity(options.identity, ask_passphrase)
     trust = load_trust(options.identity, options.revocations)
@@ -88,7 +88,7 @@ def check_role(identity: Identity, role: Role) -> None:
 
 
 class LineFormatter(logging.Formatter):
-    """An event in a line, behind its time in UTC; what could break a line or hide is escaped."""
+    """One event in one line, after its time in UTC; characters that could break it are escaped."""
 
     converter = staticmethod(time.gmtime)
 
@@ -100,35 +100,31 @@ class LineFormatter(logging.Formatter):
 
 
 def is_same_file(one: Path, other: Path) -> bool:
-    """Tell whether two paths lead to the same file, or would if there was one."""
+    """Return whether two paths lead to the same file, or would if it existed."""
     try:
         return os.path.samefile(one, other)
     except OSError:
         return os.path.realpath(one) == os.path.realpath(other)
 
 
-def start_log(path: Path | None, stream: TextIO | Lines, level: int = logging.INFO) -> None:
-    """Log events of `level` to a stream, and all to a file (mode 0600) if there is one. UserError.
+def _open_log(path: Path) -> TextIO:
+    """Open a log file (mode 0600), which stays open until the program ends. Raises UserError."""
+    try:
+        file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise UserError(f"cannot log to {path}: {reason_of(error)}") from None
+    return open(file, "a", encoding="utf-8", errors="backslashreplace")
 
-    Texts and names are in it, keys never. That it cannot be written disturbs no session.
+
+def start_log(path: Path | None, stream: TextIO | Lines, level: int = logging.INFO) -> None:
+    """Log events of `level` to a stream, and all to a file if `path` names one. Raises UserError.
+
+    Texts and names are in it, keys never. A log that cannot be written disturbs no session.
     """
     handlers: list[logging.Handler] = [logging.StreamHandler(stream)]
     handlers[0].setLevel(level)
-    try:
-        if path:
-            handlers.append(
-                logging.StreamHandler(
-                    open(  # noqa: SIM115  # until the program ends
-                        path,
-                        "a",
-                        encoding="utf-8",
-                        errors="backslashreplace",
-                        opener=lambda name, flags: os.open(name, flags, 0o600),
-                    )
-                )
-            )
-    except OSError as error:
-        raise UserError(f"cannot log to {path}: {reason_of(error)}") from None
+    if path:
+        handlers.append(logging.StreamHandler(_open_log(path)))
     for handler in handlers:
         handler.setFormatter(LineFormatter())
     logging.raiseExceptions = False
@@ -136,7 +132,7 @@ def start_log(path: Path | None, stream: TextIO | Lines, level: int = logging.IN
 
 
 class Pace:
-    """Tells `say` every 2 s how much of something is done; nothing of what takes less."""
+    """Tells `say` every 2 s how much of something is done, if it takes that long."""
 
     def __init__(
         self,
@@ -153,7 +149,7 @@ class Pace:
         self._next = clock() + PACE_S
 
     def __call__(self, count: int) -> None:
-        """Hear of `count` more bytes."""
+        """Count `count` more bytes."""
         self._done += count
         if self._clock() >= self._next:
             self._next = self._clock() + PACE_S

@@ -1,7 +1,7 @@
-"""The protocol: kinds of messages, errors, state table, handshake, key schedule, records, framing.
+"""The protocol: messages, errors, framing, state table, key schedule, Session.
 
 [D 3] names section 3 of the protocol in README.md. Bytes in, bytes out, or a typed error: there
-is no socket, thread or log here, and no clock but the one that certificates are held against. Both
+is no socket, thread or log here, and no clock but the one that certificates are compared with. Both
 ends run the same table over the same conversation. What arrives is checked in the order of [D 6];
 a failure ends the session for good.
 """
@@ -11,8 +11,9 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from enum import Enum, IntEnum
-from typing import ClassVar, NamedTuple, NoReturn
+from typing import NamedTuple, NoReturn
 
 from Crypto.Random import get_random_bytes
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
@@ -49,8 +50,14 @@ from protocol_fsm import (
     MalformedMessage,
     ProtocolError,
     ProtocolState,
+    RandomSource,
+    StateMachine,
+    Status,
+    Watcher,
+    Watchers,
     WrongDirection,
     WrongPeer,
+    read_exactly,
 )
 
 NAME = "device_transfer v1"  # stands in everything that is signed or derived
@@ -62,12 +69,15 @@ CIPHERTEXT_AT = HEADER.size + BLOCK_BYTES  # the IV stands before it
 CHUNK_BYTES = 65_536
 MAX_MESSAGE = CIPHERTEXT_AT + CHUNK_BYTES + BLOCK_BYTES + TAG_BYTES  # 65,631
 SIGNED_SHARE = SHARE_BYTES + SIGNATURE_BYTES  # bytes of a body
-MAX_HANDSHAKE = 8_192  # bytes of a message from somebody who has not shown who they are
+MAX_HANDSHAKE = 8_192  # bytes of a message from a peer that has proved nothing yet
 REKEY_CHUNKS = 1_024  # 64 MiB under one key, at most
 
 
+# Messages [D 1] -----------------------------------------------------------------------------------
+
+
 class Kind(bytes, Enum):
-    """What a message is, in the six letters that it begins with [D 1]."""
+    """What a message is, in the six letters that it begins with."""
 
     HELLO = b"<HELO>"
     SHARE = b"<PREM>"
@@ -100,6 +110,15 @@ SIZES: Mapping[Kind, tuple[int, int]] = {  # of a body, in bytes; of all others 
     Kind.ACK: (32, 32),
 }
 
+
+@dataclass(frozen=True)
+class Message:
+    """What an end says. A session builds the bodies of HELLO, SHARE and REKEY itself."""
+
+    kind: Kind
+    body: bytes = b""
+
+
 # Errors: those of the core, and what only this protocol knows -------------------------------------
 
 
@@ -112,7 +131,7 @@ class WrongSession(ProtocolError):
 
 
 class WrongSequence(ProtocolError):
-    """A record that was here before, or that others should have come before."""
+    """A record that is not the next one: it was repeated, or others before it are missing."""
 
 
 class BadSignature(ProtocolError):
@@ -124,42 +143,86 @@ class BadShare(ProtocolError):
 
 
 class RekeyOverdue(ProtocolError):
-    """The device has used its keys for longer than it may."""
+    """The device has used one generation of keys for longer than it may."""
 
 
 class PeerFailed(ProtocolError):
-    """The peer has ended the session with an accepted FAIL; only its log says why."""
+    """The peer ended the session with an accepted FAIL; only its log says why."""
+
+
+# Framing [D 1] ------------------------------------------------------------------------------------
+
+
+def read_frame(recv: Callable[[int], bytes], max_message: int = MAX_MESSAGE) -> bytes:
+    """Return the next message, however TCP cut or joined it.
+
+    `recv(n)` gives 1 to n bytes, or none at the end of the stream. Raises MalformedMessage (after
+    4 bytes) and ConnectionCut.
+    """
+    length_bytes = int.from_bytes(read_exactly(recv, 4, mid_frame=False), "big")
+    if not KIND_BYTES <= length_bytes <= max_message:
+        raise MalformedMessage(f"{KIND_BYTES} to {max_message} bytes", length_bytes)
+    return read_exactly(recv, length_bytes, mid_frame=True)
+
+
+def write_frame(sendall: Callable[[bytes], object], message: bytes) -> None:
+    """Send `message` behind its length, in one piece."""
+    sendall(len(message).to_bytes(4, "big") + message)
 
 
 # State machine [D 5] ------------------------------------------------------------------------------
 
 
 class State(Enum):
-    """A phase, and the direction that the next message of the conversation takes."""
+    """Where a conversation stands."""
 
-    HELLO = ProtocolState.INIT, Direction.D2S
-    HELLO_BACK = ProtocolState.INIT, Direction.S2D
-    SHARE = ProtocolState.INIT, Direction.D2S, 1  # a number, as Enum takes equal values for one
-    SHARE_BACK = ProtocolState.INIT, Direction.S2D, 1
-    CONFIRM = ProtocolState.INIT, Direction.D2S, 2
-    CONFIRM_BACK = ProtocolState.INIT, Direction.S2D, 2
-    READY = ProtocolState.ACTIVE, Direction.D2S
-    SENDING = ProtocolState.ACTIVE, Direction.D2S, 1
-    REKEYING = ProtocolState.ACTIVE, Direction.S2D
-    CHECKING = ProtocolState.ACTIVE, Direction.S2D, 1
-    LEAVING = ProtocolState.ACTIVE, Direction.S2D, 2
-    ENDED = ProtocolState.TERMINATED, None
-
-    def __init__(self, phase: ProtocolState, speaker: Direction | None, number: int = 0) -> None:
-        self.phase = phase
-        self.speaker = speaker
+    HELLO = "HELLO"
+    HELLO_BACK = "HELLO_BACK"
+    SHARE = "SHARE"
+    SHARE_BACK = "SHARE_BACK"
+    CONFIRM = "CONFIRM"
+    CONFIRM_BACK = "CONFIRM_BACK"
+    READY = "READY"
+    SENDING = "SENDING"
+    REKEYING = "REKEYING"
+    CHECKING = "CHECKING"
+    LEAVING = "LEAVING"
+    ENDED = "ENDED"
 
 
-class ProtocolFSM:
-    """Where one end of one session stands. It holds no keys."""
+PHASE: Mapping[State, ProtocolState] = {
+    State.HELLO: ProtocolState.INIT,
+    State.HELLO_BACK: ProtocolState.INIT,
+    State.SHARE: ProtocolState.INIT,
+    State.SHARE_BACK: ProtocolState.INIT,
+    State.CONFIRM: ProtocolState.INIT,
+    State.CONFIRM_BACK: ProtocolState.INIT,
+    State.READY: ProtocolState.ACTIVE,
+    State.SENDING: ProtocolState.ACTIVE,
+    State.REKEYING: ProtocolState.ACTIVE,
+    State.CHECKING: ProtocolState.ACTIVE,
+    State.LEAVING: ProtocolState.ACTIVE,
+    State.ENDED: ProtocolState.TERMINATED,
+}
+SPEAKER: Mapping[State, Direction] = {  # of the next message of the conversation; ENDED has none
+    State.HELLO: Direction.D2S,
+    State.HELLO_BACK: Direction.S2D,
+    State.SHARE: Direction.D2S,
+    State.SHARE_BACK: Direction.S2D,
+    State.CONFIRM: Direction.D2S,
+    State.CONFIRM_BACK: Direction.S2D,
+    State.READY: Direction.D2S,
+    State.SENDING: Direction.D2S,
+    State.REKEYING: Direction.S2D,
+    State.CHECKING: Direction.S2D,
+    State.LEAVING: Direction.S2D,
+}
 
-    # Every legal move. What is not here is a violation.
-    VALID_TRANSITIONS: ClassVar[Mapping[tuple[State, Kind, Direction], State]] = {
+
+class ProtocolFSM(StateMachine[State, Kind, Direction]):
+    """The machine of this protocol: its table."""
+
+    VALID_TRANSITIONS: Mapping[tuple[State, Kind, Direction], State] = {
         (State.HELLO, Kind.HELLO, Direction.D2S): State.HELLO_BACK,
         (State.HELLO_BACK, Kind.HELLO, Direction.S2D): State.SHARE,
         (State.SHARE, Kind.SHARE, Direction.D2S): State.SHARE_BACK,
@@ -175,8 +238,8 @@ class ProtocolFSM:
         (State.CHECKING, Kind.ACK, Direction.S2D): State.READY,
         (State.READY, Kind.END, Direction.D2S): State.LEAVING,
         (State.LEAVING, Kind.ACK, Direction.S2D): State.ENDED,
-        # whoever fails after the handshake says so, whosever turn it is; but a device that waits
-        # for REKEY cannot know under which keys it would be heard
+        # an end that fails after the handshake says so out of turn; but a device that waits for
+        # REKEY cannot know under which keys the server would read it
         (State.READY, Kind.FAIL, Direction.D2S): State.ENDED,
         (State.READY, Kind.FAIL, Direction.S2D): State.ENDED,
         (State.SENDING, Kind.FAIL, Direction.D2S): State.ENDED,
@@ -187,29 +250,31 @@ class ProtocolFSM:
         (State.LEAVING, Kind.FAIL, Direction.D2S): State.ENDED,
         (State.LEAVING, Kind.FAIL, Direction.S2D): State.ENDED,
     }
-
-    def __init__(self) -> None:
-        self.state = State.HELLO
-
-    def allows(self, kind: Kind, sender: Direction) -> bool:
-        return (self.state, kind, sender) in self.VALID_TRANSITIONS
-
-    def advance(self, kind: Kind, sender: Direction) -> None:
-        self.state = self.VALID_TRANSITIONS[self.state, kind, sender]
+    FIRST = State.HELLO
+    LAST = State.ENDED
 
 
 # Key schedule [D 3] -------------------------------------------------------------------------------
 
 KEY_BYTES = {"D2S-ENC": AES_KEY_BYTES, "D2S-MAC": 32, "S2D-ENC": AES_KEY_BYTES, "S2D-MAC": 32}
+LABEL_OF: Mapping[tuple[int, str], str] = {
+    (Direction.D2S, "ENC"): "D2S-ENC",
+    (Direction.D2S, "MAC"): "D2S-MAC",
+    (Direction.S2D, "ENC"): "S2D-ENC",
+    (Direction.S2D, "MAC"): "S2D-MAC",
+}
 
 
 def digest_of(parts: Sequence[bytes]) -> bytes:
-    """Return SHA-256 (32 bytes) over parts, each behind its length: none runs into another."""
+    """Return SHA-256 (32 bytes) over parts, each behind its length: no other parts give it."""
     return hashlib.sha256(b"".join(len(part).to_bytes(4, "big") + part for part in parts)).digest()
 
 
 def next_secret(salt: bytes, shared: bytes) -> bytes:
-    """Return the secret (32 bytes) of a new generation of keys: salt is H, or the secret before."""
+    """Return the secret (32 bytes) of a new generation of keys.
+
+    The salt is H_0 for the first generation, and the secret before for any later one.
+    """
     return hkdf(salt, shared, f"{NAME} secret")
 
 
@@ -230,20 +295,16 @@ class Header(NamedTuple):
     sequence: int
 
 
-class Message(NamedTuple):
-    """An accepted message."""
-
-    kind: Kind
-    body: bytes
-
-
 class Session:
     """One end of one session: seal what we send, open what arrives.
 
-    Which end it is, our certificate says. `peer_name` is the only common name that we will talk to;
-    None: any in the right role. `random_bytes` draws nonces and IVs, `rekey_chunks` is how many
-    chunks one generation of keys may serve; both are for tests.
+    Our certificate says which end it is. `peer_name` is the only common name that we will talk to;
+    None: any in the right role. `watchers` see each message after the decision, and can change
+    nothing. `rekey_chunks` is how many chunks one generation of keys may serve, `random_bytes`
+    draws nonces and IVs; both are for tests.
     """
+
+    write_frame = staticmethod(write_frame)
 
     def __init__(
         self,
@@ -251,25 +312,27 @@ class Session:
         trust: Trust,
         peer_name: str | None = None,
         *,
+        watchers: Sequence[Watcher] = (),
         rekey_chunks: int = REKEY_CHUNKS,
-        random_bytes: Callable[[int], bytes] = get_random_bytes,
+        random_bytes: RandomSource = get_random_bytes,
     ) -> None:
         self.identity = identity
         self.trust = trust
         self.rekey_chunks = rekey_chunks
-        self._peer_name = peer_name
         is_device = identity.certificate.role is Role.DEVICE
         self.sends = Direction.D2S if is_device else Direction.S2D
         self.receives = Direction(1 - self.sends)
         self.fsm = ProtocolFSM()
+        self.watchers = Watchers(watchers)
         self.session_id = b""
         self.chunks = 0
         self._random_bytes = random_bytes
+        self._peer_name = peer_name
         self._peer: Certificate | None = None
-        self._transcript: list[bytes] = []  # of the handshake, or of the rekeying that is going on
+        self._transcript: list[bytes] = []  # of the handshake, or of the rekeying in progress
         self._ephemeral: X25519PrivateKey | None = None
-        self._share = b""
-        self._shared = b""  # ours; what both shares lead to
+        self._share = b""  # our own
+        self._shared = b""  # the secret that both shares lead to
         self._secret = b""
         self._keys: dict[str, bytes] = {}
         self._sequence = {Direction.D2S: 0, Direction.S2D: 0}  # of the next record
@@ -281,7 +344,7 @@ class Session:
 
     @property
     def peer(self) -> Certificate:
-        """The certificate at the other end. Raises LocalError before there is one."""
+        """The certificate of the other end. Raises LocalError before it has shown one."""
         if self._peer is None:
             raise LocalError("the peer has not shown its certificate yet")
         return self._peer
@@ -289,7 +352,16 @@ class Session:
     @property
     def max_message(self) -> int:
         """How many bytes the next message may have."""
-        return MAX_HANDSHAKE if self.state.phase is ProtocolState.INIT else MAX_MESSAGE
+        return MAX_HANDSHAKE if PHASE[self.state] is ProtocolState.INIT else MAX_MESSAGE
+
+    @property
+    def has_farewell(self) -> bool:
+        """Whether we may say FAIL now: not in the handshake, and not after the end [D 5]."""
+        return self.fsm.allows(Kind.FAIL, self.sends)
+
+    def read_frame(self, recv: Callable[[int], bytes]) -> bytes:
+        """Return the next message from a stream. Raises MalformedMessage and ConnectionCut."""
+        return read_frame(recv, self.max_message)
 
     def fingerprints(self) -> dict[str, str]:
         """Name the four keys, 8 hex digits each; after the end, the last four there were."""
@@ -301,33 +373,34 @@ class Session:
     def __reduce__(self) -> NoReturn:
         raise TypeError("a session holds keys, which are not pickled")
 
-    def seal(self, kind: Kind, body: bytes = b"") -> bytes:
+    def seal(self, message: Message) -> bytes:
         """Return our next message (6 to 65,631 bytes), and move keys, sequence and state.
 
-        HELLO, SHARE and REKEY are built here. Raises LocalError, and then nothing has changed.
+        Raises LocalError, and then nothing has changed.
         """
+        kind = message.kind
         if not self.fsm.allows(kind, self.sends):
             raise LocalError(f"{kind.name} cannot be sent in {self.state.name}")
-        body = self._own_body(kind) or body
+        body = self._compose(message)
         try:
             self._check_body(kind, body)  # a sender obeys the rules too
         except ProtocolError as error:
             raise LocalError(f"{kind.name} cannot carry this: {error}") from error
-        message = kind.value + body if kind in PLAIN else self._seal_record(kind, body)
-        self._commit(kind, body, message, self.sends)
-        return message
+        sealed = kind.value + body if kind in PLAIN else self._seal_record(kind, body)
+        self._commit(kind, body, sealed, self.sends)
+        self.watchers.tell("sealed", sealed, body, self.fingerprints)
+        return sealed
 
-    def _own_body(self, kind: Kind) -> bytes:
-        """Build the body of what the session says by itself; of all else, nothing."""
-        if kind is Kind.HELLO:
+    def _compose(self, message: Message) -> bytes:
+        """Return the body: our own of a HELLO, SHARE or REKEY [D 2], else that of the message."""
+        if message.kind is Kind.HELLO:
             return VERSION + self._random_bytes(NONCE_BYTES) + self.identity.certificate.encoded
-        if kind in SHARES:
+        if message.kind in SHARES:
             self._share = self._share or self._offer()
             signed = digest_of(self._signed_parts(self._share))
-            return self._share + sign(
-                self.identity.private_key, self._context(kind, self.sends), signed
-            )
-        return b""
+            context = self._context(message.kind, self.sends)
+            return self._share + sign(self.identity.private_key, context, signed)
+        return message.body
 
     def _offer(self) -> bytes:
         """Return our ephemeral share (32 bytes)."""
@@ -335,7 +408,7 @@ class Session:
         return share
 
     def _context(self, kind: Kind, sender: Direction) -> str:
-        """Name what is signed, and the role of who signs it [D 2]."""
+        """Name what is signed, and the role of the signer [D 2]."""
         role = Role.DEVICE if sender is Direction.D2S else Role.SERVER
         return f"{NAME} {role.value} {'share' if kind is Kind.SHARE else 'rekey'}"
 
@@ -353,7 +426,7 @@ class Session:
         return self._random_bytes(BLOCK_BYTES)
 
     def _key(self, sender: int, use: str) -> bytes:
-        return self._keys[("D2S-", "S2D-")[sender] + use]
+        return self._keys[LABEL_OF[sender, use]]
 
     def _encrypt(self, padded: bytes, iv: bytes) -> bytes:
         aes = Cipher(algorithms.AES(self._key(self.sends, "ENC")), modes.CBC(iv)).encryptor()
@@ -375,9 +448,11 @@ class Session:
             elif kind in SHARES:
                 self._check_share(kind, body)
         except ProtocolError as error:
+            self.watchers.tell(type(error).__name__, message, b"", self.fingerprints)
             self.fail(error)
             raise
         self._commit(kind, body, message, self.receives)
+        self.watchers.tell("accepted", message, body, self.fingerprints)
         if kind is Kind.FAIL:
             raise PeerFailed(None, "FAIL")
         return Message(kind, body)
@@ -470,7 +545,7 @@ class Session:
             raise BadSignature(f"{self.peer.common_name}, as {context}", "another")
 
     def _agree(self, share: bytes) -> bytes:
-        """Return what both shares lead to (32 bytes). Raises BadShare."""
+        """Return the secret that both shares lead to (32 bytes). Raises BadShare."""
         try:
             if self._ephemeral is None:
                 raise ValueError
@@ -484,10 +559,11 @@ class Session:
             self._transcript.append(message)
         else:
             self._sequence[sender] += 1
-        self.chunks += kind is Kind.CHUNK
+        if kind is Kind.CHUNK:
+            self.chunks += 1
         if kind is Kind.REKEY:
             self._transcript.append(body[:-SIGNATURE_BYTES])
-        if kind in SHARES and sender is Direction.S2D:  # now both have offered one
+        if kind in SHARES and sender is Direction.S2D:  # by now both ends have offered one
             self._next_generation(kind)
         self.fsm.advance(kind, sender)
         if self.state is State.ENDED:
@@ -495,7 +571,7 @@ class Session:
 
     def _next_generation(self, kind: Kind) -> None:
         """Derive the four keys anew, and forget what led to them."""
-        bound = digest_of(self._bound_parts())  # H, and later what both have offered since
+        bound = digest_of(self._bound_parts())
         if kind is Kind.SHARE:
             self.session_id = bound[:SESSION_BYTES]
         self._secret = next_secret(self._secret or bound, self._shared)
@@ -507,14 +583,20 @@ class Session:
         self.chunks = 0
 
     def _bound_parts(self) -> Sequence[bytes]:
-        """Return what is bound: all four messages, or what was before and two shares more."""
+        """Return what H_n is over: the first four messages, or H_n-1 and both new shares [D 3]."""
         return self._transcript
+
+    def goodbye(self, status: Status) -> bytes:
+        """End the session, and return a FAIL, whatever the status; nothing where none is legal."""
+        error = ProtocolError(None, status.name)
+        self.fail(error)
+        return error.farewell
 
     def fail(self, error: ProtocolError) -> None:
         """End the session because of `error`, and give `error` the farewell to send."""
-        if self.fsm.allows(Kind.FAIL, self.sends) and not isinstance(error, ConnectionCut):
-            error.farewell = self.seal(Kind.FAIL)
-        self.fsm.state = State.ENDED
+        if self.has_farewell and not isinstance(error, ConnectionCut):
+            error.farewell = self.seal(Message(Kind.FAIL))
+        self.fsm.end()
         self._forget_keys()
 
     def _forget_keys(self) -> None:
@@ -523,33 +605,3 @@ class Session:
         self._secret = b""
         self._shared = b""
         self._ephemeral = None
-
-
-# Framing [D 1] ------------------------------------------------------------------------------------
-
-
-def read_frame(recv: Callable[[int], bytes], max_message: int = MAX_MESSAGE) -> bytes:
-    """Return the next message, however TCP cut or joined it.
-
-    `recv(n)` gives 1 to n bytes, or none at the end of the stream. Raises MalformedMessage (after
-    4 bytes) and ConnectionCut.
-    """
-    length = int.from_bytes(_read_exactly(recv, 4, mid_frame=False), "big")
-    if not KIND_BYTES <= length <= max_message:
-        raise MalformedMessage(f"{KIND_BYTES} to {max_message} bytes", length)
-    return _read_exactly(recv, length, mid_frame=True)
-
-
-def _read_exactly(recv: Callable[[int], bytes], wanted: int, *, mid_frame: bool) -> bytes:
-    received = bytearray()
-    while len(received) < wanted:
-        more = recv(wanted - len(received))
-        if not more:
-            raise ConnectionCut(mid_frame or bool(received))
-        received += more
-    return bytes(received)
-
-
-def write_frame(sendall: Callable[[bytes], object], message: bytes) -> None:
-    """Send `message` behind its length, in one piece."""
-    sendall(len(message).to_bytes(4, "big") + message)

@@ -3,8 +3,8 @@
 Rules in this module:
 - only its own thread touches a session or writes its socket; others may ask it to end;
 - until its handshake is over a connection is a stranger: it has little time, and few may wait;
-- certificates are judged in the handshake: who is revoked later goes on until the session ends;
-- nothing gets its name before its signature, its size and its digest were found right;
+- certificates are judged in the handshake: a device revoked later continues to the session's end;
+- no file gets its name before its signature, its size and its digest were found right;
 - what exactly failed goes to the log; the peer gets one uniform answer, or none.
 """
 
@@ -21,11 +21,10 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
-from channel import POLL_S, EndRequested
+from channel import POLL_S, Channel, EndRequested
 from companions.asymmetric import SIGNATURE_BYTES
-from companions.channel import Channel
 from companions.device_transfer.certificates import Identity, Role, Trust
 from companions.device_transfer.journal import Entry, Journal
 from companions.device_transfer.options import (
@@ -37,37 +36,30 @@ from companions.device_transfer.options import (
     load_party,
     start_log,
 )
-from companions.device_transfer.protocol import (
-    Kind,
-    Message,
-    Session,
-    State,
-    read_frame,
-    write_frame,
-)
+from companions.device_transfer.protocol import Kind, Message, Session, State
 from companions.device_transfer.store import JOURNAL, Partial, Store
-from companions.device_transfer.transfer import Incoming, Manifest, parse_announcement
+from companions.device_transfer.transfer import Incoming, ItemKind, Manifest, parse_announcement
 from endpoint import HOST
 from program import Lines, NoConnection, UserError, positive, reason_of, run_program
 from protocol_fsm import ConnectionCut, ProtocolError, Status
 
 log = logging.getLogger("device_transfer.server")
-NOTHING = hashlib.sha256(b"").digest()  # what the ACK of an END names
+NOTHING = hashlib.sha256(b"").digest()  # for the ACK of an END
 
 
 @dataclass(frozen=True)
 class Limits:
     """How long the server waits, for how many, and how much it takes."""
 
-    handshake_s: float = 10.0  # in all
+    handshake_s: float = 10.0  # for all of it
     frame_s: float = 10.0  # from a frame's first byte to its last
     silence_s: float = 60.0  # between two messages
-    max_strangers: int = 64  # one more, and the oldest goes
+    max_strangers: int = 64  # one more evicts the oldest
     max_bytes: int = 4 * 2**30  # of one file
 
 
 class Record(NamedTuple):
-    """What happened: something was "stored", or a connection came to its "end".
+    """An event: a text or file was "stored", or a connection came to its "end".
 
     `detail` is the Incoming, or the exception that ended the session; None after an END.
     """
@@ -80,9 +72,9 @@ class Record(NamedTuple):
 class Server:
     """Listens from the start, serves inside `with`, and tells every device FAIL after it.
 
-    `folder` is made if need be, and is this server's alone. `limits` are seconds and bytes;
-    `record` is told what happens, in the thread of the connection. The others are for the lab.
-    Raises UserError and NoConnection; what goes wrong with a device ends its session and no other.
+    `folder` is made if need be, and is this server's alone. `record` is told of every event, in
+    the thread of its connection. The `new_` arguments are for the lab. Raises UserError and
+    NoConnection; a failure of one device's session ends no other.
     """
 
     def __init__(
@@ -118,7 +110,7 @@ class Server:
             stack.callback(self.journal.close)
             if left := self.store.clean():  # now that the folder is known to be ours
                 log.warning("unfinished files of an earlier server, removed: %d", left)
-            self.close = stack.pop_all().close  # for who never entered
+            self.close = stack.pop_all().close  # for a server that never serves
 
     def __enter__(self) -> Server:
         self._acceptor.start()
@@ -130,29 +122,29 @@ class Server:
         with self._lock:
             members = [*self._members]
         for member in members:
-            member.channel.request_end()
+            member.channel.request_end(Status.SHUTDOWN)
         deadline = time.monotonic() + 2.0
         for member in members:
             member.thread.join(max(0.0, deadline - time.monotonic()))
         self.close()
 
     def _accept(self) -> None:
-        pause = 0.0  # longer while descriptors or threads are lacking, which is logged once
-        while not self._closing.wait(pause):
+        pause_s = 0.0  # longer while descriptors or threads are lacking, which is logged once
+        while not self._closing.wait(pause_s):
             try:
                 self._begin(*self._listener.accept())
-                pause = 0.0
+                pause_s = 0.0
             except TimeoutError:
                 continue
             except Exception as error:  # a lack of descriptors, threads or memory passes
-                log.log(logging.DEBUG if pause else logging.ERROR, "cannot accept: %s", error)
-                pause = POLL_S
+                log.log(logging.DEBUG if pause_s else logging.ERROR, "cannot accept: %s", error)
+                pause_s = POLL_S
 
     def _begin(self, sock: socket.socket, address: Sequence[object]) -> None:
-        """Serve a connection in a thread, and send the oldest strangers away if there are many."""
+        """Serve a connection in a thread, and evict the oldest strangers if there are many."""
         with contextlib.ExitStack() as stack:
             stack.enter_context(sock)
-            member = Member(self, sock, shown(address))
+            member = Member(self, sock, host_and_port_of(address))
             with self._lock:  # which the thread has to wait for before it can be forgotten
                 member.thread.start()
                 stack.pop_all()
@@ -162,27 +154,23 @@ class Server:
                     oldest.channel.send_away(Status.TIMEOUT)
 
     def admit(self, member: Member) -> None:
-        """Let a stranger in who has shown who it is. Raises EndRequested: it was sent away."""
+        """Let in a stranger that has proved its identity. Raises EndRequested if it was evicted."""
         with self._lock:
             member.channel.check_request()
             member.is_stranger = False
 
     def tell(self, member: Member, reason: Exception | None) -> None:
-        """Say how a connection ended."""
+        """Log how a connection ended."""
         if reason is None:
             log.info("%s: done, %d received", member, member.received)
         else:
             received = "" if member.is_stranger else f" after {member.received} received"
-            log.warning(
-                "%s: ended%s: %s",
-                member,
-                received,
-                "connection lost" if isinstance(reason, ConnectionCut) else reason,
-            )
+            why = "connection lost" if isinstance(reason, ConnectionCut) else reason
+            log.warning("%s: ended%s: %s", member, received, why)
         self.record(Record("end", member.name, reason))
 
     def forget(self, member: Member) -> None:
-        """Take a connection that is closed off the list."""
+        """Take a closed connection off the list."""
         with self._lock:
             self._members = [other for other in self._members if other is not member]
 
@@ -194,9 +182,7 @@ class Member:
         self._server = server
         self._address = address
         self.session = server.new_session(server.identity, server.trust)
-        self.channel: Channel[Kind, Message] = Channel(
-            sock, self.session, read_frame, write_frame, server.limits.frame_s
-        )
+        self.channel: Channel[Message] = Channel(sock, self.session, server.limits.frame_s)
         self.thread = threading.Thread(target=self.run, daemon=True)
         self.name = ""
         self.received = 0
@@ -209,22 +195,21 @@ class Member:
         try:
             self._server.tell(self, self._outcome())
         finally:
-            self.channel.leave()
+            self.channel.leave(Status.SHUTDOWN)
             self._server.forget(self)
 
     def _outcome(self) -> Exception | None:
-        """Serve to the end, and return what it ended of; nothing after an END."""
+        """Serve to the end, and return what ended the session; nothing after an END."""
         try:
             self._serve()
-        except Exception as error:
-            if not isinstance(error, (ProtocolError, EndRequested)):  # a defect of ours
-                log.exception("%s: internal error", self)
-            if self.session.state is not State.ENDED:
-                self.channel.fail(
-                    error
-                    if isinstance(error, ProtocolError)
-                    else ProtocolError(None, type(error).__name__)
-                )
+        except ProtocolError as error:
+            if self.session.state is not State.ENDED:  # found by the transfer or the store
+                self.channel.fail(error)
+            return error
+        except EndRequested as request:
+            return request
+        except Exception as error:  # a defect of ours: it ends this session and no other
+            log.exception("%s: internal error", self)
             return error
         return None
 
@@ -233,7 +218,7 @@ class Member:
         for number in itertools.count():
             message = self._receive()
             if message.kind is Kind.END:
-                self.channel.send(Kind.ACK, NOTHING)
+                self.channel.send(Message(Kind.ACK, NOTHING))
                 return
             self._take(message, number)
             self.received += 1
@@ -241,9 +226,9 @@ class Member:
     def _shake_hands(self, deadline: float) -> None:
         for kind in (Kind.HELLO, Kind.SHARE, Kind.CONFIRM):
             self.channel.receive(deadline)
-            if kind is Kind.CONFIRM:  # first: who has heard ours is no stranger any more
+            if kind is Kind.CONFIRM:  # first: a device that has ours is no stranger any more
                 self._server.admit(self)
-            self.channel.send(kind)
+            self.channel.send(Message(kind))
         self.name = self.session.peer.common_name
         log.info("%s: session %s begun", self, self.session.session_id.hex())
 
@@ -253,7 +238,7 @@ class Member:
     def _take(self, message: Message, number: int) -> None:
         """Receive a text or a file to its end, verify it, keep it, and acknowledge it."""
         server = self._server
-        kind: Literal["text", "file"] = "text" if message.kind is Kind.TEXT else "file"
+        kind: ItemKind = "text" if message.kind is Kind.TEXT else "file"
         incoming = server.new_incoming(
             parse_announcement(kind, message.body),
             limit_bytes=server.limits.max_bytes,
@@ -268,24 +253,19 @@ class Member:
             manifest = incoming.finish(signed)
             stored_as = partial.keep(manifest.name) if kind == "file" else ""
         self._enter(manifest, signed[:SIGNATURE_BYTES], stored_as, incoming.text)
-        log.info(
-            "%s: %s of %d bytes%s",
-            self,
-            kind,
-            manifest.size,
-            f" stored as {stored_as!a}" if stored_as else f": {incoming.text[:200]!a}",
-        )
+        what = f" stored as {stored_as!a}" if stored_as else f": {incoming.text[:200]!a}"
+        log.info("%s: %s of %d bytes%s", self, kind, manifest.size, what)
         server.record(Record("stored", self.name, incoming))
-        self.channel.send(Kind.ACK, incoming.digest)
+        self.channel.send(Message(Kind.ACK, incoming.digest))
 
     def _fill(self, partial: Partial, incoming: Incoming) -> bytes:
-        """Write what comes, until the manifest, and return that with its signature."""
+        """Write every chunk to the disk, and return the manifest with its signature."""
         announced = incoming.announcement
         pace = Pace(f"{self}: {announced.name!a}", announced.size, log.info)
         while (message := self._receive()).kind is not Kind.MANIFEST:
             if message.kind is Kind.REKEY:
-                self.channel.send(Kind.REKEY)
-                partial.sync()  # at the end of a large file the device will not wait for all of it
+                self.channel.send(Message(Kind.REKEY))
+                partial.sync()  # now, since all of a large file could outlast the device's patience
                 continue
             incoming.take(message.body)
             partial.write(message.body)
@@ -293,25 +273,18 @@ class Member:
         return message.body
 
     def _enter(self, manifest: Manifest, signature: bytes, stored_as: str, text: str) -> None:
-        """Write a line of the journal; what cannot be in it is not kept either."""
+        """Write a line of the journal; without one a file is not kept either."""
+        now = self._server.trust.now()
+        entry = Entry(self.session.peer, manifest, signature, now, stored_as, text)
         try:
-            self._server.journal.append(
-                Entry(
-                    self.session.peer,
-                    manifest,
-                    signature,
-                    self._server.trust.now(),
-                    stored_as,
-                    text,
-                )
-            )
+            self._server.journal.append(entry)
         except BaseException:
             if stored_as:
                 self._server.store.remove(stored_as)
             raise
 
 
-def shown(address: Sequence[object]) -> str:
+def host_and_port_of(address: Sequence[object]) -> str:
     """Return HOST:PORT, of IPv4 or IPv6."""
     host = str(address[0])
     port = address[1]
@@ -319,7 +292,7 @@ def shown(address: Sequence[object]) -> str:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Return a listening socket whose accept wakes now and then. Raises NoConnection."""
+    """Return a listening socket whose `accept` gives up now and then. Raises NoConnection."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         listener = socket.create_server((host, port), family=family, backlog=1_024)
@@ -362,7 +335,8 @@ def main() -> int:
         options.port,
         Limits(max_bytes=options.max_bytes),
     ) as server:
-        print(f"{identity.certificate.common_name} listens on {shown(server.address)}", flush=True)
+        where = host_and_port_of(server.address)
+        print(f"{identity.certificate.common_name} listens on {where}", flush=True)
         while not stop:
             time.sleep(POLL_S)
     lines.drain()

@@ -1,9 +1,9 @@
 """The folder of received files: all of a file or nothing of it, and nothing ever overwritten.
 
-What comes goes into a file with a name of ours, in the same folder, and gets its final name at the
-very end, in one step that fails if anything has that name already (a link too, or the same name in
-other letters where the system makes no difference). No name leads out of the folder. One server at
-a time has a folder: `clean` removes what a killed one has left.
+Content goes into a file with a name of our own, in the same folder. It gets its final name at the
+very end, in one step that fails if that name is taken, be it by a link, or in other letters where
+the system makes no difference. No name leads out of the folder. One server at a time uses a folder:
+`clean` removes what a killed one has left.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from protocol_fsm import ProtocolError
 
 JOURNAL = "journal.jsonl"  # in the same folder: no file may have its name
 PARTIAL = re.compile(r"\.[0-9a-f]{16}\.partial")  # no final name begins with a dot
-MAX_SAME_NAME = 1_000  # files that are numbered; later ones get random digits
+MAX_SAME_NAME = 1_000  # numbered files of one name; later ones get random digits
 NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)  # Windows has O_BINARY
 
 
 class StoreFailed(ProtocolError):
-    """What came cannot be stored: the disk is full, say. It is no fault of the sender's."""
+    """The server cannot store it, because its disk is full, for example."""
 
 
 @contextlib.contextmanager
 def storing(what: str) -> Iterator[None]:
-    """Make a StoreFailed of every error inside that is the system's: names have other letters."""
+    """Turn every error of the file system inside into StoreFailed, one of a name's encoding too."""
     try:
         yield
     except (OSError, UnicodeError) as error:
@@ -51,7 +51,7 @@ class Store:
             raise UserError(f"cannot keep files in {folder}: {reason_of(error)}") from None
 
     def clean(self) -> int:
-        """Remove what a killed server has left, and return how many files. Raises UserError."""
+        """Remove the files that a killed server has left, and count them. Raises UserError."""
         try:
             left = [path for path in self.folder.iterdir() if PARTIAL.fullmatch(path.name)]
             for path in left:
@@ -65,8 +65,8 @@ class Store:
         return Partial(self)
 
     def remove(self, name: str) -> None:
-        """Take back a file just kept, because the journal does not name it. Raises StoreFailed."""
-        with storing("to take back a file"):
+        """Discard a file just kept, because the journal does not name it. Raises StoreFailed."""
+        with storing("to discard a file"):
             (self.folder / self.final_name(name)).unlink()
 
     def final_name(self, name: str) -> str:
@@ -80,7 +80,7 @@ class Store:
 
 
 class Partial:
-    """A file that nobody sees until `keep`. Leaving its `with` block before that removes it."""
+    """A file without a name until `keep`. Leaving its `with` block before that removes it."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -97,7 +97,7 @@ class Partial:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        with contextlib.suppress(OSError):  # `clean` has another try
+        with contextlib.suppress(OSError):  # `clean` will try again
             self._close()
         with contextlib.suppress(OSError):
             self._path.unlink(missing_ok=True)
@@ -108,14 +108,14 @@ class Partial:
             write_all(self._file, chunk)
 
     def sync(self) -> None:
-        """Have the disk write what came so far, so that `keep` is quick. Raises StoreFailed."""
-        with storing("what came so far"):
+        """Have the disk write the content so far, so that `keep` is quick. Raises StoreFailed."""
+        with storing("the content so far"):
             os.fsync(self._file)
 
     def keep(self, name: str) -> str:
         """Give it a final name, and return that: `name`, or one like it if that is taken.
 
-        It is on the disk then. Raises BadName and StoreFailed, and then no file has the name.
+        By then it is on the disk. Raises BadName and StoreFailed, and then no file has the name.
         """
         final = self._store.final_name(name)
         with storing("a whole file"):
@@ -130,13 +130,13 @@ class Partial:
 
     def _close(self) -> None:
         file = self._file
-        self._file = -1  # a number may soon be another file's
+        self._file = -1  # the number may soon be another file's
         if file >= 0:
             os.close(file)
 
 
 def candidates(name: str) -> Iterator[str]:
-    """Return a.png, a-2.png, a-3.png ... and in the end a name that nobody can have taken."""
+    """Yield a.png, a-2.png, a-3.png ... and last a name that no file can have."""
     yield name
     for number in range(2, MAX_SAME_NAME):
         yield numbered(name, f"-{number}")
@@ -144,7 +144,7 @@ def candidates(name: str) -> Iterator[str]:
 
 
 def numbered(name: str, mark: str) -> str:
-    """Put `mark` before the ending, within 255 bytes of UTF-8: what is too long loses its end."""
+    """Put `mark` before the ending, and shorten the stem to fit 255 bytes of UTF-8."""
     stem, ending = os.path.splitext(name)
     if len(ending) > 16:  # not an ending, but a long name with a dot in it
         stem = name
@@ -161,11 +161,10 @@ def write_all(file: int, data: bytes) -> None:
 
 
 def give_name(path: Path, final: Path) -> None:
-    """Give a file a name that nothing has, in one step; the old one may stay beside it.
+    """Give a file a name that is free, in one step; its old name may stay beside it.
 
-    Raises FileExistsError, or another OSError.
-    Where there are no hard links (FAT), two steps: an empty file takes the name first, and stays
-    if the program is killed between them.
+    Without hard links (FAT) it takes two steps: first an empty file takes the name, and stays if
+    the program is killed between them. Raises FileExistsError, or another OSError.
     """
     try:
         os.link(path, final)
@@ -181,7 +180,7 @@ def give_name(path: Path, final: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Have a new name survive a power cut, where the system lets programs do that."""
+    """Make a new name survive a power cut, on systems that let a program do so."""
     if hasattr(os, "O_DIRECTORY"):
         with contextlib.suppress(OSError):
             file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)

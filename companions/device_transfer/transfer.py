@@ -1,8 +1,8 @@
-"""What is sent, and whether it is what was signed [D 8].
+"""A text or a file on its way, and whether it is what was signed [D 8].
 
 Chunks and a manifest in, a verdict out: there is no file, socket or clock here. A name that is a
-path is refused, never repaired. What comes is counted and hashed on its way, so that its size does
-not matter to memory; only a text is kept. Whoever finishes without an error has what was signed.
+path is refused, never repaired. Chunks are counted and hashed as they pass, so that memory does not
+grow with a file; only a text is kept. An Incoming that finishes without an error was signed so.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from protocol_fsm import BadPayload, LocalError, ProtocolError
 CHUNK_BYTES = 65_536
 MAX_TEXT_BYTES = 65_536
 MAX_NAME_BYTES = 255  # in UTF-8: what usual file systems hold
-CLOCK_SKEW = timedelta(minutes=10)  # between the sender's clock and ours, either way
+CLOCK_SKEW = timedelta(minutes=10)  # at most, between the sender's clock and ours
 CONTEXT = "device_transfer v1 manifest"
 
-Kind = Literal["text", "file"]
+ItemKind = Literal["text", "file"]
 
 # Errors -------------------------------------------------------------------------------------------
 
 
 class BadName(ProtocolError):
-    """Not the plain name of a file, but a path, say."""
+    """Not the plain name of a file: a path, for example."""
 
 
 class TooLarge(ProtocolError):
@@ -41,7 +41,7 @@ class TooLarge(ProtocolError):
 
 
 class BadManifest(ProtocolError):
-    """A manifest, well signed, that says something else than what came."""
+    """A manifest with a good signature that does not describe what came."""
 
 
 class BadManifestSignature(ProtocolError):
@@ -65,14 +65,14 @@ def check_name(name: str) -> None:
 
 
 def _is_forbidden(letter: str) -> bool:
-    """Tell if no name may have it: control characters, and half characters (lone surrogates)."""
+    """Return whether no name may have this: a separator, a control, or half a character."""
     return letter in NOT_IN_NAMES or unicodedata.category(letter) in ("Cc", "Cs")
 
 
 def safe_name(name: str) -> str:
     """Return a name (1 to 255 bytes) that every system takes, and that turns no line around.
 
-    What is awkward becomes "_"; a name that is not is returned as it is. Raises BadName.
+    Each awkward character becomes "_"; other names are returned as they are. Raises BadName.
     """
     check_name(name)
     mended = "".join("_" if _is_awkward(letter) else letter for letter in name)
@@ -85,14 +85,14 @@ def _is_awkward(letter: str) -> bool:
     return letter in AWKWARD or unicodedata.category(letter) in AWKWARD_CATEGORIES
 
 
-# What is said about it: before, and after ---------------------------------------------------------
+# What the sender says of it: before, and after ----------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Announcement:
-    """What a TEXT or FILE says of the chunks to come: `size` in bytes, the name of a file."""
+    """The content of a TEXT or FILE: `size` in bytes of the chunks to come, the name of a file."""
 
-    kind: Kind
+    kind: ItemKind
     name: str
     size: int
 
@@ -101,8 +101,8 @@ class Announcement:
         return canonical({**named, "size": self.size})
 
 
-def parse_announcement(kind: Kind, body: bytes) -> Announcement:
-    """Return what the body of a TEXT or FILE says; its name is not checked. Raises BadPayload."""
+def parse_announcement(kind: ItemKind, body: bytes) -> Announcement:
+    """Return the content of a TEXT or FILE, with its name unchecked. Raises BadPayload."""
     named = {"name": str} if kind == "file" else {}
     members = _parse(body, {**named, "size": int})
     return Announcement(kind, str(members.get("name", "")), _count(members, "size"))
@@ -110,9 +110,9 @@ def parse_announcement(kind: Kind, body: bytes) -> Announcement:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What the sender signs: `digest` and `session` in hex, `time` in UTC and whole seconds."""
+    """The signed statement: `digest` and `session` in hex, `time` in whole seconds (UTC)."""
 
-    kind: Kind
+    kind: ItemKind
     name: str
     size: int
     digest: str
@@ -140,7 +140,7 @@ TYPES: dict[str, type] = {
 
 
 def parse_manifest(encoded: bytes) -> Manifest:
-    """Return what a manifest says, whether true or not. Raises BadPayload."""
+    """Return what a manifest claims, which Incoming has to check. Raises BadPayload."""
     members = _parse(encoded, TYPES)
     text = {name: str(value) for name, value in members.items()}
     try:
@@ -180,7 +180,7 @@ def _count(members: dict[str, object], name: str) -> int:
 
 
 def sign_manifest(key: PrivateKey, manifest: Manifest) -> bytes:
-    """Return the body of a MANIFEST: signature (256 bytes), then what is signed."""
+    """Return the body of a MANIFEST: signature (256 bytes), then the encoded manifest."""
     encoded = manifest.encode()
     return sign(key, CONTEXT, encoded) + encoded
 
@@ -196,7 +196,7 @@ def split_signed(body: bytes) -> tuple[bytes, bytes]:
 
 
 class Outgoing:
-    """What the device counts and hashes while it sends. Raises BadName for a name that is none."""
+    """A text or file that the device counts and hashes while it sends. Raises BadName."""
 
     def __init__(self, announcement: Announcement) -> None:
         if announcement.kind == "file":
@@ -207,11 +207,11 @@ class Outgoing:
 
     @property
     def digest(self) -> bytes:
-        """SHA-256 (32 bytes) of what was sent so far: what the ACK must say at the end."""
+        """SHA-256 (32 bytes) of the chunks so far; at the end, what the ACK must say."""
         return self._hash.digest()
 
     def take(self, chunk: bytes) -> None:
-        """Count and hash 1 to 65,536 bytes. Raises LocalError: the file has grown meanwhile."""
+        """Count and hash 1 to 65,536 bytes. Raises LocalError if the file has grown meanwhile."""
         self.size += len(chunk)
         if self.size > self.announcement.size:
             raise LocalError("it has become longer while it was sent")
@@ -220,7 +220,7 @@ class Outgoing:
     def manifest(
         self, session: bytes, number: int, sender: str, recipient: str, now: datetime
     ) -> Manifest:
-        """Return what to sign of it. Raises LocalError: the file has shrunk meanwhile."""
+        """Return the manifest to sign. Raises LocalError if the file has shrunk meanwhile."""
         if self.size != self.announcement.size:
             raise LocalError("it has become shorter while it was sent")
         return Manifest(
@@ -237,10 +237,10 @@ class Outgoing:
 
 
 class Incoming:
-    """What the server counts and hashes while it comes, and then holds against the manifest.
+    """A text or file that the server counts and hashes, and then compares with the manifest.
 
-    `session` is the id (16 bytes), `number` how many came before in it, `recipient` our common
-    name. Raises BadName and TooLarge before the first chunk.
+    `session` is the session id (16 bytes), `number` how many items came before in it, `recipient`
+    our own common name. Raises BadName and TooLarge before the first chunk.
     """
 
     def __init__(
@@ -269,23 +269,23 @@ class Incoming:
 
     @property
     def digest(self) -> bytes:
-        """SHA-256 (32 bytes) of what came so far: what the ACK says at the end."""
+        """SHA-256 (32 bytes) of the chunks so far; at the end, what the ACK says."""
         return self._hash.digest()
 
     @property
     def text(self) -> str:
-        """What came so far, if it is a text; of a file, nothing."""
+        """The text so far; of a file, nothing."""
         return "".join(self._text)
 
     def take(self, chunk: bytes) -> None:
-        """Count and hash a chunk. Raises TooLarge, or BadManifest for a text that is none."""
+        """Count and hash a chunk. Raises TooLarge, and BadManifest for a text that is not UTF-8."""
         self.size += len(chunk)
         self._check_size()
         self._hash.update(chunk)
         self._check_text(chunk)
 
     def finish(self, signed: bytes) -> Manifest:
-        """Hold what came against the body of a MANIFEST, and return what that says.
+        """Compare what came with the body of a MANIFEST, and return the manifest.
 
         Raises BadPayload, BadManifestSignature and BadManifest.
         """
@@ -312,19 +312,20 @@ class Incoming:
             raise TooLarge(f"the {self.announcement.size} bytes announced", self.size)
 
     def _check_text(self, chunk: bytes, *, is_last: bool = False) -> None:
-        """Keep a text, however its characters are cut into chunks."""
-        if self.announcement.kind == "text":
-            try:
-                self._text.append(self._decoder.decode(chunk, is_last))
-            except UnicodeDecodeError:
-                raise BadManifest("kind text, in UTF-8", "bytes that are not") from None
+        """Keep a text, even if chunks cut its characters."""
+        if self.announcement.kind == "file":
+            return
+        try:
+            self._text.append(self._decoder.decode(chunk, is_last))
+        except UnicodeDecodeError:
+            raise BadManifest("kind text, in UTF-8", "bytes that are not") from None
 
     def _check_signature(self, signature: bytes, encoded: bytes) -> None:
         if not is_signed(self.sender.public_key, CONTEXT, encoded, signature):
             raise BadManifestSignature(f"a signature by {self.sender.common_name}", "none")
 
     def _check_manifest(self, manifest: Manifest) -> None:
-        """Compare every member but the time, which has no equal."""
+        """Compare every member but the time, which only has to be near ours."""
         if self.size != self.announcement.size:
             raise BadManifest(f"size {self.announcement.size}, as announced", self.size)
         came = Manifest(
@@ -344,7 +345,7 @@ class Incoming:
                 raise BadManifest(f"{member} {value!a}", ascii(said[member]))
 
     def _check_time(self, manifest: Manifest) -> None:
-        """Hold the time against our clock, and against the dates of who signed."""
+        """Compare the time with our clock, and with the dates of the sender's certificate."""
         now = self._now()
         first = self.sender.not_before
         last = self.sender.not_after
@@ -352,7 +353,7 @@ class Incoming:
             raise BadManifest(
                 f"time {timestamp(first)} to {timestamp(last)}", timestamp(manifest.time)
             )
-        if now.replace(microsecond=0) > last:  # who dates back is too late all the same
+        if now.replace(microsecond=0) > last:  # or an expired device could backdate
             raise BadManifest(f"time of coming until {timestamp(last)}", timestamp(now))
         if abs(now - manifest.time) > CLOCK_SKEW:
             raise BadManifest(

@@ -81,7 +81,8 @@ class World:
 
     def __init__(self, keys: Sequence[PrivateKey]) -> None:
         self.keys = keys
-        self.device, self.server = self.person(DEVICE, Role.DEVICE), self.person(SERVER)
+        self.device = self.person(DEVICE, Role.DEVICE)
+        self.server = self.person(SERVER)
         self.revocations = self.revocation_list(1)
         self.now = NOW
         self._pairs: dict[State, Pair] = {}
@@ -146,15 +147,18 @@ class World:
     def _lead(self, state: State) -> Pair:
         if state is State.HELLO:
             return Pair(self.session(self.device, SERVER), self.session(self.server))
-        before, sends, kind = DETOURS.get(state) or next(
-            (here, *move)
-            for here, there, move in zip(WAY, [*WAY][1:], WAY.values())
-            if there is state
-        )
+        before, sends, kind = DETOURS.get(state) or step_to(state)
         pair = self.pair(before)
         pair.carry(sends, kind)
         assert pair.device.state is pair.server.state is state
         return pair
+
+
+def step_to(state: State) -> tuple[State, Direction, Kind]:
+    """Return the state before this one on the straight way, and the move from there."""
+    way = [*WAY]
+    before = way[way.index(state) - 1]
+    return before, *WAY[before]
 
 
 class Pair:
@@ -170,8 +174,8 @@ class Pair:
 
     def carry(self, sends: Direction, kind: Kind, body: bytes | None = None) -> Message:
         """Seal at one end, open at the other."""
-        body = BODIES.get(kind, b"") if body is None else body
-        self.messages.append(self.end(sends).seal(kind, body))
+        message = legal(kind) if body is None else Message(kind, body)
+        self.messages.append(self.end(sends).seal(message))
         return self.end(OTHER[sends]).open(self.messages[-1])
 
     def rekey(self) -> None:
@@ -180,6 +184,11 @@ class Pair:
 
     def clone(self) -> Pair:
         return Pair(clone(self.device), clone(self.server), self.messages)
+
+
+def legal(kind: Kind) -> Message:
+    """Return a message of this kind whose body is legal."""
+    return Message(kind, BODIES.get(kind, b""))
 
 
 def clone(session: Session) -> Session:
@@ -208,7 +217,7 @@ def refusal(session: Session, message: bytes) -> ProtocolError:
 
 
 def is_farewell(error: ProtocolError, peer: Session) -> bool:
-    """Tell whether `error` carries a FAIL that `peer` accepts, or nothing at all."""
+    """Return whether `error` carries a FAIL that `peer` accepts, and not nothing at all."""
     if not error.farewell:
         return False
     with pytest.raises(PeerFailed):

@@ -11,7 +11,7 @@ from typing import Any
 
 from companions.device_transfer.certificates import Identity
 from companions.device_transfer.device import Device
-from companions.device_transfer.protocol import Kind, Message, Session, read_frame, write_frame
+from companions.device_transfer.protocol import Kind, Message, Session, write_frame
 from companions.device_transfer.server import Limits, Record, Server
 from companions.device_transfer.store import JOURNAL
 from protocol_fsm import ConnectionCut
@@ -85,10 +85,10 @@ class Raw:
         sock.settimeout(PATIENCE_S)
 
     def send(self, kind: Kind, body: bytes = b"") -> None:
-        write_frame(self.socket.sendall, self.session.seal(kind, body))
+        write_frame(self.socket.sendall, self.session.seal(Message(kind, body)))
 
     def receive(self) -> Message:
-        return self.session.open(read_frame(self.socket.recv))
+        return self.session.open(self.session.read_frame(self.socket.recv))
 
     def until(self, kind: Kind) -> Message:
         """Receive until there is a message of this kind."""

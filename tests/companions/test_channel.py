@@ -1,4 +1,7 @@
-"""A session on a real socket: deadlines, requests to end, farewells, and peers with bad manners."""
+"""The core's channel with sessions of this protocol: large frames, requests, farewells that fail.
+
+What any protocol shows of a channel is tested in tests/test_channel.py.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +15,9 @@ from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
-from channel import DRAIN_S, POLL_S, EndRequested
-from companions import channel as module
+import channel as module
+from channel import POLL_S, Channel, EndRequested
 from companions.asymmetric import PrivateKey
-from companions.channel import Channel
 from companions.device_transfer.protocol import (
     Kind,
     Message,
@@ -34,13 +36,12 @@ from protocol_fsm import (
     ProtocolError,
     Status,
 )
-from tests.companions.helpers import BODIES, S2D, Pair, World, forge, snapshot
+from tests.companions.helpers import S2D, Pair, World, forge, legal, snapshot
 
 SOON_S = 0.02
 LATE_S = 10.0
+CHUNK = legal(Kind.CHUNK)
 fails_at_once = pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="TCP fails later")
-
-Line = Channel[Kind, Message]
 
 
 @pytest.fixture(scope="module")
@@ -49,15 +50,15 @@ def world(keys: Sequence[PrivateKey]) -> World:
 
 
 class Ends:
-    """The channel of one end; the other end is a session and a bare socket, to misbehave with."""
+    """The channel of a device; its peer is a session and a bare socket, to misbehave with."""
 
     def __init__(
-        self, pair: Pair, sockets: tuple[socket.socket, socket.socket], frame_s: float = LATE_S
+        self, pair: Pair, sockets: tuple[socket.socket, socket.socket], frame_s: float
     ) -> None:
         ours, self.socket = sockets
         self.session = pair.device
         self.peer = pair.server
-        self.channel: Line = Channel(ours, pair.device, read_frame, write_frame, frame_s)
+        self.channel: Channel[Message] = Channel(ours, pair.device, frame_s)
         self.socket.settimeout(LATE_S)
 
     def receive(self, within_s: float = LATE_S) -> Message:
@@ -73,14 +74,14 @@ class Ends:
         write_frame(self.socket.sendall, message)
 
     def farewell(self) -> bool:
-        """Leave, and tell whether the peer hears FAIL; whatever was sent before is read too."""
-        leaving = threading.Thread(target=self.channel.leave, daemon=True)
+        """Leave, and return whether the peer is told FAIL, and nothing after it."""
+        leaving = threading.Thread(target=self.channel.leave, args=(Status.SHUTDOWN,), daemon=True)
         leaving.start()
         try:
             message = read_frame(self.socket.recv)
             with pytest.raises(PeerFailed):
                 self.peer.open(message)
-            assert self.socket.recv(1) == b"", "and nothing after it"
+            assert self.socket.recv(1) == b""
             return True
         except ConnectionCut:
             return False
@@ -115,21 +116,62 @@ def ends(world: World) -> Iterator[Make]:
         one.socket.close()
 
 
-# Deadlines ----------------------------------------------------------------------------------------
+def in_background(call: Callable[[], object]) -> tuple[threading.Thread, list[Exception]]:
+    """Call in a thread; return that, and the list that what it raises is put into."""
+    raised: list[Exception] = []
+
+    def run() -> None:
+        try:
+            call()
+        except Exception as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    return thread, raised
 
 
-def test_a_conversation_goes_over_a_real_connection(ends: Make) -> None:
+# Large frames, and their deadlines ----------------------------------------------------------------
+
+
+def test_the_largest_message_arrives_between_small_ones(ends: Make) -> None:
     pair = ends(State.SENDING, tcp=True)
-    pair.channel.send(Kind.CHUNK, b"data")
-    assert pair.peer.open(read_frame(pair.socket.recv)).body == b"data"
-    pair.channel.send(Kind.MANIFEST, BODIES[Kind.MANIFEST])
-    pair.peer.open(read_frame(pair.socket.recv))
-    pair.deliver(pair.peer.seal(Kind.ACK, bytes(32)))
-    assert pair.receive() == Message(Kind.ACK, bytes(32))
-    assert not pair.farewell()
+    large = Message(Kind.CHUNK, bytes(range(256)) * 256)
+    sent = [CHUNK, large, CHUNK]
+    sending, raised = in_background(lambda: [pair.channel.send(message) for message in sent])
+    assert [pair.peer.open(read_frame(pair.socket.recv)) for _ in sent] == sent
+    sending.join(LATE_S)
+    assert not raised
 
 
-def test_silence_ends_at_the_deadline(ends: Make) -> None:
+def test_the_largest_message_is_received_between_small_ones(world: World) -> None:
+    """Their frames come in one piece, and are cut apart again."""
+    pair = world.pair(State.SENDING)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        channel: Channel[Message] = Channel(ours, pair.server)
+        sent = [CHUNK, Message(Kind.CHUNK, bytes(65_536)), CHUNK]
+        stream: list[bytes] = []
+        for message in sent:
+            write_frame(stream.append, pair.device.seal(message))
+        sending, raised = in_background(lambda: theirs.sendall(b"".join(stream)))
+        assert [channel.receive(time.monotonic() + LATE_S) for _ in sent] == sent
+        sending.join(LATE_S)
+        assert not raised
+
+
+@pytest.mark.parametrize(("state", "limit"), [(State.HELLO_BACK, 8_192), (State.SENDING, 65_631)])
+def test_a_frame_longer_than_the_state_allows_is_refused_after_its_length(
+    ends: Make, state: State, limit: int
+) -> None:
+    pair = ends(state)
+    pair.socket.sendall((limit + 1).to_bytes(4, "big"))
+    error = pair.failure()
+    assert (type(error), error.got) == (MalformedMessage, limit + 1)
+    assert pair.farewell() is (state is State.SENDING)
+
+
+def test_silence_ends_at_the_deadline_with_a_farewell(ends: Make) -> None:
     pair = ends()
     begin = time.monotonic()
     error = pair.failure(SOON_S)
@@ -156,7 +198,7 @@ def test_a_frame_has_no_more_time_than_its_message(ends: Make) -> None:
 
 
 class Trickle:
-    """A socket that gives a byte at a time, each 0.01 s after the one before."""
+    """A socket that gives a byte at a time, each 0.01 s after the one before, and its clock."""
 
     def __init__(self, data: bytes) -> None:
         self.data = data
@@ -179,77 +221,47 @@ class Trickle:
 
 
 @pytest.mark.parametrize(("length", "is_in_time"), [(20, True), (50, False)])
-def test_a_frame_that_trickles_in_gets_no_more_time_for_that(
+def test_a_frame_that_trickles_in_gets_no_more_time(
     world: World, monkeypatch: pytest.MonkeyPatch, length: int, is_in_time: bool
 ) -> None:
     trickle = Trickle(b"\0\0\0" + bytes([length]) + bytes(length))
     monkeypatch.setattr(module, "time", trickle)
-    pair = world.pair(State.SENDING)
-    channel: Line = Channel(
-        trickle,
-        pair.device,  # type: ignore[arg-type]
-        read_frame,
-        write_frame,
-        0.3,
-    )
+    device = world.pair(State.SENDING).device
+    channel: Channel[Message] = Channel(trickle, device, 0.3)  # type: ignore[arg-type]
     with pytest.raises(MalformedMessage if is_in_time else DeadlineExpired):
         channel.receive(trickle.now + LATE_S)
     assert trickle.now == pytest.approx(100.24 if is_in_time else 100.31)
 
 
-def test_each_message_has_a_frame_deadline_of_its_own(ends: Make) -> None:
-    pair = ends(State.CHECKING)
-    pair.deliver(pair.peer.seal(Kind.ACK, bytes(32)))
-    pair.receive()
-    error = pair.failure(SOON_S)
-    assert error.expected == "a message"
-
-
-def test_a_frame_that_is_too_long_is_refused_after_its_length(ends: Make) -> None:
-    """Before the handshake is over that is 8,192 bytes, and the channel asks the session."""
-    for state, limit in ((State.HELLO_BACK, 8_192), (State.SENDING, 65_631)):
-        pair = ends(state)
-        pair.socket.sendall((limit + 1).to_bytes(4, "big"))
-        error = pair.failure()
-        assert (type(error), error.got) == (MalformedMessage, limit + 1)
-        assert pair.farewell() is (state is State.SENDING)
-
-
 # Requests to end ----------------------------------------------------------------------------------
 
 
-def test_who_is_sent_away_goes_at_once(ends: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "POLL_S", LATE_S)  # so that nobody looks for itself
-    pair = ends()
-    raised: list[BaseException] = []
-
-    def wait() -> None:
-        try:
-            pair.receive()
-        except (EndRequested, ProtocolError) as error:
-            raised.append(error)
-
-    waiting = threading.Thread(target=wait, daemon=True)
-    waiting.start()
+def test_a_stranger_that_is_sent_away_wakes_at_once(
+    ends: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "POLL_S", LATE_S)  # so that it does not wake by itself
+    pair = ends(State.CONFIRM_BACK)
+    waiting, raised = in_background(pair.receive)
     pair.channel.send_away(Status.TIMEOUT)
     waiting.join(LATE_S / 2)
     assert [str(error) for error in raised] == [str(EndRequested(Status.TIMEOUT))]
+    assert not pair.farewell()
 
 
-def test_a_request_wakes_who_waits(ends: Make) -> None:
+def test_a_device_that_is_sent_away_is_told(ends: Make) -> None:
     pair = ends()
-    raised: list[BaseException] = []
+    waiting, raised = in_background(pair.receive)
+    pair.channel.send_away(Status.TIMEOUT)
+    waiting.join(LATE_S / 2)
+    assert [type(error) for error in raised] == [EndRequested]
+    assert pair.farewell()
 
-    def wait() -> None:
-        try:
-            pair.receive()
-        except (EndRequested, ProtocolError) as error:
-            raised.append(error)
 
-    waiting = threading.Thread(target=wait, daemon=True)
-    waiting.start()
-    pair.socket.sendall(b"\0")  # in the middle of a frame too
-    pair.channel.request_end()
+def test_a_request_wakes_a_channel_in_the_middle_of_a_frame(ends: Make) -> None:
+    pair = ends()
+    waiting, raised = in_background(pair.receive)
+    pair.socket.sendall(b"\0")
+    pair.channel.request_end(Status.SHUTDOWN)
     waiting.join(LATE_S / 2)
     assert [str(error) for error in raised] == [str(EndRequested(Status.SHUTDOWN))]
     assert pair.session.state is State.SENDING, "how to end is for the owner to say"
@@ -262,17 +274,16 @@ def test_of_several_reasons_to_end_the_first_stands(ends: Make) -> None:
     channel.request_end(Status.SHUTDOWN)
     with pytest.raises(EndRequested) as caught:
         channel.check_request()
-    assert caught.value.args == EndRequested(Status.GOODBYE).args
+    assert caught.value.status is Status.GOODBYE
 
 
-def test_who_was_asked_to_end_sends_nothing_more(ends: Make) -> None:
+def test_a_channel_asked_to_end_sends_nothing_but_a_farewell(ends: Make) -> None:
     pair = ends()
-    pair.channel.request_end()
+    pair.channel.request_end(Status.SHUTDOWN)
     before = snapshot(pair.session)
     with pytest.raises(EndRequested):
-        pair.channel.send(Kind.CHUNK, b"data")
+        pair.channel.send(CHUNK)
     assert snapshot(pair.session) == before
-    pair.channel.fail(ProtocolError(None, "asked to"))
     assert pair.farewell()
 
 
@@ -295,13 +306,15 @@ def test_in_the_handshake_a_failure_just_closes(ends: Make) -> None:
     assert not pair.farewell()
 
 
-def test_who_leaves_in_peace_says_nothing(ends: Make) -> None:
+def test_leaving_says_fail_until_the_session_has_ended(ends: Make) -> None:
     pair = ends()
-    assert not pair.farewell()
-    pair.channel.leave()
+    assert pair.farewell()
+    assert pair.session.state is State.ENDED
+    pair.channel.leave(Status.SHUTDOWN)
+    assert not ends(State.ENDED).farewell()
 
 
-def test_a_failure_found_above_the_channel_is_told_too(ends: Make) -> None:
+def test_a_failure_found_above_the_channel_is_told(ends: Make) -> None:
     pair = ends()
     pair.channel.fail(ProtocolError(None, "the disk is full"))
     assert pair.session.state is State.ENDED
@@ -310,16 +323,14 @@ def test_a_failure_found_above_the_channel_is_told_too(ends: Make) -> None:
 
 def test_after_a_whole_frame_a_farewell_is_said(ends: Make) -> None:
     pair = ends()
-    pair.channel.send(Kind.CHUNK, b"data")
+    pair.channel.send(CHUNK)
     pair.peer.open(read_frame(pair.socket.recv))
     pair.channel.fail(ProtocolError())
     assert pair.farewell()
 
 
-@pytest.mark.parametrize(
-    "floods", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["silent", "flooding"]
-)
-def test_a_peer_that_does_not_close_is_not_waited_for(ends: Make, floods: bool) -> None:
+@pytest.mark.slow
+def test_a_peer_that_floods_is_not_waited_for(ends: Make) -> None:
     pair = ends()
     closed = threading.Event()
     pair.channel.fail(ProtocolError())
@@ -334,46 +345,19 @@ def test_a_peer_that_does_not_close_is_not_waited_for(ends: Make, floods: bool) 
             except OSError:
                 return
 
-    flooding = threading.Thread(target=flood, daemon=True)
-    if floods:
-        flooding.start()
-    begin = time.monotonic()
-    leaving = threading.Thread(target=pair.channel.leave, daemon=True)
-    leaving.start()
+    flooding, _ = in_background(flood)
+    leaving, _ = in_background(lambda: pair.channel.leave(Status.SHUTDOWN))
     leaving.join(LATE_S / 2)
     closed.set()
     assert not leaving.is_alive()
-    assert time.monotonic() - begin >= DRAIN_S
-    if floods:
-        flooding.join(LATE_S)
+    flooding.join(LATE_S)
 
 
-def test_leaving_is_over_when_the_peer_has_closed(
-    ends: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """And the peer closes as soon as it has heard that nothing will follow."""
-    monkeypatch.setattr(module, "DRAIN_S", LATE_S)
-    pair = ends()
-    begin = time.monotonic()
-    pair.channel.fail(ProtocolError())
-    assert pair.farewell()
-    assert time.monotonic() - begin < LATE_S / 2
-
-
-def test_leaving_a_connection_that_is_gone_raises_nothing(ends: Make) -> None:
-    pair = ends()
-    pair.socket.close()
-    assert isinstance(pair.failure(), ConnectionCut)
-    pair.channel._farewell = bytes(95)
-    pair.channel.leave()
-    assert pair.channel._sock.fileno() == -1
-
-
-# Peers that go, or do not read --------------------------------------------------------------------
+# Peers that disappear, or do not read -------------------------------------------------------------
 
 
 @pytest.mark.parametrize("sent", [b"", b"\0", b"\0\0\0\x5f", b"\0\0\0\x5f<FAIL>"])
-def test_a_cut_connection_is_told_and_not_answered(ends: Make, sent: bytes) -> None:
+def test_a_cut_connection_is_an_error_and_has_no_farewell(ends: Make, sent: bytes) -> None:
     pair = ends()
     pair.socket.sendall(sent)
     pair.socket.shutdown(socket.SHUT_WR)
@@ -388,35 +372,35 @@ def test_a_reset_is_a_cut(ends: Make) -> None:
     pair.socket.sendall(b"\0\0\0\x5f<FAIL>")
     reset(pair.socket)
     assert isinstance(pair.failure(), ConnectionCut)
-    pair.channel.leave()
+    pair.channel.leave(Status.SHUTDOWN)
 
 
 @fails_at_once
-def test_the_last_word_of_a_peer_that_is_gone_is_heard(ends: Make) -> None:
+def test_the_farewell_of_a_peer_that_has_closed_is_heard(ends: Make) -> None:
     pair = ends()
-    pair.deliver(pair.peer.seal(Kind.FAIL))
+    pair.deliver(pair.peer.seal(Message(Kind.FAIL)))
     pair.socket.close()
     with pytest.raises(PeerFailed):
-        pair.channel.send(Kind.CHUNK, b"data")
+        pair.channel.send(CHUNK)
 
 
 @fails_at_once
-def test_a_peer_that_is_gone_without_a_word_is_a_cut(ends: Make) -> None:
+def test_a_peer_that_has_closed_without_a_farewell_is_a_cut(ends: Make) -> None:
     pair = ends()
     pair.socket.close()
     with pytest.raises(ConnectionCut):
-        pair.channel.send(Kind.CHUNK, b"data")
+        pair.channel.send(CHUNK)
     assert pair.session.state is State.ENDED
 
 
 @fails_at_once
-def test_an_answer_to_what_was_never_sent_is_no_answer(ends: Make) -> None:
-    """The peer has the keys, acknowledges in advance, and is gone before it can read."""
+def test_an_answer_to_a_message_that_was_never_sent_is_a_cut(ends: Make) -> None:
+    """The peer has the keys, acknowledges in advance, and closes before it can read."""
     pair = ends()
     pair.deliver(forge(pair.peer, Kind.ACK, bytes(32), sender=S2D))
     pair.socket.close()
     with pytest.raises(ConnectionCut) as caught:
-        pair.channel.send(Kind.MANIFEST, BODIES[Kind.MANIFEST])
+        pair.channel.send(legal(Kind.MANIFEST))
     assert caught.value.mid_frame
     assert pair.session.state is State.ENDED
 
@@ -424,38 +408,38 @@ def test_an_answer_to_what_was_never_sent_is_no_answer(ends: Make) -> None:
 def send_for_ever(pair: Ends) -> None:
     pair.session.rekey_chunks = 1_000
     for _ in range(1_000):
-        pair.channel.send(Kind.CHUNK, bytes(65_536))
+        pair.channel.send(Message(Kind.CHUNK, bytes(65_536)))
 
 
-@pytest.mark.slow
-def test_a_peer_that_never_reads_is_not_waited_for(ends: Make) -> None:
-    pair = ends(frame_s=SOON_S)
-    begin = time.monotonic()
-    with pytest.raises(DeadlineExpired):
-        send_for_ever(pair)
-    assert pair.session.state is State.ENDED
-    pair.channel.leave()
-    assert time.monotonic() - begin < LATE_S
+def open_chunks(peer: Session, received: bytes) -> None:
+    """Open chunks, and nothing else, up to the end, which raises ConnectionCut."""
+    peer.rekey_chunks = 1_000
+    stream = io.BytesIO(received)
+    while True:
+        assert peer.open(read_frame(stream.read)).kind is Kind.CHUNK
 
 
-def test_in_a_torn_frame_nothing_more_is_said(ends: Make) -> None:
-    """What would be a farewell, the peer would take for the rest of a chunk."""
-    pair = ends(frame_s=SOON_S)
-    with pytest.raises(DeadlineExpired) as caught:
-        send_for_ever(pair)
-    assert caught.value.farewell, "there would be one"
-    received = drained(pair.socket)  # now there would be room
-    pair.channel.leave()
+@pytest.mark.parametrize("is_asked", [False, True], ids=["in time", "on request"])
+def test_a_stuck_send_is_given_up_and_nothing_is_said_in_its_torn_frame(
+    ends: Make, monkeypatch: pytest.MonkeyPatch, is_asked: bool
+) -> None:
+    """The peer would take a farewell for the rest of a chunk."""
+    monkeypatch.setattr(module, "FRAME_S", SOON_S)  # for the peer's own farewell
+    pair = ends(frame_s=LATE_S if is_asked else SOON_S)
+    pair.channel._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 50_000)  # half a chunk fits
+    sending, raised = in_background(lambda: send_for_ever(pair))
+    if is_asked:
+        while not pair.channel._is_stuck:
+            sending.join(SOON_S)
+        pair.channel.request_end(Status.SHUTDOWN)
+    sending.join(LATE_S / 2)
+    assert [type(error) for error in raised] == [EndRequested if is_asked else DeadlineExpired]
+    received = drained(pair.socket)  # after which there would be room
+    pair.channel.leave(Status.SHUTDOWN)
     received += drained(pair.socket)
-    pair.peer.rekey_chunks = 1_000
-
-    def read_all() -> None:
-        stream = io.BytesIO(received)
-        while True:
-            assert pair.peer.open(read_frame(stream.read)).kind is Kind.CHUNK
-
+    assert pair.session.state is State.ENDED
     with pytest.raises(ConnectionCut):
-        read_all()
+        open_chunks(pair.peer, received)
 
 
 def drained(sock: socket.socket) -> bytes:
@@ -469,7 +453,7 @@ def drained(sock: socket.socket) -> bytes:
 
 
 class Stubborn:
-    """A socket that takes 1,000 bytes at a time, each time 0.1 s after the one before."""
+    """A socket that takes 1,000 bytes at a time, each 0.1 s after those before, and its clock."""
 
     def __init__(self, every: int) -> None:
         self.now = 0.0
@@ -500,19 +484,16 @@ class Stubborn:
         return b""
 
 
-def test_a_request_wakes_who_cannot_send(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_request_wakes_a_stuck_send_at_once(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     stubborn = Stubborn(1_000)
     monkeypatch.setattr(module, "time", stubborn)
-    channel: Line = Channel(
-        stubborn,
-        world.pair(State.SENDING).device,  # type: ignore[arg-type]
-        read_frame,
-        write_frame,
-        LATE_S,
-    )
-    stubborn.busy = channel.request_end
+    device = world.pair(State.SENDING).device
+    channel: Channel[Message] = Channel(stubborn, device, LATE_S)  # type: ignore[arg-type]
+    stubborn.busy = lambda: channel.request_end(Status.SHUTDOWN)
     with pytest.raises(EndRequested):
-        channel.send(Kind.CHUNK, b"data")
+        channel.send(CHUNK)
     assert stubborn.now == pytest.approx(0.1)
 
 
@@ -524,32 +505,27 @@ def test_a_slow_peer_gets_all_of_a_frame_or_the_deadline_ends_it(
     stubborn = Stubborn(every)
     monkeypatch.setattr(module, "time", stubborn)
     pair = world.pair(State.SENDING)
-    channel: Line = Channel(
-        stubborn,
-        pair.device,  # type: ignore[arg-type]
-        read_frame,
-        write_frame,
-        2.45,
-    )
+    channel: Channel[Message] = Channel(stubborn, pair.device, 2.45)  # type: ignore[arg-type]
     if is_sent:
-        channel.send(Kind.CHUNK, bytes(10_000))
+        channel.send(Message(Kind.CHUNK, bytes(10_000)))
         pair.server.open(stubborn.taken[4:])
         assert len(stubborn.taken) == 10_099
     else:
         with pytest.raises(ConnectionCut):
-            channel.send(Kind.CHUNK, bytes(10_000))
+            channel.send(Message(Kind.CHUNK, bytes(10_000)))
         assert stubborn.now == pytest.approx(2.5)
 
 
-def test_what_may_not_be_sent_is_not_sent(ends: Make) -> None:
+def test_an_illegal_message_is_not_sent_and_the_session_goes_on(ends: Make) -> None:
     pair = ends()
     with pytest.raises(LocalError):
-        pair.channel.send(Kind.ACK, bytes(32))
+        pair.channel.send(legal(Kind.ACK))
     assert pair.session.state is State.SENDING
-    assert not pair.farewell()
+    pair.channel.send(CHUNK)
+    assert pair.peer.open(read_frame(pair.socket.recv)) == CHUNK
 
 
-# What comes unasked -------------------------------------------------------------------------------
+# What arrives unasked -----------------------------------------------------------------------------
 
 
 def test_hearing_nothing_takes_no_time(ends: Make) -> None:
@@ -561,13 +537,13 @@ def test_hearing_nothing_takes_no_time(ends: Make) -> None:
 @pytest.mark.parametrize(
     ("says", "expected"),
     [
-        (lambda peer: peer.seal(Kind.FAIL), PeerFailed),
+        (lambda peer: peer.seal(Message(Kind.FAIL)), PeerFailed),
         (lambda peer: b"<ACKN>" + bytes(89), ProtocolError),
         (lambda peer: b"", ConnectionCut),
     ],
     ids=["a farewell", "nonsense", "the end"],
 )
-def test_what_comes_unasked_is_heard(
+def test_what_arrives_unasked_is_heard(
     ends: Make, says: Callable[[Session], bytes], expected: type[ProtocolError]
 ) -> None:
     pair = ends()
@@ -578,6 +554,18 @@ def test_what_comes_unasked_is_heard(
     with pytest.raises(expected):
         pair.channel.hear()
     assert pair.session.state is State.ENDED
+
+
+def test_what_arrived_with_the_last_message_is_heard(ends: Make) -> None:
+    """One read of the socket took both, so that nothing is left to arrive."""
+    pair = ends(State.CHECKING)
+    stream: list[bytes] = []
+    for message in (legal(Kind.ACK), Message(Kind.FAIL)):
+        write_frame(stream.append, pair.peer.seal(message))
+    pair.socket.sendall(b"".join(stream))
+    assert pair.receive().kind is Kind.ACK
+    with pytest.raises(PeerFailed):
+        pair.channel.hear()
 
 
 def test_a_reset_is_heard(ends: Make) -> None:
@@ -593,7 +581,7 @@ def reset(sock: socket.socket) -> None:
     sock.close()
 
 
-def test_half_of_a_frame_that_comes_unasked_is_waited_for_a_short_time(ends: Make) -> None:
+def test_half_of_a_frame_that_arrives_unasked_is_waited_for_a_short_time(ends: Make) -> None:
     pair = ends(frame_s=SOON_S)
     pair.socket.sendall(b"\0\0")
     with pytest.raises(DeadlineExpired):

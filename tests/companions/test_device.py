@@ -16,9 +16,8 @@ from typing import NoReturn
 
 import pytest
 
-from channel import EndRequested
+from channel import Channel, EndRequested
 from companions.asymmetric import PrivateKey
-from companions.channel import Channel
 from companions.device_transfer import device as device_module
 from companions.device_transfer.certificates import (
     CertificateExpired,
@@ -46,6 +45,7 @@ from protocol_fsm import (
     DeadlineExpired,
     LocalError,
     ProtocolError,
+    Status,
     WrongPeer,
 )
 from tests.companions.helpers import SERVER, World
@@ -368,8 +368,8 @@ def test_a_request_to_end_is_told_as_a_failure(world: World, tmp_path: Path, sta
     with serving(world, tmp_path / "received") as (server, records):
         with pytest.raises(EndRequested), device_for(world, server) as device:  # noqa: PT012
             if stage == "sending":
-                device.send_file(path, lambda count: device.channel.request_end())
-            device.channel.request_end()
+                device.send_file(path, lambda count: device.channel.request_end(Status.SHUTDOWN))
+            device.channel.request_end(Status.SHUTDOWN)
             if stage == "idle":
                 device.send_text("no more")
         assert isinstance(records.ends()[0], PeerFailed)
@@ -398,13 +398,13 @@ def test_a_server_that_stops_reading_is_given_up(
         while len(sent) != before:
             before = len(sent)
             go_on.wait(0.15)
-        device.channel.request_end()
+        device.channel.request_end(Status.SHUTDOWN)
 
     leave = Channel.leave
 
-    def leave_when_there_is_room(channel: Channel[Kind, Message]) -> None:
+    def leave_when_there_is_room(channel: Channel[Message], status: Status) -> None:
         go_on.set()
-        leave(channel)
+        leave(channel, status)
 
     monkeypatch.setattr(Channel, "leave", leave_when_there_is_room)
     with raw_server(lambda: Session(world.server, world.trust()), play) as address:

@@ -43,7 +43,7 @@ from companions.device_transfer.journal import (
     verify,
 )
 from companions.device_transfer.store import JOURNAL, StoreFailed
-from companions.device_transfer.transfer import Kind, Manifest, sign_manifest, split_signed
+from companions.device_transfer.transfer import ItemKind, Manifest, sign_manifest, split_signed
 from program import UserError
 
 ROOT = Path(__file__).parent.parent.parent
@@ -91,7 +91,7 @@ class World:
 
     def entry(
         self,
-        kind: Kind,
+        kind: ItemKind,
         name: str,
         data: bytes,
         number: int = 0,

@@ -18,12 +18,15 @@ from companions.asymmetric import PrivateKey
 from companions.device_transfer import certificates, protocol
 from companions.device_transfer.certificates import Role
 from companions.device_transfer.protocol import (
+    PHASE,
     PLAIN,
     SIZES,
+    SPEAKER,
     BadShare,
     BadSignature,
     Direction,
     Kind,
+    Message,
     PeerFailed,
     ProtocolFSM,
     RekeyOverdue,
@@ -45,6 +48,8 @@ from protocol_fsm import (
     MalformedMessage,
     ProtocolError,
     ProtocolState,
+    Seen,
+    Status,
     WrongDirection,
     WrongPeer,
 )
@@ -68,6 +73,7 @@ from tests.companions.helpers import (
     forge_share,
     is_farewell,
     keys_after,
+    legal,
     refusal,
     rsa_verify,
     secret_after,
@@ -91,7 +97,7 @@ LOW_ORDER = [
 ]
 ENDS = pytest.mark.parametrize("sends", [D2S, S2D], ids=["device sends", "server sends"])
 STATES = pytest.mark.parametrize("state", list(State), ids=lambda state: state.name)
-ACTIVE = [state for state in State if state.phase is ProtocolState.ACTIVE]
+ACTIVE = [state for state in State if PHASE[state] is ProtocolState.ACTIVE]
 HANDSHAKE = [*itertools.product((Kind.HELLO, Kind.SHARE, Kind.CONFIRM), Direction)]
 
 
@@ -204,7 +210,9 @@ def test_shares_are_signed_as_documented(world: World) -> None:
         digest = sha256(behind_lengths([*messages[:at], share]))
         rsa_verify(world.keys[key], context, digest, signature)
     pair = world.pair(State.SHARE)
-    assert clone(pair.device).seal(Kind.SHARE) != clone(pair.device).seal(Kind.SHARE)
+    assert clone(pair.device).seal(Message(Kind.SHARE)) != clone(pair.device).seal(
+        Message(Kind.SHARE)
+    )
 
 
 def test_rekeyings_are_signed_as_documented(world: World) -> None:
@@ -227,7 +235,7 @@ def test_a_record_is_what_the_document_says_byte_by_byte(world: World, sends: Di
     kind = Kind.CHUNK if sends is D2S else Kind.ACK
     keys = session._keys
     sequence = session._sequence[sends]
-    message = session.seal(kind, BODIES[kind])
+    message = session.seal(legal(kind))
     assert message[:31] == (
         kind.value + session.session_id + bytes([sends]) + sequence.to_bytes(8, "big")
     )
@@ -247,10 +255,10 @@ def test_a_record_of_another_implementation_is_opened(world: World, sends: Direc
 
 def test_a_session_given_its_randomness_says_that(world: World) -> None:
     device = world.session(world.device, random_bytes=lambda length: b"\x07" * length)
-    assert device.seal(Kind.HELLO)[6:23] == b"\x01" + b"\x07" * 16
+    assert device.seal(Message(Kind.HELLO))[6:23] == b"\x01" + b"\x07" * 16
     pair = world.pair(State.READY)
     pair.device._random_bytes = lambda length: b"\x08" * length
-    assert pair.device.seal(Kind.END)[31:47] == b"\x08" * 16
+    assert pair.device.seal(Message(Kind.END))[31:47] == b"\x08" * 16
 
 
 def test_the_keys_of_both_directions_uses_and_generations_differ(world: World) -> None:
@@ -294,12 +302,12 @@ MOVES = {
 
 
 def may_say_farewell(session: Session, state: State) -> bool:
-    """Tell whether a failure in `state` is told: not in the handshake, nor between two keys."""
+    """Return whether a failure in `state` is told: not in the handshake, nor between two keys."""
     return state in ACTIVE and (state, session.sends) != (State.REKEYING, D2S)
 
 
 def test_states_have_the_phases_and_speakers_of_the_document() -> None:
-    assert [(state.name, state.phase.name[0], state.speaker) for state in State] == [
+    assert [(state.name, PHASE[state].name[0], SPEAKER.get(state)) for state in State] == [
         ("HELLO", "I", D2S),
         ("HELLO_BACK", "I", S2D),
         ("SHARE", "I", D2S),
@@ -318,7 +326,7 @@ def test_states_have_the_phases_and_speakers_of_the_document() -> None:
         for state, speaking in itertools.groupby(
             [move for move in MOVES if move[1] is not Kind.FAIL], lambda move: move[0]
         )
-        if {sends for _, _, sends in speaking} != {state.speaker}
+        if {sends for _, _, sends in speaking} != {SPEAKER[state]}
     ] == []
 
 
@@ -334,7 +342,7 @@ def test_every_cell_of_the_table_is_opened_or_refused(
         session = pair.end(OTHER[sends])
         peer = pair.end(sends)
         if there := MOVES.get((state, kind, sends)):
-            message = peer.seal(kind, BODIES.get(kind, b""))
+            message = peer.seal(legal(kind))
             if kind is Kind.FAIL:
                 assert type(refusal(session, message)) is PeerFailed
             else:
@@ -363,11 +371,11 @@ def test_every_cell_of_the_table_is_sealed_or_refused(
         session = clone(base)
         before = snapshot(session)
         if there := MOVES.get((state, kind, sends)):
-            assert session.seal(kind, BODIES.get(kind, b""))[:6] == kind.value
+            assert session.seal(legal(kind))[:6] == kind.value
             assert session.state is there
             continue
         with pytest.raises(LocalError, match=f"{kind.name} cannot be sent in {state.name}"):
-            session.seal(kind, BODIES.get(kind, b""))
+            session.seal(legal(kind))
         assert snapshot(session) == before, (state, kind, sends)
 
 
@@ -383,10 +391,10 @@ def test_a_share_is_sealed_once(world: World, sends: Direction) -> None:
     ):
         session = world.pair(state).end(sends)
         kind = Kind.REKEY if state in ACTIVE else Kind.SHARE
-        session.seal(kind)
+        session.seal(Message(kind))
         before = snapshot(session)
         with pytest.raises(LocalError):
-            session.seal(kind)
+            session.seal(Message(kind))
         assert snapshot(session) == before
 
 
@@ -398,7 +406,7 @@ def test_what_may_not_be_sent_changes_nothing(world: World, kind: Kind) -> None:
     for length in {0, SIZES[kind][0] - 1, SIZES[kind][1] + 1}:
         if kind is not Kind.REKEY:  # whose body nobody can choose
             with pytest.raises(LocalError, match=f"{kind.name} cannot carry this"):
-                session.seal(kind, bytes(length))
+                session.seal(Message(kind, bytes(length)))
             assert snapshot(session) == before
 
 
@@ -446,6 +454,24 @@ def test_a_cut_connection_has_no_farewell_and_any_other_failure_has(
         assert session._keys == twin._keys == {}
         assert cut.farewell == b""
         assert is_farewell(other, peer) is may_say_farewell(session, state)
+
+
+@STATES
+@ENDS
+def test_a_goodbye_is_a_fail_where_that_is_legal_and_ends_the_session(
+    world: World, state: State, sends: Direction
+) -> None:
+    """Whatever the status is: a FAIL has no room for it."""
+    pair = world.pair(state)
+    session = pair.end(sends)
+    peer = pair.end(OTHER[sends])
+    assert session.has_farewell is may_say_farewell(session, state)
+    farewell = session.goodbye(Status.TIMEOUT)
+    assert bool(farewell) is may_say_farewell(session, state)
+    if farewell:
+        assert type(refusal(peer, farewell)) is PeerFailed
+    assert (session.state, session._keys, session.has_farewell) == (State.ENDED, {}, False)
+    assert session.goodbye(Status.TIMEOUT) == b"", "a farewell is said once"
 
 
 @pytest.mark.parametrize("state", ACTIVE, ids=lambda state: state.name)
@@ -506,6 +532,38 @@ def test_no_key_shows_in_a_repr_an_error_or_a_pickle(world: World) -> None:
     ]
     with pytest.raises(TypeError, match="keys"):
         pickle.dumps(pair.device)
+
+
+def test_a_watcher_sees_what_is_sealed_accepted_and_refused(world: World) -> None:
+    seen: list[Seen] = []
+    server = world.session(world.server, watchers=[seen.append])
+    pair = Pair(world.session(world.device, SERVER), server)
+    for kind, sends in HANDSHAKE:
+        pair.carry(sends, kind)
+    pair.carry(D2S, Kind.FILE)
+    assert [one.verdict for one in seen] == ["accepted", "sealed"] * 3 + ["accepted"]
+    assert [one.message for one in seen] == pair.messages
+    assert [one.plaintext for one in seen[-2:]] == [b"", BODIES[Kind.FILE]]
+    assert seen[0].fingerprints == {}
+    assert seen[-1].fingerprints == server.fingerprints()
+    bad = flipped(pair.device.seal(legal(Kind.CHUNK)), 400)
+    error = refusal(server, bad)
+    assert [(one.verdict, one.message, one.plaintext) for one in seen[7:]] == [
+        ("BadTag", bad, b""),
+        ("sealed", error.farewell, b""),
+    ]
+
+
+def test_a_watcher_that_raises_changes_nothing(world: World) -> None:
+    def broken(seen: Seen) -> None:
+        raise ZeroDivisionError("in a watcher")
+
+    device = world.session(world.device, SERVER, watchers=[broken])
+    pair = Pair(device, world.session(world.server))
+    for kind, sends in HANDSHAKE:
+        pair.carry(sends, kind)
+    assert device.state is pair.server.state is State.READY
+    assert device.watchers.error == "ZeroDivisionError: in a watcher"
 
 
 def test_a_session_has_no_peer_before_it_has_shown_itself(world: World) -> None:
@@ -617,7 +675,7 @@ def test_of_many_faults_of_a_hello_the_first_in_order_is_told(
     receiver = world.server if sends is D2S else world.device
     session = world.session(receiver, "somebody-else")
     if sends is S2D:
-        session.seal(Kind.HELLO)
+        session.seal(Message(Kind.HELLO))
     serial = "f" * 16
     good, bad = (Role.DEVICE, Role.SERVER) if sends is D2S else (Role.SERVER, Role.DEVICE)
     world.revocations = world.revocation_list(
@@ -699,8 +757,8 @@ def test_a_device_talks_to_the_server_it_names(
     world: World, wanted: str | None, accepted: bool
 ) -> None:
     device = world.session(world.device, wanted)
-    hello = world.pair(State.HELLO_BACK).server.seal(Kind.HELLO)
-    device.seal(Kind.HELLO)
+    hello = world.pair(State.HELLO_BACK).server.seal(Message(Kind.HELLO))
+    device.seal(Message(Kind.HELLO))
     if accepted:
         assert device.open(hello).kind is Kind.HELLO
     else:
@@ -738,11 +796,11 @@ def test_a_body_has_the_size_of_its_kind(world: World, kind: Kind, length: int, 
     error = error_of(clone(pair.end(OTHER[sends])), forge(pair.end(sends), kind, bytes(length)))
     if fits:
         assert type(error) in (type(None), PeerFailed)
-        assert pair.end(sends).seal(kind, bytes(length))[:6] == kind.value
+        assert pair.end(sends).seal(Message(kind, bytes(length)))[:6] == kind.value
     else:
         assert type(error) is BadPayload
         with pytest.raises(LocalError, match=f"a body of {LIMITS[kind][0]} to {LIMITS[kind][1]} b"):
-            pair.end(sends).seal(kind, bytes(length))
+            pair.end(sends).seal(Message(kind, bytes(length)))
 
 
 @pytest.mark.parametrize(
@@ -765,10 +823,14 @@ def test_a_hello_has_room_for_a_nonce_and_not_for_everything(
 def test_a_message_has_at_most_8192_bytes_before_the_handshake_is_over_and_65631_after(
     world: World, state: State
 ) -> None:
-    limit = 8_192 if state.phase is ProtocolState.INIT else 65_631
+    limit = 8_192 if PHASE[state] is ProtocolState.INIT else 65_631
     pair = world.pair(state)
     for session in (pair.device, pair.server):
         assert session.max_message == limit
+        with pytest.raises(MalformedMessage):
+            session.read_frame(Stream((limit + 1).to_bytes(4, "big")).recv)
+        frame = limit.to_bytes(4, "big") + bytes(limit)
+        assert session.read_frame(Stream(frame).recv) == bytes(limit)
         error = refusal(clone(session), b"<HELO>" + bytes(limit - 5))
         assert (type(error), error.expected, error.got) == (
             MalformedMessage,
@@ -796,7 +858,8 @@ def test_a_record_of_whole_blocks_is_no_malformed_one(world: World, length: int)
 
 def test_a_record_replayed_dropped_or_swapped_is_refused(world: World) -> None:
     pair = world.pair(State.SENDING)
-    one, two = (pair.device.seal(Kind.CHUNK, bytes([n])) for n in (1, 2))
+    one = pair.device.seal(Message(Kind.CHUNK, b"\x01"))
+    two = pair.device.seal(Message(Kind.CHUNK, b"\x02"))
     assert type(refusal(clone(pair.server), two)) is WrongSequence, "one is missing"
     pair.server.open(one)
     error = refusal(clone(pair.server), one)
@@ -815,7 +878,7 @@ def test_no_sequence_but_the_next_is_accepted(world: World, sequence: int) -> No
 def test_a_record_is_not_taken_back_by_who_sent_it(world: World, sends: Direction) -> None:
     """FAIL is legal from both ends; the direction tells them apart, and the keys of each."""
     session = world.pair(State.READY).end(sends)
-    own = clone(session).seal(Kind.FAIL)
+    own = clone(session).seal(Message(Kind.FAIL))
     error = refusal(clone(session), own)
     assert (type(error), error.expected, error.got) == (WrongDirection, OTHER[sends], sends)
     turned = with_header(own, direction=OTHER[sends], sequence=session._sequence[OTHER[sends]])
@@ -837,10 +900,10 @@ def handshake_with(world: World, at: int, change: Callable[[bytes], bytes]) -> P
     """Return the error with which a handshake ends whose message number `at` is changed."""
     pair = world.pair([*State][at])
     for number, (kind, sends) in [*enumerate(HANDSHAKE)][at:]:
-        message = pair.end(sends).seal(kind)
+        message = pair.end(sends).seal(Message(kind))
         if error := error_of(pair.end(OTHER[sends]), change(message) if number == at else message):
             return error
-        assert pair.end(OTHER[sends]).state.phase is not ProtocolState.ACTIVE
+        assert pair.end(OTHER[sends]).state not in ACTIVE
     raise AssertionError("nobody has noticed")
 
 
@@ -859,7 +922,7 @@ def test_a_record_of_another_session_is_refused(world: World) -> None:
     for kind, sends in HANDSHAKE:
         two.carry(sends, kind)
     two.carry(D2S, Kind.FILE)
-    chunk = one.device.seal(Kind.CHUNK, b"data")
+    chunk = one.device.seal(Message(Kind.CHUNK, b"data"))
     assert type(refusal(clone(two.server), chunk)) is WrongSession
     renamed = with_header(chunk, session=two.server.session_id)
     assert type(refusal(two.server, renamed)) is BadTag
@@ -887,8 +950,7 @@ CONTEXTS = [
 )
 def test_a_signature_holds_in_one_context_only(world: World, state: State, context: str) -> None:
     pair = world.pair(state)
-    sends = state.speaker
-    assert sends is not None
+    sends = SPEAKER[state]
     body = forge_share(pair, sends, b"\x09" + bytes(31), context=context or "device share ")
     role = pair.end(sends).identity.certificate.role.value
     kind = "share"
@@ -915,8 +977,7 @@ def test_a_signature_holds_in_one_context_only(world: World, state: State, conte
 )
 def test_a_share_is_signed_by_its_sender_over_all_before_it(world: World, state: State) -> None:
     pair = world.pair(state)
-    sends = state.speaker
-    assert sends is not None
+    sends = SPEAKER[state]
     session = pair.end(sends)
     said = pair.end(sends)._transcript
     share = b"\x09" + bytes(31)
@@ -950,8 +1011,7 @@ def test_a_share_is_signed_by_its_sender_over_all_before_it(world: World, state:
 )
 def test_a_share_that_is_of_no_use_is_refused(world: World, state: State, share: bytes) -> None:
     pair = world.pair(state)
-    sends = state.speaker
-    assert sends is not None
+    sends = SPEAKER[state]
     body = forge_share(pair, sends, share)
     message = forge(pair.end(sends), Kind.REKEY, body) if state in ACTIVE else b"<PREM>" + body
     session = pair.end(OTHER[sends])
@@ -962,7 +1022,7 @@ def test_a_share_that_is_of_no_use_is_refused(world: World, state: State, share:
 def test_without_a_share_of_our_own_any_share_is_of_no_use(world: World) -> None:
     pair = world.pair(State.SHARE_BACK)
     pair.device._ephemeral = None
-    assert type(refusal(pair.device, pair.server.seal(Kind.SHARE))) is BadShare
+    assert type(refusal(pair.device, pair.server.seal(Message(Kind.SHARE)))) is BadShare
 
 
 def test_a_reflected_share_is_refused_even_if_both_ends_have_one_key(
@@ -971,7 +1031,7 @@ def test_a_reflected_share_is_refused_even_if_both_ends_have_one_key(
     world = World(keys)
     world.server = world.person(SERVER, key=1)
     pair = world.pair(State.SHARE)
-    share = pair.device.seal(Kind.SHARE)
+    share = pair.device.seal(Message(Kind.SHARE))
     assert type(refusal(clone(pair.device), share)) is BadSignature
     body = forge_share(
         pair, D2S, share[6:38], before=[*pair.messages, share], context="device share"
@@ -999,7 +1059,7 @@ def test_a_rekeying_is_not_begun_twice_with_one_signed_share(world: World) -> No
 def test_names_are_compared_letter_by_letter(world: World) -> None:
     pair = Pair(world.session(world.device, "SERVER-1"), world.session(world.server))
     pair.carry(D2S, Kind.HELLO)
-    assert type(refusal(pair.device, pair.server.seal(Kind.HELLO))) is WrongPeer
+    assert type(refusal(pair.device, pair.server.seal(Message(Kind.HELLO)))) is WrongPeer
 
 
 def test_sequence_numbers_have_64_bits(world: World) -> None:
@@ -1018,7 +1078,7 @@ def test_a_nonce_is_16_bytes_of_the_random_source(world: World) -> None:
         asked.append(length)
         return bytes(length)
 
-    world.session(world.device, random_bytes=source).seal(Kind.HELLO)
+    world.session(world.device, random_bytes=source).seal(Message(Kind.HELLO))
     assert asked == [16]
 
 
@@ -1057,7 +1117,7 @@ def test_rekeying_in_time_is_the_devices_duty_and_the_server_insists(world: Worl
         pair.carry(D2S, Kind.CHUNK)
     before = snapshot(pair.device)
     with pytest.raises(LocalError, match="RekeyOverdue"):
-        pair.device.seal(Kind.CHUNK, b"one more")
+        pair.device.seal(Message(Kind.CHUNK, b"one more"))
     assert snapshot(pair.device) == before
     twin = pair.clone()
     error = refusal(twin.server, forge(twin.device, Kind.CHUNK, b"one more"))
@@ -1092,7 +1152,7 @@ def test_one_generation_of_keys_serves_64_mib(world: World) -> None:
 
 def test_every_flipped_bit_of_a_record_is_noticed_by_the_right_check(world: World) -> None:
     pair = world.pair(State.READY)
-    message = pair.device.seal(Kind.END)
+    message = pair.device.seal(Message(Kind.END))
     for bit in range(8 * len(message)):
         byte = bit // 8
         expected: type[ProtocolError] = (
@@ -1112,7 +1172,7 @@ def test_every_flipped_bit_of_a_record_is_noticed_by_the_right_check(world: Worl
 
 def test_every_shortened_or_lengthened_record_is_refused(world: World) -> None:
     pair = world.pair(State.READY)
-    message = pair.device.seal(Kind.FILE, BODIES[Kind.FILE])
+    message = pair.device.seal(legal(Kind.FILE))
     for length in range(len(message)):
         assert isinstance(error_of(clone(pair.server), message[:length]), ProtocolError), length
     for more in (b"\0", bytes(16), message):
@@ -1144,7 +1204,7 @@ def test_every_flipped_bit_of_the_handshake_ends_it(world: World, at: int) -> No
     """Either at once, or with the signature of the end that has seen it."""
     kind, sends = HANDSHAKE[at]
     base = world.pair([*State][at])
-    message = base.end(sends).seal(kind)
+    message = base.end(sends).seal(Message(kind))
     for bit in range(8 * len(message)):
         pair = base.clone()
         if error_of(pair.end(OTHER[sends]), flipped(message, bit)):
@@ -1153,7 +1213,7 @@ def test_every_flipped_bit_of_the_handshake_ends_it(world: World, at: int) -> No
         assert 7 * 8 <= bit < 23 * 8, "only a nonce can be changed unseen, and not for long"
         if sends is D2S:
             pair.carry(S2D, Kind.HELLO)
-        share = pair.device.seal(Kind.SHARE)
+        share = pair.device.seal(Message(Kind.SHARE))
         assert type(error_of(pair.server, share)) is BadSignature
 
 
@@ -1167,7 +1227,7 @@ def test_tags_are_compared_in_constant_time(world: World, monkeypatch: pytest.Mo
         return True
 
     monkeypatch.setattr(protocol, "hmac_verify", always)
-    message = pair.device.seal(Kind.END)
+    message = pair.device.seal(Message(Kind.END))
     pair.server.open(flipped(message, 8 * len(message) - 1))
     assert asked == [32]
 
@@ -1233,7 +1293,7 @@ def test_misuse_of_seal_changes_nothing(
     session = world_of(keys).pair(state).end(sends)
     before = snapshot(session)
     try:
-        session.seal(kind, body)
+        session.seal(Message(kind, body))
     except LocalError:
         assert snapshot(session) == before
     else:

@@ -32,6 +32,7 @@ from companions.device_transfer.certificates import (
 from companions.device_transfer.options import LineFormatter
 from companions.device_transfer.protocol import (
     Kind,
+    Message,
     PeerFailed,
     Session,
     UnexpectedKind,
@@ -210,11 +211,13 @@ class Misdeed:
 
     def tampered(self, raw: Raw) -> type[ProtocolError]:
         raw.send(Kind.FILE, Announcement("file", "x", 1).encode())
-        write_frame(raw.socket.sendall, flipped(raw.session.seal(Kind.CHUNK, b"x"), 300))
+        write_frame(raw.socket.sendall, flipped(raw.session.seal(Message(Kind.CHUNK, b"x")), 300))
         return BadTag
 
     def out_of_turn(self, raw: Raw) -> type[ProtocolError]:
-        write_frame(raw.socket.sendall, raw.session.seal(Kind.END).replace(b"<ENDD>", b"<CHNK>"))
+        write_frame(
+            raw.socket.sendall, raw.session.seal(Message(Kind.END)).replace(b"<ENDD>", b"<CHNK>")
+        )
         return UnexpectedKind
 
     def endless_frame(self, raw: Raw) -> type[ProtocolError]:
@@ -674,8 +677,8 @@ def test_nothing_breaks_a_line_of_the_log() -> None:
 
 
 def test_addresses_are_shown_as_they_are_typed() -> None:
-    assert server_module.shown(("127.0.0.1", 80)) == "127.0.0.1:80"
-    assert server_module.shown(("::1", 80, 0, 0)) == "[::1]:80"
+    assert server_module.host_and_port_of(("127.0.0.1", 80)) == "127.0.0.1:80"
+    assert server_module.host_and_port_of(("::1", 80, 0, 0)) == "[::1]:80"
 
 
 @pytest.mark.slow

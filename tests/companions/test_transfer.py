@@ -26,7 +26,7 @@ from companions.device_transfer.transfer import (
     BadManifestSignature,
     BadName,
     Incoming,
-    Kind,
+    ItemKind,
     Manifest,
     Outgoing,
     TooLarge,
@@ -72,7 +72,7 @@ def receive(camera: Certificate) -> Receive:
     """Return what makes an Incoming of kind, name, size, and is given chunks."""
 
     def made(
-        kind: Kind,
+        kind: ItemKind,
         name: str,
         size: int,
         chunks: Iterable[bytes] = (),
@@ -97,7 +97,7 @@ def receive(camera: Certificate) -> Receive:
     return made
 
 
-def outgoing(kind: Kind, name: str, data: bytes, now: datetime = NOW) -> Manifest:
+def outgoing(kind: ItemKind, name: str, data: bytes, now: datetime = NOW) -> Manifest:
     out = Outgoing(Announcement(kind, name, len(data)))
     for at in range(0, len(data), CHUNK_BYTES):
         out.take(data[at : at + CHUNK_BYTES])
@@ -322,7 +322,7 @@ def test_a_device_sends_no_path() -> None:
     ],
 )
 def test_what_was_signed_is_accepted(
-    receive: Receive, keys: list[PrivateKey], kind: Kind, name: str, data: bytes
+    receive: Receive, keys: list[PrivateKey], kind: ItemKind, name: str, data: bytes
 ) -> None:
     said = outgoing(kind, name, data)
     bytewise = [data[at : at + 1] for at in range(len(data))]
@@ -350,7 +350,7 @@ def test_more_than_announced_is_refused_at_once(receive: Receive) -> None:
     ],
 )
 def test_what_is_too_large_is_refused_before_it_comes(
-    receive: Receive, kind: Kind, size: int, limit: int
+    receive: Receive, kind: ItemKind, size: int, limit: int
 ) -> None:
     with pytest.raises(TooLarge):
         receive(kind, "" if kind == "text" else "a", size, limit=limit)
@@ -521,7 +521,7 @@ def test_each_check_stands_alone_and_can_be_left_out(
 ) -> None:
     """For teaching: without this one method, exactly what it refuses goes through."""
     weak = type("Weak", (Incoming,), {method: lambda *given, **named: None})
-    kind: Kind = "text" if method == "_check_text" else "file"
+    kind: ItemKind = "text" if method == "_check_text" else "file"
     name = {"_check_name": "../x", "_check_text": ""}.get(method, "a")
     said = outgoing(kind, "b", b"\xff")
     said = replace(said, name="b" if method == "_check_manifest" else name)
