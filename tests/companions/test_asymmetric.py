@@ -109,7 +109,8 @@ def test_x25519_as_in_rfc_7748() -> None:
 
 
 def test_shares_are_fresh_and_agree() -> None:
-    (one, one_share), (other, other_share) = new_share(), new_share()
+    one, one_share = new_share()
+    other, other_share = new_share()
     assert len({one_share, other_share}) == 2
     assert agree(one, other_share) == agree(other, one_share)
 
@@ -251,7 +252,7 @@ def test_a_key_file_is_for_its_owner_alone(tmp_path: Path, keys: list[PrivateKey
             read_private(path, never)
 
 
-def test_a_folder_is_no_key_whoever_can_read_it(tmp_path: Path) -> None:
+def test_a_folder_is_refused_as_a_key(tmp_path: Path) -> None:
     (tmp_path / "key.pem").mkdir(mode=0o755)
     with pytest.raises(UserError, match=r"cannot read the key .*: it is no file"):
         read_private(tmp_path / "key.pem", never)

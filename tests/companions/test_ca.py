@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import functools
 import getpass
 import itertools
@@ -31,8 +30,8 @@ from companions.device_transfer.certificates import (
 )
 from companions.terminal import ask_passphrase
 from program import UserError
+from tests.house import ROOT, modules_imported
 
-ROOT = Path(__file__).parent.parent.parent
 DAY = timedelta(days=1)
 load_once = functools.cache(serialization.load_pem_private_key)
 posix_only = pytest.mark.skipif(os.name != "posix", reason="modes and terminals of POSIX")
@@ -183,8 +182,9 @@ def test_two_that_issue_at_once_both_succeed_or_one_is_refused(pki: Path) -> Non
 # Revoke and refresh -------------------------------------------------------------------------------
 
 
-def test_a_revoked_certificate_is_refused_at_once_by_who_runs_already(pki: Path) -> None:
-    phone, other = (ca.issue(pki, name, Role.DEVICE) for name in ("phone", "other"))
+def test_a_trust_in_use_refuses_a_newly_revoked_certificate(pki: Path) -> None:
+    phone = ca.issue(pki, "phone", Role.DEVICE)
+    other = ca.issue(pki, "other", Role.DEVICE)
     trust = load_trust(pki / "phone")
     trust.check(phone.encoded, Role.DEVICE)
     latest = ca.revoke(pki, "phone")
@@ -236,22 +236,23 @@ def test_what_cannot_be_revoked_is_said_and_no_list_is_made(pki: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [None, b"", b"{}"])
-def test_a_missing_or_broken_list_is_taken_for_number_0_with_nobody_revoked(
+def test_a_missing_or_broken_list_counts_as_number_0_without_serials(
     tmp_path: Path, content: bytes | None
 ) -> None:
-    """So that who has lost the list can revoke again, and has a new one."""
+    """So that an authority that has lost its list can revoke again, in a new one."""
     if content is not None:
         (tmp_path / "revocation_list.json").write_bytes(content)
     assert ca._published(tmp_path) == (0, frozenset())
 
 
-def test_two_do_not_make_a_list_at_once(pki: Path) -> None:
+def test_two_programs_do_not_make_a_list_at_the_same_time(pki: Path) -> None:
     ca.issue(pki, "phone", Role.DEVICE)
     (pki / "ca" / "lock").touch()
     before = tree(pki)
-    for attempt in (lambda: ca.revoke(pki, "phone"), lambda: ca.refresh(pki)):
-        with pytest.raises(UserError, match="another program"):
-            attempt()
+    with pytest.raises(UserError, match="another program"):
+        ca.revoke(pki, "phone")
+    with pytest.raises(UserError, match="another program"):
+        ca.refresh(pki)
     assert tree(pki) == before
     (pki / "ca" / "lock").unlink()
     ca.revoke(pki, "phone")
@@ -595,16 +596,9 @@ def test_at_a_terminal_a_passphrase_is_not_shown_and_ctrl_c_makes_nothing(tmp_pa
 
 def test_no_end_imports_the_authority() -> None:
     """A demo may: it plays all parts."""
-    importers = set()
-    for path in (ROOT / "companions").rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-            names = (
-                [node.module, *(f"{node.module}.{one.name}" for one in node.names)]
-                if isinstance(node, ast.ImportFrom)
-                else [one.name for one in node.names]
-                if isinstance(node, ast.Import)
-                else []
-            )
-            if "companions.device_transfer.ca" in names:
-                importers.add(path.stem)
+    importers = {
+        path.stem
+        for path in (ROOT / "companions").rglob("*.py")
+        if "companions.device_transfer.ca" in modules_imported(path)
+    }
     assert importers <= {"demo"}

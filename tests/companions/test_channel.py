@@ -138,7 +138,12 @@ def test_the_largest_message_arrives_between_small_ones(ends: Make) -> None:
     pair = ends(State.SENDING, tcp=True)
     large = Message(Kind.CHUNK, bytes(range(256)) * 256)
     sent = [CHUNK, large, CHUNK]
-    sending, raised = in_background(lambda: [pair.channel.send(message) for message in sent])
+
+    def send_all() -> None:
+        for message in sent:
+            pair.channel.send(message)
+
+    sending, raised = in_background(send_all)
     assert [pair.peer.open(read_frame(pair.socket.recv)) for _ in sent] == sent
     sending.join(LATE_S)
     assert not raised

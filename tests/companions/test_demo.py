@@ -150,7 +150,8 @@ def test_a_folder_is_kept_and_an_existing_one_refused(
 def test_a_program_that_ends_otherwise_than_it_should_is_a_problem(
     capsys: pytest.CaptureFixture[str], acts: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    with Stage(tmp_path) as stage:
+    stage = Stage(tmp_path)
+    with stage:
         assert stage.finish("ca", "list", tmp_path / "no such folder") != []
     stage.processes["ca"].communicate()  # closes its pipe
     assert stage.problems == ["ca ended with exit code 2, not 0"]

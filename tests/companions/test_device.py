@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import signal
@@ -12,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
+from typing import BinaryIO, NoReturn
 
 import pytest
 
@@ -275,16 +276,16 @@ def test_a_file_that_cannot_be_read_to_its_end_ends_the_session(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    class Broken:
-        def read(self, count: int) -> bytes:
+    class Broken(io.BytesIO):
+        def read(self, size: int | None = None, /) -> bytes:
             raise OSError(5, "Input/output error")
 
     real = device_module.read_chunk
-    monkeypatch.setattr(
-        device_module,
-        "read_chunk",
-        lambda content, left: real(Broken(), left) if left < 65_536 else real(content, left),
-    )  # type: ignore[arg-type]
+
+    def read_chunk(content: BinaryIO, left: int) -> bytes:
+        return real(Broken() if left < 65_536 else content, left)
+
+    monkeypatch.setattr(device_module, "read_chunk", read_chunk)
     with (
         pytest.raises(LocalError, match="cannot be read to its end: Input/output error"),
         device_for(world, party[0]) as device,
@@ -292,7 +293,9 @@ def test_a_file_that_cannot_be_read_to_its_end_ends_the_session(
         device.send_file(a_file(tmp_path, content=bytes(100_000)))
 
 
-def test_whoever_follows_the_progress_may_break_it_off(world: World, tmp_path: Path) -> None:
+def test_an_exception_of_the_progress_callback_ends_the_session(
+    world: World, tmp_path: Path
+) -> None:
     with serving(world, tmp_path / "received") as (server, records):
         with pytest.raises(ZeroDivisionError), device_for(world, server) as device:
             device.send_file(a_file(tmp_path), lambda count: 1 // 0)
@@ -318,7 +321,7 @@ def test_a_device_sends_only_inside_its_block(
         pytest.fail("entered again")
 
 
-def test_who_found_no_server_may_try_again(world: World, tmp_path: Path) -> None:
+def test_a_device_that_found_no_server_can_try_again(world: World, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         address = listener.getsockname()
     device = Device(world.device, world.trust(), SERVER, *address)

@@ -115,15 +115,11 @@ class World:
             **other,
         )
         signature, _ = split_signed(sign_manifest(self.keys[1], said))
-        is_text = kind == "text"
-        return Entry(
-            certificate or self.camera,
-            said,
-            signature,
-            said.time + timedelta(seconds=9),
-            "" if is_text else name if stored_as is None else stored_as,
-            data.decode() if is_text else "",
-        )
+        received = said.time + timedelta(seconds=9)
+        signed = (certificate or self.camera, said, signature, received)
+        if kind == "text":
+            return Entry(*signed, text=data.decode())
+        return Entry(*signed, stored_as=name if stored_as is None else stored_as)
 
 
 @pytest.fixture(scope="module")
@@ -262,7 +258,7 @@ def test_a_pipe_is_no_journal(
     os.mkfifo(tmp_path / JOURNAL)
     with pytest.raises(UserError, match=r"cannot keep a journal in .*: it is no file"):
         Journal(tmp_path / JOURNAL)
-    monkeypatch.setattr(Path, "open", lambda *_: pytest.fail("it would wait for who writes"))
+    monkeypatch.setattr(Path, "open", lambda *_: pytest.fail("it would wait for a writer"))
     with pytest.raises(UserError, match=r"cannot read .*: it is no file"):
         next(verify(tmp_path, world.trust()))
 

@@ -103,7 +103,7 @@ HANDSHAKE = [*itertools.product((Kind.HELLO, Kind.SHARE, Kind.CONFIRM), Directio
 
 @pytest.fixture(scope="module")
 def world(keys: Sequence[PrivateKey]) -> World:
-    """Nobody changes its clock and its list; who wants to makes a world of their own."""
+    """A test that changes clock or list makes a world of its own."""
     return World(keys)
 
 
@@ -274,30 +274,27 @@ def test_the_keys_of_both_directions_uses_and_generations_differ(world: World) -
 # The table, every cell ----------------------------------------------------------------------------
 
 MOVES = {
-    (there[0], there[1], there[2]): there[3]
-    for there in [
-        (State.HELLO, Kind.HELLO, D2S, State.HELLO_BACK),
-        (State.HELLO_BACK, Kind.HELLO, S2D, State.SHARE),
-        (State.SHARE, Kind.SHARE, D2S, State.SHARE_BACK),
-        (State.SHARE_BACK, Kind.SHARE, S2D, State.CONFIRM),
-        (State.CONFIRM, Kind.CONFIRM, D2S, State.CONFIRM_BACK),
-        (State.CONFIRM_BACK, Kind.CONFIRM, S2D, State.READY),
-        (State.READY, Kind.TEXT, D2S, State.SENDING),
-        (State.READY, Kind.FILE, D2S, State.SENDING),
-        (State.SENDING, Kind.CHUNK, D2S, State.SENDING),
-        (State.SENDING, Kind.REKEY, D2S, State.REKEYING),
-        (State.REKEYING, Kind.REKEY, S2D, State.SENDING),
-        (State.SENDING, Kind.MANIFEST, D2S, State.CHECKING),
-        (State.CHECKING, Kind.ACK, S2D, State.READY),
-        (State.READY, Kind.END, D2S, State.LEAVING),
-        (State.LEAVING, Kind.ACK, S2D, State.ENDED),
-        *(
-            (state, Kind.FAIL, sends, State.ENDED)
-            for state in ACTIVE
-            for sends in Direction
-            if (state, sends) != (State.REKEYING, D2S)
-        ),
-    ]
+    (State.HELLO, Kind.HELLO, D2S): State.HELLO_BACK,
+    (State.HELLO_BACK, Kind.HELLO, S2D): State.SHARE,
+    (State.SHARE, Kind.SHARE, D2S): State.SHARE_BACK,
+    (State.SHARE_BACK, Kind.SHARE, S2D): State.CONFIRM,
+    (State.CONFIRM, Kind.CONFIRM, D2S): State.CONFIRM_BACK,
+    (State.CONFIRM_BACK, Kind.CONFIRM, S2D): State.READY,
+    (State.READY, Kind.TEXT, D2S): State.SENDING,
+    (State.READY, Kind.FILE, D2S): State.SENDING,
+    (State.SENDING, Kind.CHUNK, D2S): State.SENDING,
+    (State.SENDING, Kind.REKEY, D2S): State.REKEYING,
+    (State.REKEYING, Kind.REKEY, S2D): State.SENDING,
+    (State.SENDING, Kind.MANIFEST, D2S): State.CHECKING,
+    (State.CHECKING, Kind.ACK, S2D): State.READY,
+    (State.READY, Kind.END, D2S): State.LEAVING,
+    (State.LEAVING, Kind.ACK, S2D): State.ENDED,
+    **{
+        (state, Kind.FAIL, sends): State.ENDED
+        for state in ACTIVE
+        for sends in Direction
+        if (state, sends) != (State.REKEYING, D2S)
+    },
 }
 
 
@@ -399,7 +396,7 @@ def test_a_share_is_sealed_once(world: World, sends: Direction) -> None:
 
 
 @pytest.mark.parametrize("kind", [kind for kind in Kind if kind in SIZES and kind not in PLAIN])
-def test_what_may_not_be_sent_changes_nothing(world: World, kind: Kind) -> None:
+def test_a_body_of_illegal_size_is_not_sealed_and_changes_nothing(world: World, kind: Kind) -> None:
     state, _, sends = next(move for move in MOVES if move[1] is kind)
     session = world.pair(state).end(sends)
     before = snapshot(session)
@@ -594,20 +591,18 @@ def test_of_many_faults_of_a_record_the_first_in_order_is_told(world: World, fir
     message = flipped(message, 8 * len(message) - 1) if has[5] else message
     message += b"\0" if has[0] else b""
     error = refusal(pair.server, message)
-    assert (
-        type(error)
-        is [
-            MalformedMessage,
-            UnexpectedKind,
-            WrongSession,
-            WrongDirection,
-            WrongSequence,
-            BadTag,
-            BadPadding,
-            BadPayload,
-            RekeyOverdue,
-        ][first]
-    )
+    expected: list[type[ProtocolError]] = [
+        MalformedMessage,
+        UnexpectedKind,
+        WrongSession,
+        WrongDirection,
+        WrongSequence,
+        BadTag,
+        BadPadding,
+        BadPayload,
+        RekeyOverdue,
+    ]
+    assert type(error) is expected[first]
     assert is_farewell(error, pair.device)
 
 
@@ -628,10 +623,8 @@ def test_of_many_faults_of_a_rekeying_the_first_in_order_is_told(
     )
     message = flipped(message, 8 * len(message) - 1) if first <= 1 else message
     error = refusal(pair.end(OTHER[sends]), message)
-    assert (
-        type(error)
-        is [WrongSequence, BadTag, BadPadding, BadPayload, BadSignature, BadShare][first]
-    )
+    expected = [WrongSequence, BadTag, BadPadding, BadPayload, BadSignature, BadShare]
+    assert type(error) is expected[first]
     assert is_farewell(error, pair.end(sends)) is (sends is D2S), "a device between keys is silent"
 
 
@@ -642,11 +635,10 @@ def test_of_many_faults_of_a_share_the_first_in_order_is_told(
 ) -> None:
     pair = world.pair(State.SHARE if sends is D2S else State.SHARE_BACK)
     body = forge_share(pair, sends, bytes(32), key=world.keys[3] if first <= 3 else None)
-    kind = b"<PREN>" if first == 0 else b"<HELO>" if first == 1 else b"<PREM>"
+    kind = {0: b"<PREN>", 1: b"<HELO>"}.get(first, b"<PREM>")
     error = refusal(pair.end(OTHER[sends]), kind + (body[:255] if first <= 2 else body))
-    assert (
-        type(error) is [MalformedMessage, UnexpectedKind, BadPayload, BadSignature, BadShare][first]
-    )
+    expected = [MalformedMessage, UnexpectedKind, BadPayload, BadSignature, BadShare]
+    assert type(error) is expected[first]
     assert error.farewell == b"", "in the handshake a failure just closes"
     assert pair.end(OTHER[sends])._keys == {}
 
@@ -790,7 +782,7 @@ LIMITS = {
     ],
 )
 def test_a_body_has_the_size_of_its_kind(world: World, kind: Kind, length: int, fits: bool) -> None:
-    """Both ends know the limits: who may not send it, does not take it either."""
+    """Both ends know the limits: a body that cannot be sealed is not opened either."""
     state, _, sends = next(move for move in MOVES if move[1] is kind)
     pair = world.pair(state)
     error = error_of(clone(pair.end(OTHER[sends])), forge(pair.end(sends), kind, bytes(length)))
@@ -890,10 +882,8 @@ def test_a_handshake_message_of_another_session_leads_nowhere(world: World, at: 
     other = Pair(world.session(world.device, SERVER), world.session(world.server))
     for kind, sends in HANDSHAKE:
         other.carry(sends, kind)
-    assert (
-        type(handshake_with(world, at, lambda message: other.messages[at]))
-        is [BadSignature, BadSignature, BadSignature, BadSignature, WrongSession, WrongSession][at]
-    )
+    error = handshake_with(world, at, lambda message: other.messages[at])
+    assert type(error) is (BadSignature if at < 4 else WrongSession)
 
 
 def handshake_with(world: World, at: int, change: Callable[[bytes], bytes]) -> ProtocolError:
@@ -1153,20 +1143,12 @@ def test_one_generation_of_keys_serves_64_mib(world: World) -> None:
 def test_every_flipped_bit_of_a_record_is_noticed_by_the_right_check(world: World) -> None:
     pair = world.pair(State.READY)
     message = pair.device.seal(Message(Kind.END))
+    checks: list[type[ProtocolError]] = [MalformedMessage] * 6
+    checks += [WrongSession] * 16 + [WrongDirection] + [WrongSequence] * 8
+    checks += [BadTag] * (len(message) - len(checks))
     for bit in range(8 * len(message)):
-        byte = bit // 8
-        expected: type[ProtocolError] = (
-            MalformedMessage
-            if byte < 6
-            else WrongSession
-            if byte < 22
-            else WrongDirection
-            if byte == 22
-            else WrongSequence
-            if byte < 31
-            else BadTag
-        )
-        assert type(error_of(clone(pair.server), flipped(message, bit))) is expected, bit
+        error = error_of(clone(pair.server), flipped(message, bit))
+        assert type(error) is checks[bit // 8], bit
     assert pair.server.open(message).kind is Kind.END
 
 

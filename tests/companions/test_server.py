@@ -281,7 +281,7 @@ def test_a_stranger_is_told_nothing(world: World, received: Path) -> None:
             assert isinstance(records.ends(number)[-1], ProtocolError)
 
 
-def test_who_is_not_accepted_is_told_nothing(world: World, received: Path) -> None:
+def test_a_refused_device_is_told_nothing(world: World, received: Path) -> None:
     """Neither a device that another authority knows, nor one that has no key of its own."""
     elsewhere = world.person(DEVICE, Role.DEVICE, authority=4)
     with serving(world, received) as (server, records):
@@ -291,7 +291,7 @@ def test_who_is_not_accepted_is_told_nothing(world: World, received: Path) -> No
     assert records.all == [Record("end", "", records.all[0].detail)], "it has no name"
 
 
-def test_who_is_revoked_goes_on_until_the_next_handshake(world: World, received: Path) -> None:
+def test_a_revoked_device_continues_until_its_next_handshake(world: World, received: Path) -> None:
     who = world.person("device-2", Role.DEVICE, serial="2" * 16, key=3)
     before = world.revocations
     try:
@@ -323,7 +323,8 @@ def test_the_clock_matters_to_certificates_and_not_to_deadlines(
             with pytest.raises(ConnectionCut), device_for(world, server):
                 pytest.fail("it was let in after its time")
     finally:
-        world.now, world.revocations = NOW, world.revocation_list(1)
+        world.now = NOW
+        world.revocations = world.revocation_list(1)
 
 
 # Nobody disturbs anybody
@@ -448,7 +449,7 @@ def test_a_lack_of_descriptors_passes(
     with serving(world, received) as (server, _):
         monkeypatch.setattr(server_module, "POLL_S", 0.01)
         monkeypatch.setattr(server, "_listener", Listener(server._listener))
-        for _ in range(2):  # the first may be accepted by who waits already
+        for _ in range(2):  # the real listener, already waiting, may accept the first
             with device_for(world, server) as device:
                 device.send_text("later")
     assert not failures

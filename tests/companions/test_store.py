@@ -90,7 +90,7 @@ def test_a_file_gets_its_name_when_it_is_whole(store: Store) -> None:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="modes are of POSIX")
-def test_nobody_else_can_read_it(store: Store) -> None:
+def test_stored_files_and_their_folder_are_for_their_owner_only(store: Store) -> None:
     keep(store, "a")
     assert store.folder.stat().st_mode & 0o777 == 0o700
     assert (store.folder / "a").stat().st_mode & 0o777 == 0o600

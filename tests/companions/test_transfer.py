@@ -477,7 +477,7 @@ def test_the_clocks_may_differ_by_ten_minutes(
 @pytest.mark.parametrize(
     ("seconds", "is_certified"), [(-1, False), (0, True), (60, True), (61, False)]
 )
-def test_who_signs_is_certified_at_that_time(
+def test_a_manifest_dated_outside_its_certificate_is_refused(
     receive: Receive, camera: Certificate, keys: list[PrivateKey], seconds: int, is_certified: bool
 ) -> None:
     """Even if our own clock is of another opinion: a judge will ask the journal, not us."""
