@@ -46,7 +46,8 @@ class Book:
 
     @cached_property
     def rules(self) -> dict[str, Any]:
-        return dict(importlib.import_module(self.weakened).ELEMENTS)
+        module = importlib.import_module(self.weakened)
+        return dict(getattr(module, "RULES", None) or module.ELEMENTS)
 
     @cached_property
     def errors(self) -> dict[str, type[ProtocolError]]:
@@ -76,7 +77,7 @@ def companion(folder: Path) -> Book:
     )
 
 
-CORE = Book("core", ROOT / "classroom", ROOT, "attacks.py", "classroom.weakened", ("protocol_fsm",))
+CORE = Book("core", ROOT / "classroom", ROOT, "attacks.py", "lab.weakened", ("protocol_fsm",))
 COMPANIONS = [companion(path.parent) for path in sorted(ROOT.glob("companions/*/claims.toml"))]
 BOOKS = {book.name: book for book in [CORE, *COMPANIONS]}
 

@@ -308,9 +308,9 @@ def test_links_of_the_lesson_and_the_event_log_lead_somewhere() -> None:
         assert not anchor or anchor in anchors, target
 
 
-def test_the_rules_that_documented_takes_away_are_as_many_as_the_lesson_says() -> None:
+def test_the_rules_that_documented_removes_are_as_many_as_the_lesson_says() -> None:
     assert len(DOCUMENTED) == 10
-    assert "`documented` takes ten rules away" in " ".join(LESSON.split())
+    assert "`documented` removes ten rules" in " ".join(LESSON.split())
 
 
 def test_headings_of_the_readme_that_the_homework_names_are_there() -> None:

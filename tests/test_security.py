@@ -11,7 +11,7 @@ import pytest
 
 from attacks import unsealed
 from lab.weakened import DOCUMENTED
-from protocol_fsm import Direction, Opcode, State, bind_keys
+from protocol_fsm import ClientData, Direction, Opcode, State, bind_keys
 from tests.books import BOOKS, CORE, ROOT, Book, commands, names_of_tests_in, quoted, resolve, run
 from tests.helpers import Pair, clone, pair_in, reseal
 
@@ -179,4 +179,6 @@ def test_chain_keys_of_one_session_do_not_open_the_next() -> None:
 def test_the_server_can_make_a_report_of_its_client() -> None:
     server = pair_in(State.REPORT).server
     report = reseal(server, Opcode.CLIENT_DATA, bytes(16) + b"[900]", sender=Direction.C2S)
-    assert clone(server).open(report).readings == [900.0]  # as a judge with its keys would do
+    opened = clone(server).open(report)  # as a judge with its keys would do
+    assert isinstance(opened, ClientData)
+    assert [*opened.readings] == [900.0]
