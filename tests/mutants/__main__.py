@@ -31,6 +31,7 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--changed", action="store_true", help="leave out what kills.json knows")
     parser.add_argument("--minutes", type=float, default=0, help="begin nothing after so long")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="how many at a time")
+    parser.add_argument("--limit", type=float, default=20, help="seconds until a test hangs")
     arguments = parser.parse_args(words)
     for module in arguments.modules:
         if module not in MODULES:
@@ -75,7 +76,7 @@ def main(words: Sequence[str]) -> int:
         return 2
     deadline = time.monotonic() + arguments.minutes * 60 if arguments.minutes else float("inf")
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
-        run = Run(scopes, kills, Path(folder), max(1, arguments.jobs))
+        run = Run(scopes, kills, Path(folder), max(1, arguments.jobs), arguments.limit)
         try:
             run.finish(deadline)
         except Broken as error:

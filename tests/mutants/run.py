@@ -19,7 +19,6 @@ from tests.mutants.source import Mutant, lines_of_scope
 from tests.mutants.table import MODULES, wider
 from tests.mutants.trial import (
     AT_IMPORT,
-    LIMIT_S,
     Copy,
     Profile,
     import_what_all_need,
@@ -76,16 +75,21 @@ def find_scopes(modules: Iterable[str], kills: Kills, only_changed: bool) -> lis
 class Run:
     """All attempts, as many at a time as there are copies of the project."""
 
-    def __init__(self, scopes: list[Scope], kills: Kills, folder: Path, jobs: int) -> None:
+    def __init__(
+        self, scopes: list[Scope], kills: Kills, folder: Path, jobs: int, limit_s: float
+    ) -> None:
         self.scopes = scopes
         self.unreliable: set[str] = set()  # tests that fail without a mutant
         self._kills = kills
         self._profiles: dict[str, Profile] = {}
+        self._limit_s = limit_s
         self._limits: dict[str, float] = {}
-        import_what_all_need()
         total = sum(len(scope.mutants) for scope in scopes)
         say(f"{total} mutants in {len(scopes)} functions and classes, {jobs} at a time")
-        self._copies = [Copy(folder / str(number)) for number in range(jobs)] if total else []
+        if total:
+            import_what_all_need()
+        copies = jobs if total else 0
+        self._copies = [Copy(folder / str(number), limit_s) for number in range(copies)]
 
     def finish(self, deadline: float) -> None:
         """Try every mutant, or those for which there is time. Raises Broken."""
@@ -154,9 +158,14 @@ class Run:
         for test, profile in profiles.items():
             if profile.passed:
                 self._profiles[test] = profile
-                self._limits[test] = max(LIMIT_S / 4, FACTOR * profile.seconds)
+                self._limits[test] = max(self._limit_s / 4, FACTOR * profile.seconds)
             else:
-                self.unreliable.add(test)
+                self._distrust(test)
+
+    def _distrust(self, test: str) -> None:
+        self.unreliable.add(test)
+        for copy in self._copies:
+            copy.without.append(test)
 
     # One stage
 
@@ -186,6 +195,7 @@ class Run:
                 noticed = self._look(attempt, copy)
                 if not noticed:
                     left.append(attempt)
+                    say(f"{title}: not noticed: {attempt.mutant}")
                 progress.step(noticed)
         return left + waiting
 
@@ -217,7 +227,7 @@ class Run:
         """Forget what a test has noticed that fails without a mutant, too."""
         killers = {test for scope in self.scopes for test in scope.killers}
         for culprit in self._culprits(killers):
-            self.unreliable.add(culprit)
+            self._distrust(culprit)
             for scope in self.scopes:
                 if culprit in scope.killers:
                     self._kills.forget(scope.key)

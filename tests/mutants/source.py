@@ -294,14 +294,19 @@ def other_values(place: Place) -> Iterator[ast.expr]:
             yield from with_one_less(node)
         case ast.Call(func=ast.Name(id=str(name))) if name in SWAPPED_NAMES:
             yield ast.Call(ast.Name(SWAPPED_NAMES[name]), node.args, node.keywords)
-        case ast.Constant(value=bool()):
-            yield ast.Constant(not node.value)
-        case ast.Constant(value=int()):
-            yield ast.Constant(node.value + 1)
-        case ast.Constant(value=float()):
-            yield ast.Constant(node.value * 2)
-        case ast.Constant(value=bytes()):
-            yield ast.Constant(node.value + b"?")
+        case ast.Constant():
+            yield from other_constants(node.value)
+
+
+def other_constants(value: object) -> Iterator[ast.expr]:
+    if isinstance(value, bool):
+        yield ast.Constant(not value)
+    elif isinstance(value, int):
+        yield ast.Constant(value + 1)
+    elif isinstance(value, float):
+        yield ast.Constant(value * 2)
+    elif isinstance(value, bytes):
+        yield ast.Constant(value + b"?")
 
 
 def is_decided_elsewhere(place: Place) -> bool:

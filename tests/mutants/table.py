@@ -17,20 +17,27 @@ def companion(*names: str) -> tuple[str, ...]:
 # Each module, with the test files that should notice, the likeliest first.
 MODULES = {
     "crypto_utils.py": core("crypto_utils", "vectors"),
-    "protocol_fsm.py": core("protocol_fsm", "vectors", "patches_found"),
-    "endpoint.py": core("patches_found", "server", "programs", "keylog", "hold"),
-    "server.py": core("server", "patches_found", "hold", "programs"),
+    "protocol_fsm.py": core("protocol_fsm", "vectors"),
+    "channel.py": core("channel", "server", "seams"),
+    "program.py": core("program", "programs"),
+    "endpoint.py": core("endpoint", "keylog", "programs"),
+    "server.py": core("roster", "server", "server_load", "programs"),
+    "client.py": core("programs", "server"),
+    "lab/frames.py": core("proxy", "attacks"),
+    "lab/proxy.py": core("proxy", "attacks"),
+    "lab/verdict.py": core("attacks", "claims"),
+    "lab/weakened.py": core("attacks", "matrix"),
     "companions/asymmetric.py": companion("asymmetric"),
-    "companions/channel.py": companion("channel", "server", "patches_found"),
-    DEVICE + "protocol.py": companion("protocol", "patches_found", "channel"),
-    DEVICE + "certificates.py": companion("certificates", "patches_found"),
-    DEVICE + "transfer.py": companion("transfer", "patches_found"),
-    DEVICE + "store.py": companion("store", "patches_found", "transfer"),
-    DEVICE + "journal.py": companion("journal", "patches_found", "server"),
-    DEVICE + "ca.py": companion("ca", "patches_found", "programs"),
-    DEVICE + "server.py": companion("server", "patches_found", "device", "programs"),
-    DEVICE + "device.py": companion("device", "patches_found", "programs"),
-    DEVICE + "options.py": companion("programs", "patches_found", "server"),
+    "companions/channel.py": companion("channel", "server"),
+    DEVICE + "protocol.py": companion("protocol", "channel"),
+    DEVICE + "certificates.py": companion("certificates"),
+    DEVICE + "transfer.py": companion("transfer"),
+    DEVICE + "store.py": companion("store", "transfer"),
+    DEVICE + "journal.py": companion("journal", "server"),
+    DEVICE + "ca.py": companion("ca", "programs"),
+    DEVICE + "server.py": companion("server", "device", "programs"),
+    DEVICE + "device.py": companion("device", "programs"),
+    DEVICE + "options.py": companion("programs", "server"),
     PEERS + "protocol.py": companion("peers_protocol"),
     PEERS + "identity.py": companion("peers_identity", "peers_programs"),
     PEERS + "peer.py": companion("peers_peer"),
@@ -43,4 +50,4 @@ def wider(module: str) -> tuple[str, ...]:
         return companion("peers_node", "peers_talk", "peers_attacks", "peers_programs")
     if module.startswith("companions/"):
         return companion("programs", "device", "server", "attacks")
-    return core("server", "programs", "attacks", "keylog", "hold", "patches_found")
+    return core("server", "channel", "programs", "attacks", "keylog", "seams")

@@ -27,8 +27,7 @@ import pytest
 
 from tests.mutants.source import ROOT
 
-LIMIT_S = 20.0  # for a test of which we do not know how long it takes; what takes longer hangs
-PROFILE_LIMIT_S = 300.0  # for one that is watched, and slowed down by that
+PROFILE_LIMIT_S = 300.0  # for a test that is watched, and slowed down by that
 MEMORY_BYTES = 4 << 30  # what a loop without an end may fill
 HEAVY = ("hypothesis", "Crypto.Cipher.AES", "cryptography.x509", "zmq", "tqdm")
 UNWANTED = ("__pycache__", ".*", "evidence", "pictures")
@@ -51,6 +50,7 @@ class Task:
     report: Path  # the test that runs, or that ran last
     output: Path
     tests: Sequence[str]  # files or tests, in the order in which they are to run
+    without: Sequence[str]  # tests that are left out
     profile: Path | None = None  # where to write what each test enters; then no failure ends it
 
 
@@ -66,15 +66,17 @@ class Profile:
 class Copy:
     """A copy of the project, in which one mutant at a time stands and is tried."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, limit_s: float) -> None:
         self.folder = folder / "project"
         self._report = folder / "report"
         self._output = folder / "output"
         self._profile = folder / "profile"
         shutil.copytree(ROOT, self.folder, ignore=shutil.ignore_patterns(*UNWANTED))
         self.process: Any = None
+        self.without: list[str] = []  # tests that fail without a mutant, and so say nothing
+        self._limit_s = limit_s  # for a test of which we know nothing better
         self._limits: Mapping[str, float] = {}
-        self._limit_s = LIMIT_S
+        self._is_profiling = False
         self._restore: tuple[Path, bytes, os.stat_result] | None = None
 
     def write(self, module: str, source: str) -> None:
@@ -96,11 +98,16 @@ class Copy:
     ) -> None:
         """Begin to run those tests in that order; `limits` says how many seconds each may take."""
         self._limits = limits
-        self._limit_s = PROFILE_LIMIT_S if profile else LIMIT_S
+        self._is_profiling = profile
         self._report.write_text("")
         self._profile.unlink(missing_ok=True)
         task = Task(
-            self.folder, self._report, self._output, tests, self._profile if profile else None
+            self.folder,
+            self._report,
+            self._output,
+            tests,
+            self.without,
+            self._profile if profile else None,
         )
         context = multiprocessing.get_context("fork" if FORKS else "spawn")
         self.process = context.Process(target=run_pytest, args=(task,))  # type: ignore[attr-defined]
@@ -110,6 +117,8 @@ class Copy:
         """Return whether the process has ended; one that hangs is ended."""
         if self.process.is_alive():
             limit_s = self._limits.get(self._report.read_text(), self._limit_s)
+            if self._is_profiling:
+                limit_s = PROFILE_LIMIT_S
             if time.time() - self._report.stat().st_mtime < limit_s:
                 return False
             self.end()
@@ -175,7 +184,8 @@ def run_pytest(task: Task) -> None:
     preloaded = "ignore::pytest.PytestAssertRewriteWarning"
     flags = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-W", preloaded]
     plugin: object = Profiler(task) if task.profile else Witness(task)
-    code = pytest.main([*flags, *task.tests], plugins=[plugin])
+    left_out = [f"--deselect={test}" for test in task.without]
+    code = pytest.main([*flags, *left_out, *task.tests], plugins=[plugin])
     sys.stdout.flush()
     os._exit(int(code))  # whatever threads a mutant has left
 
