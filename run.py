@@ -53,6 +53,11 @@ COMMANDS = {
         "only those of the protocol, the server and the client",
     ),
     "test slow": ("requirements-slow.txt", ["-m pytest -m slow"], "those that take long"),
+    "mutate": (
+        "requirements-dev.txt",
+        ["-m tests.mutants"],
+        "whether a test misses each check that is taken out",
+    ),
     "bench": ("requirements.txt", ["-m bench.bench"], "our channel beside TLS, measured"),
     "check": (
         "requirements-check.txt",

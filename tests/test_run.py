@@ -200,6 +200,7 @@ def test_the_version_is_checked_before_anything_else(
             ],
         ),
         ("test slow", "requirements-slow.txt", ["-m pytest -m slow"]),
+        ("mutate --changed", "requirements-dev.txt", ["-m tests.mutants --changed"]),
         ("bench --quick", "requirements.txt", ["-m bench.bench --quick"]),
         (
             "check",
