@@ -108,7 +108,7 @@ class Run:
 
 
 DEEDS = {  # by the kind of line that tells of them
-    "delivered": ("passed", "again", "late"),
+    "delivered": ("passed", "late", "again"),
     "inserted": ("changed", "replaced", "reflected", "inserted"),
 }
 

@@ -299,16 +299,20 @@ def test_the_observer_notes_refusals_and_new_names_of_keys_and_changes_nothing()
     pair.server.watchers = Watchers([server])
     pair.client.watchers = Watchers([client])
     pair.hello()
-    refusal(pair.server, pair.transcript[0])
+    pair.challenge()
+    hello, challenge = (message.hex() for message in pair.transcript)
+    refusal(pair.server, pair.transcript[0])  # the farewell after it moves no key
     told = observer.told()
-    assert [(line["event"], line["by"]) for line in told] == [
-        ("keys", "client"),
-        ("keys", "server"),
-        ("refused", "server"),
+    assert [(line["event"], line["by"], line["message"]) for line in told] == [
+        ("keys", "client", hello),
+        ("keys", "client", challenge),
+        ("keys", "server", hello),
+        ("keys", "server", challenge),
+        ("refused", "server", hello),
     ]
-    assert {line["message"] for line in told} == {pair.transcript[0].hex()}
-    assert told[0]["keys"] == told[1]["keys"] == pair.client.fingerprints()
-    assert told[2]["error"] == "UnexpectedOpcode"
+    assert told[0]["keys"] == told[2]["keys"] != told[1]["keys"]
+    assert told[1]["keys"] == told[3]["keys"] == pair.client.fingerprints()
+    assert told[4]["error"] == "UnexpectedOpcode"
     assert observer.told() == []
 
 
