@@ -3,13 +3,13 @@
     python attacks.py --seed 1 --events run.jsonl
     python -m classroom.capture run.jsonl -o run.pcapng
 
-Each attack has a TCP connection on either side of the adversary, each side is an interface of the
-file, and each packet has a comment: what it is, what was done to it, who refused it and why. All
-of that comes from the log [EVENTS.md]. What TCP needs beside it is made up, and always the same:
-addresses, ports, a packet every millisecond. What the log does not tell is not there: how many
-connections an outsider had (here: one an attack), and what was sent in pieces that are no messages.
+Each attack has a TCP connection on either side of the adversary. Each side is an interface of the
+file, and each packet has a comment: what it is, what was done to it, which end refused it and why.
+All of that comes from the log [lab/EVENTS.md]. The rest of TCP is made up, and always the same:
+addresses, ports, one packet per millisecond. Two things are not in the log, and so not here: how
+many connections an outsider had (here: one per attack), and what was sent byte by byte.
 
-Nothing here knows a protocol: a `Wire` tells the port, the framing, and how to name a message.
+Nothing here knows a protocol: a `Wire` gives the port, the framing, and the name of a message.
 """
 
 from __future__ import annotations
@@ -19,46 +19,46 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from classroom.events import ENDS, KINDS, Run, read_events, runs_of
 from classroom.output import needed, write_whole
 from classroom.wire import LAB, Wire
+from lab.events import ENDS, KINDS, Run, Step, read_events, runs_of
 from program import Parser, UserError, run_program
 
 # What is said of them -----------------------------------------------------------------------------
 
 
 class Told(NamedTuple):
-    """A message on one side of the adversary: at which end, by whom, and what is to be said."""
+    """A message on one side of the adversary, with its comment."""
 
-    end: str
-    is_sent: bool  # by that end; else it is what that end gets
+    end: str  # the side
+    is_sent: bool  # by that end; else that end gets it
     message: bytes
     words: str
 
 
 def tell(run: Run, wire: Wire) -> Iterator[Told]:
-    """Say of each message what it is, what was done to it, and who refused it."""
+    """Say of each message what it is, what was done to it, and which end refused it."""
     times = Counter[tuple[str, bytes]]()
     for step in run.steps:
         if step.comes_in:
-            yield Told(
-                step.source,
-                True,
-                step.sent,
-                f"{wire.describe(step.sent)}. Sent by the {step.source}; {KINDS[step.kind]}.",
-            )
+            words = f"Sent by the {step.source}; {KINDS[step.kind]}."
+            yield Told(step.source, True, step.sent, f"{wire.describe(step.sent)}. {words}")
         if step.goes_on:
             times[step.to, step.arrived] += 1
-            note = (
-                f"delivery {times[step.to, step.arrived]}"
-                if step.kind == "again"
-                else wire.what_changed(step.sent, step.arrived)
-            )
-            words = f"The {step.to} gets this: {KINDS[step.kind]}" + f" ({note})" * bool(note)
-            refused = f" The {step.to} refused it: {step.refused}." if step.refused else ""
-            yield Told(
-                step.to, False, step.arrived, f"{wire.describe(step.arrived)}. {words}.{refused}"
-            )
+            words = delivery(step, wire, times[step.to, step.arrived])
+            yield Told(step.to, False, step.arrived, f"{wire.describe(step.arrived)}. {words}")
+
+
+def delivery(step: Step, wire: Wire, times: int) -> str:
+    """Say what an end gets, for the how manieth time, and whether it refuses it."""
+    words = f"The {step.to} gets this: {KINDS[step.kind]}"
+    if step.kind == "again":
+        words += f" (delivery {times})"
+    elif change := wire.what_changed(step.sent, step.arrived):
+        words += f" ({change})"
+    if step.refused:
+        words += f". The {step.to} refused it: {step.refused}"
+    return f"{words}."
 
 
 # Packets ------------------------------------------------------------------------------------------
@@ -69,8 +69,8 @@ HOSTS = {  # of connecting and of listening end; these addresses are for documen
     "server side": (b"\xc6\x33\x64\x09", b"\xc6\x33\x64\x01"),
 }
 FIRST_PORT = 40_001
-EPOCH_S = 946_684_800
-STEP_US = 1_000  # it is always 2000-01-01 00:00:00 UTC
+EPOCH_S = 946_684_800  # 2000-01-01 00:00:00 UTC
+STEP_US = 1_000  # from packet to packet
 SEGMENT_BYTES = 1_460
 RAW_IP = 101  # LINKTYPE_RAW: an interface without Ethernet
 FIN = 1
@@ -94,22 +94,23 @@ class Connection:
         self.side = side
         self._ports = ports
         self._dpkt = dpkt
-        self._next = [0, 0]  # the sequence number of each end, relative ones being easier to read
+        self._next = [0, 0]  # sequence numbers; relative ones are easier to read
 
     def packet(self, end: int, flags: int, comment: str, data: bytes = b"") -> Packet:
-        acknowledged = self._next[1 - end] if flags & ACK else 0
         segment = self._dpkt.tcp.TCP(
             sport=self._ports[end],
             dport=self._ports[1 - end],
             seq=self._next[end],
-            ack=acknowledged,
+            ack=self._next[1 - end] if flags & ACK else 0,
             flags=flags,
             win=65_535,
             data=data,
         )
         hosts = HOSTS[self.side]
         packet = self._dpkt.ip.IP(src=hosts[end], dst=hosts[1 - end], p=6, ttl=64, data=segment)
-        self._next[end] += len(data) + bool(flags & (SYN | FIN))
+        self._next[end] += len(data)
+        if flags & (SYN | FIN):
+            self._next[end] += 1
         return Packet(self.side, bytes(packet), comment)
 
     def connect(self, words: str) -> Iterator[Packet]:
@@ -136,37 +137,34 @@ def packets(runs: Sequence[Run], wire: Wire) -> Iterator[Packet]:
     for number, run in enumerate(runs):
         told = [*tell(run, wire)]
         ports = (FIRST_PORT + number % (65_536 - FIRST_PORT), wire.port)
-        connections = {
-            end: Connection(side, ports, dpkt)
-            for end, side in zip(ENDS, SIDES)
-            if any(message.end == end for message in told)
-        }
+        connections = {}
+        for end, side in zip(ENDS, SIDES):
+            if any(message.end == end for message in told):
+                connections[end] = Connection(side, ports, dpkt)
         for end, connection in connections.items():
             who = "the client" if end == "client" else "the adversary"
             yield from connection.connect(f"{run.attack}: {who}")
         for end, is_sent, message, words in told:
             honest = ENDS.index(end)  # the client connects to the adversary, the server listens
-            yield from connections[end].carry(
-                honest if is_sent else 1 - honest, wire.framed(message), f"{run.attack}: {words}"
-            )
+            sender = honest if is_sent else 1 - honest
+            data = wire.framed(message)
+            yield from connections[end].carry(sender, data, f"{run.attack}: {words}")
         for end, connection in connections.items():
-            yield from connection.close(*farewell(run, end, wire))
+            yield from connection.close(*closing(run, end, wire))
 
 
-def farewell(run: Run, end: str, wire: Wire) -> tuple[int, tuple[str, str]]:
-    """Return who closes first on one side, and what is said of both."""
+def closing(run: Run, end: str, wire: Wire) -> tuple[int, tuple[str, str]]:
+    """Return which end closes first on one side, and the comments on both."""
     honest = ENDS.index(end)
     errors = [error for by, error in run.ended.elements() if by == end]
-    words = [f"{run.attack}: the adversary closes"] * 2
-    words[honest] = f"{run.attack}: the {end} closes" + (
-        f"; its sessions ended with {', '.join(errors)}"
-        if len(errors) > 1
-        else f"; its session ended with {errors[0]}"
-        if errors
-        else ""
-    )
+    words = f"{run.attack}: the {end} closes"
+    if errors:
+        sessions = "session" if len(errors) == 1 else "sessions"
+        words += f"; its {sessions} ended with {', '.join(errors)}"
+    comments = [f"{run.attack}: the adversary closes"] * 2
+    comments[honest] = words
     is_cut = bool(errors) and wire.cuts.issuperset(errors)
-    return 1 - honest if is_cut else honest, (words[0], words[1])
+    return 1 - honest if is_cut else honest, (comments[0], comments[1])
 
 
 # The file -----------------------------------------------------------------------------------------
@@ -176,28 +174,19 @@ def pcapng(found: Sequence[Packet]) -> bytes:
     """Return a capture file with two named interfaces and a comment on each packet."""
     png = needed("dpkt").pcapng
 
-    def options(*pairs: tuple[int, str]) -> list[Any]:
-        return [png.PcapngOptionLE(code=code, data=text.encode()) for code, text in pairs] + [
-            png.PcapngOptionLE(code=png.PCAPNG_OPT_ENDOFOPT)
+    def options(**texts: str) -> list[Any]:
+        found = [
+            png.PcapngOptionLE(code=getattr(png, f"PCAPNG_OPT_{name.upper()}"), data=text.encode())
+            for name, text in texts.items()
         ]
+        return [*found, png.PcapngOptionLE(code=png.PCAPNG_OPT_ENDOFOPT)]
 
-    blocks = [
-        png.SectionHeaderBlockLE(
-            opts=options(
-                (
-                    png.PCAPNG_OPT_COMMENT,
-                    "Made from an event log: addresses, ports and times are made up",
-                ),
-                (png.PCAPNG_OPT_SHB_USERAPPL, "classroom.capture"),
-            )
-        )
-    ]
-    blocks += [
-        png.InterfaceDescriptionBlockLE(
-            linktype=RAW_IP, snaplen=0, opts=options((png.PCAPNG_OPT_IF_NAME, side))
-        )
-        for side in SIDES
-    ]
+    remark = "Made from an event log: addresses, ports and times are made up"
+    head = options(comment=remark, shb_userappl="classroom.capture")
+    blocks = [png.SectionHeaderBlockLE(opts=head)]
+    for side in SIDES:
+        name = options(if_name=side)
+        blocks.append(png.InterfaceDescriptionBlockLE(linktype=RAW_IP, snaplen=0, opts=name))
     for number, packet in enumerate(found):
         time_us = EPOCH_S * 1_000_000 + number * STEP_US
         blocks.append(
@@ -206,7 +195,7 @@ def pcapng(found: Sequence[Packet]) -> bytes:
                 ts_high=time_us >> 32,
                 ts_low=time_us & 0xFFFFFFFF,
                 pkt_data=packet.data,
-                opts=options((png.PCAPNG_OPT_COMMENT, packet.comment)),
+                opts=options(comment=packet.comment),
             )
         )
     return b"".join(map(bytes, blocks))

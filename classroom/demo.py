@@ -1,4 +1,4 @@
-"""A first look: one server and three clients at work, and a check that all were told the same.
+"""A first look: one server and three clients at work, and a check that their answers agree.
 
     python3 run.py classroom
 
@@ -25,14 +25,14 @@ from program import positive, run_program, seconds
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = {1: "data/seattle.csv", 2: "data/san-francisco.csv", 3: "data/seattle-july.csv"}
-PERSONAL = {"round", "own_count", "own_sum", "own_share"}  # all else is the same for all members
+PERSONAL = {"round", "own_count", "own_sum", "own_share"}  # the rest is the same for all members
 POLL_S = 0.2  # how soon Windows, which cannot interrupt a wait, notices a Ctrl-C
 END_S = 3.0  # how long a process has to end by itself
 Answer = dict[str, Any]  # as a client prints it
 
 
 class Crew:
-    """The processes of the demo. None of them outlives the `with` block, whatever ends it."""
+    """The processes of the demo. None of them outlives the `with` block, however it ends."""
 
     def __init__(self, limit_s: float) -> None:
         self.processes: dict[str, subprocess.Popen[str]] = {}
@@ -77,7 +77,7 @@ class Crew:
         self._heard.put((name, None))
 
     def hear(self) -> tuple[str, str]:
-        """Return who printed which line; it is empty when they have ended. Raises SystemExit."""
+        """Return a process and a line it printed, empty if it has ended. Raises SystemExit."""
         while (left := self._deadline - time.monotonic()) > 0:
             with contextlib.suppress(queue.Empty):
                 name, line = self._heard.get(timeout=min(left, POLL_S))
@@ -89,13 +89,13 @@ class Crew:
         sys.exit("the demo took too long, and was stopped")
 
     def stop(self, name: str) -> None:
-        """End it and show its last words. Windows knows no gentle end, and gives it none."""
+        """End a process, and show its last lines; on Windows it is killed, and has none."""
         self.processes[name].terminate()
         while name not in self.ended:
             show(*self.hear())
 
     def failures(self) -> list[str]:
-        """Return who ended badly, after the block; on Windows the server was not asked how."""
+        """Return which processes failed, after the block; on Windows the server was killed."""
         codes = {name: process.returncode for name, process in self.processes.items()}
         return [
             f"{name} ended with exit code {code}"
@@ -105,7 +105,7 @@ class Crew:
 
 
 def deaf_to_ctrl_c() -> None:
-    """Let a new process begin in peace: until it has its own way to end, we end it."""
+    """Ignore Ctrl-C in a new process until it installs its own handler."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
@@ -115,20 +115,18 @@ def show(name: str, line: str) -> None:
 
 
 def listen(crew: Crew) -> dict[int, list[Answer]]:
-    """Show what is printed until all clients have ended; return their answers by client id."""
+    """Show all output until the clients have ended; return their answers by client id."""
     answers: dict[int, list[Answer]] = {client_id: [] for client_id in FILES}
     while not crew.ended >= crew.processes.keys() - {"server"}:
         name, line = crew.hear()
         if line.startswith("{"):
             answer: Answer = json.loads(line)
             answers[int(name.split()[1])].append(answer)
-            shown = ", ".join(
-                f"{key} {cell(answer[key])}" for key in ("sum", "mean") if key in answer
-            )
+            told = [f"{key} {cell(answer[key])}" for key in ("sum", "mean") if key in answer]
             show(
                 name,
                 f"round {answer['round']:>2}: {answer['own_sum']:g} reported; epoch "
-                f"{answer['epoch']:>2}: {shown}",
+                f"{answer['epoch']:>2}: {', '.join(told)}",
             )
         else:
             show(name, line)
@@ -136,12 +134,12 @@ def listen(crew: Crew) -> dict[int, list[Answer]]:
 
 
 def shared(answer: Answer) -> Answer:
-    """Return what all members of an epoch are told; which numbers, the aggregation decides."""
+    """Return the part of an answer that all members of an epoch get."""
     return {key: value for key, value in answer.items() if key not in PERSONAL}
 
 
 def disagreements(answers: Mapping[int, Sequence[Answer]], rounds: int) -> list[str]:
-    """Return what is wrong with the answers, as sentences."""
+    """Return the mistakes in the answers, as sentences."""
     problems = []
     epochs: dict[int, dict[int, Answer]] = {}
     for client_id, told in answers.items():
@@ -164,10 +162,11 @@ def cell(value: Any) -> str:
 
 
 def table(answers: Mapping[int, Sequence[Answer]]) -> str:
-    """Return one row an epoch, with the numbers that its members were told."""
+    """Return one row per epoch, with the numbers that its members got."""
     epochs = {answer["epoch"]: shared(answer) for told in answers.values() for answer in told}
     columns = [*next(iter(epochs.values()), {})]
-    rows = [columns, *([cell(epochs[epoch][key]) for key in columns] for epoch in sorted(epochs))]
+    rows = [columns]
+    rows += [[cell(epochs[epoch][key]) for key in columns] for epoch in sorted(epochs)]
     widths = [max(map(len, column)) for column in zip(*rows)]
     return "\n".join("  ".join(map(str.rjust, row, widths)) for row in rows)
 

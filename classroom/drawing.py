@@ -1,12 +1,11 @@
 """A run as a sequence diagram in SVG: client, adversary, server, and the bystanders below.
 
-Time runs down, one row a message. What it shows is what the Run holds, in the words of a Wire; it
-knows no protocol. Colours are those of the page around it, by class; no meaning is in them alone.
+Time runs down, one row per message. It shows what the Run holds, in the words of a Wire, and knows
+no protocol. Colours are those of the page around it, by class; none has a meaning of its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from xml.etree import ElementTree
 
 from classroom.wire import Wire
@@ -24,15 +23,8 @@ def diagram(run: Run, wire: Wire, name: str) -> str:
     """Return the SVG; `name` is what its ids begin with. Its text equivalent is `in_words`."""
     rows = shown(run.steps)
     bottom = TOP + ROW * len(rows)
-    endings = {
-        end: [
-            f"ended: {error}" + (f" ({count} times)" if count > 1 else "")
-            for (by, error), count in run.ended.items()
-            if by == end
-        ]
-        for end in ENDS
-    }
-    height = bottom + 40 + 17 * max(map(len, endings.values())) + 58
+    told = {end: endings(run, end) for end in ENDS}
+    height = bottom + 40 + 17 * max(map(len, told.values())) + 58
     svg = Drawing(
         height,
         name,
@@ -41,19 +33,28 @@ def diagram(run: Run, wire: Wire, name: str) -> str:
         "words is in the list below.",
     )
     for lane, x in LANES.items():
-        is_away = lane == "client" and run.is_from_outside
-        svg.lane(lane, x, bottom, "its own session, beside this" if is_away else "", is_away)
+        svg.lane(lane, x, bottom, is_away=lane == "client" and run.is_from_outside)
     for row, (number, step) in enumerate(rows):
         y = TOP + ROW * row + 34
         if step:
             svg.step(number, step, y, wire)
         else:
             svg.text(LANES["adversary"], y, f"... {number} messages more ...", "note", paper=True)
-    for end, errors in endings.items():
-        for line, error in enumerate(errors or ["no error"]):
-            svg.text(LANES[end], bottom + 32 + 17 * line, error, "ending")
+    for end, lines in told.items():
+        for place, line in enumerate(lines):
+            svg.text(LANES[end], bottom + 32 + 17 * place, line, "ending")
     svg.bystanders(height - 26, run)
     return svg.done()
+
+
+def endings(run: Run, end: str) -> list[str]:
+    """Return a line for each error by which sessions of one end ended."""
+    lines = []
+    for (by, error), count in run.ended.items():
+        if by == end:
+            times = f" ({count} times)" if count > 1 else ""
+            lines.append(f"ended: {error}{times}")
+    return lines or ["no error"]
 
 
 class Drawing:
@@ -77,11 +78,11 @@ class Drawing:
     def done(self) -> str:
         return ElementTree.tostring(self._svg, encoding="unicode")
 
-    def _put(self, tag: str, content: str = "", **attributes: object) -> None:
+    def _put(self, tag: str, content: str | None = None, **attributes: object) -> None:
         given = {
             name.rstrip("_").replace("_", "-"): str(value) for name, value in attributes.items()
         }
-        ElementTree.SubElement(self._svg, tag, given).text = content or None
+        ElementTree.SubElement(self._svg, tag, given).text = content
 
     def text(
         self, x: float, y: float, words: str, kind: str, anchor: str = "middle", paper: bool = False
@@ -93,15 +94,14 @@ class Drawing:
             self._put("rect", x=x - width / 2, y=y - 13, width=width, height=18, class_="paper")
         self._put("text", words, x=x, y=y, text_anchor=anchor, class_=kind)
 
-    def lane(self, lane: str, x: int, bottom: int, note: str, is_away: bool) -> None:
+    def lane(self, lane: str, x: int, bottom: int, is_away: bool) -> None:
         """Draw one of the three, from its name down."""
-        self._put(
-            "line", x1=x, y1=44, x2=x, y2=bottom + 14, class_=f"life {lane}" + " away" * is_away
-        )
+        style = f"life {lane} away" if is_away else f"life {lane}"
+        self._put("line", x1=x, y1=44, x2=x, y2=bottom + 14, class_=style)
         self._put("rect", x=x - 62, y=14, width=124, height=30, rx=6, class_=f"head {lane}")
         self.text(x, 34, lane, "name")
-        if note:
-            self.text(x, 62, note, "note", paper=True)
+        if is_away:
+            self.text(x, 62, "its own session, beside this", "note", paper=True)
 
     def arrow(self, start: float, end: float, y: float, kind: str) -> None:
         ahead = 1 if end > start else -1
@@ -111,30 +111,34 @@ class Drawing:
     def step(self, number: int, step: Step, y: int, wire: Wire) -> None:
         """Draw a message on its way to the adversary, and on from there."""
         middle = LANES["adversary"]
-        target = LANES[step.to]
         source = LANES[step.source]
+        target = LANES[step.to]
+        ahead = 1 if target > middle else -1
         is_quiet = step.kind in ("passed", "answered")
-        gap = 0 if is_quiet else BOX / 2 if source > middle else -BOX / 2
+        gap = 0 if is_quiet else ahead * BOX / 2
         self.text(20, y + 4, str(number), "number")
         if step.kind == "passed":
             self.arrow(source, target, y, "quiet")
         elif step.comes_in:
-            self.arrow(source, middle + gap, y, "quiet")
-        self.labels(step, y, wire, (source + middle + gap) / 2, (target + middle - gap) / 2)
+            self.arrow(source, middle - gap, y, "quiet")
+        self.labels(step, y, wire, (source + middle - gap) / 2, (target + middle + gap) / 2)
         if not is_quiet:
-            if step.arrived:
-                self.arrow(middle - gap, target, y, "touched")
-            self._put(
-                "rect", x=middle - BOX / 2, y=y - 11, width=BOX, height=22, rx=4, class_="deed"
-            )
-            self.text(middle, y + 4, step.kind, "deed-name")
+            self.deed(step, y, middle + gap, target)
         if step.refused:
-            ahead, anchor = (10, "start") if target > middle else (-10, "end")
-            self.text(target + ahead, y - 3, "\u2717 refused", "refused", anchor)
-            self.text(target + ahead, y + 13, step.refused, "refused", anchor)
+            anchor = "start" if ahead > 0 else "end"
+            self.text(target + 10 * ahead, y - 3, "\u2717 refused", "refused", anchor)
+            self.text(target + 10 * ahead, y + 13, step.refused, "refused", anchor)
+
+    def deed(self, step: Step, y: int, start: float, target: float) -> None:
+        """Draw what the adversary did, and the message that it delivered, if any."""
+        middle = LANES["adversary"]
+        if step.arrived:
+            self.arrow(start, target, y, "touched")
+        self._put("rect", x=middle - BOX / 2, y=y - 11, width=BOX, height=22, rx=4, class_="deed")
+        self.text(middle, y + 4, step.kind, "deed-name")
 
     def labels(self, step: Step, y: int, wire: Wire, coming: float, going: float) -> None:
-        """Name what came in; what went on, if that has another name; and what was changed."""
+        """Name the message that came in, the one that went on if it differs, and the change."""
         before = wire.title(step.sent) if step.comes_in else ""
         after = wire.title(step.arrived) if step.arrived else ""
         if before:
@@ -145,18 +149,22 @@ class Drawing:
             self.text(going, y + 17, note, "note")
 
     def bystanders(self, y: int, run: Run) -> None:
-        """Draw their lane: one dot a round. Where in the run each fell, the log does not say."""
+        """Draw their lane, one dot per round; the log does not say when in the run each fell."""
         rounds = run.bystanders
         self._put("line", x1=LANES["client"], y1=y, x2=LANES["server"], y2=y, class_="life away")
         for number in range(min(rounds, 12)):
             self._put("circle", cx=LANES["client"] + 16 + 16 * number, cy=y, r=4.5, class_="round")
         self.text(LANES["client"] - 14, y + 4, "bystanders", "name", "end")
-        words = f"{rounds} round{'s' * (rounds != 1)} beside it" if rounds else "not in the log"
+        words = f"{rounds} rounds beside it"
+        if rounds == 1:
+            words = "1 round beside it"
+        elif not rounds:
+            words = "not in the log"
         self.text(LANES["server"] + 14, y + 4, words, "note", "start")
 
 
 def in_words(run: Run, wire: Wire) -> list[str]:
-    """Return the diagram as sentences, one a row."""
+    """Return the diagram as sentences, one per row."""
     return [
         sentence(step, wire) if step else f"{number} messages more."
         for number, step in shown(run.steps)
@@ -171,12 +179,12 @@ def sentence(step: Step, wire: Wire) -> str:
         "passed": f"{before}, from {source} to {step.to}, passed on as it was",
         "changed": f"{before}, from {source} to {step.to}, changed on the way",
         "replaced": f"{before}, from {source} to {step.to}, replaced by another message: {after}",
-        "reflected": f"{after}, made from what the {step.to} itself had sent, goes back to it",
+        "reflected": f"{after}, made from what the {step.to} itself had sent, sent back to it",
         "inserted": f"{after}, sent to the {step.to} by the adversary",
         "again": f"{after}, delivered to the {step.to} once more",
         "held": f"{before}, from {source} to {step.to}, held back",
-        "late": f"{after}, held back until now, goes on to the {step.to}",
-        "dropped": f"{before}, from {source} to {step.to}, is not delivered",
+        "late": f"{after}, held back until now, delivered to the {step.to}",
+        "dropped": f"{before}, from {source} to {step.to}, not delivered",
         "answered": f"{before}, the {source}'s answer to the adversary",
     }[step.kind]
     if change := wire.what_changed(step.sent, step.arrived):

@@ -1,14 +1,14 @@
-"""Explain recorded messages byte by byte, and with a key log also what is inside and what it moves.
+"""Explain recorded messages byte by byte; with a key log, also their plaintexts and key steps.
 
     python -m classroom.explain run.jsonl --keylog keys.log --html run.html
     python -m classroom.explain 003c0a01...
 
 It takes an event log, a capture file, raw bytes of a stream, or hexadecimal text in a file or on
-the command line: one message, or frames one after the other. It looks and computes, and judges
-nothing: whether an end accepts a message depends on its state, which is not in the bytes. Of keys
-it shows names only, the first 4 bytes of their SHA-256.
+the command line: one message, or one frame after the other. It judges nothing: whether an end
+accepts a message depends on its state, which is not in the bytes. Keys are shown by name only,
+the first 4 bytes of their SHA-256.
 
-Reading is for any protocol whose frames begin with two bytes of length; `explain` is the core's.
+Any protocol whose frames begin with two bytes of length can be read; `explain` is the core's.
 """
 
 from __future__ import annotations
@@ -20,35 +20,38 @@ import itertools
 import re
 import struct
 import textwrap
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from classroom.capture import tell
-from classroom.events import parse_events, runs_of
 from classroom.keylog import (
+    STATUS_NAMES,
     KeyLog,
     PairOfKeys,
     describe_message,
     has_legal_length,
     open_with,
+    plaintext_fields,
+    printable,
     read_keylog,
 )
 from classroom.output import filled, needed, write_whole
 from classroom.wire import LAB
 from crypto_utils import NONCE_BYTES, evolve_key, fingerprint
+from lab.events import parse_events, runs_of
 from program import Parser, UserError, reason_of, run_program
-from protocol_fsm import ENDING, HEADER, Direction, Header, Opcode, Status
+from protocol_fsm import HEADER, Direction, Header, Opcode
 
 TEMPLATE = "explain.html.j2"
-WIDTH = 79
-ROW = 8
-MOST_ROWS = 16
-COLUMN = 33  # columns; bytes and rows of a part; its name
+WIDTH = 79  # columns
+ROW = 8  # bytes
+MOST_ROWS = 16  # of a part
+COLUMN = 33  # where the name of a part begins
 
 
 class Part(NamedTuple):
-    """Some bytes of a message: where they are, what they are called, what they mean."""
+    """Some bytes of a message: their place, their name and their meaning."""
 
     at: int
     data: bytes
@@ -56,11 +59,8 @@ class Part(NamedTuple):
     meaning: str
 
 
-NONCES = "client nonce || server nonce"
-
-
 class Explained(NamedTuple):
-    """All that can be said of one message. `inside` is its plaintext, if there are keys for it."""
+    """All that can be said of one message. `inside` is its plaintext, if its keys are known."""
 
     title: str
     parts: list[Part]
@@ -81,142 +81,132 @@ class Recorded(NamedTuple):
 # The core protocol --------------------------------------------------------------------------------
 
 
+NO_KEY = (
+    "No key in the log gives this tag: the message was changed on its way, or nobody wrote "
+    "its keys down [P 3.6, step 5]"
+)
+
+
 def explain(message: bytes, log: KeyLog) -> Explained:
     """Take one message apart; without its keys there is no plaintext and no step."""
     title = describe_message(message)[0]
     if not has_legal_length(message):
-        return Explained(
-            title,
-            [
-                Part(
-                    0,
-                    message,
-                    "bytes",
-                    "no message has this length, and a receiver reads no further [P 3.1]",
-                )
-            ],
-            [],
-            [],
-        )
+        meaning = "no message has this length, and a receiver reads no further [P 3.1]"
+        return Explained(title, [Part(0, message, "bytes", meaning)], [], [])
     header = Header(*HEADER.unpack_from(message))
-    pairs = log.get((header.direction, header.client_id), [])
-    for pair in reversed(pairs):
-        if (plaintext := open_with([pair], message)) is not None:
-            return Explained(
-                title,
-                outside(message),
-                inside(header, plaintext),
-                key_steps(log, header, message, plaintext, pair),
-            )
-    says = (
-        [
-            "No key in the log gives this tag: the message was changed on its way, or nobody wrote "
-            "its keys down [P 3.6, step 5]"
-        ]
-        if log
-        else []
-    )
-    return Explained(title, outside(message), [], says)
+    for pair in reversed(log.get((header.direction, header.client_id), [])):
+        plaintext = open_with([pair], message)
+        if plaintext is not None:
+            steps = key_steps(log, header, plaintext, pair)
+            return Explained(title, outside(message), inside(header, plaintext), steps)
+    return Explained(title, outside(message), [], [NO_KEY] if log else [])
 
 
-SAYS = {  # of a field, by its name or by what wire.py says of it
-    "0: C2S": "client to server",
-    "1: S2C": "server to client",
+IN_WORDS = {  # by the meaning that wire.py gives, or by the name
+    "0: C2S": "0: C2S, client to server",
+    "1: S2C": "1: S2C, server to client",
     "IV": "random, new for every message",
     "tag": "HMAC-SHA256 over every byte before it",
     "ciphertext": "{} bytes: AES-128-CBC of the padded plaintext",
+    "nonce": "random; it moves C2S-MAC of the next round",
+    "client nonce": "random, of the client; it binds the session",
+    "server nonce": "random, of the server; it binds the session",
 }
 
 
 def outside(message: bytes) -> list[Part]:
     """Take apart what anybody on the wire sees [P 3.2]."""
-    return placed(
-        (
-            name,
-            data,
-            ", ".join(filter(None, (meaning, SAYS.get(meaning or name, "").format(len(data)))))
-            + " [P 3.2]",
-        )
-        for name, data, meaning in LAB.fields(message)
-    )
-
-
-def placed(fields: Iterable[tuple[str, bytes, str]]) -> list[Part]:
-    """Tell of fields, one after the other, where each begins."""
-    parts: list[Part] = []
-    at = 0
-    for name, data, meaning in fields:
-        parts.append(Part(at, data, name, meaning))
-        at += len(data)
-    return parts
+    fields = []
+    for name, content, meaning in LAB.fields(message):
+        words = IN_WORDS.get(meaning or name, meaning).format(len(content))
+        fields.append((name, content, f"{words} [P 3.2]"))
+    return placed(fields)
 
 
 def inside(header: Header, plaintext: bytes) -> list[Part]:
-    """Take a plaintext apart, whatever it holds [P 3.3]; the padding is gone already."""
-    fields = [("status", 1)] if header.direction == Direction.S2C else [("nonce", NONCE_BYTES)]
-    if header.opcode == Opcode.CLIENT_HELLO:
-        fields = [("client nonce", NONCE_BYTES), ("version", 1)]
-    elif header.opcode == Opcode.SERVER_CHALLENGE:
-        fields += [("client nonce", NONCE_BYTES), ("server nonce", NONCE_BYTES)]
-    elif header.opcode in ENDING and header.direction == Direction.C2S:
-        fields += [("status", 1)]
-    rest = io.BytesIO(plaintext)
-    found = ((name, rest.read(length)) for name, length in [*fields, ("body", len(plaintext))])
-    return placed((name, data, meaning_of(name, data)) for name, data in found if data)
+    """Take apart a plaintext without its padding, whatever it holds [P 3.3]."""
+    fields = []
+    for name, content in plaintext_fields(header, plaintext):
+        fields.append((name, content, f"{meaning_of(name, content)} [P 3.3]"))
+    return placed(fields)
 
 
-def meaning_of(name: str, data: bytes) -> str:
+def placed(fields: Iterable[tuple[str, bytes, str]]) -> list[Part]:
+    """Give each field its place, one after the other."""
+    parts: list[Part] = []
+    at = 0
+    for name, content, meaning in fields:
+        parts.append(Part(at, content, name, meaning))
+        at += len(content)
+    return parts
+
+
+def meaning_of(name: str, content: bytes) -> str:
     if name == "status":
-        known = {entry.value: entry.name for entry in Status}
-        return f"{data[0]}: {known.get(data[0], 'unknown')} [P 3.3]"
+        return f"{content[0]}: {STATUS_NAMES.get(content[0], 'unknown')}"
     if name == "version":
-        return f"{data[0]} [P 3.3]"
+        return str(content[0])
     if name == "body":
-        return "".join(chr(byte) if 32 <= byte < 127 else "." for byte in data) + " [P 3.3]"
-    return {
-        "nonce": "random; it moves C2S-MAC of the next round [P 3.3]",
-        "client nonce": "random, of the client; it binds the session [P 3.3]",
-        "server nonce": "random, of the server; it binds the session [P 3.3]",
-    }[name]
+        return printable(content)
+    return IN_WORDS[name]
 
 
-def key_steps(
-    log: KeyLog, header: Header, message: bytes, plaintext: bytes, pair: PairOfKeys
-) -> list[str]:
-    """Say which keys this message moves, from what to what, and by which formula [P 3.4].
+class Move(NamedTuple):
+    """What a message mixes into the keys of one or both directions."""
 
-    A log has half of an encryption chain value, from which nobody can go on: the next key is the
-    one that the log has beside the next MAC key.
-    """
-    way = Direction(header.direction).name
+    ways: tuple[str, ...]
+    mac_input: bytes
+    mac_words: str
+    enc_words: str
+
+
+def move_of(opcode: int, plaintext: bytes) -> Move | None:
+    """Return what a message of this kind mixes into keys [P 3.4], if it moves any."""
+    if opcode == Opcode.SERVER_CHALLENGE:
+        nonces = "client nonce || server nonce"
+        return Move(("C2S", "S2C"), plaintext[1:], nonces, nonces)
+    if opcode == Opcode.CLIENT_DATA:
+        return Move(("C2S",), plaintext[:NONCE_BYTES], "nonce", "ciphertext")
+    if opcode == Opcode.SERVER_AGGR_RESPONSE:
+        return Move(("S2C",), plaintext[:1], "status", "body")
+    return None
+
+
+def key_steps(log: KeyLog, header: Header, plaintext: bytes, pair: PairOfKeys) -> list[str]:
+    """Say which keys this message moves, from what to what, and by which formula [P 3.4]."""
+    sender = Direction(header.direction).name
     lines = [
         f"opened with the encryption key {fingerprint(pair.encryption)} and the MAC key "
-        f"{fingerprint(pair.mac)} of {way}"
+        f"{fingerprint(pair.mac)} of {sender}"
     ]
-    moving: Mapping[int, tuple[bytes, str, str, tuple[str, ...]]] = {
-        Opcode.SERVER_CHALLENGE: (plaintext[1:], NONCES, NONCES, ("C2S", "S2C")),
-        Opcode.CLIENT_DATA: (plaintext[:NONCE_BYTES], "ciphertext", "nonce", ("C2S",)),
-        Opcode.SERVER_AGGR_RESPONSE: (plaintext[:1], "body", "status", ("S2C",)),
-    }
-    into_mac, enc_words, mac_words, ways = moving.get(header.opcode, (b"", "", "", ()))
-    for moved in ways:
-        known = log.get((Direction[moved], header.client_id), [])
-        by_mac = {new.mac: new for new in known}
-        moves = [
-            (old, by_mac[mac])
-            for old in ([pair] if moved == way else known)
-            if (mac := evolve_key(old.mac, into_mac)) in by_mac
-        ]
-        if not moves:
-            lines.append(f"{moved} moves, but the log does not have what comes next")
-        for old, new in moves[-1:]:
-            lines += [
-                f"{moved}-ENC' = SHA-256({moved}-ENC || {enc_words}): "
+    move = move_of(header.opcode, plaintext)
+    if move is None:
+        return [*lines, "it moves no key [P 3.4]"]
+    for way in move.ways:
+        known = log.get((Direction[way], header.client_id), [])
+        lines += steps_of(way, move, [pair] if way == sender else known, known)
+    return lines
+
+
+def steps_of(
+    way: str, move: Move, olds: Sequence[PairOfKeys], known: Sequence[PairOfKeys]
+) -> list[str]:
+    """Say how the pair of keys of one direction moves.
+
+    A log has half of an encryption chain value, which is not enough to go on from: the next
+    encryption key is the one that the log has beside the next MAC key.
+    """
+    by_mac = {pair.mac: pair for pair in known}
+    for old in reversed(olds):
+        new = by_mac.get(evolve_key(old.mac, move.mac_input))
+        if new:
+            return [
+                f"{way}-ENC' = SHA-256({way}-ENC || {move.enc_words}): "
                 f"{fingerprint(old.encryption)} -> {fingerprint(new.encryption)} [P 3.4]",
-                f"{moved}-MAC' = SHA-256({moved}-MAC || {mac_words}): "
+                f"{way}-MAC' = SHA-256({way}-MAC || {move.mac_words}): "
                 f"{fingerprint(old.mac)} -> {fingerprint(new.mac)} [P 3.4]",
             ]
-    return lines if ways else [*lines, "it moves no key [P 3.4]"]
+    return [f"{way} moves, but the log does not have what comes next"]
 
 
 # What there is to explain -------------------------------------------------------------------------
@@ -225,17 +215,19 @@ def key_steps(
 def recorded(source: str) -> list[Recorded]:
     """Return the messages in a file or in hexadecimal text. Raises UserError."""
     path = Path(source)
+    data = b""
     try:
-        data = path.read_bytes() if path.exists() else b""
+        if path.exists():
+            data = path.read_bytes()
     except (OSError, ValueError) as error:  # a name may be too long, or have a NUL in it
         if not is_hex(source):
             raise UserError(f"cannot read {source[:60]}: {reason_of(error)}") from None
-        data = b""
     if not data and not is_hex(source):
         raise UserError(f"{source[:60]} is neither a file with something in it nor hexadecimal")
-    if found := messages_in(path, data or source.encode("ascii")):
-        return found
-    raise UserError(f"there is no message in {path}")
+    found = messages_in(path, data or source.encode("ascii"))
+    if not found:
+        raise UserError(f"there is no message in {path}")
+    return found
 
 
 def is_hex(text: str) -> bool:
@@ -243,26 +235,29 @@ def is_hex(text: str) -> bool:
 
 
 def messages_in(path: Path, data: bytes) -> list[Recorded]:
-    """Tell by its first bytes what a file is, and return what is in it. Raises UserError."""
+    """Return the messages in a file, whose kind its first bytes show. Raises UserError."""
     text = data.decode("ascii", errors="replace")
     if data[:4] in PCAP or data[:4] == PCAPNG:
         return captured(path, data)
     if text.lstrip().startswith("{"):
         return logged(text, str(path))
-    if not is_hex(text) and all(letter.isprintable() or letter.isspace() for letter in text):
+    stream = data
+    if is_hex(text):
+        stream = bytes.fromhex(re.sub(r"[\s:]", "", text))
+    elif all(letter.isprintable() or letter.isspace() for letter in text):
         raise UserError(f"{path} is text, but neither hexadecimal nor an event log")
-    stream = bytes.fromhex(re.sub(r"[\s:]", "", text)) if is_hex(text) else data
     if has_legal_length(stream) and not is_frames(stream):
         return [Recorded("a message without its length", stream)]
     return [Recorded(cut.words, cut.message) for cut in frames_in(stream)]
 
 
 def logged(text: str, name: str) -> list[Recorded]:
-    """Return the messages of an event log, and what was done to them. Raises UserError."""
+    """Return the messages of an event log, with what was done to them. Raises UserError."""
     found: list[Recorded] = []
     for run in runs_of(parse_events(text, name)[0]):
-        for number, (_, _, message, words) in enumerate(tell(run, LAB), 1):
-            found.append(Recorded(f"{run.attack} {number}. {words.partition('. ')[2]}", message))
+        for number, told in enumerate(tell(run, LAB), 1):
+            deed = told.words.partition(". ")[2]  # of the message itself more is said below
+            found.append(Recorded(f"{run.attack} {number}. {deed}", told.message))
     return found
 
 
@@ -293,7 +288,7 @@ def frames_in(stream: bytes) -> list[Cut]:
 
 
 def is_frames(stream: bytes) -> bool:
-    """Tell whether the first two bytes are the length of a whole frame."""
+    """Return whether the first two bytes are the length of a whole frame."""
     return has_legal_length(stream[2 : 2 + int.from_bytes(stream[:2], "big")])
 
 
@@ -318,7 +313,7 @@ class Segment(NamedTuple):
 def captured(path: Path, data: bytes) -> list[Recorded]:
     """Return all messages of a capture, in the order in which they were whole. Raises UserError.
 
-    Of TCP streams that do not begin with a frame only those of the lab's own port are there.
+    A TCP stream that does not begin with a frame counts only on the lab's own port.
     """
     found: list[tuple[int, Recorded]] = []
     for (source, sport, destination, dport), segments in flows_in(path, data).items():
@@ -327,25 +322,21 @@ def captured(path: Path, data: bytes) -> list[Recorded]:
             continue
         for cut in frames_in(stream):
             number = next(number for end, number in ends if end >= cut.end)
-            found.append(
-                (
-                    number,
-                    Recorded(
-                        f"packet {number}, {ipaddress.ip_address(source)}:{sport} to "
-                        f"{ipaddress.ip_address(destination)}:{dport}, {cut.words}",
-                        cut.message,
-                    ),
-                )
+            where = (
+                f"packet {number}, {ipaddress.ip_address(source)}:{sport} to "
+                f"{ipaddress.ip_address(destination)}:{dport}, {cut.words}"
             )
+            found.append((number, Recorded(where, cut.message)))
     return [message for _, message in sorted(found, key=lambda pair: pair[0])]
 
 
 def flows_in(path: Path, data: bytes) -> dict[Flow, list[Segment]]:
-    """Return what each end of each connection has sent. Raises UserError."""
+    """Return the segments that each end of each connection has sent. Raises UserError."""
     dpkt = needed("dpkt")
     flows: dict[Flow, list[Segment]] = {}
     try:
-        reader = (dpkt.pcapng if data[:4] == PCAPNG else dpkt.pcap).Reader(io.BytesIO(data))
+        kind = dpkt.pcapng if data[:4] == PCAPNG else dpkt.pcap
+        reader = kind.Reader(io.BytesIO(data))
         for number, (_, packet) in enumerate(reader, 1):
             ip = ip_packet(dpkt, reader.datalink(), packet)
             if isinstance(getattr(ip, "data", None), dpkt.tcp.TCP):
@@ -357,22 +348,24 @@ def flows_in(path: Path, data: bytes) -> dict[Flow, list[Segment]]:
 
 
 def ip_packet(dpkt: Any, link_type: int, packet: bytes) -> Any:
-    """Return the IP packet in what an interface has seen; None if there is none."""
+    """Return the IP packet in a packet of an interface; None if there is none."""
     with contextlib.suppress(dpkt.Error, IndexError):
         if link_type == ETHERNET:
             return dpkt.ethernet.Ethernet(packet).data
         if link_type == COOKED:
             return dpkt.sll.SLL(packet).data
         bare = packet[SKIPPED.get(link_type, 0) :]
-        return (dpkt.ip6.IP6 if bare[0] >> 4 == 6 else dpkt.ip.IP)(bare)
+        if bare[0] >> 4 == 6:
+            return dpkt.ip6.IP6(bare)
+        return dpkt.ip.IP(bare)
     return None
 
 
 def in_order(segments: Sequence[Segment]) -> tuple[bytes, list[tuple[int, int]]]:
     """Return the bytes of one direction up to the first that is missing, and when they came.
 
-    That is a list of places in the stream, each with the packet by which everything before it was
-    there. What came twice counts once.
+    When is a list of places in the stream, each with the packet by which all bytes before it had
+    arrived. Bytes that came twice count once.
     """
     first = segments[0].sequence
     with_data = sorted(
@@ -406,21 +399,22 @@ class Shown(NamedTuple):
 
 def as_text(shown: Shown) -> str:
     """Return lines of at most 79 columns, in ASCII."""
-    number, where, (title, parts, inside, steps) = shown
-    lines = [*wrapped(f"{number}. {where}", WIDTH, subsequent_indent="   "), f"   {title}"]
-    for part in parts:
+    explained = shown.explained
+    lines = wrapped(f"{shown.number}. {shown.where}", WIDTH, subsequent_indent="   ")
+    lines.append(f"   {explained.title}")
+    for part in explained.parts:
         lines += rows(part)
-    if inside:
-        lines += ["   plaintext"]
-    for part in inside:
+    if explained.inside:
+        lines.append("   plaintext")
+    for part in explained.inside:
         lines += rows(part)
-    for step in steps:
+    for step in explained.steps:
         lines += wrapped(step, WIDTH, initial_indent="   - ", subsequent_indent="     ")
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)
 
 
 def wrapped(text: str, width: int, **options: Any) -> list[str]:
-    """Break lines, but not inside [P 3.2] or at the minus of a number."""
+    """Break lines, but neither inside [P 3.2] nor at the minus of a number."""
     lines = textwrap.wrap(text.replace("[P ", "[P\0"), width, break_on_hyphens=False, **options)
     return [line.replace("\0", " ") for line in lines]
 
@@ -460,7 +454,7 @@ def main(explain: Explain = explain) -> int:
         page = filled(TEMPLATE, shown=shown, title=Path(options.source).name[:60])
         write_whole(Path(options.html), page.encode("ascii", "xmlcharrefreplace"))
     else:
-        print("\n".join(map(as_text, shown)), end="")
+        print("\n\n".join(map(as_text, shown)))
     return 0
 
 

@@ -1,13 +1,14 @@
-"""Read a key log, open recorded messages with it, and say what a message says.
+"""Read a key log, open recorded messages with it, and put messages into words.
 
 `python server.py --keylog FILE` writes the log; KEYLOG.md has its format and its price. A message
-does not name its keys: those whose tag is right are its keys. Nothing here changes anything, and
-nothing here is a check of the protocol: a plaintext is shown whatever it holds.
+does not name its keys: its keys are those that give its tag. Nothing here checks the protocol: a
+plaintext is shown whatever it holds.
 """
 
 from __future__ import annotations
 
 import contextlib
+import io
 import re
 import textwrap
 from collections.abc import Iterable, Mapping
@@ -19,7 +20,7 @@ from endpoint import OPCODE_NAMES
 from program import UserError, reason_of
 from protocol_fsm import (
     CIPHERTEXT_AT,
-    ENDING,
+    FAREWELL_STATUS,
     HEADER,
     MIN_MESSAGE,
     OVERHEAD,
@@ -32,9 +33,11 @@ from protocol_fsm import (
 PROTOCOL = "core"  # lines of other protocols stand in the same file
 LINE = re.compile(r"(\w+) (C2S|S2C) (\d{1,3}) ([0-9a-f]{32}) ([0-9a-f]{64})")
 TEXT = re.compile(r"\w+-text (client|server) \w+ ([0-9a-f]{2})* (-|([0-9a-f]{2})+)")
+DIRECTION_NAMES = {direction.value: direction.name for direction in Direction}
+STATUS_NAMES = {status.value: status.name for status in Status}
 WIDTH = 79
-MOST_LINES = 4
-MOST_ROWS = 12  # of what is shown of a message
+MOST_LINES = 4  # of a plaintext
+MOST_ROWS = 12  # of bytes
 
 
 class PairOfKeys(NamedTuple):
@@ -51,16 +54,19 @@ def parse_keylog(text: str, name: str = "key log") -> KeyLog:
     """Return all keys in a log, each once; lines with # are comments. Raises UserError.
 
     Lines with plaintexts are for Wireshark, which cannot decrypt; here the keys are enough. A last
-    line without its end is left out: somebody is writing it.
+    line without its end is left out: it is still being written.
     """
     keys: dict[tuple[int, int], dict[PairOfKeys, None]] = {}
     for number, line in enumerate(text.split("\n")[:-1], 1):
-        match = LINE.fullmatch(line.strip())
-        if match and match[1] == PROTOCOL:
+        words = line.strip()
+        if not words or line[0] == "#" or TEXT.fullmatch(words):
+            continue
+        match = LINE.fullmatch(words)
+        if not match:
+            raise UserError(f"{name} line {number} is no line of a key log")
+        if match[1] == PROTOCOL:
             pair = PairOfKeys(bytes.fromhex(match[4]), bytes.fromhex(match[5]))
             keys.setdefault((Direction[match[2]], int(match[3])), {})[pair] = None
-        elif not (match or TEXT.fullmatch(line.strip()) or not line.strip() or line[0] == "#"):
-            raise UserError(f"{name} line {number} is no line of a key log")
     return {whose: [*pairs] for whose, pairs in keys.items()}
 
 
@@ -80,7 +86,7 @@ def open_with(keys: Iterable[PairOfKeys], message: bytes) -> bytes | None:
     ciphertext = message[CIPHERTEXT_AT:-TAG_BYTES]
     for pair in keys:
         if hmac_verify(pair.mac, message[:-TAG_BYTES], message[-TAG_BYTES:]):
-            with contextlib.suppress(ValueError):  # whoever holds the keys may pad wrongly
+            with contextlib.suppress(ValueError):  # a peer that holds the keys may pad wrongly
                 return pkcs7_unpad(aes_cbc_decrypt(ciphertext, pair.encryption, iv))
     return None
 
@@ -98,15 +104,15 @@ def has_legal_length(message: bytes) -> bool:
 
 
 def describe_message(message: bytes, plaintext: bytes | None = None, title: str = "") -> list[str]:
-    """Return lines of at most 79 columns: what anybody sees of a message, and its plaintext."""
+    """Return lines of at most 79 columns: the public part of a message, and its plaintext."""
     if not has_legal_length(message):
         return [f"{title}{len(message)} bytes, a length of no message: {message[:8].hex()}.."]
     header = Header(*HEADER.unpack_from(message))
-    direction = ["C2S", "S2C"][header.direction : header.direction + 1]
     name = OPCODE_NAMES.get(header.opcode, f"opcode {header.opcode}")
+    direction = DIRECTION_NAMES.get(header.direction, header.direction)
     first = (
-        f"{title}{name}, client {header.client_id}, round {header.round_number}, "
-        f"{direction[0] if direction else header.direction}, {len(message)} bytes"
+        f"{title}{name}, client {header.client_id}, round {header.round_number}, {direction}, "
+        f"{len(message)} bytes"
     )
     lines = [
         *textwrap.wrap(first, WIDTH, subsequent_indent="    "),
@@ -127,33 +133,39 @@ def describe_message(message: bytes, plaintext: bytes | None = None, title: str 
 
 
 def words_of(header: Header, plaintext: bytes) -> str:
-    """Return what a plaintext says, in ASCII; what else it holds is dots, commas have a space."""
+    """Return what a plaintext says, in ASCII, with a space behind each comma of a body."""
+    words = []
+    for name, content in plaintext_fields(header, plaintext):
+        if name == "status":
+            words.append(f"status {STATUS_NAMES.get(content[0], content.hex())}")
+        elif name == "version":
+            words.append(f"version {content.hex()}")
+        elif name == "body":
+            words.append(printable(content).replace(",", ", "))
+        else:
+            words.append(f"{name} {content[:4].hex()}..")
+    return "plaintext: " + ", ".join(words)
+
+
+def plaintext_fields(header: Header, plaintext: bytes) -> list[tuple[str, bytes]]:
+    """Cut a plaintext into its fields, by name [P 3.3]; those that are not there are left out."""
+    fields = [("nonce", NONCE_BYTES)]
     if header.direction == Direction.S2C:
-        parts = [status_name(plaintext[:1])]
-        body = plaintext[1:]
-    else:
-        parts = [f"nonce {plaintext[:4].hex()}.."]
-        body = plaintext[NONCE_BYTES:]
-        if header.opcode in ENDING:
-            parts = [*parts, status_name(body[:1])]
-            body = body[1:]
+        fields = [("status", 1)]
+    elif header.opcode in FAREWELL_STATUS:
+        fields.append(("status", 1))
     if header.opcode == Opcode.CLIENT_HELLO:
-        parts = [*parts, f"version {body.hex()}"]
-        body = b""
-    if header.opcode == Opcode.SERVER_CHALLENGE:
-        parts = [
-            *parts,
-            f"client nonce {body[:4].hex()}..",
-            f"server nonce {body[NONCE_BYTES:][:4].hex()}..",
-        ]
-        body = b""
-    text = "".join(chr(byte) if 32 <= byte < 127 else "." for byte in body).replace(",", ", ")
-    return ", ".join(["plaintext: " + parts[0], *parts[1:], *([text] if text else [])])
+        fields = [("client nonce", NONCE_BYTES), ("version", 1)]
+    elif header.opcode == Opcode.SERVER_CHALLENGE:
+        fields += [("client nonce", NONCE_BYTES), ("server nonce", NONCE_BYTES)]
+    rest = io.BytesIO(plaintext)
+    cut = [(name, rest.read(length)) for name, length in [*fields, ("body", len(plaintext))]]
+    return [(name, content) for name, content in cut if content]
 
 
-def status_name(status: bytes) -> str:
-    known = [entry.name for entry in Status if status == bytes([entry])]
-    return f"status {known[0] if known else status.hex()}"
+def printable(content: bytes) -> str:
+    """Return bytes as ASCII, with dots in place of whatever a terminal would not show."""
+    return "".join(chr(byte) if 32 <= byte < 127 else "." for byte in content)
 
 
 def dump_message(message: bytes) -> list[str]:

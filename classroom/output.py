@@ -1,4 +1,4 @@
-"""What programs share that write a file: packages not everybody has, and all of it or nothing."""
+"""What programs that write a file share: optional packages, templates, files written whole."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from program import UserError, reason_of
 
 
 def needed(name: str) -> Any:
-    """Return a module that not everybody has installed. Raises UserError."""
+    """Return a module of an optional package. Raises UserError."""
     try:
         return importlib.import_module(name)
     except ImportError:
@@ -32,7 +32,7 @@ def write_whole(path: Path, data: bytes) -> None:
     """Write a file whole or not at all. Raises UserError."""
     try:
         partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-        if path.exists() and not path.is_file():  # a pipe, say
+        if path.exists() and not path.is_file():  # a pipe, for example
             path.write_bytes(data)
             return
         try:
@@ -41,5 +41,5 @@ def write_whole(path: Path, data: bytes) -> None:
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
-    except (OSError, ValueError) as error:  # or it has no name
+    except (OSError, ValueError) as error:  # ValueError: the path has no name
         raise UserError(f"cannot write {path}: {reason_of(error)}") from None

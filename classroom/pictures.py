@@ -1,7 +1,7 @@
-"""Makes the pictures of README.md anew, from a run of today: python -m classroom.pictures
+"""Takes the pictures of README.md again, from a new run: python -m classroom.pictures
 
-A picture is a part of the report page, taken by a headless Chromium, which has to be there, and so
-has the package playwright. Where there is none, nothing else needs them.
+A picture is a part of the report page, taken by a headless Chromium. It needs that program and the
+package playwright; nothing else here does.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from classroom.events import read_events, runs_of
 from classroom.evidence import play
 from classroom.report import page
 from classroom.wire import LAB, ROOT
+from lab.events import read_events, runs_of
 from program import Parser, UserError, run_program
 
 PICTURES = {  # by file: the attack, the rules taken out, the colours
@@ -25,12 +25,12 @@ PICTURES = {  # by file: the attack, the rules taken out, the colours
     "flip-reading-dark.png": ("flip-reading", "", "dark"),
 }
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")  # of the program
-SHOWN = "h3, header p, svg, .message"  # of a run; what is below is left out
+SHOWN = "h3, header p, svg, .message"  # of a run; the rest is left out
 MARGIN = 24  # pixels around it
 
 
 def find_chromium() -> str | None:
-    """Return where a Chromium is that can be asked for pictures, if there is one."""
+    """Return the path of a Chromium, if there is one."""
     return next(filter(None, map(shutil.which, NAMES)), None)
 
 
@@ -44,11 +44,10 @@ def browser() -> Iterator[Any]:
         from playwright.sync_api import sync_playwright
     except ImportError:
         raise UserError("the package playwright is not installed: pip install playwright") from None
-    is_root = hasattr(os, "geteuid") and os.geteuid() == 0  # who may not use its sandbox
+    is_root = hasattr(os, "geteuid") and os.geteuid() == 0  # for whom its sandbox fails
+    flags = ["--no-sandbox"] if is_root else []
     with sync_playwright() as driver:
-        chromium = driver.chromium.launch(
-            executable_path=program, args=["--no-sandbox"] if is_root else []
-        )
+        chromium = driver.chromium.launch(executable_path=program, args=flags)
         try:
             yield chromium
         finally:
@@ -64,22 +63,17 @@ def photograph(chromium: Any, html: Path, scheme: str, picture: Path) -> None:
     view.add_style_tag(content=".facts, details { display: none; }")
     run = view.query_selector("article")
     parts = [part.bounding_box() for part in run.query_selector_all(SHOWN)]
+    left = max(min(part["x"] for part in parts) - MARGIN, 0)
     top = parts[0]["y"] - MARGIN
-    left = min(part["x"] for part in parts) - MARGIN
-    low, right = (
-        max(part[at] + part[size] for part in parts) + MARGIN
-        for at, size in (("y", "height"), ("x", "width"))
-    )
-    view.screenshot(
-        path=picture,
-        full_page=True,
-        clip={"x": max(left, 0), "y": top, "width": right - left, "height": low - top},
-    )
+    right = max(part["x"] + part["width"] for part in parts) + MARGIN
+    bottom = max(part["y"] + part["height"] for part in parts) + MARGIN
+    clip = {"x": left, "y": top, "width": right - left, "height": bottom - top}
+    view.screenshot(path=picture, full_page=True, clip=clip)
     view.close()
 
 
 def main() -> int:
-    parser = Parser("Makes the pictures of README.md anew.")
+    parser = Parser("Takes the pictures of README.md again.")
     parser.add_argument("folder", nargs="?", type=Path, default=ROOT / "pictures", metavar="FOLDER")
     options = parser.options()
     with browser() as chromium, tempfile.TemporaryDirectory() as folder:

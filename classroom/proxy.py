@@ -6,8 +6,8 @@
 
 Rules in this module:
 - nothing is delivered by itself: messages wait in a queue, and the first of them is in hand;
-- commands change the queue, `undo` takes the last change back; what is delivered is gone;
-- the end of a stream waits in the queue too, and is passed on when its turn has come;
+- commands change the queue, and `undo` reverts the last change; a delivered message is gone;
+- the end of a stream waits in the queue too, and is passed on in its turn;
 - one lock guards the queue: the keyboard has one thread, the sockets have others.
 It listens on loopback only. It has no keys but those of a key log, and never seals anything.
 """
@@ -23,11 +23,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from attacks import Frame, Proxy, edited, flipped
+from attacks import edited
 from channel import POLL_S
 from classroom.keylog import describe_message, dump_message, plaintext_of, read_keylog
 from classroom.proxy_commands import END, HELP, Command, parse, parse_script
 from endpoint import HOST, OPCODE_NAMES, PORT
+from lab.frames import OTHER_END, Frame, flipped
 from program import (
     NoConnection,
     Parser,
@@ -37,7 +38,7 @@ from program import (
     reason_of,
     run_program,
 )
-from protocol_fsm import HEADER, read_frame, write_frame
+from protocol_fsm import HEADER, ProtocolError, read_frame, write_frame
 from server import listen
 
 LISTED = 18  # messages; a screen has no room for more
@@ -55,11 +56,21 @@ def reach(server: tuple[str, int]) -> socket.socket:
     return sock
 
 
-class Wire(Proxy):
-    """The proxy of attacks.py, for one client after another, on a port of our choice.
+def received(sock: socket.socket) -> bytes:
+    """Return the next message; nothing at the end of the stream, or where there is no frame."""
+    try:
+        return read_frame(sock.recv)
+    except (ProtocolError, OSError):
+        return b""
 
-    It calls `began` with the reason why there is no server, or none, and `arrived` with the sender
-    of a message or, without bytes, of the end of a stream. Raises NoConnection: the port is taken.
+
+class Wire:
+    """Listens on a port of our choice, and has a connection to the server for each client in turn.
+
+    It calls `began` with the reason why there is no server (empty if there is one), and `arrived`
+    with the sender of each message and its bytes; no bytes are the end of that stream. What is
+    delivered and when, another thread decides, so that lab/proxy.py, where one generator does both,
+    is no help here. Raises NoConnection: the port is taken.
     """
 
     def __init__(
@@ -69,27 +80,30 @@ class Wire(Proxy):
         began: Callable[[str], object],
         arrived: Callable[[str, bytes], object],
     ) -> None:
-        super().__init__(server, iter, read_frame, write_frame)
-        self._listener.close()  # that of the lab takes any port
+        self._server = server
         self._listener = listen(HOST, port)
-        self.address = self._listener.getsockname()
+        self.address: tuple[str, int] = self._listener.getsockname()
         self._began = began
         self._arrived = arrived
+        self._thread = threading.Thread(target=self._run, daemon=True)
         self._closing = threading.Event()
         self._over = threading.Event()
-        self.ends: dict[str, socket.socket] = {}
+        self._ends: dict[str, socket.socket] = {}
         self._own: socket.socket | None = None
+
+    def __enter__(self) -> Wire:
+        self._thread.start()
+        return self
 
     def __exit__(self, *exception: object) -> None:
         self._closing.set()
         self.finish()
-        super().__exit__(*exception)
+        self._thread.join(5.0)  # a server that never closes holds nobody up for ever
+        self._listener.close()
 
     def _run(self) -> None:
         while not self._closing.is_set():
             with contextlib.suppress(TimeoutError), self._listener.accept()[0] as client:
-                if self._closing.is_set():  # it came to wake us
-                    break
                 try:
                     with reach(self._server) as server:
                         self._carry({"client": client, "server": server})
@@ -98,26 +112,31 @@ class Wire(Proxy):
 
     def _carry(self, ends: dict[str, socket.socket]) -> None:
         self._over.clear()
-        self.ends = ends
-        open_ends = set(ends)
+        self._ends = ends
         self._began("")
         if self._closing.is_set():
             self.finish()
-        for name, sock in ends.items():
-            threading.Thread(target=self._listen, args=(name, sock), daemon=True).start()
-        while open_ends:
-            sender, message = self._seen.get()
-            open_ends -= set() if message else {sender}
-            self._arrived(sender, message or b"")
+        threads = [
+            threading.Thread(target=self._read, args=end, daemon=True) for end in ends.items()
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
         self._over.wait()
 
+    def _read(self, sender: str, sock: socket.socket) -> None:
+        while message := received(sock):
+            self._arrived(sender, message)
+        self._arrived(sender, b"")
+
     def send(self, frame: Frame) -> bool:
-        """Deliver a message, or the end of a stream; tell whether somebody can have got it."""
+        """Deliver a message, or the end of a stream; return whether the end was still there."""
         try:
             if frame.message:
-                self._write_frame(self.ends[frame.to].sendall, frame.message)
+                write_frame(self._ends[frame.to].sendall, frame.message)
             else:
-                self.ends[frame.to].shutdown(socket.SHUT_WR)
+                self._ends[frame.to].shutdown(socket.SHUT_WR)
                 self._hang_up(frame.to)
         except OSError:  # it has closed
             return False
@@ -127,7 +146,7 @@ class Wire(Proxy):
         """End the connection, however it stands."""
         self._over.set()
         self._hang_up("client")
-        for sock in self.ends.values():
+        for sock in self._ends.values():
             with contextlib.suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
 
@@ -144,21 +163,16 @@ class Wire(Proxy):
 # The table at which the man in the middle sits ----------------------------------------------------
 
 
-def back(frame: Frame) -> Frame:
-    """Return the same message on its way to whoever sent it."""
-    return Frame("client" if frame.to == "server" else "server", frame.message)
-
-
 class Item(NamedTuple):
-    """A message in the queue, or the end of a stream."""
+    """A message in the queue; without bytes, the end of a stream."""
 
-    number: int  # as which it came; 0: it never did
+    number: int  # in the order of arrival; 0: an end of a stream, or made by the user
     connection: int
     frame: Frame
 
 
 class Desk(NamedTuple):
-    """What waits, the first of it in hand, and what was put aside."""
+    """The messages that wait, the first of them in hand, and those put aside."""
 
     waiting: tuple[Item, ...] = ()
     held: tuple[Item, ...] = ()
@@ -189,14 +203,14 @@ class Table(cmd.Cmd):
         self._in_script = False
         self._at_prompt = False
         self._changed = threading.Condition()  # guards all that follows
-        self._desks = [Desk()]  # the last is that of now, those before are for undo
+        self._desks = [Desk()]  # the last is the present one; the others are for undo
         self._came: list[Item] = []
         self._forwarded: set[int] = set()
         self._tapes: dict[str, list[Item]] = {}
         self._connection = 0
         self._connected = False
         self._closed: set[str] = set()
-        self._ended = False  # and no line of the script has waited for it
+        self._ended = False  # a connection, and no line of the script has waited for it
         self._auto = False
         self._goal = ""
         self._failure = ""  # to reach the goal, or the server
@@ -211,14 +225,16 @@ class Table(cmd.Cmd):
         if self._at_prompt:
             typed = self.prompt + sys.modules["readline"].get_line_buffer()
             text = f"\r{' ' * len(typed)}\r{text}"
-        with contextlib.suppress(OSError):  # that nobody reads it disturbs no connection
-            print(f"{text}\n{typed}", end="", flush=True)
+        with contextlib.suppress(OSError):  # a closed terminal disturbs no connection
+            sys.stdout.write(f"{text}\n{typed}")
+            sys.stdout.flush()
 
     def leave(self) -> None:
-        """Ignore what still comes, and end the line of the prompt."""
+        """Ignore messages that still come, and end the line of the prompt."""
         with self._changed:
             self._connected = False
-            print(end="\n" if self.prompt else "")
+            if self.prompt:
+                print()
 
     # What comes from the sockets, in their threads
 
@@ -227,8 +243,11 @@ class Table(cmd.Cmd):
             self._failure = failure
             self._connected = not failure
             self._closed = set()
-            self._connection += not failure
-            self._say(failure or f"connection {self._connection} has begun")
+            if failure:
+                self._say(failure)
+            else:
+                self._connection += 1
+                self._say(f"connection {self._connection} has begun")
             self._settle()
 
     def _arrive(self, sender: str, message: bytes) -> None:
@@ -236,11 +255,7 @@ class Table(cmd.Cmd):
             if not self._connected:  # it was cut
                 return
             number = len(self._came) + 1 if message else 0
-            item = Item(
-                number,
-                self._connection,
-                Frame("server" if sender == "client" else "client", message),
-            )
+            item = Item(number, self._connection, Frame(OTHER_END[sender], message))
             if message:
                 self._came.append(item)
                 waits = " (it waits)" if self._desk.waiting else ""
@@ -249,11 +264,10 @@ class Table(cmd.Cmd):
             self._settle()
 
     def _settle(self) -> None:
-        """Pass on whatever nobody wants to decide about."""
+        """Pass on the messages about which nobody wants to decide."""
         while self._connected and self._desk.waiting:
             message = self._desk.in_hand().frame.message
-            kind = OPCODE_NAMES.get(message[0], "") if message else ""
-            if message and not self._auto and self._goal in ("", kind):
+            if message and not self._auto and self._goal in ("", OPCODE_NAMES.get(message[0])):
                 self._goal = ""
                 break
             self._deliver()
@@ -267,8 +281,9 @@ class Table(cmd.Cmd):
             self._forwarded.add(item.number)
             self._say(f"forwarded {self._name(item)}" + ("" if taken else ": nobody is there"))
             return
-        self._closed.add(back(item.frame).to)
-        self._say(f"the {back(item.frame).to} has closed its side")
+        sender = OTHER_END[item.frame.to]
+        self._closed.add(sender)
+        self._say(f"the {sender} has closed its side")
         if len(self._closed) == 2:
             self._finish()
 
@@ -310,7 +325,7 @@ class Table(cmd.Cmd):
     # Commands, in the thread of the keyboard
 
     def preloop(self) -> None:
-        """Learn from readline, where there is one, when the prompt stands on the screen."""
+        """Learn from readline, if there is one, when the prompt is on the screen."""
         with contextlib.suppress(ImportError, AttributeError):
             import readline
 
@@ -318,7 +333,7 @@ class Table(cmd.Cmd):
                 readline.set_pre_input_hook(lambda: setattr(self, "_at_prompt", True))
 
     def onecmd(self, line: str) -> bool:
-        """Obey a person, whose mistakes cost a sentence and change nothing."""
+        """Obey a person; a mistake costs one sentence and changes nothing."""
         self._at_prompt = False
         try:
             command = parse({"": "forward", "EOF": "quit"}.get(line.strip(), line))
@@ -331,7 +346,7 @@ class Table(cmd.Cmd):
         return False
 
     def run_script(self, commands: Sequence[tuple[str, Command]]) -> bool:
-        """Obey a script, and tell whether it has quit. Raises UserError, and says where."""
+        """Obey a script, and return whether it has quit. Raises UserError, and says where."""
         self._in_script = True
         for place, command in commands:
             try:
@@ -343,7 +358,7 @@ class Table(cmd.Cmd):
         return False
 
     def obey(self, command: Command) -> bool:
-        """Do what a command says, and tell whether that was to quit. Raises UserError."""
+        """Carry out a command, and return whether it was `quit`. Raises UserError."""
         with self._changed:
             before = self._desk.waiting[:1]
             stop = bool(getattr(self, f"do_{command.name}")(*command.values))
@@ -360,7 +375,7 @@ class Table(cmd.Cmd):
         raise UserError(f"no message {number} {where}; list names them all")
 
     def _reach(self) -> None:
-        """Make a connection of our own for what waits, if there is none."""
+        """Make a connection of our own for the messages that wait, if there is none."""
         if not self._connected and self._desk.waiting:
             self._ended = False
             self._failure = ""
@@ -401,7 +416,7 @@ class Table(cmd.Cmd):
         self._desks.append(self._desk.behind(self._take(number, self._came, "has come")))
 
     def do_reflect(self) -> None:
-        self._desks.append(self._desk.changed(back(self._desk.in_hand().frame)))
+        self._desks.append(self._desk.changed(self._desk.in_hand().frame.reflected()))
 
     def do_flip(self, place: int, mask: int) -> None:
         frame = self._desk.in_hand().frame
@@ -443,7 +458,7 @@ class Table(cmd.Cmd):
         self._say(f"{name}: {len(tape)} messages to the {to}")
 
     def do_until(self, kind: str) -> None:
-        if not self._in_script:  # a person has seen what happened before
+        if not self._in_script:  # a person has seen the past on the screen
             self._ended = False
             self._failure = ""
         self._reach()
@@ -451,7 +466,7 @@ class Table(cmd.Cmd):
         self._ended = False
         if ended and kind == END:
             return
-        if ended:  # by a hair, and the next time perhaps not
+        if ended:  # and another time, perhaps, only after this line
             raise NoConnection(f"connection {self._connection} was over before a {kind} came")
         if not self._connected and not self._in_script:
             self._say("waiting for a client; Ctrl-C stops it")
@@ -473,15 +488,14 @@ class Table(cmd.Cmd):
         self._finish()
 
     def do_list(self) -> None:
-        desk = self._desk
+        fates = {
+            "put aside": {item.number for item in self._desk.held},
+            "waits": {item.number for item in self._desk.waiting},
+            "forwarded": self._forwarded,
+        }
         for item in self._came[-LISTED:]:
-            fates = [
-                fate
-                for fate, items in (("put aside", desk.held), ("waits", desk.waiting))
-                if item.number in [other.number for other in items]
-            ]
-            fates += ["forwarded"] * (item.number in self._forwarded)
-            self._say(f"connection {item.connection}  {self._name(item):<38}  {', '.join(fates)}")
+            known = ", ".join(fate for fate, numbers in fates.items() if item.number in numbers)
+            self._say(f"connection {item.connection}  {self._name(item):<38}  {known}")
 
     def do_show(self, number: int) -> None:
         item = self._take(number, self._came, "has come") if number else self._desk.in_hand()
@@ -510,7 +524,7 @@ def main() -> int:
         metavar="HOST:PORT",
         help=f"where the server listens; default {HOST}:{PORT}",
     )
-    parser.add_argument("--script", metavar="FILE", help="commands to begin with, one a line")
+    parser.add_argument("--script", metavar="FILE", help="commands to begin with, one per line")
     parser.add_argument(
         "--keylog", metavar="FILE", help="show plaintexts; the server or the client writes it"
     )

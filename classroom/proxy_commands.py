@@ -1,7 +1,7 @@
-"""What can be typed at the proxy, or stand in its script: a line is checked before it acts.
+"""The commands of the proxy, typed or in a script: each line is checked before anything is done.
 
-A line is a word, and what GRAMMAR wants behind it; # begins a comment. What a command then does,
-and whether there is such a message, proxy.py knows.
+A line is a word, and behind it the values that GRAMMAR names; # begins a comment. Carrying out a
+command is the business of proxy.py.
 """
 
 from __future__ import annotations
@@ -55,7 +55,9 @@ class Command(NamedTuple):
 
 def header_change(field: str, value: str) -> tuple[str, int]:
     """Return the field of a header and its new value. Raises UserError."""
-    number = NUMBERS[value] if value in NUMBERS else int(value)
+    number = NUMBERS.get(value)
+    if number is None:
+        number = int(value)
     if number >= 2 ** (32 if field == "round" else 8):
         raise UserError(f"{field} has no room for {value}")
     return FIELDS[field], number
@@ -63,7 +65,7 @@ def header_change(field: str, value: str) -> tuple[str, int]:
 
 ALONE: tuple[str, Callable[..., tuple[Any, ...]]] = ("", lambda: ())
 NUMBER = (r"(\d{1,9})", lambda number: (int(number),))
-GRAMMAR: dict[str, tuple[str, Callable[..., tuple[Any, ...]]]] = {  # what stands behind a command
+GRAMMAR: dict[str, tuple[str, Callable[..., tuple[Any, ...]]]] = {  # for the rest of a line
     "forward": ALONE,
     "drop": ALONE,
     "hold": ALONE,
@@ -90,7 +92,7 @@ GRAMMAR: dict[str, tuple[str, Callable[..., tuple[Any, ...]]]] = {  # what stand
 
 
 def parse(line: str) -> Command | None:
-    """Return what a line says, None if it says nothing; # begins a comment. Raises UserError."""
+    """Return the command of a line, None if it has none. Raises UserError."""
     name, _, rest = " ".join(re.sub(r"(^|\s)#.*", "", line).split()).partition(" ")
     if not name:
         return None

@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote
 
-from classroom.drawing import diagram, in_words, shown
+from classroom.drawing import diagram, in_words
 from classroom.output import filled, write_whole
 from classroom.wire import LAB, Change, Wire, changes
 from lab.claims import Claim, Sets, read_claims, read_sets
-from lab.events import ENDS, KINDS, Event, Run, Step, read_events, runs_of
+from lab.events import ENDS, KINDS, Run, Step, read_events, runs_of, shown
 from program import Parser, run_program, to_stderr
 
 TEMPLATE = "report.html.j2"
@@ -35,7 +35,7 @@ MOST_MESSAGES = 5  # of one run whose bytes are shown
 
 
 class Piece(NamedTuple):
-    """Some bytes of a field that were all touched, or all not."""
+    """Bytes of a field, either all touched or all untouched."""
 
     text: str
     is_touched: bool
@@ -46,7 +46,7 @@ class FieldView(NamedTuple):
 
     number: int  # for its colour
     name: str
-    versions: list[tuple[str, list[Piece], str]]  # which, its bytes, what they say
+    versions: list[tuple[str, list[Piece], str]]  # which, its bytes, their meaning
 
 
 class MessageView(NamedTuple):
@@ -63,12 +63,12 @@ class KeyRow(NamedTuple):
     number: int
     title: str
     who: str
-    names: list[tuple[str, bool]]  # and whether it has moved since the row before
+    names: list[tuple[str, bool]]  # and whether each has moved since the row before
     differ: bool
 
 
 class Verdict(NamedTuple):
-    """How a run ended: `kind` is held, open, won, wrong or unknown."""
+    """How a run ended: `kind` is one of SIGNS."""
 
     kind: str
     words: str
@@ -112,11 +112,11 @@ class MatrixRow(NamedTuple):
 
 
 def anchors_of(runs: Sequence[Run]) -> list[str]:
-    """Name the runs for links: of what a log may hold, letters and digits only, and each once."""
+    """Name the runs for links: with letters and digits only, and each name once."""
     found: list[str] = []
     for run in runs:
-        words = "-without-".join(filter(None, (run.attack, "-".join(sorted(run.without)))))
-        anchor = "run-" + (re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-") or "unnamed")
+        words = re.sub(r"[^a-z0-9]+", "-", run.title.lower()).strip("-")
+        anchor = "run-" + (words or "unnamed")
         found.append(anchor if anchor not in found else f"{anchor}-{len(found)}")
     return found
 
@@ -138,44 +138,37 @@ def verdict_of(run: Run) -> Verdict:
 
 def pieces(content: bytes, touched: frozenset[int]) -> list[Piece]:
     """Cut bytes where touched ones begin and end."""
-    return [
-        Piece(content[group[0] : group[-1] + 1].hex(" "), is_touched)
-        for is_touched, places in groupby(range(len(content)), touched.__contains__)
-        for group in [[*places]]
-    ]
+    found = []
+    for is_touched, group in groupby(range(len(content)), touched.__contains__):
+        places = [*group]
+        found.append(Piece(content[places[0] : places[-1] + 1].hex(" "), is_touched))
+    return found
 
 
-def field_view(number: int, change: Change, is_pair: bool) -> FieldView:
+def field_view(number: int, change: Change) -> FieldView:
     before, after, touched = change
-    if not is_pair or not touched:
-        return FieldView(number, after.name, [("", pieces(after.content, touched), after.meaning)])
-    return FieldView(
-        number,
-        after.name,
-        [
-            (which, pieces(one.content, touched), one.meaning)
-            for which, one in (("sent", before), ("arrived", after))
-        ],
-    )
+    arrived = pieces(after.content, touched)
+    if not touched:
+        return FieldView(number, after.name, [("", arrived, after.meaning)])
+    sent = pieces(before.content, touched)
+    versions = [("sent", sent, before.meaning), ("arrived", arrived, after.meaning)]
+    return FieldView(number, after.name, versions)
 
 
 def message_views(run: Run, wire: Wire) -> list[MessageView]:
-    """Return the messages that the adversary touched, or that somebody refused, byte by byte."""
+    """Return, byte by byte, the messages that the adversary touched or an end refused."""
     views: list[MessageView] = []
     seen: list[Step] = []
     for number, step in shown(run.steps):
-        quiet = ("passed", "answered", "held", "late", "dropped")
-        if not step or not step.arrived or (step.kind in quiet and not step.refused):
-            continue
-        if step in seen:  # the same once more teaches nothing
-            continue
-        seen.append(step)
-        before = step.sent or step.arrived
-        fields = [
-            field_view(place, change, bool(step.sent))
-            for place, change in enumerate(changes(wire.fields(before), wire.fields(step.arrived)))
-        ]
-        views.append(MessageView(number, wire.title(step.arrived), KINDS[step.kind], step, fields))
+        if step and step.arrived and (step.is_touched or step.refused) and step not in seen:
+            seen.append(step)  # the same once more teaches nothing
+            before = wire.fields(step.sent or step.arrived)
+            fields = [
+                field_view(place, change)
+                for place, change in enumerate(changes(before, wire.fields(step.arrived)))
+            ]
+            title = wire.title(step.arrived)
+            views.append(MessageView(number, title, KINDS[step.kind], step, fields))
     return views
 
 
@@ -183,60 +176,42 @@ def key_rows(run: Run, wire: Wire) -> tuple[list[str], list[KeyRow]]:
     """Return the labels of the keys, and their names after each message that moved them."""
     labels = [*dict.fromkeys(label for line in run.keys for label in line["keys"])]
     rows: list[KeyRow] = []
-    last: dict[str, list[str]] = {}
+    last: dict[str, list[str]] = {}  # names by end
     for number, step in shown(run.steps):
-        told: dict[str, Event] = {}
+        if step is None:
+            continue
+        told: dict[str, list[str]] = {}
         for line in run.keys:
-            if step and line["message"] in (step.sent, step.arrived):
-                told.setdefault(line["by"], line)
-        rows += rows_of_step(number, step, told, labels, last, wire) if step else []
+            if line["message"] in (step.sent, step.arrived):
+                told.setdefault(line["by"], [line["keys"].get(label, "") for label in labels])
+        rows += rows_of_step(number, wire.title(step.sent or step.arrived), told, last)
+        last.update(told)
     return labels, rows
 
 
 def rows_of_step(
-    number: int,
-    step: Step,
-    told: Mapping[str, Event],
-    labels: Sequence[str],
-    last: dict[str, list[str]],
-    wire: Wire,
+    number: int, title: str, told: Mapping[str, list[str]], last: Mapping[str, list[str]]
 ) -> list[KeyRow]:
     """Return one row if both ends call their keys the same, else one for each end."""
-    names = {end: [line["keys"].get(label, "") for label in labels] for end, line in told.items()}
-    agree = len(names) == 2 and names["client"] == names["server"]
-    title = wire.title(step.sent or step.arrived)
+    agree = told.get("client") == told.get("server")
     rows: list[KeyRow] = []
-    for end, new in names.items():
-        if new != last.get(end):
-            old = last.get(end, new)
-            rows.append(
-                KeyRow(
-                    number,
-                    title,
-                    end,
-                    [(a, a != b) for a, b in zip(new, old)],
-                    len(names) == 2 and not agree,
-                )
-            )
-            last[end] = new
+    for end, new in told.items():
+        old = last.get(end)
+        if new != old:
+            names = [(name, name != before) for name, before in zip(new, old or new)]
+            rows.append(KeyRow(number, title, end, names, len(told) == 2 and not agree))
     if agree and len(rows) == 2:
         return [rows[0]._replace(who="both ends")]
     return rows
 
 
 def view_of(run: Run, anchor: str, wire: Wire) -> RunView:
-    rules = ",".join(sorted(run.without))
-    command = " ".join(filter(None, (wire.attacks, rules and f"--without {rules}", run.attack)))
-    labels, keys = key_rows(run, wire)
-    view = RunView(
-        run,
-        anchor,
-        verdict_of(run),
-        command,
-        labels=labels,
-        keys=keys,
-        messages=message_views(run, wire),
-    )
+    command = wire.attacks
+    if run.without:
+        command += f" --without {','.join(sorted(run.without))}"
+    view = RunView(run, anchor, verdict_of(run), f"{command} {run.attack}")
+    view.labels, view.keys = key_rows(run, wire)
+    view.messages = message_views(run, wire)
     if run.steps:
         view.svg = diagram(run, wire, anchor)
         view.words = in_words(run, wire)
@@ -249,7 +224,7 @@ def view_of(run: Run, anchor: str, wire: Wire) -> RunView:
 def matrix_rows(
     matrix: Sets, runs: Sequence[RunView], wire: Wire
 ) -> tuple[list[str], list[MatrixRow]]:
-    """Return the elements, and a row an attack: in each cell the minimal sets that it is in."""
+    """Return the rules, and one row per attack: in each cell the minimal sets with that rule."""
     anchors = {(view.run.attack, view.run.without): view.anchor for view in reversed(runs)}
     order = [
         *dict.fromkeys(rule for found in matrix.sets.values() for rules in found for rule in rules)
@@ -260,15 +235,12 @@ def matrix_rows(
         for letter, rules in zip("abcdefghijklmnopqrstuvwxyz", matrix.sets.get(name, [])):
             anchor = anchors.get((name, frozenset(rules)), "")
             words = f"set {letter}: {name} wins without {' and '.join(rules)}"
-            how = f"; try {wire.attacks} --without {','.join(rules)} {name}"
-            marks.append((rules, Mark(letter, words + ("" if anchor else how), anchor)))
-        note = (
-            f"not prevented, noticed by {matrix.not_prevented[name]}"
-            if name in matrix.not_prevented
-            else ""
-            if marks
-            else "no set found"
-        )
+            if not anchor:
+                words += f"; try {wire.attacks} --without {','.join(rules)} {name}"
+            marks.append((rules, Mark(letter, words, anchor)))
+        note = "" if marks else "no set found"
+        if name in matrix.not_prevented:
+            note = f"not prevented, noticed by {matrix.not_prevented[name]}"
         cells = [[mark for rules, mark in marks if rule in rules] for rule in order]
         rows.append(MatrixRow(name, anchors.get((name, frozenset()), ""), cells, note))
     return order, rows
@@ -281,7 +253,7 @@ def link_claims(views: Sequence[RunView], claims: Sequence[Claim]) -> None:
 
 
 def summary(views: Sequence[RunView]) -> list[tuple[str, dict[str, int]]]:
-    """Count the verdicts by what the attacks are about; apart those with rules taken out."""
+    """Count the verdicts by family, and separately the runs with rules taken out."""
     counts: dict[str, dict[str, int]] = {}
     for view in views:
         of_claim = counts.setdefault(

@@ -1,8 +1,8 @@
-"""What a message looks like, for whoever shows one: its title, and its bytes cut into fields.
+"""What a message looks like to a page that shows it: its title, and its bytes cut into fields.
 
-A protocol is described once, by a Wire, and the pages that show messages know nothing else of it.
-The description of this lab's protocol is LAB; a companion writes its own. The fields of a message
-are all of its bytes, in their order, whatever it holds: a message may be cut short, or be nonsense.
+A Wire describes a protocol; pages and captures know nothing else of it. LAB describes this lab's
+protocol, and each companion has its own. The fields of a message are all of its bytes, in their
+order, even of a message that is cut short or nonsense.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from classroom.keylog import describe_message
+from classroom.keylog import DIRECTION_NAMES, describe_message
 from crypto_utils import TAG_BYTES
 from endpoint import OPCODE_NAMES, PORT
-from protocol_fsm import CIPHERTEXT_AT, HEADER, Direction, Header
+from protocol_fsm import CIPHERTEXT_AT, HEADER, Header
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 class Field(NamedTuple):
-    """Some bytes of a message, what they are called, and what they say, if that can be read."""
+    """Some bytes of a message, their name, and their meaning if it can be read without a key."""
 
     name: str
     content: bytes
@@ -37,14 +37,16 @@ class Wire(NamedTuple):
     data: Path  # the folder of its claims.toml and sets.json
     claims: Path  # its CLAIMS.md, which is drawn from them
     attacks: str  # the command that runs them
-    describe: Callable[[bytes], str]  # all that anybody sees of a message, in a line
+    describe: Callable[[bytes], str]  # the public part of a message, in a line
     framed: Callable[[bytes], bytes]  # what TCP carries for a message
     port: int  # of the server
-    cuts: frozenset[str]  # errors that say that the other end has closed first
+    cuts: frozenset[str]  # errors of an end whose peer has closed first
 
     def what_changed(self, before: bytes, after: bytes) -> str:
-        """Say which fields are not what they were, and how if that is short; of both messages."""
-        fields = changes(self.fields(before), self.fields(after)) if before and after else []
+        """Say which fields differ, and how if that is short; nothing unless both are there."""
+        if not before or not after:
+            return ""
+        fields = changes(self.fields(before), self.fields(after))
         return ", ".join(in_short(change) for change in fields if change.touched)
 
 
@@ -57,25 +59,27 @@ class Change(NamedTuple):
 
 
 def changes(before: Sequence[Field], after: Sequence[Field]) -> list[Change]:
-    """Set two messages side by side, field by field; what one of them lacks is empty."""
-    names = [*dict.fromkeys(field.name for field in (*before, *after))]
-    pairs = [
-        [
-            next((field for field in fields if field.name == name), Field(name, b""))
-            for fields in (before, after)
-        ]
-        for name in names
-    ]
-    return [Change(old, new, differing(old.content, new.content)) for old, new in pairs]
+    """Set two messages side by side, field by field; a field that one of them lacks is empty."""
+    olds = {field.name: field for field in before}
+    news = {field.name: field for field in after}
+    found = []
+    for name in {**olds, **news}:
+        old = olds.get(name, Field(name, b""))
+        new = news.get(name, Field(name, b""))
+        found.append(Change(old, new, differing(old.content, new.content)))
+    return found
 
 
 def in_short(change: Change) -> str:
-    (name, old, _), (_, new, _), touched = change
+    """Name a field that has changed, with its lengths or its byte if only these have."""
+    old = change.before.content
+    new = change.after.content
     if len(old) != len(new):
-        return f"{name}: {len(old)} -> {len(new)} bytes"
-    return name + "".join(
-        f": {old[at]:02x} -> {new[at]:02x}" for at in touched if len(touched) == 1
-    )
+        return f"{change.after.name}: {len(old)} -> {len(new)} bytes"
+    if len(change.touched) > 1:
+        return change.after.name
+    (at,) = change.touched
+    return f"{change.after.name}: {old[at]:02x} -> {new[at]:02x}"
 
 
 def differing(one: bytes, other: bytes) -> frozenset[int]:
@@ -88,29 +92,23 @@ def differing(one: bytes, other: bytes) -> frozenset[int]:
 
 # This lab's protocol [P 3.2] ----------------------------------------------------------------------
 
+FIELD_NAMES = {"client_id": "client id", "round_number": "round"}
 MEANINGS: dict[str, Callable[[int], str]] = {
     "opcode": lambda value: f"{value}: {OPCODE_NAMES.get(value, 'unknown')}",
-    "direction": lambda value: (
-        f"{value}: " + next((way.name for way in Direction if way == value), "unknown")
-    ),
+    "direction": lambda value: f"{value}: {DIRECTION_NAMES.get(value, 'unknown')}",
 }
 
 
 def lab_fields(message: bytes) -> list[Field]:
-    """Cut a message as PROTOCOL.md 3.2 does. What is too short for its tag has none."""
+    """Cut a message as PROTOCOL.md 3.2 does. One that is too short for its tag has none."""
     fields = []
     at = 0
     for name, code in zip(Header._fields, HEADER.format.lstrip(">")):
         content = message[at : at + struct.calcsize(code)]
-        say = MEANINGS.get(name, str)
-        fields.append(
-            Field(
-                name.replace("_", " ").removesuffix(" number"),
-                content,
-                say(int.from_bytes(content, "big")) if content else "",
-            )
-        )
         at += len(content)
+        say = MEANINGS.get(name, str)
+        meaning = say(int.from_bytes(content, "big")) if content else ""
+        fields.append(Field(FIELD_NAMES.get(name, name), content, meaning))
     end = max(CIPHERTEXT_AT, len(message) - TAG_BYTES)
     return [
         *fields,

@@ -135,20 +135,19 @@ class Catalogue:
 
 def attacked(attack: Attack, frames: Frames, lab: Stage) -> Frames:
     """Yield what an attack on path makes of the frames, and log what it sees and does."""
-    seen: list[Frame] = []
-    delivered: list[Frame] = []
+    past: list[Frame] = []
 
     def watched() -> Frames:
         for frame in frames:
-            seen.append(frame)
+            past.append(frame)
             lab.log("sent", frame)
             yield frame
 
     wire = watched()
     try:
         for frame in itertools.chain(attack.run(wire, lab), wire):
-            lab.log(deed_of(frame, seen, delivered), frame)
-            delivered.append(frame)
+            lab.log(deed_of(frame, past), frame)
+            past.append(frame)
             yield frame
     except (CutHere, ProtocolError, LocalError, UserError, RuntimeError):
         pass  # RuntimeError: Python's word for a next() that found no frame, inside a generator
@@ -156,14 +155,13 @@ def attacked(attack: Attack, frames: Frames, lab: Stage) -> Frames:
         lab.outcome.broken = error
 
 
-def deed_of(frame: Frame, seen: list[Frame], delivered: list[Frame]) -> str:
-    """Name what the adversary does by delivering a frame now."""
-    if frame.deed or not is_among(frame, seen):
-        return frame.deed or "inserted"
-    if is_among(frame, delivered):
+def deed_of(frame: Frame, past: Sequence[Frame]) -> str:
+    """Name what it is to deliver a frame now; `past` are those seen and delivered, in order."""
+    if frame.deed:
+        return frame.deed
+    times = sum(frame is other for other in past)
+    if times > 1:
         return "again"
-    return "passed" if frame is seen[-1] else "late"
-
-
-def is_among(frame: Frame, others: list[Frame]) -> bool:
-    return any(frame is other for other in others)
+    if times == 0:
+        return "inserted"
+    return "passed" if frame is past[-1] else "late"

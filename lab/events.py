@@ -14,13 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lab.frames import OTHER_END
 from lab.observer import Event
 from program import UserError, reason_of
 
 ENDS = ("client", "server")
-
-
-# Reading back -------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -39,18 +37,23 @@ class Step:
 
     @property
     def comes_in(self) -> bool:
-        """Tell whether an end sent it just now; else it was sent before, or never."""
+        """Return whether an end sent it just now; else it was sent before, or never."""
         return self.kind in ("passed", "changed", "replaced", "dropped", "held", "answered")
 
     @property
     def goes_on(self) -> bool:
-        """Tell whether it is delivered now."""
+        """Return whether it is delivered now."""
         return self.kind not in ("dropped", "held", "answered")
+
+    @property
+    def is_touched(self) -> bool:
+        """Return whether the adversary did more than to pass it on, late or not at all."""
+        return self.kind in ("changed", "replaced", "reflected", "inserted", "again")
 
     @property
     def source(self) -> str:
         """The end that sends to `to`, or whom the adversary plays."""
-        return ENDS[self.to == "client"]
+        return OTHER_END[self.to]
 
 
 KINDS = {
@@ -100,18 +103,19 @@ class Run:
 
     @property
     def is_from_outside(self) -> bool:
-        """Tell whether the adversary had a connection of its own."""
+        """Return whether the adversary had a connection of its own."""
         return any(step.kind == "answered" for step in self.steps)
 
 
-DELIVERED = ("passed", "again", "late")  # deeds by which a message goes on as it was sent
+DEEDS = {  # by the kind of line that tells of them
+    "delivered": ("passed", "late", "again"),
+    "inserted": ("changed", "replaced", "reflected", "inserted"),
+}
 
 
 def event_of(deed: str) -> str:
-    """Return the kind of line that tells of a deed."""
-    if deed == "sent":
-        return "sent"
-    return "delivered" if deed in DELIVERED else "inserted"
+    """Return the kind of line that tells of a deed; `sent` is an end's."""
+    return next((event for event, deeds in DEEDS.items() if deed in deeds), "sent")
 
 
 WANTED: dict[str, dict[str, type]] = {  # the fields of each kind of line, besides the first two
@@ -143,7 +147,7 @@ def read_events(path: Path) -> tuple[list[Event], list[str]]:
 
 
 def parse_events(text: str, name: str) -> tuple[list[Event], list[str]]:
-    """Do the same with the text of a log. Raises UserError."""
+    """Return the same for the text of a log. Raises UserError."""
     lines = text.removesuffix("\n").split("\n")
     events: list[Event] = []
     unknown: dict[str, None] = {}
@@ -177,10 +181,8 @@ def parsed(event: Any) -> Event:
             raise ValueError(name)
     if not all(read[name] in ENDS for name in ("to", "by") if name in wanted):
         raise ValueError("an end")
-    if "deed" in wanted:
-        read.setdefault("origin", read["message"])
-        if read["deed"] not in KINDS:
-            raise ValueError("a deed")
+    if "deed" in wanted and read["deed"] not in DEEDS[read["event"]]:
+        raise ValueError("a deed")
     if "keys" in wanted and not all(isinstance(name, str) for name in read["keys"].values()):
         raise ValueError("keys")
     return read
@@ -204,36 +206,31 @@ def run_of(lines: Sequence[Event]) -> Run:
     messages = [line for line in lines if "to" in line]
     is_outside = bool(messages) and messages[0]["event"] == "inserted"
     for line in messages:
-        if line["event"] == "sent":
-            run.steps.append(
-                Step("answered" if is_outside else "sent", line["to"], line["message"])
-            )
-        else:
+        if line["event"] != "sent":
             add_deed(run.steps, line)
-    for step in run.steps:
-        if step.kind == "sent":  # and nobody came back for it
-            step.kind = "dropped"
+        elif is_outside:
+            run.steps.append(Step("answered", line["to"], line["message"]))
+        else:
+            run.steps.append(Step("dropped", line["to"], line["message"]))
     add_notes(run, lines)
     return run
 
 
 def add_deed(steps: list[Step], line: Event) -> None:
-    """Add what the adversary did with a message, or complete the step of the message it had."""
-    deed = line["deed"]
-    to = line["to"]
+    """Add what the adversary did with a message, or complete the step of the message it had.
+
+    A message of an end counts as dropped until a deed says otherwise.
+    """
     message: bytes = line["message"]
-    origin: bytes = line["origin"]
-    waiting = [step for step in steps if step.kind == "sent" and step.sent == origin]
-    if deed == "late" and waiting:
+    deed = Step(line["deed"], line["to"], line.get("origin", message), message)
+    waiting = [step for step in steps if step.kind == "dropped" and step.sent == deed.sent]
+    if deed.comes_in and waiting and waiting[-1] is steps[-1]:
+        steps.pop()  # at once, so that both are one step
+    elif deed.kind in ("changed", "replaced"):
+        deed.kind = "inserted"  # made from what had gone its way before
+    elif deed.kind == "late" and waiting:
         waiting[0].kind = "held"
-    elif deed == "reflected" and waiting:
-        waiting[-1].kind = "dropped"
-    elif deed in ("passed", "changed", "replaced") and waiting:
-        waiting[-1].kind = deed
-        waiting[-1].arrived = message
-        return
-    kind = "inserted" if deed in ("changed", "replaced") else deed
-    steps.append(Step(kind, to, origin, message))
+    steps.append(deed)
 
 
 def add_notes(run: Run, lines: Sequence[Event]) -> None:

@@ -1,7 +1,7 @@
-"""The one observer of sessions under attack: what they refused, and how the names of keys moved.
+"""The one observer of sessions under attack: their refusals, and how the names of keys moved.
 
-It watches through the hook that every session has, so it sees copies and can change nothing. What
-it notes are lines of the event log [EVENTS.md].
+It watches through the hook that every session has, so it sees copies and can change nothing. Its
+notes are lines of the event log [EVENTS.md].
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class Observer:
         self._notes: list[tuple[str, list[Event]]] = []  # of each session, by its end
 
     def watcher(self, by: str) -> Watcher:
-        """Return what a new session of the end `by` is to be watched with."""
+        """Return a watcher for a new session of the end `by`."""
         notes: list[Event] = []
         self._notes.append((by, notes))
 
@@ -31,13 +31,14 @@ class Observer:
                 notes.append(refused)
                 return
             keys = dict(seen.fingerprints)
-            if not notes or notes[-1].get("keys") != keys:
+            known = [event["keys"] for event in notes if event["event"] == "keys"]
+            if known[-1:] != [keys]:
                 notes.append({"event": "keys", "by": by, "keys": keys, "message": message})
 
         return watch
 
     def told(self) -> list[Event]:
-        """Return what was noted since the last time: of clients, then of servers, by their age."""
+        """Return the new notes: those of clients, then of servers, the oldest session first."""
         notes = sorted(self._notes, key=lambda entry: entry[0])
         self._notes = []
         return [event for _, events in notes for event in events]

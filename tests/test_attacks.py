@@ -1,4 +1,4 @@
-"""The adversary: every attack by name, against the real protocol and against weakened ones."""
+"""The core's attacks: each against the real protocol, and some against weakened ones."""
 
 from __future__ import annotations
 
@@ -7,24 +7,29 @@ import json
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import attacks
-from attacks import ATTACKS, READINGS, Frame, Frames, Lab, Line, Parts, Proxy, judge
-from classroom.weakened import DOCUMENTED, ELEMENTS, without
+from attacks import ATTACKS, in_the_middle, up_to
 from endpoint import DEMO_KEYS
+from lab.catalogue import Catalogue
+from lab.frames import Frame, Frames, flipped
+from lab.stage import BYSTANDER, READINGS, VICTIM, Lab, Line, Parts, forged
+from lab.verdict import judge
+from lab.weakened import DOCUMENTED, RULES, without
 from program import UserError
-from protocol_fsm import Opcode, PeerTerminated, Status
+from protocol_fsm import BadTag, Opcode, PeerTerminated, Status
 from server import Limits, Server
-from tests.network import at_once, serving
+from tests.house import CORE
+from tests.network import serving
 
 ROOT = Path(__file__).parent.parent
 
 
-def ignore(event: str, frame: Frame) -> None:
+def ignore(deed: str, frame: Frame) -> None:
     """A log that nobody keeps."""
 
 
@@ -37,6 +42,26 @@ def lab() -> Iterator[Lab]:
 
 def lab_without(*names: str) -> Lab:
     return Lab("test", ignore, Parts(*without(names)))
+
+
+# In the middle
+
+
+def test_an_honest_tap_passes_on_three_answers() -> None:
+    answers = in_the_middle(iter)
+    assert [answer["sum"] for answer in answers] == [sum(readings) for readings in READINGS]
+    assert [answer["round"] for answer in answers] == [1, 2, 3]
+
+
+def test_a_tap_that_flips_a_bit_ends_the_session() -> None:
+    def flip(frames: Frames) -> Frames:
+        report = yield from up_to(frames, Opcode.CLIENT_DATA)
+        yield flipped(report, -1)
+        yield from frames
+
+    with pytest.raises(PeerTerminated) as caught:
+        in_the_middle(flip, [[100.0]])
+    assert caught.value.status is Status.VIOLATION
 
 
 # Against the real protocol
@@ -55,7 +80,7 @@ def test_attack_meets_what_it_must(lab: Lab, name: str) -> None:
 
 
 def test_an_honest_session_works_after_all_of_them(lab: Lab) -> None:
-    tape = lab.honest_session(attacks.VICTIM)
+    tape = lab.honest_session(VICTIM)
     assert [frame.message[0] for frame in tape] == [10, 20, 30, 40, 30, 40, 30, 40, 60]
 
 
@@ -80,18 +105,67 @@ def test_a_held_report_is_late_and_not_lost(lab: Lab) -> None:
     assert outcome.accepted == [READINGS[0]], "nothing prevents that it arrives in the end"
 
 
+# Against attacks that are not well made
+
+
+MADE_BADLY = Catalogue(goal=forged)
+
+
+@MADE_BADLY.on_path("integrity", "server", BadTag)
+def waits_in_vain(frames: Frames, lab: Lab) -> Frames:
+    """A frame is looked for that never comes."""
+    yield from up_to(frames, Opcode.KEY_DESYNC_ERROR)
+
+
+@MADE_BADLY.on_path("integrity", "server", BadTag)
+def stumbles_on_path(frames: Frames, lab: Lab) -> Frames:
+    report = yield from up_to(frames, Opcode.CLIENT_DATA)
+    yield flipped(report, -1)  # which the server does refuse
+    raise TypeError("no such thing")
+
+
+@MADE_BADLY.outside("session", "server", BadTag)
+def stumbles_outside(lab: Lab) -> None:
+    with lab.connect() as line:
+        line.send(lab.tape[0])
+        line.receive()
+        line.send(lab.tape[2])
+        assert line.receive()
+    raise TypeError("no such thing")
+
+
 def test_an_attack_that_never_finds_its_frame_is_no_success(lab: Lab) -> None:
     """A verdict must not come from an attack that did not happen."""
+    attack = MADE_BADLY.attacks["waits-in-vain"]
+    lab.suffer(attack)
+    assert not judge(attack, lab).as_expected
 
-    def waits_in_vain(frames: Frames, lab: Lab) -> Frames:
-        yield from attacks.up_to(frames, Opcode.KEY_DESYNC_ERROR)
 
-    attack = ATTACKS["flip-reading"]
-    idle = attacks.Attack(
-        "idle", "", "", waits_in_vain, True, "server", attack.error, attack.goal, "", False
-    )
-    lab.suffer(idle)
-    assert not judge(idle, lab).as_expected
+@pytest.mark.parametrize("name", ["stumbles-on-path", "stumbles-outside"])
+def test_an_attack_that_raises_is_broken_though_the_server_refused(lab: Lab, name: str) -> None:
+    attack = MADE_BADLY.attacks[name]
+    outcome = lab.suffer(attack)
+    assert "BadTag" in [type(error).__name__ for error in outcome.errors["server"]]
+    result = judge(attack, lab)
+    words = "the attack raised TypeError: no such thing"
+    assert (result.as_expected, result.words) == (False, words)
+
+
+@pytest.mark.parametrize("name", ["stumbles-on-path", "stumbles-outside"])
+def test_a_broken_attack_without_a_docstring_is_told_and_exits_with_1(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(attacks, "ATTACKS", {name: MADE_BADLY.attacks[name]})
+    for flags, told in (
+        (["--list"], f"{name:<30}(an attack without a docstring)"),
+        ([], "(an attack without a docstring)                      the attack raised"),
+        ([name], "  the attack raised TypeError: no such thing"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["attacks.py", "--seed", "1", *flags])
+        assert attacks.main() == int(flags != ["--list"])
+        out = capsys.readouterr().out
+        assert f"{told}" in out
+    assert out.splitlines()[-1].split() == [*MADE_BADLY.attacks[name].claim.split(), *"1001"]
 
 
 # Against a server that is not ours: what it says, and that it closes, is all there is to see
@@ -109,11 +183,11 @@ def test_a_foreign_server_is_judged_by_what_it_says_before_it_closes() -> None:
     assert sum("wire: closed" in line for line in told) == 1
     skipped = {line.partition(":")[0] for line in told if "skipped" in line}
     assert skipped == {"replay-hello", "cut", "slow-drip", "flood"}
-    met = {type(end.detail).__name__ for end in journal.of("end", attacks.VICTIM)}
+    met = {type(end.detail).__name__ for end in journal.of("end", VICTIM)}
     assert met >= {"BadTag", "RoundMismatch", "WrongPeer", "WrongDirection", "UnexpectedOpcode"}
     assert {
         end.detail.status
-        for end in journal.of("end", attacks.BYSTANDER)
+        for end in journal.of("end", BYSTANDER)
         if isinstance(end.detail, PeerTerminated)
     } == {Status.GOODBYE}
 
@@ -239,20 +313,20 @@ def test_the_padding_oracle_forgives_an_answer_that_never_came(
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "rules",
-    [*([name] for name in ELEMENTS), ["documented"], [*ELEMENTS]],
+    [*([name] for name in RULES), ["documented"], [*RULES]],
     ids=lambda rules: " ".join(rules)[:30],
 )
 def test_a_weakened_lab_lives_through_honest_sessions(rules: list[str]) -> None:
-    if len(rules) == len(ELEMENTS):  # as many as can go together: finality keeps sessions alive
+    if len(rules) == len(RULES):  # as many as can go together: finality keeps sessions alive
         rules = [rule for rule in rules if rule != "finality"]
     with lab_without(*rules) as weak:
         assert len(weak.tape) == 9
         assert weak.bystanders_go_on()
 
 
-def test_elements_are_known_by_name() -> None:
-    assert set(DOCUMENTED) < set(ELEMENTS)
-    with pytest.raises(UserError, match="no element nonsense"):
+def test_rules_are_known_by_name() -> None:
+    assert set(DOCUMENTED) < set(RULES)
+    with pytest.raises(UserError, match="no rule nonsense"):
         without(["nonsense"])
 
 
@@ -265,9 +339,9 @@ def test_weakened_endpoints_refuse_every_address_but_loopback() -> None:
 
 
 def test_programs_cannot_reach_what_is_weakened() -> None:
-    for name in ("server.py", "client.py", "endpoint.py", "protocol_fsm.py", "crypto_utils.py"):
-        assert "weakened" not in (ROOT / name).read_text()
-    loaded = "import attacks, sys; print('classroom.weakened' in sys.modules)"
+    for name in CORE:
+        assert "weakened" not in (ROOT / f"{name}.py").read_text()
+    loaded = "import attacks, sys; print('lab.weakened' in sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", loaded],
         cwd=ROOT,
@@ -277,54 +351,6 @@ def test_programs_cannot_reach_what_is_weakened() -> None:
         check=True,
     )
     assert done.stdout.strip() == "False", "attacks.py loads it only for --without"
-
-
-# The proxy, which knows no protocol
-
-
-def read_line(recv: Callable[[int], bytes]) -> bytes:
-    """Another framing than ours: lines of text."""
-    line = b""
-    while not line.endswith(b"\n"):
-        byte = recv(1)
-        if not byte:
-            raise EOFError
-        line += byte
-    return line[:-1]
-
-
-def write_line(sendall: Callable[[bytes], object], message: bytes) -> None:
-    sendall(message + b"\n")
-
-
-def test_the_proxy_carries_any_framing_and_what_the_tap_yields() -> None:
-    def shout(frames: Frames) -> Frames:
-        for frame in frames:
-            yield Frame(frame.to, frame.message.upper())
-            if frame.message == b"echo":
-                yield Frame("client", frame.message)
-
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-
-        def serve() -> list[bytes]:
-            connection, _ = listener.accept()
-            with connection:
-                heard = [read_line(connection.recv), read_line(connection.recv)]
-                connection.sendall(b"bye\n")
-                return heard
-
-        def talk() -> list[bytes]:
-            with (
-                Proxy(listener.getsockname(), shout, read_line, write_line) as proxy,
-                socket.create_connection(proxy.address) as sock,
-            ):
-                sock.sendall(b"hel")
-                sock.sendall(b"lo\necho\n")
-                return [read_line(sock.recv), read_line(sock.recv)]
-
-        heard, told = at_once(serve, talk)
-    assert heard == [b"HELLO", b"ECHO"]
-    assert told == [b"echo", b"BYE"]
 
 
 # The program
@@ -370,9 +396,8 @@ def test_details_of_an_attack_fit_on_twenty_lines() -> None:
 
 def test_one_attack_is_told_with_the_bytes_that_it_touched() -> None:
     done = run("flip-reading")
-    assert "    byte 24: " in done.stdout
     assert "  server ended: BadTag" in done.stdout
-    assert "bystanders 4 and 5: another round each\n  server: BadTag" in done.stdout
+    assert "changed on the way\n    byte 24: " in done.stdout
 
 
 @pytest.mark.slow
@@ -387,7 +412,7 @@ def test_list_names_all_attacks() -> None:
     assert [line.split()[0] for line in run("--list").stdout.splitlines()] == [*ATTACKS]
 
 
-def test_json_has_one_object_an_attack() -> None:
+def test_json_has_one_object_per_attack() -> None:
     results = [json.loads(line) for line in run("--json", "cut", "hold").stdout.splitlines()]
     assert results == [
         {"attack": "cut", "as_expected": True, "words": "server: ConnectionCut", "won": ""},
@@ -438,7 +463,7 @@ def test_a_won_attack_is_an_exit_code_and_capital_letters() -> None:
     ("flags", "sentence"),
     [
         (["nonsense"], "no attack is named nonsense"),
-        (["--without", "nonsense"], "there is no element nonsense"),
+        (["--without", "nonsense"], "there is no rule nonsense"),
         (["--events", "/no/where", "cut"], "cannot write /no/where"),
         (["--server", "127.0.0.1:1", "--without", "tag"], "need the lab's own server"),
         (["--server", "192.0.2.1:9"], "the demo keys are published"),

@@ -23,9 +23,9 @@ from classroom.capture import (
     pcapng,
     tell,
 )
-from classroom.events import Run, parse_events, read_events, runs_of
 from classroom.output import write_whole
 from classroom.wire import LAB, Field, Wire
+from lab.events import Run, event_of, parse_events, runs_of
 from program import UserError
 from protocol_fsm import Direction, Opcode
 from tests.helpers import Pair, reseal
@@ -36,32 +36,48 @@ B = b"\x14" * 71
 C = b"\x1e" * 87  # whatever these say
 
 
-def line(kind: str, end: str, message: bytes = b"", error: str = "", attack: str = "x") -> str:
-    if kind in ("ended", "refused"):
-        return json.dumps(
-            {"attack": attack, "event": kind, "by": end, "error": error, "message": message.hex()}
-        )
-    return json.dumps({"attack": attack, "event": kind, "to": end, "message": message.hex()})
+Line = dict[str, Any]
 
 
-def runs(*lines: tuple[Any, ...]) -> list[Run]:
-    return [*runs_of(parse_events("\n".join(line(*words) for words in lines), "log")[0])]
+def sent(to: str, message: bytes) -> Line:
+    return {"event": "sent", "to": to, "message": message.hex()}
 
 
-def comments(*lines: tuple[Any, ...]) -> list[Told]:
+def did(deed: str, to: str, message: bytes, origin: bytes = b"") -> Line:
+    line = {"event": event_of(deed), "to": to, "message": message.hex(), "deed": deed}
+    return {**line, "origin": origin.hex()} if origin else line
+
+
+def refused(by: str, message: bytes, error: str) -> Line:
+    return {"event": "refused", "by": by, "error": error, "message": message.hex()}
+
+
+def ended(by: str, error: str) -> Line:
+    return {"event": "ended", "by": by, "error": error}
+
+
+def passed(message: bytes, to: str) -> list[Line]:
+    return [sent(to, message), did("passed", to, message)]
+
+
+def log_of(*lines: Line, attack: str = "x") -> str:
+    return "".join(json.dumps({"attack": attack, **line}) + "\n" for line in lines)
+
+
+def runs(*lines: Line, attack: str = "x") -> list[Run]:
+    return [*runs_of(parse_events(log_of(*lines, attack=attack), "log")[0])]
+
+
+def comments(*lines: Line) -> list[Told]:
     return [told for run in runs(*lines) for told in tell(run, LAB)]
 
 
-def passed_on(message: bytes, to: str, attack: str = "x") -> list[tuple[Any, ...]]:
-    return [(kind, to, message, "", attack) for kind in ("sent", "delivered")]
-
-
 REPLAY = runs(
-    *passed_on(A, "server"),
-    *passed_on(B, "client"),
-    ("delivered", "server", A),
-    ("ended", "client", b"", "ConnectionCut"),
-    ("ended", "server", b"", "BadTag"),
+    *passed(A, "server"),
+    *passed(B, "client"),
+    did("again", "server", A),
+    ended("client", "ConnectionCut"),
+    ended("server", "BadTag"),
 )
 
 # The packets
@@ -158,9 +174,11 @@ def test_sequence_numbers_count_every_byte_that_each_end_has_sent() -> None:
 
 
 def test_each_attack_has_a_port_of_its_own_and_the_server_that_of_the_protocol() -> None:
-    log = runs(
-        *passed_on(A, "server"), *passed_on(A, "server", "y"), ("inserted", "server", A, "", "z")
-    )
+    log = [
+        *runs(*passed(A, "server")),
+        *runs(*passed(A, "server"), attack="y"),
+        *runs(did("inserted", "server", A), attack="z"),
+    ]
     assert {frame.tcp.sport for frame in frames(log) if frame.tcp.dport == 9999} == {
         40_001,
         40_002,
@@ -171,7 +189,7 @@ def test_each_attack_has_a_port_of_its_own_and_the_server_that_of_the_protocol()
     } == {"server side"}, "an outsider has no client"
 
 
-def test_whoever_was_left_closes_last() -> None:
+def test_the_end_whose_peer_closed_first_closes_last() -> None:
     last = {frame.side: frame for frame in frames(REPLAY) if frame.tcp.flags & dpkt.tcp.TH_FIN}
     first = {
         frame.side: frame for frame in reversed(frames(REPLAY)) if frame.tcp.flags & dpkt.tcp.TH_FIN
@@ -184,7 +202,7 @@ def test_whoever_was_left_closes_last() -> None:
 
 def test_a_long_message_is_cut_as_tcp_cuts_it() -> None:
     message = bytes(65_527)
-    parts = [data for _, _, data in carried(frames(runs(("inserted", "server", message))))]
+    parts = [data for _, _, data in carried(frames(runs(did("inserted", "server", message))))]
     assert b"".join(parts) == LAB.framed(message)
     assert [len(part) for part in parts[:-1]] == [SEGMENT_BYTES] * (len(parts) - 1)
 
@@ -200,7 +218,8 @@ def test_another_protocol_brings_its_port_its_framing_and_its_words() -> None:
         describe=lambda message: f"LETTER of {len(message)}",
         fields=lambda message: [Field("all", message)],
     )
-    found = frames(runs(("inserted", "server", b"hi"), ("refused", "server", b"hi", "Bad")), wire)
+    letter = [did("inserted", "server", b"hi"), refused("server", b"hi", "Bad")]
+    found = frames(runs(*letter), wire)
     assert carried(found) == [("server side", "server", b"\0\0\0\2hi")]
     assert {frame.tcp.dport for frame in found} == {7000, 40_001}
     (comment,) = [frame.comment for frame in found if frame.tcp.data]
@@ -209,97 +228,74 @@ def test_another_protocol_brings_its_port_its_framing_and_its_words() -> None:
     )
 
 
-# What is said of them
+# The comments
 
 FLIPPED = A[:5] + b"\x07\x08" + A[7:]
+FLIP = [sent("server", A), did("changed", "server", FLIPPED, A)]
+DROP = [sent("server", A), *passed(C, "server")]
+HOLD = [sent("server", A), *passed(B, "client"), did("late", "server", A)]
+REFLECT = [sent("server", A), did("reflected", "client", A, A)]
 
 
 @pytest.mark.parametrize(
     ("log", "at", "words"),
     [
-        (passed_on(A, "server"), 0, "Sent by the client; passed on as it was."),
-        (passed_on(A, "server"), 1, "The server gets this: passed on as it was."),
-        (passed_on(B, "client"), 0, "Sent by the server; passed on as it was."),
+        (passed(A, "server"), 0, "Sent by the client; passed on as it was."),
+        (passed(A, "server"), 1, "The server gets this: passed on as it was."),
+        (passed(B, "client"), 0, "Sent by the server; passed on as it was."),
         (
-            [*passed_on(A, "server"), ("delivered", "server", A)],
-            2,
-            "delivered once more (delivery 2).",
-        ),
-        (
-            [*passed_on(A, "server"), *[("delivered", "server", A)] * 3],
+            [*passed(A, "server"), *[did("again", "server", A)] * 3],
             4,
-            "delivered once more (delivery 4).",
+            "The server gets this: delivered once more (delivery 4).",
         ),
-        ([("sent", "server", A), *passed_on(C, "server")], 0, "Sent by the client; not delivered."),
+        (DROP, 0, "Sent by the client; not delivered."),
+        (DROP, 2, "The server gets this: passed on as it was."),
+        (HOLD, 0, "Sent by the client; kept back for a while."),
+        (HOLD, 3, "The server gets this: delivered later than it was sent."),
+        (FLIP, 0, "Sent by the client; changed on the way."),
         (
-            [("sent", "server", A), *passed_on(C, "server")],
-            2,
-            "The server gets this: passed on as it was.",
-        ),
-        (
-            [("sent", "server", A), *passed_on(B, "client"), ("delivered", "server", A)],
-            0,
-            "Sent by the client; kept back for a while.",
-        ),
-        (
-            [("sent", "server", A), *passed_on(B, "client"), ("delivered", "server", A)],
-            3,
-            "The server gets this: delivered later than it was sent.",
-        ),
-        (
-            [("sent", "server", A), ("inserted", "server", FLIPPED)],
-            0,
-            "Sent by the client; changed on the way.",
-        ),
-        (
-            [("sent", "server", A), ("inserted", "server", FLIPPED)],
+            FLIP,
             1,
             "The server gets this: changed on the way (round: 0a -> 07, direction: 0a -> 08).",
         ),
         (
-            [("sent", "server", A), ("inserted", "server", A + A[:16])],
+            [sent("server", A), did("changed", "server", A + A[:16], A)],
             1,
             "The server gets this: changed on the way (ciphertext: 16 -> 32 bytes).",
         ),
         (
-            [("sent", "server", A), ("inserted", "client", A)],
-            0,
-            "Sent by the client; not delivered.",
-        ),
-        (
-            [("sent", "server", A), ("inserted", "client", A)],
+            [sent("server", A), did("replaced", "server", C, A)],
             1,
-            "The client gets this: sent back to the end that it came from.",
+            "The server gets this: replaced by another message (opcode: 0a -> 1e, client id: "
+            "0a -> 1e, round, direction: 0a -> 1e, IV, ciphertext: 16 -> 32 bytes, tag).",
         ),
+        (REFLECT, 0, "Sent by the client; not delivered."),
+        (REFLECT, 1, "The client gets this: sent back to the end that it came from."),
         (
-            [("inserted", "server", A), ("sent", "client", B)],
+            [did("inserted", "server", A), sent("client", B)],
             1,
             "Sent by the server; answered to the adversary.",
         ),
     ],
 )
-def test_the_comment_says_what_was_done(log: list[tuple[Any, ...]], at: int, words: str) -> None:
-    assert comments(*log)[at].words.endswith(words)
+def test_the_comment_says_what_was_done(log: list[Line], at: int, words: str) -> None:
+    assert comments(*log)[at].words.partition(" bytes. ")[2] == words
 
 
-def refusals(*log: tuple[Any, ...]) -> list[str]:
+def refusals(*log: Line) -> list[str]:
     return [
         told.words.rpartition(". The ")[2] for told in comments(*log) if "refused" in told.words
     ]
 
 
-def test_the_comment_says_who_refused_it_and_why() -> None:
-    flip = [("sent", "server", A), ("inserted", "server", FLIPPED)]
-    refused = ("refused", "server", FLIPPED, "BadTag")
-    assert refusals(*flip, refused) == ["server refused it: BadTag."]
-    assert refusals(*flip, ("refused", "client", FLIPPED, "BadTag")) == []
-    assert refusals(*flip, ("refused", "server", A, "BadTag")) == [], "which never came there"
-    assert refusals(*flip, ("ended", "server", b"", "BadTag")) == []
-    assert refusals(("inserted", "server", B), *flip, refused) == ["server refused it: BadTag."]
+def test_the_comment_says_which_end_refused_it_and_why() -> None:
+    bad_tag = refused("server", FLIPPED, "BadTag")
+    assert refusals(*FLIP, bad_tag) == ["server refused it: BadTag."]
+    assert refusals(*FLIP, refused("client", FLIPPED, "BadTag")) == []
+    assert refusals(*FLIP, refused("server", A, "BadTag")) == [], "which never came there"
+    assert refusals(*FLIP, ended("server", "BadTag")) == []
     second = comments(
-        *passed_on(A, "server"),
-        ("delivered", "server", A),
-        ("refused", "server", A, "RoundMismatch"),
+        *passed(A, "server"), did("again", "server", A), refused("server", A, "RoundMismatch")
     )
     assert ["refused" in told.words for told in second] == [False, False, True]
 
@@ -308,69 +304,20 @@ def test_a_sealed_message_is_named() -> None:
     pair = Pair()
     pair.hello()
     report = reseal(pair.client, Opcode.CLIENT_DATA, bytes(17), sender=Direction.C2S)
-    (told,) = comments(("inserted", "server", report))
+    (told,) = comments(did("inserted", "server", report))
     assert told.words.startswith(f"CLIENT_DATA, client 1, round 0, C2S, {len(report)} bytes. ")
 
 
-# What is no log, and what cannot be written
+# Logs without messages, and files that cannot be written
 
 
-def test_lines_of_other_kinds_are_left_out() -> None:
-    others = [
-        '{"attack": "x", "event": "verdict", "words": "ok"}',
-        '{"attack": "x", "event": "keyring", "by": "nobody", "more": [1, {}]}',
-    ]
-    text = "\n".join([others[0], line("sent", "server", A), others[1]])
-    assert parse_events(text, "log") == (
-        parse_events(line("sent", "server", A), "log")[0],
-        ["verdict", "keyring"],
-    )
-
-
-@pytest.mark.parametrize(
-    "bad",
-    [
-        "",
-        "hello",
-        "[]",
-        "7",
-        '"x"',
-        "null",
-        "{}",
-        '{"attack": "x"}',
-        '{"event": "sent"}',
-        "[" * 9000,
-        '{"attack": "x", "event": 7}',
-        '{"attack": null, "event": "sent"}',
-        line("sent", "nobody", A),
-        line("ended", "nobody", b"", "BadTag"),
-        '{"attack": "x", "event": "sent", "to": "server"}',
-        '{"attack": "x", "event": "sent", "to": "server", "message": "0"}',
-        '{"attack": "x", "event": "sent", "to": "server", "message": 7}',
-        '{"attack": "x", "event": "ended", "by": "server", "error": 7}',
-        '{"attack": "x", "event": "sent", "to": ["server"], "message": ""}',
-    ],
-)
-def test_a_line_that_is_none_is_named(bad: str) -> None:
-    with pytest.raises(UserError, match=r"^my log line 2 is not an event: '"):
-        parse_events(f"{line('sent', 'server', A)}\n{bad}\n", "my log")
-
-
-def test_a_log_without_messages_and_one_that_cannot_be_read_are_named(
+def test_a_log_without_messages_is_one_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    (tmp_path / "log").write_text(log_of(ended("server", "BadTag")))
     monkeypatch.setattr(sys, "argv", ["capture", str(tmp_path / "log"), "-o", str(tmp_path / "o")])
-    for text, what in (
-        ("", "are no events"),
-        (line("ended", "server", b"", "BadTag"), "is no message"),
-    ):
-        (tmp_path / "log").write_text(text)
-        with pytest.raises(UserError, match=f"^there {what} in .*log$"):
-            main()
-    (tmp_path / "log").write_bytes(b"\xff\xfe")
-    for path in (tmp_path, tmp_path / "nowhere", tmp_path / "log"):
-        with pytest.raises(UserError, match=r"^cannot read events from "):
-            read_events(path)
+    with pytest.raises(UserError, match=r"^there is no message in .*log$"):
+        main()
 
 
 def test_without_its_package_it_says_which_one_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -393,7 +340,7 @@ def test_a_file_is_written_whole_or_not_at_all(
 def test_it_is_a_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "log").write_text(line("inserted", "server", A))
+    (tmp_path / "log").write_text(log_of(did("inserted", "server", A)))
     out = tmp_path / "out.pcapng"
     monkeypatch.setattr(sys, "argv", ["capture", str(tmp_path / "log"), "-o", str(out)])
     assert main() == 0

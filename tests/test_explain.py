@@ -14,14 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from classroom.capture import packets, pcapng
-from classroom.events import parse_events, runs_of
 from classroom.explain import TEMPLATE, Explained, Shown, as_text, explain, main, recorded
 from classroom.keylog import KeyLog, parse_keylog, plaintext_of, read_keylog
 from classroom.output import filled
 from classroom.wire import LAB
+from lab.events import parse_events, runs_of
 from program import UserError
 from protocol_fsm import Direction, Opcode
-from tests.helpers import READINGS, Pair, live, logged_pair, reseal
+from tests.helpers import REPORT, Pair, live, logged_pair, reseal
 from tests.programs import run
 
 
@@ -46,19 +46,12 @@ class Session:
         return b"".join(map(LAB.framed, self.messages))
 
     def events(self) -> str:
-        return "".join(
-            json.dumps(
-                {
-                    "attack": "none",
-                    "event": kind,
-                    "to": "client" if message[6] else "server",
-                    "message": message.hex(),
-                }
-            )
-            + "\n"
-            for message in self.messages
-            for kind in ("sent", "delivered")
-        )
+        lines = []
+        for message in self.messages:
+            to = "client" if message[6] else "server"
+            sent = {"attack": "none", "event": "sent", "to": to, "message": message.hex()}
+            lines += [sent, {**sent, "event": "delivered", "deed": "passed"}]
+        return "".join(json.dumps(line) + "\n" for line in lines)
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +98,7 @@ def test_the_inside_of_each_kind_is_named(session: Session) -> None:
         ["nonce", "status"],
     ]
     report = explain(session.messages[2], session.log)
-    assert report.inside[1].meaning == f"{READINGS.decode()} [P 3.3]"
+    assert report.inside[1].meaning == f"{REPORT.body.decode()} [P 3.3]"
     assert explain(session.messages[6], session.log).inside[1].meaning == "1: GOODBYE [P 3.3]"
 
 
@@ -143,7 +136,7 @@ def test_formulas_are_those_of_the_protocol(session: Session) -> None:
         assert all(formula in text for formula in formulas)
 
 
-def test_who_moves_nothing_says_so_and_a_next_key_that_is_not_there_is_missed(
+def test_a_message_that_moves_no_key_says_so_and_a_missing_next_key_is_named(
     session: Session,
 ) -> None:
     for message in (session.messages[0], session.messages[6]):
@@ -173,7 +166,7 @@ def test_keys_are_named_and_never_shown(session: Session) -> None:
 
 
 @given(st.binary(max_size=200))
-def test_whatever_the_bytes_are_they_are_explained_in_lines_of_ascii(data: bytes) -> None:
+def test_any_bytes_are_explained_in_lines_of_ascii(data: bytes) -> None:
     found = explain(data, {})
     assert b"".join(part.data for part in found.parts) == data
     check_lines(found)

@@ -313,7 +313,7 @@ def test_a_message_is_described_with_and_without_its_plaintext() -> None:
         )
     ]
     assert said == [
-        "  plaintext: nonce 00000000.., version 01",
+        "  plaintext: client nonce 00000000.., version 01",
         "  plaintext: status OK, client nonce 00000000.., server nonce 00000000..",
         "  plaintext: nonce 00000000.., [21.5, 19.0]",
         "  plaintext: nonce 00000000.., status GOODBYE",

@@ -1,5 +1,4 @@
-"""The run sheet and the event log: what they tell a teacher to type is typed, and what they promise
-to be seen is looked for."""
+"""The run sheet and the event log: their commands are typed, and what they quote is looked for."""
 
 from __future__ import annotations
 
@@ -16,13 +15,14 @@ from typing import Any, NamedTuple
 import pytest
 
 from attacks import ATTACKS
-from classroom.weakened import DOCUMENTED
+from lab.events import DEEDS
+from lab.weakened import DOCUMENTED
 from tests.programs import TIMEOUT_S, Program, posix_only
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
 LESSON = (ROOT / "classroom" / "LESSON.md").read_text("utf-8")
-EVENTS = (ROOT / "classroom" / "EVENTS.md").read_text("utf-8")
+EVENTS = (ROOT / "lab" / "EVENTS.md").read_text("utf-8")
 KEYLOG = (ROOT / "classroom" / "KEYLOG.md").read_text("utf-8")
 INSTALLING = {"python3 -m venv .venv", ". .venv/bin/activate", "pip install -r requirements.txt"}
 THREE_TERMINALS = "Minute 0"
@@ -77,25 +77,25 @@ def is_like(pattern: str, line: str) -> bool:
 
 
 def shows(lines: list[str], look: str) -> bool:
-    """Tell whether all lines of a quotation are there, in their order."""
+    """Return whether all lines of a quotation are there, in their order."""
     rest = iter(lines)
     return all(any(is_like(pattern, line) for line in rest) for pattern in look.splitlines())
 
 
 def check_looks(looks: list[str], outputs: list[list[str]]) -> None:
-    """Each quotation is what one of the streams has shown."""
+    """Check that each quotation is in the lines of one stream."""
     for look in looks:
         assert any(shows(lines, look) for lines in outputs), f"not seen:\n{look}\nbut {outputs}"
 
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
-    """A copy of what a student gets, for what the lesson writes beside it."""
+    """A copy of a student's folder, into which the lesson writes."""
     for path in ROOT.glob("*.py"):
         shutil.copy(path, tmp_path)
-    shutil.copytree(
-        ROOT / "classroom", tmp_path / "classroom", ignore=shutil.ignore_patterns("__pycache__")
-    )
+    for folder in ("classroom", "lab"):
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=ignored)
     return tmp_path
 
 
@@ -302,10 +302,11 @@ def test_links_of_the_lesson_and_the_event_log_lead_somewhere() -> None:
         re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
         for heading in re.findall(r"^#+ (.*)$", LESSON + README, re.MULTILINE)
     }
-    for target in re.findall(r"\]\(([^)]+)\)", LESSON + EVENTS + KEYLOG):
-        path, _, anchor = target.partition("#")
-        assert not path or (ROOT / "classroom" / path).exists(), target
-        assert not anchor or anchor in anchors, target
+    for folder, text in (("classroom", LESSON + KEYLOG), ("lab", EVENTS)):
+        for target in re.findall(r"\]\(([^)]+)\)", text):
+            path, _, anchor = target.partition("#")
+            assert not path or (ROOT / folder / path).exists(), target
+            assert not anchor or anchor in anchors, target
 
 
 def test_the_rules_that_documented_removes_are_as_many_as_the_lesson_says() -> None:
@@ -321,7 +322,7 @@ def test_headings_of_the_readme_that_the_homework_names_are_there() -> None:
 
 def test_the_worked_attack_is_as_short_as_the_lesson_asks_for() -> None:
     (code,) = named("Homework").code
-    body = code.partition("@attack")[2].partition("\nrun_program")[0]
+    body = code.partition("@on_path")[2].partition("\nrun_program")[0]
     assert 5 <= len(body.strip().splitlines()) <= 15
     assert "stale-answer" not in ATTACKS
 
@@ -367,6 +368,7 @@ SAMPLE = (
     "recorded-server",
     "flip-reading",
     "inject-report",
+    "splice-client",
     "reflect",
     "reorder",
     "drop-report",
@@ -388,21 +390,29 @@ def test_every_field_of_a_line_is_documented_and_none_is_missing(
     runs: list[list[dict[str, Any]]],
 ) -> None:
     types = {"string": str, "boolean": bool, "integer": int, "object": dict}
-    table = re.findall(r"^\| `(\w+)` \| (\w+) \| ([\w ]+) \|", EVENTS, re.MULTILINE)
+    rows = EVENTS.partition("| event |")[0]
+    table = re.findall(r"^\| `(\w+)` \| (\w+) \| ([\w ,]+) \|", rows, re.MULTILINE)
     assert [name for name, _, _ in table] == cells("field")
+    optional = {name for name, _, on in table if on.endswith(", if there is one")}
+    assert optional == {"origin"}
     for line in runs[0]:
         assert [*line][:2] == ["attack", "event"]
         wanted = {
             name: types[kind]
             for name, kind, on in table
-            if on == "all" or line["event"] in on.split()
+            if on == "all" or line["event"] in on.partition(",")[0].split()
         }
-        assert {name: type(value) for name, value in line.items()} == wanted
+        found = {name: type(value) for name, value in line.items()}
+        assert found == {name: wanted[name] for name in wanted if name in found}
+        assert wanted.keys() - found.keys() <= optional
 
 
 @pytest.mark.slow
 def test_the_values_of_a_line_are_those_of_the_document(runs: list[list[dict[str, Any]]]) -> None:
     assert {line["event"] for line in runs[0]} == {*cells("event")}
+    deeds = re.findall(r"^\| `(\w+)` \| (delivered|inserted) \|", EVENTS, re.MULTILINE)
+    assert deeds == [(deed, event) for event in DEEDS for deed in DEEDS[event]]
+    assert {(line["deed"], line["event"]) for line in runs[0] if "deed" in line} == {*deeds}
     assert {line["by"] for line in runs[0] if "by" in line} == {"client", "server"}
     assert {line["error"] for line in runs[0] if "error" in line} >= {"BadTag", "PeerTerminated"}
     assert {line["to"] for line in runs[0] if "to" in line} == {"client", "server"}
@@ -485,14 +495,30 @@ def test_events_can_be_read_as_the_document_says(runs: list[list[dict[str, Any]]
     report = next(item for item in of(lines, "replay-report", "sent") if item[1][:2] == "1e")
     assert of(lines, "replay-report", "sent").count(report) == 1
     assert of(lines, "replay-report", "delivered").count(report) == 2
+    assert deeds_of(lines, "replay-report", report[1]) == ["passed", "again"]
+    held = next(message for _, message in of(lines, "reorder", "sent") if message[:2] == "1e")
+    assert deeds_of(lines, "reorder", held) == ["late"]
     dropped = {*of(lines, "drop-report", "sent")} - {*of(lines, "drop-report", "delivered")}
     assert [message[:2] for _, message in dropped] == ["1e"]
     assert of(lines, "drop-report", "inserted") == []
-    (reflected,) = of(lines, "reflect", "inserted")
-    assert reflected[0] == "client"
-    assert ("server", reflected[1]) in of(lines, "reflect", "sent")
+    for attack, deed in (
+        ("flip-reading", "changed"),
+        ("splice-client", "replaced"),
+        ("reflect", "reflected"),
+    ):
+        (made,) = [line for line in lines if line["attack"] == attack and "origin" in line]
+        assert made["deed"] == deed
+        assert ("server", made["origin"]) in of(lines, attack, "sent")
     assert {to for to, _ in of(lines, "replay-session", "inserted")} == {"server"}
     assert {to for to, _ in of(lines, "replay-session", "sent")} == {"client"}
+
+
+def deeds_of(lines: list[dict[str, Any]], name: str, message: str) -> list[str]:
+    return [
+        line["deed"]
+        for line in lines
+        if (line["attack"], line.get("message")) == (name, message) and "deed" in line
+    ]
 
 
 def test_verdicts_have_the_members_that_the_document_names() -> None:

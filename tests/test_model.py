@@ -18,23 +18,29 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from classroom.weakened import without
 
 from attacks import ATTACKS
 from classroom.model.__main__ import UNKNOWN, expected_results, query_in, results_in
 from lab.claims import read_claims
+from lab.weakened import without
 from protocol_fsm import (
     KEY_LABELS,
     VERSION,
+    ClientData,
+    ClientHello,
     Direction,
     LocalError,
+    Message,
     Opcode,
     ProtocolError,
+    ServerAggrResponse,
+    ServerChallenge,
     Session,
     Status,
+    Terminate,
 )
 from tests.applied_pi import Model, Role, Value, World, joined, tokens_of, without_comments
-from tests.helpers import refusal
+from tests.helpers import refusal, worded
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "classroom" / "model"
@@ -193,11 +199,17 @@ class Code:
 
     def next_message(self, step: Step) -> bytes:
         self.draws[step.sender] += step.draws.split()
-        body = self.play.body(step.body) if step.body else b""
-        if step.opcode is Opcode.CLIENT_DATA:
-            body += self.play.secret
-        self.wire.append(self.ends[step.sender].seal(step.opcode, body, status=step.status))
+        self.wire.append(self.ends[step.sender].seal(self.message_of(step)))
         return self.wire[-1]
+
+    def message_of(self, step: Step) -> Message:
+        if step.opcode is Opcode.CLIENT_DATA:
+            return worded(ClientData([]), self.play.body(step.body) + self.play.secret)
+        if step.opcode is Opcode.SERVER_AGGR_RESPONSE:
+            return worded(ServerAggrResponse({}), self.play.body(step.body))
+        if step.opcode is Opcode.TERMINATE:
+            return Terminate(step.status)
+        return ClientHello() if step.opcode is Opcode.CLIENT_HELLO else ServerChallenge()
 
     def receiver(self, step: Step) -> Session:
         return self.ends["Client" if step.sender == "Server" else "Server"]
@@ -511,7 +523,7 @@ def test_the_bad_run_is_bad_only_in_the_model_it_is_for(name: str, query: str) -
 def test_the_code_has_no_terminate_in_the_handshake() -> None:
     code = Code("terminate.pv", Play("terminate.pv")).go(HANDSHAKE[:1])
     with pytest.raises(LocalError):
-        code.ends["Server"].seal(Opcode.TERMINATE, status=Status.VIOLATION)
+        code.ends["Server"].seal(Terminate(Status.VIOLATION))
 
 
 # The page
@@ -649,7 +661,7 @@ def test_without_proverif_the_runner_says_so_in_one_sentence(tmp_path: Path) -> 
     assert (code, out) == (2, "")
     assert err == (
         "classroom.model: there is no proverif on PATH; "
-        "how to get it says classroom/model/README.md\n"
+        "classroom/model/README.md has how to get it\n"
     )
     assert run_model("other.pv", path=str(tmp_path))[0] == 2
 

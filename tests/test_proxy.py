@@ -20,15 +20,14 @@ import pytest
 from classroom.proxy import Table
 from classroom.proxy_commands import GRAMMAR, HELP, Command, parse, parse_script
 from client import Client
-from endpoint import DEMO_KEYS, HOST, keylog
+from endpoint import DEMO_KEYS, HOST, NewSession
 from program import NoConnection, UserError
 from protocol_fsm import (
     BadTag,
+    ClientHello,
     ConnectionCut,
     Direction,
     MalformedMessage,
-    Message,
-    Opcode,
     PeerTerminated,
     RoundMismatch,
     Session,
@@ -36,6 +35,8 @@ from protocol_fsm import (
     WrongDirection,
     WrongPeer,
 )
+from server import Contribution
+from tests.helpers import logging_to
 from tests.network import PATIENCE_S, Journal, serving
 from tests.programs import ROOT, TIMEOUT_S, Program, posix_only, running_server
 
@@ -58,10 +59,10 @@ class Seat:
         self._capsys = capsys
         self.said = ""
         self._client: threading.Thread | None = None
-        self.outcome: list[object] = []  # of the clients: answers, and what ended them
+        self.outcome: list[object] = []  # of the clients: answers and errors
 
     def type(self, *lines: str) -> str:
-        """Type lines, and return what is printed meanwhile; a bad line is an error of the test."""
+        """Type lines, and return the output meanwhile; a bad line is an error of the test."""
         self.read()
         for line in lines:
             command = parse(line)
@@ -78,7 +79,7 @@ class Seat:
         self,
         *reports: list[float],
         client_id: int = 1,
-        new_session: Callable[..., Session] = Session,
+        new_session: NewSession = Session,
     ) -> None:
         """Let a client report through the proxy, in a thread."""
 
@@ -101,7 +102,7 @@ class Seat:
         self._client.start()
 
     def end(self) -> object:
-        """Forward whatever is left, and return what became of the client in the end."""
+        """Forward all that is left, and return the client's last answer or error."""
         self.type("until end")
         assert self._client
         self._client.join(PATIENCE_S)
@@ -131,9 +132,9 @@ def seat(capsys: pytest.CaptureFixture[str]) -> Iterator[Seat]:
 
 def accepted(seat: Seat) -> list[list[float]]:
     return [
-        record.detail.readings
+        [*record.detail.readings]
         for record in seat.journal.of("report")
-        if isinstance(record.detail, Message)
+        if isinstance(record.detail, Contribution)
     ]
 
 
@@ -181,13 +182,15 @@ def test_auto_forwards_until_it_is_off(seat: Seat) -> None:
     seat.over(2)
     seat.client([4.0])
     seat.type("until CLIENT_DATA")
-    assert accepted(seat) == [[1.0], [2.0], [3.0]], "who waits for a message wants to decide"
+    assert accepted(seat) == [[1.0], [2.0], [3.0]], (
+        "a command that waits for a message takes it in hand"
+    )
     assert seat.end() == 4.0
 
 
 def test_with_a_key_log_plaintexts_are_shown(seat: Seat, tmp_path: Path) -> None:
     seat.table._keylog = tmp_path / "log"
-    seat.client(new_session=keylog(str(tmp_path / "log")))
+    seat.client(new_session=logging_to(tmp_path / "log"))
     seat.type("until SERVER_CHALLENGE", "forward", "until CLIENT_DATA")
     assert "version 01" in seat.said
     assert "[100.0]" in seat.said
@@ -215,7 +218,7 @@ def test_show_has_every_byte_and_list_the_fate_of_every_message(seat: Seat) -> N
     ]
 
 
-# Meddling: what is typed when the report is in hand, and who refuses it, how
+# Meddling: a command when the report is in hand, and the error of the server
 
 MEDDLING = {
     "flip 24.3": BadTag,
@@ -653,7 +656,7 @@ def test_at_a_terminal_what_comes_leaves_the_prompt_and_what_is_typed_alone(
         middle.expect_exact("sho")
         session = Session(1, DEMO_KEYS[1], Direction.C2S)
         with socket.create_connection(address) as sock:
-            hello = session.seal(Opcode.CLIENT_HELLO)
+            hello = session.seal(ClientHello())
             sock.sendall(len(hello).to_bytes(2, "big") + hello)
             middle.expect_exact("#1 to server: CLIENT_HELLO")
             middle.expect(r"tag \w+\.\.\r+\nproxy> sho")

@@ -23,9 +23,10 @@ from classroom.evidence import runs_needed
 from classroom.output import write_whole
 from classroom.wire import LAB, Field, changes, lab_fields, lab_title
 from lab.claims import read_claims, read_sets
-from lab.events import KINDS, Run, Watch, read_events, run_of, runs_of
+from lab.events import KINDS, Run, read_events, run_of, runs_of
+from lab.observer import Event
 from program import UserError
-from protocol_fsm import Direction, Opcode, PeerTerminated, Session
+from protocol_fsm import Opcode
 
 ROOT = Path(__file__).parent.parent
 SAMPLE = (
@@ -92,7 +93,8 @@ class Outline(html.parser.HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
-        self.open += [tag] * (tag not in VOID)
+        if tag not in VOID:
+            self.open.append(tag)
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
@@ -165,6 +167,14 @@ def test_a_field_that_lost_its_end_is_touched_there_and_the_tag_is_not(
 
 # Runs ---------------------------------------------------------------------------------------------
 
+
+def judged(attack: str, without: str, **fields: object) -> Event:
+    """Return the last line of a run."""
+    usual = dict.fromkeys(("story", "claim", "noticed", "words", "won"), "")
+    line = {"attack": attack, "event": "judged", "without": without, "as_expected": True}
+    return {**line, **usual, "bystanders": 1, **fields}
+
+
 KINDS_SEEN = {
     "flip-reading": "passed passed changed passed",
     "replay-report": "passed passed passed held again held late late passed",
@@ -216,50 +226,31 @@ def test_keys_of_both_ends_share_a_row_while_they_agree(runs: dict[str, Run]) ->
 
 
 def test_keys_that_came_apart_are_said_to_differ() -> None:
-    one = {"K": "11111111"}
-    other = {"K": "22222222"}
-    lines: list[dict[str, Any]] = [
-        {"event": "sent", "to": "server", "message": bytes(80)},
-        {"event": "inserted", "to": "server", "message": bytes(79) + b"\1"},
-        {"event": "keys", "by": "client", "message": bytes(80), "keys": one},
-        {"event": "keys", "by": "server", "message": bytes(79) + b"\1", "keys": other},
+    sent = bytes(80)
+    arrived = bytes(79) + b"\1"
+    lines: list[Event] = [
+        {"event": "sent", "to": "server", "message": sent},
+        {
+            "event": "inserted",
+            "to": "server",
+            "message": arrived,
+            "deed": "changed",
+            "origin": sent,
+        },
+        {"event": "keys", "by": "client", "message": sent, "keys": {"K": "11111111"}},
+        {"event": "keys", "by": "server", "message": arrived, "keys": {"K": "22222222"}},
     ]
     _, rows = report.key_rows(run_of([{"attack": "a", **line} for line in lines]), LAB)
     assert [(row.who, row.differ) for row in rows] == [("client", True), ("server", True)]
 
 
-def test_a_watch_tells_what_a_session_did_and_changes_nothing() -> None:
-    watch = Watch()
-    key = b"k" * 16
-    client, server = (
-        watch.noting(Session(1, key, sends), by, PeerTerminated)
-        for sends, by in ((Direction.C2S, "client"), (Direction.S2C, "server"))
-    )
-    hello = client.seal(Opcode.CLIENT_HELLO)
-    server.open(hello)
-    with pytest.raises(Exception, match="UnexpectedOpcode"):
-        server.open(hello)
-    told = watch.told()
-    assert [(line["event"], line["by"]) for line in told] == [
-        ("keys", "client"),
-        ("keys", "server"),
-        ("refused", "server"),
-    ]
-    assert {line["message"] for line in told} == {hello.hex()}
-    assert told[0]["keys"] == told[1]["keys"] == client.fingerprints()
-    assert watch.told() == []
+def numbered(event: str, deed: str, number: int, body: bytes = bytes(64)) -> Event:
+    message = struct.pack(">BBIB", 30, 1, number, 0) + body
+    return {"attack": "many", "event": event, "to": "server", "message": message, "deed": deed}
 
 
 def test_of_very_many_messages_the_middle_is_left_out_everywhere() -> None:
-    lines = [
-        {
-            "attack": "many",
-            "event": "inserted",
-            "to": "server",
-            "message": struct.pack(">BBIB", 30, 1, number, 0) + bytes(64),
-        }
-        for number in range(3_000)
-    ]
+    lines = [numbered("inserted", "inserted", number) for number in range(3_000)]
     text = report.page([run_of(lines)], LAB, "CLAIMS.md")
     assert "... 2987 messages more ..." in text
     assert "CLIENT_DATA, round 2999" in text
@@ -267,14 +258,11 @@ def test_of_very_many_messages_the_middle_is_left_out_everywhere() -> None:
 
 
 def test_of_many_messages_the_one_that_was_touched_is_never_left_out() -> None:
-    def line(event: str, number: int, body: bytes) -> dict[str, object]:
-        message = struct.pack(">BBIB", 30, 1, number, 0) + body
-        return {"attack": "one", "event": event, "to": "server", "message": message}
-
-    lines = [
-        line(event, number, bytes(64)) for number in range(40) for event in ("sent", "delivered")
-    ]
-    lines[2 * 20 + 1] = line("inserted", 20, bytes(63) + b"!")
+    lines: list[Event] = []
+    for number in range(40):
+        lines += [numbered("sent", "", number), numbered("delivered", "passed", number)]
+    changed = numbered("inserted", "changed", 20, bytes(63) + b"!")
+    lines[2 * 20 + 1] = {**changed, "origin": lines[2 * 20]["message"]}
     text = report.page([run_of(lines)], LAB, "CLAIMS.md")
     assert "... 16 messages more ..." in text
     assert "... 15 messages more ..." in text
@@ -325,45 +313,19 @@ def test_every_claim_is_there_and_leads_to_its_attacks(page: str) -> None:
 
 
 def test_the_matrix_is_that_of_the_search_and_its_cells_lead_to_runs() -> None:
-    lines = [
-        {
-            "attack": "replay-report",
-            "event": "judged",
-            "without": "ratchet,round",
-            "as_expected": False,
-            "won": "it",
-            "words": "",
-            "story": "",
-            "claim": "",
-            "noticed": "",
-            "bystanders": 1,
-        }
-    ]
-    text = report.page([run_of(lines)], LAB, "CLAIMS.md")
+    won = judged("replay-report", "ratchet,round", as_expected=False, won="it")
+    text = report.page([run_of([won])], LAB, "CLAIMS.md")
     words = "set a: replay-report wins without round and ratchet"
     assert text.count(f'<a href="#run-replay-report-without-ratchet-round" title="{words}"') == 2
     assert "try python attacks.py --without tag flip-reading" in text
 
 
 def test_runs_of_one_attack_stand_together() -> None:
-    lines = [
-        [
-            {
-                "attack": attack,
-                "event": "judged",
-                "without": without,
-                "as_expected": True,
-                "won": "",
-                "words": "",
-                "story": "",
-                "claim": "",
-                "noticed": "",
-                "bystanders": 1,
-            }
-        ]
+    found = [
+        run_of([judged(attack, without)])
         for attack, without in (("one", ""), ("two", ""), ("one", "tag"), ("one", "tag"))
     ]
-    text = report.page([run_of(line) for line in lines], LAB, "CLAIMS.md")
+    text = report.page(found, LAB, "CLAIMS.md")
     assert re.findall('<h3 id="(.*?)">', text) == [
         "run-one",
         "run-one-without-tag",
@@ -384,32 +346,17 @@ def test_the_same_log_makes_the_same_page(page: str, runs: dict[str, Run]) -> No
     assert report.page([*runs.values()], LAB, "CLAIMS.md") == page
 
 
-def hostile_lines() -> list[dict[str, Any]]:
-    return [
-        {"attack": HOSTILE, "event": "sent", "to": "server", "message": "0a"},
-        {"attack": HOSTILE, "event": "inserted", "to": "server", "message": ""},
-        {
-            "attack": HOSTILE,
-            "event": "keys",
-            "by": "client",
-            "keys": {HOSTILE: HOSTILE},
-            "message": "0a",
-        },
-        {"attack": HOSTILE, "event": "refused", "by": "server", "error": HOSTILE, "message": ""},
-        {"attack": HOSTILE, "event": "ended", "by": "server", "error": HOSTILE},
-        {
-            "attack": HOSTILE,
-            "event": "judged",
-            "story": HOSTILE,
-            "claim": HOSTILE,
-            "noticed": HOSTILE,
-            "without": f"{HOSTILE},\ud800",
-            "as_expected": True,
-            "words": HOSTILE,
-            "won": HOSTILE,
-            "bystanders": 10**9,
-        },
+def hostile_lines() -> list[Event]:
+    words = dict.fromkeys(("story", "claim", "noticed", "words", "won"), HOSTILE)
+    lines: list[Event] = [
+        {"event": "sent", "to": "server", "message": "0a"},
+        {"event": "inserted", "to": "server", "message": "", "deed": "changed", "origin": "0a"},
+        {"event": "keys", "by": "client", "keys": {HOSTILE: HOSTILE}, "message": "0a"},
+        {"event": "refused", "by": "server", "error": HOSTILE, "message": ""},
+        {"event": "ended", "by": "server", "error": HOSTILE},
+        judged(HOSTILE, f"{HOSTILE},\ud800", **words, bystanders=10**9),
     ]
+    return [{"attack": HOSTILE, **line} for line in lines]
 
 
 def test_nothing_in_a_log_becomes_a_tag_of_the_page(tmp_path: Path) -> None:
@@ -436,24 +383,6 @@ def test_nothing_in_a_log_becomes_a_tag_of_the_page(tmp_path: Path) -> None:
 # Bad input ----------------------------------------------------------------------------------------
 
 LINE = '{"attack": "a", "event": "ended", "by": "server", "error": "BadTag"}\n'
-BAD = {
-    "nothing": ("", "there are no events in "),
-    "a line that is not JSON": (LINE + "{broken\n", " line 2 is not an event: '{broken'"),
-    "a list": ("[1]\n", " line 1 is not an event"),
-    "no attack": ('{"event": "ended"}\n', " line 1 is not an event"),
-    "an event that is no word": ('{"attack": "a", "event": ["sent"]}\n', " line 1 is not an event"),
-    "a field of the wrong kind": (LINE.replace('"BadTag"', "5"), " line 1 is not an event"),
-    "a message that is not hexadecimal": (
-        '{"attack": "a", "event": "sent", "to": "client", "message": "xy"}\n',
-        " is not an event",
-    ),
-    "an end that there is not": (LINE.replace("server", "nobody"), " line 1 is not an event"),
-    "keys that are no names": (
-        '{"attack": "a", "event": "keys", "by": "client", "message": "", "keys": {"K": [1]}}\n',
-        " line 1 is not an event",
-    ),
-    "very deep": ("[" * 100_000 + "\n", " line 1 is not an event"),
-}
 
 
 def spoken(monkeypatch: pytest.MonkeyPatch, *words: str) -> str:
@@ -465,14 +394,12 @@ def spoken(monkeypatch: pytest.MonkeyPatch, *words: str) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize(("text", "sentence"), BAD.values(), ids=BAD)
 def test_a_bad_log_is_one_sentence_and_leaves_no_page(
-    text: str, sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "log").write_text(text)
+    (tmp_path / "log").write_text(LINE + "{broken\n")
     told = spoken(monkeypatch, str(tmp_path / "log"), "-o", str(tmp_path / "report.html"))
-    assert sentence in told
-    assert len(told.splitlines()) == 1
+    assert told.endswith("log line 2 is not an event: '{broken'")
     assert [path.name for path in tmp_path.iterdir()] == ["log"]
 
 

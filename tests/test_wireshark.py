@@ -17,11 +17,11 @@ import dpkt
 import pytest
 
 from classroom.capture import SIDES, Connection, Packet, pcapng
-from classroom.events import read_events
 from classroom.explain import explain, recorded
 from classroom.keylog import plaintext_of, read_keylog
 from classroom.wire import LAB
 from endpoint import OPCODE_NAMES
+from lab.events import read_events
 from protocol_fsm import (
     CIPHERTEXT_AT,
     HEADER,
@@ -30,6 +30,7 @@ from protocol_fsm import (
     OVERHEAD,
     TAG_BYTES,
     BadTag,
+    ClientData,
     Direction,
     Header,
     Opcode,
@@ -417,7 +418,7 @@ def test_the_key_log_tells_what_was_changed_refused_and_never_sealed(tmp_path: P
     pair = logged_pair(tmp_path / "log")
     pair.hello()
     pair.challenge()
-    report = pair.client.seal(Opcode.CLIENT_DATA, b"[100.0]")
+    report = pair.client.seal(ClientData([100.0]))
     flipped = report[:30] + bytes([report[30] ^ 1]) + report[31:]
     with pytest.raises(BadTag):
         pair.server.open(flipped)

@@ -18,12 +18,12 @@ from pathlib import Path
 from program import Parser, UserError, run_program
 
 FOLDER = Path(__file__).parent
-UNKNOWN = "not known"  # in the table: whatever ProVerif finds is right
+UNKNOWN = "not known"  # in the table: any result of ProVerif is right
 Query = tuple[tuple[str, str], ...]  # as (("inj-event", "CAccept"), ("inj-event", "SSend"))
 
 
 def query_in(text: str) -> Query:
-    """Return what a query is about, whether ProVerif writes it, a model or the page."""
+    """Return the subject of a query, however ProVerif, a model or the page writes it."""
     return tuple(re.findall(r"((?:inj-)?event|attacker)(?:_p\d+)?\((\w+)", text))
 
 
@@ -38,26 +38,27 @@ def expected_results() -> dict[str, dict[Query, str]]:
 
 
 def results_in(output: str) -> dict[Query, str]:
-    """Return what ProVerif found. A result in brackets explains the one above it, and is none."""
+    """Return ProVerif's results. One in brackets only explains the one above it."""
     found = re.findall(r"^RESULT (?!\()(.+?) (is true|is false|cannot be proved)", output, re.M)
     return {query_in(query): result.removeprefix("is ") for query, result in found}
 
 
 def shown(query: Query) -> str:
-    return " ==> ".join(f"{kind}({name})" for kind, name in query[:2]) + "".join(
-        f" || {kind}({name})" for kind, name in query[2:]
-    )
+    words = [f"{kind}({name})" for kind, name in query]
+    return " || ".join([" ==> ".join(words[:2]), *words[2:]])
 
 
 def compare(expected: Mapping[Query, str], found: Mapping[Query, str]) -> bool:
-    """Print a line for each query, and tell if all results are as expected."""
+    """Print a line for each query, and return whether all results are as expected."""
     is_right = True
     for query in dict.fromkeys([*expected, *found]):
         want = expected.get(query, "no such query")
         got = found.get(query, "no result")
-        is_wrong = got != want and not (want == UNKNOWN and query in found)
-        print(f"  {got:<16} {shown(query)}{f'  WRONG: expected {want}' * is_wrong}", flush=True)
-        is_right &= not is_wrong
+        line = f"  {got:<16} {shown(query)}"
+        if got != want and not (want == UNKNOWN and query in found):
+            line += f"  WRONG: expected {want}"
+            is_right = False
+        print(line, flush=True)
     return is_right
 
 
@@ -88,14 +89,13 @@ def main() -> int:
         raise UserError(f"no model is named {min(unknown)}; there are {', '.join(expected)}")
     program = shutil.which("proverif")
     if not program:
-        raise UserError(
-            "there is no proverif on PATH; how to get it says classroom/model/README.md"
-        )
-    is_right = True
+        raise UserError("there is no proverif on PATH; classroom/model/README.md has how to get it")
+    code = 0
     for model in models:
         print(model, flush=True)
-        is_right &= compare(expected[model], run(program, model))
-    return int(not is_right)
+        if not compare(expected[model], run(program, model)):
+            code = 1
+    return code
 
 
 if __name__ == "__main__":

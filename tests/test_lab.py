@@ -1,0 +1,422 @@
+"""What every adversary stands on: proxy, deeds of frames, verdicts, observer, event log, rules."""
+
+from __future__ import annotations
+
+import argparse
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from lab.catalogue import Attack, Catalogue, CutHere, Stage, attacked
+from lab.events import DEEDS, KINDS, Step, parse_events, parsed, read_events, run_of, shown
+from lab.frames import OTHER_END, Frame, Frames, flipped
+from lab.observer import Observer
+from lab.program import Program, Teller
+from lab.proxy import Proxy
+from lab.rules import chosen, lacking, require_loopback
+from lab.verdict import judge, summary
+from program import UserError
+from protocol_fsm import BadTag, ConnectionCut, Session, UnexpectedOpcode, Watchers
+from tests.helpers import Pair, refusal
+from tests.network import at_once
+
+# A stage without protocol, sockets or ends --------------------------------------------------------
+
+
+class Toy(Stage):
+    """The frames of one connection, and a victim that meets whatever it is told to."""
+
+    def __init__(self, *met: Exception, learned: str = "") -> None:
+        self.outcome = SimpleNamespace(
+            errors={"client": [], "server": [*met]}, learned=learned, broken=None
+        )
+        self.rounds = 0
+        self.teller = Teller(
+            Program("", {}, None, None, None),  # type: ignore[arg-type]
+            argparse.Namespace(verbose=False, names=[], events=None, json=False),
+        )
+        self.are_bystanders_well = True
+
+    def log(self, deed: str, frame: Frame) -> None:
+        self.teller.log(deed, frame)
+
+    def suffer(self, attack: Attack) -> list[Frame]:
+        """Return what is delivered of three frames."""
+        frames = [Frame("server", b"one"), Frame("client", b"two"), Frame("server", b"three")]
+        return [*attacked(attack, iter(frames), self)]
+
+    def bystanders_go_on(self) -> bool:
+        return self.are_bystanders_well
+
+    def honest_session(self) -> None:
+        """Nothing to do."""
+
+    def steps(self) -> list[Step]:
+        """Return what the event log tells of the frames."""
+        return run_of([parsed(event) for event in self.teller.events]).steps
+
+
+def catalogued(run: Callable[..., Any], *, is_on_path: bool = True, **options: Any) -> Attack:
+    """Return an attack that the server has to refuse with BadTag."""
+    catalogue = Catalogue(goal=lambda outcome: str(outcome.learned))
+    register = catalogue.on_path if is_on_path else catalogue.outside
+    register("integrity", "server", BadTag, **options)(run)
+    (attack,) = catalogue.attacks.values()
+    return attack
+
+
+# Deeds: a tap on three frames, what it delivers, and what the event log says of each -------------
+
+
+def passes(frames: Frames, lab: Toy) -> Frames:
+    return frames
+
+
+def delivers_again(frames: Frames, lab: Toy) -> Frames:
+    frame = next(frames)
+    yield frame
+    yield frame
+
+
+def delivers_late(frames: Frames, lab: Toy) -> Frames:
+    held = next(frames)
+    yield next(frames)
+    yield held
+
+
+def delivers_its_own_first(frames: Frames, lab: Toy) -> Frames:
+    held = next(frames)
+    yield Frame("client", b"mine")
+    yield held
+
+
+def changes(frames: Frames, lab: Toy) -> Frames:
+    yield flipped(flipped(next(frames), 0), 1)
+
+
+def changes_a_copy(frames: Frames, lab: Toy) -> Frames:
+    frame = next(frames)
+    yield frame
+    yield flipped(frame, 0)
+
+
+def replaces(frames: Frames, lab: Toy) -> Frames:
+    yield next(frames).replaced(Frame("server", b"tape"))
+
+
+def reflects(frames: Frames, lab: Toy) -> Frames:
+    yield next(frames).reflected().changed(b"eno")
+
+
+def drops(frames: Frames, lab: Toy) -> Frames:
+    next(frames)
+    yield from ()
+
+
+def cuts(frames: Frames, lab: Toy) -> Frames:
+    yield next(frames)
+    raise CutHere
+
+
+def asks_for_more_than_there_are(frames: Frames, lab: Toy) -> Frames:
+    for _ in range(9):
+        yield next(frames)
+
+
+DEEDS_OF: dict[Callable[..., Frames], tuple[str, str]] = {
+    passes: ("one two three", "passed passed passed"),
+    delivers_again: ("one one two three", "passed again passed passed"),
+    delivers_late: ("two one three", "held passed late passed"),
+    delivers_its_own_first: ("mine one two three", "held inserted late passed passed"),
+    changes: ("noe two three", "changed passed passed"),
+    changes_a_copy: ("one nne two three", "passed inserted passed passed"),
+    replaces: ("tape two three", "replaced passed passed"),
+    reflects: ("eno two three", "dropped reflected passed passed"),
+    drops: ("two three", "dropped passed passed"),
+    cuts: ("one", "passed"),
+    asks_for_more_than_there_are: ("one two three", "passed passed passed"),
+}
+
+
+@pytest.mark.parametrize("tap", DEEDS_OF, ids=lambda tap: tap.__name__)
+def test_the_log_tells_what_a_tap_did_with_each_frame(tap: Callable[..., Frames]) -> None:
+    lab = Toy()
+    delivered, kinds = DEEDS_OF[tap]
+    attack = catalogued(tap)
+    assert " ".join(frame.message.decode() for frame in lab.suffer(attack)) == delivered
+    assert [step.kind for step in lab.steps()] == kinds.split()
+
+
+def test_every_deed_of_the_log_is_done_by_some_tap() -> None:
+    told = {kind for _, kinds in DEEDS_OF.values() for kind in kinds.split()}
+    assert told == KINDS.keys() - {"answered"}
+    assert {deed for deeds in DEEDS.values() for deed in deeds} <= told
+
+
+def test_a_made_frame_says_from_which_it_was_made() -> None:
+    lab = Toy()
+    lab.suffer(catalogued(changes))
+    (step,) = [step for step in lab.steps() if step.kind == "changed"]
+    assert (step.sent, step.arrived) == (b"one", b"noe")
+    lab = Toy()
+    lab.suffer(catalogued(reflects))
+    (step,) = [step for step in lab.steps() if step.kind == "reflected"]
+    assert (step.to, step.sent, step.arrived) == ("client", b"one", b"eno")
+
+
+def test_the_answers_to_an_outsider_are_told_as_answers() -> None:
+    lab = Toy()
+    lab.log("inserted", Frame("server", b"mine"))
+    lab.log("sent", Frame("client", b"no"))
+    assert [(step.kind, step.source) for step in lab.steps()] == [
+        ("inserted", "client"),
+        ("answered", "server"),
+    ]
+    assert OTHER_END == {"client": "server", "server": "client"}
+
+
+# Verdicts -----------------------------------------------------------------------------------------
+
+
+def broken(frames: Frames, lab: Toy) -> Frames:
+    """An attack with a mistake in it."""
+    yield next(frames)
+    raise TypeError("no such thing")
+
+
+def words_of(lab: Toy, attack: Attack) -> tuple[bool, str]:
+    lab.suffer(attack)
+    result = judge(attack, lab)
+    return result.as_expected, result.words
+
+
+def test_a_verdict_is_what_the_victims_did() -> None:
+    attack = catalogued(passes)
+    assert words_of(Toy(BadTag()), attack) == (True, "server: BadTag")
+    assert words_of(Toy(UnexpectedOpcode()), attack) == (False, "server: UnexpectedOpcode")
+    assert words_of(Toy(), attack) == (False, "server: nothing")
+    assert words_of(Toy(BadTag(), learned="a secret"), attack) == (False, "WON: a secret")
+
+
+def test_an_attack_that_raises_is_broken_even_if_the_server_refused_something() -> None:
+    words = "the attack raised TypeError: no such thing"
+    assert words_of(Toy(BadTag()), catalogued(broken)) == (False, words)
+
+
+def test_harm_to_a_bystander_is_no_defence() -> None:
+    lab = Toy(BadTag())
+    lab.are_bystanders_well = False
+    assert words_of(lab, catalogued(passes)) == (False, "a bystander was harmed")
+
+
+def test_an_attack_that_nothing_prevents_is_not_called_refused() -> None:
+    noticed = catalogued(passes, noticed="the clock")
+    assert words_of(Toy(BadTag(), learned="time"), noticed) == (True, "not prevented")
+    assert words_of(Toy(learned="time"), noticed) == (False, "server: nothing")
+
+
+def test_without_a_rule_any_refusal_counts_but_not_the_end_of_a_connection() -> None:
+    for met, is_refused in ((UnexpectedOpcode(), True), (ConnectionCut(False), False)):
+        lab = Toy(met)
+        lab.is_weakened = True
+        assert words_of(lab, catalogued(passes))[0] is is_refused
+
+
+def test_the_table_counts_each_result_once() -> None:
+    good = judge(catalogued(passes), Toy(BadTag()))
+    bad = judge(catalogued(passes), Toy())
+    late = judge(catalogued(passes, noticed="the clock"), Toy(BadTag(), learned="time"))
+    lines = summary([good, bad, late, good]).splitlines()
+    assert lines[1].split() == ["integrity", "4", "2", "1", "1"]
+    assert lines[2:] == ["passes: noticed by the clock; won: time"]
+
+
+def test_an_attack_without_a_docstring_has_a_story() -> None:
+    assert catalogued(passes).story == "(an attack without a docstring)"
+    assert catalogued(broken).story == "An attack with a mistake in it."
+
+
+# The proxy, which knows no protocol ---------------------------------------------------------------
+
+
+def read_line(recv: Callable[[int], bytes]) -> bytes:
+    """Another framing than ours: lines of text."""
+    line = b""
+    while not line.endswith(b"\n"):
+        byte = recv(1)
+        if not byte:
+            raise EOFError
+        line += byte
+    return line[:-1]
+
+
+def write_line(sendall: Callable[[bytes], object], message: bytes) -> None:
+    sendall(message + b"\n")
+
+
+def test_the_proxy_carries_any_framing_and_what_the_tap_yields() -> None:
+    def shout(frames: Frames) -> Frames:
+        for frame in frames:
+            yield Frame(frame.to, frame.message.upper())
+            if frame.message == b"echo":
+                yield Frame("client", frame.message)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> list[bytes]:
+            connection, _ = listener.accept()
+            with connection:
+                heard = [read_line(connection.recv), read_line(connection.recv)]
+                connection.sendall(b"bye\n")
+                return heard
+
+        def talk() -> list[bytes]:
+            with (
+                Proxy(listener.getsockname(), shout, read_line, write_line) as proxy,
+                socket.create_connection(proxy.address) as sock,
+            ):
+                sock.sendall(b"hel")
+                sock.sendall(b"lo\necho\n")
+                return [read_line(sock.recv), read_line(sock.recv)]
+
+        heard, told = at_once(serve, talk)
+    assert heard == [b"HELLO", b"ECHO"]
+    assert told == [b"echo", b"BYE"]
+
+
+# The observer -------------------------------------------------------------------------------------
+
+
+def test_the_observer_notes_refusals_and_new_names_of_keys_and_changes_nothing() -> None:
+    observer = Observer()
+    pair = Pair()
+    server = observer.watcher("server")
+    client = observer.watcher("client")
+    pair.server.watchers = Watchers([server])
+    pair.client.watchers = Watchers([client])
+    pair.hello()
+    pair.challenge()
+    hello, challenge = (message.hex() for message in pair.transcript)
+    refusal(pair.server, pair.transcript[0])  # the farewell after it moves no key
+    told = observer.told()
+    assert [(line["event"], line["by"], line["message"]) for line in told] == [
+        ("keys", "client", hello),
+        ("keys", "client", challenge),
+        ("keys", "server", hello),
+        ("keys", "server", challenge),
+        ("refused", "server", hello),
+    ]
+    assert told[0]["keys"] == told[2]["keys"] != told[1]["keys"]
+    assert told[1]["keys"] == told[3]["keys"] == pair.client.fingerprints()
+    assert told[4]["error"] == "UnexpectedOpcode"
+    assert observer.told() == []
+
+
+# The event log ------------------------------------------------------------------------------------
+
+SENT = '{"attack": "x", "event": "sent", "to": "server", "message": "0a"}'
+CHANGED = (
+    '{"attack": "x", "event": "inserted", "to": "server", "message": "0b", '
+    '"deed": "changed", "origin": "0a"}'
+)
+KEYS = '{"attack": "x", "event": "keys", "by": "client", "message": "", "keys": {"K": "0a"}}'
+ENDED = '{"attack": "x", "event": "ended", "by": "server", "error": "BadTag"}'
+
+
+def test_lines_of_unknown_kinds_are_left_out_and_named() -> None:
+    others = [
+        '{"attack": "x", "event": "verdict", "words": "ok"}',
+        '{"attack": "x", "event": "keyring", "by": "nobody", "more": [1, {}]}',
+    ]
+    events, unknown = parse_events("\n".join([others[0], SENT, others[1]]), "log")
+    assert [event["message"] for event in events] == [b"\x0a"]
+    assert unknown == ["verdict", "keyring"]
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        "",
+        "hello",
+        "[]",
+        "7",
+        '"x"',
+        "null",
+        "{}",
+        '{"attack": "x"}',
+        '{"event": "ended"}',
+        "[" * 100_000,
+        SENT.replace('"x"', "null"),
+        SENT.replace('"sent"', "7"),
+        SENT.replace('"sent"', '["sent"]'),
+        SENT.replace("server", "nobody"),
+        SENT.replace('"server"', '["server"]'),
+        SENT.replace("0a", "0"),
+        SENT.replace('"0a"', "7"),
+        SENT.replace(', "message": "0a"', ""),
+        CHANGED.replace('"deed": "changed", ', ""),
+        CHANGED.replace("changed", "frobnicated"),
+        CHANGED.replace("changed", "held"),
+        CHANGED.replace("changed", "passed"),
+        CHANGED.replace('"changed"', '["changed"]'),
+        CHANGED.replace("0a", "0"),
+        KEYS.replace('"0a"', "[1]"),
+        KEYS.replace('{"K": "0a"}', '"K"'),
+        ENDED.replace("server", "nobody"),
+        ENDED.replace('"BadTag"', "7"),
+    ],
+)
+def test_a_line_that_is_no_event_is_named(bad: str) -> None:
+    parse_events(f"{SENT}\n{CHANGED}\n{KEYS}\n{ENDED}\n", "my log")
+    with pytest.raises(UserError, match=r"^my log line 2 is not an event: '"):
+        parse_events(f"{SENT}\n{bad}\n", "my log")
+
+
+def test_a_log_that_is_empty_or_cannot_be_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / "empty").write_text("")
+    (tmp_path / "noise").write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match=r"^there are no events in .*empty$"):
+        read_events(tmp_path / "empty")
+    for path in (tmp_path, tmp_path / "nowhere", tmp_path / "noise"):
+        with pytest.raises(UserError, match=r"^cannot read events from "):
+            read_events(path)
+
+
+def test_of_many_steps_the_untouched_ones_are_left_out_first() -> None:
+    steps = [Step("passed", "server", b"a", b"a") for _ in range(40)]
+    steps[20] = Step("changed", "server", b"a", b"b")
+    numbers = [number if step else f"{number} more" for number, step in shown(steps)]
+    assert numbers == [1, 2, 3, 4, "16 more", 21, "15 more", 37, 38, 39, 40]
+    assert [number for number, _ in shown(steps[:14])] == [*range(1, 15)]
+
+
+# Rules --------------------------------------------------------------------------------------------
+
+
+class Careless(Session):
+    """A rule of Session, taken out."""
+
+
+def test_rules_are_chosen_by_name_in_the_order_of_the_table() -> None:
+    rules = {"one": int, "two": str, "three": Careless}
+    assert chosen(["three", "one"], rules, ["two"]) == [int, Careless]
+    assert chosen(["documented"], rules, ["two"]) == [str]
+    sentence = "^there is no rule nonsense; there are: documented, one, two, three$"
+    with pytest.raises(UserError, match=sentence):
+        chosen(["one", "nonsense"], rules, [])
+
+
+def test_a_part_lacks_its_own_rules_and_no_others() -> None:
+    weak = lacking(Session, [int, Careless])
+    assert weak.__mro__[1:3] == (Careless, Session)
+    assert lacking(dict, [Careless]).__mro__[1] is dict
+
+
+def test_only_loopback_is_allowed() -> None:
+    require_loopback("127.0.0.1")
+    with pytest.raises(UserError, match=r"loopback only, and 192\.0\.2\.1 is not"):
+        require_loopback("192.0.2.1")
