@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 import crypto_utils
 from crypto_utils import (
@@ -34,6 +32,7 @@ from crypto_utils import (
     pkcs7_pad,
     pkcs7_unpad,
 )
+from tests.properties import given, settings, st
 
 WYCHEPROOF = Path(__file__).parent / "vectors" / "wycheproof"
 

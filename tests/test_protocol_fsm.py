@@ -14,8 +14,6 @@ from types import FunctionType, ModuleType
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 import protocol_fsm
 from crypto_utils import derive_key, evolve_key, fingerprint
@@ -77,6 +75,7 @@ from tests.helpers import (
     with_header,
     worded,
 )
+from tests.properties import given, settings, st
 
 C2S = Direction.C2S
 S2C = Direction.S2C

@@ -9,12 +9,11 @@ import sys
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from channel import EndRequested
 from protocol_fsm import MAX_BODY, Status
 from server import Connection, Contribution, Epochs, Roster, compute_aggregation
+from tests.properties import given, st
 
 WINDOW_S = 1.0
 

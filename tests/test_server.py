@@ -19,8 +19,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from channel import POLL_S, Channel, EndRequested
 from client import Client
@@ -59,6 +57,7 @@ from tests.network import (
     serving,
     wait_until,
 )
+from tests.properties import given, st
 
 SOON_S = 3.0  # a test that waits so long for what takes 0.25 s has failed
 SHARED = ("epoch", "participants", "count", "sum", "mean", "min", "max")

@@ -30,7 +30,7 @@ def key_of(mutant: Mutant) -> str:
 
 
 def fingerprint(mutants: Sequence[Mutant], killers: Iterable[str]) -> str:
-    """Return that of a scope, whose mutants these are. Raises LookupError for a test that is gone."""
+    """Return that of a scope, whose mutants these are. Raises LookupError for a lost test."""
     module, scope = mutants[0].module, mutants[0].scope
     source = [own_text(module, root) for root in scopes(tree_of(module))[scope]]
     changes = [f"{mutant.old} => {mutant.new}" for mutant in mutants]
