@@ -97,7 +97,7 @@ class World:
         before = [*State][[*State].index(state) - 1]
         pair = self.pair(before)
         sender, kind = WAY[before]
-        message = pair.end(sender).seal(kind, BODIES.get(kind, b""))
+        message = pair.end(sender).seal(Message(kind, BODIES.get(kind, b"")))
         pair.messages.append(message)
         error_of(pair.end(OTHER[sender]), message)
         assert pair.end(A).state is pair.end(B).state is state
@@ -120,7 +120,7 @@ class Pair:
     def carry(self, kind: Kind, sender: Role = A, body: bytes | None = None) -> Message:
         """Seal at one end, open at the other."""
         body = BODIES.get(kind, b"") if body is None else body
-        self.messages.append(self.end(sender).seal(kind, body))
+        self.messages.append(self.end(sender).seal(Message(kind, body)))
         return self.end(OTHER[sender]).open(self.messages[-1])
 
     def clone(self) -> Pair:

@@ -24,6 +24,7 @@ from companions.peer_messaging.protocol import (
     CLEAR,
     MAX_MESSAGE,
     Kind,
+    Message,
     PeerLeft,
     Reason,
     Role,
@@ -126,9 +127,9 @@ class Raw:
 
     def meet(self) -> Session:
         session = self.session()
-        self.push(session.seal(Kind.HELLO))
+        self.push(session.seal(Message(Kind.HELLO)))
         session.open(self.next_of(Kind.REPLY))
-        self.push(session.seal(Kind.CONFIRM))
+        self.push(session.seal(Message(Kind.CONFIRM)))
         session.open(self.next_of(Kind.WELCOME))
         return session
 
@@ -186,17 +187,17 @@ def test_a_node_survives_anything_in_its_inbox(raw: Raw, name: str) -> None:
     raw.push(*ANYTHING[name])
     session = raw.meet()
     raw.push(*ANYTHING[name])
-    raw.push(session.seal(Kind.TEXT, b"still there?"))
+    raw.push(session.seal(Message(Kind.TEXT, b"still there?")))
     assert session.open(raw.next_of(Kind.RECEIPT)).kind is Kind.RECEIPT
     assert raw.node.wait_for("text").text == "still there?"
 
 
 def test_a_message_in_parts_is_none_however_good_its_parts(raw: Raw) -> None:
-    hello = raw.session().seal(Kind.HELLO)
+    hello = raw.session().seal(Message(Kind.HELLO))
     raw.push([hello, b""], [b"", hello], [hello[:100], hello[100:]])
     session = raw.meet()  # which the first REPLY answers
     raw.node.wait_for("met")
-    text = session.seal(Kind.TEXT, b"x")
+    text = session.seal(Message(Kind.TEXT, b"x"))
     raw.push([text, b""], [b"", text])
     for _ in range(2):
         assert isinstance(raw.node.wait_for("refused").error, MalformedMessage)
@@ -209,7 +210,7 @@ def test_what_is_too_long_is_not_even_read(raw: Raw) -> None:
     raw.node.wait_for("met")
     raw.push(bytes([Kind.TEXT]) * (MAX_MESSAGE + 1))
     for text in (b"x", b"y"):
-        raw.push(session.seal(Kind.TEXT, text))
+        raw.push(session.seal(Message(Kind.TEXT, text)))
         session.open(raw.next_of(Kind.RECEIPT))
     assert [raw.node.told.get_nowait().what for _ in range(2)] == ["text", "text"]
     assert raw.node.told.empty(), "libzmq has dropped it, and closed the connection"

@@ -149,7 +149,7 @@ def test_a_text_that_is_too_long_is_told_and_the_others_arrive(pair: Pair) -> No
     with pair.start("bob") as bob:
         done = run(pair.words("alice"), "one\n" + "\u4f60" * 1_366 + "\nthree\n")
         assert done.returncode == 1
-        assert "* not sent: a text has 1 to 4,096 bytes, and this 4,098\n" in done.stdout
+        assert "* not sent: a text has 1 to 4,096 bytes, and this one 4,098\n" in done.stdout
         bob.wait_for("^alice: three")
         assert done.stderr == "node: 1 text has no receipt, and may not have arrived\n"
 
