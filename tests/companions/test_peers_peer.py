@@ -781,7 +781,12 @@ def test_a_session_is_over_after_twice_its_time_if_somebody_keeps_the_next_from_
     link = Link(world.alice, world.bob, Limits(lifetime_s=20)).meet()
     old = link.open_session(0)
     link.lost = Counter({(n, Kind.HELLO): 10**6 for n in (0, 1)})
-    link.wait(39.75, each=lambda: [link.say(n, "x") for n in (0, 1)])
+
+    def talk() -> None:
+        for n in (0, 1):
+            link.say(n, "x")
+
+    link.wait(39.75, each=talk)
     link.carry()
     assert link.peers[0].session is old
     assert link.is_one_session()
