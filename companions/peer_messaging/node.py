@@ -27,7 +27,7 @@ import zmq
 
 from companions.peer_messaging.identity import Identity, Trust, known_peers, load_identity, remember
 from companions.peer_messaging.peer import Event, Limits, Peer
-from companions.peer_messaging.protocol import MAX_MESSAGE, Session
+from companions.peer_messaging.protocol import MAX_MESSAGE, Kind, Session
 from companions.peer_messaging.talk import Input, Screen, Talk, columns, line_in
 from endpoint import HOST
 from program import (
@@ -44,8 +44,7 @@ from program import (
 PORT = 5555
 POLL_S = 0.05  # how soon a waiting node looks at its timers
 LINGER_S = 0.25  # how long a last BYE has to leave
-HEARTBEAT_S = 2
-SILENCE_S = 6  # of ZeroMQ: after that silence it connects anew
+RECEIVE_AHEAD = 10  # messages of one connection that ZeroMQ keeps until we read them
 LIMITS = Limits()
 
 
@@ -93,16 +92,16 @@ class Node:
         self._closing = threading.Event()
         self._failure: Exception | None = None
         self._thread = threading.Thread(target=self._run, daemon=True)
+        self._at = at
+        self._hellos = 0  # over the outbox as it is now, without a session
         ours = address_of(host)
-        theirs = address_of(at[0])
+        self._theirs = address_of(at[0])
         self._context = zmq.Context()
         try:
             self._inbox = self._socket(zmq.PULL, ours)
             self._inbox.setsockopt(zmq.RCVTIMEO, int(1_000 * POLL_S))
             self._inbox.bind(endpoint_of(ours, port))
-            self._outbox = self._socket(zmq.PUSH, theirs)
-            self._outbox.setsockopt(zmq.IMMEDIATE, 1)  # nothing waits for a peer that is not there
-            self._outbox.connect(endpoint_of(*at))  # by name, whose address may change
+            self._outbox = self._new_outbox()
         except zmq.ZMQError as error:
             self._context.destroy(0)
             raise NoConnection(f"cannot listen on {host} port {port}: {reason_of(error)}") from None
@@ -110,12 +109,22 @@ class Node:
         self.address = (host, int(bound.rpartition(":")[2]))
 
     def _socket(self, kind: int, address: str) -> zmq.Socket[bytes]:
+        """Return a socket that keeps little of what strangers send.
+
+        It has no heartbeats of ZeroMQ: with them, libzmq 4.3.5 aborts the process when a connection
+        is reset that has filled its pipe.
+        """
         sock = self._context.socket(kind)
         sock.setsockopt(zmq.IPV6, int(":" in address))
-        sock.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE)  # whoever sends more is disconnected
-        sock.setsockopt(zmq.HEARTBEAT_IVL, 1_000 * HEARTBEAT_S)
-        sock.setsockopt(zmq.HEARTBEAT_TIMEOUT, 1_000 * SILENCE_S)
+        sock.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE)  # of a part; a longer one ends its connection
+        sock.setsockopt(zmq.RCVHWM, RECEIVE_AHEAD)
         return sock
+
+    def _new_outbox(self) -> zmq.Socket[bytes]:
+        outbox = self._socket(zmq.PUSH, self._theirs)
+        outbox.setsockopt(zmq.IMMEDIATE, 1)  # nothing waits for a peer that is not there
+        outbox.connect(endpoint_of(*self._at))  # by name, whose address may change
+        return outbox
 
     def __enter__(self) -> Node:
         self._thread.start()
@@ -148,8 +157,6 @@ class Node:
 
     def _run(self) -> None:
         try:
-            with self._lock:  # a HELLO that cannot leave yet would cost a second
-                self._outbox.poll(int(1_000 * POLL_S), zmq.POLLOUT)
             while not self._closing.is_set():
                 message = self._next_message()
                 with self._lock:
@@ -160,21 +167,42 @@ class Node:
             self._failure = error
 
     def _next_message(self) -> bytes | None:
-        """Return what comes within 0.1 s. Ours have one part; what has more counts as empty.
+        """Return a message if one comes within POLL_S; one of several parts counts as empty.
 
-        Until its last part has come it is in libzmq's memory, and nothing here can limit that.
+        libzmq gathers all parts of a message first, and nothing here can limit their number.
         """
         try:
-            parts = self._inbox.recv_multipart()
+            part = self._inbox.recv(copy=False)
         except zmq.Again:
             return None
-        return parts[0] if len(parts) == 1 else b""
+        if not part.more:
+            return bytes(part.buffer)
+        while part.more:
+            part = self._inbox.recv(copy=False)
+        return b""
 
     def _send(self, messages: list[bytes]) -> None:
         """Send what can be sent. The peer will notice a loss, and we shall notice its silence."""
         for message in messages:
+            if message[0] == Kind.HELLO and self._peer.session is None:
+                self._prepare_outbox()
             with contextlib.suppress(zmq.Again):
                 self._outbox.send(message, zmq.DONTWAIT)
+
+    def _prepare_outbox(self) -> None:
+        """Wait a moment for the connection, and replace it if two HELLOs over it were in vain.
+
+        It may lead nowhere without ZeroMQ noticing: the other machine is gone, or somebody there
+        has filled a pipe that nobody reads. The second HELLO is for connections that take longer.
+        """
+        if self._hellos == 2:
+            replaced = self._outbox
+            with contextlib.suppress(zmq.ZMQError):  # without a free descriptor the old one stays
+                self._outbox = self._new_outbox()
+                replaced.close(int(1_000 * LINGER_S))
+            self._hellos = 0
+        self._hellos += 1
+        self._outbox.poll(int(1_000 * POLL_S), zmq.POLLOUT)
 
 
 # The program --------------------------------------------------------------------------------------
