@@ -2,9 +2,9 @@
 
     python3 run.py peers [--keep FOLDER]
 
-They meet and talk; one is killed and comes back; then somebody comes with another key, and is
-refused; then all attacks run. Exits with 0 only if all of it went as it should. Everything lies in
-a temporary folder that is removed at the end, or in FOLDER, which then stays.
+They meet and talk; one is killed and comes back; then somebody shows another key, and is refused;
+then all attacks run. Exits with 0 only if all of it went as it should. All files are in a temporary
+folder that is removed at the end, or in FOLDER, which then stays.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from program import run_program
 PROGRAMS = "companions.peer_messaging"
 LIMIT_S = 180.0  # for all of it
 COLUMNS = 79
-PREFIX = 10  # of a line, and of it for who says it
-ATTACKS_SHOWN = 6  # single ones, before the summary of all
+PREFIX = 10  # columns before each line, for the name of the program
+ATTACKS_SHOWN = 6  # one by one, before the summary of all
 
 
 def free_ports() -> tuple[int, int]:
-    """Return two ports on which nobody listens now; each node has to know that of the other."""
+    """Return two free ports: each node has to know the other's before it starts."""
     with socket.create_server((HOST, 0)) as one, socket.create_server((HOST, 0)) as other:
         return one.getsockname()[1], other.getsockname()[1]
 
 
 class Stage(Crew):
-    """The processes, the folder that they work in, and what went wrong, as sentences."""
+    """The processes, the folder that they work in, and the problems, as sentences."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(LIMIT_S)
@@ -50,7 +50,7 @@ class Stage(Crew):
     def __exit__(self, *exception: object) -> None:
         super().__exit__(*exception)
         for process in self.processes.values():
-            with contextlib.suppress(OSError):  # a text that was not read any more
+            with contextlib.suppress(OSError):  # its last text may be unread
                 if process.stdin:
                     process.stdin.close()
 
@@ -73,7 +73,7 @@ class Stage(Crew):
         threading.Thread(target=self._listen, args=(name, process), daemon=True).start()
 
     def begin(self, name: str, program: str, *words: str) -> None:
-        """Start a program of ours, and show what to type for that."""
+        """Start a program of ours, and show the command line."""
         print(
             textwrap.fill(
                 " ".join(("$", program, *words)),
@@ -102,24 +102,26 @@ class Stage(Crew):
         """Type a line into a program, and show it."""
         show(name, f"> {escape(text)}")
         stdin = self.processes[name].stdin
-        with contextlib.suppress(OSError):  # it has ended, which is noticed elsewhere
+        with contextlib.suppress(OSError):  # `listen` notices that the program has ended
             if stdin:
                 stdin.write(f"{text}\n")
                 stdin.flush()
 
     def listen(self, *wanted: tuple[str, str]) -> None:
-        """Show what is said until each of these have said what matches the pattern."""
+        """Show all lines until each of these programs has printed one that matches its pattern."""
         missing = {*wanted}
         while missing:
             name, line = self.hear()
             show(name, line)
-            missing -= {each for each in missing if each[0] == name and re.search(each[1], line)}
-            for who, what in [each for each in missing if each[0] in self.ended]:
-                self.problems.append(f"{who} ended and never said {what!r}")
-                missing.discard((who, what))
+            for who, pattern in [*missing]:
+                if who == name and re.search(pattern, line):
+                    missing.discard((who, pattern))
+                elif who in self.ended:
+                    self.problems.append(f"{who} ended and never said {pattern!r}")
+                    missing.discard((who, pattern))
 
     def leave(self, name: str, wanted: int = 0) -> None:
-        """Let a node leave, which it does at the end of its input, and look at its exit code."""
+        """Let a node leave, and check its exit code."""
         self.type(name, "quit")
         self.await_end(name, wanted)
 
@@ -228,10 +230,13 @@ def attack(stage: Stage) -> None:
             is_summary = True
             print("\n", line, sep="\n", flush=True)
         elif is_summary or shown < ATTACKS_SHOWN:
-            print(line, end="\n" if line else "", flush=True)
+            if line:
+                print(line, flush=True)
             shown += 1
         else:
-            print("" if hidden else "`attacks` alone shows them all: ", end=".", flush=True)
+            if not hidden:
+                print("`attacks` alone shows them all: ", end="")
+            print(".", end="", flush=True)
             hidden.append(line)
     if hidden:  # it never came to a summary
         print("", *hidden[-10:], sep="\n", flush=True)

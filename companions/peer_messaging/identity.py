@@ -1,8 +1,8 @@
-"""Who a node is, and whom it takes for its peer: a key pair, and fingerprints by name.
+"""Identities: a node's own key pair, and the fingerprint that it accepts for its peer.
 
 There is no authority here. A peer's key is known beforehand (pinned), or it is the one that came
-with the first contact (trust on first use), and from then on no other. Both leave a line in the
-file `known_peers`; only a person takes one out again.
+with the first contact (trust on first use); from then on no other is accepted. Both leave a line
+in the file `known_peers`, which only a person removes.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ KEY_BYTES = 451  # the PEM encoding of every RSA-2048 public key with exponent 6
 
 
 class UnusableKey(ProtocolError):
-    """What stands in the place of a public key is none."""
+    """Bytes that are no public key, where one should be."""
 
 
 class UnknownPeer(ProtocolError):
-    """A key that was never seen, where only pinned ones are taken."""
+    """An unknown key, where only pinned ones are accepted."""
 
 
 class IdentityChanged(ProtocolError):
-    """Not the key that this peer had before: another node, a new installation, or an attack."""
+    """Another key than this peer had before: another node, a new installation, or an attack."""
 
 
 def fingerprint_of(pem: str) -> str:
@@ -46,7 +46,7 @@ def fingerprint_of(pem: str) -> str:
 
 
 def grouped(fingerprint: str) -> str:
-    """Return a fingerprint as people read it to each other: groups of four."""
+    """Return a fingerprint in groups of four digits, for people who compare it aloud."""
     return " ".join(re.findall("....", fingerprint))
 
 
@@ -63,7 +63,7 @@ class Identity:
 
 
 def load_identity(folder: Path, ask: Callable[[str], str]) -> tuple[Identity, bool]:
-    """Return who we are, and whether that is new: the key is made if there is none. UserError."""
+    """Return our identity, and whether its key was made just now. Raises UserError."""
     path = folder / "identity.pem"
     try:
         if path.exists() or path.is_symlink():
@@ -77,7 +77,10 @@ def load_identity(folder: Path, ask: Callable[[str], str]) -> tuple[Identity, bo
 
 
 class Trust:
-    """Which key our peer may show. `pinned` is a fingerprint, or "" before the first contact."""
+    """The key that our peer may show. `pinned` is a fingerprint, or "" before the first contact.
+
+    `keep` is told a fingerprint that becomes pinned.
+    """
 
     def __init__(
         self,
@@ -93,7 +96,7 @@ class Trust:
         self._keep = keep
 
     def check(self, own: Identity, pem: bytes) -> PublicKey:
-        """Return the peer's public key. Raises UnusableKey, and what the rules below raise."""
+        """Return the peer's public key. Raises UnusableKey, WrongPeer and the two errors above."""
         try:
             key = parse_public(pem.decode("ascii"))
         except ValueError:  # UnicodeError is one
@@ -114,7 +117,7 @@ class Trust:
             raise UnknownPeer("a pinned key", fingerprint[:16])
 
     def pin(self, pem: str) -> bool:
-        """Take this key for the peer's from now on; tell whether it is new."""
+        """Accept only this key from now on, and return whether it is new."""
         is_new = not self.pinned
         if is_new:
             self.pinned = fingerprint_of(pem)
@@ -131,7 +134,7 @@ def known_peers(path: Path) -> dict[str, str]:
     """Return fingerprints by name, from lines of `name fingerprint`. Raises UserError."""
     known: dict[str, str] = {}
     try:
-        for own in (path.parent, path):  # whoever can write the folder can take the file away
+        for own in (path.parent, path):  # anyone who can write the folder can replace the file
             if not os.path.lexists(own):
                 return known
             if os.name == "posix" and own.stat().st_mode & 0o022:
@@ -142,7 +145,7 @@ def known_peers(path: Path) -> dict[str, str]:
     except (OSError, UnicodeError) as error:
         raise UserError(f"cannot read {path}: {reason_of(error)}") from None
     for number, line in enumerate(lines, 1):
-        if not line.strip():  # an editor's
+        if not line.strip():  # editors like to leave one at the end
             continue
         match = LINE.fullmatch(line)
         if not match or match[1] in known:
@@ -152,7 +155,7 @@ def known_peers(path: Path) -> dict[str, str]:
 
 
 def remember(path: Path, peer: str, fingerprint: str) -> None:
-    """Add a line to the file (mode 0600), if it is not there. Raises OSError, and UserError."""
+    """Add a line to the file (mode 0600), unless it is there. Raises OSError, UserError."""
     known = known_peers(path).get(peer)
     if known == fingerprint:
         return

@@ -2,9 +2,10 @@
 
     python -m companions.peer_messaging.node alice --port 5555 --peer bob --at 127.0.0.1:5556
 
-Both nodes run the same program; neither is the server. It sends a text a line, and prints what
-comes; `quit`, or the end of the input, ends it. It exits with 0 when every text has a receipt, 1
-when some have none, 2 for bad input, 3 if the port is taken, 130 after Ctrl-C (143 after SIGTERM).
+Both nodes run the same program; neither is the server. It sends each line as a text, and prints the
+texts that come; `quit`, or the end of the input, ends it. It exits with 0 when every text has a
+receipt, 1 when some have none, 2 for bad input, 3 if the port is taken, 130 after Ctrl-C (143
+after SIGTERM).
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import zmq
 
 from companions.peer_messaging.identity import Identity, Trust, known_peers, load_identity, remember
 from companions.peer_messaging.peer import Event, Limits, Peer
-from companions.peer_messaging.protocol import MAX_MESSAGE, Session
+from companions.peer_messaging.protocol import MAX_MESSAGE, Kind, Session
 from companions.peer_messaging.talk import Input, Screen, Talk, columns, line_in
 from endpoint import HOST
 from program import (
@@ -43,8 +44,7 @@ from program import (
 PORT = 5555
 POLL_S = 0.05  # how soon a waiting node looks at its timers
 LINGER_S = 0.25  # how long a last BYE has to leave
-HEARTBEAT_S = 2
-SILENCE_S = 6  # of ZeroMQ: after that silence it connects anew
+RECEIVE_AHEAD = 10  # messages of one connection that ZeroMQ keeps until we read them
 LIMITS = Limits()
 
 
@@ -58,16 +58,17 @@ def address_of(host: str) -> str:
 
 
 def endpoint_of(host: str, port: int) -> str:
-    """Return what ZeroMQ calls an address; port 0 lets the system choose."""
-    return f"tcp://{f'[{host}]' if ':' in host else host}:{port or '*'}"
+    """Return an address as ZeroMQ writes it; port 0 lets the system choose."""
+    bracketed = f"[{host}]" if ":" in host else host
+    return f"tcp://{bracketed}:{port or '*'}"
 
 
 class Node:
     """A Peer on ZeroMQ: it listens from the start, and lives inside `with`.
 
-    What happens is told by a thread of its own, and `tell` must not call the node. Whatever ends
-    that thread before its time is raised by `check`, `say`, and the end of `with`. Raises
-    NoConnection if the port is taken, UserError if there is no such host.
+    A thread of its own tells events, and `tell` must not call the node. An error that ends this
+    thread is raised by `check`, by `say` and at the end of `with`. Raises NoConnection if the port
+    is taken, UserError if there is no such host.
     """
 
     def __init__(
@@ -87,33 +88,43 @@ class Node:
         self._peer = new_peer(
             identity, trust, limits, tell=tell, new_session=new_session, clock=clock
         )
-        self._lock = threading.Lock()  # of the peer and the outbox; the inbox is the thread's own
+        self._lock = threading.Lock()  # of peer and outbox; only the thread touches the inbox
         self._closing = threading.Event()
         self._failure: Exception | None = None
         self._thread = threading.Thread(target=self._run, daemon=True)
+        self._at = at
+        self._hellos = 0  # over the outbox as it is now, without a session
         ours = address_of(host)
-        theirs = address_of(at[0])
+        self._theirs = address_of(at[0])
         self._context = zmq.Context()
         try:
             self._inbox = self._socket(zmq.PULL, ours)
             self._inbox.setsockopt(zmq.RCVTIMEO, int(1_000 * POLL_S))
             self._inbox.bind(endpoint_of(ours, port))
-            self._outbox = self._socket(zmq.PUSH, theirs)
-            self._outbox.setsockopt(zmq.IMMEDIATE, 1)  # nothing waits for a peer who is not there
-            self._outbox.connect(endpoint_of(*at))  # by name: it may have another address later
+            self._outbox = self._new_outbox()
         except zmq.ZMQError as error:
             self._context.destroy(0)
             raise NoConnection(f"cannot listen on {host} port {port}: {reason_of(error)}") from None
         bound = self._inbox.getsockopt_string(zmq.LAST_ENDPOINT)
-        self.address = host, int(bound.rpartition(":")[2])
+        self.address = (host, int(bound.rpartition(":")[2]))
 
     def _socket(self, kind: int, address: str) -> zmq.Socket[bytes]:
+        """Return a socket that keeps little of what strangers send.
+
+        It has no heartbeats of ZeroMQ: with them, libzmq 4.3.5 aborts the process when a connection
+        is reset that has filled its pipe.
+        """
         sock = self._context.socket(kind)
         sock.setsockopt(zmq.IPV6, int(":" in address))
-        sock.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE)  # whoever sends more is disconnected
-        sock.setsockopt(zmq.HEARTBEAT_IVL, 1_000 * HEARTBEAT_S)
-        sock.setsockopt(zmq.HEARTBEAT_TIMEOUT, 1_000 * SILENCE_S)
+        sock.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE)  # of a part; a longer one ends its connection
+        sock.setsockopt(zmq.RCVHWM, RECEIVE_AHEAD)
         return sock
+
+    def _new_outbox(self) -> zmq.Socket[bytes]:
+        outbox = self._socket(zmq.PUSH, self._theirs)
+        outbox.setsockopt(zmq.IMMEDIATE, 1)  # nothing waits for a peer that is not there
+        outbox.connect(endpoint_of(*self._at))  # by name, whose address may change
+        return outbox
 
     def __enter__(self) -> Node:
         self._thread.start()
@@ -131,7 +142,7 @@ class Node:
             self.check()
 
     def check(self) -> None:
-        """Raise what has ended the node's thread, if anything has."""
+        """Raise the error that has ended the node's thread, if one has."""
         if self._failure:
             raise self._failure
 
@@ -146,8 +157,6 @@ class Node:
 
     def _run(self) -> None:
         try:
-            with self._lock:  # a HELLO that cannot leave yet would cost a second
-                self._outbox.poll(int(1_000 * POLL_S), zmq.POLLOUT)
             while not self._closing.is_set():
                 message = self._next_message()
                 with self._lock:
@@ -158,28 +167,49 @@ class Node:
             self._failure = error
 
     def _next_message(self) -> bytes | None:
-        """Return what comes within 0.1 s. Ours have one part; what has more counts as empty.
+        """Return a message if one comes within POLL_S; one of several parts counts as empty.
 
-        Until its last part has come it is in libzmq's memory, and nothing here can limit that.
+        libzmq gathers all parts of a message first, and nothing here can limit their number.
         """
         try:
-            parts = self._inbox.recv_multipart()
+            part = self._inbox.recv(copy=False)
         except zmq.Again:
             return None
-        return parts[0] if len(parts) == 1 else b""
+        if not part.more:
+            return bytes(part.buffer)
+        while part.more:
+            part = self._inbox.recv(copy=False)
+        return b""
 
     def _send(self, messages: list[bytes]) -> None:
-        """Send what can be sent. What is lost the peer will notice, and we by its silence."""
+        """Send what can be sent. The peer will notice a loss, and we shall notice its silence."""
         for message in messages:
+            if message[0] == Kind.HELLO and self._peer.session is None:
+                self._prepare_outbox()
             with contextlib.suppress(zmq.Again):
                 self._outbox.send(message, zmq.DONTWAIT)
+
+    def _prepare_outbox(self) -> None:
+        """Wait a moment for the connection, and replace it if two HELLOs over it were in vain.
+
+        It may lead nowhere without ZeroMQ noticing: the other machine is gone, or somebody there
+        has filled a pipe that nobody reads. The second HELLO is for connections that take longer.
+        """
+        if self._hellos == 2:
+            replaced = self._outbox
+            with contextlib.suppress(zmq.ZMQError):  # without a free descriptor the old one stays
+                self._outbox = self._new_outbox()
+                replaced.close(int(1_000 * LINGER_S))
+            self._hellos = 0
+        self._hellos += 1
+        self._outbox.poll(int(1_000 * POLL_S), zmq.POLLOUT)
 
 
 # The program --------------------------------------------------------------------------------------
 
 
 def peer_name(text: str) -> str:
-    """Return a name as known_peers has them. Raises ValueError."""
+    """Return a name that known_peers can hold. Raises ValueError."""
     if not re.fullmatch(r"[^\s#]{1,64}", text) or not text.isprintable():
         raise ValueError(text)
     return text
@@ -208,7 +238,7 @@ peer_address.__name__ = "HOST:PORT"  # for argparse, which quotes it
 
 
 def ask_passphrase(prompt: str) -> str:
-    """Return what is typed, unseen. Raises UserError."""
+    """Return a passphrase that is typed unseen. Raises UserError."""
     try:
         return getpass.getpass(prompt)
     except EOFError:
@@ -216,7 +246,7 @@ def ask_passphrase(prompt: str) -> str:
 
 
 def keep(known: Path, peer: str, pinned: str) -> None:
-    """Write down whose key this is. Raises UserError."""
+    """Write down that this key is the peer's. Raises UserError."""
     try:
         remember(known, peer, pinned)
     except OSError as error:
@@ -224,7 +254,7 @@ def keep(known: Path, peer: str, pinned: str) -> None:
 
 
 def load_trust(known: Path, peer: str, pin: str, *, pinned_only: bool) -> Trust:
-    """Return whom we take for the peer; `pin` is a fingerprint, or "". Raises UserError."""
+    """Return the rule by which we accept the peer; `pin` is a fingerprint or "". UserError."""
     pinned = known_peers(known).get(peer, "")
     if pin and pinned and pin != pinned:
         raise UserError(
@@ -241,7 +271,7 @@ def load_trust(known: Path, peer: str, pin: str, *, pinned_only: bool) -> Trust:
 
 
 def introduce(screen: Screen, identity: Identity, is_new: bool) -> None:
-    """Show who we are."""
+    """Show our own fingerprint."""
     if is_new:
         screen.notice(f"a new key is in {screen.known.parent / 'identity.pem'}, for nobody else")
     screen.notice(f"our own fingerprint, for {screen.peer} to compare:")
@@ -287,7 +317,7 @@ def parse() -> argparse.Namespace:
 
 
 def interrupt(talk: Talk, number: int, _: object) -> None:
-    """Ask for the end; the second signal forces it, should nobody read what is printed."""
+    """Ask for the end; a second signal forces it, even if output is stuck."""
     talk.happenings.put(int(number))
     signal.signal(number, signal.SIG_DFL)
 
@@ -299,22 +329,21 @@ def main() -> int:
     screen = Screen(options.peer, known, verbose=options.verbose, width=columns())
     introduce(screen, identity, is_new)
     trust = load_trust(known, options.peer, options.pin or "", pinned_only=options.pinned_only)
-    screen.notice(
-        f"{options.peer} is known: {line_in(known, options.peer)}"
-        if trust.pinned
-        else f"{options.peer} is not known yet, and the first to come will be taken for "
-        f"{options.peer}; --pin is safer"
-    )
+    if trust.pinned:
+        screen.notice(f"{options.peer} is known: {line_in(known, options.peer)}")
+    else:
+        screen.notice(
+            f"{options.peer} is not known yet, and the first to come will be taken for "
+            f"{options.peer}; --pin is safer"
+        )
     talk = Talk(screen, 1.0 if sys.stdin.isatty() else options.patience)
     node = Node(identity, trust, options.at, options.host, options.port, tell=talk.hear)
     with node:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, partial(interrupt, talk))
-        screen.notice(
-            "listening on {}:{}; {} should be at {}:{}".format(
-                *node.address, options.peer, *options.at
-            )
-        )
+        ours = "{}:{}".format(*node.address)
+        theirs = "{}:{}".format(*options.at)
+        screen.notice(f"listening on {ours}; {options.peer} should be at {theirs}")
         lines = Input(sys.stdin.fileno(), sys.stdin.encoding, talk.happenings.put)
         lines.start()
         talk.run(node, lines.taken)

@@ -1,13 +1,14 @@
-"""What a node does about its one peer: begin, answer, give way, ask if it is there, begin again.
+"""How a node treats its one peer: begin, answer, give way, ask whether it is there, begin again.
 
 Messages in, messages out; there is no socket and no thread here. The clock and the timer are handed
-in, so that an hour can pass in a test. A session may be replaced by a newer one at any time, but
-only by one whose peer has shown that it holds the keys: a HELLO alone displaces nothing [N 7].
+in, so that an hour can pass in a test. A newer session may replace the open one at any time, but
+only after its peer has shown that it holds the keys: a HELLO alone displaces nothing [N 7].
 """
 
 from __future__ import annotations
 
 import hashlib
+import logging
 import time
 from collections import deque
 from collections.abc import Callable
@@ -17,7 +18,6 @@ from typing import NamedTuple
 from companions.peer_messaging.identity import Identity, Trust, fingerprint_of
 from companions.peer_messaging.protocol import (
     MAX_TEXT,
-    NUMBER,
     WINDOW_S,
     Kind,
     Message,
@@ -28,21 +28,24 @@ from companions.peer_messaging.protocol import (
     Role,
     Session,
     State,
+    answer_to,
 )
 from protocol_fsm import LocalError, ProtocolError
+
+log = logging.getLogger("peer")
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How long a node waits, and for how much."""
+    """How long a node waits, and how many texts it keeps."""
 
-    window_s: float = WINDOW_S  # that a timestamp may be from our clock
+    window_s: float = WINDOW_S  # how far a timestamp may be from our clock
     ping_s: float = 2.0  # of silence, until we ask
     away_s: float = 6.0  # of silence, until the peer counts as away
     hello_s: float = 1.0  # between two HELLOs; it doubles up to eight times that
     handshake_s: float = 5.0  # from HELLO to WELCOME
-    lifetime_s: float = 3_600.0  # of a session, until the next takes its place
-    max_waiting: int = 100  # texts that wait for a session, or for receipts of those before
+    lifetime_s: float = 3_600.0  # of a session, until the next one replaces it
+    max_waiting: int = 100  # texts that wait for a session, or for receipts of earlier texts
     max_under_way: int = 100  # texts without a receipt
 
 
@@ -52,7 +55,7 @@ class Event(NamedTuple):
     met: a session has begun; `text` is the peer's fingerprint, `number` 1 at the first contact.
     text, sent: `text` came, or went out as `number`. receipt: `number` has arrived. unconfirmed: a
     session ended before that was known. refused: `error` says why a message was dropped. ended:
-    `error` says why the session is over, none if a newer one took its place.
+    `error` says why the session is over; None if a newer one has replaced it.
     """
 
     what: str
@@ -62,7 +65,7 @@ class Event(NamedTuple):
 
 
 def bare(error: ProtocolError) -> ProtocolError:
-    """Take from an error its traceback, and what it came of: they hold messages and keys."""
+    """Strip an error of its traceback and its causes, which hold messages and keys."""
     error.__context__ = None
     error.__cause__ = None
     return error.with_traceback(None)
@@ -92,15 +95,15 @@ class Peer:
         self._new_session = new_session
         self._clock = clock
         self._timer = timer
-        self._session: Session | None = None  # that is open
-        self._pending: Session | None = None  # whose handshake is under way
+        self._session: Session | None = None  # the open one
+        self._pending: Session | None = None  # the one whose handshake is under way
         self._begun = 0.0
         self._pending_since = 0.0
         self._heard = 0.0
         self._asked = 0.0
         self._next_hello = 0.0
         self._pause = limits.hello_s
-        self._hellos: dict[bytes, float] = {}  # digests of those accepted, and until when
+        self._hellos: dict[bytes, float] = {}  # digests of accepted ones, and when to forget them
         self._waiting: deque[tuple[int, str]] = deque()  # texts, by our own numbers
         self._numbers: dict[int, int] = {}  # of texts without a receipt, by sequence number
         self._count = 0
@@ -108,7 +111,7 @@ class Peer:
 
     @property
     def session(self) -> Session | None:
-        """The session that is open, if there is one."""
+        """The open session, if there is one."""
         return self._session
 
     # What a person wants
@@ -120,7 +123,7 @@ class Peer:
         except UnicodeEncodeError:
             raise LocalError("a text cannot hold half a character") from None
         if not 1 <= length <= MAX_TEXT:
-            raise LocalError(f"a text has 1 to {MAX_TEXT:,} bytes, and this {length:,}")
+            raise LocalError(f"a text has 1 to {MAX_TEXT:,} bytes, and this one {length:,}")
         if len(self._waiting) >= self.limits.max_waiting:
             raise LocalError(f"{self.limits.max_waiting} texts are waiting already")
         self._count += 1
@@ -128,16 +131,16 @@ class Peer:
         return self._flush()
 
     def leave(self) -> list[bytes]:
-        """Say BYE, and nothing any more."""
+        """Say BYE, and then nothing any more."""
         self._has_left = True
         self._pending = None
         if self._session is None:
             return []
-        farewell = self._session.seal(Kind.BYE, bytes([Reason.GOODBYE]))
+        farewell = self._session.goodbye(Reason.GOODBYE)
         self._forget()
-        return [farewell]
+        return [farewell] if farewell else []
 
-    # What time wants
+    # What is due by the clock
 
     def tick(self) -> list[bytes]:
         """Do what is due. To be called several times a second."""
@@ -154,7 +157,7 @@ class Peer:
         return sent + self._flush()
 
     def _keep_alive(self, session: Session, now: float) -> list[bytes]:
-        """Ask a silent peer if it is there, and give it up if it stays silent."""
+        """Ask a silent peer whether it is there, and give it up if it stays silent."""
         silent_s = now - self._heard
         if session.is_spent or now - self._begun >= 2 * self.limits.lifetime_s:
             return self._end(session, Outlived("a newer session by now", "none"))
@@ -162,11 +165,11 @@ class Peer:
             return self._end(session, PeerAway(f"a word in {self.limits.away_s:g} s", "none"))
         if silent_s >= self.limits.ping_s and now - self._asked >= self.limits.ping_s:
             self._asked = now
-            return [session.seal(Kind.PING)]
+            return [session.seal(Message(Kind.PING))]
         return []
 
     def _wants_hello(self, now: float) -> bool:
-        """Tell whether a handshake should begin, or begin again because nobody has answered."""
+        """Return whether a handshake should begin, or begin again because nobody has answered."""
         pending = self._pending
         session = self._session
         if now < self._next_hello or (pending and pending.state is not State.REPLY):
@@ -179,11 +182,9 @@ class Peer:
     def _begin(self, now: float) -> bytes:
         self._pending = self._new(Role.INITIATOR)
         self._pending_since = now
-        self._next_hello, self._pause = (
-            now + self._pause,
-            min(2 * self._pause, 8 * self.limits.hello_s),
-        )
-        return self._pending.seal(Kind.HELLO)
+        self._next_hello = now + self._pause
+        self._pause = min(2 * self._pause, 8 * self.limits.hello_s)
+        return self._pending.seal(Message(Kind.HELLO))
 
     def _new(self, role: Role) -> Session:
         return self._new_session(
@@ -193,7 +194,7 @@ class Peer:
     # What the inbox brings
 
     def receive(self, message: bytes) -> list[bytes]:
-        """Take a message out of the inbox, whoever put it there."""
+        """Take a message that anybody may have put into the inbox."""
         if self._has_left:
             return []
         if message[:1] == bytes([Kind.HELLO]):
@@ -211,7 +212,7 @@ class Peer:
         return self._accept(session, accepted) + self._flush()
 
     def _answer(self, hello: bytes) -> list[bytes]:
-        """Answer a HELLO, unless ours goes first. The session that is open stays so."""
+        """Answer a HELLO, unless ours goes first. An open session stays open."""
         now = self._timer()
         digest = hashlib.sha256(hello).digest()
         session = self._new(Role.RESPONDER)
@@ -222,32 +223,32 @@ class Peer:
             self._refuse(error)
             return []
         self._hellos[digest] = now + 2 * self.limits.window_s
-        if self._goes_first(session):  # and if the peer has missed our HELLO, there is another
+        if self._goes_first(session):  # it says HELLO again, in case the peer has missed the last
             self._next_hello = min(self._next_hello, now + self.limits.hello_s / 4)
             self._pause = self.limits.hello_s
             return []
         self._admit(session, now)
-        return [session.seal(Kind.REPLY)]
+        return [session.seal(Message(Kind.REPLY))]
 
     def _check_memory(self, digest: bytes, now: float) -> None:
-        """Refuse a HELLO that was here before, while its timestamp is still good."""
+        """Refuse a HELLO that was accepted before, while its timestamp is still good."""
         while self._hellos and next(iter(self._hellos.values())) < now:  # the oldest
             del self._hellos[next(iter(self._hellos))]
         if digest in self._hellos:
-            raise Replayed("a new HELLO", "one that was here before")
+            raise Replayed("a new HELLO", "one that was accepted before")
 
     def _goes_first(self, session: Session) -> bool:
-        """Tell whether both have begun at once, and the peer is to answer our HELLO."""
+        """Return whether both have begun at once, and the peer is to answer our HELLO."""
         has_asked = self._pending is not None and self._pending.state is State.REPLY
         return has_asked and self.identity.fingerprint < fingerprint_of(session.peer_key)
 
     def _admit(self, session: Session, now: float) -> None:
-        """Let a handshake begin. Nothing else ends for it."""
+        """Let a handshake begin; it ends no open session."""
         self._pending = session
         self._pending_since = now
 
     def _session_of(self, message: bytes) -> Session | None:
-        """Return whom a message is for: by its session id, or whoever can best refuse it."""
+        """Return the session that a message names, else the one that can best refuse it."""
         if message[:1] == bytes([Kind.REPLY]):
             return self._pending or self._session
         for session in (self._pending, self._session):
@@ -259,33 +260,33 @@ class Peer:
         if session is self._session:
             self._heard = self._timer()
         if message.kind is Kind.REPLY:
-            return [session.seal(Kind.CONFIRM)]
+            return [session.seal(Message(Kind.CONFIRM))]
         if message.kind is Kind.CONFIRM:
-            welcome = session.seal(Kind.WELCOME)
+            welcome = session.seal(Message(Kind.WELCOME))
             self._establish(session)
             return [welcome]
         if message.kind is Kind.WELCOME:
             self._establish(session)
         elif message.kind is Kind.TEXT:
             self._tell(Event("text", message.text, message.sequence))
-            return [session.seal(Kind.RECEIPT, NUMBER.pack(message.sequence))]
+            return [session.seal(answer_to(message))]
         elif message.kind is Kind.RECEIPT:
-            sequence = NUMBER.unpack(message.body)[0]
-            self._tell(Event("receipt", number=self._numbers.pop(sequence, 0)))
+            self._tell(Event("receipt", number=self._numbers.pop(message.number, 0)))
         elif message.kind is Kind.PING:
-            return [session.seal(Kind.PONG, NUMBER.pack(message.sequence))]
+            return [session.seal(answer_to(message))]
         return []
 
     # How sessions begin and end
 
     def _establish(self, session: Session) -> None:
-        """Put a session whose peer holds the keys in the place of the one before."""
+        """Open a session whose peer has shown the keys; it replaces the one before."""
         if self._session:
             self._forget()
             self._tell(Event("ended"))
         self._session = session
         self._pending = None
-        self._begun = self._heard = self._timer()
+        self._begun = self._timer()
+        self._heard = self._begun
         self._pause = self.limits.hello_s
         is_first = self.trust.pin(session.peer_key)
         self._tell(Event("met", fingerprint_of(session.peer_key), int(is_first)))
@@ -303,19 +304,22 @@ class Peer:
         return [error.farewell] if error.farewell else []
 
     def _forget(self) -> None:
+        """End the open session on our side; what became of its last texts is unknown."""
         if self._session:
             self._session.close()
+            if self._session.watchers.error:
+                log.error("a watcher of %r failed: %s", self._session, self._session.watchers.error)
         self._session = None
         for number in self._numbers.values():
             self._tell(Event("unconfirmed", number=number))
         self._numbers.clear()
 
     def _refuse(self, error: ProtocolError) -> None:
-        """Drop a message for which nobody vouches. Whoever sent it learns nothing."""
+        """Tell that a message was dropped; its sender learns nothing."""
         self._tell(Event("refused", error=bare(error)))
 
     def _flush(self) -> list[bytes]:
-        """Send what waits, but not while a newer session is about to take over."""
+        """Send the texts that wait, but not while a newer session is about to take over."""
         sent: list[bytes] = []
         is_changing = self._pending is not None and self._pending.state is State.WELCOME
         while (
@@ -326,6 +330,6 @@ class Peer:
         ):
             number, text = self._waiting.popleft()
             self._numbers[self._session.next_number] = number
-            sent.append(self._session.seal(Kind.TEXT, text.encode("utf-8")))
+            sent.append(self._session.seal(Message(Kind.TEXT, text.encode("utf-8"))))
             self._tell(Event("sent", text, number))
         return sent

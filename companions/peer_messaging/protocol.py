@@ -2,8 +2,8 @@
 
 [N 3] names section 3 of the protocol in README.md. Bytes in, bytes out, or a typed error: there is
 no socket, thread or log here, and the clock is handed in. Anybody can drop a message into a node's
-inbox, so what nobody vouches for is refused and changes nothing. What the peer vouches for, and
-must not have said, ends the session for good [N 6].
+inbox, so a message that nobody vouches for is refused and changes nothing. A message that the peer
+vouches for, but must not send, ends the session for good [N 6].
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from __future__ import annotations
 import hashlib
 import struct
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from enum import Enum, IntEnum
-from typing import ClassVar, NamedTuple, NoReturn
+from typing import NamedTuple, NoReturn
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
@@ -39,10 +40,13 @@ from protocol_fsm import (
     MalformedMessage,
     ProtocolError,
     ProtocolState,
+    StateMachine,
+    Watcher,
+    Watchers,
     WrongDirection,
 )
 
-NAME = "peer_messaging v1"  # stands in everything that is signed or derived
+NAME = "peer_messaging v1"  # part of everything that is signed or derived
 VERSION = 1
 CLEAR = struct.Struct(">BBQ")  # kind, version, timestamp: 10 bytes [N 2]
 HEADER = struct.Struct(">B16sBIQ")  # kind, session id, sender, sequence, timestamp: 30 bytes [N 4]
@@ -57,13 +61,13 @@ MAX_TEXT = 4_096  # bytes of UTF-8
 MIN_RECORD = HEADER.size + GCM_TAG_BYTES  # 46
 MAX_MESSAGE = MIN_RECORD + MAX_TEXT  # 4,142
 MAX_SEQUENCE = 2**32 - 1
-RENEW_AT = 2**31  # records of a sender in one session, after which it is time for the next
-SPENT_AT = 2**32 - 2**16  # and after which there is no waiting for it
+RENEW_AT = 2**31  # records of a sender in one session; then the next session is due
+SPENT_AT = 2**32 - 2**16  # and then this session ends, even without a next one
 WINDOW_S = 30.0  # how far a timestamp may be from our clock
 
 
 class Kind(IntEnum):
-    """What a message is: its first byte [N 1]."""
+    """The first byte of a message [N 1]."""
 
     HELLO = 1
     REPLY = 2
@@ -77,29 +81,29 @@ class Kind(IntEnum):
 
 
 class Role(IntEnum):
-    """Who began the handshake, and who answered; nothing else distinguishes the two nodes."""
+    """One node began the handshake, the other answered; they differ in nothing else."""
 
     INITIATOR = 0
     RESPONDER = 1
 
 
 class Reason(IntEnum):
-    """What a BYE says, in a byte."""
+    """Why a BYE ends the session: its body, one byte."""
 
     GOODBYE = 0  # the sender is done
     VIOLATION = 1  # it refused what came before
 
 
 CLEAR_SIZES = {Kind.HELLO: HELLO_BYTES, Kind.REPLY: REPLY_BYTES}
-BODIES: Mapping[Kind, tuple[int, int]] = {  # smallest and largest body, in bytes; of all others 0
+BODIES: Mapping[Kind, tuple[int, int]] = {  # smallest and largest body in bytes; of all others 0
     Kind.TEXT: (1, MAX_TEXT),
     Kind.RECEIPT: (NUMBER.size, NUMBER.size),
     Kind.PONG: (NUMBER.size, NUMBER.size),
     Kind.BYE: (1, 1),
 }
-ANSWERS = {Kind.RECEIPT: Kind.TEXT, Kind.PONG: Kind.PING}  # to what, by its number
+ASKED_BY = {Kind.RECEIPT: Kind.TEXT, Kind.PONG: Kind.PING}  # what an answer answers, by its number
 
-# Errors: those of the core, and what only this protocol knows -------------------------------------
+# Errors: those of the core, and those that only this protocol knows -------------------------------
 
 
 class UnexpectedKind(ProtocolError):
@@ -111,11 +115,11 @@ class WrongSession(ProtocolError):
 
 
 class Replayed(ProtocolError):
-    """A record, or a HELLO, that was here before."""
+    """A record or a HELLO that has been accepted before."""
 
 
 class MessageLost(ProtocolError):
-    """A record whose predecessor never came."""
+    """A record whose predecessor never arrived."""
 
 
 class Untimely(ProtocolError):
@@ -123,23 +127,23 @@ class Untimely(ProtocolError):
 
 
 class BadSignature(ProtocolError):
-    """A HELLO or REPLY that the owner of the key in it has not signed."""
+    """A HELLO or REPLY without a signature by the owner of the key in it."""
 
 
 class BadShare(ProtocolError):
-    """A share that leads to the same secret whatever our own is."""
+    """A share that leads to the same secret whatever our own share is."""
 
 
 class WrongAnswer(ProtocolError):
-    """A REPLY that answers somebody else's HELLO, or an earlier one of ours."""
+    """A REPLY to somebody else's HELLO, or to an earlier one of ours."""
 
 
 class Outlived(ProtocolError):
-    """Too old, or hardly any numbers left: somebody keeps the next session from beginning."""
+    """The session is too old or almost out of numbers, and something prevents the next one."""
 
 
 class PeerAway(ProtocolError):
-    """Nothing was heard of the peer for too long, not even a PONG."""
+    """Nothing was heard from the peer for too long, not even a PONG."""
 
 
 class PeerLeft(ProtocolError):
@@ -153,26 +157,38 @@ class PeerLeft(ProtocolError):
 # State machine [N 5] ------------------------------------------------------------------------------
 
 
-class State(Enum):
-    """A phase, and who sends the next message of the conversation; no one waits in OPEN."""
+class State(str, Enum):
+    """Where a conversation stands; a string, so that the table below is looked up quickly."""
 
-    HELLO = ProtocolState.INIT, Role.INITIATOR
-    REPLY = ProtocolState.INIT, Role.RESPONDER
-    CONFIRM = ProtocolState.INIT, Role.INITIATOR, 1  # a number, as Enum takes equals for one
-    WELCOME = ProtocolState.INIT, Role.RESPONDER, 1
-    OPEN = ProtocolState.ACTIVE, None
-    ENDED = ProtocolState.TERMINATED, None
-
-    def __init__(self, phase: ProtocolState, speaker: Role | None, number: int = 0) -> None:
-        self.phase = phase
-        self.speaker = speaker
+    HELLO = "HELLO"
+    REPLY = "REPLY"
+    CONFIRM = "CONFIRM"
+    WELCOME = "WELCOME"
+    OPEN = "OPEN"
+    ENDED = "ENDED"
 
 
-class ProtocolFSM:
-    """Where one end of one session stands. It holds no keys."""
+PHASE: Mapping[State, ProtocolState] = {
+    State.HELLO: ProtocolState.INIT,
+    State.REPLY: ProtocolState.INIT,
+    State.CONFIRM: ProtocolState.INIT,
+    State.WELCOME: ProtocolState.INIT,
+    State.OPEN: ProtocolState.ACTIVE,
+    State.ENDED: ProtocolState.TERMINATED,
+}
+SPEAKER: Mapping[State, Role] = {  # of the next message; in OPEN both may speak, in ENDED nobody
+    State.HELLO: Role.INITIATOR,
+    State.REPLY: Role.RESPONDER,
+    State.CONFIRM: Role.INITIATOR,
+    State.WELCOME: Role.RESPONDER,
+}
+
+
+class ProtocolFSM(StateMachine[State, Kind, Role]):
+    """The machine of this protocol: its table. It holds no keys."""
 
     # Every legal move. What is not here is a violation.
-    VALID_TRANSITIONS: ClassVar[Mapping[tuple[State, Kind, Role], State]] = {
+    VALID_TRANSITIONS: Mapping[tuple[State, Kind, Role], State] = {
         (State.HELLO, Kind.HELLO, Role.INITIATOR): State.REPLY,
         (State.REPLY, Kind.REPLY, Role.RESPONDER): State.CONFIRM,
         (State.CONFIRM, Kind.CONFIRM, Role.INITIATOR): State.WELCOME,
@@ -189,25 +205,44 @@ class ProtocolFSM:
         (State.OPEN, Kind.BYE, Role.RESPONDER): State.ENDED,
     }
 
-    def __init__(self) -> None:
-        self.state = State.HELLO
-
-    def allows(self, kind: Kind, sender: Role) -> bool:
-        return (self.state, kind, sender) in self.VALID_TRANSITIONS
-
-    def advance(self, kind: Kind, sender: Role) -> None:
-        self.state = self.VALID_TRANSITIONS[self.state, kind, sender]
+    FIRST = State.HELLO
+    LAST = State.ENDED
 
 
-# Session ------------------------------------------------------------------------------------------
-
-LABELS = {"I-KEY": 32, "I-IV": GCM_NONCE_BYTES, "R-KEY": 32, "R-IV": GCM_NONCE_BYTES}
+# Messages -----------------------------------------------------------------------------------------
 
 
-def keys_of(bound: bytes, shared: bytes) -> dict[str, bytes]:
-    """Return keys and IVs of a session by label [N 3]; `bound` is H (32 bytes)."""
-    secret = hkdf(bound, shared, f"{NAME} secret")
-    return {label: hkdf_expand(secret, f"{NAME} {label}", n) for label, n in LABELS.items()}
+@dataclass(frozen=True)
+class Message:
+    """What is said: a kind and its body [N 1].
+
+    `sequence` is the number of an accepted record; the session numbers its own records itself.
+    """
+
+    kind: Kind
+    body: bytes = b""
+    sequence: int = 0
+
+    @property
+    def text(self) -> str:
+        """The body of a TEXT, which is UTF-8."""
+        return self.body.decode("utf-8", "replace")
+
+    @property
+    def number(self) -> int:
+        """The body of a RECEIPT or PONG: the sequence number of the record that it answers."""
+        return int(NUMBER.unpack(self.body)[0])
+
+    @property
+    def reason(self) -> Reason:
+        """The body of a BYE."""
+        return Reason(self.body[0])
+
+
+def answer_to(message: Message) -> Message:
+    """Return the RECEIPT of an accepted TEXT, or the PONG of an accepted PING."""
+    kind = Kind.RECEIPT if message.kind is Kind.TEXT else Kind.PONG
+    return Message(kind, NUMBER.pack(message.sequence))
 
 
 class Header(NamedTuple):
@@ -220,23 +255,33 @@ class Header(NamedTuple):
     timestamp: int  # milliseconds since 1970, UTC
 
 
-class Message(NamedTuple):
-    """An accepted message; `sequence` is its number, 0 in the handshake."""
+# Keys [N 3] ---------------------------------------------------------------------------------------
 
-    kind: Kind
-    body: bytes
-    sequence: int
+KEY_SIZES = {"I-KEY": 32, "I-IV": GCM_NONCE_BYTES, "R-KEY": 32, "R-IV": GCM_NONCE_BYTES}
+LABEL_OF: Mapping[tuple[int, str], str] = {
+    (Role.INITIATOR, "KEY"): "I-KEY",
+    (Role.INITIATOR, "IV"): "I-IV",
+    (Role.RESPONDER, "KEY"): "R-KEY",
+    (Role.RESPONDER, "IV"): "R-IV",
+}
 
-    @property
-    def text(self) -> str:
-        """The body of a TEXT, which is UTF-8."""
-        return self.body.decode("utf-8", "replace")
+
+def keys_of(bound: bytes, shared: bytes) -> dict[str, bytes]:
+    """Return keys and IVs of a session by label; `bound` is H (32 bytes)."""
+    secret = hkdf(bound, shared, f"{NAME} secret")
+    return {
+        label: hkdf_expand(secret, f"{NAME} {label}", size) for label, size in KEY_SIZES.items()
+    }
+
+
+# Session ------------------------------------------------------------------------------------------
 
 
 class Session:
     """One end of one session: seal what we send, open what arrives.
 
-    `trust` says whose key the peer may show, `clock` gives the seconds since 1970.
+    `trust` judges the key that the peer shows, `clock` gives the seconds since 1970. `watchers` see
+    each message after the decision, and can change nothing.
     """
 
     def __init__(
@@ -247,20 +292,22 @@ class Session:
         *,
         clock: Callable[[], float] = time.time,
         window_s: float = WINDOW_S,
+        watchers: Sequence[Watcher] = (),
     ) -> None:
         self.identity = identity
         self.trust = trust
         self.role = role
         self.peer_role = Role(1 - role)
         self.fsm = ProtocolFSM()
+        self.watchers = Watchers(watchers)
         self.session_id = b""
         self.peer_key = ""
         self._clock = clock
         self._window_s = window_s
-        self._hello = b""  # until both keys and session id depend on it
+        self._hello = b""  # until keys and session id depend on it
         self._ephemeral: X25519PrivateKey | None = None
-        self._share = b""
-        self._shared = b""  # ours; what both shares lead to
+        self._share = b""  # the public half of it
+        self._shared = b""  # the secret that both shares lead to
         self._keys: dict[str, bytes] = {}
         self._sequence = {Role.INITIATOR: 0, Role.RESPONDER: 0}  # of the next record
         self._unanswered: dict[int, Kind] = {}  # our TEXTs and PINGs, by number
@@ -282,13 +329,18 @@ class Session:
 
     @property
     def is_spent(self) -> bool:
-        """Tell whether we have hardly any numbers left."""
+        """Whether we have hardly any numbers left."""
         return self.next_number >= SPENT_AT
 
     @property
     def is_used_up(self) -> bool:
-        """Tell whether half of the numbers are gone, so that it is time for the next session."""
+        """Whether half of the numbers are gone, so that the next session is due."""
         return max(self._sequence.values()) >= RENEW_AT
+
+    @property
+    def has_farewell(self) -> bool:
+        """Whether we may say BYE now: only in OPEN, and only with a number left for it."""
+        return self.fsm.allows(Kind.BYE, self.role) and self.next_number <= MAX_SEQUENCE
 
     def fingerprints(self) -> dict[str, str]:
         """Name keys and IVs, 8 hex digits each; after the end, the last there were."""
@@ -302,33 +354,37 @@ class Session:
 
     # Sending
 
-    def seal(self, kind: Kind, body: bytes = b"") -> bytes:
+    def seal(self, message: Message) -> bytes:
         """Return our next message (46 to 4,142 bytes), and move numbers and state.
 
-        HELLO and REPLY are built here. Raises LocalError, and then nothing has changed.
+        A HELLO and a REPLY get their contents here. Raises LocalError, and then nothing has
+        changed.
         """
+        kind = message.kind
+        number = self.next_number
         if not self.fsm.allows(kind, self.role):
             raise LocalError(f"{kind.name} cannot be sent in {self.state.name}")
-        if self._sequence[self.role] > MAX_SEQUENCE:
+        if number > MAX_SEQUENCE:
             raise LocalError("this session has no numbers left")
+        try:
+            self._check_body(kind, message.body)  # a sender obeys the rules too
+        except BadPayload as error:
+            raise LocalError(f"{kind.name} cannot carry this: {error}") from error
         if kind in CLEAR_SIZES:
-            message = self._introduction(kind)
+            sealed = self._introduction(kind)
         else:
-            try:
-                self._check_body(kind, body)  # a sender obeys the rules too
-            except BadPayload as error:
-                raise LocalError(f"{kind.name} cannot carry this: {error}") from error
-            message = self._seal_record(kind, body)
-        if kind in ANSWERS.values():
-            self._unanswered[self._sequence[self.role]] = kind
-        self._commit(kind, message, self.role)
-        return message
+            sealed = self._seal_record(kind, message.body)
+        if kind in ASKED_BY.values():
+            self._unanswered[number] = kind
+        self._commit(kind, sealed, self.role)
+        self.watchers.tell("sealed", sealed, message.body, self.fingerprints)
+        return sealed
 
     def _now_ms(self) -> int:
         return int(self._clock() * 1_000)
 
     def _introduction(self, kind: Kind) -> bytes:
-        """Return a HELLO or a REPLY: who we are, and our share, signed [N 2]."""
+        """Return a HELLO or a REPLY: our public key and our share, signed [N 2]."""
         if kind is Kind.HELLO:
             self._share = self._offer()
         unsigned = b"".join(
@@ -355,7 +411,7 @@ class Session:
         return f"{NAME} {kind.name}"
 
     def _seal_record(self, kind: Kind, body: bytes) -> bytes:
-        number = self._sequence[self.role]
+        number = self.next_number
         header = HEADER.pack(kind, self.session_id, self.role, number, self._now_ms())
         return header + self._encrypt(body, header, number)
 
@@ -364,7 +420,7 @@ class Session:
         return aead.encrypt(self._nonce(self.role, number), body, header)
 
     def _key(self, sender: int, use: str) -> bytes:
-        return self._keys[("I-", "R-")[sender] + use]
+        return self._keys[LABEL_OF[sender, use]]
 
     def _nonce(self, sender: int, number: int) -> bytes:
         """Return the nonce (12 bytes) of a record: the sender's IV, XORed with its number."""
@@ -376,31 +432,33 @@ class Session:
     def open(self, message: bytes) -> Message:
         """Check, decrypt and accept a message from the inbox, in the order of [N 6].
 
-        Raises a ProtocolError. A HELLO, a REPLY, or what nobody vouches for, ends nothing. After
-        any other the session has ended, and the error carries the farewell to send; PeerLeft when
-        the message was accepted and ends the session itself.
+        Raises a ProtocolError. A HELLO or a REPLY that is refused ends nothing, and neither does a
+        record that nobody vouches for. After any other refusal the session has ended, and the error
+        carries the farewell to send. PeerLeft: the message was accepted, and ends the session.
         """
-        kind = self._check_shape(message)
-        if kind in CLEAR_SIZES:
-            accepted = Message(kind, self._open_introduction(kind, message), 0)
-        else:
-            header = Header(*HEADER.unpack_from(message))
-            body = self._authenticated(header, message)
-            try:
-                self._check_gap(header)
-                self._check_time(header.timestamp)
-                self._check_table(kind)
-                self._check_body(kind, body)
-                self._check_answer(kind, body)
-            except ProtocolError as error:
+        is_vouched = False  # by the peer, whose keys made the tag
+        try:
+            kind = self._check_shape(message)
+            if kind in CLEAR_SIZES:
+                self._open_introduction(kind, message)
+                accepted = Message(kind)
+            else:
+                header = Header(*HEADER.unpack_from(message))
+                body = self._authenticated(header, message)
+                is_vouched = True
+                self._check_vouched(kind, header, body)
+                accepted = Message(kind, body, header.sequence)
+        except ProtocolError as error:
+            self.watchers.tell(type(error).__name__, message, b"", self.fingerprints)
+            if is_vouched:
                 self.fail(error)
-                raise
-            accepted = Message(kind, body, header.sequence)
+            raise
         self._commit(kind, message, self.peer_role)
-        if kind in ANSWERS:
-            self._unanswered.pop(NUMBER.unpack(accepted.body)[0], None)
+        if kind in ASKED_BY:
+            self._unanswered.pop(accepted.number, None)
+        self.watchers.tell("accepted", message, accepted.body, self.fingerprints)
         if kind is Kind.BYE:
-            raise PeerLeft(Reason(accepted.body[0]))
+            raise PeerLeft(accepted.reason)
         return accepted
 
     def _check_shape(self, message: bytes) -> Kind:
@@ -415,25 +473,33 @@ class Session:
             raise MalformedMessage(f"{MIN_RECORD} to {MAX_MESSAGE} bytes", len(message))
         return kind
 
-    def _open_introduction(self, kind: Kind, message: bytes) -> bytes:
-        """Check a HELLO or a REPLY, and agree on keys if it is the second of the two."""
-        self._check_table(kind)
+    # A HELLO or a REPLY
+
+    def _open_introduction(self, kind: Kind, message: bytes) -> None:
+        """Check it, and agree on a secret. Its steps are 2 to 8 of [N 6]."""
         _, version, timestamp = CLEAR.unpack_from(message)
-        if version != VERSION:
-            raise BadPayload(f"protocol version {VERSION}", version)
-        self._check_time(timestamp)
         end = len(message) - SIGNATURE_BYTES
         pem = message[end - KEY_BYTES : end]
         share = message[end - KEY_BYTES - SHARE_BYTES : end - KEY_BYTES]
+        self._check_table(kind)  # step 2
+        self._check_version(version)  # step 3
+        self._check_time(timestamp)  # step 4
         if kind is Kind.REPLY:
-            self._check_answered(message[CLEAR.size :][:DIGEST_BYTES])
-        public_key = self.trust.check(self.identity, pem)  # before what takes longer
-        self._check_signature(public_key, kind, message)
+            self._check_answered(message[CLEAR.size :][:DIGEST_BYTES])  # step 5
+        public_key = self.trust.check(self.identity, pem)  # step 6, before what takes longer
+        self._check_signature(public_key, kind, message)  # step 7
         if kind is Kind.HELLO:
-            self._share = self._offer()  # now, so that a share of no use is refused here
-        self._shared = self._agree(share)
+            self._share = self._offer()  # now, so that a useless share is refused here
+        self._shared = self._agree(share)  # step 8
         self.peer_key = pem.decode("ascii")
-        return b""
+
+    def _check_version(self, version: int) -> None:
+        if version != VERSION:
+            raise BadPayload(f"protocol version {VERSION}", version)
+
+    def _check_answered(self, digest: bytes) -> None:
+        if digest != hashlib.sha256(self._hello).digest():
+            raise WrongAnswer("an answer to our HELLO", "another")
 
     def _check_signature(self, public_key: PublicKey, kind: Kind, message: bytes) -> None:
         signed = message[:-SIGNATURE_BYTES]
@@ -441,12 +507,8 @@ class Session:
         if not is_signed(public_key, self._context(kind), signed, signature):
             raise BadSignature(f"a {kind.name} of its owner", "another")
 
-    def _check_answered(self, digest: bytes) -> None:
-        if digest != hashlib.sha256(self._hello).digest():
-            raise WrongAnswer("an answer to our HELLO", "another")
-
     def _agree(self, share: bytes) -> bytes:
-        """Return what both shares lead to (32 bytes). Raises BadShare."""
+        """Return the secret (32 bytes) that both shares lead to. Raises BadShare."""
         try:
             if self._ephemeral is None:
                 raise ValueError
@@ -454,12 +516,22 @@ class Session:
         except ValueError:
             raise BadShare("a point of X25519 that is of use", "another") from None
 
+    # A record
+
     def _authenticated(self, header: Header, message: bytes) -> bytes:
-        """Return the body of a record for which the peer vouches."""
-        self._check_session(header)
-        self._check_sender(header)
-        self._check_replay(header)
-        return self._decrypt(header, message)
+        """Return the body of a record, if the peer vouches for it."""
+        self._check_session(header)  # step 2
+        self._check_sender(header)  # step 3
+        self._check_replay(header)  # step 4
+        return self._decrypt(header, message)  # step 5
+
+    def _check_vouched(self, kind: Kind, header: Header, body: bytes) -> None:
+        """Check what a good tag leaves open. A failure here ends the session."""
+        self._check_gap(header)  # step 6
+        self._check_time(header.timestamp)  # step 7
+        self._check_table(kind)  # step 8
+        self._check_body(kind, body)  # step 9
+        self._check_answer(kind, body)  # step 9
 
     def _check_session(self, header: Header) -> None:
         if not self._keys or header.session != self.session_id:
@@ -510,9 +582,11 @@ class Session:
                 raise BadPayload("UTF-8", "something else") from None
 
     def _check_answer(self, kind: Kind, body: bytes) -> None:
-        asked = ANSWERS.get(kind)
-        if asked and self._unanswered.get(NUMBER.unpack(body)[0]) is not asked:
-            raise BadPayload(f"an answer to a {asked.name} of ours", NUMBER.unpack(body)[0])
+        asked = ASKED_BY.get(kind)
+        if asked:
+            number = NUMBER.unpack(body)[0]
+            if self._unanswered.get(number) is not asked:
+                raise BadPayload(f"an answer to a {asked.name} of ours", number)
 
     # Both
 
@@ -521,10 +595,7 @@ class Session:
         if kind is Kind.HELLO:
             self._hello = message
         elif kind is Kind.REPLY:
-            bound = hashlib.sha256(self._bound(message)).digest()
-            self.session_id, self._keys = bound[:SESSION_BYTES], keys_of(bound, self._shared)
-            self._ephemeral = None
-            self._shared = b""
+            self._bind(hashlib.sha256(self._bound(message)).digest())
         else:
             self._sequence[sender] += 1
         self.fsm.advance(kind, sender)
@@ -535,15 +606,26 @@ class Session:
         """Return what keys and session id depend on: both messages, whose sizes never change."""
         return self._hello + reply
 
+    def _bind(self, bound: bytes) -> None:
+        """Derive session id and keys from H (32 bytes), and forget what led to them [N 3]."""
+        self.session_id = bound[:SESSION_BYTES]
+        self._keys = keys_of(bound, self._shared)
+        self._hello = b""
+        self._shared = b""
+        self._ephemeral = None
+
+    def goodbye(self, reason: Reason) -> bytes:
+        """Return a BYE, which ends the session; nothing where none may be said."""
+        return self.seal(Message(Kind.BYE, bytes([reason]))) if self.has_farewell else b""
+
     def fail(self, error: ProtocolError) -> None:
         """End the session because of `error`, and give `error` the farewell to send."""
-        if self.fsm.allows(Kind.BYE, self.role) and self._sequence[self.role] <= MAX_SEQUENCE:
-            error.farewell = self.seal(Kind.BYE, bytes([Reason.VIOLATION]))
+        error.farewell = self.goodbye(Reason.VIOLATION)
         self.close()
 
     def close(self) -> None:
         """End the session without a word, and forget its keys."""
-        self.fsm.state = State.ENDED
+        self.fsm.end()
         self._forget_keys()
 
     def _forget_keys(self) -> None:

@@ -1,7 +1,7 @@
-"""What a person sees and types: words for what happens, lines that come in, and both beside a node.
+"""The person's side of a node: events in words, typed lines, and a loop between both and the node.
 
-Whatever comes from a peer is escaped, and begins with the peer's name. There is no socket here, and
-no key: a Talk is told what happened, and asks a node to say texts.
+Text from a peer is escaped, and begins with the peer's name. There is no socket here, and no key: a
+Talk is told what happened, and asks a node to say texts.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import textwrap
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
 from unicodedata import east_asian_width
@@ -25,10 +25,10 @@ from companions.peer_messaging.protocol import PeerAway, PeerLeft, Reason, Untim
 from program import to_stderr
 from protocol_fsm import LocalError, ProtocolError, WrongPeer
 
-# What a person sees -------------------------------------------------------------------------------
+# On the screen ------------------------------------------------------------------------------------
 
 COLUMNS = 79  # of a line at most, and fewer on a narrow terminal
-SLOW_S = 2.0  # a receipt that takes longer is worth a word
+SLOW_S = 2.0  # a receipt that takes longer is reported
 MAX_ALARMS = 3  # anybody can show any number of keys
 
 
@@ -38,16 +38,18 @@ def escape(text: str) -> str:
 
 
 def shorten(text: str) -> str:
-    """Return how a text begins, quoted, in at most 30 characters."""
+    """Return the beginning of a text, quoted, in at most 30 characters."""
     text = escape(text)
     return f'"{text}"' if len(text) <= 28 else f'"{text[:25]}..."'
 
 
 def padded(text: str) -> str:
-    """Return a text in which letters that may take two columns are followed by NUL."""
-    return "".join(
-        letter + "\0" * (letter > "~" and east_asian_width(letter) in "AFW") for letter in text
-    )
+    """Return a text with NUL after each letter that may take two columns."""
+    return "".join(f"{letter}\0" if may_be_wide(letter) else letter for letter in text)
+
+
+def may_be_wide(letter: str) -> bool:
+    return letter > "~" and east_asian_width(letter) in "AFW"
 
 
 def columns() -> int:
@@ -60,10 +62,10 @@ def print_now(line: str) -> None:
 
 
 class Screen:
-    """Puts what happens into words, in lines of at most 79 columns.
+    """Puts events into words, in lines of at most 79 columns.
 
-    What is our own begins with `* ` or `!!! `, what comes with the peer's name; if that takes more
-    than a line, the others begin with spaces, so that no text can look like a word of ours.
+    Our own words begin with `* ` or `!!! `, a text with the peer's name, and its further lines with
+    spaces, so that no text can look like our own words.
     """
 
     def __init__(
@@ -94,16 +96,19 @@ class Screen:
             self._fill("!!! ", sentence, "!!! ")
 
     def fingerprint(self, fingerprint: str) -> None:
-        """Show a fingerprint in a line of its own, which is full if it has 79 columns."""
+        """Show a fingerprint in a line of its own, all 79 columns of it."""
         self._fill("", grouped(fingerprint), "")
 
     def _fill(self, first: str, text: str, rest: str, *, whole: bool = False) -> None:
         """Show a text in lines that begin with `first`, then `rest`; `whole` keeps its spaces."""
         first = padded(first)
         text = padded(text)
-        if len(first) > self._width // 2:  # a long name, which has to be broken too
-            first, text = "", first + text
-        width = self._width - ("\0" in first + text)  # whose padding may be in the next line
+        if len(first) > self._width // 2:  # a long name has to be broken too
+            text = first + text
+            first = ""
+        width = self._width
+        if "\0" in first + text:  # a wide letter ends the line, its NUL may begin the next
+            width -= 1
         lines = textwrap.fill(
             text,
             width,
@@ -126,8 +131,10 @@ class Screen:
             )
         elif self.is_here:
             self.notice(f"a new session with {self.peer} has begun")
+        elif self._has_been_here:
+            self.notice(f"{self.peer} is here again")
         else:
-            self.notice(f"{self.peer} is here{' again' if self._has_been_here else ''}")
+            self.notice(f"{self.peer} is here")
         self.is_here = True
         self._has_been_here = True
 
@@ -136,7 +143,7 @@ class Screen:
         self._fill(f"{self.peer}: ", escape(event.text), "    ", whole=True)
 
     def ended(self, event: Event) -> None:
-        """Say why a session is over; if a newer one took its place, that is about to be said."""
+        """Say why a session is over; of a newer one that replaces it, `met` will speak."""
         error = event.error
         if error is None:
             return
@@ -164,7 +171,7 @@ class Screen:
         self.notice(f"{self.peer} is not here; text {number}, and what follows it, waits")
 
     def refused(self, error: ProtocolError) -> None:
-        """Count what was refused; what a person has to act on is said, the first time."""
+        """Count refusals; say those that a person has to act on, the first time."""
         kind = type(error).__name__
         self._refused[kind] += 1
         if self._verbose:
@@ -203,7 +210,7 @@ class Screen:
 
 
 def line_in(known: Path, peer: str) -> str:
-    """Name the line of a peer in known_peers."""
+    """Name the line of a peer in known_peers, for a person who may have to remove it."""
     with contextlib.suppress(OSError, UnicodeError):
         for number, line in enumerate(known.read_text("utf-8-sig").splitlines(), 1):
             if line.startswith(f"{peer} "):
@@ -211,17 +218,17 @@ def line_in(known: Path, peer: str) -> str:
     return f"its line in {known}"
 
 
-# What a person types ------------------------------------------------------------------------------
+# From the keyboard --------------------------------------------------------------------------------
 
-MAX_LINE = 65_536  # characters of a line that are looked at; a text has fewer
+MAX_LINE = 65_536  # characters of a line that are kept; a text has fewer
 READ_AHEAD = 1_000  # lines
 
 
 class Input(threading.Thread):
     """Reads lines, and hands each to `take`; the end, or `quit`, as an empty one.
 
-    A thread, as Windows can wait for nothing else beside a terminal. It reads past Python's buffer:
-    that has a lock, and a thread that waits in it would be in the way of the program's end.
+    A thread, as Windows cannot wait for a terminal and anything else at once. It reads past
+    Python's buffer, whose lock a waiting thread would hold at the end of the program.
     """
 
     def __init__(self, descriptor: int, encoding: str, take: Callable[[str], object]) -> None:
@@ -236,48 +243,48 @@ class Input(threading.Thread):
         self._permits.release()
 
     def run(self) -> None:
+        for line in self._lines():
+            if line.strip() == "quit":
+                break
+            if line.strip():
+                self._permits.acquire()
+                self._take(line.rstrip("\r"))
+        self._take("")
+
+    def _lines(self) -> Iterator[str]:
         left = ""
+        for piece in self._pieces():
+            *lines, left = (left + piece).split("\n")
+            yield from lines
+            left = left[:MAX_LINE]
+        yield left + self._decoder.decode(b"", True)
+
+    def _pieces(self) -> Iterator[str]:
         with (
             contextlib.suppress(OSError),
             open(self._descriptor, "rb", buffering=0, closefd=False) as stream,
         ):
             while data := stream.read(65_536):
-                *lines, left = (left + self._decoder.decode(data)).split("\n")
-                left = left[:MAX_LINE]
-                if not all(map(self._hand_over, lines)):
-                    return
-        if self._hand_over(left + self._decoder.decode(b"", True)):
-            self._take("")
-
-    def _hand_over(self, line: str) -> bool:
-        """Tell whether this was no `quit`."""
-        line = line.rstrip("\r")
-        if line.strip() == "quit":
-            self._take("")
-            return False
-        if line.strip():
-            self._permits.acquire()
-            self._take(line)
-        return True
+                yield self._decoder.decode(data)
 
 
 # Between a person and a node ----------------------------------------------------------------------
 
-WAIT_S = 0.05  # how soon it is noticed that a node has failed, or a deadline is over
-MAX_UNSEEN = 1_000  # events that wait to be shown, before what was refused is left out
-MAX_UNDER_WAY = 100  # texts without a receipt; Limits has as many waiting
-Happening = Event | str | int  # of the node; a line, empty at the end; a signal
+WAIT_S = 0.05  # how soon a failed node, or the end of a deadline, is noticed
+MAX_UNSEEN = 1_000  # events that wait to be shown; beyond that, refusals are left out
+MAX_UNDER_WAY = 100  # texts without a receipt; as many may wait in a Peer
+Happening = Event | str | int  # an event of the node, a line (empty at the end), a signal
 
 
 class Speaker(Protocol):
-    """What a Talk needs of a Node."""
+    """The part of a Node that a Talk uses."""
 
     def check(self) -> None: ...
     def say(self, text: str) -> None: ...
 
 
 class Talk:
-    """Between a person and a node, in one thread: what happened, one thing after the other."""
+    """Stands between a person and a node; one thread takes what happens, one thing at a time."""
 
     def __init__(
         self, screen: Screen, patience_s: float, timer: Callable[[], float] = time.monotonic
@@ -287,7 +294,7 @@ class Talk:
         self._timer = timer
         self.happenings: queue.SimpleQueue[Happening] = queue.SimpleQueue()
         self._typed: deque[str] = deque()
-        self._under_way: dict[int, tuple[str, float]] = {}  # by number, and since when
+        self._under_way: dict[int, tuple[str, float]] = {}  # texts by number, with their time
         self._said = 0
         self._sent = 0
         self._lost = 0
@@ -296,7 +303,7 @@ class Talk:
         self._deadline: float | None = None  # once the input has ended
 
     def run(self, node: Speaker, taken: Callable[[], object]) -> None:
-        """Go on until there is nothing more to say, or a signal came. Raises what `check` does."""
+        """Go on until there is nothing more to say, or a signal comes. Raises what `check` does."""
         while not self._is_over():
             node.check()
             while self._typed and len(self._under_way) < MAX_UNDER_WAY:
@@ -306,25 +313,28 @@ class Talk:
                 self._take(self.happenings.get(timeout=WAIT_S))
 
     def hear(self, event: Event) -> None:
-        """Take what the node tells; junk at which nobody looks must not fill the memory."""
+        """Take an event of the node; junk that nobody looks at must not fill the memory."""
         if event.what != "refused" or self.happenings.qsize() < MAX_UNSEEN:
             self.happenings.put(event)
 
     def finish(self) -> int:
-        """Show what is left to show after the node's end, and return the exit code."""
+        """Show the last events, after the node's end, and return the exit code."""
         while not self.happenings.empty():
             self._take(self.happenings.get())
         self._screen.total(self._sent)
-        if lost := self._lost + len(self._under_way) + len(self._typed):
-            to_stderr(
-                f"node: {lost} {'text has' if lost == 1 else 'texts have'} no receipt, and "
-                "may not have arrived"
-            )
-        return 128 + self._signal if self._signal else int(lost > 0)
+        lost = self._lost + len(self._under_way) + len(self._typed)
+        if lost:
+            texts_have = "text has" if lost == 1 else "texts have"
+            to_stderr(f"node: {lost} {texts_have} no receipt, and may not have arrived")
+        if self._signal:
+            return 128 + self._signal
+        return int(lost > 0)
 
     def _is_over(self) -> bool:
-        if self._deadline is None or self._signal:
-            return self._signal > 0
+        if self._signal:
+            return True
+        if self._deadline is None:
+            return False
         return self._timer() >= self._deadline or not (self._typed or self._under_way)
 
     def _say(self, node: Speaker, text: str) -> None:
@@ -335,7 +345,7 @@ class Talk:
             self._screen.notice(f"not sent: {error}")
             return
         self._said += 1  # as the node counts them
-        self._under_way[self._said] = text, self._timer()
+        self._under_way[self._said] = (text, self._timer())
         if not self._screen.is_here and not self._has_told_of_waiting:
             self._has_told_of_waiting = True
             self._screen.waiting(self._said)

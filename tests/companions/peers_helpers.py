@@ -6,10 +6,14 @@ sessions'. Time passes when a test says so.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
 import hmac
 import os
+import socket
+import struct
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
@@ -19,8 +23,16 @@ from Crypto.Cipher import AES
 from companions.asymmetric import PrivateKey, sign
 from companions.peer_messaging.identity import Identity, Trust
 from companions.peer_messaging.peer import Event, Limits, Peer
-from companions.peer_messaging.protocol import Kind, Message, Reason, Role, Session, State
-from protocol_fsm import ProtocolError
+from companions.peer_messaging.protocol import (
+    HELLO_BYTES,
+    Kind,
+    Message,
+    Reason,
+    Role,
+    Session,
+    State,
+)
+from protocol_fsm import ProtocolError, read_exactly
 from tests.companions.helpers import expand, sha256
 
 A = Role.INITIATOR
@@ -97,7 +109,7 @@ class World:
         before = [*State][[*State].index(state) - 1]
         pair = self.pair(before)
         sender, kind = WAY[before]
-        message = pair.end(sender).seal(kind, BODIES.get(kind, b""))
+        message = pair.end(sender).seal(Message(kind, BODIES.get(kind, b"")))
         pair.messages.append(message)
         error_of(pair.end(OTHER[sender]), message)
         assert pair.end(A).state is pair.end(B).state is state
@@ -120,7 +132,7 @@ class Pair:
     def carry(self, kind: Kind, sender: Role = A, body: bytes | None = None) -> Message:
         """Seal at one end, open at the other."""
         body = BODIES.get(kind, b"") if body is None else body
-        self.messages.append(self.end(sender).seal(kind, body))
+        self.messages.append(self.end(sender).seal(Message(kind, body)))
         return self.end(OTHER[sender]).open(self.messages[-1])
 
     def clone(self) -> Pair:
@@ -376,3 +388,50 @@ class Link:
 
     def texts_of(self, n: int, what: str = "text") -> list[str]:
         return [event.text for event in self.events(n, what)]
+
+
+# A stranger on a plain socket ---------------------------------------------------------------------
+
+GREETING = b"\xff" + bytes(8) + b"\x7f\x03\0" + b"NULL".ljust(20, b"\0") + bytes(32)  # ZMTP 3.0
+ONE_PART = b"\0\0"  # a message that is empty
+ANOTHER_PART = b"\1\0"  # an empty part, after which there is another
+
+
+def greet(sock: socket.socket, kind: bytes) -> None:
+    """Introduce a connected socket as a PUSH or PULL of ZeroMQ (RFC 23).
+
+    Until libzmq has sent its own READY, it takes a message for a violation.
+    """
+    ready = b"\x05READY\x0bSocket-Type" + bytes([0, 0, 0, len(kind)]) + kind
+    sock.settimeout(20.0)
+    sock.sendall(GREETING + bytes([4, len(ready)]) + ready)
+    read_exactly(sock.recv, len(GREETING), mid_frame=True)
+    _, length = read_exactly(sock.recv, 2, mid_frame=True)
+    read_exactly(sock.recv, length, mid_frame=True)
+
+
+def wait_for_hello(sock: socket.socket) -> None:
+    """Read from a node's outbox until a HELLO has begun: the length of its frame."""
+    received = b""
+    while HELLO_BYTES.to_bytes(8, "big") not in received:
+        piece = sock.recv(4_096)
+        assert piece, "the node has closed the connection"
+        received += piece
+
+
+def flood(sock: socket.socket, message: bytes, most_bytes: int, seconds: float) -> Iterator[int]:
+    """Send a message again and again while it is taken; yield how many bytes were so far."""
+    data = message * (most_bytes // len(message))
+    sent = 0
+    deadline = time.monotonic() + seconds
+    sock.settimeout(0.1)
+    while sent < len(data) and time.monotonic() < deadline:
+        with contextlib.suppress(TimeoutError):
+            sent += sock.send(data[sent : sent + 100_000])
+        yield sent
+
+
+def reset(sock: socket.socket) -> None:
+    """Close a connection in the rudest way of TCP, without a FIN."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sock.close()

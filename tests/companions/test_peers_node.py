@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import queue
 import socket
 import sys
@@ -24,6 +26,7 @@ from companions.peer_messaging.protocol import (
     CLEAR,
     MAX_MESSAGE,
     Kind,
+    Message,
     PeerLeft,
     Reason,
     Role,
@@ -32,7 +35,15 @@ from companions.peer_messaging.protocol import (
 from companions.peer_messaging.talk import MAX_UNSEEN, Talk
 from program import NoConnection, UserError
 from protocol_fsm import MalformedMessage
-from tests.companions.peers_helpers import ours_alone
+from tests.companions.peers_helpers import (
+    ANOTHER_PART,
+    ONE_PART,
+    flood,
+    greet,
+    ours_alone,
+    reset,
+    wait_for_hello,
+)
 
 HOST = "127.0.0.1"
 LIMIT_S = 20.0
@@ -126,9 +137,9 @@ class Raw:
 
     def meet(self) -> Session:
         session = self.session()
-        self.push(session.seal(Kind.HELLO))
+        self.push(session.seal(Message(Kind.HELLO)))
         session.open(self.next_of(Kind.REPLY))
-        self.push(session.seal(Kind.CONFIRM))
+        self.push(session.seal(Message(Kind.CONFIRM)))
         session.open(self.next_of(Kind.WELCOME))
         return session
 
@@ -186,17 +197,17 @@ def test_a_node_survives_anything_in_its_inbox(raw: Raw, name: str) -> None:
     raw.push(*ANYTHING[name])
     session = raw.meet()
     raw.push(*ANYTHING[name])
-    raw.push(session.seal(Kind.TEXT, b"still there?"))
+    raw.push(session.seal(Message(Kind.TEXT, b"still there?")))
     assert session.open(raw.next_of(Kind.RECEIPT)).kind is Kind.RECEIPT
     assert raw.node.wait_for("text").text == "still there?"
 
 
 def test_a_message_in_parts_is_none_however_good_its_parts(raw: Raw) -> None:
-    hello = raw.session().seal(Kind.HELLO)
+    hello = raw.session().seal(Message(Kind.HELLO))
     raw.push([hello, b""], [b"", hello], [hello[:100], hello[100:]])
     session = raw.meet()  # which the first REPLY answers
     raw.node.wait_for("met")
-    text = session.seal(Kind.TEXT, b"x")
+    text = session.seal(Message(Kind.TEXT, b"x"))
     raw.push([text, b""], [b"", text])
     for _ in range(2):
         assert isinstance(raw.node.wait_for("refused").error, MalformedMessage)
@@ -209,10 +220,79 @@ def test_what_is_too_long_is_not_even_read(raw: Raw) -> None:
     raw.node.wait_for("met")
     raw.push(bytes([Kind.TEXT]) * (MAX_MESSAGE + 1))
     for text in (b"x", b"y"):
-        raw.push(session.seal(Kind.TEXT, text))
+        raw.push(session.seal(Message(Kind.TEXT, text)))
         session.open(raw.next_of(Kind.RECEIPT))
     assert [raw.node.told.get_nowait().what for _ in range(2)] == ["text", "text"]
     assert raw.node.told.empty(), "libzmq has dropped it, and closed the connection"
+
+
+# Strangers who flood it, in raw ZMTP --------------------------------------------------------------
+
+
+def resident_bytes() -> int:
+    """Return how much memory this process has in use."""
+    pages = Path("/proc/self/statm").read_text("ascii").split()[1]
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read from Linux")
+def test_a_flood_of_messages_of_many_parts_takes_little_memory(raw: Raw) -> None:
+    """At most 10 of a connection wait, with 64 bytes for each of their 10,000 parts: 6.4 MB."""
+    before = resident_bytes()
+    with socket.create_connection((HOST, raw.node.address[1])) as stranger:
+        greet(stranger, b"PUSH")
+        for _ in flood(stranger, 9_999 * ANOTHER_PART + ONE_PART, 10_000_000, 2.0):
+            assert resident_bytes() - before < 30_000_000
+    raw.node.check()
+
+
+def test_a_flood_over_many_connections_ends_no_session(people: tuple[Identity, Identity]) -> None:
+    with two_nodes(people) as (one, two), contextlib.ExitStack() as stack:
+        for _ in range(20):
+            stranger = stack.enter_context(socket.create_connection((HOST, one.address[1])))
+            greet(stranger, b"PUSH")
+            *_, sent = flood(stranger, ONE_PART, 20_000, 1.0)
+            assert sent == 20_000
+        one.wait_for("refused")
+        two.say("still there?")
+        two.wait_for("receipt")
+        assert one.wait_for("text").text == "still there?"
+        assert "ended" not in {event.what for event in [*one.told.queue, *two.told.queue]}
+
+
+def test_an_outbox_that_a_stranger_has_filled_is_replaced(
+    people: tuple[Identity, Identity],
+) -> None:
+    """Nobody reads an outbox, and libzmq does not notice when a stranger who filled it is gone."""
+    with socket.create_server((HOST, 0)) as listener:
+        listener.settimeout(LIMIT_S)
+        at = listener.getsockname()[:2]
+        with Party(*people, at, limits=Limits(hello_s=0.2)):
+            stranger, _ = listener.accept()
+            greet(stranger, b"PULL")
+            for _ in flood(stranger, ONE_PART, 20_000, 1.0):
+                pass
+            reset(stranger)
+            again, _ = listener.accept()
+            with again:
+                greet(again, b"PULL")
+                wait_for_hello(again)
+
+
+def test_an_outbox_stays_when_there_is_no_descriptor_for_another(
+    people: tuple[Identity, Identity], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise zmq.ZMQError(errno.EMFILE)
+
+    with Party(*people, (HOST, 1)) as node:
+        outbox = node._outbox
+        monkeypatch.setattr(node, "_new_outbox", fail)
+        with node._lock:
+            for _ in range(4):
+                node._prepare_outbox()
+        assert node._outbox is outbox
+        assert not outbox.closed
 
 
 def test_a_taken_port_is_a_sentence(people: tuple[Identity, Identity]) -> None:
@@ -243,20 +323,29 @@ def test_of_several_addresses_ipv4_is_taken(monkeypatch: pytest.MonkeyPatch) -> 
         assert address_of("somewhere") == wanted
 
 
-def test_nothing_waits_in_the_outbox_for_a_peer_who_is_not_there(
-    people: tuple[Identity, Identity],
-) -> None:
-    began = threading.Semaphore(0)
-    port = free_port()
+def counting(began: threading.Semaphore) -> type[Peer]:
+    """Return a Peer that counts the HELLOs that it begins with."""
 
     class Counting(Peer):
         def _begin(self, now: float) -> bytes:
             began.release()
             return super()._begin(now)
 
+    return Counting
+
+
+def test_nothing_waits_in_the_outbox_for_a_peer_who_is_not_there(
+    people: tuple[Identity, Identity],
+) -> None:
+    began = threading.Semaphore(0)
+    port = free_port()
     with (
         Node(
-            people[0], Trust("peer"), (HOST, port), limits=Limits(hello_s=0.01), new_peer=Counting
+            people[0],
+            Trust("peer"),
+            (HOST, port),
+            limits=Limits(hello_s=0.01),
+            new_peer=counting(began),
         ),
         zmq.Context() as context,
         context.socket(zmq.PULL) as inbox,
@@ -268,6 +357,28 @@ def test_nothing_waits_in_the_outbox_for_a_peer_who_is_not_there(
         inbox.bind(f"tcp://{HOST}:{port}")
         _, _, timestamp = CLEAR.unpack_from(inbox.recv())
         assert timestamp >= before_ms - 1, "it was made after there was somebody to take it"
+
+
+def test_a_connection_that_takes_long_has_the_time_until_the_second_hello(
+    people: tuple[Identity, Identity],
+) -> None:
+    began = threading.Semaphore(0)
+    with (
+        socket.create_server((HOST, 0)) as listener,
+        Node(
+            people[0],
+            Trust("peer"),
+            listener.getsockname()[:2],
+            limits=Limits(hello_s=0.5),
+            new_peer=counting(began),
+        ) as node,
+        listener.accept()[0] as slow,
+    ):
+        assert began.acquire(timeout=LIMIT_S)
+        with node._lock:  # which the node holds until it has given up the first HELLO
+            slow.settimeout(LIMIT_S)
+        greet(slow, b"PULL")
+        wait_for_hello(slow)
 
 
 def test_ipv6_works_too(people: tuple[Identity, Identity], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import pickle
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from random import Random
 
 import pytest
@@ -23,6 +24,7 @@ from companions.peer_messaging.protocol import (
     BadShare,
     BadSignature,
     Kind,
+    Message,
     MessageLost,
     Outlived,
     PeerAway,
@@ -30,6 +32,7 @@ from companions.peer_messaging.protocol import (
     Reason,
     Replayed,
     Role,
+    Session,
     State,
     UnexpectedKind,
     Untimely,
@@ -778,7 +781,12 @@ def test_a_session_is_over_after_twice_its_time_if_somebody_keeps_the_next_from_
     link = Link(world.alice, world.bob, Limits(lifetime_s=20)).meet()
     old = link.open_session(0)
     link.lost = Counter({(n, Kind.HELLO): 10**6 for n in (0, 1)})
-    link.wait(39.75, each=lambda: [link.say(n, "x") for n in (0, 1)])
+
+    def talk() -> None:
+        for n in (0, 1):
+            link.say(n, "x")
+
+    link.wait(39.75, each=talk)
     link.carry()
     assert link.peers[0].session is old
     assert link.is_one_session()
@@ -990,7 +998,7 @@ def test_of_a_session_that_is_over_no_keys_are_left_whoever_keeps_it(
         )
         assert kept[n].fingerprints() == prints
         with pytest.raises(LocalError, match="cannot be sent in ENDED"):
-            kept[n].seal(Kind.TEXT, b"x")
+            kept[n].seal(Message(Kind.TEXT, b"x"))
     assert type(error_of(kept[0], record)) is WrongSession
 
 
@@ -1156,6 +1164,24 @@ def test_what_is_for_nobody_is_dropped_without_a_word(link: Link) -> None:
     for kind in (2, 3, 5, 9):
         assert link.peers[0].receive(bytes([kind]) + bytes(780)) == []
     assert link.told[0] == []
+
+
+def test_a_watcher_that_fails_is_named_in_the_log_when_its_session_is_over(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(seen: object) -> None:
+        raise ValueError("the disk is full")
+
+    link = Link(world.alice, world.bob)
+    link.peers[0]._new_session = partial(Session, watchers=[broken])
+    link.meet().say(0, "hello")
+    link.carry()
+    assert link.texts_of(1) == ["hello"]
+    assert not caplog.records
+    link.put(0, link.peers[0].leave())
+    assert [record.getMessage() for record in caplog.records] == [
+        "a watcher of <Session of the INITIATOR, ENDED> failed: ValueError: the disk is full"
+    ]
 
 
 def test_a_node_is_not_pickled(link: Link) -> None:

@@ -17,7 +17,15 @@ import zmq
 
 from companions.asymmetric import PrivateKey, write_private
 from companions.peer_messaging.identity import grouped, known_peers, load_identity
-from tests.companions.peers_helpers import ours_alone
+from tests.companions.peers_helpers import (
+    ANOTHER_PART,
+    ONE_PART,
+    flood,
+    greet,
+    ours_alone,
+    reset,
+    wait_for_hello,
+)
 from tests.programs import Program
 
 ROOT = Path(__file__).parent.parent.parent
@@ -149,7 +157,7 @@ def test_a_text_that_is_too_long_is_told_and_the_others_arrive(pair: Pair) -> No
     with pair.start("bob") as bob:
         done = run(pair.words("alice"), "one\n" + "\u4f60" * 1_366 + "\nthree\n")
         assert done.returncode == 1
-        assert "* not sent: a text has 1 to 4,096 bytes, and this 4,098\n" in done.stdout
+        assert "* not sent: a text has 1 to 4,096 bytes, and this one 4,098\n" in done.stdout
         bob.wait_for("^alice: three")
         assert done.stderr == "node: 1 text has no receipt, and may not have arrived\n"
 
@@ -177,6 +185,32 @@ def test_ipv6_addresses_are_understood(pair: Pair) -> None:
                 pair.start(name, "--host", "::1", "--at", f"[::1]:{pair.ports[peer]}")
             )
         programs["alice"].wait_for("bob is here")
+
+
+def test_a_full_inbox_whose_connection_is_reset_crashes_no_node(pair: Pair) -> None:
+    """With ZeroMQ's heartbeats, libzmq 4.3.5 aborts as soon as the next one is due."""
+    with pair.start("alice") as alice:
+        alice.wait_for("listening")
+        stranger = socket.create_connection((HOST, pair.ports["alice"]))
+        greet(stranger, b"PUSH")
+        for _ in flood(stranger, 99_999 * ANOTHER_PART + ONE_PART, 10_000_000, 3.0):
+            pass
+        reset(stranger)
+        with pair.start("bob"):
+            alice.wait_for("bob is here")
+
+
+def test_a_full_outbox_whose_connection_is_reset_crashes_no_node(pair: Pair) -> None:
+    with socket.create_server((HOST, pair.ports["bob"])) as listener, pair.start("alice") as alice:
+        stranger, _ = listener.accept()
+        greet(stranger, b"PULL")
+        wait_for_hello(stranger)
+        for _ in flood(stranger, ONE_PART, 20_000, 3.0):
+            pass
+        reset(stranger)
+        listener.close()
+        with pair.start("bob"):
+            alice.wait_for("bob is here")
 
 
 # Coming and going ---------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import hashlib
 import pickle
 from collections.abc import Callable, Sequence
@@ -25,9 +26,12 @@ from companions.peer_messaging.identity import (
     UnusableKey,
 )
 from companions.peer_messaging.protocol import (
+    PHASE,
+    SPEAKER,
     BadShare,
     BadSignature,
     Kind,
+    Message,
     MessageLost,
     PeerLeft,
     ProtocolFSM,
@@ -40,6 +44,7 @@ from companions.peer_messaging.protocol import (
     Untimely,
     WrongAnswer,
     WrongSession,
+    answer_to,
 )
 from crypto_utils import fingerprint
 from protocol_fsm import (
@@ -49,6 +54,7 @@ from protocol_fsm import (
     MalformedMessage,
     ProtocolError,
     ProtocolState,
+    Seen,
     WrongDirection,
     WrongPeer,
 )
@@ -115,13 +121,13 @@ def intact(kind: Kind) -> int:
 def test_two_nodes_agree_talk_and_part(world: World) -> None:
     pair = world.pair()
     for sender, kind in [*WAY.values()][:4]:
-        assert pair.carry(kind, sender) == (kind, b"", 0)
+        assert pair.carry(kind, sender) == Message(kind, b"", 0)
     assert pair.end(A).peer_key == world.bob.public_pem
     assert pair.end(B).peer_key == world.alice.public_pem
     assert pair.end(A)._keys == pair.end(B)._keys != {}
     for number, sender in ((1, A), (3, A), (5, B)):
         text = pair.carry(Kind.TEXT, sender, "Grüße".encode())
-        assert text == (Kind.TEXT, "Grüße".encode(), number)
+        assert text == Message(Kind.TEXT, "Grüße".encode(), number)
         pair.carry(Kind.RECEIPT, OTHER[sender], text.sequence.to_bytes(4, "big"))
         ping = pair.carry(Kind.PING, sender)
         pair.carry(Kind.PONG, OTHER[sender], ping.sequence.to_bytes(4, "big"))
@@ -167,7 +173,7 @@ def rsa_verify(who: Identity, context: str, message: bytes) -> None:
 
 def test_a_hello_stands_on_the_wire_as_documented(world: World) -> None:
     session = world.session(A)
-    hello = session.seal(Kind.HELLO)
+    hello = session.seal(Message(Kind.HELLO))
     assert (len(hello), hello[:2]) == (749, b"\1\1")
     assert int.from_bytes(hello[2:10], "big") == 1_000 * NOW
     assert session._ephemeral
@@ -181,7 +187,7 @@ def test_a_reply_stands_on_the_wire_as_documented(world: World) -> None:
     ephemeral = pair.end(B)._ephemeral
     assert ephemeral
     share = ephemeral.public_key().public_bytes_raw()
-    reply = pair.end(B).seal(Kind.REPLY)
+    reply = pair.end(B).seal(Message(Kind.REPLY))
     assert (len(reply), reply[:2]) == (781, b"\2\1")
     assert int.from_bytes(reply[2:10], "big") == 1_000 * NOW
     assert reply[10:42] == hashlib.sha256(pair.messages[0]).digest()
@@ -212,7 +218,7 @@ def test_a_record_is_what_the_document_says_byte_by_byte(
     pair = world.pair(State.OPEN)
     for session in pair.ends:
         session._sequence[sender] = number
-    message = pair.end(sender).seal(Kind.TEXT, b"hello")
+    message = pair.end(sender).seal(Message(Kind.TEXT, b"hello"))
     keys = pair.end(sender)._keys
     assert message[:30] == (
         b"\5"
@@ -224,14 +230,14 @@ def test_a_record_is_what_the_document_says_byte_by_byte(
     aes = AES.new(keys["IR"[sender] + "-KEY"], AES.MODE_GCM, nonce_of(keys, sender, number))
     aes.update(message[:30])
     assert aes.decrypt_and_verify(message[30:-16], message[-16:]) == b"hello"
-    assert pair.end(OTHER[sender]).open(message) == (Kind.TEXT, b"hello", number)
+    assert pair.end(OTHER[sender]).open(message) == Message(Kind.TEXT, b"hello", number)
 
 
 @ROLES
 def test_a_record_of_another_implementation_is_opened(world: World, sender: Role) -> None:
     pair = world.pair(State.OPEN)
     message = forge(pair.end(sender), 5, b"hello")
-    assert pair.end(OTHER[sender]).open(message) == (Kind.TEXT, b"hello", 1)
+    assert pair.end(OTHER[sender]).open(message) == Message(Kind.TEXT, b"hello", 1)
 
 
 @ROLES
@@ -242,6 +248,26 @@ def test_an_introduction_of_another_implementation_is_opened(world: World, sende
     else:
         message = introduce(world.bob, Kind.REPLY, answers=pair.messages[0])
     assert pair.end(OTHER[sender]).open(message).kind == message[0]
+
+
+@ROLES
+def test_a_hello_and_a_reply_take_no_body_from_their_sender(world: World, sender: Role) -> None:
+    pair = world.pair(State.HELLO if sender is A else State.REPLY)
+    kind = Kind.HELLO if sender is A else Kind.REPLY
+    before = snapshot(pair.end(sender))
+    with pytest.raises(LocalError, match=f"{kind.name} cannot carry this"):
+        pair.end(sender).seal(Message(kind, b"x"))
+    assert snapshot(pair.end(sender)) == before
+
+
+def test_a_message_says_what_its_body_means() -> None:
+    assert Message(Kind.TEXT, "Grüße".encode()).text == "Grüße"
+    assert Message(Kind.RECEIPT, b"\1\2\3\4").number == 0x01020304
+    assert Message(Kind.BYE, b"\1").reason is Reason.VIOLATION
+    answers = [answer_to(Message(kind, b"", 2**32 - 1)) for kind in (Kind.TEXT, Kind.PING)]
+    assert answers == [Message(kind, b"\xff" * 4) for kind in (Kind.RECEIPT, Kind.PONG)]
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        answers[0].body = b""  # type: ignore[misc]
 
 
 def test_shares_keys_and_signatures_are_fresh_in_every_session(world: World) -> None:
@@ -256,7 +282,7 @@ def test_shares_keys_and_signatures_are_fresh_in_every_session(world: World) -> 
 
 def test_equal_texts_never_look_equal_on_the_wire(world: World) -> None:
     pair = world.pair(State.OPEN)
-    sent = [pair.end(sender).seal(Kind.TEXT, b"attack at dawn") for sender in (A, B) * 8]
+    sent = [pair.end(sender).seal(Message(Kind.TEXT, b"attack at dawn")) for sender in (A, B) * 8]
     assert len({message[30:-16] for message in sent}) == 16
 
 
@@ -276,7 +302,7 @@ KEYED = (State.CONFIRM, State.WELCOME, State.OPEN)
 
 def test_the_table_is_the_one_of_the_document() -> None:
     assert MOVES == ProtocolFSM.VALID_TRANSITIONS
-    assert [(state.name, state.phase.name[0], state.speaker) for state in State] == [
+    assert [(state.name, PHASE[state].name[0], SPEAKER.get(state)) for state in State] == [
         ("HELLO", "I", A),
         ("REPLY", "I", B),
         ("CONFIRM", "I", A),
@@ -284,7 +310,7 @@ def test_the_table_is_the_one_of_the_document() -> None:
         ("OPEN", "A", None),
         ("ENDED", "T", None),
     ]
-    assert State.OPEN.phase is ProtocolState.ACTIVE
+    assert PHASE[State.OPEN] is ProtocolState.ACTIVE
 
 
 def message_of(pair: Pair, kind: Kind, sender: Role) -> bytes:
@@ -310,7 +336,7 @@ def test_every_cell_of_the_table_is_opened_or_refused(
         peer = pair.end(sender)
         there = MOVES.get((state, kind, sender))
         if there:
-            message = peer.seal(kind, ask(pair, sender, kind))
+            message = peer.seal(Message(kind, ask(pair, sender, kind)))
             error = error_of(session, message)
             assert type(error) is (PeerLeft if kind is Kind.BYE else type(None)), (kind, error)
             assert session.state is peer.state is there
@@ -339,11 +365,11 @@ def test_every_cell_of_the_table_is_sealed_or_refused(
         session = pair.end(sender)
         before = snapshot(session)
         if there := MOVES.get((state, kind, sender)):
-            assert session.seal(kind, body)[0] == kind
+            assert session.seal(Message(kind, body))[0] == kind
             assert session.state is there
             continue
         with pytest.raises(LocalError, match=f"{kind.name} cannot be sent in {state.name}"):
-            session.seal(kind, body)
+            session.seal(Message(kind, body))
         assert snapshot(session) == before, kind
 
 
@@ -356,7 +382,7 @@ def test_no_message_is_taken_back_by_who_sent_it(world: World, state: State, sen
         session = pair.end(sender)
         if (state, kind, sender) not in MOVES:
             continue
-        own = clone(session).seal(kind, ask(pair, sender, kind))
+        own = clone(session).seal(Message(kind, ask(pair, sender, kind)))
         expected: type[ProtocolError] = WrongDirection
         if kind in (Kind.HELLO, Kind.REPLY):
             expected = UnexpectedKind
@@ -375,7 +401,7 @@ def every_kind(world: World) -> list[tuple[Pair, Kind, Role, bytes]]:
     for state, kind, sender in MOVES:
         pair = world.pair(state)
         body = ask(pair, sender, kind)
-        cases.append((pair, kind, sender, pair.end(sender).seal(kind, body)))
+        cases.append((pair, kind, sender, pair.end(sender).seal(Message(kind, body))))
     return cases
 
 
@@ -472,15 +498,15 @@ def test_a_replayed_record_changes_nothing_and_a_lost_one_ends_the_session(
     pair = world.pair(State.OPEN)
     session = pair.end(OTHER[sender])
     peer = pair.end(sender)
-    one, two, three = (peer.seal(Kind.TEXT, bytes([65 + n])) for n in range(3))
+    one, two, three = (peer.seal(Message(Kind.TEXT, bytes([65 + n]))) for n in range(3))
     session.open(one)
     session.open(two)
     for old in (one, two):
         assert is_dropped(session, old, Replayed)
     twin = clone(session)
     assert session.open(three).body == b"C"
-    four = peer.seal(Kind.PING)
-    five = peer.seal(Kind.PING)
+    four = peer.seal(Message(Kind.PING))
+    five = peer.seal(Message(Kind.PING))
     for stale, late, expected, got in ((clone(session), five, 4, 5), (twin, four, 3, 4)):
         error = error_of(stale, late)
         assert type(error) is MessageLost
@@ -493,7 +519,7 @@ def test_a_replayed_record_changes_nothing_and_a_lost_one_ends_the_session(
 
 def test_two_texts_that_were_swapped_end_the_session(world: World) -> None:
     pair = world.pair(State.OPEN)
-    one, two = (pair.end(A).seal(Kind.TEXT, text) for text in (b"1", b"2"))
+    one, two = (pair.end(A).seal(Message(Kind.TEXT, text)) for text in (b"1", b"2"))
     assert type(error_of(pair.end(B), two)) is MessageLost
     assert is_dropped(pair.end(B), one, WrongSession), "there are no keys any more"
 
@@ -517,12 +543,12 @@ def test_a_number_too_high_without_the_keys_is_a_bad_tag(world: World, sequence:
 def test_a_record_of_another_session_changes_nothing(world: World, sender: Role) -> None:
     one = world.pair(State.OPEN)
     two = world.new_pair()
-    message = two.end(sender).seal(Kind.TEXT, b"x")
+    message = two.end(sender).seal(Message(Kind.TEXT, b"x"))
     session = one.end(OTHER[sender])
     assert is_dropped(session, message, WrongSession)
     spliced = message[:1] + session.session_id + message[17:]
     assert is_dropped(session, spliced, BadTag)
-    own = one.end(sender).seal(Kind.TEXT, b"x")
+    own = one.end(sender).seal(Message(Kind.TEXT, b"x"))
     assert is_dropped(session, own[:30] + message[30:], BadTag)
     assert is_dropped(session, own[:-16] + message[-16:], BadTag)
     assert session.open(own).body == b"x"
@@ -533,15 +559,12 @@ def test_a_message_of_another_handshake_leads_nowhere(world: World, state: State
     sender, kind = WAY[state]
     pair = world.pair(state)
     other = world.new_pair(state)
-    message = other.end(sender).seal(kind, BODIES.get(kind, b""))
+    message = other.end(sender).seal(Message(kind, BODIES.get(kind, b"")))
     assert is_dropped(
         pair.end(OTHER[sender]), message, WrongAnswer if kind is Kind.REPLY else WrongSession
     )
-    assert (
-        error_of(pair.end(OTHER[sender]), pair.end(sender).seal(kind, BODIES.get(kind, b"")))
-        is None
-        or kind is Kind.BYE
-    )
+    own = pair.end(sender).seal(Message(kind, BODIES.get(kind, b"")))
+    assert error_of(pair.end(OTHER[sender]), own) is None or kind is Kind.BYE
 
 
 @pytest.mark.parametrize("share", LOW_ORDER, ids=lambda share: share.hex()[:8])
@@ -559,7 +582,7 @@ def test_a_share_that_is_of_no_use_is_refused(world: World, share: bytes) -> Non
 def test_without_a_share_of_our_own_any_share_is_of_no_use(world: World) -> None:
     pair = world.pair(State.REPLY)
     pair.end(A)._ephemeral = None
-    assert type(error_of(pair.end(A), pair.end(B).seal(Kind.REPLY))) is BadShare
+    assert type(error_of(pair.end(A), pair.end(B).seal(Message(Kind.REPLY)))) is BadShare
 
 
 def test_no_signature_serves_for_the_other_kind(world: World) -> None:
@@ -738,7 +761,7 @@ def test_the_greatest_timestamp_of_all_is_only_untimely(world: World) -> None:
 
 def test_a_record_that_was_held_back_ends_the_session(world: World) -> None:
     pair = world.pair(State.OPEN)
-    held = pair.end(A).seal(Kind.TEXT, b"now")
+    held = pair.end(A).seal(Message(Kind.TEXT, b"now"))
     pair.clock.now += 30.5
     error = error_of(pair.end(B), held)
     assert type(error) is Untimely
@@ -749,7 +772,7 @@ def test_a_record_that_was_held_back_ends_the_session(world: World) -> None:
 def test_timestamps_are_milliseconds_of_the_clock_that_was_handed_in(world: World) -> None:
     pair = world.pair(State.OPEN)
     pair.clock.now = NOW + 1.234_567
-    message = pair.end(B).seal(Kind.PING)
+    message = pair.end(B).seal(Message(Kind.PING))
     assert abs(int.from_bytes(message[22:30], "big") - 1_000 * NOW - 1_234) <= 1
 
 
@@ -790,7 +813,7 @@ def test_the_last_number_is_used_and_none_twice(world: World, sender: Role) -> N
     before = snapshot(session)
     for kind in (Kind.TEXT, Kind.PING, Kind.BYE):
         with pytest.raises(LocalError, match="no numbers left"):
-            session.seal(kind, BODIES.get(kind, b""))
+            session.seal(Message(kind, BODIES.get(kind, b"")))
     assert snapshot(session) == before
     assert is_dropped(pair.end(OTHER[sender]), pair.messages[-1], Replayed)
     assert pair.carry(Kind.TEXT, OTHER[sender]).body == b"hello", "the other one goes on"
@@ -840,14 +863,14 @@ def test_a_body_has_the_size_of_its_kind(world: World, kind: Kind, length: int, 
     error = error_of(session, forge(peer, kind, body))
     if fits:
         assert type(error) is (PeerLeft if kind is Kind.BYE else type(None))
-        assert peer.seal(kind, body)[0] == kind
+        assert peer.seal(Message(kind, body))[0] == kind
         return
     assert type(error) is BadPayload
     assert is_farewell(error, peer) is (state is State.OPEN)
     before = snapshot(peer)
     low, high = LIMITS[kind]
     with pytest.raises(LocalError, match=f"{kind.name} cannot carry this: .* {low} to {high} b"):
-        peer.seal(kind, body)
+        peer.seal(Message(kind, body))
     assert snapshot(peer) == before
 
 
@@ -856,7 +879,7 @@ def test_the_longest_text_makes_the_longest_message(world: World) -> None:
     assert len(pair.carry(Kind.TEXT, body=b"x" * 4_096).body) == 4_096
     assert len(pair.messages[-1]) == 4_142
     with pytest.raises(LocalError, match="TEXT"):
-        pair.end(A).seal(Kind.TEXT, b"x" * 4_097)
+        pair.end(A).seal(Message(Kind.TEXT, b"x" * 4_097))
     assert is_dropped(pair.end(B), forge(pair.end(A), 5, b"x" * 4_097), MalformedMessage)
 
 
@@ -866,7 +889,7 @@ def test_the_longest_text_makes_the_longest_message(world: World) -> None:
 def test_a_text_is_utf_8(world: World, body: bytes) -> None:
     pair = world.pair(State.OPEN)
     with pytest.raises(LocalError, match="UTF-8"):
-        pair.end(A).seal(Kind.TEXT, body)
+        pair.end(A).seal(Message(Kind.TEXT, body))
     error = error_of(pair.end(B), forge(pair.end(A), Kind.TEXT, body))
     assert type(error) is BadPayload
     assert is_farewell(error, pair.end(A))
@@ -905,7 +928,7 @@ def test_what_was_never_sent_is_not_answered(world: World, sender: Role, kind: K
 
 def test_what_waits_for_an_answer_cannot_be_changed_from_outside(world: World) -> None:
     session = world.pair(State.OPEN).end(A)
-    session.seal(Kind.TEXT, b"x")
+    session.seal(Message(Kind.TEXT, b"x"))
     session.unanswered.clear()
     assert session.unanswered == {1: Kind.TEXT}
 
@@ -941,7 +964,7 @@ def test_a_bye_ends_both_ends_and_is_not_answered(
 def test_a_bye_says_a_reason_that_exists(world: World, reason: int) -> None:
     pair = world.pair(State.OPEN)
     with pytest.raises(LocalError, match="a reason"):
-        pair.end(A).seal(Kind.BYE, bytes([reason]))
+        pair.end(A).seal(Message(Kind.BYE, bytes([reason])))
     error = error_of(pair.end(B), forge(pair.end(A), Kind.BYE, bytes([reason])))
     assert type(error) is BadPayload
     assert is_farewell(error, pair.end(A))
@@ -970,6 +993,91 @@ def test_a_failure_forgets_the_keys_and_is_told_only_in_open(world: World, state
         assert session.fingerprints() == was
 
 
+@STATES
+@pytest.mark.parametrize("number", [2**32 - 1, 2**32])
+def test_goodbye_says_bye_in_open_while_there_is_a_number_for_it(
+    world: World, state: State, number: int
+) -> None:
+    pair = world.pair(state)
+    for session in pair.ends:
+        session._sequence[A] = number
+    session = pair.end(A)
+    may_speak = state is State.OPEN and number < 2**32
+    assert session.has_farewell is may_speak
+    farewell = session.goodbye(Reason.GOODBYE)
+    assert bool(farewell) is may_speak
+    assert session.state is (State.ENDED if may_speak else state)
+    if farewell:
+        left = error_of(pair.end(B), farewell)
+        assert isinstance(left, PeerLeft)
+        assert left.reason is Reason.GOODBYE
+
+
+# Watchers -----------------------------------------------------------------------------------------
+
+
+def watched_pair(world: World) -> tuple[Pair, list[Seen], list[Seen]]:
+    """Return a new pair, and what the watchers of Alice and of Bob will have seen."""
+    clock = Clock()
+    seen: tuple[list[Seen], list[Seen]] = ([], [])
+    ends = [
+        Session(who, Trust("x"), role, clock=clock, watchers=[seen[role].append])
+        for who, role in ((world.alice, A), (world.bob, B))
+    ]
+    return Pair(ends[0], ends[1], clock), *seen
+
+
+def test_a_watcher_sees_every_message_after_the_decision(world: World) -> None:
+    pair, alices, bobs = watched_pair(world)
+    for sender, kind in [*WAY.values()][:4]:
+        pair.carry(kind, sender)
+    pair.carry(Kind.TEXT, A)
+    verdicts = ["sealed", "accepted", "sealed", "accepted", "sealed"]
+    assert [seen.verdict for seen in alices] == verdicts
+    assert [seen.verdict for seen in bobs] == [*verdicts[1:4], "sealed", "accepted"]
+    for seen in (alices, bobs):
+        assert [one.message for one in seen] == pair.messages
+        assert [one.plaintext for one in seen] == [b"", b"", b"", b"", b"hello"]
+        assert seen[0].fingerprints == {}
+        assert seen[1].fingerprints == seen[-1].fingerprints == pair.end(A).fingerprints()
+
+
+def test_a_watcher_sees_what_was_refused_and_not_what_was_in_it(world: World) -> None:
+    pair, _, bobs = watched_pair(world)
+    for sender, kind in [*WAY.values()][:4]:
+        pair.carry(kind, sender)
+    junk = flipped(forge(pair.end(A), Kind.TEXT, b"junk"), 8 * 40)
+    bad = forge(pair.end(A), Kind.TEXT, b"\xff")
+    bobs.clear()
+    for message in (b"", junk, bad):
+        error_of(pair.end(B), message)
+    assert [(seen.verdict, seen.message, seen.plaintext) for seen in bobs[:3]] == [
+        ("MalformedMessage", b"", b""),
+        ("BadTag", junk, b""),
+        ("BadPayload", bad, b""),
+    ]
+    assert [seen.verdict for seen in bobs[3:]] == ["sealed"], "the farewell, after its reason"
+    assert bobs[3].message[0] == Kind.BYE
+    assert bobs[3].fingerprints == pair.end(A).fingerprints(), "the last there were"
+
+
+def test_a_watcher_that_raises_changes_nothing_and_is_remembered(world: World) -> None:
+    def broken(seen: Seen) -> None:
+        raise ValueError("the disk is full")
+
+    clock = Clock()
+    ends = [
+        Session(who, Trust("x"), role, clock=clock, watchers=[broken])
+        for who, role in ((world.alice, A), (world.bob, B))
+    ]
+    pair = Pair(ends[0], ends[1], clock)
+    for sender, kind in [*WAY.values()][:4]:
+        pair.carry(kind, sender)
+    assert pair.carry(Kind.TEXT).body == b"hello"
+    assert is_dropped(pair.end(B), pair.messages[-1], Replayed)
+    assert [end.watchers.error for end in pair.ends] == ["ValueError: the disk is full"] * 2
+
+
 # Keys ---------------------------------------------------------------------------------------------
 
 
@@ -981,7 +1089,7 @@ def test_nothing_that_leads_to_a_key_is_kept_longer_than_it_is_needed(world: Wor
 
 def test_no_key_shows_in_a_repr_an_error_or_a_pickle(world: World) -> None:
     pair = world.pair(State.OPEN)
-    text = pair.end(A).seal(Kind.TEXT, b"secret text")
+    text = pair.end(A).seal(Message(Kind.TEXT, b"secret text"))
     errors = [
         error_of(clone(pair.end(B)), message)
         for message in (
@@ -1078,7 +1186,7 @@ def test_misuse_of_seal_changes_nothing(
     session = world_of(keys).pair(state).end(sender)
     before = snapshot(session)
     try:
-        session.seal(kind, body)
+        session.seal(Message(kind, body))
     except LocalError:
         assert snapshot(session) == before
     else:
