@@ -21,13 +21,11 @@ def is_tall(height, limit):
         return False
     return True
 
-def count_down(steps):
-    while steps > 0:
-        steps -= 1
-    return steps
+def twice(number):
+    return number + number
 """
 DOOR_TESTS = """
-from door import count_down, is_tall
+from door import is_tall, twice
 from tests.heights import TREE
 
 def test_a_tree_is_tall():
@@ -36,8 +34,8 @@ def test_a_tree_is_tall():
 def test_grass_is_not_tall():
     assert not is_tall(1, 3)
 
-def test_all_steps_are_counted():
-    assert count_down(3) == 0
+def test_twice_is_twice():
+    assert twice(3) == 6
 """
 TABLE = """
 MODULES = {"door.py": ("tests/test_door.py",)}
@@ -120,7 +118,7 @@ def test_modules_and_tests_of_the_table_exist() -> None:
 
 
 def test_a_survivor_is_shown_and_a_hang_is_none(house: House) -> None:
-    house.write_lists("count_down: steps -= 1 => steps -= 0  # there is no end", "")
+    house.write_lists("is_tall: return True => while height: pass  # there is no end", "")
     tests = house.folder / "tests" / "test_door.py"
     tests.write_text(f"{DOOR_TESTS}\ndef test_nonsense():\n    assert is_tall(1, 3)\n")
     done = house.mutate()
@@ -128,21 +126,21 @@ def test_a_survivor_is_shown_and_a_hang_is_none(house: House) -> None:
     assert [line for line in done.stdout.splitlines() if "=>" in line] == [SURVIVOR]
     assert "-    if height < limit:\n+    if height <= limit:\n" in done.stdout
     assert "says nothing: tests/test_door.py::test_nonsense" in done.stdout
-    assert {*house.kills()} == {"door.py::count_down"}
+    assert {*house.kills()} == {"door.py::twice"}
 
 
 def test_only_changed_mutants_are_tried_again_and_no_equivalents(house: House) -> None:
     house.write_lists("", SURVIVOR.removeprefix("door.py: ") + "  # nothing is that tall")
     done = house.mutate()
     assert done.returncode == 0, done.stdout
-    assert {*house.kills()} == {"door.py::count_down", "door.py::is_tall"}
+    assert {*house.kills()} == {"door.py::is_tall", "door.py::twice"}
     assert "0 mutants tried" in house.mutate("--changed").stdout
     tests = house.folder / "tests" / "test_door.py"
-    tests.write_text(DOOR_TESTS.replace("count_down(3)", "count_down(4)"))
+    tests.write_text(DOOR_TESTS.replace("twice(3) == 6", "twice(4) == 8"))
     no_time = ("--changed", "--minutes", "0.00001")
-    assert "No time for all of 1: door.py::count_down\n" in house.mutate(*no_time).stdout
+    assert "No time for all of 1: door.py::twice\n" in house.mutate(*no_time).stdout
     (house.folder / "tests" / "heights.py").write_text("TREE = 30\n")
-    both = "No time for all of 2: door.py::count_down, door.py::is_tall\n"
+    both = "No time for all of 2: door.py::is_tall, door.py::twice\n"
     assert both in house.mutate(*no_time).stdout
 
 

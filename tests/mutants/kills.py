@@ -30,7 +30,7 @@ def key_of(mutant: Mutant) -> str:
 
 
 def fingerprint(mutants: Sequence[Mutant], killers: Iterable[str]) -> str:
-    """Return that of a scope, whose mutants these are. Raises LookupError for a lost test."""
+    """Return that of a scope with these mutants. Raises LookupError for a test that is gone."""
     module, scope = mutants[0].module, mutants[0].scope
     source = [own_text(module, root) for root in scopes(tree_of(module))[scope]]
     changes = [f"{mutant.old} => {mutant.new}" for mutant in mutants]
@@ -64,6 +64,14 @@ def test_digest(name: str) -> str:
     if names and not found:
         raise LookupError(name)
     return digest([rest_of(path), *(text_of(path, node) for node in found or [])])
+
+
+def is_there(test: str) -> bool:
+    """Return whether there still is such a test."""
+    try:
+        return bool(test_digest(test))
+    except LookupError:
+        return False
 
 
 @functools.cache

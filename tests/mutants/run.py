@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.mutants.kills import Kills, key_of
+from tests.mutants.kills import Kills, is_there, key_of
 from tests.mutants.named import mutants_of
 from tests.mutants.source import Mutant, lines_of_scope
 from tests.mutants.table import MODULES, wider
@@ -58,6 +58,7 @@ class Attempt:
     scope: Scope
     mutant: Mutant
     tests: Sequence[str] = ()
+    is_survivor: bool = False  # of the tests of the last stage that had time for it
 
 
 def find_scopes(modules: Iterable[str], kills: Kills, only_changed: bool) -> list[Scope]:
@@ -80,6 +81,7 @@ class Run:
     ) -> None:
         self.scopes = scopes
         self.unreliable: set[str] = set()  # tests that fail without a mutant
+        self._checked: set[str] = set()  # tests that pass without a mutant
         self._kills = kills
         self._profiles: dict[str, Profile] = {}
         self._limit_s = limit_s
@@ -95,12 +97,13 @@ class Run:
         """Try every mutant, or those for which there is time. Raises Broken."""
         left = [Attempt(scope, mutant) for scope in self.scopes for mutant in scope.mutants]
         try:
+            self._check_without_mutants()
             left = self._try("tests that noticed before", left, self._known_tests, deadline)
             self._profile({attempt.mutant.module for attempt in left}, deadline)
             left = self._try("tests that get there", left, self._nearest_tests, deadline)
             left = self._try("all tests", left, self._all_tests, deadline)
-            if time.monotonic() < deadline:
-                for attempt in left:
+            for attempt in left:
+                if attempt.is_survivor:
                     attempt.scope.survivors.append(attempt.mutant)
                     attempt.scope.left -= 1
             self._check_without_mutants()
@@ -111,7 +114,7 @@ class Run:
     # The tests that are asked
 
     def _known_tests(self, attempt: Attempt) -> list[str]:
-        return attempt.scope.killers
+        return [test for test in attempt.scope.killers if is_there(test)]
 
     def _nearest_tests(self, attempt: Attempt) -> list[str]:
         """Return the tests that enter the function, the quickest first."""
@@ -149,13 +152,10 @@ class Run:
                 self._learn(copy)
 
     def _learn(self, copy: Copy) -> None:
-        try:
-            if copy.killer() == AT_IMPORT:
-                raise Broken(copy.output())
-            profiles = copy.profiles()
-        except (LookupError, OSError):
-            raise Broken(copy.output()) from None
-        for test, profile in profiles.items():
+        copy.end()
+        if copy.process.exitcode not in (0, 1):  # of pytest: all have passed, some have not
+            raise Broken(copy.output())
+        for test, profile in copy.profiles().items():
             if profile.passed:
                 self._profiles[test] = profile
                 self._limits[test] = max(self._limit_s / 4, FACTOR * profile.seconds)
@@ -179,6 +179,7 @@ class Run:
         """Ask the tests that `tests_for` gives, and return the attempts that nobody noticed."""
         for attempt in attempts:
             attempt.tests = tests_for(attempt)
+            attempt.is_survivor = False
         left = [attempt for attempt in attempts if not attempt.tests]
         waiting = [attempt for attempt in reversed(attempts) if attempt.tests]
         free = [*self._copies]
@@ -194,6 +195,7 @@ class Run:
                 free.append(copy)
                 noticed = self._look(attempt, copy)
                 if not noticed:
+                    attempt.is_survivor = True
                     left.append(attempt)
                     say(f"{title}: not noticed: {attempt.mutant}")
                 progress.step(noticed)
@@ -208,10 +210,7 @@ class Run:
 
     def _look(self, attempt: Attempt, copy: Copy) -> bool:
         """Return whether a test has noticed the mutant."""
-        try:
-            killer = copy.killer()
-        except LookupError:  # a test that is gone
-            return False
+        killer = copy.killer()
         if killer is None:
             return False
         scope = attempt.scope
@@ -225,13 +224,15 @@ class Run:
 
     def _check_without_mutants(self) -> None:
         """Forget what a test has noticed that fails without a mutant, too."""
-        killers = {test for scope in self.scopes for test in scope.killers}
-        for culprit in self._culprits(killers):
+        killers = {test for scope in self.scopes for test in scope.killers if is_there(test)}
+        for culprit in self._culprits(killers - self._checked):
             self._distrust(culprit)
             for scope in self.scopes:
                 if culprit in scope.killers:
+                    scope.killers.remove(culprit)
                     self._kills.forget(scope.key)
             self._kills.write()
+        self._checked |= killers
 
     def _culprits(self, tests: set[str]) -> list[str]:
         found: list[str] = []
@@ -241,6 +242,8 @@ class Run:
             culprit = self._copies[0].killer()
             if culprit is None:
                 break
+            if culprit not in tests:
+                raise Broken(self._copies[0].output())
             found.append(culprit)
             tests.discard(culprit)
         return found

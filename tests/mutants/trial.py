@@ -6,12 +6,14 @@ The process is forked where the system can, so that pytest and the libraries are
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import json
 import multiprocessing
 import multiprocessing.connection
 import multiprocessing.process
 import os
+import pkgutil
 import shutil
 import signal
 import sys
@@ -23,6 +25,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import _pytest
 import pytest
 
 from tests.mutants.source import ROOT
@@ -37,9 +40,11 @@ FORKS = "fork" in multiprocessing.get_all_start_methods()
 
 def import_what_all_need() -> None:
     """Import the libraries once, before any process is forked."""
-    for name in HEAVY:
+    parts = [f"_pytest.{part.name}" for part in pkgutil.iter_modules(_pytest.__path__)]
+    for name in [*HEAVY, *parts]:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
+    gc.freeze()  # or each process looks through all of that for garbage
 
 
 @dataclass(frozen=True)
@@ -140,18 +145,12 @@ class Copy:
             self.process.join()
 
     def killer(self) -> str | None:
-        """Return the test that failed, crashed or hung, or None if all passed.
-
-        Raises LookupError if there was no such test.
-        """
+        """Return the test that failed, crashed or hung, or None if all passed."""
         code = self.process.exitcode
         self.end()
-        if code == 0:
+        if code in (0, pytest.ExitCode.NO_TESTS_COLLECTED):
             return None
-        test = self._report.read_text()
-        if not test and code in (4, 5):  # of pytest: no such test, none collected
-            raise LookupError(self.output())
-        return test or AT_IMPORT
+        return self._report.read_text() or AT_IMPORT
 
     def output(self) -> str:
         return self._output.read_text("utf-8", errors="replace")
@@ -175,6 +174,7 @@ def run_pytest(task: Task) -> None:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     os.chdir(task.folder)
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     sys.path[:] = [str(task.folder), *(path for path in sys.path if Path(path or ".") != ROOT)]
     for name in [name for name in sys.modules if name.partition(".")[0] == "tests"]:
         del sys.modules[name]
@@ -182,7 +182,7 @@ def run_pytest(task: Task) -> None:
         os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
         sys.dont_write_bytecode = True
     preloaded = "ignore::pytest.PytestAssertRewriteWarning"
-    flags = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-W", preloaded]
+    flags = ["-q", "-p", "no:cacheprovider", "-W", preloaded]
     plugin: object = Profiler(task) if task.profile else Witness(task)
     left_out = [f"--deselect={test}" for test in task.without]
     code = pytest.main([*flags, *left_out, *task.tests], plugins=[plugin])
