@@ -248,12 +248,10 @@ class Table:
 
     def __str__(self) -> str:
         """Say how it is read."""
-        title = f" {self._cells[self._column]!a}" if self._has_header else ", no header"
-        cells = (
-            f"cells between {SEPARATORS[self._separator]}" if self._separator else "one cell a row"
-        )
+        title = f"{self._cells[self._column]!a}" if self._has_header else "no header"
+        cells = SEPARATORS[self._separator] if self._separator else "one cell a row"
         sign = "comma" if "," in self._signs else "point"
-        return f"{self._path}: column {self._column + 1}{title}; {cells}, decimal {sign}"
+        return f"reads column {self._column + 1}, {title}: {cells}, decimal {sign}"
 
 
 def separator_of(line: str) -> str:

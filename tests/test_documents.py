@@ -401,7 +401,7 @@ def test_commands_of_the_readme_work_in_a_clean_copy(copy: Path) -> None:
             timeout=60,
             check=False,
         )
-        how_a_file_is_read = r"(data/\S+: column 2 'temperature_f'; .*\n)?"
+        how_a_file_is_read = r"(reads column 2, 'temperature_f': .*\n)?"
         assert done.returncode == 0, line
         assert re.fullmatch(how_a_file_is_read, done.stderr), line
         clients += words[1] == "client.py"

@@ -28,25 +28,25 @@ def read(tmp_path: Path) -> Read:
         path.write_text(text, "utf-8", newline="")
         table = Table(str(path), column, skip)
         readings = [value for values in table.readings() for value in values]
-        return readings, str(table).removeprefix(f"{path}: ")
+        return readings, str(table)
 
     return read
 
 
 LOGGER = 'Plot Title: 10\n"#","Date","Temp, F"\n1,x,70.5\n2,y,71\n'
 READ = {  # text, column, lines to skip, readings, how it says they are read
-    "commas": ("t,c\n1,2.5\n2,3\n", None, 0, [2.5, 3.0], "column 2 'c'; cells between commas"),
+    "commas": ("t,c\n1,2.5\n2,3\n", None, 0, [2.5, 3.0], "column 2, 'c': commas"),
     "semicolons": ("t;kWh\n1;12,5\n2;13,25\n", None, 0, [12.5, 13.25], "semicolons, decimal comma"),
     "semicolons, point": ("t;kWh\n1;12.5\n", None, 0, [12.5], "semicolons, decimal point"),
     "tabs": ("t\tv\n1\t2,5\n", None, 0, [2.5], "tabs, decimal comma"),
     "one column": ("v\n5\n-6.25e1\n", None, 0, [5.0, -62.5], "one cell a row, decimal point"),
-    "no header": ("\n\n5\n6\n", None, 0, [5.0, 6.0], "column 1, no header; one cell a row"),
+    "no header": ("\n\n5\n6\n", None, 0, [5.0, 6.0], "column 1, no header: one cell"),
     "by number": ("12,5;3\n", "1", 0, [12.5], "column 1, no header"),
-    "a name that is a number": ("2023,2024\n1,2\n", "2024", 0, [2.0], "column 2 '2024'"),
-    "blanks around a name": (" temp ,x\n1,2\n", " temp", 0, [1.0], "column 1 'temp'"),
-    "a title line": (LOGGER, None, 1, [70.5, 71.0], "column 3 'Temp, F'; cells between commas"),
-    "a byte order mark": ("\ufeffa;b\n1;2,5\n", "a", 0, [1.0], "column 1 'a'"),
-    "lines of Windows": ("a,b\r\n1,2\r\n", None, 0, [2.0], "column 2 'b'"),
+    "a name that is a number": ("2023,2024\n1,2\n", "2024", 0, [2.0], "column 2, '2024'"),
+    "blanks around a name": (" temp ,x\n1,2\n", " temp", 0, [1.0], "column 1, 'temp'"),
+    "a title line": (LOGGER, None, 1, [70.5, 71.0], "column 3, 'Temp, F': commas"),
+    "a byte order mark": ("\ufeffa;b\n1;2,5\n", "a", 0, [1.0], "column 1, 'a'"),
+    "lines of Windows": ("a,b\r\n1,2\r\n", None, 0, [2.0], "column 2, 'b'"),
 }
 REFUSED = {  # text, column, lines to skip, what the sentence says
     "a decimal comma between commas": ("20,5\n21,5\n", None, 0, "line 1 has 2 cells and no header"),
