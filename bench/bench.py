@@ -1,13 +1,13 @@
-"""The benchmark: our channel beside plain TCP, TLS 1.2 and TLS 1.3, in one run.
+"""The benchmark of the core: our channel beside plain TCP, TLS 1.2 and TLS 1.3, in one run.
 
-    python3 run.py bench            all cases; some minutes
-    python3 run.py bench --quick    few rounds: shows that it works, measures little
+    python3 run.py bench                    all cases; some minutes
+    python3 run.py bench --quick            few rounds: shows that it works, measures little
+    python3 run.py bench --against FOLDER   our round beside that of another checkout (against.py)
 
-The work of a round is the same for all (rivals.py says what it is), the server has a process of
-its own, and so have the clients: as many processes as there are other processors, each with its
-share of the clients as threads. Turn by turn, every rival runs one slice (slices.py), so that what
-else the machine does meets all alike; ratios are taken within a turn. Then comes the cost ladder
-of one round (ladder.py). Tables go to stdout, progress to stderr.
+The work of a round is the same for all (rivals.py). The server has a process of its own, and so
+have the clients: as many processes as there are other processors, each with its share of the
+clients as threads. How it is measured says measure.py. Last comes the cost ladder of one round
+(ladder.py). Tables go to stdout, progress to stderr.
 """
 
 from __future__ import annotations
@@ -16,19 +16,20 @@ import argparse
 import importlib.util
 import json
 import os
-import platform
 import ssl
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
 
 from bench import ladder, report
 from bench.certificate import write_certificate
+from bench.measure import Slice, machine, measurement, turns
 from bench.rivals import BODIES, HOST, RIVALS, example_answer
-from bench.slices import Case, Failed, Slice, run_slice
+from bench.slices import Case, run_slice
 
 CLIENTS = (1, 10, 50, 250)
 ROUNDS = 20_000
@@ -54,7 +55,7 @@ class Progress:
         left_s = (time.monotonic() - self._began) / self._done * (self._total - self._done)
         print(
             f"{self._done}/{self._total} {case.rival}, {case.clients} x {case.body}: "
-            f"{report.rate(seen):,.0f} rounds/s; about {left_s / 60:.1f} minutes left",
+            f"{seen.rate:,.0f} rounds/s; about {left_s / 60:.1f} minutes left",
             file=sys.stderr,
             flush=True,
         )
@@ -69,6 +70,7 @@ class Bench:
         groups = len(options.clients) * len(options.body)
         steps = groups * len(options.rivals) + (0 if options.no_ladder else 4 * len(options.body))
         self._progress = Progress(steps * options.turns)
+        self._channels: dict[str, str] = {}  # by rival: the version and the cipher
         self.figures: dict[Case, report.Figure] = {}
         self.ladders: dict[str, list[ladder.Rung]] = {}
 
@@ -83,43 +85,30 @@ class Bench:
     def _slice(self, case: Case) -> Slice:
         rounds_each = max(4, self._options.rounds // self._options.turns // case.clients)
         processes = min(case.clients, self._options.processes)
-        seen = run_slice(case, rounds_each, processes, self._folder)
+        seen, self._channels[case.rival] = run_slice(case, rounds_each, processes, self._folder)
         self._progress.step(case, seen)
         return seen
 
-    def _turns(self, cases: list[Case]) -> Iterator[dict[Case, Slice]]:
-        """Yield a slice of every case, turn by turn; who is first changes."""
-        for turn in range(self._options.turns):
-            first = turn % len(cases)
-            yield {case: self._slice(case) for case in cases[first:] + cases[:first]}
-
     def _group(self, clients: int, body: str) -> None:
         cases = [Case(rival, clients, body) for rival in self._options.rivals]
-        turns = [*self._turns(cases)]
+        seen = [*turns(cases, self._options.turns, self._slice)]
         sizes = len(BODIES[body]().report), len(example_answer(BODIES[body](), clients))
-        tls12 = [turn[case] for turn in turns for case in cases if case.rival == "tls12"]
+        tls12 = [turn[case] for turn in seen for case in cases if case.rival == "tls12"]
         figures = {
-            case: report.figure([turn[case] for turn in turns], tls12, sum(sizes)) for case in cases
+            case: report.figure([turn[case] for turn in seen], tls12, sum(sizes)) for case in cases
         }
         self.figures.update(figures)
-        print(
-            report.table(
-                clients,
-                body,
-                sizes,
-                {case.rival: each for case, each in figures.items()},
-                {case.rival: turns[0][case].channel for case in cases},
-            ),
-            flush=True,
-        )
+        by_rival = {case.rival: each for case, each in figures.items()}
+        print(report.table(clients, body, sizes, by_rival, self._channels), flush=True)
 
     def _ladder(self, body: str) -> None:
         whole: dict[str, list[float]] = {"bare": [], "ours": [], "tls12": [], "floor": []}
         work = ladder.pieces(BODIES[body]())
         pieces: dict[str, list[float]] = {name: [] for name in work}
-        for turn in self._turns([Case(rival, 1, body) for rival in whole]):
+        cases = [Case(rival, 1, body) for rival in whole]
+        for turn in turns(cases, self._options.turns, self._slice):
             for case, seen in turn.items():
-                whole[case.rival].append(1 / report.rate(seen))
+                whole[case.rival].append(1 / seen.rate)
             for name, piece in work.items():
                 pieces[name].append(ladder.clock(piece, PIECE_ROUNDS))
         self.ladders[body] = ladder.build(whole["ours"], whole["bare"], pieces)
@@ -129,9 +118,8 @@ class Bench:
 
     def as_json(self) -> Mapping[str, object]:
         return {
-            "python": platform.python_version(),
+            **machine(),
             "openssl": ssl.OPENSSL_VERSION,
-            "processors": os.cpu_count(),
             "aes_called_by": AES_BACKEND,
             "client_processes": self._options.processes,
             "cases": [{**case._asdict(), **each._asdict()} for case, each in self.figures.items()],
@@ -164,6 +152,12 @@ def parse(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="few rounds: a trial, no measurement")
     parser.add_argument("--no-ladder", action="store_true", help="leave out the cost ladder")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers there")
+    parser.add_argument(
+        "--against",
+        type=Path,
+        metavar="FOLDER",
+        help="measure nothing but a round of this, beside one of another checkout",
+    )
     options = parser.parse_args(words)
     options.rounds = options.rounds or (QUICK_ROUNDS if options.quick else ROUNDS)
     options.turns = options.turns or (QUICK_TURNS if options.quick else TURNS)
@@ -174,16 +168,17 @@ def parse(words: list[str] | None) -> argparse.Namespace:
     return options
 
 
+@measurement
 def main(words: list[str] | None = None) -> int:
     options = parse(words)
+    if options.against:  # in a process that has not loaded our own server and client
+        words = [str(options.against.resolve()), "--turns", str(options.turns)]
+        return subprocess.run([sys.executable, "-m", "bench.against", *words]).returncode
     with tempfile.TemporaryDirectory() as folder:
         write_certificate(Path(folder), HOST)
         bench = Bench(options, Path(folder))
         try:
             bench.run()
-        except Failed as problem:
-            print(f"bench: {problem}", file=sys.stderr)
-            return 1
         except KeyboardInterrupt:
             return 130
     if options.json:

@@ -1,11 +1,11 @@
-"""A million seeded frames into `Session.open`, a fresh session each: it must know them all.
+"""A million seeded frames into `Session.open`, a fresh session each.
 
     python -m bench.fuzz --frames 1000000
 
-Of each frame only two things may come: it is accepted, or a typed error ends the session, and its
-keys are gone. About four in ten are sealed correctly, around a payload that nobody honest sends;
-the rest is mutated, spliced, cut short or noise. A chunk of frames follows from the seed and its
-number alone, however many processes there are. The exit code is 1 if anything else has come.
+A frame has two possible ends: it is accepted, or a typed error ends the session and erases its
+keys. About four in ten are sealed correctly around a payload that no honest end sends; the others
+are mutated, spliced, cut short or noise. The frames of a chunk depend only on the seed and the
+number of the chunk, not on how many processes there are. The exit code is 1 for any other end.
 """
 
 from __future__ import annotations
@@ -25,28 +25,35 @@ from crypto_utils import NONCE_BYTES, TAG_BYTES, aes_cbc_encrypt, hmac_sha256, p
 from program import Parser, positive, run_program
 from protocol_fsm import (
     CIPHERTEXT_AT,
-    ENDING,
+    FAREWELL_STATUS,
     HEADER,
-    LEGAL_STATUS,
+    PHASE,
+    SPEAKER,
+    ClientData,
+    ClientHello,
     ConnectionCut,
     Direction,
     Header,
     Keys,
+    Message,
     Opcode,
     PeerTerminated,
     ProtocolError,
     ProtocolFSM,
     ProtocolState,
+    ServerAggrResponse,
+    ServerChallenge,
     Session,
     State,
     Status,
+    Terminate,
     read_frame,
 )
 
 MASTER_KEYS = {client_id: bytes([client_id]) * 16 for client_id in (1, 2)}
 CHUNK = 5_000  # frames
-READINGS = b"[21.5,-3,1e15]"
-AGGREGATE = b'{"epoch":1,"sum":40.5,"mean":null,"participants":[1,2]}'
+REPORT = ClientData([21.5, -3, 1e15])
+ANSWER = ServerAggrResponse({"epoch": 1, "sum": 40.5, "mean": None, "participants": [1, 2]})
 
 
 class Place(NamedTuple):
@@ -77,17 +84,14 @@ def places(client_id: int, rng: random.Random, rounds: int = 3) -> Iterator[Plac
         Session(client_id, MASTER_KEYS[client_id], sends, random_bytes=rng.randbytes)
         for sends in Direction
     )
-    steps = [(Opcode.CLIENT_HELLO, b""), (Opcode.SERVER_CHALLENGE, b"")] + rounds * [
-        (Opcode.CLIENT_DATA, READINGS),
-        (Opcode.SERVER_AGGR_RESPONSE, AGGREGATE),
-    ]
-    for opcode, body in [*steps, (Opcode.TERMINATE, b"")]:
-        speaker = server if client.state.speaker is Direction.S2C else client
+    one_round: list[Message] = [REPORT, ANSWER]
+    handshake: list[Message] = [ClientHello(), ServerChallenge()]
+    for message in handshake + rounds * one_round + [Terminate(Status.GOODBYE)]:
+        speaker = server if SPEAKER[client.state] is Direction.S2C else client
         before = [
             (end, copy.copy(end.fsm), end._keys, end._client_nonce) for end in (client, server)
         ]
-        status = Status.GOODBYE if opcode in ENDING else Status.OK
-        genuine = speaker.seal(opcode, body, status=status)
+        genuine = speaker.seal(message)
         for end, fsm, keys, nonce in before:
             yield Place(client_id, end.sends, fsm, keys, nonce, genuine)
         try:
@@ -96,7 +100,7 @@ def places(client_id: int, rng: random.Random, rounds: int = 3) -> Iterator[Plac
             return
 
 
-# Payloads of somebody with the keys and bad manners
+# Payloads of a sender that has the keys and breaks the rules
 
 BAD_JSON = (
     b"",
@@ -147,7 +151,7 @@ def bad_json(rng: random.Random, good: bytes) -> bytes:
 
 def bad_plaintext(rng: random.Random, place: Place, opcode: Opcode, sender: Direction) -> bytes:
     """Return a plaintext for `opcode` that is wrong in one place."""
-    good = AGGREGATE if opcode is Opcode.SERVER_AGGR_RESPONSE else READINGS
+    good = ANSWER.body if opcode is Opcode.SERVER_AGGR_RESPONSE else REPORT.body
     if opcode is Opcode.SERVER_CHALLENGE:
         body = rng.choice([place.client_nonce, rng.randbytes(NONCE_BYTES)]) + rng.randbytes(
             rng.choice([NONCE_BYTES, NONCE_BYTES, rng.randrange(40)])
@@ -158,7 +162,7 @@ def bad_plaintext(rng: random.Random, place: Place, opcode: Opcode, sender: Dire
         body = rng.randbytes(rng.randrange(4))
     if sender is Direction.C2S:
         return rng.randbytes(NONCE_BYTES if rng.random() < 0.9 else rng.randrange(16)) + body
-    legal = LEGAL_STATUS.get(opcode, {Status.OK})
+    legal = FAREWELL_STATUS.get(opcode, {Status.OK})
     status = rng.randrange(256) if rng.random() < 0.2 else min(legal)
     return bytes([status]) + body
 
@@ -183,7 +187,7 @@ def sealed(rng: random.Random, place: Place, _: list[bytes]) -> bytes:
     return untagged + hmac_sha256(keys[f"{sender.name}-MAC"], untagged)
 
 
-# Frames of somebody without the keys
+# Frames of a sender without the keys
 
 
 def mutated(rng: random.Random, message: bytes) -> bytes:
@@ -254,8 +258,8 @@ def reader(data: bytes) -> Callable[[int], bytes]:
 
 
 def fate(session: Session, frame: bytes) -> str:
-    """Let a session read a frame; return the name of what came. Raises what must not come."""
-    was_active = session.state.phase is ProtocolState.ACTIVE
+    """Let a session read a frame, and return how that ended. Raises RuntimeError for a defect."""
+    was_active = PHASE[session.state] is ProtocolState.ACTIVE
     try:
         try:
             message = read_frame(reader(frame))
@@ -276,7 +280,7 @@ def fate(session: Session, frame: bytes) -> str:
 
 
 class Chunk(NamedTuple):
-    """What became of some frames: (sealed or keyless, what came) and how often, and defects."""
+    """What became of some frames: how often each (sealed or keyless, end), and the defects."""
 
     fates: Counter[tuple[str, str]]
     defects: list[str]
@@ -289,7 +293,7 @@ def try_chunk(seed_and_number: tuple[str, int], frames: int = CHUNK) -> Chunk:
     began = time.process_time()
     everywhere = [place for client_id in MASTER_KEYS for place in places(client_id, rng)]
     recorded = [place.genuine for place in everywhere]
-    alive = [p for p in everywhere if p.fsm.state.speaker is not p.sends and p.keys]
+    alive = [p for p in everywhere if SPEAKER.get(p.fsm.state) is not p.sends and p.keys]
     fates = Counter[tuple[str, str]]()
     defects: list[str] = []
     for number in range(frames):
@@ -307,7 +311,7 @@ def try_chunk(seed_and_number: tuple[str, int], frames: int = CHUNK) -> Chunk:
 
 
 def histogram(fates: Counter[tuple[str, str]]) -> list[str]:
-    """Return a line for each kind of end, the most frequent first."""
+    """Return one line per kind of end, the most frequent first."""
     ends = Counter[str]()
     for (_, end), number in fates.items():
         ends[end] += number
@@ -347,8 +351,8 @@ def main() -> int:
     )
     print(*histogram(fates), sep="\n")
     print(
-        f"{total} frames, {refused / max(total, 1):.1%} of them sealed correctly around what no "
-        f"payload may be, in {time.monotonic() - began:.1f} s; {cpu_s:.1f} s of processors"
+        f"{total} frames, {refused / max(total, 1):.1%} of them sealed correctly around an illegal "
+        f"payload, in {time.monotonic() - began:.1f} s; {cpu_s:.1f} s of processors"
     )
     print(f"{len(defects)} defects", *defects[:10], sep="\n")
     return int(bool(defects))

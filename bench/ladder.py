@@ -7,9 +7,9 @@ microsecond of either counts. The pieces, for messages of exactly our sizes:
 - AES: encrypt and decrypt both messages, with a new cipher object each, as every key is new;
 - HMAC: make and check both tags;
 - SHA-256: the four moves of keys that each end makes in a round;
-- JSON: write the answer, read report and answer once each (and write the report, if floats can);
-- the rest: what a round of ours takes beyond these. Checks (with the sender's own), the state
-  machine, deadlines, the epoch, copies, and whatever Python spends on calling all that.
+- JSON: write and read a report and an answer, once each;
+- the rest: what a round of ours takes beyond these. Checks at both ends, the state machine,
+  deadlines, the epoch, copies, and whatever Python spends on calling all that.
 
 Sockets, the pieces and ours together take turns, so that a busy machine disturbs all alike.
 """
@@ -70,9 +70,7 @@ def pieces(body: Body) -> Mapping[str, Callable[[], object]]:
             evolve_key(mac_key, material)
 
     def json_() -> None:
-        if body.readings is not None:
-            encode(body.readings).encode()
-        json.loads(body.report)
+        json.loads(encode(body.readings).encode())
         encode(members).encode()
         json.loads(answer)
 

@@ -6,15 +6,14 @@ the turns, and their quartiles in brackets.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from statistics import median, quantiles
+from statistics import median
 from typing import NamedTuple
 
 from bench.ladder import Rung, floor
-from bench.slices import Case, Slice
+from bench.measure import BAR, Slice, Spread, bars, ratio
+from bench.slices import Case
 
-BAR = 44  # columns
 NAMES = {
     "plain": "plain TCP",
     "floor": "floor",
@@ -39,38 +38,22 @@ class Figure(NamedTuple):
     p99_s: float
     server_s: float  # processor time a round
     client_s: float
-    of_tls12: float | None
-    of_tls12_quartiles: tuple[float, float] | None
+    of_tls12: Spread | None
 
 
-def rate(piece: Slice) -> float:
-    return piece.rounds / piece.wall_s
-
-
-def spread(values: Sequence[float]) -> tuple[float, float, float]:
-    """Return the median, and the quartiles below and above it."""
-    if len(values) < 2:
-        return values[0], values[0], values[0]
-    low, middle, high = quantiles(values, n=4, method="inclusive")
-    return middle, low, high
-
-
-def figure(slices: Sequence[Slice], rivals: Sequence[Slice], round_bytes: int) -> Figure:
-    """Return the numbers of one case; `rivals` are the slices of TLS 1.2 in the same turns."""
+def figure(slices: Sequence[Slice], tls12: Sequence[Slice], round_bytes: int) -> Figure:
+    """Return the numbers of one case; `tls12` are the slices of TLS 1.2 in the same turns."""
     latencies = sorted(latency for piece in slices for latency in piece.latencies_s)
-    rounds_per_s = median(map(rate, slices))
-    ratios = [rate(ours) / rate(theirs) for ours, theirs in zip(slices, rivals)]
-    middle, low, high = spread(ratios) if ratios else (math.nan,) * 3
+    rates = [piece.rate for piece in slices]
     return Figure(
         sum(piece.rounds for piece in slices),
-        rounds_per_s,
-        rounds_per_s * round_bytes / 1e6,
+        median(rates),
+        median(rates) * round_bytes / 1e6,
         latencies[len(latencies) // 2],
         latencies[len(latencies) * 99 // 100],
         median(piece.server_s for piece in slices),
         median(piece.client_s for piece in slices),
-        middle if ratios else None,
-        (low, high) if ratios else None,
+        ratio(rates, [piece.rate for piece in tls12]) if tls12 else None,
     )
 
 
@@ -85,24 +68,17 @@ def table(
     who = "1 client" if clients == 1 else f"{clients} clients"
     title = f"{who}, {body} bodies: {sizes[0]:,} bytes there, {sizes[1]:,} back"
     rows = [row(NAMES[rival], each) for rival, each in figures.items()]
-    fastest = max(each.rounds_per_s for each in figures.values())
-    bars = [
-        f"{NAMES[rival]:10} |{'#' * round(BAR * each.rounds_per_s / fastest):{BAR}}| "
-        f"{each.rounds_per_s / fastest:.2f} of the best"
-        for rival, each in figures.items()
-    ]
+    drawn = bars({NAMES[rival]: each.rounds_per_s for rival, each in figures.items()}, 10)
     notes = [f"{NAMES[rival]}: {channels[rival]}" for rival in figures if rival != "plain"]
-    return "\n".join([title, "-" * len(title), *notes, "", HEAD, *rows, "", *bars, ""])
+    return "\n".join([title, "-" * len(title), *notes, "", HEAD, *rows, "", *drawn, ""])
 
 
 def row(name: str, each: Figure) -> str:
-    both = each.server_s + each.client_s
-    ratio = "-"
-    if each.of_tls12 is not None and each.of_tls12_quartiles is not None:
-        ratio = "{:.2f} ({:.2f}-{:.2f})".format(each.of_tls12, *each.of_tls12_quartiles)
+    both_s = each.server_s + each.client_s
     return (
         f"{name:9} {each.rounds_per_s:9,.0f} {each.mb_per_s:7,.1f} {each.p50_s * 1e6:7,.0f} "
-        f"{each.p99_s * 1e6:9,.0f} {each.server_s * 1e6:6,.0f} {both * 1e6:6,.0f}  {ratio}"
+        f"{each.p99_s * 1e6:9,.0f} {each.server_s * 1e6:6,.0f} {both_s * 1e6:6,.0f}  "
+        f"{each.of_tls12 or '-'}"
     )
 
 
@@ -113,10 +89,10 @@ def growth(figures: Mapping[Case, Figure]) -> str:
         one = figures.get(case._replace(clients=1))
         one_s = one.server_s + one.client_s if one else 0.0  # 0: less than a tick of its clock
         if one_s > 0 and case.clients > 1:
-            ratio = (each.server_s + each.client_s) / one_s
+            times = (each.server_s + each.client_s) / one_s
             lines.append(
                 f"{NAMES[case.rival]:10} {case.body:6} {case.clients:4} clients  "
-                f"|{'#' * min(30, round(10 * ratio)):30}| {ratio:.2f}"
+                f"|{'#' * min(30, round(10 * times)):30}| {times:.2f}"
             )
     title = "Processor time a round, of that with one client (# is a tenth)"
     return "\n".join([title, *lines, ""]) if lines else ""
@@ -127,7 +103,7 @@ def ladder(body: str, rungs: Sequence[Rung], tls12_s: float, floor_s: float) -> 
     lines = []
     ours_s = sum(rung.seconds for rung in rungs)
     for rung in rungs:
-        bar = "#" * max(0, round(BAR * rung.share))
+        bar = "#" * max(0, round(BAR * min(1.0, rung.share)))
         lines.append(
             f"{rung.name:10} |{bar:{BAR}}| {rung.seconds * 1e6:8,.1f} us {rung.share:4.0%}"
         )

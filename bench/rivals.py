@@ -10,7 +10,8 @@ server parses it, enters it into the epoch, and when all clients are in computes
   syntax of JSON.
 - floor: plain, plus pycryptodome's AES, HMAC and SHA-256 as often as we use them, and nothing
   else: no header, state, nonce, limits or checks but the tag. What ours could be at best.
-- bare: plain without JSON and without epochs: frames of our sizes, sent and echoed by size.
+- bare, tls_echo: no JSON and no epochs; frames of our sizes, sent and answered, over TCP and over
+  TLS 1.3: what it takes to be two processes that wake each other.
 - ours: `Server` and `Client` as they are, with all their checks and deadlines.
 - over_tls: the same two over TLS 1.2, which has taken the place of our cryptography: what is left
   of a session is its table, its header and its checks of what a message carries.
@@ -33,8 +34,8 @@ from typing import NamedTuple, Protocol
 
 from Crypto.Random import get_random_bytes
 
+from bench.measure import LIMIT_S
 from channel import Channel
-from classroom.weakened import LoopbackClient, LoopbackServer, without
 from client import Client
 from crypto_utils import (
     AES_KEY_BYTES,
@@ -49,12 +50,12 @@ from crypto_utils import (
     pkcs7_pad,
     pkcs7_unpad,
 )
-from protocol_fsm import MAX_BODY, MAX_READINGS, OVERHEAD, Json, Opcode, Session
+from lab.weakened import LoopbackClient, LoopbackServer, without
+from protocol_fsm import MAX_READINGS, OVERHEAD, ClientHello, Json, Session
 from server import Contributions, Limits, Server, compute_aggregation, own_part
 
 HOST = "127.0.0.1"
 RIVALS = ("plain", "floor", "tls12", "tls13", "over_tls", "ours")
-LIMIT_S = 120.0  # for what should take a moment
 LIMITS = Limits(window_s=LIMIT_S, stranger_timeout_s=LIMIT_S, max_strangers=256)
 TLS_KEEPS = ("tag", "encryption", "fresh-iv", "ratchet", "binding")  # rules, in its own way
 TLS12_CIPHER = "AES128-SHA256"  # TLS_RSA_WITH_AES_128_CBC_SHA256: AES-128-CBC and HMAC-SHA256
@@ -62,58 +63,36 @@ encode = json.JSONEncoder(separators=(",", ":")).encode  # made once: json.dumps
 
 
 class Body(NamedTuple):
-    """What a round carries: the report's readings, its JSON, and text to fill the answer with."""
+    """What a round carries: the readings of a report, and text to fill the answer with."""
 
-    readings: Sequence[float] | None  # None: the report is sent as it is, for no float writes so
-    report: bytes
+    readings: Sequence[float]
     filling: str
+
+    @property
+    def report(self) -> bytes:
+        return encode(self.readings).encode()
 
 
 def small_body() -> Body:
-    readings = [20.5, 21.25, 19.75, 20.0]
-    return Body(readings, encode(readings).encode(), "")
+    return Body([20.5, 21.25, 19.75, 20.0], "")
 
 
 def large_body() -> Body:
-    """1,024 numbers of 57 digits and a text of as many bytes: about 60 KB each way.
-
-    json.dumps writes 17 digits of a number at most, and so 25 KB of them at most: these are
-    written beforehand, for all rivals alike.
-    """
-    digits = "20.{:04d}" + "0123456789" * 5 + "1"
-    report = "[" + ",".join(digits.format(n) for n in range(MAX_READINGS)) + "]"
-    assert len(report) <= MAX_BODY
-    return Body(None, report.encode(), "x" * len(report))
+    """1,024 readings with all their digits, about 20 KB, and about 60 KB of answer."""
+    return Body([20 + n / 7_919 for n in range(MAX_READINGS)], "x" * 60_000)
 
 
 BODIES: Mapping[str, Callable[[], Body]] = {"small": small_body, "large": large_body}
 
 
-class Meter:
-    """The aggregation of all rivals, and the processor time of the server that computes it.
+class Aggregation:
+    """The aggregation of all rivals: that of server.py, and text to fill the answer with."""
 
-    It looks at the clock when an epoch has all its clients: the first such epoch is where the
-    measuring begins, on both sides.
-    """
-
-    def __init__(self, clients: int, filling: str) -> None:
-        self._clients = clients
-        self._extra = {"text": filling} if filling else {}
-        self._first_s = 0.0
-        self._last_s = 0.0
-        self._epochs = 0
+    def __init__(self, filling: str) -> None:
+        self._extra: dict[str, Json] = {"text": filling} if filling else {}
 
     def __call__(self, contributions: Contributions) -> dict[str, Json]:
-        if len(contributions) == self._clients:
-            self._last_s = time.process_time()
-            self._first_s = self._first_s or self._last_s
-            self._epochs += 1
         return {**compute_aggregation(contributions), **self._extra}
-
-    def processor_s(self) -> float:
-        """Return seconds a round, over all full epochs but the first."""
-        rounds = (self._epochs - 1) * self._clients
-        return (self._last_s - self._first_s) / rounds if rounds > 0 else math.nan
 
 
 class Floor:
@@ -157,7 +136,7 @@ def frame(body: bytes) -> bytes:
 class LeanServer:
     """A thread per client, and an epoch of all of them; clients are numbered as they come."""
 
-    def __init__(self, clients: int, aggregation: Meter, tls: ssl.SSLContext | None) -> None:
+    def __init__(self, clients: int, aggregation: Aggregation, tls: ssl.SSLContext | None) -> None:
         self._clients = clients
         self._aggregation = aggregation
         self._tls = tls
@@ -252,24 +231,27 @@ OverTLSSession = type("OverTLSSession", (NothingUnderTag, without(TLS_KEEPS).ses
 class OverTLSServer(LoopbackServer):
     """Our server without our cryptography, on a listener whose connections speak TLS."""
 
-    def __init__(self, clients: int, meter: Meter, tls: ssl.SSLContext) -> None:
+    def __init__(self, clients: int, aggregation: Aggregation, tls: ssl.SSLContext) -> None:
         super().__init__(
-            keys(clients), HOST, 0, LIMITS, aggregation=meter, new_session=OverTLSSession
+            keys(clients), HOST, 0, LIMITS, aggregation=aggregation, new_session=OverTLSSession
         )
         self._listener = tls.wrap_socket(
             self._listener, server_side=True, do_handshake_on_connect=False
         )
 
 
-def make_server(rival: str, clients: int, meter: Meter, folder: Path) -> Server | LeanServer:
+def make_server(
+    rival: str, clients: int, aggregation: Aggregation, folder: Path
+) -> Server | LeanServer:
     """Return a server that serves inside `with`."""
     if rival == "ours":
-        return Server(keys(clients), HOST, 0, LIMITS, aggregation=meter)
+        return Server(keys(clients), HOST, 0, LIMITS, aggregation=aggregation)
     tls = tls_context(rival, folder, is_server=True) if "tls" in rival else None
     if rival == "over_tls" and tls:
-        return OverTLSServer(clients, meter, tls)
-    kind = {"bare": BareServer, "floor": FloorServer}.get(rival, LeanServer)
-    return kind(clients, meter, tls)
+        return OverTLSServer(clients, aggregation, tls)
+    lean = {"bare": BareServer, "tls_echo": BareServer, "floor": FloorServer}
+    kind = lean.get(rival, LeanServer)
+    return kind(clients, aggregation, tls)
 
 
 # Clients ------------------------------------------------------------------------------------------
@@ -297,8 +279,7 @@ class LeanClient:
         self._stream = self._sock.makefile("rb")
 
     def _report(self) -> bytes:
-        readings = self._body.readings
-        return self._body.report if readings is None else encode(readings).encode()
+        return encode(self._body.readings).encode()
 
     def call(self) -> object:
         self._sock.sendall(frame(self._report()))
@@ -310,8 +291,8 @@ class LeanClient:
 
 
 class FloorClient(LeanClient):
-    def __init__(self, address: tuple[str, int], body: Body) -> None:
-        super().__init__(address, body, None)
+    def __init__(self, address: tuple[str, int], body: Body, tls: ssl.SSLContext | None) -> None:
+        super().__init__(address, body, tls)
         self._reports = Floor()
         self._answers = Floor()
         self.channel = "AES-128-CBC, HMAC-SHA256, a ratchet; no protocol"
@@ -324,8 +305,8 @@ class FloorClient(LeanClient):
 class BareClient(LeanClient):
     """Sends and gets messages of the sizes that ours have for the same bodies."""
 
-    def __init__(self, address: tuple[str, int], body: Body) -> None:
-        super().__init__(address, body, None)
+    def __init__(self, address: tuple[str, int], body: Body, tls: ssl.SSLContext | None) -> None:
+        super().__init__(address, body, tls)
         report_bytes, answer_bytes = message_sizes(body)
         self._request = answer_bytes.to_bytes(2, "big") + bytes(report_bytes - 2)
 
@@ -335,18 +316,15 @@ class BareClient(LeanClient):
 
 
 class OurClient:
-    """The real Client. A report that no float writes goes past `report`, to the same channel."""
+    """The real Client."""
 
     def __init__(self, client: Client, body: Body, channel: str) -> None:
         self._client = client.__enter__()
-        self._body = body
+        self._readings = body.readings
         self.channel = channel
 
     def call(self) -> object:
-        if self._body.readings is not None:
-            return self._client.report(self._body.readings)
-        self._client.channel.send(Opcode.CLIENT_DATA, self._body.report)
-        return self._client.channel.receive(time.monotonic() + LIMIT_S).aggregate
+        return self._client.report(self._readings)
 
     def close(self) -> None:
         self._client.__exit__()
@@ -363,8 +341,8 @@ class OverTLSClient(LoopbackClient):
 
     def __enter__(self) -> OverTLSClient:
         sock = self._tls.wrap_socket(socket.create_connection(self._address), server_hostname=HOST)
-        self.channel = Channel(sock, self.session)
-        self.channel.send(Opcode.CLIENT_HELLO)
+        self._channel = Channel(sock, self.session)
+        self.channel.send(ClientHello())
         self.channel.receive(time.monotonic() + LIMIT_S)
         return self
 
@@ -377,15 +355,14 @@ def make_client(
         return OurClient(client, body, "AES-128-CBC, HMAC-SHA256, a ratchet")
     if rival == "over_tls" and tls:
         return OurClient(OverTLSClient(client_id, address, tls), body, "TLS 1.2 in place of it")
-    if rival in ("bare", "floor"):
-        return (BareClient if rival == "bare" else FloorClient)(address, body)
-    return LeanClient(address, body, tls)
+    lean = {"bare": BareClient, "tls_echo": BareClient, "floor": FloorClient}
+    return lean.get(rival, LeanClient)(address, body, tls)
 
 
 def example_answer(body: Body, clients: int = 1) -> bytes:
     """Return an answer as each of so many clients gets it, all of whom reported the same."""
-    readings = json.loads(body.report)
-    shared = Meter(clients, body.filling)(dict.fromkeys(range(1, clients + 1), readings))
+    readings = body.readings
+    shared = Aggregation(body.filling)(dict.fromkeys(range(1, clients + 1), readings))
     return encode(
         {
             "epoch": 1_000,
@@ -415,11 +392,12 @@ def keys(last_id: int) -> dict[int, bytes]:
 def tls_context(rival: str, folder: Path, *, is_server: bool) -> ssl.SSLContext:
     """Return a context for one version of TLS, without compression."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if is_server else ssl.PROTOCOL_TLS_CLIENT)
-    version = ssl.TLSVersion.TLSv1_3 if rival == "tls13" else ssl.TLSVersion.TLSv1_2
+    is_1_3 = rival in ("tls13", "tls_echo")
+    version = ssl.TLSVersion.TLSv1_3 if is_1_3 else ssl.TLSVersion.TLSv1_2
     context.minimum_version = version
     context.maximum_version = version
     context.options |= ssl.OP_NO_COMPRESSION
-    if rival != "tls13":
+    if not is_1_3:
         context.set_ciphers(TLS12_CIPHER)
     if is_server:
         context.load_cert_chain(folder / "certificate.pem", folder / "key.pem")

@@ -1,9 +1,9 @@
-"""Many clients for many minutes: they think, report, leave and die at random; every sum is checked.
+"""Many clients for many minutes: they wait, report, leave and die at random; every sum is checked.
 
     python -m bench.soak --minutes 10 --clients 200
 
-The server runs in a process of its own, the clients are threads of this one. A line now and then
-says how it goes; the summary at the end says what was wrong, and then the exit code is 1.
+The server has a process of its own; the clients are threads of this one. Progress is printed now
+and then, and at the end a summary with everything that was wrong, for which the exit code is 1.
 """
 
 from __future__ import annotations
@@ -25,20 +25,12 @@ from bench.process import ServerProcess, higher, settled
 from client import Client
 from endpoint import HOST, choose_keys, generate_keys
 from program import Parser, UserError, positive, run_program, seconds
-from protocol_fsm import (
-    ConnectionCut,
-    Json,
-    Opcode,
-    ProtocolError,
-    Status,
-    encode_body,
-    write_frame,
-)
+from protocol_fsm import ClientData, ConnectionCut, Json, ProtocolError, Status, write_frame
 
-TIMEOUT_S = 20.0  # for an answer; a machine that is busy with other things is no fault of ours
-KEPT_EPOCHS = 1_000  # the last ones, which answers may still be on their way for
+TIMEOUT_S = 20.0  # for an answer; a busy machine is no fault of the server
+KEPT_EPOCHS = 1_000  # unchecked, because answers of the last ones may still be on their way
 GROWTH_KB = 20 * 1024  # of the server, after the first tenth of the time
-LINGER_0 = b"\x01\0\0\0\0\0\0\0"  # a socket that closes so sends a reset
+LINGER_0 = b"\x01\0\0\0\0\0\0\0"  # for SO_LINGER: closing the socket sends a reset
 DEATHS = ("goodbye", "cut", "reset", "unanswered", "mid-frame", "stranger")
 SHARED = ("participants", "count", "sum", "mean", "min", "max")
 
@@ -52,7 +44,7 @@ class Part(NamedTuple):
 
 
 class Ledger:
-    """Who sent what, and which sums came back: none may be lost, none doubled, none be stale.
+    """All reports and answers: no reading may be lost, counted twice or taken from an old epoch.
 
     A client that may die before it hears its answer sends `[its id]` in that round: so what it
     contributed is known if it appears among the participants.
@@ -86,7 +78,8 @@ class Ledger:
                 self.wrong.append(f"client {client_id} sent {readings}, and was told {answer}")
             epoch = int(str(answer["epoch"]))
             self._parts.setdefault(epoch, []).append(Part(client_id, tuple(readings), answer))
-            self.answers, self._newest = self.answers + 1, max(epoch, self._newest)
+            self.answers += 1
+            self._newest = max(epoch, self._newest)
             if len(self._parts) > 2 * KEPT_EPOCHS:
                 self._settle(self._newest - KEPT_EPOCHS)
 
@@ -167,7 +160,7 @@ class Herd:
         while not self._stop.wait(rng.uniform(0, 2)):
             death = rng.choice(DEATHS)
             try:
-                if death == "stranger":  # which says nothing, and is gone
+                if death == "stranger":  # it connects, says nothing and leaves
                     with socket.create_connection(self._address, TIMEOUT_S):
                         self._stop.wait(rng.uniform(0, 1))
                 else:
@@ -196,12 +189,9 @@ class Herd:
         sock = client.channel._sock
         if death == "unanswered":
             self.ledger.died(client_id)
-            client.channel.send(Opcode.CLIENT_DATA, encode_body([float(client_id)]))
+            client.channel.send(ClientData([float(client_id)]))
         if death == "mid-frame":
-            write_frame(
-                lambda frame: sock.sendall(frame[:20]),
-                client.session.seal(Opcode.CLIENT_DATA, b"[]"),
-            )
+            write_frame(lambda frame: sock.sendall(frame[:20]), client.session.seal(ClientData([])))
         if death in ("reset", "mid-frame"):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_0)
         client.session.fail(ConnectionCut(mid_frame=death == "mid-frame"))  # so it says nothing

@@ -13,14 +13,14 @@ FOLDER = ROOT / "companions"
 MODULES = sorted(FOLDER.rglob("*.py"))
 COMPANIONS = {path.name for path in FOLDER.iterdir() if (path / "README.md").is_file()}
 CORE = sorted(
-    [*ROOT.glob("*.py"), *(ROOT / "classroom").rglob("*.py"), *(ROOT / "bench").glob("*.py")]
+    [*ROOT.glob("*.py"), *(ROOT / "lab").glob("*.py"), *(ROOT / "classroom").rglob("*.py")]
 )
 # what no program of a companion imports
-LAB = {"attacks", "demo", "weakened", "matrix", "wire", "bench"}
+LAB = {"attacks", "demo", "weakened", "matrix", "wire"}
 
 
 @pytest.mark.parametrize("path", CORE, ids=[str(path.relative_to(ROOT)) for path in CORE])
-def test_nothing_else_imports_a_companion(path: Path) -> None:
+def test_nothing_below_imports_a_companion(path: Path) -> None:
     assert "companions" not in imports_of(path)
 
 

@@ -13,11 +13,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from companions.peer_messaging.bench import NAMES, WORK, Sender, Slice, count_of, of, table, total
 
 from bench.report import BAR
 from bench.slices import Failed
 from companions.peer_messaging import bench, demo
-from companions.peer_messaging.bench import NAMES, WORK, Sender, Slice, count_of, of, table, total
 from companions.peer_messaging.demo import Stage, main
 from companions.peer_messaging.peer import Event
 from program import UserError

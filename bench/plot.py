@@ -1,7 +1,7 @@
 """A picture of what the benchmark found, as one SVG that loads nothing, for light and dark pages.
 
     python3 run.py bench --json bench.json
-    python -m classroom.plot bench.json -o bench.svg
+    python -m bench.plot bench.json -o bench.svg
 
 Three panels: rounds a second and latency by the number of clients, and the cost ladder of a round.
 All of it is ratios, as times belong to a machine and a day; what is not a ratio stays in the JSON.
@@ -148,8 +148,8 @@ def measured(cases: Sequence[Mapping[str, Any]], ladder: Sequence[tuple[str, flo
     for case in sorted(cases, key=lambda case: int(case["clients"])):
         rival = case["rival"]
         clients = int(above_0(case["clients"]))
-        low, high = map(above_0, case["of_tls12_quartiles"])
-        speed[rival][clients] = Dot(above_0(case["of_tls12"]), low, high)
+        middle, low, high = map(above_0, case["of_tls12"])
+        speed[rival][clients] = Dot(middle, low, high)
         p50, p99 = (
             above_0(case.get(name, case["p50_s"])) / medians[clients] for name in ("p50_s", "p99_s")
         )

@@ -1,12 +1,11 @@
-"""The benchmark: texts and their receipts between two processes, ours beside bare ZeroMQ and CURVE.
+"""The benchmark of peer_messaging: texts and their receipts, beside bare ZeroMQ and CURVE.
 
-    python -m companions.peer_messaging.bench [--texts N] [--turns N] [--profile] [--json FILE]
+    python -m bench.peers [--texts N] [--turns N] [--json FILE]
 
 All do the same work over loopback: a process sends texts, another takes each and sends a receipt
 with its number back, over PUSH and PULL sockets. *Stream*: at most 100 texts have no receipt;
 the clock runs from the first text to the last receipt. *Round trip*: each text waits for the
-receipt of the one before. Turn by turn every rival does all of it once, in fresh processes, so
-that what else the machine does meets all alike; a ratio compares two of the same turn.
+receipt of the one before. Each turn every rival does all of it once (measure.py).
 
 - plain: as lean as Python allows; one thread, blocking sockets, no deadlines, no checks.
 - curve: the same with CURVE, ZeroMQ's own secure channel (X25519, XSalsa20, Poly1305 of libsodium,
@@ -18,11 +17,7 @@ that what else the machine does meets all alike; a ratio compares two of the sam
 from __future__ import annotations
 
 import argparse
-import cProfile
 import json
-import os
-import platform
-import pstats
 import queue
 import socket
 import sys
@@ -38,12 +33,25 @@ from typing import NamedTuple
 
 import zmq
 
-from bench.report import BAR, spread
-from bench.rivals import LIMIT_S
-from bench.slices import Failed, hear, process
+from bench.measure import (
+    LIMIT_S,
+    Failed,
+    Moment,
+    Spread,
+    bars,
+    by_rival,
+    hear,
+    machine,
+    measurement,
+    now,
+    process,
+    ratio,
+    since,
+    turns,
+)
 from companions.peer_messaging.identity import Trust, load_identity
 from companions.peer_messaging.node import Node
-from companions.peer_messaging.peer import Event, Peer
+from companions.peer_messaging.peer import Event
 from companions.peer_messaging.protocol import NUMBER
 from endpoint import HOST
 from program import Parser, positive, run_program, write_text
@@ -63,13 +71,15 @@ class Work(NamedTuple):
     size: int
     way: str
 
+    def __str__(self) -> str:
+        return f"{self.way}, {self.size} bytes"
+
 
 class Slice(NamedTuple):
-    """What one turn of one rival showed: seconds a text, and of the processor at both ends."""
+    """What one turn of one rival showed, all for one text."""
 
-    wall_s: Mapping[Work, float]
-    sender_s: Mapping[Work, float]
-    receiver_s: float  # over all of it
+    sender: Mapping[Work, Moment]  # how long it took, and of its processor
+    receiver_s: float  # processor time, over all work
 
 
 WORK = [Work(size, way) for size in SIZES for way in WAYS]
@@ -230,17 +240,15 @@ def send_ours(pipe: Connection, rival: str, folder: Path, texts: int) -> None:
 
 def measure(pipe: Connection, texts: int, send: Send) -> None:
     """In the sending process: do all the work, and tell of each the seconds a text."""
-    wall_s: dict[Work, float] = {}
-    processor_s: dict[Work, float] = {}
+    took: dict[Work, Moment] = {}
     for work in WORK:
         count = count_of(work, texts)
         window = WAYS[work.way]
         send(WARM_UP, work.size, window)
-        began_s = time.perf_counter(), time.process_time()
+        began = now()
         send(count, work.size, window)
-        wall_s[work] = (time.perf_counter() - began_s[0]) / count
-        processor_s[work] = (time.process_time() - began_s[1]) / count
-    pipe.send((wall_s, processor_s))
+        took[work] = Moment(*(seconds / count for seconds in since(began)))
+    pipe.send(took)
     pipe.recv()
 
 
@@ -257,11 +265,11 @@ def run_slice(rival: str, folder: Path, texts: int) -> Slice:
             sender.send(told)
         else:
             introduce(receiver, sender, is_secure=rival == "curve")
-        wall_s, sender_s = hear(sender)
+        sent: Mapping[Work, Moment] = hear(sender)
         receiver_s = hear(receiver)
         sender.send("stop")
         receiver.send("stop")
-    return Slice(wall_s, sender_s, receiver_s / total(texts))
+    return Slice(sent, receiver_s / total(texts))
 
 
 def introduce(receiver: Connection, sender: Connection, *, is_secure: bool) -> None:
@@ -280,33 +288,29 @@ def free_ports() -> tuple[int, int]:
         return one.getsockname()[1], other.getsockname()[1]
 
 
-def run(texts: int, turns: int) -> dict[str, list[Slice]]:
+def run(texts: int, turn_count: int) -> dict[str, list[Slice]]:
     """Return the slices of every rival, in the order of turns. Raises Failed."""
-    seen: dict[str, list[Slice]] = {rival: [] for rival in NAMES}
     with tempfile.TemporaryDirectory() as name:
         for who in ("alice", "bob"):
             load_identity(Path(name) / who, input)
-        for turn in range(turns):
-            first = turn % len(NAMES)
-            for rival in [*NAMES][first:] + [*NAMES][:first]:  # who is first changes
-                seen[rival].append(run_slice(rival, Path(name), texts))
-                wall_s = seen[rival][-1].wall_s
-                print(
-                    f"turn {turn + 1} of {turns}: {NAMES[rival]}, "
-                    + ", ".join(f"{1 / wall_s[work]:,.0f}" for work in WORK)
-                    + " texts/s",
-                    file=sys.stderr,
-                    flush=True,
-                )
-    return seen
+
+        def run_one(rival: str) -> Slice:
+            seen = run_slice(rival, Path(name), texts)
+            rates = ", ".join(f"{1 / seen.sender[work].wall_s:,.0f}" for work in WORK)
+            print(f"{NAMES[rival]}: {rates} texts/s", file=sys.stderr, flush=True)
+            return seen
+
+        return by_rival(turns([*NAMES], turn_count, run_one))
 
 
 # What it tells ------------------------------------------------------------------------------------
 
 
-def of(ours: Sequence[Slice], theirs: Sequence[Slice], work: Work) -> tuple[float, float, float]:
-    """Return what share of their speed is ours: median over the turns, and both quartiles."""
-    return spread([their.wall_s[work] / our.wall_s[work] for our, their in zip(ours, theirs)])
+def of(ours: Sequence[Slice], theirs: Sequence[Slice], work: Work) -> Spread:
+    """Return what share of their speed is ours."""
+    return ratio(
+        [each.sender[work].wall_s for each in theirs], [each.sender[work].wall_s for each in ours]
+    )
 
 
 def table(work: Work, texts: int, seen: Mapping[str, Sequence[Slice]]) -> str:
@@ -319,78 +323,37 @@ def table(work: Work, texts: int, seen: Mapping[str, Sequence[Slice]]) -> str:
         "                                        of sender     median (quartiles)",
     ]
     rates = {
-        rival: 1 / median(one.wall_s[work] for one in slices) for rival, slices in seen.items()
+        rival: 1 / median(each.sender[work].wall_s for each in slices)
+        for rival, slices in seen.items()
     }
     for rival, slices in seen.items():
-        cost_s = median(one.sender_s[work] for one in slices)
-        ratio = "{:.2f} ({:.2f}-{:.2f})".format(*of(seen["ours"], slices, work))
+        cost_s = median(each.sender[work].processor_s for each in slices)
+        share = "" if rival == "ours" else of(seen["ours"], slices, work)
         lines.append(
             f"{NAMES[rival]:13} {rates[rival]:9,.0f}   {1e6 / rates[rival]:9.1f}   "
-            f"{1e6 * cost_s:12.1f}   {'' if rival == 'ours' else ratio}".rstrip()
+            f"{1e6 * cost_s:12.1f}   {share}".rstrip()
         )
-    best = max(rates.values())
-    bars = [
-        f"{NAMES[rival]:13} |{'#' * round(BAR * rate / best):{BAR}}|"
-        for rival, rate in rates.items()
-    ]
-    return "\n".join([*lines, "", *bars, ""])
+    drawn = bars({NAMES[rival]: rate for rival, rate in rates.items()}, 13)
+    return "\n".join([*lines, "", *drawn, ""])
 
 
 def as_json(texts: int, seen: Mapping[str, Sequence[Slice]]) -> str:
-    def named(values: Mapping[Work, float]) -> dict[str, float]:
-        return {f"{work.way}, {work.size} bytes": value for work, value in values.items()}
-
-    return (
-        json.dumps(
+    slices = {
+        rival: [
             {
-                "python": platform.python_version(),
-                "zeromq": zmq.zmq_version(),
-                "processors": os.cpu_count(),
-                "texts": texts,
-                "slices": {
-                    rival: [
-                        {
-                            "wall_s": named(one.wall_s),
-                            "sender_s": named(one.sender_s),
-                            "receiver_s": one.receiver_s,
-                        }
-                        for one in slices
-                    ]
-                    for rival, slices in seen.items()
-                },
-                "ours_of": {
-                    rival: {
-                        f"{work.way}, {work.size} bytes": of(seen["ours"], slices, work)
-                        for work in WORK
-                    }
-                    for rival, slices in seen.items()
-                },
-            },
-            indent=1,
-        )
-        + "\n"
-    )
-
-
-# Where the time goes ------------------------------------------------------------------------------
-
-
-def profile(texts: int) -> None:
-    """Print what a text and its receipt cost two peers without sockets, function by function."""
-    with tempfile.TemporaryDirectory() as name:
-        parties = [load_identity(Path(name) / who, input)[0] for who in ("alice", "bob")]
-    alice, bob = (Peer(own, Trust("peer")) for own in parties)
-    there = bob.receive(alice.tick()[0])
-    while there:  # REPLY, CONFIRM, WELCOME
-        there, alice, bob = alice.receive(there[0]), bob, alice
-    profiler = cProfile.Profile()
-    profiler.enable()
-    for _ in range(texts):
-        bob.receive(alice.receive(bob.say("x" * SIZES[0])[0])[0])
-        alice.tick()
-        bob.tick()
-    profiler.disable()
-    pstats.Stats(profiler).strip_dirs().sort_stats("tottime").print_stats(25)
+                "sender": {str(work): took._asdict() for work, took in each.sender.items()},
+                "receiver_s": each.receiver_s,
+            }
+            for each in given
+        ]
+        for rival, given in seen.items()
+    }
+    ours_of = {
+        rival: {str(work): of(seen["ours"], given, work) for work in WORK}
+        for rival, given in seen.items()
+    }
+    found = {**machine(), "zeromq": zmq.zmq_version(), "texts": texts}
+    return json.dumps({**found, "slices": slices, "ours_of": ours_of}, indent=1) + "\n"
 
 
 def parse() -> argparse.Namespace:
@@ -403,25 +366,14 @@ def parse() -> argparse.Namespace:
         help=f"of each size in a stream; default {TEXTS}",
     )
     parser.add_argument("--turns", type=positive, default=TURNS, help=f"default {TURNS}")
-    parser.add_argument(
-        "--profile",
-        action="store_true",
-        help="show instead where the time goes in ours, without sockets",
-    )
     parser.add_argument("--json", metavar="FILE", help="write all numbers there")
     return parser.options()
 
 
+@measurement
 def main() -> int:
     options = parse()
-    if options.profile:
-        profile(options.texts)
-        return 0
-    try:
-        seen = run(options.texts, options.turns)
-    except Failed as problem:
-        print(f"bench: {problem}", file=sys.stderr)
-        return 1
+    seen = run(options.texts, options.turns)
     print(f"Texts and their receipts, {options.turns} times each\n")
     for work in WORK:
         print(table(work, options.texts, seen))

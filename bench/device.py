@@ -1,12 +1,11 @@
-"""The benchmark: one file from process to disk, over ours and over TLS, measured side by side.
+"""The benchmark of device_transfer: one file from process to disk, over ours and over TLS.
 
-    python -m companions.device_transfer.bench [--size MIB] [--turns N] [--json FILE]
+    python -m bench.device [--size MIB] [--turns N] [--json FILE]
 
 All do the same work over loopback: a process reads the file and sends it, another writes it to its
 disk, has the disk confirm that (fsync), and answers. The clock runs from the first byte to the
-answer; connections open and handshakes end before. Turn by turn every rival sends once, so that
-what else the machine does meets all alike; a ratio compares two of the same turn. The files are
-in the folder for temporary ones: TMPDIR chooses the disk.
+answer. Each turn every rival sends once (measure.py). The files are in the folder for temporary
+ones: TMPDIR chooses the disk.
 
 - plain, tls12, tls13: as lean as Python allows; large pieces, one buffer, no deadlines, no limits;
 - digest: tls13, and both ends compute SHA-256 of the file and compare it, as a signed file needs;
@@ -20,7 +19,6 @@ import filecmp
 import hashlib
 import json
 import os
-import platform
 import socket
 import ssl
 import subprocess
@@ -35,15 +33,29 @@ from statistics import median
 from typing import NamedTuple
 
 from bench.certificate import write_certificate
-from bench.report import BAR, spread
-from bench.rivals import HOST, LIMIT_S, tls_context
-from bench.slices import Failed, hear, process
+from bench.measure import (
+    LIMIT_S,
+    Failed,
+    Moment,
+    Spread,
+    bars,
+    by_rival,
+    hear,
+    machine,
+    measurement,
+    now,
+    process,
+    ratio,
+    since,
+    turns,
+)
+from bench.rivals import HOST, tls_context
 from companions.device_transfer.certificates import Identity, Trust, load_identity, load_trust
 from companions.device_transfer.device import Device
 from companions.device_transfer.server import Server
 from program import Parser, positive, run_program, write_text
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parent.parent
 NAMES = {
     "plain": "plain TCP",
     "tls12": "TLS 1.2",
@@ -68,20 +80,10 @@ class Slice(NamedTuple):
 
 
 class Sent(NamedTuple):
-    """What the sending process tells, in seconds."""
+    """What the sending process tells."""
 
-    wall_s: float
-    processor_s: float
+    took: Moment
     channel: str
-
-
-def now_s() -> tuple[float, float]:
-    """Return what the clock says, and how much processor time this process has used."""
-    return time.perf_counter(), time.process_time()
-
-
-def passed_s(since_s: tuple[float, float]) -> tuple[float, float]:
-    return now_s()[0] - since_s[0], now_s()[1] - since_s[1]
 
 
 # The lean rivals ----------------------------------------------------------------------------------
@@ -142,7 +144,7 @@ def send_lean(rival: str, address: tuple[str, int], path: Path, folder: Path) ->
     sock = socket.create_connection(address)
     with tls.wrap_socket(sock, server_hostname=HOST) if tls else sock as sock:
         receive_exactly(sock, 1)
-        began_s = now_s()
+        began = now()
         with path.open("rb", buffering=0) as file:
             sock.sendall(path.stat().st_size.to_bytes(8, "big"))
             if isinstance(sock, ssl.SSLSocket):
@@ -152,7 +154,7 @@ def send_lean(rival: str, address: tuple[str, int], path: Path, folder: Path) ->
                 digest = bytes(32)
         if receive_exactly(sock, 32) != digest:
             sys.exit("the file that came is not the one that was sent")
-        return Sent(*passed_s(began_s), describe(sock))
+        return Sent(since(began), describe(sock))
 
 
 def describe(sock: socket.socket) -> str:
@@ -193,9 +195,9 @@ def receive_ours(pipe: Connection, rival: str, folder: Path) -> None:
 def send_ours(rival: str, address: tuple[str, int], path: Path, folder: Path) -> Sent:
     """Send one file, in the sending process."""
     with Device(*party(folder, "device-1"), "server-1", *address, timeout_s=LIMIT_S) as device:
-        began_s = now_s()
+        began = now()
         device.send_file(path)
-        return Sent(*passed_s(began_s), "device_transfer v1, AES128-CBC, HMAC-SHA256")
+        return Sent(since(began), "device_transfer v1, AES128-CBC, HMAC-SHA256")
 
 
 # One slice, and all of them -----------------------------------------------------------------------
@@ -216,7 +218,7 @@ def run_slice(rival: str, path: Path, folder: Path) -> Slice:
             receiver.send("stop")
         receiver_s = hear(receiver)
     check_received(rival, path, folder)
-    return Slice(sent.wall_s, sent.processor_s, receiver_s, sent.channel)
+    return Slice(sent.took.wall_s, sent.took.processor_s, receiver_s, sent.channel)
 
 
 def check_received(rival: str, path: Path, folder: Path) -> None:
@@ -259,30 +261,29 @@ def prepare(folder: Path, size_bytes: int) -> Path:
     return path
 
 
-def run(size_bytes: int, turns: int) -> dict[str, list[Slice]]:
+def run(size_bytes: int, turn_count: int) -> dict[str, list[Slice]]:
     """Return the slices of every rival, in the order of turns. Raises Failed."""
-    seen: dict[str, list[Slice]] = {rival: [] for rival in NAMES}
     with tempfile.TemporaryDirectory() as name:
         path = prepare(Path(name), size_bytes)
-        for turn in range(turns):
-            first = turn % len(NAMES)
-            for rival in [*NAMES][first:] + [*NAMES][:first]:  # who is first changes
-                seen[rival].append(run_slice(rival, path, Path(name)))
-                print(
-                    f"turn {turn + 1} of {turns}: {NAMES[rival]}, "
-                    f"{size_bytes / 1e6 / seen[rival][-1].wall_s:,.0f} MB/s",
-                    file=sys.stderr,
-                    flush=True,
-                )
-    return seen
+
+        def run_one(rival: str) -> Slice:
+            seen = run_slice(rival, path, Path(name))
+            print(
+                f"{NAMES[rival]}: {size_bytes / 1e6 / seen.wall_s:,.0f} MB/s",
+                file=sys.stderr,
+                flush=True,
+            )
+            return seen
+
+        return by_rival(turns([*NAMES], turn_count, run_one))
 
 
 # What it tells ------------------------------------------------------------------------------------
 
 
-def of(ours: Sequence[Slice], theirs: Sequence[Slice]) -> tuple[float, float, float]:
-    """Return what share of their speed is ours: median over the turns, and both quartiles."""
-    return spread([their.wall_s / our.wall_s for our, their in zip(ours, theirs)])
+def of(ours: Sequence[Slice], theirs: Sequence[Slice]) -> Spread:
+    """Return what share of their speed is ours."""
+    return ratio([each.wall_s for each in theirs], [each.wall_s for each in ours])
 
 
 def table(size_bytes: int, seen: Mapping[str, Sequence[Slice]]) -> str:
@@ -300,16 +301,10 @@ def table(size_bytes: int, seen: Mapping[str, Sequence[Slice]]) -> str:
             1e9 * median(times) / size_bytes
             for times in zip(*((each.sender_s, each.receiver_s) for each in slices))
         ]
-        ratio = "{:.2f} ({:.2f}-{:.2f})".format(*of(seen["ours"], slices))
+        share = "" if rival == "ours" else of(seen["ours"], slices)
         lines.append(
-            f"{NAMES[rival]:17} {rates[rival]:7,.0f}   {cost[0]:7.2f}   {cost[1]:7.2f}"
-            f"     {'' if rival == 'ours' else ratio}"
+            f"{NAMES[rival]:17} {rates[rival]:7,.0f}   {cost[0]:7.2f}   {cost[1]:7.2f}     {share}"
         )
-    best = max(rates.values())
-    bars = [
-        f"{NAMES[rival]:17} |{'#' * round(BAR * rate / best):{BAR}}|"
-        for rival, rate in rates.items()
-    ]
     notes = [f"{NAMES[rival]}: {slices[0].channel}" for rival, slices in seen.items()]
     return "\n".join(
         [
@@ -318,28 +313,16 @@ def table(size_bytes: int, seen: Mapping[str, Sequence[Slice]]) -> str:
             "",
             *lines,
             "",
-            *bars,
+            *bars({NAMES[rival]: rate for rival, rate in rates.items()}, 17),
         ]
     )
 
 
 def as_json(size_bytes: int, seen: Mapping[str, Sequence[Slice]]) -> str:
-    return (
-        json.dumps(
-            {
-                "python": platform.python_version(),
-                "openssl": ssl.OPENSSL_VERSION,
-                "processors": os.cpu_count(),
-                "size_bytes": size_bytes,
-                "slices": {
-                    rival: [each._asdict() for each in slices] for rival, slices in seen.items()
-                },
-                "ours_of": {rival: of(seen["ours"], slices) for rival, slices in seen.items()},
-            },
-            indent=1,
-        )
-        + "\n"
-    )
+    slices = {rival: [each._asdict() for each in given] for rival, given in seen.items()}
+    ours_of = {rival: of(seen["ours"], given) for rival, given in seen.items()}
+    found = {**machine(), "openssl": ssl.OPENSSL_VERSION, "size_bytes": size_bytes}
+    return json.dumps({**found, "slices": slices, "ours_of": ours_of}, indent=1) + "\n"
 
 
 def parse() -> argparse.Namespace:
@@ -356,13 +339,10 @@ def parse() -> argparse.Namespace:
     return parser.options()
 
 
+@measurement
 def main() -> int:
     options = parse()
-    try:
-        seen = run(options.size * MIB, options.turns)
-    except Failed as problem:
-        print(f"bench: {problem}", file=sys.stderr)
-        return 1
+    seen = run(options.size * MIB, options.turns)
     print(table(options.size * MIB, seen))
     if options.json:
         write_text(options.json, as_json(options.size * MIB, seen))
