@@ -32,6 +32,7 @@ class Frame:
 
 Frames = Iterator[Frame]
 Tap = Callable[[Frames], Frames]
+Log = Callable[[str, Frame], object]  # what happened to a frame, and the frame
 
 
 def flipped(frame: Frame, position: int, mask: int = 1) -> Frame:
