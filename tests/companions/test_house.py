@@ -16,7 +16,7 @@ CORE = sorted(
     [*ROOT.glob("*.py"), *(ROOT / "classroom").rglob("*.py"), *(ROOT / "bench").glob("*.py")]
 )
 # what no program of a companion imports
-LAB = {"attacks", "demo", "weakened", "matrix", "wire", "bench"}
+LAB = {"attacks", "stage", "demo", "weakened", "matrix", "wire", "bench"}
 
 
 @pytest.mark.parametrize("path", CORE, ids=[str(path.relative_to(ROOT)) for path in CORE])
