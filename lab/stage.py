@@ -23,7 +23,7 @@ from channel import EndRequested
 from client import Client
 from endpoint import DEMO_KEYS, OPCODE_NAMES
 from lab.catalogue import Attack, Evidence, Stage, attacked, run_outside
-from lab.frames import Frame, Frames, Log, Tap
+from lab.frames import Frame, Log, Tap, recorder
 from lab.line import Line
 from lab.observer import Observer
 from lab.proxy import Proxy
@@ -241,14 +241,11 @@ class Lab(Stage):
     ) -> list[Frame]:
         """Let a client live an undisturbed session, and return its recording. Raises UserError."""
         tape: list[Frame] = []
-
-        def listen(frames: Frames) -> Frames:
-            for frame in frames:
-                tape.append(frame)
-                yield frame
-
         try:
-            with self._proxy(listen) as proxy, self.client(client_id, proxy.address) as client:
+            with (
+                self._proxy(recorder(tape)) as proxy,
+                self.client(client_id, proxy.address) as client,
+            ):
                 for readings in reports:
                     client.report(readings)
         except ProtocolError as error:

@@ -40,7 +40,7 @@ from companions.device_transfer.server import Limits, Record, Server
 from companions.device_transfer.store import JOURNAL, Store
 from companions.device_transfer.transfer import Incoming
 from lab.catalogue import Attack, Stage, attacked, run_outside
-from lab.frames import Frame, Frames, Log
+from lab.frames import Frame, Log, recorder
 from lab.line import Line
 from lab.observer import Observer
 from lab.proxy import Proxy
@@ -314,15 +314,9 @@ class Lab(Stage):
     def honest_session(self) -> list[Frame]:
         """Let the victim live an undisturbed session, and return its recording. UserError."""
         tape: list[Frame] = []
-
-        def listen(frames: Frames) -> Frames:
-            for frame in frames:
-                tape.append(frame)
-                yield frame
-
         try:
             with (
-                Proxy(self.address, listen, read_frame, write_frame) as proxy,
+                Proxy(self.address, recorder(tape), read_frame, write_frame) as proxy,
                 self._victim(proxy.address) as device,
             ):
                 device.send_text(TEXT)
