@@ -57,6 +57,12 @@ class Crew:
                 process.wait()
 
     def start(self, name: str, *arguments: str) -> None:
+        """Start a program of Python, and show which process it is."""
+        self.launch(name, *arguments)
+        show(name, f"is process {self.processes[name].pid}")
+
+    def launch(self, name: str, *arguments: str) -> None:
+        """Start a program of Python."""
         process = subprocess.Popen(
             [sys.executable, *arguments],
             cwd=ROOT,
@@ -69,7 +75,6 @@ class Crew:
         )
         self.processes[name] = process
         threading.Thread(target=self._listen, args=(name, process), daemon=True).start()
-        show(name, f"is process {process.pid}")
 
     def _listen(self, name: str, process: subprocess.Popen[str]) -> None:
         for line in process.stdout or ():

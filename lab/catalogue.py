@@ -155,6 +155,16 @@ def attacked(attack: Attack, frames: Frames, lab: Stage) -> Frames:
         lab.outcome.broken = error
 
 
+def run_outside(attack: Attack, lab: Stage) -> None:
+    """Run an attack from outside; a client or connection of its own may be refused."""
+    try:
+        attack.run(lab)
+    except (ProtocolError, LocalError, UserError, OSError):
+        pass
+    except Exception as error:  # a mistake in the attack must not look like a defence
+        lab.outcome.broken = error
+
+
 def deed_of(frame: Frame, past: Sequence[Frame]) -> str:
     """Name what it is to deliver a frame now; `past` are those seen and delivered, in order."""
     if frame.deed:

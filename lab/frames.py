@@ -32,6 +32,7 @@ class Frame:
 
 Frames = Iterator[Frame]
 Tap = Callable[[Frames], Frames]
+Log = Callable[[str, Frame], object]  # what happened to a frame, and the frame
 
 
 def flipped(frame: Frame, position: int, mask: int = 1) -> Frame:
@@ -44,3 +45,14 @@ def flipped(frame: Frame, position: int, mask: int = 1) -> Frame:
 def xored(one: bytes, other: bytes) -> bytes:
     """Return the XOR of two strings of bytes, as far as both go."""
     return bytes(a ^ b for a, b in zip(one, other))
+
+
+def recorder(tape: list[Frame]) -> Tap:
+    """Return a tap that passes on all frames, and keeps them."""
+
+    def listen(frames: Frames) -> Frames:
+        for frame in frames:
+            tape.append(frame)
+            yield frame
+
+    return listen

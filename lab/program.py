@@ -13,12 +13,11 @@ from typing import Any
 
 from lab.catalogue import Attack, Stage
 from lab.events import KINDS, Step, event_of, parsed, run_of, shown
-from lab.frames import Frame
+from lab.frames import Frame, Log
 from lab.observer import Event, Observer
 from lab.verdict import Result, judge, summary
 from program import Parser, UserError, write_text
 
-Log = Callable[[str, Frame], object]
 NewLab = Callable[[argparse.Namespace, Log, Any, Observer | None], AbstractContextManager[Stage]]
 
 

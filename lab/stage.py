@@ -15,7 +15,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
@@ -23,8 +22,9 @@ from typing import NamedTuple
 from channel import EndRequested
 from client import Client
 from endpoint import DEMO_KEYS, OPCODE_NAMES
-from lab.catalogue import Attack, Evidence, Stage, attacked
-from lab.frames import Frame, Frames, Tap
+from lab.catalogue import Attack, Evidence, Stage, attacked, run_outside
+from lab.frames import Frame, Log, Tap, recorder
+from lab.line import Line
 from lab.observer import Observer
 from lab.proxy import Proxy
 from program import UserError
@@ -33,7 +33,6 @@ from protocol_fsm import (
     ConnectionCut,
     Direction,
     Json,
-    LocalError,
     PeerTerminated,
     ProtocolError,
     RoundMismatch,
@@ -53,8 +52,6 @@ OLD_READINGS = ([41.0], [42.0], [43.0])  # in recordings that are put in the pla
 LIMITS = Limits(window_s=0.3, stranger_timeout_s=0.8, frame_timeout_s=0.3, max_strangers=8)
 TIMEOUT_S = 0.4  # for an answer of our server
 FOREIGN_TIMEOUT_S = 2.5  # for an answer of any other
-
-Log = Callable[[str, Frame], object]  # what happened to a frame, and the frame
 
 
 @dataclass
@@ -134,29 +131,6 @@ class Parts(NamedTuple):
     session: Callable[..., Session] = Session
     server: Callable[..., Server] = Server
     client: Callable[..., Client] = Client
-
-
-class Line:
-    """An outsider's own connection to the server."""
-
-    def __init__(self, sock: socket.socket, log: Log) -> None:
-        self.socket = sock
-        self._log = log
-
-    def send(self, message: Frame | bytes) -> None:
-        """Send a recorded frame, or one made from it, or bytes."""
-        frame = message if isinstance(message, Frame) else Frame("server", message)
-        self._log("inserted", frame)
-        with suppress(OSError):  # the server may have had enough
-            write_frame(self.socket.sendall, frame.message)
-
-    def receive(self) -> bytes:
-        """Return the next message, or nothing when the server has closed."""
-        with suppress(OSError, ProtocolError):
-            message = read_frame(self.socket.recv)
-            self._log("sent", Frame("client", message))
-            return message
-        return b""
 
 
 class Lab(Stage):
@@ -260,21 +234,18 @@ class Lab(Stage):
         with self._changed:
             self._connections += 1
         with socket.create_connection(self.address, 5.0) as sock:
-            yield Line(sock, self.log)
+            yield Line(sock, self.log, read_frame, write_frame)
 
     def honest_session(
         self, client_id: int = VICTIM, reports: Sequence[list[float]] = READINGS
     ) -> list[Frame]:
         """Let a client live an undisturbed session, and return its recording. Raises UserError."""
         tape: list[Frame] = []
-
-        def listen(frames: Frames) -> Frames:
-            for frame in frames:
-                tape.append(frame)
-                yield frame
-
         try:
-            with self._proxy(listen) as proxy, self.client(client_id, proxy.address) as client:
+            with (
+                self._proxy(recorder(tape)) as proxy,
+                self.client(client_id, proxy.address) as client,
+            ):
                 for readings in reports:
                     client.report(readings)
         except ProtocolError as error:
@@ -343,17 +314,9 @@ class Lab(Stage):
                         continue
                     outcome.answers.append(text_of(self.victim.report(readings)))
                     if readings is READINGS[0] and not attack.is_on_path:
-                        self._run_outside(attack)
+                        run_outside(attack, self)
         except ProtocolError as error:
             outcome.errors["client"].append(error)
-
-    def _run_outside(self, attack: Attack) -> None:
-        try:
-            attack.run(self)
-        except (ProtocolError, LocalError, UserError, OSError):
-            pass  # its own client or connection was refused
-        except Exception as error:  # a mistake in the attack must not look like a defence
-            self.outcome.broken = error
 
     def _see(self, record: Record) -> None:
         detail = record.detail

@@ -17,7 +17,8 @@ from attacks import ATTACKS, in_the_middle, up_to
 from endpoint import DEMO_KEYS
 from lab.catalogue import Catalogue
 from lab.frames import Frame, Frames, flipped
-from lab.stage import BYSTANDER, READINGS, VICTIM, Lab, Line, Parts, forged
+from lab.line import Line
+from lab.stage import BYSTANDER, READINGS, VICTIM, Lab, Parts, forged
 from lab.verdict import judge
 from lab.weakened import DOCUMENTED, RULES, without
 from program import UserError

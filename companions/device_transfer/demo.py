@@ -9,9 +9,8 @@ should. Everything is in a temporary folder that is removed at the end, or in FO
 
 from __future__ import annotations
 
-import contextlib
 import filecmp
-import io
+import itertools
 import os
 import re
 import shlex
@@ -21,13 +20,12 @@ from pathlib import Path
 
 from classroom.demo import Crew
 from classroom.output import write_whole
-from companions.demo import heading, perform
+from companions.demo import COLUMNS, heading, perform
 from companions.device_transfer import media
 from program import run_program
 
 PROGRAMS = "companions.device_transfer"
 LIMIT_S = 120.0  # for all of it
-COLUMNS = 79
 UNSHOWN = re.compile(r"^[\d-]+T[\d:]+Z | at [\d.]+:\d+(?=: )")  # time and address in a log
 SESSION_END = re.compile(r": (done|ended)\b")  # as the server's log has it
 ATTACKS_SHOWN = 6  # one by one, before the summary of all
@@ -48,8 +46,7 @@ class Stage(Crew):
         """Start a program of ours, and show the command."""
         self.ended.discard(name)
         print("$", program, *(shlex.quote(self._short(str(word))) for word in words), flush=True)
-        with contextlib.redirect_stdout(io.StringIO()):  # its process id is of no interest here
-            self.start(name, "-u", "-m", f"{PROGRAMS}.{program}", *map(str, words))
+        self.launch(name, "-u", "-m", f"{PROGRAMS}.{program}", *map(str, words))
 
     def next_line(self) -> tuple[str, str]:
         """Return the name of a program and its line; an empty line when it has ended."""
@@ -90,7 +87,7 @@ class Stage(Crew):
             self.problems.append(problem)
 
     def _session_ends(self) -> int:
-        return sum(1 for line in self.said if SESSION_END.search(line))
+        return len([line for line in self.said if SESSION_END.search(line)])
 
     def _short(self, line: str) -> str:
         return line.replace(f"{self.folder}{os.sep}", "")
@@ -98,10 +95,8 @@ class Stage(Crew):
 
 def show(name: str, line: str) -> None:
     if line:
-        print(
-            textwrap.fill(f"{name:<8} | {line}", COLUMNS, subsequent_indent=" " * 9 + "| "),
-            flush=True,
-        )
+        told = f"{name:<8} | {line}"
+        print(textwrap.fill(told, COLUMNS, subsequent_indent=" " * 9 + "| "), flush=True)
 
 
 def show_all(lines: Sequence[str]) -> None:
@@ -156,18 +151,18 @@ def transfer(stage: Stage) -> None:
     )
     name, line = stage.next_line()
     show(name, line)
-    stage.port = line.rpartition(":")[2]
     if not line.startswith("server-1 listens on "):
         raise SystemExit("the server did not start")
+    stage.port = line.rpartition(":")[2]
     for device, (file, content) in MEDIA.items():
         write_whole(stage.folder / file, content())
         send(stage, device, "--text", "hi", stage.folder / file)
     stage.listen(*MEDIA, sessions=len(MEDIA))
     for device, (file, _) in MEDIA.items():
         stage.check_end(device)
-        is_same = (stage.folder / "received" / file).is_file() and filecmp.cmp(
-            stage.folder / file, stage.folder / "received" / file, shallow=False
-        )
+        sent = stage.folder / file
+        came = stage.folder / "received" / file
+        is_same = came.is_file() and filecmp.cmp(sent, came, shallow=False)
         stage.check(is_same, f"received/{file} is not what {device} sent")
 
 
@@ -181,10 +176,8 @@ def revoke(stage: Stage) -> None:
     send(stage, "device-2", "--text", "let me in")
     stage.listen("device-2", sessions=1)
     stage.check_end("device-2", 3)
-    stage.check(
-        any("CertificateRevoked" in line for line in stage.said),
-        "the server did not notice the revocation",
-    )
+    is_noticed = any("CertificateRevoked" in line for line in stage.said)
+    stage.check(is_noticed, "the server did not notice the revocation")
     stage.processes["server"].terminate()
     stage.listen("server")
     if os.name == "posix":  # Windows knows no gentle end
@@ -215,15 +208,9 @@ def attack(stage: Stage) -> None:
         "name of the check that stops it, and at what nothing prevents.",
     )
     lines = stage.finish("attacks")
-    begin = next((n for n, line in enumerate(lines) if line.startswith("family ")), len(lines))
-    show_all(
-        [
-            *lines[2 : 2 + ATTACKS_SHOWN],
-            "... `attacks` alone shows them all ...",
-            "",
-            *lines[begin:],
-        ]
-    )
+    show_all(lines[2 : 2 + ATTACKS_SHOWN])
+    print("... `attacks` alone shows them all ...\n", flush=True)
+    show_all([*itertools.dropwhile(lambda line: not line.startswith("family "), lines)])
 
 
 def run(folder: Path) -> list[str]:

@@ -65,6 +65,7 @@ VERSION = b"\x01"
 HEADER = struct.Struct(">6s16sBQ")  # kind, session id, direction, sequence: 31 bytes [D 4]
 KIND_BYTES = 6
 SESSION_BYTES = 16
+CERTIFICATE_AT = KIND_BYTES + len(VERSION) + NONCE_BYTES  # in a HELLO
 CIPHERTEXT_AT = HEADER.size + BLOCK_BYTES  # the IV stands before it
 CHUNK_BYTES = 65_536
 MAX_MESSAGE = CIPHERTEXT_AT + CHUNK_BYTES + BLOCK_BYTES + TAG_BYTES  # 65,631
@@ -444,7 +445,7 @@ class Session:
             body = message[KIND_BYTES:] if kind in PLAIN else self._open_record(message)
             self._check_body(kind, body)
             if kind is Kind.HELLO:
-                self._check_peer(body[len(VERSION) + NONCE_BYTES :])
+                self._check_peer(message[CERTIFICATE_AT:])
             elif kind in SHARES:
                 self._check_share(kind, body)
         except ProtocolError as error:

@@ -1,15 +1,14 @@
 """Endpoints with rules taken out, one by one, to see which attack each rule holds back.
 
-An element is one rule of Session, Trust, Incoming, Store or Server, taken out of both ends. A
-weakened lab still lives through honest sessions. It refuses every address but loopback, and
-server.py and device.py cannot reach it. `documented` is what the document does without.
+A rule of Session, Trust, Incoming, Store or Server is taken out of both ends by overriding what it
+is made of. A weakened lab still lives through honest sessions. It refuses every address but
+loopback, and server.py and device.py cannot reach it.
 
     python -m companions.device_transfer.attacks --without ephemeral stolen-server-key
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from collections.abc import Iterable, Sequence
 from types import TracebackType
@@ -18,16 +17,15 @@ from typing import Any, NamedTuple
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import padding
 
-from classroom.weakened import require_loopback
-from companions.adversary import chosen, lacking
 from companions.asymmetric import SIGNATURE_BYTES
 from companions.device_transfer.certificates import Certificate, RevocationList, Role, Trust
 from companions.device_transfer.device import Device
 from companions.device_transfer.protocol import (
+    CERTIFICATE_AT,
     CIPHERTEXT_AT,
-    KIND_BYTES,
     PLAIN,
     SHARES,
+    BadShare,
     Direction,
     Header,
     Kind,
@@ -38,6 +36,7 @@ from companions.device_transfer.store import Partial, Store
 from companions.device_transfer.transfer import Incoming, Manifest
 from crypto_utils import TAG_BYTES
 from endpoint import HOST
+from lab.rules import chosen, lacking, require_loopback
 from protocol_fsm import ProtocolError
 
 # Rules of Trust -----------------------------------------------------------------------------------
@@ -94,15 +93,16 @@ class NoHandshakeSignature(Session):
 class NoTranscript(Session):
     def _signed_parts(self, share: bytes) -> Sequence[bytes]:
         """Sign the nonces and the share alone, not who showed which certificate."""
-        nonces = [message[: KIND_BYTES + 17] for message in self._transcript[:2]]
-        return [*nonces, share]
+        return [*self._nonces(), share]
 
     def _bound_parts(self) -> Sequence[bytes]:
         """Bind the keys to the nonces and the shares alone."""
-        return [
-            *(message[: KIND_BYTES + 17] for message in self._transcript[:2]),
-            *(message[:-SIGNATURE_BYTES] for message in self._transcript[2:]),
-        ]
+        shares = [message[:-SIGNATURE_BYTES] for message in self._transcript[2:]]
+        return [*self._nonces(), *shares]
+
+    def _nonces(self) -> Sequence[bytes]:
+        """Return both HELLOs up to their nonces."""
+        return [message[:CERTIFICATE_AT] for message in self._transcript[:2]]
 
 
 class NoEphemeral(Session):
@@ -124,9 +124,10 @@ class NoEphemeral(Session):
     def _agree(self, share: bytes) -> bytes:
         if self.sends is Direction.D2S:
             return self._premaster
-        with contextlib.suppress(ValueError):
+        try:
             return self.identity.private_key.decrypt(share, self.OAEP)
-        return super()._agree(b"")  # refused, as any other share that is of no use
+        except ValueError:
+            raise BadShare("a premaster secret", "another") from None
 
 
 class NoSessionId(Session):
@@ -156,10 +157,10 @@ class NoTurn(Session):
         if kind in PLAIN or not self._keys or self.fsm.allows(kind, self.receives):
             super()._check_kind(kind)
             return
-        self.fsm.state = next(
-            (state for state, k, sender in moves if (k, sender) == (kind, self.receives)),
-            self.fsm.state,
-        )
+        for state, legal, sender in moves:
+            if (legal, sender) == (kind, self.receives):
+                self.fsm.state = state
+                return
 
 
 class NoDirectionKeys(Session):
@@ -290,7 +291,7 @@ class LoopbackDevice(Device):
 
 # Names --------------------------------------------------------------------------------------------
 
-ELEMENTS: dict[str, type] = {
+RULES: dict[str, type] = {
     "authority": NoAuthority,
     "dates": NoDates,
     "role": NoRole,
@@ -357,8 +358,8 @@ class Weakened(NamedTuple):
 
 
 def without(names: Iterable[str]) -> Weakened:
-    """Return parts without these elements; `documented` stands for several. UserError."""
-    rules = chosen(names, ELEMENTS, DOCUMENTED)
+    """Return parts without these rules; `documented` stands for several. UserError."""
+    rules = chosen(names, RULES, DOCUMENTED)
     return Weakened(
         lacking(Session, rules),
         lacking(Trust, rules),

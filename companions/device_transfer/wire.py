@@ -19,6 +19,7 @@ from companions.device_transfer.protocol import (
     CIPHERTEXT_AT,
     HEADER,
     KIND_BYTES,
+    SESSION_BYTES,
     VERSION,
     Direction,
     Kind,
@@ -30,30 +31,43 @@ LAYOUTS: dict[bytes, tuple[tuple[str, int], ...]] = {  # of what is sent in clea
     Kind.HELLO.value: (("version", len(VERSION)), ("nonce", NONCE_BYTES), ("certificate", 2**16)),
     Kind.SHARE.value: (("share", SHARE_BYTES), ("signature", SIGNATURE_BYTES)),
 }
-RECORD = (("session", 16), ("direction", 1), ("sequence", 8), ("IV", BLOCK_BYTES))  # [D 4]
+RECORD = (  # [D 4]
+    ("session", SESSION_BYTES),
+    ("direction", 1),
+    ("sequence", 8),
+    ("IV", BLOCK_BYTES),
+)
+NUMBERS = ("version", "direction", "sequence")
+DIRECTION_NAMES = {direction.value: direction.name for direction in Direction}
 
 
 def fields(message: bytes) -> list[Field]:
     """Cut a message as [D 1] and [D 4] do. What is too short for its tag has none."""
-    found = [Field("kind", message[:KIND_BYTES], kind_name(message))]
-    at = KIND_BYTES
-    for name, length in LAYOUTS.get(message[:KIND_BYTES], RECORD):
+    kind = message[:KIND_BYTES]
+    found = [Field("kind", kind, kind_name(message))]
+    at = len(kind)
+    for name, length in LAYOUTS.get(kind, RECORD):
         content = message[at : at + length]
         found.append(Field(name, content, meaning_of(name, content)))
         at += len(content)
-    if message[:KIND_BYTES] in LAYOUTS:
-        return [*found, Field("rest", message[at:])] if message[at:] else found
-    end = max(CIPHERTEXT_AT, len(message) - TAG_BYTES)
-    return [*found, Field("ciphertext", message[at:end]), Field("tag", message[end:])]
+    if kind not in LAYOUTS:
+        end = max(CIPHERTEXT_AT, len(message) - TAG_BYTES)
+        found += [Field("ciphertext", message[at:end]), Field("tag", message[end:])]
+    elif at < len(message):
+        found.append(Field("rest", message[at:]))
+    return found
 
 
 def meaning_of(name: str, content: bytes) -> str:
+    """Say what a field means, if that can be read without a key."""
     if match := re.search(rb'"common_name":"([^"]*)"', content):
         return ascii(match[1].decode("utf-8", "replace"))[1:-1]
+    if name not in NUMBERS or not content:
+        return ""
     value = int.from_bytes(content, "big")
-    if name == "direction" and content:
-        return f"{value}: " + next((way.name for way in Direction if way == value), "unknown")
-    return str(value) if name in ("version", "sequence") and content else ""
+    if name == "direction":
+        return f"{value}: {DIRECTION_NAMES.get(value, 'unknown')}"
+    return str(value)
 
 
 def title(message: bytes) -> str:
@@ -64,21 +78,27 @@ def title(message: bytes) -> str:
 
 
 def describe(message: bytes) -> str:
-    """Return what anybody sees of a message, in a line."""
+    """Return the public part of a message, in a line."""
     return f"{title(message)}, {len(message)} bytes"
 
 
+def framed(message: bytes) -> bytes:
+    """Return what TCP carries for a message [D 1]."""
+    return len(message).to_bytes(4, "big") + message
+
+
+FOLDER = Path(__file__).parent
 WIRE = Wire(
-    "device_transfer",
-    title,
-    fields,
-    Path(__file__).parent,
-    Path(__file__).with_name("CLAIMS.md"),
-    "python -m companions.device_transfer.attacks",
-    describe,
-    lambda message: len(message).to_bytes(4, "big") + message,
-    PORT,
-    frozenset({"ConnectionCut"}),
+    name="device_transfer",
+    title=title,
+    fields=fields,
+    data=FOLDER,
+    claims=FOLDER / "CLAIMS.md",
+    attacks="python -m companions.device_transfer.attacks",
+    describe=describe,
+    framed=framed,
+    port=PORT,
+    cuts=frozenset({"ConnectionCut"}),
 )
 
 if __name__ == "__main__":

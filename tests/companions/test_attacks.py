@@ -14,12 +14,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attacks import Attack, Result, judge
 from classroom import report
-from classroom.events import parse_events, runs_of
-from companions.device_transfer import attacks, wire
-from companions.device_transfer.attacks import (
-    ATTACKS,
+from companions.device_transfer import attacks, stage, wire
+from companions.device_transfer.attacks import ATTACKS
+from companions.device_transfer.certificates import Trust
+from companions.device_transfer.protocol import Kind
+from companions.device_transfer.stage import (
+    AUTHORITY,
     BYSTANDER,
     MALLORY,
     PHOTO,
@@ -31,10 +32,13 @@ from companions.device_transfer.attacks import (
     Parts,
     Pki,
     forged,
-    thing,
+    item,
 )
-from companions.device_transfer.protocol import Kind
-from companions.device_transfer.weakened import DOCUMENTED, ELEMENTS, without
+from companions.device_transfer.weakened import DOCUMENTED, RULES, without
+from lab.catalogue import Attack
+from lab.events import Run, parse_events, runs_of
+from lab.frames import Frame, Frames
+from lab.verdict import Result, judge
 from program import UserError
 
 ROOT = Path(__file__).parent.parent.parent
@@ -66,18 +70,22 @@ def quiet() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def lab(pki: Pki) -> Iterator[Lab]:
     """One lab for all attacks: none may leave a trace in it that another one sees."""
-    with Lab(lambda *_: None, None, None, pki) as lab:
+    with Lab(nobody_logs, pki=pki) as lab:
         yield lab
+
+
+def nobody_logs(deed: str, frame: Frame) -> None:
+    """Note nothing."""
 
 
 def suffer(lab: Lab, name: str) -> Result:
     lab.suffer(ATTACKS[name])
-    return judge(ATTACKS[name], lab)  # type: ignore[arg-type]  # it looks at no more
+    return judge(ATTACKS[name], lab)
 
 
 def lost_without(pki: Pki, rules: str, name: str) -> Result:
     """Run an attack on endpoints that lack some rules."""
-    with Lab(lambda *_: None, Parts(*without(rules.split(","))), None, pki) as lab:
+    with Lab(nobody_logs, Parts(*without(rules.split(","))), pki=pki) as lab:
         return suffer(lab, name)
 
 
@@ -94,12 +102,12 @@ def test_an_attack_is_met_by_the_error_it_names_and_the_bystander_goes_on(
 
 
 def test_the_victim_lives_a_whole_session_when_nobody_attacks(lab: Lab) -> None:
-    def nothing(frames: object, lab: object) -> object:
+    def nothing(frames: Frames, lab: Lab) -> Frames:
         return iter(())
 
     attack = Attack("nothing", "Nobody does anything.", "", nothing, True, "", None, forged)
     outcome = lab.suffer(attack)
-    wanted = [thing("", TEXT.encode()), thing("photo.png", PHOTO)]
+    wanted = [item("", TEXT.encode()), item("photo.png", PHOTO)]
     assert outcome.sent == outcome.acknowledged == wanted
     assert outcome.stored == [(VICTIM, each) for each in wanted]
     assert outcome.errors == {"client": [], "server": []}
@@ -112,7 +120,7 @@ def test_stolen_session_keys_open_what_comes_until_the_next_rekeying(lab: Lab) -
 
 
 def test_goals_see_what_was_never_sent_and_what_never_arrived() -> None:
-    text = thing("", b"x")
+    text = item("", b"x")
     assert not forged(Outcome([text], [text], [(VICTIM, text)]))
     assert "has not sent" in forged(Outcome([], [], [(VICTIM, text)]))
     assert "has not sent" in forged(Outcome([text], [], [(VICTIM, text)] * 2))
@@ -121,7 +129,7 @@ def test_goals_see_what_was_never_sent_and_what_never_arrived() -> None:
 
 
 def test_a_harmed_bystander_is_a_result_that_is_wrong(pki: Pki) -> None:
-    with Lab(lambda *_: None, None, None, pki) as lab:
+    with Lab(nobody_logs, pki=pki) as lab:
         lab.harm.append(RuntimeError("on purpose"))
         assert suffer(lab, "flip-tag").words == "a bystander was harmed"
 
@@ -152,9 +160,9 @@ def test_without_rekeying_stolen_keys_open_all(pki: Pki) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("element", ELEMENTS)
-def test_without_one_rule_honest_sessions_still_work(pki: Pki, element: str) -> None:
-    with Lab(lambda *_: None, Parts(*without([element])), None, pki) as lab:
+@pytest.mark.parametrize("rule", RULES)
+def test_without_one_rule_honest_sessions_still_work(pki: Pki, rule: str) -> None:
+    with Lab(nobody_logs, Parts(*without([rule])), pki=pki) as lab:
         assert lab.bystanders_go_on()
 
 
@@ -175,20 +183,21 @@ def test_what_the_document_leaves_out_lets_attacks_win(pki: Pki, name: str) -> N
     assert result.won, result.words
 
 
-def test_what_the_document_leaves_out_are_elements() -> None:
-    assert not {*DOCUMENTED} - ELEMENTS.keys()
+def test_what_the_document_leaves_out_are_rules() -> None:
+    assert not {*DOCUMENTED} - RULES.keys()
 
 
 def test_weakened_endpoints_refuse_every_address_but_loopback(pki: Pki, tmp_path: Path) -> None:
     parts = without([])
+    trust = Trust(pki.keys[AUTHORITY].public_key(), AUTHORITY, bytes)
     with pytest.raises(UserError, match="loopback only"):
-        parts.device(pki.people[VICTIM], None, SERVER, "192.0.2.1")
+        parts.device(pki.people[VICTIM], trust, SERVER, "192.0.2.1")
     with pytest.raises(UserError, match="loopback only"):
-        parts.server(pki.people[SERVER], None, tmp_path, "0.0.0.0")
+        parts.server(pki.people[SERVER], trust, tmp_path, "0.0.0.0")
 
 
-def test_an_element_that_is_none_is_the_users_fault() -> None:
-    with pytest.raises(UserError, match="there is no element nonsense"):
+def test_a_rule_that_does_not_exist_is_the_users_fault() -> None:
+    with pytest.raises(UserError, match="there is no rule nonsense"):
         without(["nonsense"])
 
 
@@ -213,13 +222,15 @@ def test_programs_cannot_reach_what_is_weakened() -> None:
     assert done.stdout.strip() == "False", "attacks.py loads it only for --without"
 
 
+HANDSHAKE = ("HELLO", "SHARE", "CONFIRM")
+
 # The program --------------------------------------------------------------------------------------
 
 
 @pytest.fixture(autouse=True)
 def no_new_keys(monkeypatch: pytest.MonkeyPatch, pki: Pki) -> None:
     """Let the program take the keys of these tests: to make its own takes long."""
-    monkeypatch.setattr(attacks, "Pki", lambda: pki)
+    monkeypatch.setattr(stage, "Pki", lambda: pki)
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
@@ -247,17 +258,38 @@ def test_the_program_fails_when_an_attack_wins(
     assert told["won"] == "who has an expired certificate is let in"
 
 
-def test_the_event_log_is_one_of_the_core(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    log = tmp_path / "events.jsonl"
-    assert run(monkeypatch, "--events", str(log), "flip-tag", "reflect") == 0
-    flip, reflect = runs_of(parse_events(log.read_text("ascii"), "log")[0])
+def runs(monkeypatch: pytest.MonkeyPatch, folder: Path, *names: str) -> list[Run]:
+    """Run attacks, and return what their event log tells of them."""
+    log = folder / "events.jsonl"
+    assert run(monkeypatch, "--events", str(log), *names) == 0
+    return [*runs_of(parse_events(log.read_text("ascii"), "log")[0])]
+
+
+def test_the_event_log_tells_what_was_done_to_messages(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    flip, reflect = runs(monkeypatch, tmp_path, "flip-tag", "reflect")
     assert (flip.attack, reflect.attack) == ("flip-tag", "reflect")
     assert [step.refused for step in flip.steps if step.kind == "changed"] == ["BadTag"]
     assert [step.refused for step in reflect.steps if step.kind == "reflected"] == [
         "WrongDirection"
     ]
-    assert flip.keys, "the names of keys as they were derived"
+    assert {line["by"] for line in flip.keys} == {"client", "server"}
     assert flip.ended["server", "BadTag"] == 1
+
+
+def test_the_event_log_tells_of_a_device_of_the_adversary(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Its messages were sent by the adversary, its keys are those of no victim."""
+    [stolen] = runs(monkeypatch, tmp_path, "stolen-device-key")
+    assert stolen.is_from_outside
+    kinds = [(attacks.kind_name(step.arrived or step.sent), step.kind) for step in stolen.steps]
+    handshake = [(kind, deed) for kind in HANDSHAKE for deed in ("inserted", "answered")]
+    text = [("TEXT", "inserted"), ("CHUNK", "inserted"), ("MANIFEST", "inserted")]
+    ends = [("ACK", "answered"), ("END", "inserted"), ("ACK", "answered")]
+    assert kinds == [*handshake, *text, *ends]
+    assert {line["by"] for line in stolen.keys} == {"server"}
 
 
 def test_a_page_is_drawn_from_the_event_log(

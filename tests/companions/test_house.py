@@ -16,7 +16,7 @@ CORE = sorted(
     [*ROOT.glob("*.py"), *(ROOT / "lab").glob("*.py"), *(ROOT / "classroom").rglob("*.py")]
 )
 # what no program of a companion imports
-LAB = {"attacks", "demo", "weakened", "matrix", "wire"}
+LAB = {"attacks", "stage", "demo", "weakened", "matrix", "wire"}
 
 
 @pytest.mark.parametrize("path", CORE, ids=[str(path.relative_to(ROOT)) for path in CORE])
