@@ -91,7 +91,8 @@ def resolved(line: Line) -> Mutant:
         roots = scopes_of(line.module)[line.scope]
         old, new = alike(parsed(line.old), parsed(line.new))
     except (OSError, KeyError, SyntaxError) as error:
-        raise Unresolved(f"{line}: {type(error).__name__}: {error}") from None
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise Unresolved(f"{line}: {type(error).__name__}: {reason}") from None
     places = [place for root in roots for place in places_of(old, root)]
     if len(places) != 1:
         raise Unresolved(f"{line}: `old` is there {len(places)} times")

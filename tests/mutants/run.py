@@ -43,7 +43,8 @@ class Scope:
 
     key: str
     mutants: list[Mutant]
-    killers: list[str]  # the tests that have noticed some
+    known: list[str]  # the tests that noticed them before, if they are still there
+    killers: list[str] = field(default_factory=list)  # those that have noticed some now
     left: int = 0
     survivors: list[Mutant] = field(default_factory=list)
 
@@ -69,7 +70,8 @@ def find_scopes(modules: Iterable[str], kills: Kills, only_changed: bool) -> lis
         for key, group in itertools.groupby(mutants, key_of):
             members = [*group]
             if not (only_changed and kills.knows(members)):
-                found.append(Scope(key, members, kills.killers(key)))
+                known = [test for test in kills.killers(key) if is_there(test)]
+                found.append(Scope(key, members, known))
     return found
 
 
@@ -114,7 +116,7 @@ class Run:
     # The tests that are asked
 
     def _known_tests(self, attempt: Attempt) -> list[str]:
-        return [test for test in attempt.scope.killers if is_there(test)]
+        return attempt.scope.known
 
     def _nearest_tests(self, attempt: Attempt) -> list[str]:
         """Return the tests that enter the function, the quickest first."""
@@ -203,9 +205,9 @@ class Run:
 
     def _begin(self, attempt: Attempt, copy: Copy) -> Copy:
         copy.write(attempt.mutant.module, attempt.mutant.source())
-        killers = [test for test in attempt.scope.killers if test in attempt.tests]
-        rest = [test for test in attempt.tests if test not in killers]
-        copy.start([*killers, *rest], self._limits)
+        first = [test for test in attempt.scope.killers if test in attempt.tests]
+        rest = [test for test in attempt.tests if test not in first]
+        copy.start([*first, *rest], self._limits)
         return copy
 
     def _look(self, attempt: Attempt, copy: Copy) -> bool:
@@ -224,15 +226,16 @@ class Run:
 
     def _check_without_mutants(self) -> None:
         """Forget what a test has noticed that fails without a mutant, too."""
-        killers = {test for scope in self.scopes for test in scope.killers if is_there(test)}
-        for culprit in self._culprits(killers - self._checked):
+        tests = {test for scope in self.scopes for test in [*scope.known, *scope.killers]}
+        for culprit in self._culprits(tests - self._checked):
             self._distrust(culprit)
             for scope in self.scopes:
                 if culprit in scope.killers:
-                    scope.killers.remove(culprit)
                     self._kills.forget(scope.key)
+                if culprit in scope.known:
+                    scope.known.remove(culprit)
             self._kills.write()
-        self._checked |= killers
+        self._checked |= tests
 
     def _culprits(self, tests: set[str]) -> list[str]:
         found: list[str] = []

@@ -28,7 +28,7 @@ MODULES = {
     "lab/verdict.py": core("attacks", "claims"),
     "lab/weakened.py": core("attacks", "matrix"),
     "companions/asymmetric.py": companion("asymmetric"),
-    "companions/channel.py": companion("channel", "server"),
+    "companions/terminal.py": companion("programs", "peers_programs"),
     DEVICE + "protocol.py": companion("protocol", "channel"),
     DEVICE + "certificates.py": companion("certificates"),
     DEVICE + "transfer.py": companion("transfer"),
