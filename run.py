@@ -43,16 +43,17 @@ COMMANDS = {
     ),
     "server": ("requirements.txt", ["server.py"], "the server; its flags follow, as in: server -h"),
     "client": ("requirements.txt", ["client.py"], "a client; its id and flags follow"),
-    "test": ("requirements-dev.txt", ["-m pytest"], "the tests; flags for pytest may follow"),
+    "test": ("requirements-dev.txt", ["-m pytest -n auto"], "the tests; flags for pytest may follow"),
     "test core": (
         "requirements-dev.txt",
         [
-            "-m pytest tests/test_crypto_utils.py tests/test_protocol_fsm.py "
-            "tests/test_vectors.py tests/test_server.py tests/test_programs.py"
+            "-m pytest -n auto tests/test_crypto_utils.py tests/test_protocol_fsm.py "
+            "tests/test_vectors.py tests/test_channel.py tests/test_server.py "
+            "tests/test_programs.py"
         ],
         "only those of the protocol, the server and the client",
     ),
-    "test slow": ("requirements-slow.txt", ["-m pytest -m slow"], "those that take long"),
+    "test slow": ("requirements-slow.txt", ["-m pytest -n auto -m slow"], "those that take long"),
     "mutate": (
         "requirements-dev.txt",
         ["-m tests.mutants"],

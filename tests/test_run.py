@@ -189,17 +189,18 @@ def test_the_version_is_checked_before_anything_else(
         ),
         ("server --port 0", "requirements.txt", ["server.py --port 0"]),
         ("client 1 --values 2 -3", "requirements.txt", ["client.py 1 --values 2 -3"]),
-        ("test", "requirements-dev.txt", ["-m pytest"]),
-        ("test -k slow", "requirements-dev.txt", ["-m pytest -k slow"]),
+        ("test", "requirements-dev.txt", ["-m pytest -n auto"]),
+        ("test -k slow", "requirements-dev.txt", ["-m pytest -n auto -k slow"]),
         (
             "test core -x",
             "requirements-dev.txt",
             [
-                "-m pytest tests/test_crypto_utils.py tests/test_protocol_fsm.py "
-                "tests/test_vectors.py tests/test_server.py tests/test_programs.py -x"
+                "-m pytest -n auto tests/test_crypto_utils.py tests/test_protocol_fsm.py "
+                "tests/test_vectors.py tests/test_channel.py tests/test_server.py "
+                "tests/test_programs.py -x"
             ],
         ),
-        ("test slow", "requirements-slow.txt", ["-m pytest -m slow"]),
+        ("test slow", "requirements-slow.txt", ["-m pytest -n auto -m slow"]),
         ("mutate --changed", "requirements-dev.txt", ["-m tests.mutants --changed"]),
         ("bench --quick", "requirements.txt", ["-m bench.bench --quick"]),
         (
