@@ -20,6 +20,7 @@ from classroom.capture import SIDES, Connection, Packet, pcapng
 from classroom.explain import explain, recorded
 from classroom.keylog import plaintext_of, read_keylog
 from classroom.wire import LAB
+from crypto_utils import TAG_BYTES
 from endpoint import OPCODE_NAMES
 from lab.events import read_events
 from protocol_fsm import (
@@ -28,7 +29,6 @@ from protocol_fsm import (
     MAX_MESSAGE,
     MIN_MESSAGE,
     OVERHEAD,
-    TAG_BYTES,
     BadTag,
     ClientData,
     Direction,
