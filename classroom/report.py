@@ -257,7 +257,7 @@ def matrix_rows(
 
 
 def link_claims(views: Sequence[RunView], claims: Sequence[Claim]) -> None:
-    """Tell each run which claims it tries."""
+    """Give each run the ids of the claims that it tests."""
     for view in views:
         view.claims = [claim.id for claim in claims if view.run.attack in claim.attacks]
 
