@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 from classroom.output import needed, write_whole
 from classroom.wire import LAB, Wire
-from lab.events import ENDS, KINDS, Run, Step, read_events, runs_of
+from lab.events import ENDS, KINDS, Run, read_events, runs_of
 from program import Parser, UserError, run_program
 
 # What is said of them -----------------------------------------------------------------------------
@@ -41,24 +41,18 @@ def tell(run: Run, wire: Wire) -> Iterator[Told]:
     times = Counter[tuple[str, bytes]]()
     for step in run.steps:
         if step.comes_in:
-            words = f"Sent by the {step.source}; {KINDS[step.kind]}."
-            yield Told(step.source, True, step.sent, f"{wire.describe(step.sent)}. {words}")
+            words = f"{wire.describe(step.sent)}. Sent by the {step.source}; {KINDS[step.kind]}."
+            yield Told(step.source, True, step.sent, words)
         if step.goes_on:
             times[step.to, step.arrived] += 1
-            words = delivery(step, wire, times[step.to, step.arrived])
-            yield Told(step.to, False, step.arrived, f"{wire.describe(step.arrived)}. {words}")
-
-
-def delivery(step: Step, wire: Wire, times: int) -> str:
-    """Say what an end gets, for the how manieth time, and whether it refuses it."""
-    words = f"The {step.to} gets this: {KINDS[step.kind]}"
-    if step.kind == "again":
-        words += f" (delivery {times})"
-    elif change := wire.what_changed(step.sent, step.arrived):
-        words += f" ({change})"
-    if step.refused:
-        words += f". The {step.to} refused it: {step.refused}"
-    return f"{words}."
+            note = wire.what_changed(step.sent, step.arrived)
+            if step.kind == "again":
+                note = f"delivery {times[step.to, step.arrived]}"
+            words = f"{wire.describe(step.arrived)}. The {step.to} gets this: {KINDS[step.kind]}"
+            words += f" ({note})." if note else "."
+            if step.refused:
+                words += f" The {step.to} refused it: {step.refused}."
+            yield Told(step.to, False, step.arrived, words)
 
 
 # Packets ------------------------------------------------------------------------------------------
@@ -137,18 +131,19 @@ def packets(runs: Sequence[Run], wire: Wire) -> Iterator[Packet]:
     for number, run in enumerate(runs):
         told = [*tell(run, wire)]
         ports = (FIRST_PORT + number % (65_536 - FIRST_PORT), wire.port)
-        connections = {}
-        for end, side in zip(ENDS, SIDES):
-            if any(message.end == end for message in told):
-                connections[end] = Connection(side, ports, dpkt)
+        connections = {
+            end: Connection(side, ports, dpkt)
+            for end, side in zip(ENDS, SIDES)
+            if any(message.end == end for message in told)
+        }
         for end, connection in connections.items():
             who = "the client" if end == "client" else "the adversary"
             yield from connection.connect(f"{run.attack}: {who}")
         for end, is_sent, message, words in told:
             honest = ENDS.index(end)  # the client connects to the adversary, the server listens
-            sender = honest if is_sent else 1 - honest
-            data = wire.framed(message)
-            yield from connections[end].carry(sender, data, f"{run.attack}: {words}")
+            yield from connections[end].carry(
+                honest if is_sent else 1 - honest, wire.framed(message), f"{run.attack}: {words}"
+            )
         for end, connection in connections.items():
             yield from connection.close(*closing(run, end, wire))
 
@@ -184,9 +179,10 @@ def pcapng(found: Sequence[Packet]) -> bytes:
     remark = "Made from an event log: addresses, ports and times are made up"
     head = options(comment=remark, shb_userappl="classroom.capture")
     blocks = [png.SectionHeaderBlockLE(opts=head)]
-    for side in SIDES:
-        name = options(if_name=side)
-        blocks.append(png.InterfaceDescriptionBlockLE(linktype=RAW_IP, snaplen=0, opts=name))
+    blocks += [
+        png.InterfaceDescriptionBlockLE(linktype=RAW_IP, snaplen=0, opts=options(if_name=side))
+        for side in SIDES
+    ]
     for number, packet in enumerate(found):
         time_us = EPOCH_S * 1_000_000 + number * STEP_US
         blocks.append(

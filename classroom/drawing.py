@@ -49,11 +49,11 @@ def diagram(run: Run, wire: Wire, name: str) -> str:
 
 def endings(run: Run, end: str) -> list[str]:
     """Return a line for each error by which sessions of one end ended."""
-    lines = []
-    for (by, error), count in run.ended.items():
-        if by == end:
-            times = f" ({count} times)" if count > 1 else ""
-            lines.append(f"ended: {error}{times}")
+    lines = [
+        f"ended: {error}" + (f" ({count} times)" if count > 1 else "")
+        for (by, error), count in run.ended.items()
+        if by == end
+    ]
     return lines or ["no error"]
 
 
@@ -155,12 +155,9 @@ class Drawing:
         for number in range(min(rounds, 12)):
             self._put("circle", cx=LANES["client"] + 16 + 16 * number, cy=y, r=4.5, class_="round")
         self.text(LANES["client"] - 14, y + 4, "bystanders", "name", "end")
-        words = f"{rounds} rounds beside it"
-        if rounds == 1:
-            words = "1 round beside it"
-        elif not rounds:
-            words = "not in the log"
-        self.text(LANES["server"] + 14, y + 4, words, "note", "start")
+        words = "1 round" if rounds == 1 else f"{rounds} rounds"
+        note = f"{words} beside it" if rounds else "not in the log"
+        self.text(LANES["server"] + 14, y + 4, note, "note", "start")
 
 
 def in_words(run: Run, wire: Wire) -> list[str]:

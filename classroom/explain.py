@@ -20,7 +20,7 @@ import itertools
 import re
 import struct
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -66,9 +66,6 @@ class Explained(NamedTuple):
     parts: list[Part]
     inside: list[Part]
     steps: list[str]
-
-
-Explain = Callable[[bytes, KeyLog], Explained]
 
 
 class Recorded(NamedTuple):
@@ -125,10 +122,8 @@ def outside(message: bytes) -> list[Part]:
 
 def inside(header: Header, plaintext: bytes) -> list[Part]:
     """Take apart a plaintext without its padding, whatever it holds [P 3.3]."""
-    fields = []
-    for name, content in plaintext_fields(header, plaintext):
-        fields.append((name, content, f"{meaning_of(name, content)} [P 3.3]"))
-    return placed(fields)
+    fields = plaintext_fields(header, plaintext)
+    return placed((name, data, f"{meaning_of(name, data)} [P 3.3]") for name, data in fields)
 
 
 def placed(fields: Iterable[tuple[str, bytes, str]]) -> list[Part]:
@@ -155,21 +150,17 @@ class Move(NamedTuple):
     """What a message mixes into the keys of one or both directions."""
 
     ways: tuple[str, ...]
-    mac_input: bytes
+    mac_input: slice  # of the plaintext
     mac_words: str
     enc_words: str
 
 
-def move_of(opcode: int, plaintext: bytes) -> Move | None:
-    """Return what a message of this kind mixes into keys [P 3.4], if it moves any."""
-    if opcode == Opcode.SERVER_CHALLENGE:
-        nonces = "client nonce || server nonce"
-        return Move(("C2S", "S2C"), plaintext[1:], nonces, nonces)
-    if opcode == Opcode.CLIENT_DATA:
-        return Move(("C2S",), plaintext[:NONCE_BYTES], "nonce", "ciphertext")
-    if opcode == Opcode.SERVER_AGGR_RESPONSE:
-        return Move(("S2C",), plaintext[:1], "status", "body")
-    return None
+NONCES = "client nonce || server nonce"
+MOVES: Mapping[int, Move] = {  # [P 3.4]
+    Opcode.SERVER_CHALLENGE: Move(("C2S", "S2C"), slice(1, None), NONCES, NONCES),
+    Opcode.CLIENT_DATA: Move(("C2S",), slice(NONCE_BYTES), "nonce", "ciphertext"),
+    Opcode.SERVER_AGGR_RESPONSE: Move(("S2C",), slice(1), "status", "body"),
+}
 
 
 def key_steps(log: KeyLog, header: Header, plaintext: bytes, pair: PairOfKeys) -> list[str]:
@@ -179,17 +170,22 @@ def key_steps(log: KeyLog, header: Header, plaintext: bytes, pair: PairOfKeys) -
         f"opened with the encryption key {fingerprint(pair.encryption)} and the MAC key "
         f"{fingerprint(pair.mac)} of {sender}"
     ]
-    move = move_of(header.opcode, plaintext)
-    if move is None:
+    if header.opcode not in MOVES:
         return [*lines, "it moves no key [P 3.4]"]
+    move = MOVES[header.opcode]
     for way in move.ways:
         known = log.get((Direction[way], header.client_id), [])
-        lines += steps_of(way, move, [pair] if way == sender else known, known)
+        olds = [pair] if way == sender else known
+        lines += steps_of(way, move, plaintext[move.mac_input], olds, known)
     return lines
 
 
 def steps_of(
-    way: str, move: Move, olds: Sequence[PairOfKeys], known: Sequence[PairOfKeys]
+    way: str,
+    move: Move,
+    mac_input: bytes,
+    olds: Sequence[PairOfKeys],
+    known: Sequence[PairOfKeys],
 ) -> list[str]:
     """Say how the pair of keys of one direction moves.
 
@@ -198,7 +194,7 @@ def steps_of(
     """
     by_mac = {pair.mac: pair for pair in known}
     for old in reversed(olds):
-        new = by_mac.get(evolve_key(old.mac, move.mac_input))
+        new = by_mac.get(evolve_key(old.mac, mac_input))
         if new:
             return [
                 f"{way}-ENC' = SHA-256({way}-ENC || {move.enc_words}): "
@@ -433,7 +429,7 @@ def rows(part: Part) -> list[str]:
     ]
 
 
-def main(explain: Explain = explain) -> int:
+def main() -> int:
     parser = Parser("Explains recorded messages byte by byte.")
     parser.add_argument(
         "source", metavar="FILE|HEX", help="event log, capture, bytes, or hexadecimal text"

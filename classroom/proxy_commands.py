@@ -55,9 +55,7 @@ class Command(NamedTuple):
 
 def header_change(field: str, value: str) -> tuple[str, int]:
     """Return the field of a header and its new value. Raises UserError."""
-    number = NUMBERS.get(value)
-    if number is None:
-        number = int(value)
+    number = NUMBERS[value] if value in NUMBERS else int(value)
     if number >= 2 ** (32 if field == "round" else 8):
         raise UserError(f"{field} has no room for {value}")
     return FIELDS[field], number

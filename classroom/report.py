@@ -26,6 +26,7 @@ from classroom.output import filled, write_whole
 from classroom.wire import LAB, Change, Wire, changes
 from lab.claims import Claim, Sets, read_claims, read_sets
 from lab.events import ENDS, KINDS, Run, Step, read_events, runs_of, shown
+from lab.observer import Event
 from program import Parser, run_program, to_stderr
 
 TEMPLATE = "report.html.j2"
@@ -177,16 +178,25 @@ def key_rows(run: Run, wire: Wire) -> tuple[list[str], list[KeyRow]]:
     labels = [*dict.fromkeys(label for line in run.keys for label in line["keys"])]
     rows: list[KeyRow] = []
     last: dict[str, list[str]] = {}  # names by end
+    left = [*run.keys]
     for number, step in shown(run.steps):
         if step is None:
             continue
         told: dict[str, list[str]] = {}
-        for line in run.keys:
-            if line["message"] in (step.sent, step.arrived):
-                told.setdefault(line["by"], [line["keys"].get(label, "") for label in labels])
+        for line in [line for line in left if is_about(line, step)]:
+            if line["by"] not in told:  # else the same message moves keys once more, later
+                told[line["by"]] = [line["keys"].get(label, "") for label in labels]
+                left.remove(line)
         rows += rows_of_step(number, wire.title(step.sent or step.arrived), told, last)
         last.update(told)
     return labels, rows
+
+
+def is_about(line: Event, step: Step) -> bool:
+    """Return whether an end moved these keys when it sent or got the message of a step."""
+    if line["by"] == step.to:
+        return step.goes_on and line["message"] == step.arrived
+    return step.comes_in and line["message"] == step.sent
 
 
 def rows_of_step(
@@ -247,7 +257,7 @@ def matrix_rows(
 
 
 def link_claims(views: Sequence[RunView], claims: Sequence[Claim]) -> None:
-    """Tell each run which claims it tries."""
+    """Give each run the ids of the claims that it tests."""
     for view in views:
         view.claims = [claim.id for claim in claims if view.run.attack in claim.attacks]
 

@@ -60,14 +60,13 @@ class Change(NamedTuple):
 
 def changes(before: Sequence[Field], after: Sequence[Field]) -> list[Change]:
     """Set two messages side by side, field by field; a field that one of them lacks is empty."""
-    olds = {field.name: field for field in before}
-    news = {field.name: field for field in after}
-    found = []
-    for name in {**olds, **news}:
-        old = olds.get(name, Field(name, b""))
-        new = news.get(name, Field(name, b""))
-        found.append(Change(old, new, differing(old.content, new.content)))
-    return found
+    empty = {field.name: Field(field.name, b"") for field in (*before, *after)}
+    olds = {**empty, **{field.name: field for field in before}}
+    news = {**empty, **{field.name: field for field in after}}
+    return [
+        Change(old, news[name], differing(old.content, news[name].content))
+        for name, old in olds.items()
+    ]
 
 
 def in_short(change: Change) -> str:

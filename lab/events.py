@@ -60,7 +60,7 @@ KINDS = {
     "passed": "passed on as it was",
     "changed": "changed on the way",
     "replaced": "replaced by another message",
-    "reflected": "sent back to the end that it came from",
+    "reflected": "sent back to its sender",
     "inserted": "sent by the adversary",
     "again": "delivered once more",
     "held": "kept back for a while",

@@ -339,7 +339,7 @@ def test_weakened_endpoints_refuse_every_address_but_loopback() -> None:
         weak.client(1, {1: b"k" * 16}, "192.0.2.1", 9)
 
 
-def test_programs_cannot_reach_what_is_weakened() -> None:
+def test_programs_cannot_reach_weakened_rules() -> None:
     for name in CORE:
         assert "weakened" not in (ROOT / f"{name}.py").read_text()
     loaded = "import attacks, sys; print('lab.weakened' in sys.modules)"

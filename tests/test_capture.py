@@ -270,7 +270,7 @@ REFLECT = [sent("server", A), did("reflected", "client", A, A)]
             "0a -> 1e, round, direction: 0a -> 1e, IV, ciphertext: 16 -> 32 bytes, tag).",
         ),
         (REFLECT, 0, "Sent by the client; not delivered."),
-        (REFLECT, 1, "The client gets this: sent back to the end that it came from."),
+        (REFLECT, 1, "The client gets this: sent back to its sender."),
         (
             [did("inserted", "server", A), sent("client", B)],
             1,

@@ -228,7 +228,7 @@ def test_an_event_says_what_was_done(session: Session, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("rest", [b"\0", b"\xff\xff", b"\0\x47" + bytes(70), b"\0\x48" + bytes(80)])
-def test_what_is_no_frame_is_shown_to_the_end(session: Session, rest: bytes) -> None:
+def test_bytes_that_are_no_frame_are_shown_to_the_end(session: Session, rest: bytes) -> None:
     found = recorded((session.stream() + rest).hex())
     assert [message for _, message in found] == [*session.messages, rest]
     assert found[-1].where == f"byte {len(session.stream())} and on: no whole frame"
@@ -248,7 +248,7 @@ def ethernet(segments: list[tuple[int, bytes]], classic: bool) -> bytes:
 
 @pytest.mark.parametrize("classic", [True, False], ids=["pcap", "pcapng"])
 @pytest.mark.parametrize("start", [7, 2**32 - 100], ids=["", "over the end of numbers"])
-def test_what_tcp_repeats_or_brings_out_of_order_is_put_right(
+def test_segments_that_come_twice_or_out_of_order_are_put_in_order(
     session: Session, tmp_path: Path, classic: bool, start: int
 ) -> None:
     stream = session.stream()

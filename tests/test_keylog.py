@@ -84,7 +84,7 @@ def test_the_server_alone_logs_what_it_takes_and_each_key_before_it_is_used(tmp_
         pair.end(Direction(1 - sends)).open(sealed)
 
 
-def test_what_is_refused_leaves_no_key_behind(tmp_path: Path) -> None:
+def test_a_refused_message_leaves_no_key_in_the_log(tmp_path: Path) -> None:
     make = logging_to(tmp_path / "log")
     stranger = Session(1, b"another key of 16", Direction.C2S).seal(ClientHello())
     with pytest.raises(BadTag):
@@ -320,7 +320,7 @@ def test_a_message_is_described_with_and_without_its_plaintext() -> None:
     ]
 
 
-def test_whatever_comes_is_shown_in_ascii_of_80_columns_and_few_lines() -> None:
+def test_any_message_is_shown_in_ascii_of_80_columns_and_few_lines() -> None:
     pair = Pair()
     pair.hello()
     text = b"\x01" + b"\x1b[2J \xff" * 2000

@@ -159,7 +159,7 @@ PLAYED = [
     "name",
     [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in PLAYED],
 )
-def test_what_the_lesson_types_shows_what_it_says(name: str, copy: Path) -> None:
+def test_the_commands_of_the_lesson_show_the_lines_that_it_quotes(name: str, copy: Path) -> None:
     part = named(name)
     for code in part.code:
         (copy / "my_attack.py").write_text(code)

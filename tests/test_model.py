@@ -639,7 +639,7 @@ def test_the_runner_is_content_if_all_is_as_expected(fake: Path) -> None:
         ("RESULT not", "RESULT not event(CSend(i)) is true.\nRESULT not"),
     ],
 )
-def test_the_runner_says_what_is_wrong(fake: Path, change: tuple[str, str]) -> None:
+def test_the_runner_marks_each_unexpected_result(fake: Path, change: tuple[str, str]) -> None:
     text = fake / "terminate.pv.txt"
     text.write_text(text.read_text().replace(*change, 1))
     code, out, _ = run_model("terminate.pv", path=str(fake))

@@ -244,7 +244,7 @@ def some(cases: Iterable[str], quick: int) -> list[object]:
 
 
 @pytest.mark.parametrize("line", some(MEDDLING, 5))
-def test_what_is_changed_or_inserted_is_refused_by_the_server(seat: Seat, line: str) -> None:
+def test_a_changed_or_inserted_message_is_refused_by_the_server(seat: Seat, line: str) -> None:
     seat.client()
     seat.type("until CLIENT_DATA", line)
     assert seat.journal.records == []
@@ -348,7 +348,7 @@ def test_undo_of_release_puts_aside_again(seat: Seat) -> None:
     assert seat.end() == 100.0
 
 
-def test_what_is_forwarded_cannot_be_undone(seat: Seat) -> None:
+def test_a_forwarded_message_cannot_be_undone(seat: Seat) -> None:
     seat.client()
     seat.type("until CLIENT_DATA", "hold", "replay 2", "forward")
     with pytest.raises(UserError, match="what has been forwarded stays forwarded"):
@@ -635,7 +635,7 @@ def test_help_names_every_command_and_fits_a_screen() -> None:
 
 
 @posix_only
-def test_at_a_terminal_what_comes_leaves_the_prompt_and_what_is_typed_alone(
+def test_at_a_terminal_an_arriving_message_keeps_the_prompt_and_the_typed_text(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pexpect = pytest.importorskip("pexpect")

@@ -225,6 +225,20 @@ def test_keys_of_both_ends_share_a_row_while_they_agree(runs: dict[str, Run]) ->
     assert [moved for _, moved in rows[2].names] == [True, True, False, False]
 
 
+def test_a_message_that_comes_again_moves_keys_once(runs: dict[str, Run]) -> None:
+    _, rows = report.key_rows(runs["replay-report"], LAB)
+    assert [(row.number, row.who) for row in rows] == [
+        (1, "both ends"),
+        (2, "both ends"),
+        (3, "both ends"),
+        (4, "server"),  # the answer, which is held
+        (7, "client"),
+        (9, "client"),
+    ]
+    moved = [[is_new for _, is_new in row.names] for row in rows]
+    assert moved[2:5] == [[True, True, False, False], *[[False, False, True, True]] * 2]
+
+
 def test_keys_that_came_apart_are_said_to_differ() -> None:
     sent = bytes(80)
     arrived = bytes(79) + b"\1"

@@ -20,6 +20,7 @@ from classroom.capture import SIDES, Connection, Packet, pcapng
 from classroom.explain import explain, recorded
 from classroom.keylog import plaintext_of, read_keylog
 from classroom.wire import LAB
+from crypto_utils import TAG_BYTES
 from endpoint import OPCODE_NAMES
 from lab.events import read_events
 from protocol_fsm import (
@@ -28,7 +29,6 @@ from protocol_fsm import (
     MAX_MESSAGE,
     MIN_MESSAGE,
     OVERHEAD,
-    TAG_BYTES,
     BadTag,
     ClientData,
     Direction,
@@ -345,14 +345,16 @@ REPORT = session()[2]
         ([*dialogue(session()), *dialogue(session())], [[]] * 14),
     ],
 )
-def test_what_looks_wrong_is_marked(
+def test_suspicious_messages_are_marked(
     tmp_path: Path, sent: list[tuple[int, bytes]], expected: list[list[str]]
 ) -> None:
     assert remarks(written(tmp_path / "x", *sent)) == expected
 
 
 @slow
-def test_what_was_seen_elsewhere_is_noted_but_not_what_was_passed_on(tmp_path: Path) -> None:
+def test_a_message_seen_on_another_connection_is_noted_unless_it_was_passed_on(
+    tmp_path: Path,
+) -> None:
     first = dialogue(session())
     path = tmp_path / "x"
     path.write_bytes(pcapng([*connection(*first, side=SIDES[0]), *connection(*first)]))
@@ -502,7 +504,7 @@ def test_every_attack_is_clean_tcp_and_shows_what_the_log_has(tmp_path: Path) ->
 
 @slow
 @posix_only
-def test_what_the_readme_types_works(tmp_path: Path) -> None:
+def test_the_commands_of_the_readme_work(tmp_path: Path) -> None:
     blocks = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
     assert len(blocks) == 4
     (tmp_path / "keys.log").write_text("")
