@@ -401,8 +401,7 @@ class Server:
             self._epochs.withdraw(member)
             if self._roster.leave(member):
                 self._epochs.expect_no_more(client_id)
-            self._close_epoch_if_due()
-            self.wake_next()  # in case it was this one's turn to
+            self.wake_next()  # it may find the epoch complete now, or be the next in turn
             if not member.is_established:
                 self.refused[type(reason).__name__] += 1
             self._record(Record("end", client_id, reason))

@@ -45,7 +45,7 @@ from protocol_fsm import (
     Status,
     UnexpectedOpcode,
 )
-from server import Contribution, Epoch, Server, compute_aggregation, own_part
+from server import Contribution, Epoch, Member, Server, compute_aggregation, own_part
 from tests.helpers import GOODBYE, reseal
 from tests.network import (
     PATIENCE_S,
@@ -291,6 +291,32 @@ def test_replaced_session_is_told_so_and_its_values_give_way() -> None:
         assert new.answer()["participants"] == [1, 5]
         new.socket.close()
         old.socket.close()
+
+
+def test_a_replaced_session_has_no_part_in_the_epoch_even_before_the_newer_one_reports(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Somebody else's report may close the epoch between the two."""
+    entered: list[list[int]] = []
+
+    def contribute(member: Member, report: ClientData) -> ServerAggrResponse:
+        entered.append([*server._epochs.current.contributions])
+        return real(member, report)
+
+    with serving(window_s=60) as (server, journal), client_for(server, 5) as other:
+        other.report([0])
+        real = server.contribute
+        monkeypatch.setattr(server, "contribute", contribute)
+        with (
+            Hand(server.address, 1).shake_hands() as older,
+            Hand(server.address, 1).shake_hands() as newer,
+        ):
+            older.report([100])
+            journal.wait("report", 1)
+            newer.report([7])
+            journal.wait("report", 1, 2)
+            assert entered == [[], []]
+            assert status_told(older) is Status.REPLACED
 
 
 def test_a_member_that_ends_while_it_waits_takes_its_values_along() -> None:
