@@ -61,12 +61,11 @@ class Crew:
         self.launch(name, *arguments)
         show(name, f"is process {self.processes[name].pid}")
 
-    def launch(self, name: str, *arguments: str) -> None:
-        """Start a program of Python."""
-        process = subprocess.Popen(
+    def launch(self, name: str, *arguments: str, **options: Any) -> None:
+        """Start a program of Python; `options` are those of Popen."""
+        process: subprocess.Popen[str] = subprocess.Popen(
             [sys.executable, *arguments],
-            cwd=ROOT,
-            stdin=subprocess.DEVNULL,
+            **{"cwd": ROOT, "stdin": subprocess.DEVNULL, **options},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

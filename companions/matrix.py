@@ -15,9 +15,9 @@ from multiprocessing.pool import Pool
 from pathlib import Path
 from typing import Any
 
-from attacks import Attack
 from classroom.matrix import Names, Task, as_sets, progress, search, table, workers
 from classroom.output import write_whole
+from lab.catalogue import Attack
 from lab.claims import as_json, read_claims
 from program import Parser, UserError, positive
 from protocol_fsm import LocalError, ProtocolError

@@ -3,31 +3,29 @@
     python3 run.py peers [--keep FOLDER]
 
 They meet and talk; one is killed and comes back; then somebody shows another key, and is refused;
-then all attacks run. Exits with 0 only if all of it went as it should. All files are in a temporary
-folder that is removed at the end, or in FOLDER, which then stays.
+then all attacks run. Exits with 0 only if every part of it went as it should. Everything is in a
+temporary folder that is removed at the end, or in FOLDER, which is kept.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import re
 import socket
 import subprocess
-import sys
 import textwrap
-import threading
 from pathlib import Path
 
-from classroom.demo import ROOT, Crew, deaf_to_ctrl_c
-from companions.demo import heading, perform
-from companions.peer_messaging.talk import escape
+from classroom.demo import ROOT, Crew
+from companions.demo import COLUMNS, heading, perform
+from companions.terminal import shown
 from endpoint import HOST
 from program import run_program
 
 PROGRAMS = "companions.peer_messaging"
 LIMIT_S = 180.0  # for all of it
-COLUMNS = 79
 PREFIX = 10  # columns before each line, for the name of the program
 ATTACKS_SHOWN = 6  # one by one, before the summary of all
 
@@ -54,36 +52,26 @@ class Stage(Crew):
                 if process.stdin:
                     process.stdin.close()
 
-    def start(self, name: str, *arguments: str) -> None:
-        """Start a program that we can type into, in our folder."""
-        self.ended.discard(name)
-        path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-        process = subprocess.Popen(
-            [sys.executable, "-u", *arguments],
-            cwd=self.folder,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            env={**os.environ, "PYTHONPATH": path, "COLUMNS": str(COLUMNS - PREFIX)},
-            preexec_fn=deaf_to_ctrl_c if os.name == "posix" else None,
-        )
-        self.processes[name] = process
-        threading.Thread(target=self._listen, args=(name, process), daemon=True).start()
-
     def begin(self, name: str, program: str, *words: str) -> None:
-        """Start a program of ours, and show the command line."""
+        """Start a program of ours that we can type into, in our folder, and show the command."""
+        command = " ".join(("$", program, *words))
+        indent = " " * 6
         print(
-            textwrap.fill(
-                " ".join(("$", program, *words)),
-                COLUMNS,
-                subsequent_indent="      ",
-                break_on_hyphens=False,
-            ),
+            textwrap.fill(command, COLUMNS, subsequent_indent=indent, break_on_hyphens=False),
             flush=True,
         )
-        self.start(name, "-m", f"{PROGRAMS}.{program}", *words)
+        self.ended.discard(name)
+        path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+        self.launch(
+            name,
+            "-u",
+            "-m",
+            f"{PROGRAMS}.{program}",
+            *words,
+            cwd=self.folder,
+            stdin=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": path, "COLUMNS": str(COLUMNS - PREFIX)},
+        )
 
     def node(self, name: str, peer: str, folder: str) -> None:
         self.begin(
@@ -100,7 +88,7 @@ class Stage(Crew):
 
     def type(self, name: str, text: str) -> None:
         """Type a line into a program, and show it."""
-        show(name, f"> {escape(text)}")
+        show(name, f"> {shown(text)}")
         stdin = self.processes[name].stdin
         with contextlib.suppress(OSError):  # `listen` notices that the program has ended
             if stdin:
@@ -126,6 +114,7 @@ class Stage(Crew):
         self.await_end(name, wanted)
 
     def await_end(self, name: str, wanted: int) -> None:
+        """Show all lines until a program has ended, and check its exit code."""
         while name not in self.ended:
             show(*self.hear())
         code = self.processes[name].wait()
@@ -220,26 +209,15 @@ def attack(stage: Stage) -> None:
         "the name of the check that stops it, and at what nothing prevents.",
     )
     stage.begin("attacks", "attacks")
-    hidden: list[str] = []
-    shown = 0
-    is_summary = False
+    lines: list[str] = []
     while "attacks" not in stage.ended:
         _, line = stage.hear()
-        if line.startswith("family "):
-            hidden = []
-            is_summary = True
-            print("\n", line, sep="\n", flush=True)
-        elif is_summary or shown < ATTACKS_SHOWN:
-            if line:
-                print(line, flush=True)
-            shown += 1
-        else:
-            if not hidden:
-                print("`attacks` alone shows them all: ", end="")
-            print(".", end="", flush=True)
-            hidden.append(line)
-    if hidden:  # it never came to a summary
-        print("", *hidden[-10:], sep="\n", flush=True)
+        lines.append(line)
+        if len(lines) <= ATTACKS_SHOWN:
+            print(line, flush=True)
+    print("... `attacks` alone shows them all ...\n")
+    summary = [*itertools.dropwhile(lambda line: not line.startswith("family "), lines)]
+    print(*(summary or lines[-10:]), sep="\n", flush=True)  # it may never come to a summary
     stage.await_end("attacks", 0)
 
 

@@ -9,13 +9,14 @@ from pathlib import Path
 
 from classroom.matrix import Task
 from companions.matrix import Matrix, Tried
-from companions.peer_messaging.attacks import ATTACKS, Lab, Parts
-from companions.peer_messaging.weakened import ELEMENTS, without
+from companions.peer_messaging.attacks import ATTACKS
+from companions.peer_messaging.stage import Lab, Parts
+from companions.peer_messaging.weakened import RULES, without
 from program import run_program
 
 MATRIX = Matrix(
     ATTACKS,
-    ELEMENTS,
+    RULES,
     lambda names: Parts(*without(names)),
     lambda parts: Lab(lambda *_: None, parts),
     ("session", "trust", "peer"),

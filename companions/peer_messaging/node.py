@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import getpass
 import re
 import signal
 import socket
@@ -29,6 +28,7 @@ from companions.peer_messaging.identity import Identity, Trust, known_peers, loa
 from companions.peer_messaging.peer import Event, Limits, Peer
 from companions.peer_messaging.protocol import MAX_MESSAGE, Kind, Session
 from companions.peer_messaging.talk import Input, Screen, Talk, columns, line_in
+from companions.terminal import ask_passphrase
 from endpoint import HOST
 from program import (
     NoConnection,
@@ -235,14 +235,6 @@ def peer_address(text: str) -> tuple[str, int]:
 
 
 peer_address.__name__ = "HOST:PORT"  # for argparse, which quotes it
-
-
-def ask_passphrase(prompt: str) -> str:
-    """Return a passphrase that is typed unseen. Raises UserError."""
-    try:
-        return getpass.getpass(prompt)
-    except EOFError:
-        raise UserError("the key needs a passphrase, and nobody types one") from None
 
 
 def keep(known: Path, peer: str, pinned: str) -> None:

@@ -22,6 +22,7 @@ from unicodedata import east_asian_width
 from companions.peer_messaging.identity import IdentityChanged, grouped
 from companions.peer_messaging.peer import Event
 from companions.peer_messaging.protocol import PeerAway, PeerLeft, Reason, Untimely
+from companions.terminal import shown
 from program import to_stderr
 from protocol_fsm import LocalError, ProtocolError, WrongPeer
 
@@ -32,14 +33,9 @@ SLOW_S = 2.0  # a receipt that takes longer is reported
 MAX_ALARMS = 3  # anybody can show any number of keys
 
 
-def escape(text: str) -> str:
-    """Return text that moves no cursor, colours nothing and hides nothing."""
-    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
-
-
 def shorten(text: str) -> str:
     """Return the beginning of a text, quoted, in at most 30 characters."""
-    text = escape(text)
+    text = shown(text)
     return f'"{text}"' if len(text) <= 28 else f'"{text[:25]}..."'
 
 
@@ -140,7 +136,7 @@ class Screen:
 
     def text(self, event: Event) -> None:
         self._came += 1
-        self._fill(f"{self.peer}: ", escape(event.text), "    ", whole=True)
+        self._fill(f"{self.peer}: ", shown(event.text), "    ", whole=True)
 
     def ended(self, event: Event) -> None:
         """Say why a session is over; of a newer one that replaces it, `met` will speak."""
@@ -189,12 +185,12 @@ class Screen:
                 f"{self.peer} has a copy of our folder, or our messages are sent back"
             )
 
-    def _warn(self, shown: str) -> None:
-        if shown in self._alarms or len(self._alarms) == MAX_ALARMS:
+    def _warn(self, key: str) -> None:
+        if key in self._alarms or len(self._alarms) == MAX_ALARMS:
             return
-        self._alarms.add(shown)
+        self._alarms.add(key)
         self.alarm(
-            f"SOMEBODY SHOWS ANOTHER KEY FOR {self.peer}: {grouped(shown)} ...",
+            f"SOMEBODY SHOWS ANOTHER KEY FOR {self.peer}: {grouped(key)} ...",
             f"It was refused. Either {self.peer} has a new installation, or somebody poses "
             f"as {self.peer}, or the pin was mistyped. Ask {self.peer}, by another way than "
             f"this one. Only if the new key is right: remove "

@@ -1,6 +1,6 @@
 """Nodes with rules taken out, one by one, to see which attack each rule holds back.
 
-An element is one rule of Session, Trust or Peer, taken out of both nodes. Weakened nodes still live
+Each is a rule of Session, Trust or Peer, taken out of both nodes. Weakened nodes still live
 through honest sessions. They refuse every address but loopback, and node.py cannot reach them.
 `documented` is what the document does without.
 
@@ -19,8 +19,6 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from classroom.weakened import require_loopback
-from companions.adversary import chosen, lacking
 from companions.asymmetric import PublicKey
 from companions.peer_messaging.identity import Identity, Trust
 from companions.peer_messaging.node import Node
@@ -34,6 +32,7 @@ from companions.peer_messaging.protocol import (
     State,
 )
 from endpoint import HOST
+from lab.rules import chosen, lacking, require_loopback
 from protocol_fsm import BadTag, ProtocolError
 
 # Rules of Trust -----------------------------------------------------------------------------------
@@ -222,7 +221,7 @@ class LoopbackNode(Node):
 
 # Names --------------------------------------------------------------------------------------------
 
-ELEMENTS: dict[str, type] = {
+RULES: dict[str, type] = {
     "own-key": NoOwnKey,
     "pin": NoPin,
     "signature": NoSignature,
@@ -269,8 +268,8 @@ class Weakened(NamedTuple):
 
 
 def without(names: Iterable[str]) -> Weakened:
-    """Return parts without these elements; `documented` stands for several. UserError."""
-    rules = chosen(names, ELEMENTS, DOCUMENTED)
+    """Return parts without these rules; `documented` stands for several. UserError."""
+    rules = chosen(names, RULES, DOCUMENTED)
     return Weakened(
         lacking(Session, rules), lacking(Trust, rules), lacking(Peer, rules), LoopbackNode
     )

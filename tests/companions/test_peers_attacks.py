@@ -14,26 +14,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attacks import Attack, Result, judge
 from classroom import report
-from classroom.events import parse_events, runs_of
 from companions.asymmetric import PrivateKey
-from companions.peer_messaging import attacks, wire
-from companions.peer_messaging.attacks import (
-    ANSWER,
-    ATTACKS,
-    FIRST,
-    SECOND,
-    Lab,
-    Outcome,
-    Parts,
-    forged,
-    readable,
-    taped,
-)
+from companions.peer_messaging import attacks, stage, wire
+from companions.peer_messaging.attacks import ATTACKS, readable, taped
 from companions.peer_messaging.identity import Identity, Trust
 from companions.peer_messaging.protocol import Kind
-from companions.peer_messaging.weakened import DOCUMENTED, ELEMENTS, without
+from companions.peer_messaging.stage import ANSWER, FIRST, SECOND, Lab, Outcome, Parts, forged
+from companions.peer_messaging.weakened import DOCUMENTED, RULES, without
+from lab.catalogue import Attack
+from lab.events import parse_events, runs_of
+from lab.frames import Frame, Frames
+from lab.verdict import Result, judge
 from program import UserError
 
 ROOT = Path(__file__).parent.parent.parent
@@ -45,7 +37,7 @@ def people(keys: list[PrivateKey]) -> Iterator[dict[str, Identity]]:
     """Give the lab keys that are there already: to make its own takes long."""
     people = dict(zip(("alice", "bob", "carol", "dave", "mallory"), map(Identity, keys)))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attacks, "people", lambda: people)
+        patch.setattr(stage, "people", lambda: people)
         yield people
 
 
@@ -58,18 +50,22 @@ def quiet() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def lab(people: dict[str, Identity]) -> Iterator[Lab]:
     """One lab for all attacks: none may leave a trace in it that another one sees."""
-    with Lab(lambda *_: None) as lab:
+    with Lab(nobody_logs) as lab:
         yield lab
+
+
+def nobody_logs(deed: str, frame: Frame) -> None:
+    """Note nothing."""
 
 
 def suffer(lab: Lab, name: str) -> Result:
     lab.suffer(ATTACKS[name])
-    return judge(ATTACKS[name], lab)  # type: ignore[arg-type]  # it looks at no more
+    return judge(ATTACKS[name], lab)
 
 
 def lost_without(rules: str, name: str) -> Result:
     """Run an attack on nodes that lack some rules."""
-    with Lab(lambda *_: None, Parts(*without(rules.split(",")))) as lab:
+    with Lab(nobody_logs, Parts(*without(rules.split(",")))) as lab:
         return suffer(lab, name)
 
 
@@ -96,7 +92,7 @@ def test_every_other_attack_is_met_by_the_error_it_names(lab: Lab, name: str) ->
 
 
 def test_the_victims_live_a_whole_session_when_nobody_attacks(lab: Lab) -> None:
-    def nothing(frames: object, lab: object) -> object:
+    def nothing(frames: Frames, lab: Lab) -> Frames:
         return iter(())
 
     attack = Attack("nothing", "Nobody does anything.", "", nothing, True, "", None, forged)
@@ -109,18 +105,18 @@ def test_the_victims_live_a_whole_session_when_nobody_attacks(lab: Lab) -> None:
 @pytest.mark.slow
 def test_stolen_session_keys_open_that_session_and_no_other(lab: Lab) -> None:
     stolen: dict[str, bytes] = {}
+    opened: list[str] = []
 
-    def steal(frames: object, lab: Lab) -> object:
-        for frame in frames:  # type: ignore[attr-defined]
-            if frame.message[0] == Kind.TEXT and not stolen:
-                stolen.update(lab.sessions[0]._keys)
-                text = readable(frame.message, stolen)
+    def steal(frames: Frames, lab: Lab) -> Frames:
+        for frame in frames:
+            if frame.to == "server" and frame.message[0] == Kind.TEXT:
+                stolen.update(lab.alices_session()._keys)
+                opened.append(readable(frame.message, stolen))
             yield frame
-        assert text == FIRST
 
     lab.suffer(Attack("steal", "", "", steal, True, "", None, forged))
-    assert stolen
-    assert readable(taped(lab, Kind.TEXT), stolen) == "", "of another session"
+    assert opened == [FIRST, SECOND]
+    assert readable(taped(lab, Kind.TEXT).message, stolen) == "", "of another session"
 
 
 def test_goals_see_what_was_never_said_and_what_never_arrived() -> None:
@@ -170,9 +166,9 @@ def test_without_other_rules_other_attacks_win(rules: str, name: str, won: str) 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("element", ELEMENTS)
-def test_without_one_rule_honest_sessions_still_work(element: str) -> None:
-    with Lab(lambda *_: None, Parts(*without([element]))) as lab:
+@pytest.mark.parametrize("rule", RULES)
+def test_without_one_rule_honest_sessions_still_work(rule: str) -> None:
+    with Lab(nobody_logs, Parts(*without([rule]))) as lab:
         assert lab.bystanders_go_on()
 
 
@@ -183,8 +179,8 @@ def test_what_the_document_leaves_out_lets_attacks_win(name: str) -> None:
     assert result.won, result.words
 
 
-def test_what_the_document_leaves_out_are_elements() -> None:
-    assert not {*DOCUMENTED} - ELEMENTS.keys()
+def test_what_the_document_leaves_out_are_rules() -> None:
+    assert not {*DOCUMENTED} - RULES.keys()
 
 
 def test_weakened_nodes_refuse_every_address_but_loopback(people: dict[str, Identity]) -> None:
@@ -194,8 +190,8 @@ def test_weakened_nodes_refuse_every_address_but_loopback(people: dict[str, Iden
             node(people["alice"], Trust("bob"), at, host)
 
 
-def test_an_element_that_is_none_is_the_users_fault() -> None:
-    with pytest.raises(UserError, match="there is no element nonsense"):
+def test_a_name_of_no_rule_is_the_users_fault() -> None:
+    with pytest.raises(UserError, match="there is no rule nonsense"):
         without(["nonsense"])
 
 
@@ -248,17 +244,31 @@ def test_the_program_fails_when_an_attack_wins(
     assert json.loads(capsys.readouterr().out)["won"] == "bob hears SECOND, and never FIRST"
 
 
+def test_the_event_log_tells_what_was_done_to_messages(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    log = tmp_path / "events.jsonl"
+    assert run(monkeypatch, "--events", str(log), "flip-tag", "reflect", "splice") == 0
+    runs = runs_of(parse_events(log.read_text("ascii"), "log")[0])
+    refused = [
+        [(step.kind, step.refused) for step in run.steps if step.kind != "passed"] for run in runs
+    ]
+    assert [steps[0] for steps in refused] == [
+        ("changed", "BadTag"),
+        ("reflected", "WrongDirection"),
+        ("replaced", "WrongSession"),
+    ]
+
+
 @pytest.mark.slow
-def test_the_event_log_and_its_page_are_those_of_the_core(
+def test_a_page_is_drawn_from_the_event_log(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     log = tmp_path / "events.jsonl"
     page = tmp_path / "report.html"
-    assert run(monkeypatch, "--events", str(log), "flip-tag", "reflect") == 0
-    flip, reflect = runs_of(parse_events(log.read_text("ascii"), "log")[0])
-    assert [step.refused for step in flip.steps if step.kind == "changed"] == ["BadTag"]
-    assert [step.refused for step in reflect.steps if step.refused] == ["WrongDirection"]
-    assert flip.keys, "the names of keys as they were derived"
+    assert run(monkeypatch, "--events", str(log), "flip-tag") == 0
+    (flip,) = runs_of(parse_events(log.read_text("ascii"), "log")[0])
+    assert {line["by"] for line in flip.keys} == {"client", "server"}
     monkeypatch.setattr(sys, "argv", ["wire.py", str(log), "-o", str(page)])
     assert report.main(wire.WIRE) == 0
     assert "N-2" in page.read_text("utf-8")

@@ -23,8 +23,8 @@ from companions.peer_messaging.talk import (
     Screen,
     Talk,
     columns,
-    escape,
 )
+from companions.terminal import shown
 from program import UserError
 from protocol_fsm import BadTag, LocalError, MalformedMessage, WrongPeer
 
@@ -94,7 +94,7 @@ def test_why_a_session_is_over_is_said(error: Any, words: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "shown"),
+    ("text", "escaped"),
     [
         ("plain, t\u00fcr \u4f60\u597d", "plain, t\u00fcr \u4f60\u597d"),
         ("\x1b[31mred\x07", "\\x1b[31mred\\x07"),
@@ -102,11 +102,13 @@ def test_why_a_session_is_over_is_said(error: Any, words: str) -> None:
         ("\u202eevil\u2028line\x9b2J", "\\u202eevil\\u2028line\\x9b2J"),
     ],
 )
-def test_nothing_that_comes_moves_the_cursor_or_colours_the_terminal(text: str, shown: str) -> None:
-    assert escape(text) == shown
+def test_nothing_that_comes_moves_the_cursor_or_colours_the_terminal(
+    text: str, escaped: str
+) -> None:
+    assert shown(text) == escaped
     seen = Seen()
     seen.screen.text(Event("text", text))
-    assert seen == [f"bob: {shown}"]
+    assert seen == [f"bob: {escaped}"]
 
 
 TEXTS = (
@@ -145,7 +147,7 @@ def test_no_text_looks_like_a_word_of_ours_however_it_breaks(peer: str, width: i
         assert seen[0].startswith(f"{peer}: "[: len(seen[0])])
         assert all(line.startswith("    ") for line in seen[1:]), text
         assert max(map(columns_of, seen)) <= width, text
-        assert "".join([seen[0], *(line[4:] for line in seen[1:])]) == f"{peer}: {escape(text)}"
+        assert "".join([seen[0], *(line[4:] for line in seen[1:])]) == f"{peer}: {shown(text)}"
 
 
 @pytest.mark.parametrize("peer", ["bob", "\u4f60" * 10, "\u4f60" * 64, "b" * 64])
