@@ -43,6 +43,7 @@ from program import (
 
 PORT = 5555
 POLL_S = 0.05  # how soon a waiting node looks at its timers
+CONNECT_S = 0.1  # how long a HELLO waits for its connection
 LINGER_S = 0.25  # how long a last BYE has to leave
 RECEIVE_AHEAD = 10  # messages of one connection that ZeroMQ keeps until we read them
 LIMITS = Limits()
@@ -158,11 +159,12 @@ class Node:
     def _run(self) -> None:
         try:
             while not self._closing.is_set():
-                message = self._next_message()
                 with self._lock:
-                    if message is not None:
-                        self._send(self._peer.receive(message))
                     self._send(self._peer.tick())
+                message = self._next_message()
+                if message is not None:
+                    with self._lock:
+                        self._send(self._peer.receive(message))
         except Exception as error:
             self._failure = error
 
@@ -202,7 +204,7 @@ class Node:
                 replaced.close(int(1_000 * LINGER_S))
             self._hellos = 0
         self._hellos += 1
-        self._outbox.poll(int(1_000 * POLL_S), zmq.POLLOUT)
+        self._outbox.poll(int(1_000 * CONNECT_S), zmq.POLLOUT)
 
 
 # The program --------------------------------------------------------------------------------------
