@@ -468,12 +468,10 @@ def stolen_identity(frames: Frames, lab: Lab) -> Frames:
     """Alice's private key is stolen, and used on the wire."""
     mallory = posing(lab, lab.people["alice"])
     mallory.say("the door code has changed")
-    for message in mallory.tick():
-        yield Frame("server", message)
     for frame in frames:
-        if frame.to == "client":
-            for message in mallory.receive(frame.message):
-                yield Frame("server", message)
+        messages = mallory.receive(frame.message) if frame.to == "client" else mallory.tick()
+        for message in messages:
+            yield Frame("server", message)
 
 
 # The program --------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ from companions.peer_messaging.peer import Event, Limits, Peer
 from companions.peer_messaging.protocol import PeerLeft, Reason, Session
 from endpoint import HOST
 from lab.catalogue import Attack, Stage, attacked, run_outside
-from lab.frames import OTHER_END, Frame, Frames, Log, Tap
+from lab.frames import OTHER_END, Frame, Frames, Log, Tap, recorder
 from lab.observer import Observer
 from program import UserError
 from protocol_fsm import LocalError, ProtocolError, Watcher
@@ -314,14 +314,8 @@ class Lab(Stage):
     def honest_session(self) -> list[Frame]:
         """Let the victims live an undisturbed session, and return its recording. UserError."""
         tape: list[Frame] = []
-
-        def listen(frames: Frames) -> Frames:
-            for frame in frames:
-                tape.append(frame)
-                yield frame
-
         outcome = self._begin()
-        with self._pair(listen, VICTIMS, self._hear) as self.nodes:
+        with self._pair(recorder(tape), VICTIMS, self._hear) as self.nodes:
             self._converse()
             self.wait(lambda: outcome.confirmed == {"client": [1, 2], "server": [1]})
             outcome.is_over = True
