@@ -55,8 +55,9 @@ MALLORY = "device-3"
 TEXT = "door 3 is open"
 PHOTO = bytes(2 * 65_536) + hashlib.shake_256(b"photo").digest(96_000)  # 4 chunks, 2 of them equal
 REKEY_CHUNKS = 4  # the text, and 3 of the photo
-LIMITS = Limits(handshake_s=0.8, frame_s=0.3, silence_s=10.0, max_bytes=2**20)
-TIMEOUT_S = 0.6  # of a device, for an answer
+LIMITS = Limits(handshake_s=2.0, frame_s=0.3, max_bytes=2**20)
+TIMEOUT_S = 0.6  # of a device under attack, for an answer
+PATIENCE_S = 5.0  # of all others, for what must come
 
 Item = tuple[str, str]  # the name of a file, empty for a text; and the SHA-256 digest, in hex
 
@@ -195,6 +196,15 @@ class Pki:
         ).encoded
 
 
+@contextlib.contextmanager
+def in_peace() -> Iterator[None]:
+    """Turn an error in an undisturbed session into a UserError."""
+    try:
+        yield
+    except ProtocolError as error:
+        raise UserError(f"no honest session: {error}") from None
+
+
 class Lab(Stage):
     """The stage of one run: the bystander's session never ends, the victim has one per attack."""
 
@@ -243,7 +253,8 @@ class Lab(Stage):
             stack.enter_context(server)
             self.tape = self.honest_session()
             bystander = self._device(self.pki.people[BYSTANDER], self.address, self.new_session)
-            self._bystander = stack.enter_context(bystander)
+            with in_peace():
+                self._bystander = stack.enter_context(bystander)
             self._close = stack.pop_all().close
         return self
 
@@ -288,13 +299,17 @@ class Lab(Stage):
         return self._device(who, self.address, new_session)
 
     def _device(
-        self, who: Identity, address: tuple[str, int], new_session: Callable[..., Session]
+        self,
+        who: Identity,
+        address: tuple[str, int],
+        new_session: Callable[..., Session],
+        timeout_s: float = PATIENCE_S,
     ) -> Device:
         """Return a device whose end the lab will wait for."""
         if who.certificate.common_name != BYSTANDER:
             self._await_one_more()
         return self.parts.device(
-            who, self.trust, SERVER, *address, timeout_s=TIMEOUT_S, new_session=new_session
+            who, self.trust, SERVER, *address, timeout_s=timeout_s, new_session=new_session
         )
 
     def _await_one_more(self) -> None:
@@ -305,24 +320,22 @@ class Lab(Stage):
     def connect(self) -> Iterator[Line]:
         """Give an outsider's connection, whose end the lab will wait for."""
         self._await_one_more()
-        with socket.create_connection(self.address, 5.0) as sock:
+        with socket.create_connection(self.address, PATIENCE_S) as sock:
             yield Line(sock, self.log, read_frame, write_frame)
 
-    def _victim(self, address: tuple[str, int]) -> Device:
-        return self._device(self.pki.people[VICTIM], address, self.new_session)
+    def _victim(self, address: tuple[str, int], timeout_s: float) -> Device:
+        return self._device(self.pki.people[VICTIM], address, self.new_session, timeout_s)
 
     def honest_session(self) -> list[Frame]:
         """Let the victim live an undisturbed session, and return its recording. UserError."""
         tape: list[Frame] = []
-        try:
-            with (
-                Proxy(self.address, recorder(tape), read_frame, write_frame) as proxy,
-                self._victim(proxy.address) as device,
-            ):
-                device.send_text(TEXT)
-                device.send_file(self.photo)
-        except ProtocolError as error:
-            raise UserError(f"no honest session: {error}") from None
+        with (
+            in_peace(),
+            Proxy(self.address, recorder(tape), read_frame, write_frame) as proxy,
+            self._victim(proxy.address, PATIENCE_S) as device,
+        ):
+            device.send_text(TEXT)
+            device.send_file(self.photo)
         return tape
 
     def bystanders_go_on(self) -> bool:
@@ -349,7 +362,7 @@ class Lab(Stage):
         else:
             self._live(self.address, attack)
         with self._changed:
-            self._changed.wait_for(lambda: self._connections == 0, 5.0)
+            self._changed.wait_for(lambda: self._connections == 0, PATIENCE_S)
         self._clear_up()
         return outcome
 
@@ -358,7 +371,7 @@ class Lab(Stage):
         text = item("", TEXT.encode())
         photo = item(self.photo.name, PHOTO)
         try:
-            with self._victim(address) as self.victim:
+            with self._victim(address, TIMEOUT_S) as self.victim:
                 outcome.sent.append(text)
                 self.victim.send_text(TEXT)
                 outcome.acknowledged.append(text)

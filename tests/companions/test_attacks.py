@@ -18,7 +18,7 @@ from classroom import report
 from companions.device_transfer import attacks, stage, wire
 from companions.device_transfer.attacks import ATTACKS
 from companions.device_transfer.certificates import Trust
-from companions.device_transfer.protocol import Kind
+from companions.device_transfer.protocol import Kind, Session, UnexpectedKind
 from companions.device_transfer.stage import (
     AUTHORITY,
     BYSTANDER,
@@ -132,6 +132,19 @@ def test_a_harmed_bystander_is_a_result_that_is_wrong(pki: Pki) -> None:
     with Lab(nobody_logs, pki=pki) as lab:
         lab.harm.append(RuntimeError("on purpose"))
         assert suffer(lab, "flip-tag").words == "a bystander was harmed"
+
+
+class Refusing(Session):
+    def _check_kind(self, kind: Kind) -> None:
+        raise UnexpectedKind("nothing", kind.name)
+
+
+def test_without_an_honest_session_there_is_no_lab(pki: Pki) -> None:
+    with (
+        pytest.raises(UserError, match="no honest session"),
+        Lab(nobody_logs, Parts(Refusing), pki=pki),
+    ):
+        pass
 
 
 def test_stories_fit_a_line() -> None:
