@@ -140,12 +140,26 @@ def run(program: Program) -> int:
         for attack in program.attacks.values():
             print(f"{attack.name:<30}{attack.story}")
         return 0
-    parts = None if options.without is None else program.parts(options.without.split(","))
     teller = Teller(program, options)
     logging.disable()  # what is refused is told here
+    try:
+        results = play_all(program, options, attacks, teller)
+    finally:
+        logging.disable(logging.NOTSET)
+    teller.say(f"honest session last: worked\n\n{summary(results)}")
+    if options.events:
+        write_text(options.events, "".join(json.dumps(event) + "\n" for event in teller.events))
+    return int(not all(result.as_expected for result in results))
+
+
+def play_all(
+    program: Program, options: argparse.Namespace, attacks: Sequence[Attack], teller: Teller
+) -> list[Result]:
+    """Run attacks between two honest sessions. Raises UserError."""
+    parts = None if options.without is None else program.parts(options.without.split(","))
+    results: list[Result] = []
     if program.beginning:
         teller.say(program.beginning)
-    results: list[Result] = []
     with program.lab(options, teller.log, parts, teller.observer) as lab:
         where = f" ({lab.where})" if lab.where else ""
         teller.say(f"honest session first: worked{where}")
@@ -158,10 +172,7 @@ def run(program: Program) -> int:
                 break
         lab.attack = ""
         lab.honest_session()
-    teller.say(f"honest session last: worked\n\n{summary(results)}")
-    if options.events:
-        write_text(options.events, "".join(json.dumps(event) + "\n" for event in teller.events))
-    return int(not all(result.as_expected for result in results))
+    return results
 
 
 # Details of one attack ----------------------------------------------------------------------------

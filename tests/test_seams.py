@@ -281,7 +281,6 @@ TOY = Program(
 
 def run_toy(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
     monkeypatch.setattr("sys.argv", ["toy", *words])
-    monkeypatch.setattr("logging.disable", lambda: None)
     return run(TOY)
 
 
