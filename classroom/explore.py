@@ -503,7 +503,8 @@ def explorer(taken: Names, clients: Sequence[str] = ALL, seed: str = SEEDS[0]) -
     if not taken:
         return Explorer(Session, clients, seed)
     weak = without(taken)
-    return Explorer(weak.session, clients, seed, weak.server.roster_class)
+    roster = cast(type[Roster[Place]], weak.server.roster_class)
+    return Explorer(weak.session, clients, seed, roster)
 
 
 def lasts(taken: Names, story: Story) -> bool:
@@ -642,7 +643,9 @@ def rules_of(text: str) -> Names:
     if "documented" in names:
         names |= {*DOCUMENTED}
     if not names & LOOKED_AT:
-        raise UserError(f"{text}: the explorer looks at rules of Session, and at the order of HELLOs")
+        raise UserError(
+            f"{text}: the explorer looks at rules of Session, and at the order of HELLOs"
+        )
     return names & LOOKED_AT
 
 

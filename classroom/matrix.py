@@ -17,7 +17,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from functools import partial
 from multiprocessing.pool import Pool
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from attacks import ATTACKS
 from channel import EndRequested
@@ -67,7 +67,7 @@ SEEDS = ("one", "two", "three")  # of the tries
 NEED_SOCKETS = {"slow-drip"}  # attacks that need bytes of a frame, and a clock
 FOLDER = Path(__file__).parent  # of claims.toml and sets.json
 
-# A lab in memory: what Channel, Member, Client and Lab do, without a socket, thread or clock --------
+# A lab in memory: what Channel, Member, Client and Lab do, without socket, thread or clock --------
 
 
 class End:
@@ -84,7 +84,7 @@ class End:
         self._peer = peer
         self._farewell = b""
         self._script = script(self)
-        next(self._script)
+        next(self._script, None)
 
     def happen(self, event: bytes | Exception) -> None:
         """Give the script what it waits for: a message, or why there is none."""
@@ -222,7 +222,7 @@ class World(Stage):
     def suffer(self, attack: Attack) -> Outcome:
         """Let the victim live a session under attack, and return what became of it."""
         self._open()
-        self.outcome = Outcome()
+        outcome = self.outcome = Outcome()
         self.attack = attack.name
         if attack.is_on_path:
             tap: Tap = partial(attacked, attack, lab=self)
@@ -232,7 +232,7 @@ class World(Stage):
             tap = iter
             script = partial(self._report, READINGS, beside=attack)
         self._live(VICTIM, tap, script)
-        return self.outcome
+        return outcome
 
     # Those who live in it
 
@@ -326,12 +326,12 @@ class World(Stage):
         report = yield from end.receive()
         self._roster.establish(end)
         while True:
-            self._answer(end, report)
+            self._answer(end, cast(ClientData, report))  # the table allows nothing else
             if end.session.state is State.ENDED:
                 raise EndRequested(Status.GOODBYE)
             report = yield from end.receive()
 
-    def _answer(self, end: End, report: Message) -> None:
+    def _answer(self, end: End, report: ClientData) -> None:
         contribution = Contribution(end, end.session.round_number, report.readings)
         self._epochs.contribute(contribution, now=0.0)
         if end.client_id not in (BYSTANDER, OTHER):
@@ -368,7 +368,7 @@ class World(Stage):
 def pieces(names: Names) -> Pieces:
     """Return what a World is built from, without some rules."""
     weak = without(names)
-    return Pieces(weak.session, weak.server.roster_class)
+    return Pieces(weak.session, cast(type[Roster[End]], weak.server.roster_class))
 
 
 def idle(outcome: Outcome) -> Names:

@@ -72,9 +72,7 @@ def word(seen: Seen) -> Word:
     body = seen.plaintext[lead_bytes:]
     if header.opcode in FAREWELL_STATUS:
         return Word(header.opcode, body if is_from_client else lead)
-    return Word(
-        header.opcode, body, lead, header.client_id, header.round_number, header.direction
-    )
+    return Word(header.opcode, body, lead, header.client_id, header.round_number, header.direction)
 
 
 class Notes:
@@ -147,7 +145,7 @@ def secrecy_broken(me: Notes) -> str:
 
 def order_broken(me: Notes, everybody: Sequence[Notes]) -> str:
     """Say whether promise 4 is broken."""
-    if me.sends is Direction.C2S or REPLACED not in me.said:
+    if me.sends is Direction.C2S or me.said[-1:] != (REPLACED,):
         return ""
     later = everybody[everybody.index(me) + 1 :]
     for end in later:

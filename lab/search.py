@@ -294,7 +294,9 @@ class Matrix:
         names = options.attack or [*self.attacks]
         is_whole = not options.attack and options.size >= self.size
         if options.write and not is_whole:
-            raise UserError(f"--write is for all attacks, and for sets of {self.size} rules or more")
+            raise UserError(
+                f"--write is for all attacks, and for sets of {self.size} rules or more"
+            )
         if unknown := set(names) - self.attacks.keys():
             raise UserError(f"no attack is named {min(unknown)}; attacks.py --list names them all")
         found = self.found(names, options.size)
@@ -316,7 +318,9 @@ class Matrix:
     def _ordered(self, sets: Sequence[Names]) -> list[list[str]]:
         order = [*self.rules]
         ordered = [sorted(taken, key=order.index) for taken in sets]
-        return sorted(ordered, key=lambda rules: (len(rules), [order.index(rule) for rule in rules]))
+        return sorted(
+            ordered, key=lambda rules: (len(rules), [order.index(rule) for rule in rules])
+        )
 
     def text(self, found: Sets, is_whole: bool) -> str:
         """Return the table; what some attacks do not need, or small sets, others may."""
