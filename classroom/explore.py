@@ -22,9 +22,9 @@ randomness of an end comes from its name and from how much it has said, and ends
 frames and a Roster: so what an end does with a message is asked once, and the search puts the
 answers together. Left out, since no attack is lost with them: that an end closes without a word (it
 may as well be left alone), and that a fresh server is used before the one ahead of it (they are
-alike; so servers accept CLIENT_HELLOs in the order of their numbers). Not looked at: clocks, epochs,
-crowds of strangers, what many refusals tell, more changes of a frame than the menu has, and flips
-inside of a part whose two ends resist them.
+alike; so servers accept CLIENT_HELLOs in the order of their numbers). Not looked at: clocks,
+epochs, crowds of strangers, what many refusals tell, more changes of a frame than the menu has, and
+flips inside of a part whose two ends resist them.
 """
 
 from __future__ import annotations

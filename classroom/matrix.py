@@ -22,8 +22,8 @@ from typing import NamedTuple, cast
 from attacks import ATTACKS
 from channel import EndRequested
 from endpoint import DEMO_KEYS
-from lab.catalogue import Attack, Stage, attacked
-from lab.frames import Frame, Frames, Tap
+from lab.catalogue import Attack, Stage, attacked, run_outside
+from lab.frames import Frame, Frames, Tap, recorder
 from lab.search import TRIES, Found, Matrix, Names, Task, Trials, Tried, progress, search, workers
 from lab.search import shown as shown_in_order
 from lab.stage import (
@@ -207,14 +207,8 @@ class World(Stage):
     ) -> list[Frame]:
         """Let a client live an undisturbed session, and return its recording. Raises UserError."""
         tape: list[Frame] = []
-
-        def listen(frames: Frames) -> Frames:
-            for frame in frames:
-                tape.append(frame)
-                yield frame
-
         self.outcome = Outcome()
-        self._live(client_id, listen, partial(self._report, reports))
+        self._live(client_id, recorder(tape), partial(self._report, reports))
         if self.outcome.errors["client"] or len(self.outcome.answers) != len(reports):
             raise UserError("no honest session in memory")
         return tape
@@ -283,18 +277,10 @@ class World(Stage):
                 answer = yield from end.receive()
                 outcome.answers.append(answer.body.decode())
                 if beside and readings is READINGS[0]:
-                    self._run_outside(beside)
+                    run_outside(beside, self)
         except (ProtocolError, LocalError) as error:
             outcome.errors["client"].append(error)
         end.leave(Status.GOODBYE)
-
-    def _run_outside(self, attack: Attack) -> None:
-        try:
-            attack.run(self)
-        except (ProtocolError, LocalError):
-            pass  # its own client was refused
-        except Exception as error:  # a mistake in the attack must not look like a defence
-            self.outcome.broken = error
 
     # The server
 

@@ -19,9 +19,19 @@ from typing import Any
 from classroom.story import CLIENTS, OLD, ROUNDS, Notes, Step, broken, readings
 from client import Client
 from lab.catalogue import CutHere
-from lab.stage import TIMEOUT_S, Lab, Line, Parts
+from lab.line import Line
+from lab.stage import TIMEOUT_S, Lab, Parts
 from lab.weakened import Weakened
-from protocol_fsm import ClientData, Direction, LocalError, ProtocolError, Session, Watcher
+from protocol_fsm import (
+    ClientData,
+    Direction,
+    LocalError,
+    ProtocolError,
+    Session,
+    Watcher,
+    read_frame,
+    write_frame,
+)
 
 PATIENCE_S = 5.0  # that every end has, unless the story lets it wait in vain
 
@@ -137,7 +147,7 @@ class Stage:
         self.closing.callback(player.join, PATIENCE_S)
         self.closing.callback(player.orders.put, "leaves")
         sock = self.closing.enter_context(listener.accept()[0])
-        self._lines[name] = Line(sock, self._lab.log)
+        self._lines[name] = Line(sock, self._lab.log, read_frame, write_frame)
 
 
 def on_sockets(weak: Weakened, story: Sequence[Step], end: str) -> str:

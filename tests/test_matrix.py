@@ -238,8 +238,8 @@ def test_the_whole_matrix_is_confirmed_and_minimal() -> None:
     result = json.loads(text)
     found = {name: [frozenset(taken) for taken in sets] for name, sets in result["sets"].items()}
     assert {*found, *result["not_prevented"]} == ATTACKS.keys()
-    for name, taken in KNOWN:
-        assert taken in found[name]
+    for name, known in KNOWN:
+        assert known in found[name]
     for name, sets in found.items():
         for taken in sets:
             assert taken, f"{name} wins with nothing taken out"

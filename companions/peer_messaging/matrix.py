@@ -1,39 +1,42 @@
-"""Attack x defences, searched as companions/matrix.py says.
+"""Attack x defences, searched as lab/search.py says; every try is a lab on sockets.
 
 python -m companions.peer_messaging.matrix
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from classroom.matrix import Task
-from companions.matrix import Matrix, Tried
 from companions.peer_messaging.attacks import ATTACKS
 from companions.peer_messaging.stage import Lab, Parts
 from companions.peer_messaging.weakened import RULES, without
+from lab.search import Found, Matrix, Task, Trials, Tried, search, workers
 from program import run_program
 
-MATRIX = Matrix(
-    ATTACKS,
-    RULES,
-    lambda names: Parts(*without(names)),
-    lambda parts: Lab(lambda *_: None, parts),
-    ("session", "trust", "peer"),
-    Path(__file__).parent,
-    ("_decrypt",),
-    per_core=8,
+TRIALS = Trials(
+    attacks=ATTACKS,
+    rules=RULES,
+    parts=lambda names: Parts(*without(names)),
+    lab=lambda parts, number: Lab(lambda *_: None, parts),
+    heard=("session", "trust", "peer"),
+    also_checks=("_decrypt",),
 )
 
 
-def trial(task: Task) -> Tried:
+def trial(task: Task) -> list[Tried]:
     """Run attacks without some rules."""
-    return MATRIX.trial(task)
+    return TRIALS.trial(task)
 
 
-def main() -> int:
-    return MATRIX.run(trial)
+def find(names: Sequence[str], size: int) -> Found:
+    """Return the minimal sets of each attack."""
+    with workers(8) as pool:  # they wait most of the time
+        return search(names, size, pool, trial)
+
+
+MATRIX = Matrix(ATTACKS, RULES, Path(__file__).parent, find)
 
 
 if __name__ == "__main__":
-    run_program(main)
+    run_program(MATRIX.run)
