@@ -9,18 +9,22 @@ end gets any frame that was ever sent, as it is or changed by the menu of story.
 leaves, waits in vain or loses its connection. What nobody gets is dropped, what comes twice is a
 replay. The search goes breadth first, so that the first story that breaks a promise is a shortest:
 
-1. who has accepted more than a CLIENT_HELLO has one partner: an end of the other side, of the same
-   client, that holds the same two nonces (accepting a CLIENT_HELLO promises nothing);
+1. an end that has accepted more than a CLIENT_HELLO has one partner: an end of the other side, of
+   the same client, that holds the same two nonces (accepting a CLIENT_HELLO promises nothing);
 2. what it has accepted, header and content, is the beginning of what this partner has sent; so
    nothing is missing before a goodbye (of which no more than the reason is compared);
-3. no report and no answer stands on the wire in clear.
+3. no report and no answer stands on the wire in clear;
+4. a session gives way (REPLACED) only to a later one of its client that has reported: whose
+   CLIENT_HELLO the server accepted after its own.
 
-The real Session decides what is accepted. Its randomness comes from its name and from how much it
-has said, and ends share nothing but frames: so what an end does with a message is asked once, and
-the search puts the answers together. Left out, since no attack is lost with them: that an end
-closes without a word (it may as well be left alone), and that a fresh server is used before the one
-ahead of it (they are alike). Not looked at: clocks, the rules of Server, what many refusals tell,
-more changes of a frame than the menu has, and flips inside of a part whose two ends resist them.
+The real Session decides what is accepted, and the server's real Roster which session gives way. The
+randomness of an end comes from its name and from how much it has said, and ends share nothing but
+frames and a Roster: so what an end does with a message is asked once, and the search puts the
+answers together. Left out, since no attack is lost with them: that an end closes without a word (it
+may as well be left alone), and that a fresh server is used before the one ahead of it (they are
+alike; so servers accept CLIENT_HELLOs in the order of their numbers). Not looked at: clocks,
+epochs, crowds of strangers, what many refusals tell, more changes of a frame than the menu has, and
+flips inside of a part whose two ends resist them.
 """
 
 from __future__ import annotations
@@ -35,30 +39,42 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.pool import AsyncResult
 from multiprocessing.sharedctypes import Synchronized
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
-from attacks import random_source
-from classroom.matrix import FOLDER, SEEDS, SESSION_RULES, SPAWN, Names, progress, shown, workers
+from channel import EndRequested
+from classroom.matrix import FOLDER, ROSTER_RULES, SEEDS, SESSION_RULES, shown
 from classroom.stage import on_sockets
-from classroom.story import CLIENTS, OLD, ROUNDS, Notes, Step, broken, menu, readings, watched
+from classroom.story import CLIENTS, OLD, ROUNDS, Notes, Step, broken, menu, readings
 from endpoint import DEMO_KEYS
 from lab.claims import read_sets
+from lab.search import SPAWN, Names, progress, workers
+from lab.stage import LIMITS, random_source
 from lab.weakened import DOCUMENTED, without
 from program import Parser, UserError, positive, run_program
 from protocol_fsm import (
+    ClientData,
+    ClientHello,
     ConnectionCut,
+    FAREWELL_STATUS,
     DeadlineExpired,
     Direction,
     Message,
-    Opcode,
     ProtocolError,
-    ProtocolState,
+    ServerAggrResponse,
+    ServerChallenge,
     Session,
     State,
     Status,
+    Watchers,
     client_id_of,
-    encode_body,
 )
+from server import Roster
+
+LOOKED_AT = {*SESSION_RULES, *ROSTER_RULES} - {"stranger-cap"}
+ALL = tuple(CLIENTS)  # whose sessions are open at once
+ONE = ALL[:1]
+TWO = ALL[:2]
+TWICE = tuple(name for name in ALL if CLIENTS[name] == CLIENTS[ONE[0]])  # the same client, again
 
 # One end, and what becomes of it ------------------------------------------------------------------
 
@@ -68,9 +84,17 @@ class End:
     """Where one end stands after a history of its own. Equal ends are one object."""
 
     name: str
-    session: Notes
+    session: Session
+    notes: Notes
     is_closed: bool
     mark: int  # for name, phase, round and keys; the same in every process
+
+    @functools.cached_property
+    def rank(self) -> int:
+        """How far a server's end is: 0 fresh, 1 with a CLIENT_HELLO, 2 with a first report."""
+        if self.session.sends is Direction.C2S:
+            return 0
+        return sum(heard.opcode not in FAREWELL_STATUS for heard in self.notes.heard[:2])
 
 
 FAILURES: dict[str, Callable[[], ProtocolError]] = {
@@ -88,50 +112,108 @@ def is_fresh(end: End) -> bool:
 
 
 def words_of(end: End) -> int:
-    return len(end.session.said) + len(end.session.heard)
+    return len(end.notes.said) + len(end.notes.heard)
 
 
 def is_alive(end: End) -> bool:
-    """Tell if an end has accepted something, and goes on."""
-    return bool(end.session.heard) and not end.is_closed
+    """Return whether an end has accepted something, and goes on."""
+    return bool(end.notes.heard) and not end.is_closed
 
 
 def is_free_to(what: str, session: Session) -> bool:
-    return what != "reports" or (
-        session.sends is Direction.C2S
-        and session.state is State.REPORT
-        and session.round_number <= ROUNDS
-    )
+    if what != "reports":
+        return True
+    may_report = session.sends is Direction.C2S and session.state is State.REPORT
+    return may_report and session.round_number <= ROUNDS
 
 
-def copied(session: Notes) -> Notes:
+def copied(session: Session, notes: Notes) -> tuple[Session, Notes]:
     """Copy a session as copy.copy would, which sessions refuse because they hold keys."""
     twin = type(session).__new__(type(session))
-    vars(twin).update(vars(session), fsm=copy.copy(session.fsm))
-    return twin
+    twin_notes = copy.copy(notes)
+    vars(twin).update(vars(session))
+    twin.fsm = copy.copy(session.fsm)
+    twin.watchers = Watchers([twin_notes.watch])
+    return twin, twin_notes
 
 
-def act(name: str, session: Notes, what: str, message: bytes) -> None:
+def act(
+    name: str, session: Session, notes: Notes, what: str, message: bytes, gives_way: bool
+) -> None:
     """Do what a program does in this step. Whatever is raised ends the session."""
     if what == "reports":
-        session.seal(Opcode.CLIENT_DATA, encode_body(readings(name, session.round_number)))
+        session.seal(ClientData(readings(name, session.round_number)))
     elif what in FAILURES:
         error = FAILURES[what]()
         session.fail(error)
         raise error
     elif what == "gets":
-        answer(session, session.open(message))
+        accepted = session.open(message)
+        if not gives_way:
+            answer(session, notes, accepted)
+    if gives_way:
+        raise EndRequested(Status.REPLACED)
 
 
-def answer(session: Notes, accepted: Message) -> None:
+def answer(session: Session, notes: Notes, accepted: Message) -> None:
     """Let a server say what it says to an accepted message; a client does that in its own time."""
-    if session.sends is Direction.S2C and len(session.heard) == 1:
-        session.seal(Opcode.SERVER_CHALLENGE)
+    if session.sends is Direction.S2C and len(notes.heard) == 1:
+        session.seal(ServerChallenge())
     elif session.sends is Direction.S2C:
-        session.seal(
-            Opcode.SERVER_AGGR_RESPONSE,
-            encode_body({"epoch": session.round_number, "sum": math.fsum(accepted.readings)}),
-        )
+        total = math.fsum(cast(ClientData, accepted).readings)
+        session.seal(ServerAggrResponse({"epoch": session.round_number, "sum": total}))
+
+
+# Who gives way ------------------------------------------------------------------------------------
+
+
+class Place:
+    """A connection, as far as Roster asks for it."""
+
+    def __init__(self, client_id: int) -> None:
+        self.client_id = client_id
+        self.hello_number = 0
+        self.gives_way = False
+
+    def request_end(self, status: Status) -> None:
+        self.gives_way = True
+
+    def send_away(self, status: Status) -> None:
+        self.gives_way = True
+
+
+class Standing(NamedTuple):
+    """What Roster has been told of a server's end."""
+
+    client_id: int
+    rank: int
+    is_closed: bool
+
+
+def giving_way(
+    roster: Roster[Place], standings: Sequence[Standing], number: int, rank: int
+) -> list[int]:
+    """Return the numbers of those that give way when one of them comes to a rank."""
+    places = [Place(standing.client_id) for standing in standings]
+    for place, standing in zip(places, standings):
+        if standing.rank:
+            roster.arrive(place)
+            roster.number_hello(place)
+    for has_left in (True, False):
+        for place, standing in zip(places, standings):
+            if standing.is_closed is has_left and standing.rank == 2:
+                roster.establish(place)
+            if standing.is_closed and has_left:
+                roster.leave(place)
+    try:
+        if rank == 1:
+            roster.arrive(places[number])
+            roster.number_hello(places[number])
+        else:
+            roster.establish(places[number])
+    except EndRequested:
+        places[number].gives_way = True
+    return [n for n, place in enumerate(places) if place.gives_way]
 
 
 # The search ---------------------------------------------------------------------------------------
@@ -145,79 +227,94 @@ class Found(NamedTuple):
     depth: int  # to which all worlds have been seen
     is_complete: bool  # nothing was left to see
     story: Story = ()  # that breaks a promise
-    words: str = ""
+    end: str = ""  # to whom
+    words: str = ""  # which
 
 
 class Explorer:
     """Some sessions, and what each of their ends does with each message, asked once."""
 
     def __init__(
-        self, session: type[Session], sessions: int = len(CLIENTS), seed: str = SEEDS[0]
+        self,
+        session: type[Session],
+        clients: Sequence[str] = ALL,
+        seed: str = SEEDS[0],
+        roster: type[Roster[Place]] = Roster,
     ) -> None:
-        self._session = watched(session)
+        self._session = session
+        self._roster = roster
         self._seed = seed
         self._ends: dict[object, End] = {}
         self._own: dict[End, Places] = {}
         self._frames: dict[object, Places] = {}
         self._pairs: dict[tuple[End, End], Places] = {}
+        self._decided: dict[object, list[int]] = {}
         self.recorded = [end for name in OLD for end in self._recorded(name)]
         self.start: World = (
-            *map(self._client, [*CLIENTS][:sessions]),
-            *(self._server(f"server {n + 1}") for n in range(sessions)),
+            *map(self._client, clients),
+            *(self._server(f"server {n + 1}") for n in range(len(clients))),
         )
+        self._first_server = len(clients)
 
-    def _new(self, name: str, client_id: int, sends: Direction) -> Notes:
-        return self._session(
+    def _new(self, name: str, client_id: int, sends: Direction) -> tuple[Session, Notes]:
+        notes = Notes(client_id, sends)
+        session = self._session(
             client_id,
             DEMO_KEYS.get(client_id, b"a key that nobody has"),
             sends,
+            watchers=[notes.watch],
             random_bytes=random_source(f"{self._seed} {name} 0"),
         )
+        return session, notes
 
     def _client(self, name: str) -> End:
-        session = self._new(name, CLIENTS.get(name) or OLD[name], Direction.C2S)
-        session.seal(Opcode.CLIENT_HELLO)
-        return self._end(name, session)
+        client_id = CLIENTS[name] if name in CLIENTS else OLD[name]
+        session, notes = self._new(name, client_id, Direction.C2S)
+        session.seal(ClientHello())
+        return self._end(name, session, notes)
 
     def _server(self, name: str) -> End:
-        return self._end(name, self._new(name, 0, Direction.S2C))
+        return self._end(name, *self._new(name, 0, Direction.S2C))
 
     def _recorded(self, name: str) -> tuple[End, End]:
         """Return both ends of a session in which nobody interfered."""
         client = self._client(name)
         server = self._server(name.replace("client", "server"))
         for _ in range(1 + ROUNDS):
-            server = self.after(server, "gets", client.session.sent[-1])
-            client = self.after(client, "gets", server.session.sent[-1])
-            client = self.after(
-                client, "reports" if is_free_to("reports", client.session) else "leaves"
-            )
-        return client, self.after(server, "gets", client.session.sent[-1])
+            server = self.after(server, "gets", client.notes.sent[-1])
+            client = self.after(client, "gets", server.notes.sent[-1])
+            goes_on = is_free_to("reports", client.session)
+            client = self.after(client, "reports" if goes_on else "leaves")
+        return client, self.after(server, "gets", client.notes.sent[-1])
 
-    def _end(self, name: str, session: Notes, is_closed: bool = False) -> End:
+    def _end(self, name: str, session: Session, notes: Notes, is_closed: bool = False) -> End:
         keys = session.fingerprints() if is_closed else session._keys
         public = name, session.state.name, session.round_number, *keys.values()
-        key = *public, is_closed, session.client_id, session.said, session.heard, session.sent
+        key = *public, is_closed, session.client_id, notes.said, notes.heard, notes.sent
         if key not in self._ends:
             mark = int.from_bytes(hashlib.sha256(repr(public).encode()).digest()[:7], "big")
-            self._ends[key] = End(name, session, is_closed, mark)
+            self._ends[key] = End(name, session, notes, is_closed, mark)
         return self._ends[key]
 
-    def after(self, end: End, what: str, message: bytes = b"") -> End:
+    def after(self, end: End, what: str, message: bytes = b"", gives_way: bool = False) -> End:
         """Return where an end stands after a step; programs go on as server.py and client.py do."""
-        session = copied(end.session)
+        session, notes = copied(end.session, end.notes)
         is_closed = what == "leaves"
-        session._random_bytes = random_source(f"{self._seed} {end.name} {len(session.said)}")
+        status = Status.GOODBYE if session.sends is Direction.C2S else Status.SHUTDOWN
+        session._random_bytes = random_source(f"{self._seed} {end.name} {len(notes.said)}")
         if what == "gets" and is_fresh(end):
-            session = self._new(end.name, client_id_of(message), Direction.S2C)
+            session, notes = self._new(end.name, client_id_of(message), Direction.S2C)
         try:
-            act(end.name, session, what, message)
-        except Exception:  # as both programs do; only a weakened session stumbles over itself
+            act(end.name, session, notes, what, message, gives_way)
+        except EndRequested as request:
             is_closed = True
-        if is_closed and session.state.phase is ProtocolState.ACTIVE:
-            is_client = session.sends is Direction.C2S
-            session.seal(Opcode.TERMINATE, status=Status.GOODBYE if is_client else Status.SHUTDOWN)
-        return self._end(end.name, session, is_closed)
+            status = request.status
+        except Exception as error:  # as both programs do; only a weakened session harms itself
+            is_closed = True
+            notes.stop(error)
+        if is_closed:
+            session.goodbye(status)
+        return self._end(end.name, session, notes, is_closed)
 
     def moves(self, world: World) -> Iterator[tuple[int, Step, End]]:
         """Yield every place where a step can bring an end, with its number and such a step."""
@@ -242,16 +339,16 @@ class Explorer:
         """Return where the frames of this sender can bring an end."""
         if (end, sender) not in self._pairs:
             self._pairs[end, sender] = {}
-            for number, _ in enumerate(sender.session.sent):
+            for number, _ in enumerate(sender.notes.sent):
                 for new, step in self._handed_one(end, sender, number).items():
                     self._pairs[end, sender].setdefault(new, step)
         return self._pairs[end, sender]
 
     def _handed_one(self, end: End, sender: End, number: int) -> Places:
-        key = end, sender.name, sender.session.sent[: number + 1]
+        key = end, sender.name, sender.notes.sent[: number + 1]
         if key not in self._frames:
             choose = functools.partial(
-                menu, Step(end.name, "gets", sender.name, number), end.session, sender.session
+                menu, Step(end.name, "gets", sender.name, number), end.session, sender.notes
             )
             places = self._places(end, sender, choose())
             if any(step.change for step in places.values()):
@@ -268,13 +365,48 @@ class Explorer:
         places = Places()
         tried: set[bytes] = set()
         for step in steps:
-            message = step.changed(sender.session) if step.sender else step.what.encode()
+            message = step.changed(sender.notes) if step.sender else step.what.encode()
             if message not in tried:
                 tried.add(message)
                 new = self.after(end, step.what, message)
                 if not (new.is_closed and words_of(new) == words_of(end)):
                     places.setdefault(new, step)
         return places
+
+    def _result(self, world: World, number: int, step: Step, new: End) -> tuple[World, list[End]]:
+        """Return the world after a step, with what the server's Roster says to it, and its news."""
+        ends = [*world]
+        ends[number] = new
+        if new.rank == world[number].rank:
+            return tuple(ends), [new]
+        others = self._giving_way(world, number, new)
+        if number in others:
+            ends[number] = self.after(world[number], step.what, self._message(world, step), True)
+            others.remove(number)
+        for other in others:
+            ends[other] = self.after(world[other], "gives way", gives_way=True)
+        return tuple(ends), [ends[number], *(ends[other] for other in others)]
+
+    def _giving_way(self, world: World, number: int, new: End) -> list[int]:
+        """Return the numbers of ends that give way because one has come to a new rank."""
+        standings = [
+            Standing(end.session.client_id, end.rank, end.is_closed)
+            for end in world[self._first_server :]
+        ]
+        place = number - self._first_server
+        standings[place] = standings[place]._replace(client_id=new.session.client_id)
+        key = tuple(standings), place, new.rank
+        if key not in self._decided:
+            roster = self._roster(LIMITS.max_strangers)
+            self._decided[key] = giving_way(roster, *key)
+        return [self._first_server + n for n in self._decided[key]]
+
+    def _message(self, world: World, step: Step) -> bytes:
+        """Return the frame of a step as it arrives; nothing if there is none (yet)."""
+        for end in (*world, *self.recorded):
+            if end.name == step.sender and step.number < len(end.notes.sent):
+                return step.changed(end.notes)
+        return b""
 
     def search(
         self,
@@ -298,13 +430,15 @@ class Explorer:
             following: list[World] = []
             for world, number, step, end in self._steps(level, None if depth else first):
                 transitions += 1
-                new = (*world[:number], end, *world[number + 1 :])
+                new, news = self._result(world, number, step, end)
                 if new in came_from:
                     continue
                 came_from[new] = world, step
-                if words := broken(end.session, self.sessions(new)):
-                    if is_enough(story := told(came_from, new)):
-                        return Found(marks, transitions, depth, False, story, words)
+                name, words = self._broken(new, news)
+                if words:
+                    story = told(came_from, new)
+                    if is_enough(story):
+                        return Found(marks, transitions, depth, False, story, name, words)
                     continue
                 following.append(new)
                 if sum(map(is_alive, new)) >= 2 and (mark := mark_of(new)) not in marks:
@@ -313,7 +447,7 @@ class Explorer:
                 if len(marks) >= limit:
                     return Found(marks, transitions, depth, False)
             level = following
-            depth = depth + 1
+            depth += 1
         return Found(marks, transitions, depth, not level)
 
     def _steps(
@@ -322,20 +456,28 @@ class Explorer:
         steps = ((world, *move) for world in level for move in self.moves(world))
         return itertools.islice(steps, first, None if first is None else first + 1)
 
-    def sessions(self, world: World) -> list[Notes]:
-        return [end.session for end in (*world, *self.recorded)]
+    def _broken(self, world: World, news: Sequence[End]) -> tuple[str, str]:
+        """Return to which of these ends a promise is broken, and which; nothing if none is."""
+        everybody = [end.notes for end in (*self.recorded, *world)]
+        for end in news:
+            words = broken(end.notes, everybody)
+            if words:
+                return end.name, words
+        return "", ""
 
     def play(self, story: Story) -> str:
         """Return what a story breaks here; nothing if it cannot be played to such an end."""
-        world = {end.name: end for end in self.start}
+        world = self.start
+        numbers = {end.name: number for number, end in enumerate(world)}
         for step in story:
-            ends = world | {end.name: end for end in self.recorded}
-            frame = ends[step.sender].session.sent[step.number :][:1] if step.sender else [b""]
-            if world[step.end].is_closed or not frame:
+            number = numbers[step.end]
+            message = self._message(world, step)
+            if world[number].is_closed or (step.sender and not message):
                 return ""
-            message = step.changed(ends[step.sender].session) if step.sender else b""
-            new = world[step.end] = self.after(world[step.end], step.what, message)
-            if words := broken(new.session, self.sessions((*world.values(),))):
+            new = self.after(world[number], step.what, message)
+            world, news = self._result(world, number, step, new)
+            _, words = self._broken(world, news)
+            if words:
                 return words
         return ""
 
@@ -357,19 +499,24 @@ def told(came_from: Mapping[World, tuple[World, Step] | None], world: World) -> 
 
 
 @functools.lru_cache(64)
-def explorer(taken: Names, seed: str = SEEDS[0], sessions: int = len(CLIENTS)) -> Explorer:
-    return Explorer(without(taken).session if taken else Session, sessions, seed)
+def explorer(taken: Names, clients: Sequence[str] = ALL, seed: str = SEEDS[0]) -> Explorer:
+    if not taken:
+        return Explorer(Session, clients, seed)
+    weak = without(taken)
+    roster = cast(type[Roster[Place]], weak.server.roster_class)
+    return Explorer(weak.session, clients, seed, roster)
 
 
 def lasts(taken: Names, story: Story) -> bool:
-    """Tell if a story goes the same way with other random bytes: garbage may unpad by luck."""
-    return all(explorer(taken, seed).play(story) for seed in SEEDS)
+    """Return whether a story goes the same way with other random bytes: garbage may be lucky."""
+    return all(explorer(taken, seed=seed).play(story) for seed in SEEDS)
 
 
 def needs(taken: Names, story: Story) -> Names:
     """Return rules that have to be missing, all of them, for a story."""
     for name in sorted(taken):
-        taken -= {name} if lasts(taken - {name}, story) else set()
+        if lasts(taken - {name}, story):
+            taken -= {name}
     return taken
 
 
@@ -379,31 +526,37 @@ class Tale(NamedTuple):
     taken: Names
     shortest: Found
     needed: Names  # of these rules, for the shortest story
-    whole: Found  # the shortest story that needs them all; if that is longer, with one session
+    whole: Found  # the shortest story that needs them all; if that is longer, of few sessions
     on_sockets: tuple[str, str] = ("", "")  # what the two stories break there, if they are played
 
 
 def tell(task: tuple[Names, int, bool]) -> Tale:
-    """Find the shortest story, and if that needs less, the shortest that needs the whole set."""
+    """Find the shortest story, and if that needs less, the shortest that needs the whole set.
+
+    Sessions of one client can give way to each other; else one session is the least.
+    """
     taken, limit, is_played = task
-    shortest = explorer(taken).search(limit, is_enough=lambda story: lasts(taken, story))
+    has_order = bool(taken & ROSTER_RULES.keys())
+    clients = TWICE if has_order else ALL
+    shortest = explorer(taken, clients).search(limit, is_enough=lambda story: lasts(taken, story))
     needed = needs(taken, shortest.story)
-    whole = (
-        shortest
-        if needed == taken
-        else explorer(taken, sessions=1).search(
+    whole = shortest
+    if needed != taken:
+        whole = explorer(taken, TWICE if has_order else ONE).search(
             limit, is_enough=lambda story: lasts(taken, story) and needs(taken, story) == taken
         )
-    )
-    stories = shortest.story, whole.story
-    played = {
-        story: on_sockets(without(taken), story) or "breaks no promise"
-        for story in stories
-        if story and is_played
-    }
-    return Tale(
-        taken, shortest, needed, whole, (played.get(stories[0], ""), played.get(stories[1], ""))
-    )
+    played = ("", "")
+    if is_played:
+        first = on_stage(taken, shortest)
+        played = (first, first if whole is shortest else on_stage(taken, whole))
+    return Tale(taken, shortest, needed, whole, played)
+
+
+def on_stage(taken: Names, found: Found) -> str:
+    """Return what a story breaks on sockets; nothing if there is no story."""
+    if not found.story:
+        return ""
+    return on_sockets(without(taken), found.story, found.end) or "breaks no promise"
 
 
 # Both cores ---------------------------------------------------------------------------------------
@@ -422,24 +575,23 @@ def count_one() -> None:
         COUNTER.value += 1
 
 
-def part(task: tuple[int, int, int]) -> Found:
+def part(task: tuple[Sequence[str], int, int]) -> Found:
     """Explore what begins with one first step of the real protocol."""
-    sessions, first, limit = task
-    real = explorer(frozenset(), sessions=sessions)
-    return real.search(limit, first, count=count_one)
+    clients, first, limit = task
+    return explorer(frozenset(), clients).search(limit, first, count=count_one)
 
 
-def explore(sessions: int, limit: int) -> Found:
+def explore(clients: Sequence[str], limit: int) -> Found:
     """Explore the real protocol, on all cores.
 
     A first step makes server 1 accept a CLIENT_HELLO, and its keys tell for ever which: so no world
     is seen by two workers. They are counted together all the same, and none would count twice.
     """
-    real = explorer(frozenset(), sessions=sessions)
+    real = explorer(frozenset(), clients)
     firsts = len([*real.moves(real.start)])
     counter = SPAWN.Value("q")
     with workers(1, share, counter) as pool:
-        tasks = [(sessions, first, -(-limit // firsts)) for first in range(firsts)]
+        tasks = [(clients, first, -(-limit // firsts)) for first in range(firsts)]
         done = pool.map_async(part, tasks, 1)
         thousands = range(-(-limit // 1000))
         for _ in progress("thousand worlds", ticks(done, counter, len(thousands)), thousands):
@@ -448,13 +600,11 @@ def explore(sessions: int, limit: int) -> Found:
     is_complete = all(found.is_complete for found in parts)
     depths = [found.depth for found in parts if found.is_complete is is_complete]
     broke = next((found for found in parts if found.story), parts[0])
-    return Found(
-        set[int]().union(*(found.marks for found in parts)),
-        sum(found.transitions for found in parts),
-        max(depths) if is_complete else min(depths),
-        is_complete,
-        broke.story,
-        broke.words,
+    return broke._replace(
+        marks=set[int]().union(*(found.marks for found in parts)),
+        transitions=sum(found.transitions for found in parts),
+        depth=max(depths) if is_complete else min(depths),
+        is_complete=is_complete,
     )
 
 
@@ -486,22 +636,27 @@ def minimal_sets() -> list[Names]:
 
 
 def rules_of(text: str) -> Names:
-    """Return the rules of Session among these elements. Raises UserError."""
-    names = frozenset(
-        name
-        for given in text.split(",")
-        for name in (DOCUMENTED if given == "documented" else [given])
-    )
-    without(names)  # which knows all elements
-    if not names & SESSION_RULES.keys():
-        raise UserError(f"{text}: the explorer looks at rules of Session only")
-    return names.intersection(SESSION_RULES)
+    """Return the rules among these that the explorer looks at. Raises UserError."""
+    given = text.split(",")
+    without(given)  # which knows all rules
+    names = frozenset(given)
+    if "documented" in names:
+        names |= {*DOCUMENTED}
+    if not names & LOOKED_AT:
+        raise UserError(
+            f"{text}: the explorer looks at rules of Session, and at the order of HELLOs"
+        )
+    return names & LOOKED_AT
 
 
 def numbered(found: Found, on_sockets: str = "") -> list[str]:
-    steps = [f"{number}. {step}" for number, step in enumerate(found.story, 1)]
-    played = " On sockets, too." if on_sockets == found.words else f" On sockets: {on_sockets}."
-    return [*steps, f"Then {found.story[-1].end} {found.words}." + played * bool(on_sockets)]
+    lines = [f"{number}. {step}" for number, step in enumerate(found.story, 1)]
+    last = f"Then {found.end} {found.words}."
+    if on_sockets == found.words:
+        last += " On sockets, too."
+    elif on_sockets:
+        last += f" On sockets: {on_sockets}."
+    return [*lines, last]
 
 
 def lines_of(tale: Tale) -> list[str]:
@@ -513,10 +668,12 @@ def lines_of(tale: Tale) -> list[str]:
     lines = numbered(shortest, played[0])
     if needed == tale.taken:
         return lines
-    lines.append(f"So much for {shown(needed)}. The shortest that needs all, with one session:")
+    few = "two sessions" if tale.taken & ROSTER_RULES.keys() else "one session"
+    lines.append(f"So much for {shown(needed)}. The shortest that needs all, with {few}:")
+    if whole.story:
+        return lines + numbered(whole, played[1])
     seen = "in any world" if whole.is_complete else f"{whole.depth} steps deep"
-    none = f"There is none {seen}, up to a first broken promise."
-    return lines + (numbered(whole, played[1]) if whole.story else [none])
+    return [*lines, f"There is none {seen}, up to a first broken promise."]
 
 
 def paragraph(lines: Sequence[str]) -> str:
@@ -529,7 +686,7 @@ def paragraph(lines: Sequence[str]) -> str:
 
 
 def is_as_expected(tale: Tale, is_played: bool) -> bool:
-    """Tell if a story was found, and if what was played breaks the same promise on sockets."""
+    """Return whether a story was found, and breaks the same promise on sockets if played there."""
     same = tale.on_sockets == (tale.shortest.words, tale.whole.words)
     return bool(tale.shortest.story) and (same or not is_played)
 
@@ -548,35 +705,39 @@ def main() -> int:
     parser.add_argument(
         "--sessions",
         type=int,
-        choices=range(1, len(CLIENTS) + 1),
-        help="of the real protocol, open at once; default: first 2, then 4",
+        choices=range(1, len(ALL) + 1),
+        help="of the real protocol, open at once; default: 2, 2 of one client, and 4",
     )
     parser.add_argument("--replay", action="store_true", help="play the stories on sockets, too")
     options = parser.options()
     if options.without is None and not options.sets:
-        counts = [options.sessions] if options.sessions else [2, len(CLIENTS)]
-        return max(explored(count, options.states) for count in counts)
+        some = [ALL[: options.sessions]] if options.sessions else [TWO, TWICE, ALL]
+        return max(explored(clients, options.states) for clients in some)
     sets = minimal_sets() if options.sets else [rules_of(options.without)]
     code = 0
-    looked_at = [names for names in sets if names <= SESSION_RULES.keys()]
+    looked_at = [names for names in sets if names <= LOOKED_AT]
     for tale in tell_all(looked_at, options.states, options.replay):
         print(f"without {shown(tale.taken)}\n{paragraph(lines_of(tale))}", flush=True)
         code |= not is_as_expected(tale, options.replay)
     for names in sets:
         if names not in looked_at:
-            print(f"without {shown(names)}\n  Not looked at: rules of Server.")
+            print(f"without {shown(names)}\n  Not looked at: it takes a clock, or a crowd.")
     return code
 
 
-def explored(sessions: int, limit: int) -> int:
+def explored(clients: Sequence[str], limit: int) -> int:
     """Explore the real protocol, and say how far. Returns the exit code."""
-    found = explore(sessions, limit)
-    print(
-        f"{sessions} sessions of {min(2, sessions)} clients, {ROUNDS} rounds each\n"
-        f"{len(found.marks):>12,} worlds with two live ends or more, by phases, rounds and keys\n"
-        f"{found.transitions:>12,} transitions\n"
-        f"{found.depth:>12,} steps deep" + ", and there are no other worlds" * found.is_complete
-    )
+    found = explore(clients, limit)
+    ids = {CLIENTS[name] for name in clients}
+    lines = [
+        f"{len(clients)} sessions of {len(ids)} clients, {ROUNDS} rounds each",
+        f"{len(found.marks):>12,} worlds with two live ends or more, by phases, rounds and keys",
+        f"{found.transitions:>12,} transitions",
+        f"{found.depth:>12,} steps deep",
+    ]
+    if found.is_complete:
+        lines[-1] += ", and there are no other worlds"
+    print("\n".join(lines))
     print(paragraph(numbered(found)) if found.story else "no promise was broken so far")
     return int(bool(found.story))
 

@@ -4,92 +4,87 @@
     python -m classroom.matrix --attack replay-session --size 3
     python -m classroom.matrix --write      writes classroom/sets.json
 
-A set is tried in memory: two real Sessions that lack its rules, a wire in place of sockets, and the
-attack as attacks.py has it, whose own goal says whether it won. The rules of the server, and what
-waits for a clock, are tried on sockets, where every set found in memory has to win once more.
+A set is tried in memory: real Sessions, the server's real Roster and Epochs, a wire in place of
+sockets, and the attack as attacks.py has it, whose own goal says whether it won. The rules that
+need a clock or a thread are tried on sockets, where every set found in memory has to win once more.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
-import itertools
-import logging
-import math
-import multiprocessing
-import os
-import signal
-import sys
-import tempfile
-import textwrap
-import threading
-from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from functools import partial
 from multiprocessing.pool import Pool
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, cast
 
-from attacks import (
-    ATTACKS,
+from attacks import ATTACKS
+from channel import EndRequested
+from endpoint import DEMO_KEYS
+from lab.catalogue import Attack, Stage, attacked, run_outside
+from lab.frames import Frame, Frames, Tap, recorder
+from lab.search import TRIES, Found, Matrix, Names, Task, Trials, Tried, progress, search, workers
+from lab.search import shown as shown_in_order
+from lab.stage import (
     BYSTANDER,
+    LIMITS,
     OLD_READINGS,
     OTHER,
     READINGS,
     VICTIM,
-    Attack,
-    CutHere,
-    Frame,
     Lab,
     Outcome,
     Parts,
     random_source,
 )
-from channel import EndRequested
-from classroom.output import write_whole
-from endpoint import DEMO_KEYS
-from lab.claims import Sets, as_json, read_claims
-from lab.weakened import RULES as ELEMENTS
-from lab.weakened import without
-from program import Parser, UserError, positive, run_program
+from lab.weakened import RULES, without
+from program import UserError, run_program
 from protocol_fsm import (
+    ClientData,
+    ClientHello,
     ConnectionCut,
     DeadlineExpired,
     Direction,
     LocalError,
     Message,
-    Opcode,
     ProtocolError,
-    ProtocolState,
+    ServerChallenge,
     Session,
     State,
     Status,
-    encode_body,
+    client_id_of,
 )
+from server import Contribution, Epochs, Roster, compute_aggregation
 
-Names = frozenset[str]  # of elements
 Script = Generator[None, "bytes | Exception", None]  # waits at each yield for what happens to it
-Task = tuple[Names, tuple[str, ...]]  # what to take out, and the attacks to try then
-Done = TypeVar("Done")
-SESSION_RULES = {name: rule for name, rule in ELEMENTS.items() if issubclass(rule, Session)}
-SERVER_RULES = [name for name in ELEMENTS if name not in SESSION_RULES]
-SEEDS = ("one", "two", "three")  # garbage unpads well once in 256: a set has to win with all
+SESSION_RULES = {name: rule for name, rule in RULES.items() if issubclass(rule, Session)}
+ROSTER_RULES = {name: rule for name, rule in RULES.items() if issubclass(rule, Roster)}
+SERVER_RULES = {
+    name: rule for name, rule in RULES.items() if name not in {**SESSION_RULES, **ROSTER_RULES}
+}
+SEEDS = ("one", "two", "three")  # of the tries
+NEED_SOCKETS = {"slow-drip"}  # attacks that need bytes of a frame, and a clock
 FOLDER = Path(__file__).parent  # of claims.toml and sets.json
 
-# A session in memory: what Channel, Member, Client and attacks.Lab do, without a socket or clock --
+# A lab in memory: what Channel, Member, Client and Lab do, without socket, thread or clock --------
 
 
 class End:
-    """One end of a wire: a Session, and a script that lives with it and closes it."""
+    """One end of a wire: a session, and a script that lives with it and closes it."""
 
     def __init__(
         self, wire: deque[Frame], peer: str, session: Session, script: Callable[[End], Script]
     ) -> None:
         self.session = session
         self.is_open = True
+        self.client_id = 0  # of a server's end, until the first message names somebody
         self.hello_number = 0
-        self._wire, self._peer, self._farewell, self._script = wire, peer, b"", script(self)
-        next(self._script)
+        self._wire = wire
+        self._peer = peer
+        self._farewell = b""
+        self._script = script(self)
+        next(self._script, None)
 
     def happen(self, event: bytes | Exception) -> None:
         """Give the script what it waits for: a message, or why there is none."""
@@ -97,114 +92,164 @@ class End:
             with contextlib.suppress(StopIteration):
                 self._script.send(event)
 
-    def send(self, opcode: Opcode, body: bytes = b"") -> None:
-        self._wire.append(Frame(self._peer, self.session.seal(opcode, body)))
+    def request_end(self, status: Status) -> None:
+        """End the session at once, as the threads of Channel do soon."""
+        self.happen(EndRequested(status))
+
+    def send_away(self, status: Status) -> None:
+        """Do the same: nobody has to be woken here."""
+        self.request_end(status)
+
+    def send(self, message: Message) -> None:
+        self._wire.append(Frame(self._peer, self.session.seal(message)))
 
     def receive(self) -> Generator[None, bytes | Exception, Message]:
         return self.open((yield))
 
     def open(self, event: bytes | Exception) -> Message:
+        """Return what a message says. Raises what has happened in place of one."""
         try:
-            if isinstance(event, Exception):
-                raise event
-            return self.session.open(event)
+            if isinstance(event, bytes):
+                return self.session.open(event)
+            if isinstance(event, ProtocolError):
+                self.session.fail(event)
+            raise event
         except ProtocolError as error:
-            self.session.fail(error)
             self._farewell = error.farewell
             raise
 
     def leave(self, status: Status) -> None:
+        """Say farewell, of a failure or else with `status`, and close."""
         self.is_open = False
-        if self.session.state.phase is ProtocolState.ACTIVE:
-            self._farewell = self.session.seal(Opcode.TERMINATE, status=status)
-        last = [self._farewell] if self._farewell else []
-        self._wire.extend(Frame(self._peer, message) for message in [*last, b""])  # b"": closed
+        farewell = self._farewell or self.session.goodbye(status)
+        if farewell:
+            self._wire.append(Frame(self._peer, farewell))
+        self._wire.append(Frame(self._peer, CLOSED))
+
+
+CLOSED = b""  # on a wire, in place of a message
 
 
 class Line(NamedTuple):
-    """An outsider's connection. Who waits for what does not come gets nothing, and at once."""
+    """An outsider's connection. What does not come at once will not come at all."""
 
     wire: deque[Frame]
     server: End
 
-    def send(self, message: bytes) -> None:
-        self.server.happen(message)
+    def send(self, message: Frame | bytes) -> None:
+        self.server.happen(message.message if isinstance(message, Frame) else message)
 
     def receive(self) -> bytes:
-        return self.wire.popleft().message if self.wire else b""
+        return self.wire.popleft().message if self.wire else CLOSED
 
 
-class World:
-    """What an attack sees of attacks.Lab. Where nothing is under way, a deadline has passed."""
+class Guest:
+    """An honest client on an outsider's connection."""
 
-    def __init__(self, session: type[Session], seed: str = SEEDS[0]) -> None:
-        self.seed = seed
-        self.outcome = Outcome()
+    def __init__(self, line: Line, session: Session) -> None:
+        self._line = line
         self._session = session
-        self._started = Counter[tuple[int, Direction]]()
-        self._hellos = itertools.count(1)
-        self._epochs = itertools.count(1)
-        self._newest_hello: dict[int, int] = {}
-        self._members: dict[int, End] = {}
+
+    def exchange(self, message: Message) -> Message:
+        self._line.send(self._session.seal(message))
+        return self._session.open(self._line.receive())
+
+    def report(self, readings: Sequence[float]) -> Message:
+        return self.exchange(ClientData(readings))
+
+    def leave(self) -> None:
+        self._line.send(self._session.goodbye(Status.GOODBYE))
+
+
+class Pieces(NamedTuple):
+    """What a World is built from."""
+
+    session: type[Session] = Session
+    roster: type[Roster[End]] = Roster
+
+
+class World(Stage):
+    """What an attack sees of a Lab. Where nothing is under way, every deadline has passed."""
+
+    def __init__(self, pieces: Pieces, seed: str = SEEDS[0]) -> None:
+        self.seed = seed
+        self.attack = ""
+        self.rounds = 0
+        self.outcome = Outcome()
         self.victim: End
-        self.readings: Sequence[list[float]] = READINGS
-        self.tape = self._recorded(VICTIM)
-        self.readings = OLD_READINGS
-        self.older_tape, self.other_tape = self._recorded(VICTIM), self._recorded(OTHER)
-        self.readings = READINGS
-        self.is_honest = not self.outcome.errors["client"] and len(self.outcome.answers) == 9
+        self._pieces = pieces
+        self._epochs = Epochs(0.0, compute_aggregation)  # with a window of no time for others
+        self._open()
 
-    def _new_session(self, client_id: int, sends: Direction) -> Session:
-        self._started[client_id, sends] += 1
-        number = self._started[client_id, sends]
-        source = random_source(f"{self.seed} {client_id} {sends.name} {number}")
-        key = DEMO_KEYS.get(client_id, b"a key that nobody has")
-        return self._session(client_id, key, sends, random_bytes=source)
+    def __enter__(self) -> World:
+        self.tape = self.honest_session(VICTIM, READINGS)
+        self.older_tape = self.honest_session(VICTIM, OLD_READINGS)
+        self.other_tape = self.honest_session(OTHER, OLD_READINGS)
+        return self
 
-    def _recorded(self, client_id: int) -> list[Frame]:
+    def __exit__(self, *exception: object) -> None:
+        """Leave nothing."""
+
+    def _open(self) -> None:
+        """Begin anew, but for epochs: so it does not matter which attacks came before."""
+        self._started = Counter[str]()
+        self._roster = self._pieces.roster(LIMITS.max_strangers)
+
+    def log(self, deed: str, frame: Frame) -> None:
+        """Keep no log."""
+
+    def bystanders_go_on(self) -> bool:
+        """Return that nobody was harmed: there are none."""
+        return True
+
+    def honest_session(
+        self, client_id: int = VICTIM, reports: Sequence[list[float]] = READINGS
+    ) -> list[Frame]:
+        """Let a client live an undisturbed session, and return its recording. Raises UserError."""
         tape: list[Frame] = []
-
-        def listen(frames: Iterator[Frame]) -> Iterator[Frame]:
-            for frame in frames:
-                tape.append(frame)
-                yield frame
-
-        self._live(client_id, listen, None)
+        self.outcome = Outcome()
+        self._live(client_id, recorder(tape), partial(self._report, reports))
+        if self.outcome.errors["client"] or len(self.outcome.answers) != len(reports):
+            raise UserError("no honest session in memory")
         return tape
 
     def suffer(self, attack: Attack) -> Outcome:
         """Let the victim live a session under attack, and return what became of it."""
+        self._open()
+        outcome = self.outcome = Outcome()
+        self.attack = attack.name
+        if attack.is_on_path:
+            tap: Tap = partial(attacked, attack, lab=self)
+            reports = READINGS[:1] if attack.hasty else READINGS
+            script = partial(self._report, reports, is_hasty=attack.hasty)
+        else:
+            tap = iter
+            script = partial(self._report, READINGS, beside=attack)
+        self._live(VICTIM, tap, script)
+        return outcome
 
-        def tap(frames: Iterator[Frame]) -> Iterator[Frame]:
-            return itertools.chain(attack.run(frames, self) if attack.is_on_path else (), frames)
+    # Those who live in it
 
-        self.outcome, self.seed = Outcome(), f"{self.seed.split()[0]} {attack.name}"
-        self._started.clear()  # so that it does not matter which attacks came before
-        self._live(VICTIM, tap, attack)
-        return self.outcome
+    def _new_session(self, client_id: int, sends: Direction) -> Session:
+        name = f"{self.seed} {self.attack} {client_id} {sends.name}"
+        self._started[name] += 1
+        source = random_source(f"{name} {self._started[name]}")
+        key = DEMO_KEYS.get(client_id, b"a key that nobody has")
+        return self._pieces.session(client_id, key, sends, random_bytes=source)
 
-    def _live(
-        self,
-        client_id: int,
-        tap: Callable[[Iterator[Frame]], Iterator[Frame]],
-        attack: Attack | None,
-    ) -> None:
+    def _live(self, client_id: int, tap: Tap, script: Callable[[End], Script]) -> None:
         wire = deque[Frame]()
-        script = functools.partial(self._report, attack)
-        client = End(wire, "server", self._new_session(client_id, Direction.C2S), script)
-        server = End(wire, "client", self._new_session(0, Direction.S2C), self._serve)
-        self.victim = client
-        ends = {"client": client, "server": server}
-        with contextlib.suppress(CutHere, RuntimeError):  # a generator's StopIteration
-            for frame in tap(self._frames(wire, ends)):
-                ends[frame.to].happen(frame.message)
+        self.victim = End(wire, "server", self._new_session(client_id, Direction.C2S), script)
+        ends = {"client": self.victim, "server": self._accept(wire)}
+        for frame in tap(self._frames(wire, ends)):
+            ends[frame.to].happen(frame.message)
         for end in ends.values():
             end.happen(ConnectionCut(mid_frame=False))
 
-    def _frames(self, wire: deque[Frame], ends: Mapping[str, End]) -> Iterator[Frame]:
+    def _frames(self, wire: deque[Frame], ends: Mapping[str, End]) -> Frames:
         while wire or any(end.is_open for end in ends.values()):
             frame = wire.popleft() if wire else None
-            if frame and frame.message:
+            if frame and frame.message != CLOSED:
                 yield frame
             elif frame:
                 ends[frame.to].happen(ConnectionCut(mid_frame=False))
@@ -212,383 +257,179 @@ class World:
                 end = ends["client" if ends["client"].is_open else "server"]
                 end.happen(DeadlineExpired("a message", "none"))
 
-    def _report(self, attack: Attack | None, end: End) -> Script:
+    def _report(
+        self,
+        reports: Sequence[list[float]],
+        end: End,
+        is_hasty: bool = False,
+        beside: Attack | None = None,
+    ) -> Script:
+        """Do what a Client does; an attack from outside comes after its first report."""
         outcome = self.outcome
-        is_hasty = bool(attack and attack.hasty)
         try:
-            end.send(Opcode.CLIENT_HELLO)
+            end.send(ClientHello())
             yield from end.receive()
-            for readings in self.readings[:1] if is_hasty else self.readings:
+            for readings in reports:
                 outcome.sent.append(readings)
-                end.send(Opcode.CLIENT_DATA, encode_body(readings))
-                if not is_hasty:
-                    answer = yield from end.receive()
-                    outcome.answers.append(encode_body(answer.aggregate).decode())
-                if attack and not attack.is_on_path and readings is READINGS[0]:
-                    attack.run(self)
+                end.send(ClientData(readings))
+                if is_hasty:  # says goodbye without waiting for the answer
+                    continue
+                answer = yield from end.receive()
+                outcome.answers.append(answer.body.decode())
+                if beside and readings is READINGS[0]:
+                    run_outside(beside, self)
         except (ProtocolError, LocalError) as error:
             outcome.errors["client"].append(error)
         end.leave(Status.GOODBYE)
 
+    # The server
+
+    def _accept(self, wire: deque[Frame]) -> End:
+        end = End(wire, "client", self._new_session(0, Direction.S2C), self._serve)
+        self._roster.arrive(end)
+        return end
+
     def _serve(self, end: End) -> Script:
-        reason: Exception
+        """Do what a Member does."""
+        cause: Exception
         try:
-            hello = yield
-            if isinstance(hello, bytes):
-                end.session = self._new_session(hello[1], Direction.S2C)
-            end.open(hello)
-            end.hello_number = next(self._hellos)
-            end.send(Opcode.SERVER_CHALLENGE)
+            yield from self._converse(end)
+        except Exception as error:
+            cause = error
+        self._roster.leave(end)
+        if end.client_id not in (BYSTANDER, OTHER):
+            self.outcome.errors["server"].append(cause)
+        end.leave(cause.status if isinstance(cause, EndRequested) else Status.SHUTDOWN)
+
+    def _converse(self, end: End) -> Script:
+        hello = yield
+        if isinstance(hello, bytes):
+            end.client_id = client_id_of(hello)
+            end.session = self._new_session(end.client_id, Direction.S2C)
+        end.open(hello)
+        self._roster.number_hello(end)
+        end.send(ServerChallenge())
+        report = yield from end.receive()
+        self._roster.establish(end)
+        while True:
+            self._answer(end, cast(ClientData, report))  # the table allows nothing else
+            if end.session.state is State.ENDED:
+                raise EndRequested(Status.GOODBYE)
             report = yield from end.receive()
-            self._establish(end)
-            while True:
-                end.send(Opcode.SERVER_AGGR_RESPONSE, self._contribute(end, report))
-                if end.session.state is State.ENDED:
-                    raise EndRequested(Status.GOODBYE)
-                report = yield from end.receive()
-        except Exception as error:  # as Member.run does
-            reason = error
-        if end.session.client_id not in (BYSTANDER, OTHER):
-            self.outcome.errors["server"].append(reason)
-        end.leave(reason.status if isinstance(reason, EndRequested) else Status.SHUTDOWN)
 
-    def _establish(self, end: End) -> None:
-        client_id = end.session.client_id
-        if end.hello_number < self._newest_hello.get(client_id, 0):
-            raise EndRequested(Status.REPLACED)
-        if client_id in self._members:
-            self._members[client_id].happen(EndRequested(Status.REPLACED))
-        self._newest_hello[client_id] = end.hello_number
-        self._members[client_id] = end
-
-    def _contribute(self, end: End, report: Message) -> bytes:
-        aggregate = {
-            "epoch": next(self._epochs),
-            "round": report.round_number,
-            "sum": math.fsum(report.readings),
-        }
-        if end.session.client_id not in (BYSTANDER, OTHER):
-            self.outcome.accepted.append(report.readings)
-        if end.session.client_id == VICTIM:
-            self.outcome.answered.append(encode_body(aggregate).decode())
-        return encode_body(aggregate)
+    def _answer(self, end: End, report: ClientData) -> None:
+        contribution = Contribution(end, end.session.round_number, report.readings)
+        self._epochs.contribute(contribution, now=0.0)
+        if end.client_id not in (BYSTANDER, OTHER):
+            self.outcome.accepted.append([*report.readings])
+        epoch = self._epochs.close_if_due(now=0.0)
+        if not epoch or not epoch.answers:
+            raise EndRequested(Status.SHUTDOWN)
+        answer = epoch.answers[end.client_id]
+        if end.client_id == VICTIM:
+            self.outcome.answered.append(answer.body.decode())
+        end.send(answer)
 
     @contextlib.contextmanager
     def connect(self) -> Iterator[Line]:
+        """Give an outsider's connection."""
         wire = deque[Frame]()
-        line = Line(wire, End(wire, "client", self._new_session(0, Direction.S2C), self._serve))
+        line = Line(wire, self._accept(wire))
         yield line
         line.server.happen(ConnectionCut(mid_frame=False))
 
     @contextlib.contextmanager
-    def client(self, client_id: int) -> Iterator[SimpleNamespace]:
+    def client(self, client_id: int) -> Iterator[Guest]:
+        """Give an honest client of its own connection."""
         with self.connect() as line:
-            session = self._new_session(client_id, Direction.C2S)
-
-            def exchange(opcode: Opcode, body: bytes = b"") -> Message:
-                line.send(session.seal(opcode, body))
-                return session.open(line.receive())
-
-            exchange(Opcode.CLIENT_HELLO)
-            yield SimpleNamespace(
-                report=lambda readings: exchange(Opcode.CLIENT_DATA, encode_body(readings))
-            )
-            line.send(session.seal(Opcode.TERMINATE, status=Status.GOODBYE))
+            guest = Guest(line, self._new_session(client_id, Direction.C2S))
+            guest.exchange(ClientHello())
+            yield guest
+            guest.leave()
 
 
 # The search ---------------------------------------------------------------------------------------
 
-CHECKS = {
-    name
-    for rule in SESSION_RULES.values()
-    for name in vars(rule)
-    if name.startswith("_check_") or name == "fail"
-}
+
+def pieces(names: Names) -> Pieces:
+    """Return what a World is built from, without some rules."""
+    weak = without(names)
+    return Pieces(weak.session, cast(type[Roster[End]], weak.server.roster_class))
 
 
-def heard(session: type[Session], said_no: set[str]) -> type[Session]:
-    """Return the class, with a note in `said_no` of each check that refuses something."""
-
-    def listening_to(name: str) -> Callable[..., Any]:
-        rule = getattr(session, name)
-
-        def check(end: Session, argument: Any, *rest: Any) -> Any:
-            if name == "fail":
-                said_no.update({name, f"fail {type(argument).__name__}"})
-            try:
-                return rule(end, argument, *rest)
-            except ProtocolError:
-                said_no.add(name)
-                raise
-
-        return check
-
-    return type("Heard", (session,), {name: listening_to(name) for name in CHECKS})
+def idle(outcome: Outcome) -> Names:
+    """Return rules without which this would have gone the same way."""
+    server = outcome.errors["server"]
+    names = Names()
+    if len(server) == 1:  # a connection that was alone
+        names |= ROSTER_RULES.keys()
+    if not any(isinstance(error, ConnectionCut) for error in [*server, *outcome.errors["client"]]):
+        names |= {"cut-is-not-goodbye"}
+    return names
 
 
-def matters(rule: type, said_no: set[str]) -> bool:
-    """Tell if a rule could change a run in which these checks refused something."""
-    if rule is ELEMENTS["cut-is-not-goodbye"]:
-        return "fail ConnectionCut" in said_no
-    methods = {name for name in vars(rule) if name == "__init__" or name[:2] != "__"}
-    return bool(methods - CHECKS or methods & said_no)
+def new_lab(parts: Parts, number: int) -> Lab:
+    return Lab(SEEDS[number], lambda *_: None, parts)
 
 
-def trial(task: Task) -> list[tuple[str, Names, bool, Names]]:
-    """Run attacks in memory: which one won without these rules, and what could yet change that.
-
-    A check that refused nothing in a run can be taken out of it without changing a byte, so a
-    larger set that wins takes out one at least that did, or a rule that is no check (a key, the
-    IV, the encryption). To go on with only those leaves out no minimal set.
-    """
-    (taken, names), session = task, without(task[0]).session
-    said_no: set[str] = set()
-    world = World(heard(session, said_no))
-    results = []
-    for name in names:
-        said_no.clear()  # recordings are honest, and nothing in them is refused
-        goal = ATTACKS[name].goal
-        attack = ATTACKS[name]
-        won = (
-            world.is_honest
-            and bool(goal(world.suffer(attack)))
-            and all(goal(World(session, seed).suffer(attack)) for seed in SEEDS[1:])
-        )
-        relevant = {
-            element
-            for element, rule in SESSION_RULES.items()
-            if matters(rule, said_no) or not world.is_honest
-        }
-        results.append((name, taken, won, frozenset(relevant - taken)))
-    return results
+MEMORY = Trials(
+    attacks=ATTACKS,
+    rules={**SESSION_RULES, **ROSTER_RULES},
+    parts=pieces,
+    lab=lambda pieces, number: World(pieces, SEEDS[number]),
+    heard=("session", "roster"),
+    idle=idle,
+)
+SOCKETS = Trials(
+    attacks=ATTACKS,
+    rules=SERVER_RULES,
+    parts=lambda names: Parts(*without(names)),
+    lab=new_lab,
+    tries=1,  # which are repeated where it matters
+)
 
 
-def tasks_of(tries: Mapping[Names, set[str]], found: Mapping[str, list[Names]]) -> list[Task]:
-    """Return what is still to be tried: no set around one that suffices."""
-    tasks = [
-        (
-            taken,
-            tuple(
-                name
-                for name in found
-                if name in names and not any(smaller < taken for smaller in found[name])
-            ),
-        )
-        for taken, names in tries.items()
-    ]
-    return [task for task in tasks if task[1]]
+def in_memory(task: Task) -> list[Tried]:
+    """Run attacks in memory."""
+    return MEMORY.trial(task)
 
 
-def search(
-    names: Sequence[str],
-    size: int,
-    pool: Pool,
-    trial: Callable[[Task], list[tuple[str, Names, bool, Names]]] = trial,
-) -> dict[str, list[Names]]:
-    """Return the minimal sets for each attack, the smallest first: here, of session rules."""
-    found: dict[str, list[Names]] = {name: [] for name in names}
-    tries: dict[Names, set[str]] = {frozenset(): set(names)}
-    for count in range(size + 1):
-        larger: dict[Names, set[str]] = defaultdict(set)
-        tasks = tasks_of(tries, found)
-        for results in progress(f"{count} rules less", pool.imap_unordered(trial, tasks), tasks):
-            for name, taken, won, relevant in results:
-                if won:
-                    found[name].append(taken)
-                for element in () if won else relevant:
-                    larger[taken | {element}].add(name)
-        tries = larger
-    return found
+def on_sockets(task: Task) -> list[Tried]:
+    """Run attacks in labs of their own."""
+    return SOCKETS.trial(task)
 
 
-def search_servers(names: Sequence[str], size: int, pool: Pool) -> dict[str, list[Names]]:
-    """Return the minimal sets of one or two rules of the server."""
-    found: dict[str, list[Names]] = {name: [] for name in names}
-    for count in range(1, min(size, 2) + 1):
-        tries = {frozenset(s): set(names) for s in itertools.combinations(SERVER_RULES, count)}
-        tasks = tasks_of(tries, found)
-        done = pool.imap_unordered(on_sockets, tasks)
-        for results in progress(f"{count} server rules less", done, tasks):
-            for name, taken, won in results:
-                found[name] += [taken] * bool(won)
-    return found
+def confirm(found: Found, pool: Pool) -> None:
+    """Raise UserError if an attack does not win on sockets, too, without a set that was found."""
+    left: list[Task] = [(taken, (name,)) for name, sets in found.items() for taken in sets]
+    for _ in range(TRIES):  # a busy machine may miss a deadline
+        done = [*progress("confirming", pool.imap_unordered(on_sockets, left), left)]
+        lost = [tried for results in done for tried in results if not tried.won]
+        left = [(tried.taken, (tried.attack,)) for tried in lost]
+    if left:
+        sets = [f"{name} without {shown(taken)}" for taken, (name,) in left]
+        raise UserError("not confirmed on sockets: " + ", ".join(sets))
 
 
-def on_sockets(task: Task) -> list[tuple[str, Names, str]]:
-    """Run attacks on attacks.Lab; who won may have left it in ruins, so the next gets a new one."""
-    taken, names = task
-    results = []
-    left = [*names]
-    while left:
-        with Lab(SEEDS[0], lambda *_: None, Parts(*without(taken))) as lab:
-            while left:
-                attack = ATTACKS[left.pop(0)]
-                won = ""
-                with contextlib.suppress(ProtocolError, LocalError, EndRequested):
-                    won = attack.goal(lab.suffer(attack))
-                results.append((attack.name, taken, won))
-                if won or not lab.bystanders_go_on():
-                    break
-    return results
-
-
-def confirm(found: Mapping[str, list[Names]], pool: Pool) -> list[str]:
-    """Return a line for each set with which the attack does not win on sockets, too."""
-    tasks = [(taken, (name,)) for name, sets in found.items() for taken in sets]
-    done = pool.imap_unordered(on_sockets, tasks)
-    return [
-        f"not confirmed on sockets: {name} without {shown(taken)}"
-        for results in progress("confirming", done, tasks)
-        for name, taken, won in results
-        if not won
-    ]
-
-
-def progress(what: str, done: Iterator[Done], tasks: Sequence[object]) -> Iterator[Done]:
-    """Say on stderr how far it is: in one line, or in a line at the end if no person looks."""
-    is_terminal = sys.stderr.isatty()
-    for number, result in enumerate(done, 1):
-        if is_terminal:  # what is said in between has the line for itself
-            print(end=f"\r{'':60}\r", file=sys.stderr, flush=True)
-        yield result
-        if is_terminal or number == len(tasks):
-            line = f"{what}: {100 * number // len(tasks):>3}% of {len(tasks)}"
-            end = "\r" if is_terminal and number < len(tasks) else "\n"
-            print(f"{line:<60}", end=end, file=sys.stderr, flush=True)
-
-
-SPAWN = multiprocessing.get_context("spawn")  # the same everywhere
-
-
-def begin(folder: str, prepare: Callable[..., object] | None, *arguments: object) -> None:
-    """Make a worker leave Ctrl-C to its parent, and say nothing of what attacks break in it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    logging.disable()
-    threading.excepthook = lambda _: None
-    tempfile.tempdir = folder
-    if prepare:
-        prepare(*arguments)
-
-
-@contextlib.contextmanager
-def workers(
-    per_core: int, prepare: Callable[..., object] | None = None, *arguments: object
-) -> Iterator[Pool]:
-    """Give a pool of processes, each prepared by a call.
-
-    Their labs' folders are in one of the parent's, because a worker may be killed at any time.
-    """
-    with (
-        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
-        SPAWN.Pool(per_core * (os.cpu_count() or 1), begin, (folder, prepare, *arguments)) as pool,
-    ):
-        yield pool
-        pool.close()  # in peace: who is killed while it holds a lock of the pool stops the others
-        pool.join()
-
-
-def matrix(names: Sequence[str], size: int) -> tuple[dict[str, list[Names]], list[str]]:
-    """Return the minimal sets for each attack that something prevents, and what went wrong."""
-    prevented = [name for name in names if not ATTACKS[name].noticed]
-    timeless = [name for name in prevented if ATTACKS[name].claim != "availability"]
+def find(names: Sequence[str], size: int) -> Found:
+    """Return the minimal sets of each attack, confirmed on sockets. Raises UserError."""
+    found: Found = {name: [] for name in names}
     with workers(1) as pool:
-        found = {**{name: [] for name in prevented}, **search(timeless, size, pool)}
+        timeless = [name for name in names if name not in NEED_SOCKETS]
+        found.update(search(timeless, size, pool, in_memory))
     with workers(3) as pool:  # they wait most of the time
-        for name, sets in search_servers(prevented, size, pool).items():
+        for name, sets in search(names, min(size, len(SERVER_RULES)), pool, on_sockets).items():
             found[name] += sets
-        wrong = confirm(found, pool)
-    order = [*ELEMENTS]
-    for sets in found.values():
-        sets.sort(key=lambda names: (len(names), sorted(map(order.index, names))))
-    return found, wrong
+        confirm(found, pool)
+    return found
 
 
-# Showing it ---------------------------------------------------------------------------------------
+def shown(taken: Names) -> str:
+    return shown_in_order(taken, RULES)
 
 
-def shown(names: Names) -> str:
-    return "{" + ", ".join(name for name in ELEMENTS if name in names) + "}"
-
-
-def verdict(name: str, found: Mapping[str, list[Names]], size: int) -> str:
-    if ATTACKS[name].noticed:
-        return f"not prevented (noticed by {ATTACKS[name].noticed})"
-    if not found[name]:
-        return f"no set of up to {size} rules found"
-    return " ".join(map(shown, found[name]))
-
-
-def unused(found: Mapping[str, list[Names]]) -> list[str]:
-    """Return the elements that are in no minimal set."""
-    used = frozenset[str]().union(*itertools.chain(*found.values()))
-    return [name for name in ELEMENTS if name not in used]
-
-
-def table(rows: Mapping[str, str]) -> str:
-    """Return two columns, in lines of at most 80."""
-    lines = []
-    for name, text in rows.items():
-        lines += textwrap.wrap(
-            f"{name:<25} " + text,
-            80,
-            subsequent_indent=" " * 26,
-            break_long_words=False,
-            break_on_hyphens=False,
-        )
-    return "\n".join(lines)
-
-
-def as_sets(
-    names: Sequence[str],
-    found: Mapping[str, Sequence[Names]],
-    size: int,
-    attacks: Mapping[str, Any],
-    elements: Iterable[str],
-) -> Sets:
-    """Return what was found for these attacks, each set in the order of the elements."""
-    order = [*elements]
-    return Sets(
-        size,
-        {
-            name: [[rule for rule in order if rule in taken] for taken in found[name]]
-            for name in names
-            if name in found
-        },
-        {name: attacks[name].noticed for name in names if name not in found},
-    )
-
-
-def main() -> int:
-    parser = Parser("Which rules must be missing for which attack to win.")
-    parser.add_argument("--attack", action="append", metavar="NAME", help="only this one")
-    parser.add_argument("--size", type=positive, default=4, help="of sets; default 4")
-    form = parser.add_mutually_exclusive_group()
-    form.add_argument("--json", action="store_true", help="print one object")
-    form.add_argument("--write", action="store_true", help="write classroom/sets.json")
-    options = parser.options()
-    names = options.attack or [*ATTACKS]
-    is_whole = not options.attack and options.size >= 4
-    if options.write and not is_whole:
-        raise UserError("--write is for all attacks, and for sets of 4 rules or more")
-    if unknown := set(names) - ATTACKS.keys():
-        raise UserError(f"no attack is named {min(unknown)}; attacks.py --list names them all")
-    found, wrong = matrix(names, options.size)
-    text = as_json(as_sets(names, found, options.size, ATTACKS, ELEMENTS))
-    if options.json:
-        print(text, end="")
-    elif options.write and not wrong:
-        write_whole(FOLDER / "sets.json", text.encode())
-    elif not options.write:
-        rows = {name: verdict(name, found, options.size) for name in names}
-        print(table({"attack": "minimal sets of rules without which it wins", **rows}))
-        if is_whole:  # what some attacks do not need, or small sets, others may
-            reasons = read_claims(FOLDER).redundant
-            spare = {name: reasons.get(name, "(no reason is known)") for name in unused(found)}
-            print("\n" + table({"redundant here": "because", **spare}))
-    for line in wrong:
-        print(line, file=sys.stderr)
-    return int(bool(wrong))
+MATRIX = Matrix(ATTACKS, RULES, FOLDER, find, size=4)
 
 
 if __name__ == "__main__":
-    run_program(main)
+    run_program(MATRIX.run)

@@ -1,8 +1,8 @@
-"""Stories on sockets: the real programs of attacks.Lab, connected by a story and by nothing else.
+"""Stories on sockets: the real programs of a Lab, connected by a story and by nothing else.
 
 Clients and server are those of the lab, with rules taken out. Each client's connection ends here,
 each of the server's begins here, and a step of the story is all that passes between them. What
-broke is said by the sessions of these programs, which note what they seal and accept.
+broke is told by notes of what the sessions of these programs seal and accept.
 """
 
 from __future__ import annotations
@@ -16,11 +16,22 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from attacks import TIMEOUT_S, CutHere, Lab, Line, Parts
-from classroom.story import CLIENTS, OLD, ROUNDS, Notes, Step, broken, readings, watched
-from classroom.weakened import Weakened
+from classroom.story import CLIENTS, OLD, ROUNDS, Notes, Step, broken, readings
 from client import Client
-from protocol_fsm import Direction, LocalError, Opcode, ProtocolError, encode_body
+from lab.catalogue import CutHere
+from lab.line import Line
+from lab.stage import TIMEOUT_S, Lab, Parts
+from lab.weakened import Weakened
+from protocol_fsm import (
+    ClientData,
+    Direction,
+    LocalError,
+    ProtocolError,
+    Session,
+    Watcher,
+    read_frame,
+    write_frame,
+)
 
 PATIENCE_S = 5.0  # that every end has, unless the story lets it wait in vain
 
@@ -28,27 +39,31 @@ PATIENCE_S = 5.0  # that every end has, unless the story lets it wait in vain
 class Player(threading.Thread):
     """A real client that does what it is told, one thing at a time."""
 
-    def __init__(self, name: str, client: Client) -> None:
+    def __init__(self, name: str, client: Client, notes: Notes) -> None:
         super().__init__(daemon=True)
         self.name = name
         self.client = client
+        self.notes = notes
         client.timeout_s = PATIENCE_S
         self.orders = queue.SimpleQueue[str]()
         self._done = queue.SimpleQueue[None]()
 
     def run(self) -> None:
-        with contextlib.suppress(ProtocolError, LocalError), self.client:
-            self.orders.get()  # the first is to get the challenge, and it has
-            self._done.put(None)
-            for what in iter(self.orders.get, "leaves"):
-                self._do(what)
+        try:
+            with self.client:
+                self.orders.get()  # the first is to get the challenge, and it has
                 self._done.put(None)
+                for what in iter(self.orders.get, "leaves"):
+                    self._do(what)
+                    self._done.put(None)
+        except (ProtocolError, LocalError) as error:
+            self.notes.stop(error)
         self._done.put(None)
 
     def _do(self, what: str) -> None:
         if what == "reports":
             report = readings(self.name, self.client.session.round_number)
-            self.client.channel.send(Opcode.CLIENT_DATA, encode_body(report))
+            self.client.channel.send(ClientData(report))
         else:  # whatever comes of it
             limit_s = TIMEOUT_S if what == "waits in vain" else PATIENCE_S
             self.client.channel.receive(time.monotonic() + limit_s)
@@ -63,7 +78,7 @@ class Stage:
 
     def __init__(self, lab: Lab, made: Sequence[Notes]) -> None:
         self._lab = lab
-        self._made = made
+        self._made = made  # of all sessions, as they were made
         self.ends: dict[str, Notes] = {}
         self._players: dict[str, Player] = {}
         self._lines: dict[str, Line] = {}
@@ -96,6 +111,13 @@ class Stage:
         else:
             self._hear(step.end)  # an answer, or the end of the connection
             self.ends.setdefault(step.end, self._newest(Direction.S2C, [0, *CLIENTS.values()]))
+        if step.what == "is cut off" and step.end not in self._players:
+            self.ends[step.end].stop(self._lab.outcome.errors["server"][-1])
+
+    def hear_out(self, name: str) -> None:
+        """Wait until an end has said its last."""
+        while self._hear(name):
+            pass
 
     def _hear(self, name: str) -> bytes:
         message = self._lines[name].receive()
@@ -104,9 +126,9 @@ class Stage:
 
     def _newest(self, sends: Direction, client_ids: Sequence[int]) -> Notes:
         return next(
-            session
-            for session in reversed(self._made)
-            if session.sends is sends and session.client_id in client_ids
+            notes
+            for notes in reversed(self._made)
+            if notes.sends is sends and notes.client_id in client_ids
         )
 
     def _enter(self, name: str) -> None:
@@ -117,24 +139,27 @@ class Stage:
 
     def _start(self, name: str) -> None:
         listener = self.closing.enter_context(socket.create_server(("127.0.0.1", 0)))
-        player = Player(name, self._lab.client(CLIENTS[name], listener.getsockname()))
-        self._players[name] = player
+        client = self._lab.client(CLIENTS[name], listener.getsockname())
         self.ends[name] = self._newest(Direction.C2S, [CLIENTS[name]])
+        player = Player(name, client, self.ends[name])
+        self._players[name] = player
         player.start()
         self.closing.callback(player.join, PATIENCE_S)
         self.closing.callback(player.orders.put, "leaves")
         sock = self.closing.enter_context(listener.accept()[0])
-        self._lines[name] = Line(sock, self._lab.log)
+        self._lines[name] = Line(sock, self._lab.log, read_frame, write_frame)
 
 
-def on_sockets(weak: Weakened, story: Sequence[Step]) -> str:
-    """Return which promise a story breaks between the real programs; empty if it breaks none."""
+def on_sockets(weak: Weakened, story: Sequence[Step], end: str) -> str:
+    """Return which promise to an end a story breaks between the real programs; empty if none."""
     made: list[Notes] = []
-    noting = watched(weak.session)
 
-    def session(*arguments: Any, **options: Any) -> Notes:
-        made.append(noting(*arguments, **options))
-        return made[-1]
+    def session(
+        client_id: int, key: bytes, sends: Direction, watchers: Sequence[Watcher], **options: Any
+    ) -> Session:
+        notes = Notes(client_id, sends)
+        made.append(notes)
+        return weak.session(client_id, key, sends, watchers=[*watchers, notes.watch], **options)
 
     with Lab("stage", lambda *_: None, Parts(session, weak.server, weak.client)) as lab:
         stage = Stage(lab, made)
@@ -144,5 +169,7 @@ def on_sockets(weak: Weakened, story: Sequence[Step]) -> str:
         with stage.closing, contextlib.suppress(CutHere, queue.Empty):
             for step in story:
                 stage.play(step)
-            return broken(stage.ends[story[-1].end], made)
+            if end != story[-1].end:  # it is told to go by another thread
+                stage.hear_out(end)
+            return broken(stage.ends[end], made)
     return ""

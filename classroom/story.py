@@ -9,22 +9,22 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import starmap
 from typing import NamedTuple
 
-from attacks import Frame, edited, flipped
+from attacks import edited
 from crypto_utils import BLOCK_BYTES, NONCE_BYTES, TAG_BYTES, pkcs7_pad
 from endpoint import OPCODE_NAMES
+from lab.frames import Frame, flipped
 from protocol_fsm import (
     CIPHERTEXT_AT,
-    ENDING,
+    FAREWELL_STATUS,
     HEADER,
-    JSON_BODIES,
     Direction,
     Header,
-    Message,
     Opcode,
     PeerTerminated,
-    ProtocolError,
+    Seen,
     Session,
     Status,
 )
@@ -43,96 +43,116 @@ def readings(name: str, round_number: int) -> list[float]:
 
 
 class Word(NamedTuple):
-    """What both ends of a message must agree on; of an ending nothing but the reason is told."""
+    """What both ends of a message must agree on; of a farewell nothing but the reason is told."""
 
-    opcode: Opcode
-    status: Status
+    opcode: int
+    body: bytes  # of a farewell: its status
+    lead: bytes = b""  # before the body: a client's nonce, a server's status
     client_id: int = 0
     round_number: int = 0
     direction: int = 0
-    nonce: bytes = b""
-    body: bytes = b""
+
+    def __str__(self) -> str:
+        name = OPCODE_NAMES[self.opcode]
+        if self.opcode not in FAREWELL_STATUS:
+            return name
+        known = {bytes([status]): status.name for status in Status}
+        return f"{name} ({known.get(self.body, 'no status')})"
 
 
-def word(message: Message) -> Word:
-    if message.opcode in ENDING:
-        return Word(message.opcode, message.status)
-    return Word(
-        message.opcode,
-        message.status,
-        message.client_id,
-        message.round_number,
-        message.direction,
-        message.nonce,
-        message.body,
-    )
+REPLACED = Word(Opcode.TERMINATE, bytes([Status.REPLACED]))
 
 
-class Notes(Session):
-    """A Session that also notes what it seals and accepts. Nothing else is changed in it."""
+def word(seen: Seen) -> Word:
+    """Return what a message says that was sealed or accepted."""
+    header = Header(*HEADER.unpack_from(seen.message))
+    is_from_client = header.direction == Direction.C2S
+    lead_bytes = NONCE_BYTES if is_from_client else 1
+    lead = seen.plaintext[:lead_bytes]
+    body = seen.plaintext[lead_bytes:]
+    if header.opcode in FAREWELL_STATUS:
+        return Word(header.opcode, body if is_from_client else lead)
+    return Word(header.opcode, body, lead, header.client_id, header.round_number, header.direction)
 
-    said: tuple[Word, ...] = ()
-    heard: tuple[Word, ...] = ()
-    sent: tuple[bytes, ...] = ()  # the frames of `said`
-    plaintexts: tuple[bytes, ...] = ()  # of these frames
 
-    def _check_payload(self, header: Header, plaintext: bytes) -> Message:
-        self._checked = super()._check_payload(header, plaintext), plaintext
-        return self._checked[0]
+class Notes:
+    """What one session seals and accepts, as it tells its watchers."""
 
-    def seal(self, opcode: Opcode, body: bytes = b"", *, status: Status = Status.OK) -> bytes:
-        sealed = super().seal(opcode, body, status=status)
-        message, plaintext = self._checked
-        self.said = (*self.said, word(message))
-        self.sent = (*self.sent, sealed)
-        self.plaintexts = (*self.plaintexts, plaintext)
-        return sealed
+    def __init__(self, client_id: int, sends: Direction) -> None:
+        self.client_id = client_id
+        self.sends = sends
+        self.said: tuple[Word, ...] = ()
+        self.heard: tuple[Word, ...] = ()
+        self.sent: tuple[bytes, ...] = ()  # the messages of `said`
+        self.plaintexts: tuple[bytes, ...] = ()  # of these messages
 
-    def open(self, message: bytes) -> Message:
-        try:
-            accepted = super().open(message)
-        except PeerTerminated as end:
-            self.heard = (*self.heard, Word(end.opcode, end.status))
-            raise
-        self.heard = (*self.heard, word(accepted))
-        return accepted
+    def watch(self, seen: Seen) -> None:
+        """Note a message that was sealed or accepted."""
+        if seen.verdict == "sealed":
+            self.said = (*self.said, word(seen))
+            self.sent = (*self.sent, seen.message)
+            self.plaintexts = (*self.plaintexts, seen.plaintext)
+        elif seen.verdict == "accepted":
+            self.heard = (*self.heard, word(seen))
 
-    def fail(self, error: ProtocolError) -> None:
-        try:
-            super().fail(error)
-        except PeerTerminated as end:  # of a rule that takes a cut connection for a goodbye
-            self.heard = (*self.heard, Word(end.opcode, end.status))
-            raise
+    def stop(self, cause: Exception) -> None:
+        """Note a farewell that was only believed: without some rules, a cut connection is one."""
+        has_heard = any(heard.opcode in FAREWELL_STATUS for heard in self.heard)
+        if isinstance(cause, PeerTerminated) and not has_heard:
+            self.heard = (*self.heard, Word(cause.opcode, bytes([cause.status])))
 
     @property
     def nonces(self) -> tuple[bytes, ...]:
         """Return the client's and the server's nonce as this end has them; nothing before."""
         is_client = self.sends is Direction.C2S
         hello, challenge = (self.said, self.heard) if is_client else (self.heard, self.said)
-        if not hello or not challenge or challenge[0].opcode is not Opcode.SERVER_CHALLENGE:
+        if not hello or not challenge or challenge[0].opcode != Opcode.SERVER_CHALLENGE:
             return ()
-        return hello[0].nonce, challenge[0].body[NONCE_BYTES:]
-
-
-def watched(session: type[Session]) -> type[Notes]:
-    return type("Watched", (Notes, session), {})
+        return hello[0].lead, challenge[0].body[NONCE_BYTES:]
 
 
 def broken(me: Notes, everybody: Sequence[Notes]) -> str:
-    """Say which promise to `me` is broken; empty if none is."""
+    """Say which promise to `me` is broken; empty if none is.
+
+    Among everybody, the server's ends stand in the order in which it accepted their CLIENT_HELLOs.
+    """
+    return partner_broken(me, everybody) or secrecy_broken(me) or order_broken(me, everybody)
+
+
+def partner_broken(me: Notes, everybody: Sequence[Notes]) -> str:
+    """Say whether promise 1 or 2 is broken."""
+    if not me.heard or [heard.opcode for heard in me.heard] == [Opcode.CLIENT_HELLO]:
+        return ""
     alike = [
         end for end in everybody if end.nonces == me.nonces != () and end.client_id == me.client_id
     ]
     partners = [end for end in alike if end.sends is not me.sends]
-    if me.heard and [w.opcode for w in me.heard] != [Opcode.CLIENT_HELLO]:
-        last = f"accepts {me.heard[-1].opcode.name} ({me.heard[-1].status.name})"
-        if len(partners) != 1 or len(alike) != 2:
-            return f"{last}, and has {len(partners) or 'no'} partner with the same nonces"
-        if me.heard != partners[0].said[: len(me.heard)]:
-            return f"{last}, which is not what its partner sent next"
-    if any(w.opcode in JSON_BODIES and w.body in sent for w, sent in zip(me.said, me.sent)):
-        return "sends what can be read on the wire"
+    if len(partners) != 1 or len(alike) != 2:
+        count = len(partners) or "no"
+        return f"accepts {me.heard[-1]}, and has {count} partner with the same nonces"
+    if me.heard != partners[0].said[: len(me.heard)]:
+        return f"accepts {me.heard[-1]}, which is not what its partner sent next"
     return ""
+
+
+def secrecy_broken(me: Notes) -> str:
+    """Say whether promise 3 is broken."""
+    for said, sent in zip(me.said, me.sent):
+        if said.opcode in (Opcode.CLIENT_DATA, Opcode.SERVER_AGGR_RESPONSE) and said.body in sent:
+            return "sends what can be read on the wire"
+    return ""
+
+
+def order_broken(me: Notes, everybody: Sequence[Notes]) -> str:
+    """Say whether promise 4 is broken."""
+    if me.sends is Direction.C2S or me.said[-1:] != (REPLACED,):
+        return ""
+    later = everybody[everybody.index(me) + 1 :]
+    for end in later:
+        has_reported = any(heard.opcode == Opcode.CLIENT_DATA for heard in end.heard)
+        if has_reported and end.sends is me.sends and end.client_id == me.client_id:
+            return ""
+    return "is replaced, and no later session of its client has reported"
 
 
 # What the adversary can do to a frame -------------------------------------------------------------
@@ -141,7 +161,7 @@ Change = Callable[[bytes, bytes, bytes], bytes]  # of a message, with its plaint
 
 
 def flip(position: int) -> Change:
-    return lambda message, _, __: flipped(Frame("", message), position).message
+    return lambda message, *_: flipped(Frame("", message), position).message
 
 
 def cut_block(message: bytes, *_: bytes) -> bytes:
@@ -207,25 +227,27 @@ class Step(NamedTuple):
         return edited(Frame("", message), **dict(self.fields)).message
 
     def __str__(self) -> str:
-        names = {"opcode": OPCODE_NAMES, "direction": {int(d): d.name for d in Direction}}
         frame = f" the {self.kind} of {self.sender}" if self.sender else ""
         parts = [f"{self.end} {self.what}{frame}"]
         if self.fields:
-            parts.append(
-                "with "
-                + " and ".join(
-                    f"{field.replace('_', ' ').replace(' number', '')} "
-                    f"{names.get(field, {}).get(n, n)}"
-                    for field, n in self.fields
-                )
-            )
-        if self.change:
-            of_other = f" of its frame {self.other + 1}" * (self.change in SPLICES)
-            parts.append(f"with {self.change}{of_other}")
+            parts.append("with " + " and ".join(starmap(field_in_words, self.fields)))
+        if self.change in SPLICES:
+            parts.append(f"with {self.change} of its frame {self.other + 1}")
+        elif self.change:
+            parts.append(f"with {self.change}")
         return ", ".join(parts)
 
 
-def menu(step: Step, end: Notes, sender: Notes, *, is_fine: bool = False) -> Iterator[Step]:
+def field_in_words(name: str, value: int) -> str:
+    """Return a field of a header, and what is written there."""
+    if name == "opcode":
+        return f"opcode {OPCODE_NAMES.get(value, value)}"
+    if name == "direction":
+        return f"direction {Direction(value).name}"
+    return f"{name.removesuffix('_number').replace('_', ' ')} {value}"
+
+
+def menu(step: Step, end: Session, sender: Notes, *, is_fine: bool = False) -> Iterator[Step]:
     """Yield every way in which a frame may be handed to an end, the simplest first.
 
     `is_fine`: flips of all bytes. They are for frames of which some other change got through.

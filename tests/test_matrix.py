@@ -2,45 +2,49 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import itertools
 import json
-import multiprocessing
 import subprocess
 import sys
-import tempfile
-import time
 from collections import Counter
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import pytest
-from classroom.weakened import DOCUMENTED, ELEMENTS, without
 
-from attacks import ATTACKS, Lab, Outcome
+from attacks import ATTACKS
 from classroom.matrix import (
     FOLDER,
+    MATRIX,
+    MEMORY,
+    NEED_SOCKETS,
+    ROSTER_RULES,
     SERVER_RULES,
     SESSION_RULES,
-    Names,
+    Pieces,
     World,
-    heard,
-    table,
-    tasks_of,
-    trial,
-    unused,
-    workers,
+    in_memory,
+    pieces,
 )
-from lab.claims import read_claims
-from protocol_fsm import Session
+from lab.claims import read_claims, read_sets
+from lab.search import Names, Task, Tried, search, table, wins
+from lab.stage import Lab, Outcome
+from lab.weakened import DOCUMENTED, RULES
+from program import UserError
+from protocol_fsm import LocalError, Session
 
 ROOT = Path(__file__).parent.parent
-TIMELESS = [name for name, attack in ATTACKS.items() if attack.claim != "availability"]
+TRIED = [name for name in ATTACKS if name not in NEED_SOCKETS]
 KNOWN = [  # an attack, and one of the minimal sets that let it win
     ("flip-reading", {"tag"}),
     ("replay-session", {"binding"}),
+    ("replay-hello", {"established"}),
+    ("hold-until-reconnected", {"hello-order"}),
+    ("flood", {"stranger-cap"}),
     ("eavesdrop", {"encryption"}),
-    ("recorded-server", {"echo"}),
+    ("recorded-challenge", {"echo"}),
+    ("recorded-server", {"echo", "binding"}),
     ("cut", {"cut-is-not-goodbye"}),
     ("drop-report-keep-goodbye", {"ratchet"}),
     ("replay-report", {"round", "ratchet"}),
@@ -50,8 +54,9 @@ KNOWN = [  # an attack, and one of the minimal sets that let it win
 ]
 
 
-def wins(name: str, taken: Names) -> bool:
-    return bool(ATTACKS[name].goal(World(without(taken).session).suffer(ATTACKS[name])))
+def won(name: str, taken: Names) -> bool:
+    with World(pieces(taken)) as world:
+        return wins(ATTACKS[name], world)
 
 
 def seen(outcome: Outcome) -> dict[str, Counter[str]]:
@@ -61,30 +66,31 @@ def seen(outcome: Outcome) -> dict[str, Counter[str]]:
     }
 
 
+def with_all_rules(task: Task) -> list[Tried]:
+    """Run attacks in memory, and hold every rule for relevant."""
+    everything = frozenset(MEMORY.rules)
+    return [tried._replace(relevant=everything - tried.taken) for tried in in_memory(task)]
+
+
 @functools.cache
-def found_by_search(name: str, size: int, brute: bool) -> frozenset[Names]:
+def found_by_search(name: str, size: int, brute: bool = False) -> frozenset[Names]:
     """Search one attack in this process; `brute` tries all sets around one that fails."""
-    found: dict[str, list[Names]] = {name: []}
-    tries = {frozenset[str](): {name}}
-    for _ in range(size + 1):
-        larger: dict[Names, set[str]] = {}
-        for task in tasks_of(tries, found):
-            ((_, taken, won, relevant),) = trial(task)
-            found[name] += [taken] * won
-            for element in () if won else SESSION_RULES.keys() - taken if brute else relevant:
-                larger[taken | {element}] = {name}
-        tries = larger
+    with ThreadPool(1) as pool:
+        found = search([name], size, pool, with_all_rules if brute else in_memory)
     return frozenset(found[name])
+
+
+# The world in memory ------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
 def test_memory_and_sockets_agree_while_nothing_is_taken_out() -> None:
-    world = World(Session)
-    with Lab("agree", lambda *_: None) as lab:
-        for name in TIMELESS:
+    with World(Pieces()) as world, Lab("agree", lambda *_: None) as lab:
+        for name in TRIED:
             attack = ATTACKS[name]
             here = world.suffer(attack)
             there = lab.suffer(attack)
+            assert not here.broken
             assert seen(here) == seen(there), name
             assert (here.sent, here.accepted) == (there.sent, there.accepted), name
             assert len(here.answers) == len(there.answers), name
@@ -94,85 +100,84 @@ def test_memory_and_sockets_agree_while_nothing_is_taken_out() -> None:
             assert attack.noticed or not attack.goal(here), name
 
 
-@pytest.mark.parametrize("names", [[], ["documented"], *([name] for name in ELEMENTS)])
+@pytest.mark.parametrize("names", [[], ["documented"], *([name] for name in RULES)])
 def test_honest_sessions_work_in_memory_without(names: list[str]) -> None:
-    world = World(without(names).session)
-    assert world.is_honest
-    assert not world.outcome.errors["client"]
-    assert world.outcome.answers[:6] == world.outcome.answered, "two sessions of the victim"
-    assert seen(world.outcome)["server"] == {"PeerTerminated": 2}
+    with World(pieces(frozenset(names))) as world:
+        assert [len(tape) for tape in (world.tape, world.older_tape, world.other_tape)] == [9] * 3
+        world.honest_session()
+        assert world.outcome.answers == world.outcome.answered
+        assert seen(world.outcome) == {"client": {}, "server": {"PeerTerminated": 1}}
+
+
+def test_honest_sessions_that_fail_are_told() -> None:
+    class Mute(Session):
+        def seal(self, message: object) -> bytes:
+            raise LocalError("nothing to say")
+
+    with pytest.raises(UserError, match="honest"), World(Pieces(Mute)):
+        pass
 
 
 def test_the_world_is_the_same_again_whatever_came_before() -> None:
-    one = World(Session)
-    other = World(Session)
-    one.suffer(ATTACKS["replay-session"])
-    for name in ("flip-reading", "inject-report"):
-        assert str(one.suffer(ATTACKS[name])) == str(other.suffer(ATTACKS[name]))
+    with World(Pieces()) as one, World(Pieces()) as other:
+        one.suffer(ATTACKS["replay-session"])
+        for name in ("flip-reading", "inject-report"):
+            assert str(one.suffer(ATTACKS[name])) == str(other.suffer(ATTACKS[name]))
+
+
+def test_an_attack_that_stumbles_is_broken_and_no_loser() -> None:
+    with World(Pieces()) as world, pytest.raises(AttributeError):
+        wins(ATTACKS["slow-drip"], world)
+
+
+# The search ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "taken"), KNOWN)
 def test_known_sets_win_and_are_minimal(name: str, taken: set[str]) -> None:
-    assert wins(name, frozenset(taken))
+    assert won(name, frozenset(taken))
     for size in range(len(taken)):
         for fewer in itertools.combinations(sorted(taken), size):
-            assert not wins(name, frozenset(fewer)), fewer
+            assert not won(name, frozenset(fewer)), fewer
 
 
 def test_a_search_finds_the_known_sets() -> None:
     for name, taken in KNOWN:
         if len(taken) < 3:
-            assert taken in found_by_search(name, 2, brute=False), name
-    assert found_by_search("flip-reading", 2, brute=False) == {frozenset({"tag"})}
-    assert found_by_search("eavesdrop", 2, brute=False) == {frozenset({"encryption"})}
+            assert taken in found_by_search(name, 2), name
+    assert found_by_search("flip-reading", 2) == {frozenset({"tag"})}
+    assert found_by_search("eavesdrop", 2) == {frozenset({"encryption"})}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["replay-rewritten", "swap-opcode", "replay-session"])
 def test_leaving_out_what_refused_nothing_leaves_out_no_set(name: str) -> None:
-    assert found_by_search(name, 2, brute=False) == found_by_search(name, 2, brute=True)
+    assert found_by_search(name, 2) == found_by_search(name, 2, brute=True)
 
 
-def test_a_check_that_said_no_is_heard_and_only_that() -> None:
-    said_no: set[str] = set()
-    world = World(heard(Session, said_no))
-    said_no.clear()
-    world.suffer(ATTACKS["flip-tag"])
-    assert {name for name in said_no if name.startswith("_")} == {"_check_tag"}
+def relevant(name: str) -> Names:
+    ((_, _, _, names),) = in_memory((frozenset(), (name,)))
+    return names
 
 
-def test_no_set_around_one_that_suffices_is_tried() -> None:
-    found = {"flip-reading": [frozenset({"tag"})], "cut": []}
-    tries = {
-        frozenset({"tag", "echo"}): {"flip-reading", "cut"},
-        frozenset({"echo", "id"}): {"flip-reading"},
-        frozenset({"tag", "id"}): {"flip-reading"},
-    }
-    assert tasks_of(tries, found) == [
-        (frozenset({"tag", "echo"}), ("cut",)),
-        (frozenset({"echo", "id"}), ("flip-reading",)),
-    ]
+def test_rules_that_had_nothing_to_do_are_not_relevant() -> None:
+    assert relevant("flip-tag") >= {"tag", "finality", "uniform-answers", "encryption"}
+    assert not relevant("flip-tag") & {"round", "payload", "cut-is-not-goodbye", *ROSTER_RULES}
+    assert relevant("cut") >= {"cut-is-not-goodbye"}
+    assert relevant("replay-hello") >= ROSTER_RULES.keys()
 
 
-def test_every_element_is_a_rule_of_one_end_or_the_other() -> None:
-    assert {*SESSION_RULES, *SERVER_RULES} == ELEMENTS.keys()
+def test_every_rule_is_one_of_session_roster_or_server() -> None:
+    assert {*SESSION_RULES, *ROSTER_RULES, *SERVER_RULES} == RULES.keys()
+    assert SERVER_RULES.keys() == {"decoy", "frame-deadline"}
     assert DOCUMENTED
 
 
-@pytest.mark.parametrize("error", [None, KeyboardInterrupt()], ids=["in peace", "interrupted"])
-def test_workers_and_their_folders_end_with_the_pool(error: BaseException | None) -> None:
-    with contextlib.suppress(KeyboardInterrupt), workers(1) as pool:
-        folder = Path(pool.apply(tempfile.mkdtemp))
-        assert folder.is_dir()
-        if error:
-            pool.apply_async(time.sleep, (60,))
-            raise error
-    assert not folder.exists()
-    assert not multiprocessing.active_children()
+# The program --------------------------------------------------------------------------------------
 
 
-def test_reasons_and_rows_fit_their_lines() -> None:
+def test_reasons_fit_their_lines() -> None:
     lines = table({"redundant here": "because", **read_claims(FOLDER).redundant}).splitlines()
     assert max(map(len, lines)) <= 80
 
@@ -184,7 +189,7 @@ def run_matrix(*flags: str) -> subprocess.CompletedProcess[str]:
         text=True,
         capture_output=True,
         check=False,
-        timeout=300,
+        timeout=600,
     )
 
 
@@ -215,8 +220,17 @@ def test_an_attack_that_does_not_exist_is_refused_in_one_sentence() -> None:
     assert "telepathy" in done.stderr
 
 
+def test_the_table_has_a_row_for_each_attack_and_a_reason_for_each_unused_rule() -> None:
+    sets = read_sets(FOLDER / "sets.json")
+    attacks, _, redundant = MATRIX.text(sets, is_whole=True).partition("\n\n")
+    assert {line.split()[0] for line in attacks.splitlines()[1:] if line[0] != " "} == {*ATTACKS}
+    assert "no reason is known" not in redundant
+    assert {*MATRIX.unused(sets)} == read_claims(FOLDER).redundant.keys()
+    assert MATRIX.text(sets, is_whole=False) == attacks
+
+
 @pytest.mark.slow
-def test_the_whole_matrix_is_confirmed_minimal_and_explained() -> None:
+def test_the_whole_matrix_is_confirmed_and_minimal() -> None:
     done = run_matrix("--json")
     assert done.returncode == 0, done.stderr
     text = (FOLDER / "sets.json").read_text("utf-8")
@@ -224,27 +238,25 @@ def test_the_whole_matrix_is_confirmed_minimal_and_explained() -> None:
     result = json.loads(text)
     found = {name: [frozenset(taken) for taken in sets] for name, sets in result["sets"].items()}
     assert {*found, *result["not_prevented"]} == ATTACKS.keys()
-    assert {*unused(found)} == read_claims(FOLDER).redundant.keys()
-    for name, taken in KNOWN:
-        assert taken in found[name]
+    for name, known in KNOWN:
+        assert known in found[name]
     for name, sets in found.items():
         for taken in sets:
             assert taken, f"{name} wins with nothing taken out"
             assert not any(other < taken for other in sets)
-            if taken <= SESSION_RULES.keys():
-                assert not any(wins(name, taken - {element}) for element in taken)
+            if taken <= MEMORY.rules.keys():
+                assert not any(won(name, taken - {rule}) for rule in taken)
 
 
 @pytest.mark.slow
 def test_leaving_out_what_refused_nothing_leaves_out_no_set_of_three() -> None:
-    for name in TIMELESS:
+    for name in TRIED:
         if name != "padding-oracle" and not ATTACKS[name].noticed:
-            small = found_by_search(name, 3, brute=False)
-            assert small == found_by_search(name, 3, brute=True), name
+            assert found_by_search(name, 3) == found_by_search(name, 3, brute=True), name
 
 
 @pytest.mark.slow
 def test_a_hello_is_reflected_only_without_the_direction() -> None:
-    sets = found_by_search("reflect-hello", 4, brute=False)
+    sets = found_by_search("reflect-hello", 4)
     assert sets
     assert all("direction" in taken for taken in sets)

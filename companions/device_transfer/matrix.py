@@ -1,4 +1,4 @@
-"""Attack x defences, searched as companions/matrix.py says.
+"""Attack x defences, searched as lab/search.py says; every try is a lab on sockets.
 
 python -m companions.device_transfer.matrix
 """
@@ -6,12 +6,13 @@ python -m companions.device_transfer.matrix
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 
-from classroom.matrix import Task
-from companions.device_transfer.attacks import ATTACKS, Lab, Parts, Pki
-from companions.device_transfer.weakened import ELEMENTS, without
-from companions.matrix import Matrix, Tried
+from companions.device_transfer.attacks import ATTACKS
+from companions.device_transfer.stage import Lab, Parts, Pki
+from companions.device_transfer.weakened import RULES, without
+from lab.search import Found, Matrix, Task, Trials, Tried, search, workers
 from program import run_program
 
 
@@ -21,25 +22,29 @@ def pki() -> Pki:
     return Pki()
 
 
-MATRIX = Matrix(
-    ATTACKS,
-    ELEMENTS,
-    lambda names: Parts(*without(names)),
-    lambda parts: Lab(lambda *_: None, parts, None, pki()),
-    ("session", "trust", "incoming", "store"),
-    Path(__file__).parent,
-    ("final_name",),
+TRIALS = Trials(
+    attacks=ATTACKS,
+    rules=RULES,
+    parts=lambda names: Parts(*without(names)),
+    lab=lambda parts, number: Lab(lambda *_: None, parts, None, pki()),
+    heard=("session", "trust", "incoming", "store"),
+    also_checks=("final_name",),
 )
 
 
-def trial(task: Task) -> Tried:
+def trial(task: Task) -> list[Tried]:
     """Run attacks without some rules."""
-    return MATRIX.trial(task)
+    return TRIALS.trial(task)
 
 
-def main() -> int:
-    return MATRIX.run(trial)
+def find(names: Sequence[str], size: int) -> Found:
+    """Return the minimal sets of each attack."""
+    with workers(4) as pool:  # they wait most of the time
+        return search(names, size, pool, trial)
+
+
+MATRIX = Matrix(ATTACKS, RULES, Path(__file__).parent, find)
 
 
 if __name__ == "__main__":
-    run_program(main)
+    run_program(MATRIX.run)

@@ -1,8 +1,6 @@
-"""Attack x defences: the minimal sets of rules without which an attack on two nodes wins.
+"""Attack x defences, searched as lab/search.py says; every try is a lab on sockets.
 
-    python -m companions.peer_messaging.matrix
-
-Every try is a lab on real sockets, searched as lab/search.py says.
+python -m companions.peer_messaging.matrix
 """
 
 from __future__ import annotations
@@ -13,27 +11,14 @@ from pathlib import Path
 from companions.peer_messaging.attacks import ATTACKS
 from companions.peer_messaging.stage import Lab, Parts
 from companions.peer_messaging.weakened import RULES, without
-from lab.frames import Frame
-from lab.search import Found, Matrix, Names, Task, Trials, Tried, search, workers
+from lab.search import Found, Matrix, Task, Trials, Tried, search, workers
 from program import run_program
-
-PER_CORE = 8  # processes, which wait most of the time
-
-
-def parts(names: Names) -> Parts:
-    """Return the parts of a lab without some rules."""
-    return Parts(*without(names))
-
-
-def nobody_logs(deed: str, frame: Frame) -> None:
-    """Note nothing."""
-
 
 TRIALS = Trials(
     attacks=ATTACKS,
     rules=RULES,
-    parts=parts,
-    lab=lambda parts, number: Lab(nobody_logs, parts),
+    parts=lambda names: Parts(*without(names)),
+    lab=lambda parts, number: Lab(lambda *_: None, parts),
     heard=("session", "trust", "peer"),
     also_checks=("_decrypt",),
 )
@@ -46,11 +31,11 @@ def trial(task: Task) -> list[Tried]:
 
 def find(names: Sequence[str], size: int) -> Found:
     """Return the minimal sets of each attack."""
-    with workers(PER_CORE) as pool:
+    with workers(8) as pool:  # they wait most of the time
         return search(names, size, pool, trial)
 
 
-MATRIX = Matrix(attacks=ATTACKS, rules=RULES, folder=Path(__file__).parent, find=find)
+MATRIX = Matrix(ATTACKS, RULES, Path(__file__).parent, find)
 
 
 if __name__ == "__main__":

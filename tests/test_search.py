@@ -1,0 +1,102 @@
+"""lab/search.py: what is tried, in what order, by whom, and how it is shown."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import tempfile
+import time
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+
+import pytest
+
+from lab.search import Found, Names, Task, Tried, listening, search, table, tasks_of, workers
+from protocol_fsm import BadTag, ProtocolError, RoundMismatch
+
+LOCKS = {"open": frozenset({"bar", "bolt"}), "peep": frozenset({"curtain"})}  # by attack
+BOLTED = frozenset({"bar", "bolt", "curtain", "bell"})
+
+
+def rattle(task: Task) -> list[Tried]:
+    """Win where all that stands in the way is taken out."""
+    taken, names = task
+    return [Tried(name, taken, taken >= LOCKS[name], BOLTED - taken) for name in names]
+
+
+def test_a_search_finds_the_smallest_sets_and_nothing_around_them() -> None:
+    with ThreadPool(1) as pool:
+        assert search(["open", "peep"], 4, pool, rattle) == {
+            name: [lock] for name, lock in LOCKS.items()
+        }
+
+
+def test_a_search_goes_on_with_what_is_relevant_only_and_stops_at_its_size() -> None:
+    tried: list[Names] = []
+
+    def forgetful(task: Task) -> list[Tried]:
+        tried.append(task[0])
+        return [result._replace(relevant=result.relevant - {"bolt"}) for result in rattle(task)]
+
+    with ThreadPool(1) as pool:
+        assert search(["open"], 2, pool, forgetful) == {"open": []}
+    assert len(tried) == 1 + 3 + 3
+    assert max(map(len, tried)) == 2
+
+
+def test_no_set_around_one_that_suffices_is_tried() -> None:
+    found: Found = {"flip-reading": [frozenset({"tag"})], "cut": []}
+    tries = {
+        frozenset({"tag", "echo"}): {"flip-reading", "cut"},
+        frozenset({"echo", "id"}): {"flip-reading"},
+        frozenset({"tag", "id"}): {"flip-reading"},
+    }
+    assert tasks_of(tries, found) == [
+        (frozenset({"tag", "echo"}), ("cut",)),
+        (frozenset({"echo", "id"}), ("flip-reading",)),
+    ]
+
+
+class Door:
+    def _check_bolt(self, is_bolted: bool) -> None:
+        if is_bolted:
+            raise BadTag
+
+    def _check_bell(self) -> None:
+        raise RoundMismatch
+
+    def fail(self, error: ProtocolError) -> None:
+        """Stay shut."""
+
+
+def test_only_checks_that_refuse_are_noted_and_a_failure_that_is_told() -> None:
+    notes: set[str] = set()
+    door = listening(Door, {"_check_bolt", "fail", "_check_of_another_part"}, notes)()
+    door._check_bolt(False)
+    with pytest.raises(RoundMismatch):
+        door._check_bell()
+    assert not notes
+    with pytest.raises(BadTag):
+        door._check_bolt(True)
+    assert notes == {"_check_bolt"}
+    door.fail(BadTag())
+    assert notes == {"_check_bolt", "fail"}
+
+
+@pytest.mark.parametrize("error", [None, KeyboardInterrupt()], ids=["in peace", "interrupted"])
+def test_workers_and_their_folders_end_with_the_pool(error: BaseException | None) -> None:
+    with contextlib.suppress(KeyboardInterrupt), workers(1) as pool:
+        folder = Path(pool.apply(tempfile.mkdtemp))
+        assert folder.is_dir()
+        if error:
+            pool.apply_async(time.sleep, (60,))
+            raise error
+    assert not folder.exists()
+    assert not multiprocessing.active_children()
+
+
+def test_rows_of_a_table_fit_their_lines() -> None:
+    lines = table({"attack": "sets", "replay-report": "{round, ratchet} " * 20}).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert len(lines) > 3
+    assert {line[:26] for line in lines[2:]} == {" " * 26}
