@@ -43,7 +43,11 @@ COMMANDS = {
     ),
     "server": ("requirements.txt", ["server.py"], "the server; its flags follow, as in: server -h"),
     "client": ("requirements.txt", ["client.py"], "a client; its id and flags follow"),
-    "test": ("requirements-dev.txt", ["-m pytest -n auto"], "the tests; flags for pytest may follow"),
+    "test": (
+        "requirements-dev.txt",
+        ["-m pytest -n auto"],
+        "the tests; flags for pytest may follow",
+    ),
     "test core": (
         "requirements-dev.txt",
         [

@@ -30,7 +30,7 @@ CLAIMS = [(book, claim) for book in BOOKS.values() for claim in book.told.claims
 each_claim = pytest.mark.parametrize(("book", "claim"), CLAIMS, ids=[c.id for _, c in CLAIMS])
 
 
-@pytest.fixture(params=BOOKS.values(), ids=BOOKS)
+@pytest.fixture(params=[*BOOKS.values()], ids=[*BOOKS])
 def book(request: pytest.FixtureRequest) -> Book:
     found: Book = request.param
     return found

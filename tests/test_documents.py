@@ -18,7 +18,7 @@ from Crypto.Random import get_random_bytes
 import protocol_fsm
 from channel import DRAIN_S
 from client import Client
-from crypto_utils import aes_cbc_decrypt, hmac_sha256, pkcs7_unpad
+from crypto_utils import TAG_BYTES, aes_cbc_decrypt, hmac_sha256, pkcs7_unpad
 from endpoint import DEMO_KEYS, HOST, PORT
 from protocol_fsm import CIPHERTEXT_AT, HEADER, KEY_LABELS, Direction, Opcode, State, Status
 from server import Limits, Server
@@ -140,7 +140,7 @@ def test_the_message_layout_is_that_of_the_code() -> None:
     assert layout["direction"] == ("6", "1")
     assert layout["IV"] == (str(protocol_fsm.HEADER.size), "16")
     assert layout["ciphertext"] == (str(protocol_fsm.CIPHERTEXT_AT), "16n")
-    assert layout["tag"] == ("23 + 16n", str(protocol_fsm.TAG_BYTES))
+    assert layout["tag"] == ("23 + 16n", str(TAG_BYTES))
 
 
 @pytest.mark.parametrize(
@@ -186,7 +186,7 @@ def test_deadlines_are_the_defaults_of_the_server_and_the_client() -> None:
 
 
 def test_members_of_an_answer_are_those_of_the_document() -> None:
-    kinds = {
+    kinds: dict[str, type | tuple[type, ...]] = {
         "integer": int,
         "number": (int, float),
         "number or null": (int, float, type(None)),

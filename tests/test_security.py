@@ -32,7 +32,7 @@ SCENARIOS = (  # the titles of the original document, which its readers look for
 TEXT = CORE.text("SECURITY.md")
 
 
-@pytest.fixture(params=BOOKS.values(), ids=BOOKS)
+@pytest.fixture(params=[*BOOKS.values()], ids=[*BOOKS])
 def book(request: pytest.FixtureRequest) -> Book:
     found: Book = request.param
     return found

@@ -9,7 +9,7 @@ import stat
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -352,7 +352,7 @@ def test_a_folder_that_others_can_write_may_have_had_a_file_that_they_took(tmp_p
         known_peers(tmp_path / "alice" / "known_peers")
 
 
-PLACES = {
+PLACES: dict[str, tuple[Callable[[Path], object], str]] = {
     "a link that leads nowhere": (lambda path: path.symlink_to("nowhere"), "No such file"),
     "a link that leads to itself": (lambda path: path.symlink_to(path), "Too many levels"),
     "a FIFO": (lambda path: os.mkfifo(path, 0o600), "it is no file"),
