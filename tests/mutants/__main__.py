@@ -11,6 +11,7 @@ import argparse
 import ast
 import difflib
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -64,6 +65,7 @@ def report(run: Run) -> int:
 
 def main(words: Sequence[str]) -> int:
     arguments = parse_arguments(words)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no copy or process stays
     if arguments.check:
         problems = unresolved_lines()
         print("\n".join([*problems, f"{len(problems)} lines do not fit the source"]))

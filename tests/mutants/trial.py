@@ -169,7 +169,8 @@ def run_pytest(task: Task) -> None:
     if FORKS:
         os.setsid()
         limit_memory()
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # which some tests send
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # both are sent by some tests
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     with open(task.output, "wb") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
