@@ -111,6 +111,7 @@ def test_lean_rivals_and_ours_give_the_same_answers(name: str, clients: int) -> 
         assert ours["participants"] == [*range(1, clients + 1)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BODIES)
 def test_over_tls_nothing_changes_but_the_channel(name: str, tmp_path: Path) -> None:
     write_certificate(tmp_path, "127.0.0.1")
@@ -193,6 +194,7 @@ def test_a_measurement_that_fails_is_one_sentence(capsys: pytest.CaptureFixture[
     assert capsys.readouterr().err == "bench: a process died\n"
 
 
+@pytest.mark.slow
 def test_processor_times_of_both_ends_are_those_of_one_round(tmp_path: Path) -> None:
     with ends_of(Case("plain", 3, "small"), 2, tmp_path) as (ends, channel):
         seen = ends.run(7)

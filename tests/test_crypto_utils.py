@@ -186,6 +186,7 @@ def accepted(data: bytes) -> bytes | None:
         return None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("fill", "valid"), [(0, 257), (2, 257), (3, 258), (16, 258)])
 def test_all_65536_last_two_bytes_of_a_block_are_judged_right(fill: int, valid: int) -> None:
     """Fourteen bytes of `fill`, then all that two bytes can hold.

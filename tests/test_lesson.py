@@ -170,6 +170,7 @@ def test_the_commands_of_the_lesson_show_the_lines_that_it_quotes(name: str, cop
     assert len(won) == sum("WON: " in look for look in looks)
 
 
+@pytest.mark.slow
 @posix_only
 def test_three_terminals_show_what_the_lesson_says() -> None:
     part = named(THREE_TERMINALS)
@@ -425,6 +426,7 @@ def test_the_values_of_a_line_are_those_of_the_document(runs: list[list[dict[str
     assert all(re.fullmatch("[0-9a-f]{8}", name) for name in names)
 
 
+@pytest.mark.slow
 def test_two_runs_with_one_seed_are_the_same_byte_for_byte(
     runs: list[list[dict[str, Any]]],
 ) -> None:

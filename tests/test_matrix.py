@@ -142,6 +142,7 @@ def test_known_sets_win_and_are_minimal(name: str, taken: set[str]) -> None:
             assert not won(name, frozenset(fewer)), fewer
 
 
+@pytest.mark.slow
 def test_a_search_finds_the_known_sets() -> None:
     for name, taken in KNOWN:
         if len(taken) < 3:

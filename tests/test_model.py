@@ -268,6 +268,7 @@ def test_the_keys_that_are_stolen_are_those_of_round_3() -> None:
     assert play.ends["Client"].sent[-1] == MASTER_KEY
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "steps"), [("core.pv", ROUNDS), ("terminate.pv", GOODBYE), ("terminate.pv", REFUSAL)]
 )

@@ -117,6 +117,7 @@ def test_modules_and_tests_of_the_table_exist() -> None:
 # The tool, on a project of its own
 
 
+@pytest.mark.slow
 def test_a_survivor_is_shown_and_a_hang_is_none(house: House) -> None:
     house.write_lists("is_tall: return True => while height: pass  # there is no end", "")
     tests = house.folder / "tests" / "test_door.py"
@@ -129,6 +130,7 @@ def test_a_survivor_is_shown_and_a_hang_is_none(house: House) -> None:
     assert {*house.kills()} == {"door.py::twice"}
 
 
+@pytest.mark.slow
 def test_only_changed_mutants_are_tried_again_and_no_equivalents(house: House) -> None:
     house.write_lists("", SURVIVOR.removeprefix("door.py: ") + "  # nothing is that tall")
     done = house.mutate()
@@ -144,6 +146,7 @@ def test_only_changed_mutants_are_tried_again_and_no_equivalents(house: House) -
     assert both in house.mutate(*no_time).stdout
 
 
+@pytest.mark.slow
 def test_a_named_mutant_that_does_not_fit_is_named(house: House) -> None:
     house.write_lists("is_tall: height < 2 => height < 1  # trees are tall", "")
     done = house.mutate()

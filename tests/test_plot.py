@@ -383,6 +383,7 @@ def test_bad_words_are_one_sentence_and_nothing_is_written(
     assert {path.name for path in bench.parent.iterdir()} == {"bench.json", "bytes"}
 
 
+@pytest.mark.slow
 def test_it_is_a_command(bench: Path) -> None:
     svg = bench.with_name("bench.svg")
     done = run("-m", "bench.plot", str(bench), "-o", str(svg))

@@ -272,6 +272,7 @@ def test_a_wrong_flag_leaves_no_key_log(tmp_path: Path) -> None:
     assert "WARNING" not in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="nobody can ask this server to stop")
 def test_a_log_that_nobody_reads_holds_nobody_up() -> None:
     """As when text is selected in the server's window, or its terminal is paused."""
@@ -444,6 +445,7 @@ def test_a_client_whose_reader_leaves_ends_quietly(port: str) -> None:
         assert client.wait(TIMEOUT_S) == 141
 
 
+@pytest.mark.slow
 def test_a_server_that_never_answers_is_given_up(closed_port: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         done = run("client.py", "1", "--port", str(silent.getsockname()[1]), "--timeout", "0.3")
@@ -676,6 +678,7 @@ def test_patient_lifts_the_deadlines_on_both_sides() -> None:
         assert done.returncode == 1
 
 
+@pytest.mark.slow
 def test_verbose_server_logs_reports_and_epochs() -> None:
     with running_server("--verbose") as (server, port):
         run("client.py", "1", "--port", port, "--rounds", "1", "--values", "7", "8")
@@ -683,6 +686,7 @@ def test_verbose_server_logs_reports_and_epochs() -> None:
         server.wait_for(r"^epoch 1  participants 1  count 2  sum 15", "err")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("program", ["server.py", "client.py"])
 def test_help_names_every_flag_of_the_readme(program: str) -> None:
     done = run(program, "--help")

@@ -587,6 +587,7 @@ def test_the_program_ends_in_one_sentence_and_an_exit_code(tmp_path: Path) -> No
                 assert "--listen" in arguments
 
 
+@pytest.mark.slow
 def test_three_programs_and_a_script(tmp_path: Path) -> None:
     path = script(tmp_path / "s", "until CLIENT_DATA\nflip 24.3\nforward\nuntil end\n")
     with (
@@ -634,6 +635,7 @@ def test_help_names_every_command_and_fits_a_screen() -> None:
 # At a terminal
 
 
+@pytest.mark.slow
 @posix_only
 def test_at_a_terminal_an_arriving_message_keeps_the_prompt_and_the_typed_text(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]

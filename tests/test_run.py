@@ -136,6 +136,7 @@ def test_run_py_keeps_to_the_grammar_that_all_pythons_since_2_7_share() -> None:
             assert not any(isinstance(child, ast.Starred) for child in ast.iter_child_nodes(node))
 
 
+@pytest.mark.slow
 def test_an_old_python_gets_one_sentence() -> None:
     tried = 0
     for name in ["python2.7", "python2", *(f"python3.{minor}" for minor in range(10))]:
@@ -556,6 +557,7 @@ def demo(monkeypatch: pytest.MonkeyPatch) -> Any:
     return importlib.import_module("classroom.demo")
 
 
+@pytest.mark.slow
 def test_the_demo_shows_every_round_and_the_sums_of_the_files() -> None:
     rounds = 6
     done = demo_in(ROOT, "--rounds", str(rounds), "--interval", "0.02")

@@ -83,6 +83,7 @@ def test_only_checks_that_refuse_are_noted_and_a_failure_that_is_told() -> None:
     assert notes == {"_check_bolt", "fail"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [None, KeyboardInterrupt()], ids=["in peace", "interrupted"])
 def test_workers_and_their_folders_end_with_the_pool(error: BaseException | None) -> None:
     with contextlib.suppress(KeyboardInterrupt), workers(1) as pool:

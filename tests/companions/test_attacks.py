@@ -92,6 +92,7 @@ def lost_without(pki: Pki, rules: str, name: str) -> Result:
 # Against the real thing ---------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ATTACKS)
 def test_an_attack_is_met_by_the_error_it_names_and_the_bystander_goes_on(
     lab: Lab, name: str
@@ -162,6 +163,7 @@ SHOWN = (  # rules, attack, what is won; all others stand in SECURITY.md
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rules", "name", "won"), SHOWN)
 def test_without_its_rules_an_attack_wins(pki: Pki, rules: str, name: str, won: str) -> None:
     assert lost_without(pki, rules, name).won == won
@@ -305,6 +307,7 @@ def test_the_event_log_tells_of_a_device_of_the_adversary(
     assert {line["by"] for line in stolen.keys} == {"server"}
 
 
+@pytest.mark.slow
 def test_a_page_is_drawn_from_the_event_log(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

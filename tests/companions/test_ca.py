@@ -499,6 +499,7 @@ def test_a_key_of_another_authority_signs_nothing(tmp_path: Path, pki: Path) -> 
             attempt()
 
 
+@pytest.mark.slow
 def test_passphrases_are_typed_twice_when_made_and_once_when_used(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

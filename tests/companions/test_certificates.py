@@ -313,6 +313,7 @@ def test_no_bytes_crash_the_parsers(data: bytes) -> None:
         parse_revocation_list(data)
 
 
+@pytest.mark.slow
 @given(st.data())
 def test_no_member_crashes_the_parsers(keys: list[PrivateKey], data: st.DataObject) -> None:
     world = World(keys)
@@ -736,6 +737,7 @@ def test_an_identity_is_loaded_and_its_key_is_not_shown(world: World, folder: Pa
     assert "private_key" not in repr(identity)
 
 
+@pytest.mark.slow
 def test_an_encrypted_identity_asks(world: World, folder: Path) -> None:
     (folder / "private_key.pem").unlink()
     write_private(folder / "private_key.pem", world.device, "correct horse")

@@ -479,6 +479,7 @@ def hello(world: World) -> Entry:
     return world.entry("text", "", b"hello")
 
 
+@pytest.mark.slow
 @given(st.data())
 def test_no_changed_byte_of_a_line_passes(
     world: World, tmp_path_factory: pytest.TempPathFactory, hello: Entry, data: st.DataObject
@@ -690,6 +691,7 @@ def test_misuse_is_the_users_fault(
         main()
 
 
+@pytest.mark.slow
 def test_the_program_runs_as_documented(folder: Path, authority: Path) -> None:
     command = [sys.executable, "-m", "companions.device_transfer.journal", str(folder)]
     ran = subprocess.run(

@@ -154,6 +154,7 @@ SHOWN = (  # rules, attack, what is won; all others stand in SECURITY.md
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rules", "name", "won"), SHOWN[:1])
 def test_without_its_rules_an_attack_wins(rules: str, name: str, won: str) -> None:
     assert lost_without(rules, name).won == won
@@ -224,6 +225,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
     return attacks.main()
 
 
+@pytest.mark.slow
 def test_the_program_tells_one_attack_in_detail(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -244,6 +246,7 @@ def test_the_program_fails_when_an_attack_wins(
     assert json.loads(capsys.readouterr().out)["won"] == "bob hears SECOND, and never FIRST"
 
 
+@pytest.mark.slow
 def test_the_event_log_tells_what_was_done_to_messages(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -96,6 +96,7 @@ def test_a_key_that_others_can_read_is_not_used(world: World, tmp_path: Path, mo
         load_identity(tmp_path, never_asked)
 
 
+@pytest.mark.slow
 def test_an_encrypted_key_asks_for_its_passphrase(world: World, tmp_path: Path) -> None:
     write_private(tmp_path / "identity.pem", world.alice.private_key, "swordfish")
     asked: list[str] = []

@@ -235,6 +235,7 @@ def resident_bytes() -> int:
     return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read from Linux")
 def test_a_flood_of_messages_of_many_parts_takes_little_memory(raw: Raw) -> None:
     """At most 10 of a connection wait, with 64 bytes for each of their 10,000 parts: 6.4 MB."""
@@ -260,6 +261,7 @@ def test_a_flood_over_many_connections_ends_no_session(people: tuple[Identity, I
         assert "ended" not in {event.what for event in [*one.told.queue, *two.told.queue]}
 
 
+@pytest.mark.slow
 def test_an_outbox_that_a_stranger_has_filled_is_replaced(
     people: tuple[Identity, Identity],
 ) -> None:
@@ -279,6 +281,7 @@ def test_an_outbox_that_a_stranger_has_filled_is_replaced(
                 wait_for_hello(again)
 
 
+@pytest.mark.slow
 def test_an_outbox_stays_when_there_is_no_descriptor_for_another(
     people: tuple[Identity, Identity], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -125,6 +125,7 @@ def test_texts_and_files_are_kept_with_their_signatures(
     assert [record.sender for record in records.of("stored")] == [DEVICE] * 4
 
 
+@pytest.mark.slow
 def test_twenty_devices_that_send_the_same_name_at_once_lose_nothing(
     world: World, received: Path, tmp_path: Path
 ) -> None:

@@ -400,6 +400,7 @@ OTHERS: dict[str, st.SearchStrategy[object]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("member", OTHERS)
 def test_each_member_that_says_something_else_is_refused(
     receive: Receive, keys: list[PrivateKey], member: str
