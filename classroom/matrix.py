@@ -358,14 +358,16 @@ def pieces(names: Names) -> Pieces:
 
 
 def idle(outcome: Outcome) -> Names:
-    """Return rules without which this would have gone the same way."""
-    server = outcome.errors["server"]
-    names = Names()
-    if len(server) == 1:  # a connection that was alone
-        names |= ROSTER_RULES.keys()
-    if not any(isinstance(error, ConnectionCut) for error in [*server, *outcome.errors["client"]]):
-        names |= {"cut-is-not-goodbye"}
-    return names
+    """Return rules that had nothing to do: without them this would have gone the same way."""
+    errors = [*outcome.errors["server"], *outcome.errors["client"]]
+    requests = {error.status for error in errors if isinstance(error, EndRequested)}
+    has_worked = {
+        "cut-is-not-goodbye": any(isinstance(error, ConnectionCut) for error in errors),
+        "established": len(outcome.errors["server"]) > 1,  # connections
+        "hello-order": Status.REPLACED in requests,
+        "stranger-cap": Status.TIMEOUT in requests,
+    }
+    return frozenset(name for name, worked in has_worked.items() if not worked)
 
 
 def new_lab(parts: Parts, number: int) -> Lab:

@@ -85,6 +85,7 @@ class Notes:
         self.heard: tuple[Word, ...] = ()
         self.sent: tuple[bytes, ...] = ()  # the messages of `said`
         self.plaintexts: tuple[bytes, ...] = ()  # of these messages
+        self.nonces: tuple[bytes, ...] = ()  # the client's and the server's, as this end has them
 
     def watch(self, seen: Seen) -> None:
         """Note a message that was sealed or accepted."""
@@ -94,6 +95,8 @@ class Notes:
             self.plaintexts = (*self.plaintexts, seen.plaintext)
         elif seen.verdict == "accepted":
             self.heard = (*self.heard, word(seen))
+        if not self.nonces:
+            self.nonces = self._hold()
 
     def stop(self, cause: Exception) -> None:
         """Note a farewell that was only believed: without some rules, a cut connection is one."""
@@ -101,9 +104,7 @@ class Notes:
         if isinstance(cause, PeerTerminated) and not has_heard:
             self.heard = (*self.heard, Word(cause.opcode, bytes([cause.status])))
 
-    @property
-    def nonces(self) -> tuple[bytes, ...]:
-        """Return the client's and the server's nonce as this end has them; nothing before."""
+    def _hold(self) -> tuple[bytes, ...]:
         is_client = self.sends is Direction.C2S
         hello, challenge = (self.said, self.heard) if is_client else (self.heard, self.said)
         if not hello or not challenge or challenge[0].opcode != Opcode.SERVER_CHALLENGE:

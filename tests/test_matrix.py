@@ -166,7 +166,9 @@ def test_rules_that_had_nothing_to_do_are_not_relevant() -> None:
     assert relevant("flip-tag") >= {"tag", "finality", "uniform-answers", "encryption"}
     assert not relevant("flip-tag") & {"round", "payload", "cut-is-not-goodbye", *ROSTER_RULES}
     assert relevant("cut") >= {"cut-is-not-goodbye"}
-    assert relevant("replay-hello") >= ROSTER_RULES.keys()
+    assert relevant("replay-hello") & ROSTER_RULES.keys() == {"established"}
+    assert relevant("hold-until-reconnected") >= {"established", "hello-order"}
+    assert relevant("flood") >= {"stranger-cap"}
 
 
 def test_every_rule_is_one_of_session_roster_or_server() -> None:

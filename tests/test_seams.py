@@ -14,20 +14,23 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum
 from functools import partial
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
 from channel import Channel
 from crypto_utils import TAG_BYTES, hmac_sha256, hmac_verify
 from lab.catalogue import Attack, Catalogue, CutHere, Stage, attacked
+from lab.claims import read_sets
 from lab.events import parse_events, runs_of
 from lab.frames import Frame, Frames, flipped
 from lab.observer import Observer
 from lab.program import Program, run
 from lab.proxy import Proxy
 from lab.rules import chosen, lacking
+from lab.search import Matrix, Trials, search
 from protocol_fsm import (
     BadTag,
     ConnectionCut,
@@ -276,6 +279,24 @@ TOY = Program(
 )
 
 
+class Parts(NamedTuple):
+    session: type[Session]
+
+
+TRIALS = Trials(
+    attacks=CATALOGUE.attacks,
+    rules=RULES,
+    parts=lambda names: Parts(lacking(Session, chosen(names, RULES, []))),
+    lab=lambda parts, number: Lab(lambda *_: None, parts.session, None),
+    heard=("session",),
+)
+
+
+def find(names: Sequence[str], size: int) -> dict[str, list[frozenset[str]]]:
+    with ThreadPool(1) as pool:
+        return search(names, size, pool, TRIALS.trial)
+
+
 # What comes with the common rooms
 
 
@@ -311,3 +332,18 @@ def test_a_new_protocol_has_an_event_log(
     assert [step.kind for step in flip.steps] == ["changed"]
     assert flip.steps[0].refused == "BadTag"
     assert [step.kind for step in replay.steps] == ["passed", "passed", "replaced"]
+
+
+def test_the_minimal_sets_of_a_new_protocol_are_searched(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["toy", "--write"])
+    matrix = Matrix(CATALOGUE.attacks, RULES, tmp_path, find, size=2)
+    assert matrix.run() == 0
+    found = read_sets(tmp_path / "sets.json")
+    assert found.sets == {"flip-door": [["tag"]], "replay": [["number"]], "cut": []}
+    assert matrix.text(found, is_whole=False).splitlines()[1:] == [
+        f"{'flip-door':<25} {{tag}}",
+        f"{'replay':<25} {{number}}",
+        f"{'cut':<25} no set of up to 2 rules found",
+    ]
