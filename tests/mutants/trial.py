@@ -179,9 +179,8 @@ def run_pytest(task: Task) -> None:
     sys.path[:] = [str(task.folder), *(path for path in sys.path if Path(path or ".") != ROOT)]
     for name in [name for name in sys.modules if name.partition(".")[0] == "tests"]:
         del sys.modules[name]
-    if not task.profile:  # nothing of a mutant may stay
-        os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
-        sys.dont_write_bytecode = True
+    sys.dont_write_bytecode = not task.profile  # nothing of a mutant may stay
+    os.environ["PYTHONDONTWRITEBYTECODE"] = "" if task.profile else "1"
     preloaded = "ignore::pytest.PytestAssertRewriteWarning"
     flags = ["-q", "-p", "no:cacheprovider", "-W", preloaded]
     plugin: object = Profiler(task) if task.profile else Witness(task)
@@ -215,12 +214,18 @@ class Witness:
     def pytest_configure(self, config: pytest.Config) -> None:
         """Let hypothesis look for a failure, not for the smallest; and keep none."""
         config.option.maxfail = 1
+        config.option.tbstyle = "no"
         with contextlib.suppress(ImportError):
             from hypothesis import Phase, settings
 
             phases = (Phase.explicit, Phase.generate)
             settings.register_profile("mutants", settings(), phases=phases, database=None)
             settings.load_profile("mutants")
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_ignore_collect(self) -> bool:
+        """Let nobody look through all files of tests, each time, for what cannot be imported."""
+        return False
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         items.sort(key=lambda item: self._rank.get(test_name(item.nodeid), len(self._rank)))
