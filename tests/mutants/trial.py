@@ -179,12 +179,13 @@ def run_pytest(task: Task) -> None:
     sys.path[:] = [str(task.folder), *(path for path in sys.path if Path(path or ".") != ROOT)]
     for name in [name for name in sys.modules if name.partition(".")[0] == "tests"]:
         del sys.modules[name]
-    if not task.profile:  # nothing of a mutant may stay
-        os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
-        sys.dont_write_bytecode = True
+    sys.dont_write_bytecode = not task.profile  # nothing of a mutant may stay
+    os.environ["PYTHONDONTWRITEBYTECODE"] = "" if task.profile else "1"
     preloaded = "ignore::pytest.PytestAssertRewriteWarning"
     flags = ["-q", "-p", "no:cacheprovider", "-W", preloaded]
-    plugin: object = Profiler(task) if task.profile else Witness(task)
+    if not task.profile:
+        flags += ["-x", "--tb=no"]
+    plugin = Profiler(task) if task.profile else Witness(task)
     left_out = [f"--deselect={test}" for test in task.without]
     code = pytest.main([*flags, *left_out, *task.tests], plugins=[plugin])
     sys.stdout.flush()
@@ -205,22 +206,32 @@ def limit_memory() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
 
 
-class Witness:
-    """A plugin for pytest: it says what test runs, keeps to the order, ends with a failure."""
+class Plugin:
+    """What both plugins for pytest do: no more than is needed."""
 
-    def __init__(self, task: Task) -> None:
-        self._report = task.report
-        self._rank = {name: rank for rank, name in enumerate(task.tests)}
-
-    def pytest_configure(self, config: pytest.Config) -> None:
+    def pytest_configure(self) -> None:
         """Let hypothesis look for a failure, not for the smallest; and keep none."""
-        config.option.maxfail = 1
         with contextlib.suppress(ImportError):
             from hypothesis import Phase, settings
 
             phases = (Phase.explicit, Phase.generate)
-            settings.register_profile("mutants", settings(), phases=phases, database=None)
+            settings.register_profile(
+                "mutants", settings(), phases=phases, database=None, derandomize=True
+            )
             settings.load_profile("mutants")
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_ignore_collect(self) -> bool:
+        """Let nobody look through all files of tests, each time, for what cannot be imported."""
+        return False
+
+
+class Witness(Plugin):
+    """It says what test runs, and keeps to the order."""
+
+    def __init__(self, task: Task) -> None:
+        self._report = task.report
+        self._rank = {name: rank for rank, name in enumerate(task.tests)}
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         items.sort(key=lambda item: self._rank.get(test_name(item.nodeid), len(self._rank)))
@@ -229,8 +240,8 @@ class Witness:
         self._report.write_text(test_name(nodeid))
 
 
-class Profiler:
-    """A plugin for pytest: it writes down what each test takes, and which functions it enters."""
+class Profiler(Plugin):
+    """It writes down what each test takes, and which functions it enters."""
 
     def __init__(self, task: Task) -> None:
         assert task.profile
@@ -244,18 +255,19 @@ class Profiler:
         self._task.report.write_text(test_name(nodeid))
         self._entered.clear()
         self._began = time.monotonic()
-        threading.setprofile(self._note)
-        sys.setprofile(self._note)
+        threading.settrace(self._note)
+        sys.settrace(self._note)
 
     def _note(self, frame: FrameType, event: str, _: object) -> None:
-        if event == "call":
-            self._entered.add((frame.f_code.co_filename, frame.f_code.co_firstlineno))
+        """Note a call, and ask for no other events: as a tracer, which is spared most of them."""
+        self._entered.add((frame.f_code.co_filename, frame.f_code.co_firstlineno))
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         self._profiles.setdefault(test_name(report.nodeid), Profile()).passed &= not report.failed
 
     def pytest_runtest_logfinish(self, nodeid: str) -> None:
-        sys.setprofile(None)
+        sys.settrace(None)
+        threading.settrace(None)
         profile = self._profiles.setdefault(test_name(nodeid), Profile())
         profile.seconds += time.monotonic() - self._began
         root = f"{self._task.folder}{os.sep}"
