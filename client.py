@@ -120,8 +120,9 @@ class Client:
 
     def report(self, readings: Iterable[SupportsFloat]) -> dict[str, Json]:
         """Send 0 to 1,024 real numbers, wait for the epoch to close, and return its aggregate."""
-        self.channel.send(ClientData([plain_number(value) for value in readings]))
-        answer = self.channel.receive(time.monotonic() + self.timeout_s)
+        channel = self.channel
+        channel.send(ClientData([*map(plain_number, readings)]))
+        answer = channel.receive(time.monotonic() + self.timeout_s)
         return dict(cast(ServerAggrResponse, answer).aggregate)  # the table allows nothing else
 
 

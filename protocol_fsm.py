@@ -296,7 +296,7 @@ class ProtocolFSM(StateMachine[State, Opcode, Direction]):
 
     def advance(self, opcode: Opcode, sender: Direction) -> None:
         """Make the move. Rounds start with the challenge, rise with each answer, and run out."""
-        super().advance(opcode, sender)
+        self.state = self.VALID_TRANSITIONS[self.state, opcode, sender]
         if opcode is Opcode.SERVER_CHALLENGE:
             self.round_number = self._first_round
         elif opcode is Opcode.SERVER_AGGR_RESPONSE and self.round_number == LAST_ROUND:
@@ -461,10 +461,7 @@ def check_aggregate(members: object) -> dict[str, Json]:
         raise BadPayload("an object", type(members).__name__)
     values: list[float] = []  # mostly; what else there is, _is_plain decides
     for value in members.values():
-        if isinstance(value, (list, tuple)):
-            values += value
-        else:
-            values.append(value)
+        values += value if type(value) in (list, tuple) else [value]
     is_plain = _are_numbers(values) or all(map(_is_plain, values))
     if not is_plain or not _is_plain("".join(members)):
         raise BadPayload("strings, finite numbers, nulls, arrays of them", "something else")
@@ -499,9 +496,12 @@ _COMPACT_JSON = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
 _STRICT_JSON = json.JSONDecoder(parse_constant=int)  # int("NaN") is a ValueError: not JSON
 
 
+NUMBERS = {int, float}
+
+
 def _are_numbers(values: Sequence[float], limit: float = sys.float_info.max) -> bool:
     """Return whether all are numbers up to `limit`: not True, not 1e400, not a huge integer."""
-    for kind in {*map(type, values)}:
+    for kind in {*map(type, values)} - NUMBERS:
         if kind is bool or not issubclass(kind, (int, float)):
             return False
     return max(map(abs, values), default=0) <= limit
