@@ -24,6 +24,9 @@ else:
             def __call__(self, *arguments: Any, **options: Any) -> Anything:
                 return self
 
+            def __or__(self, other: object) -> Anything:
+                return self
+
         st = Anything()
 
         def given(*strategies: Any, **named: Any) -> Any:
