@@ -3,10 +3,11 @@
     python attacks.py
     python attacks.py --without tag flip-reading
 
-The first page is all that it takes to stand in the middle; then come the attacks, each a short
+`in_the_middle` is all that it takes to stand in the middle; then come the attacks, each a short
 story. An attack on path is a generator over the frames of the victim's connection: what it yields
-is delivered. One from outside has an address and recordings. The verdict is what the victims did,
-never whether bytes came back. Nothing here weakens anything.
+is delivered, and when it ends the rest passes. One from outside has an address and recordings. The
+verdict is what the victims did, never whether bytes came back. No attack weakens the endpoints;
+`--without` loads lab/weakened.py for that.
 """
 
 from __future__ import annotations
@@ -101,7 +102,7 @@ outside = CATALOGUE.outside
 
 
 def up_to(frames: Frames, opcode: Opcode) -> Generator[Frame, None, Frame]:
-    """Deliver everything up to the first frame of one kind, and return that. Raises CutHere."""
+    """Deliver everything before the first frame of one kind, and return that. Raises CutHere."""
     for frame in frames:
         if frame.message[0] == opcode:
             return frame

@@ -36,7 +36,7 @@ class Conversation(Protocol[AnyMessage]):
         """Whether `goodbye` would have something to say."""
 
     def seal(self, message: AnyMessage) -> bytes:
-        """Return our next message as it stands on the wire. Raises LocalError."""
+        """Return our next message, sealed, without its length. Raises LocalError."""
 
     def open(self, message: bytes) -> AnyMessage:
         """Return the peer's next message. Raises a ProtocolError, which has ended the session."""
@@ -89,7 +89,7 @@ class Channel(Generic[AnyMessage]):
         self._requested = self._requested or status
 
     def send_away(self, status: Status) -> None:
-        """Ask the owner to end the session, and wake it if it will say no farewell."""
+        """Ask the owner to end the session; in the handshake, where it says nothing, at once."""
         self.request_end(status)
         if not self.session.has_farewell:
             with contextlib.suppress(OSError):

@@ -59,7 +59,7 @@ class Stage(ABC):
     rounds: int  # that the bystanders have done
     is_foreign = False  # the server is in another process, and nobody sees inside
     is_weakened = False
-    where = ""  # it is played, for the first line of a run
+    where = ""  # the address or seed of the lab, for the first line of a run
     harm: Sequence[Exception] = ()  # that has come to bystanders
 
     @abstractmethod
@@ -149,10 +149,11 @@ def attacked(attack: Attack, frames: Frames, lab: Stage) -> Frames:
             lab.log(deed_of(frame, past), frame)
             past.append(frame)
             yield frame
-    except (CutHere, ProtocolError, LocalError, UserError, RuntimeError):
-        pass  # RuntimeError: Python's word for a next() that found no frame, inside a generator
+    except (CutHere, ProtocolError, LocalError, UserError):
+        pass
     except Exception as error:  # a mistake in the attack must not look like a defence
-        lab.outcome.broken = error
+        if not isinstance(error.__cause__, StopIteration):  # a next() that found no frame
+            lab.outcome.broken = error
 
 
 def run_outside(attack: Attack, lab: Stage) -> None:
