@@ -1,8 +1,8 @@
 """The core's endpoints with rules taken out, to see which attack each rule holds back.
 
-A rule of Session is taken out of both ends, one of Roster or Server of the server, by overriding one
-method (two where it is a rule of sending and receiving). A weakened lab still lives through honest
-sessions. It refuses every address but loopback, and server.py and client.py cannot reach it.
+A rule of Session is taken out of both ends, one of Roster or Server of the server, by overriding
+one method (two where it is a rule of sending and receiving). A weakened lab still lives through
+honest sessions. It refuses every address but loopback, and server.py and client.py cannot reach it.
 
     python attacks.py --without tag flip-reading
 """
