@@ -206,13 +206,19 @@ def progress(what: str, done: Iterator[Done], tasks: Sequence[object]) -> Iterat
     """Say on stderr how far it is: in one line, or in a line at the end if no person looks."""
     is_terminal = sys.stderr.isatty()
     for number, result in enumerate(done, 1):
-        if is_terminal:  # what is said in between has the line for itself
-            print(end=f"\r{'':60}\r", file=sys.stderr, flush=True)
+        if is_terminal:
+            say(f"\r{'':60}\r")  # what is said in between has the line for itself
         yield result
-        if is_terminal or number == len(tasks):
-            line = f"{what}: {100 * number // len(tasks):>3}% of {len(tasks)}"
-            end = "\r" if is_terminal and number < len(tasks) else "\n"
-            print(f"{line:<60}", end=end, file=sys.stderr, flush=True)
+        line = f"{what}: {100 * number // len(tasks):>3}% of {len(tasks)}"
+        if number == len(tasks):
+            say(f"{line}\n")
+        elif is_terminal:
+            say(f"{line:<60}\r")
+
+
+def say(text: str) -> None:
+    sys.stderr.write(text)
+    sys.stderr.flush()
 
 
 SPAWN = multiprocessing.get_context("spawn")  # the same everywhere
