@@ -132,7 +132,7 @@ def test_a_report_takes_any_real_numbers_and_names_the_limit_otherwise() -> None
             ([1] * 1_025, "at most 1,024 numbers, got 1025"),
             (["1"], "a reading is a real number, and this is a str"),
             ([1j], "and this is a complex"),
-            ([2 * MAX_MAGNITUDE], "numbers of at most 1e"),
+            ([2 * MAX_MAGNITUDE, 1], "numbers of at most 1e"),
         ):
             with pytest.raises(LocalError, match=words):
                 client.report(wrong)  # type: ignore[arg-type]
