@@ -409,7 +409,7 @@ def test_commands_of_the_readme_work_in_a_clean_copy(copy: Path) -> None:
         server.interrupt()
         assert server.finish() == 0
         server.__exit__()
-    assert (len(servers), clients) == (2, 5)
+    assert (len(servers), clients) == (2, 6)
 
 
 def test_the_readme_shows_no_command_in_another_way() -> None:
