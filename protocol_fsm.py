@@ -459,12 +459,10 @@ def check_aggregate(members: object) -> dict[str, Json]:
     """Return the object of an answer. Raises BadPayload."""
     if not isinstance(members, dict):
         raise BadPayload("an object", type(members).__name__)
-    values: list[float] = []  # mostly; what else there is, _is_plain decides
-    for value in members.values():
-        values += value if type(value) in (list, tuple) else [value]
-    is_plain = _are_numbers(values) or all(map(_is_plain, values))
-    if not is_plain or not _is_plain("".join(members)):
-        raise BadPayload("strings, finite numbers, nulls, arrays of them", "something else")
+    for value in ("".join(members), *members.values()):  # the names, too, are strings
+        items = value if isinstance(value, (list, tuple)) else [value]
+        if not (_are_numbers(items) or all(map(_is_plain, items))):
+            raise BadPayload("strings, finite numbers, nulls, arrays of them", "something else")
     return members
 
 
@@ -496,15 +494,14 @@ _COMPACT_JSON = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
 _STRICT_JSON = json.JSONDecoder(parse_constant=int)  # int("NaN") is a ValueError: not JSON
 
 
-NUMBERS = {int, float}
-
-
-def _are_numbers(values: Sequence[float], limit: float = sys.float_info.max) -> bool:
+def _are_numbers(values: Sequence[object], limit: float = sys.float_info.max) -> bool:
     """Return whether all are numbers up to `limit`: not True, not 1e400, not a huge integer."""
-    for kind in {*map(type, values)} - NUMBERS:
-        if kind is bool or not issubclass(kind, (int, float)):
+    for value in values:
+        if type(value) is bool or not isinstance(value, (int, float)):
             return False
-    return max(map(abs, values), default=0) <= limit
+        if not -limit <= value <= limit:
+            return False
+    return True
 
 
 def _is_plain(value: str | float | None) -> bool:
