@@ -214,16 +214,14 @@ class Channel(Generic[AnyMessage]):
     def _send_all(self, data: bytes) -> None:
         """Send all of it within a frame's time. Raises EndRequested, OSError."""
         deadline = time.monotonic() + self._frame_timeout_s
-        left = memoryview(data)
-        while left:
-            left_s = deadline - time.monotonic()
-            if left_s <= 0:
-                raise TimeoutError
-            self._set_timeout(min(left_s, POLL_S))
+        self._set_timeout(POLL_S)
+        while data:
             try:
-                left = left[self._sock.send(left) :]
+                data = data[self._sock.send(data) :]
             except TimeoutError:
                 self.check_request()
+            if data and time.monotonic() >= deadline:
+                raise TimeoutError
 
     def _set_timeout(self, timeout_s: float) -> None:
         if timeout_s != self._timeout_s:  # which costs a system call
