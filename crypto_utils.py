@@ -43,12 +43,12 @@ def pkcs7_unpad(padded: bytes) -> bytes:
 
 def aes_cbc_encrypt(padded: bytes, key: bytes, iv: bytes) -> bytes:
     """Encrypt 16n bytes to 16n bytes; key and IV have 16 bytes. Source: SP 800-38A section 6.2."""
-    return AES.new(_aes_128(key), AES.MODE_CBC, iv).encrypt(padded)
+    return AES.new(_aes_128(key), AES.MODE_CBC, iv=iv).encrypt(padded)
 
 
 def aes_cbc_decrypt(ciphertext: bytes, key: bytes, iv: bytes) -> bytes:
     """Decrypt 16n bytes to 16n bytes, still padded. Source: SP 800-38A section 6.2."""
-    return AES.new(_aes_128(key), AES.MODE_CBC, iv).decrypt(ciphertext)
+    return AES.new(_aes_128(key), AES.MODE_CBC, iv=iv).decrypt(ciphertext)
 
 
 def _aes_128(key: bytes) -> bytes:
@@ -59,7 +59,7 @@ def _aes_128(key: bytes) -> bytes:
 
 def hmac_sha256(key: bytes, data: bytes) -> bytes:
     """Return the 32-byte tag of `data`. Source: RFC 2104, FIPS 198-1."""
-    return hmac.digest(key, data, "sha256")
+    return hmac.new(key, data, "sha256").digest()
 
 
 def hmac_verify(key: bytes, data: bytes, tag: bytes) -> bool:
