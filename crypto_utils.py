@@ -59,7 +59,7 @@ def _aes_128(key: bytes) -> bytes:
 
 def hmac_sha256(key: bytes, data: bytes) -> bytes:
     """Return the 32-byte tag of `data`. Source: RFC 2104, FIPS 198-1."""
-    return hmac.new(key, data, "sha256").digest()
+    return hmac.digest(key, data, "sha256")
 
 
 def hmac_verify(key: bytes, data: bytes, tag: bytes) -> bool:

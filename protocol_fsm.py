@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, IntEnum
 from functools import cached_property
-from typing import ClassVar, Generic, NamedTuple, NoReturn, TypeVar
+from typing import Any, ClassVar, Generic, NamedTuple, NoReturn, TypeVar
 
 from Crypto.Random import get_random_bytes
 
@@ -450,8 +450,9 @@ def check_readings(values: object) -> Sequence[float]:
         raise BadPayload("an array", type(values).__name__)
     if len(values) > MAX_READINGS:
         raise BadPayload(f"at most {MAX_READINGS:,} numbers", len(values))
-    if not _are_numbers(values, MAX_MAGNITUDE):
-        raise BadPayload(f"numbers of at most {MAX_MAGNITUDE:.0e}", "something else")
+    for value in values:
+        if not (_is_number(value) and -MAX_MAGNITUDE <= value <= MAX_MAGNITUDE):
+            raise BadPayload(f"numbers of at most {MAX_MAGNITUDE:.0e}", "something else")
     return values
 
 
@@ -459,10 +460,11 @@ def check_aggregate(members: object) -> dict[str, Json]:
     """Return the object of an answer. Raises BadPayload."""
     if not isinstance(members, dict):
         raise BadPayload("an object", type(members).__name__)
-    for value in ("".join(members), *members.values()):  # the names, too, are strings
-        items = value if isinstance(value, (list, tuple)) else [value]
-        if not (_are_numbers(items) or all(map(_is_plain, items))):
-            raise BadPayload("strings, finite numbers, nulls, arrays of them", "something else")
+    is_legal = _is_text("".join(members))
+    for value in members.values():
+        is_legal = is_legal and (_is_number(value) or _is_plain(value) or _is_array(value))
+    if not is_legal:
+        raise BadPayload("strings, finite numbers, nulls, arrays of them", "something else")
     return members
 
 
@@ -494,21 +496,31 @@ _COMPACT_JSON = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
 _STRICT_JSON = json.JSONDecoder(parse_constant=int)  # int("NaN") is a ValueError: not JSON
 
 
-def _are_numbers(values: Sequence[object], limit: float = sys.float_info.max) -> bool:
-    """Return whether all are numbers up to `limit`: not True, not 1e400, not a huge integer."""
-    for value in values:
-        if type(value) is bool or not isinstance(value, (int, float)):
-            return False
-        if not -limit <= value <= limit:
-            return False
-    return True
+LARGEST = sys.float_info.max
 
 
-def _is_plain(value: str | float | None) -> bool:
-    """Return whether it is text, a number or null. Half a character is no text."""
-    if isinstance(value, str):
-        return value.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in value)
-    return value is None or _are_numbers([value])
+def _is_number(value: Any) -> bool:
+    """Return whether it is a finite number: not True, not 1e400, not a huge integer."""
+    kind = type(value)
+    if kind is float or kind is int or (kind is not bool and isinstance(value, (float, int))):
+        is_finite: bool = -LARGEST <= value <= LARGEST
+        return is_finite
+    return False
+
+
+def _is_text(value: object) -> bool:
+    """Return whether it is text. Half a character is none."""
+    if not isinstance(value, str):
+        return False
+    return value.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in value)
+
+
+def _is_array(value: object) -> bool:
+    return isinstance(value, (list, tuple)) and all(map(_is_plain, value))
+
+
+def _is_plain(value: object) -> bool:
+    return _is_number(value) or value is None or _is_text(value)
 
 
 # Key schedule [P 3.4] -----------------------------------------------------------------------------
@@ -562,12 +574,10 @@ Watcher = Callable[[Seen], object]
 KeyLog = Callable[[Keys], object]  # asked for by name: nothing else is handed keys
 
 
-class Watchers:
+class Watchers(tuple[Watcher, ...]):
     """Those who look at a session. They can change nothing in it, not even by raising."""
 
-    def __init__(self, watchers: Sequence[Watcher]) -> None:
-        self._watchers = watchers
-        self.error = ""  # of the last one that raised, for the log of the session's owner
+    error = ""  # of the last one that raised, for the log of the session's owner
 
     def tell(
         self,
@@ -577,7 +587,7 @@ class Watchers:
         fingerprints: Callable[[], Mapping[str, str]],
     ) -> None:
         """Show a message to all of them."""
-        for watcher in self._watchers:
+        for watcher in self:
             try:
                 watcher(Seen(verdict, message, plaintext, fingerprints()))
             except Exception as error:
@@ -662,7 +672,8 @@ class Session:
         tag = hmac_sha256(self._key(self.sends, "MAC"), self._under_tag(untagged))
         sealed = untagged + tag
         self._commit(opcode, self.sends, plaintext, ciphertext)
-        self.watchers.tell("sealed", sealed, plaintext, self.fingerprints)
+        if self.watchers:
+            self.watchers.tell("sealed", sealed, plaintext, self.fingerprints)
         return sealed
 
     def _compose(self, message: Message) -> bytes:
@@ -707,12 +718,14 @@ class Session:
             plaintext = self._unpad(padded)  # step 7
             content = self._check_payload(header, plaintext)  # step 8
         except ProtocolError as error:
-            self.watchers.tell(type(error).__name__, message, b"", self.fingerprints)
+            if self.watchers:
+                self.watchers.tell(type(error).__name__, message, b"", self.fingerprints)
             self.fail(error)
             raise
         ciphertext = message[CIPHERTEXT_AT:-TAG_BYTES]
         self._commit(content.opcode, self.receives, plaintext, ciphertext)  # step 9
-        self.watchers.tell("accepted", message, plaintext, self.fingerprints)
+        if self.watchers:
+            self.watchers.tell("accepted", message, plaintext, self.fingerprints)
         if content.opcode in FAREWELL_STATUS:
             raise PeerTerminated(content.opcode, content.status)
         return content
