@@ -194,8 +194,10 @@ def places_to_change(root: ast.AST) -> Iterator[Place]:
         node = place.node
         if place.parent in skipped or is_left_alone(node):
             skipped.add(node)
-        else:
-            yield place
+            continue
+        if isinstance(node, ast.Raise):
+            skipped.add(node)  # what an error says; that it is raised is asked for
+        yield place
 
 
 def is_left_alone(node: ast.AST) -> bool:
@@ -209,6 +211,10 @@ def is_left_alone(node: ast.AST) -> bool:
             return True
         case ast.keyword(arg=str(name)):
             return name in UNSEEN_KEYWORDS
+        case ast.Expr(
+            value=ast.Call(func=ast.Attribute(value=ast.Call(func=ast.Name(id="super"))))
+        ):
+            return True  # of an exception it is never missed, of all else at once
     return False
 
 
