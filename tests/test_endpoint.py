@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import random
+import secrets
 import socket
 import sys
 from pathlib import Path
 
 import pytest
 
-from endpoint import EndpointParser, describe, id_list, is_loopback, load_keys
+from endpoint import (
+    DEMO_KEYS,
+    EndpointParser,
+    choose_keys,
+    describe,
+    generate_keys,
+    id_list,
+    is_loopback,
+    load_keys,
+)
 from program import UserError
 from tests.programs import posix_only
 
@@ -24,6 +35,68 @@ def test_a_host_with_one_foreign_address_is_not_loopback(monkeypatch: pytest.Mon
     assert not is_loopback("both")
     del found[1]
     assert is_loopback("ours")
+
+
+@pytest.mark.parametrize(
+    ("address", "is_ours"),
+    [
+        ("127.0.0.1", True),
+        ("127.255.255.254", True),
+        ("::1", True),
+        ("0.0.0.0", False),
+        ("::", False),
+        ("128.0.0.1", False),
+        ("126.255.255.255", False),
+        ("10.0.0.1", False),
+        ("192.168.0.1", False),
+        ("169.254.1.1", False),
+        ("fe80::1", False),
+        ("fd00::1", False),
+        ("2001:db8::127", False),
+    ],
+)
+@pytest.mark.parametrize("name", ["127.example.org", "localhost.example.org", "::1.example", "far"])
+def test_an_address_and_not_a_name_makes_a_host_loopback(
+    monkeypatch: pytest.MonkeyPatch, name: str, address: str, is_ours: bool
+) -> None:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    found = [(family, socket.SOCK_STREAM, 6, "", (address, 0))]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+    assert is_loopback(name) is is_ours
+    if is_ours:
+        assert choose_keys(None, name) == DEMO_KEYS
+    else:
+        with pytest.raises(UserError, match="the demo keys are published"):
+            choose_keys(None, name)
+
+
+def test_generated_keys_are_whole_and_from_the_operating_system(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[str] = []
+    real = secrets.token_hex
+
+    def draw(length: int) -> str:
+        drawn.append(real(length))
+        return drawn[-1]
+
+    monkeypatch.setattr(secrets, "token_hex", draw)
+    generate_keys(tmp_path / "new", [*range(1, 256)])
+    assert {len(text) for text in drawn} == {64}
+    written = load_keys(tmp_path / "new" / "server.keys")
+    assert [key.hex() for key in written.values()] == drawn
+    for client_id in written:
+        own = load_keys(tmp_path / "new" / f"client-{client_id}.key")
+        assert own == {client_id: written[client_id]}
+
+
+@pytest.mark.parametrize("length", [16, 17, 31, 32, 33, 64, 100])
+def test_a_key_of_any_length_is_read_whole(tmp_path: Path, length: int) -> None:
+    key = random.randbytes(length)
+    path = tmp_path / "some.keys"
+    path.write_text(f"7:{key.hex()}\n")
+    path.chmod(0o600)
+    assert load_keys(path) == {7: key}
 
 
 @pytest.mark.parametrize(

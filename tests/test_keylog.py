@@ -162,7 +162,7 @@ def test_a_log_is_its_owners_alone(tmp_path: Path) -> None:
     finally:
         os.umask(before)
     assert (tmp_path / "log").stat().st_mode & 0o777 == 0o600
-    for mode in (0o640, 0o604):
+    for mode in (0o640, 0o604, 0o620, 0o602, 0o610, 0o601):
         (tmp_path / "log").chmod(mode)
         with pytest.raises(UserError, match="others can read it"):
             logging_to(tmp_path / "log")

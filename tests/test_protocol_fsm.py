@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-import gc
+import inspect
 import itertools
 import json
 import math
 import pickle
 import random
 import sys
-from collections.abc import Callable, Sequence
-from types import FunctionType, ModuleType
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import Crypto.Random
 import pytest
 
 import protocol_fsm
-from crypto_utils import derive_key, evolve_key, fingerprint
+from crypto_utils import NONCE_BYTES, TAG_BYTES, derive_key, evolve_key, fingerprint
 from protocol_fsm import (
+    CIPHERTEXT_AT,
+    HEADER,
     LAST_ROUND,
     MAX_BODY,
     MAX_MESSAGE,
     MIN_MESSAGE,
+    OVERHEAD,
     PHASE,
     SPEAKER,
     BadPadding,
@@ -33,6 +36,7 @@ from protocol_fsm import (
     DeadlineExpired,
     Direction,
     EchoMismatch,
+    Header,
     Json,
     KeyDesync,
     Keys,
@@ -75,6 +79,7 @@ from tests.helpers import (
     with_header,
     worded,
 )
+from tests.secrets_walk import held, objects, opaque, reachable
 from tests.properties import given, settings, st
 
 C2S = Direction.C2S
@@ -220,19 +225,11 @@ def test_the_master_key_is_not_kept() -> None:
 
 
 def kept_in(session: Session) -> set[bytes]:
-    """Return all bytes that can be reached from a session, whatever they are kept in."""
-    found: set[bytes] = set()
-    seen: set[int] = set()
-    to_look_at: list[object] = [vars(session)]
-    while to_look_at:
-        thing = to_look_at.pop()
-        if id(thing) in seen or isinstance(thing, (type, ModuleType, FunctionType)):
-            continue
-        seen.add(id(thing))
-        if isinstance(thing, (bytes, bytearray)):
-            found.add(bytes(thing))
-        to_look_at += gc.get_referents(thing)
-    return found
+    """Return all bytes that can be reached from a session, but not through its test's functions."""
+    twin = clone(session)
+    twin._random_bytes = bytes
+    twin.watchers = protocol_fsm.Watchers()
+    return {bytes(data) for _, data in reachable(twin)}
 
 
 def test_nothing_that_a_session_has_moved_on_from_is_kept_in_it() -> None:
@@ -265,6 +262,121 @@ def test_nothing_that_a_session_has_moved_on_from_is_kept_in_it() -> None:
             assert kept <= {*session._keys.values()} | wanted, message
     assert len(secrets) > 30
     assert not kept_in(client) & secrets - {b""}
+
+
+@pytest.mark.parametrize("ends", ["refused", "failed", "said goodbye"])
+@pytest.mark.parametrize("state", [s for s in State if s is not State.ENDED])
+def test_a_session_that_has_ended_keeps_no_secret_however_it_ended(state: State, ends: str) -> None:
+    drawn: list[bytes] = []
+
+    def draw(length: int) -> bytes:
+        drawn.append(random.randbytes(length))
+        return drawn[-1]
+
+    for sends in (C2S, S2C):
+        drawn.clear()
+        pair = pair_in(state)
+        session = pair.end(sends)
+        session._random_bytes = draw
+        nonce = session._client_nonce
+        secrets = {**session._keys}
+        if ends == "refused":
+            refusal(session, bytes(MIN_MESSAGE))
+        elif ends == "failed":
+            session.fail(DeadlineExpired())
+        elif not session.goodbye(Status.SHUTDOWN):
+            continue  # nothing may be said in the handshake
+        session._random_bytes = bytes
+        secrets |= {"the client nonce": nonce, "a nonce": drawn[0] if drawn else b""}
+        assert held(session, secrets) == {}
+        assert opaque(session) == []
+
+
+def test_a_session_does_not_grow_with_its_messages() -> None:
+    pair = pair_in(State.REPORT, rounds=2)
+    before = [len(objects(session)) for session in (pair.client, pair.server)]
+    pair.rounds(300)
+    assert [len(objects(session)) for session in (pair.client, pair.server)] == before
+
+
+def test_what_is_random_comes_from_the_library_alone() -> None:
+    """A source of fewer bits, say of four bytes repeated, would pass every other test."""
+    defaults = inspect.signature(Session).parameters
+    assert defaults["random_bytes"].default is Crypto.Random.get_random_bytes
+    session = Session(1, MASTER_KEY, C2S)
+    assert session._random_bytes is Crypto.Random.get_random_bytes
+
+
+# Checks hold for messages of every length, and as well late as early
+
+LATE_ROUNDS = [1, 2, 255, 256, 65_535, 65_536, 2**24, 2**31 - 1, 2**31, LAST_ROUND - 1, LAST_ROUND]
+
+
+@pytest.mark.parametrize("round_number", LATE_ROUNDS)
+def test_every_check_of_a_header_holds_in_every_round(round_number: int) -> None:
+    pair = pair_in(State.REPORT, first_round=round_number)
+    report = pair.client.seal(REPORT)
+    expected = {
+        "opcode": UnexpectedOpcode,
+        "client_id": WrongPeer,
+        "round_number": RoundMismatch,
+        "direction": WrongDirection,
+    }
+    header = Header(*HEADER.unpack_from(report))
+    assert header.round_number == round_number
+    for field, error in expected.items():
+        for bit in range(32 if field == "round_number" else 8):
+            value = getattr(header, field) ^ 1 << bit
+            changed = with_header(report, **{field: value})
+            is_farewell = field == "opcode" and value in FAREWELLS
+            wanted = BadTag if is_farewell else error
+            assert type(refusal(clone(pair.server), changed)) is wanted, (field, value)
+    with pytest.raises(BadTag):
+        clone(pair.server).open(report[:-1] + bytes([report[-1] ^ 1]))
+    assert clone(pair.server).open(report) == REPORT
+
+
+def changed_everywhere(message: bytes) -> Iterator[bytes]:
+    """Yield the message with one bit changed: in every byte of IV and tag, and some between."""
+    length = len(message)
+    middle = random.sample(range(CIPHERTEXT_AT, length - TAG_BYTES), 4)
+    for at in [*range(HEADER.size, CIPHERTEXT_AT), *middle, *range(length - TAG_BYTES, length)]:
+        yield message[:at] + bytes([message[at] ^ 1 << random.randrange(8)]) + message[at + 1 :]
+
+
+def check_tags(blocks: Sequence[int]) -> None:
+    pair = pair_in(State.REPORT)
+    for count in blocks:
+        plaintext = bytes(NONCE_BYTES) + b"[" + b" " * (16 * count - NONCE_BYTES - 3) + b"]"
+        message = reseal(pair.client, Opcode.CLIENT_DATA, plaintext)
+        assert len(message) == OVERHEAD + 16 * count
+        for changed in changed_everywhere(message):
+            assert type(refusal(clone(pair.server), changed)) is BadTag, count
+        assert clone(pair.server).open(message) == ClientData([])
+
+
+def test_a_changed_bit_is_found_in_messages_of_many_lengths() -> None:
+    most = (MAX_MESSAGE - OVERHEAD) // 16
+    check_tags([2, 3, 4, 15, 16, 17, 255, 256, 257, most])
+
+
+@pytest.mark.slow
+def test_a_changed_bit_is_found_in_messages_of_every_length() -> None:
+    check_tags(range(2, (MAX_MESSAGE - OVERHEAD) // 16 + 1, 3))
+
+
+@pytest.mark.parametrize("at", ["first", "middle", "last"])
+def test_one_illegal_number_is_found_among_any_others(at: str) -> None:
+    for count in (1, 2, 3, 64, 65, 511, 1_024):
+        for illegal in (True, None, "1", math.nan, math.inf, 1.1e15, -1.1e15, 10**400):
+            readings: list[Any] = [1.5] * count
+            readings[{"first": 0, "middle": count // 2, "last": -1}[at]] = illegal
+            with pytest.raises(LocalError):
+                _ = ClientData(readings).body
+            body = json.dumps(readings).encode()
+            if len(body) <= MAX_BODY:
+                with pytest.raises(BadPayload):
+                    parse_message(Opcode.CLIENT_DATA, C2S, bytes(NONCE_BYTES) + body)
 
 
 def test_fingerprints_name_each_key_by_the_start_of_its_hash() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import functools
 import itertools
@@ -10,6 +11,7 @@ import logging
 import math
 import os
 import random
+import secrets
 import socket
 import statistics
 import sys
@@ -40,12 +42,22 @@ from protocol_fsm import (
     ProtocolError,
     RoundMismatch,
     ServerAggrResponse,
+    ServerChallenge,
     Session,
     State,
     Status,
     UnexpectedOpcode,
 )
-from server import Contribution, Epoch, Member, Server, compute_aggregation, own_part
+from server import (
+    Contribution,
+    Epoch,
+    Limits,
+    Member,
+    Server,
+    compute_aggregation,
+    own_part,
+)
+from server import main as server_main
 from tests.helpers import GOODBYE, reseal
 from tests.network import (
     PATIENCE_S,
@@ -722,6 +734,104 @@ def test_a_stranger_has_one_deadline_for_hello_and_report(monkeypatch: pytest.Mo
     hello, report, *later = deadlines
     assert hello == report
     assert report < later[0]
+
+
+def test_the_log_of_a_debug_run_has_no_key_and_only_verbose_shows_readings(
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Every way to end that a client can bring about, with a reading that is nothing else."""
+    reading = 7_351_942.625
+    keys: set[bytes] = set(DEMO_KEYS.values())
+
+    def note(client_id: int, key: bytes, sends: Direction) -> Session:
+        return Session(client_id, key, sends, key_log=lambda moved: keys.update(moved.values()))
+
+    caplog.set_level(logging.DEBUG)
+    with serving(frame_timeout_s=0.3) as (server, journal):
+        monkeypatch.setattr(server, "_new_session", note)
+        keys.add(server._decoy_key)
+        with client_for(server, 1) as client:
+            client.report([reading])
+        for client_id, spoil in enumerate([0, 1, 2, 6, 30, -1], 2):
+            with Hand(server.address, min(client_id, 5)).shake_hands() as hand:
+                sealed = bytearray(hand.session.seal(ClientData([reading])))
+                sealed[spoil] ^= 0x20
+                hand.send(bytes(sealed))
+                hand.receive()
+        with Hand(server.address, 5).shake_hands() as hand:
+            hand.send(reseal(hand.session, Opcode.CLIENT_DATA, bytes(16) + b"[7351942.625,x]"))
+            hand.receive()
+        with Hand(server.address, 77, b"k" * 16) as stranger:
+            stranger.hello()
+            assert stranger.is_closed_silently()
+        with Hand(server.address, 4).shake_hands() as slow:
+            slow.socket.sendall(b"\x00")
+            slow.receive()
+        journal.wait("end", count=10)
+    text = caplog.text + "".join(capsys.readouterr())
+    assert len(keys) > 40
+    for key in keys:
+        for shown in (key.hex(), key.hex().upper(), repr(key)[2:-1], str(list(key))[1:-1]):
+            assert shown not in text
+    debug = [record for record in caplog.records if record.levelno == logging.DEBUG]
+    told = [record for record in caplog.records if "7351942" in record.getMessage()]
+    assert told, "client 1's report is shown with --verbose"
+    assert set(told) <= set(debug)
+    assert all("7351942" not in str(record.detail) for record in journal.of("end"))
+
+
+def test_a_hello_has_its_number_before_the_client_hears_of_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else a client that reports at once could be established in another order than it spoke."""
+    may_go_on = threading.Event()
+    real = Server.number_hello
+
+    def number_late(server: Server, member: Member) -> None:
+        assert may_go_on.wait(PATIENCE_S)
+        real(server, member)
+
+    monkeypatch.setattr(Server, "number_hello", number_late)
+    with serving() as (server, _), Hand(server.address, 1) as hand:
+        hand.hello()
+        hand.socket.settimeout(0.3)
+        with pytest.raises(TimeoutError):
+            hand.socket.recv(1)
+        may_go_on.set()
+        hand.socket.settimeout(PATIENCE_S)
+        assert hand.open() == ServerChallenge()
+
+
+def test_every_flag_of_a_limit_reaches_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Limits] = []
+
+    class Made(Exception):
+        pass
+
+    def make(keys: object, host: str, port: int, limits: Limits, **_: object) -> None:
+        made.append(limits)
+        raise Made
+
+    monkeypatch.setattr("server.Server", make)
+    fields = dataclasses.fields(Limits)
+    for number, field in enumerate(fields):
+        flag = "--" + field.name.removesuffix("_s").replace("_", "-")
+        monkeypatch.setattr(sys, "argv", ["server.py", flag, str(number + 2)])
+        with pytest.raises(Made):
+            server_main()
+        assert made.pop() == dataclasses.replace(Limits(), **{field.name: number + 2})
+
+
+def test_the_decoy_key_is_drawn_whole_from_the_operating_system(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(secrets, "token_bytes", lambda length: b"\xd5" * length)
+    server = Server({1: DEMO_KEYS[1]}, port=0)
+    expected = Session(9, b"\xd5" * 32, Direction.S2C).fingerprints()
+    assert server.session_for(9).fingerprints() == expected
+    server.__exit__()
 
 
 def test_decoy_keys_of_an_unknown_id_differ_between_servers() -> None:
