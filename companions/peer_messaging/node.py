@@ -3,9 +3,9 @@
     python -m companions.peer_messaging.node alice --port 5555 --peer bob --at 127.0.0.1:5556
 
 Both nodes run the same program; neither is the server. It sends each line as a text, and prints the
-texts that come; `quit`, or the end of the input, ends it. It exits with 0 when every text has a
-receipt, 1 when some have none, 2 for bad input, 3 if the port is taken, 130 after Ctrl-C (143
-after SIGTERM).
+texts that come; the end of the input ends it, and so does `quit` at a terminal. It exits with 0
+when every text has a receipt, 1 when some have none, 2 for bad input, 3 if the port is taken, 130
+after Ctrl-C (143 after SIGTERM).
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ import zmq
 from companions.peer_messaging.identity import Identity, Trust, known_peers, load_identity, remember
 from companions.peer_messaging.peer import Event, Limits, Peer
 from companions.peer_messaging.protocol import MAX_MESSAGE, Kind, Session
-from companions.peer_messaging.talk import Input, Screen, Talk, columns, line_in
-from companions.terminal import ask_passphrase
+from companions.peer_messaging.talk import Screen, Talk, line_in
+from companions.terminal import ask_passphrase, bold, is_interactive, reading_lines
 from endpoint import HOST
 from program import (
     NoConnection,
@@ -320,7 +320,8 @@ def main() -> int:
     options = parse()
     known = options.folder / "known_peers"
     identity, is_new = load_identity(options.folder, ask_passphrase)
-    screen = Screen(options.peer, known, verbose=options.verbose, width=columns())
+    emphasize = bold if is_interactive() else str
+    screen = Screen(options.peer, known, verbose=options.verbose, emphasize=emphasize)
     introduce(screen, identity, is_new)
     trust = load_trust(known, options.peer, options.pin or "", pinned_only=options.pinned_only)
     if trust.pinned:
@@ -338,9 +339,8 @@ def main() -> int:
         ours = "{}:{}".format(*node.address)
         theirs = "{}:{}".format(*options.at)
         screen.notice(f"listening on {ours}; {options.peer} should be at {theirs}")
-        lines = Input(sys.stdin.fileno(), sys.stdin.encoding, talk.happenings.put)
-        lines.start()
-        talk.run(node, lines.taken)
+        with reading_lines(talk.happenings.put) as taken:
+            talk.run(node, taken)
     return talk.finish()
 
 

@@ -6,18 +6,15 @@ Talk is told what happened, and asks a node to say texts.
 
 from __future__ import annotations
 
-import codecs
 import contextlib
 import queue
 import shutil
 import textwrap
-import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
-from unicodedata import east_asian_width
 
 from companions.peer_messaging.identity import IdentityChanged, grouped
 from companions.peer_messaging.peer import Event
@@ -40,12 +37,11 @@ def shorten(text: str) -> str:
 
 
 def padded(text: str) -> str:
-    """Return a text with NUL after each letter that may take two columns."""
-    return "".join(f"{letter}\0" if may_be_wide(letter) else letter for letter in text)
+    """Return a text with NUL after each letter that may take two columns.
 
-
-def may_be_wide(letter: str) -> bool:
-    return letter > "~" and east_asian_width(letter) in "AFW"
+    Those are all but ASCII: terminals disagree on the others, and change their minds.
+    """
+    return "".join(letter if letter.isascii() else f"{letter}\0" for letter in text)
 
 
 def columns() -> int:
@@ -61,7 +57,8 @@ class Screen:
     """Puts events into words, in lines of at most 79 columns.
 
     Our own words begin with `* ` or `!!! `, a text with the peer's name, and its further lines with
-    spaces, so that no text can look like our own words.
+    spaces, so that no text can look like our own words. `emphasize` marks our own words, too: a
+    terminal that is made narrower breaks lines that stand there already, where it likes.
     """
 
     def __init__(
@@ -70,8 +67,9 @@ class Screen:
         known: Path,
         *,
         verbose: bool = False,
-        width: int = COLUMNS,
+        width: Callable[[], int] = columns,
         show: Callable[[str], object] = print_now,
+        emphasize: Callable[[str], str] = str,
     ) -> None:
         self.peer = peer
         self.known = known
@@ -79,30 +77,35 @@ class Screen:
         self._verbose = verbose
         self._width = width
         self._show = show
+        self._emphasize = emphasize
         self._has_been_here = False
         self._came = 0
         self._refused: Counter[str] = Counter()
         self._alarms: set[str] = set()
 
     def notice(self, sentence: str) -> None:
-        self._fill("* ", sentence, "  ")
+        self._show(self._emphasize(self._filled("* ", sentence, "  ")))
 
     def alarm(self, *sentences: str) -> None:
         for sentence in sentences:
-            self._fill("!!! ", sentence, "!!! ")
+            self._show(self._emphasize(self._filled("!!! ", sentence, "!!! ")))
 
     def fingerprint(self, fingerprint: str) -> None:
         """Show a fingerprint in a line of its own, all 79 columns of it."""
-        self._fill("", grouped(fingerprint), "")
+        self._show(self._emphasize(self._filled("", grouped(fingerprint), "")))
 
-    def _fill(self, first: str, text: str, rest: str, *, whole: bool = False) -> None:
-        """Show a text in lines that begin with `first`, then `rest`; `whole` keeps its spaces."""
-        first = padded(first)
-        text = padded(text)
-        if len(first) > self._width // 2:  # a long name has to be broken too
+    def text(self, event: Event) -> None:
+        self._came += 1
+        self._show(self._filled(f"{self.peer}: ", event.text, "    ", whole=True))
+
+    def _filled(self, first: str, text: str, rest: str, *, whole: bool = False) -> str:
+        """Return a text in lines that begin with `first`, then `rest`; `whole` keeps its spaces."""
+        first = padded(shown(first))
+        text = padded(shown(text))
+        width = self._width()
+        if len(first) > width // 2:  # a long name has to be broken too
             text = first + text
             first = ""
-        width = self._width
         if "\0" in first + text:  # a wide letter ends the line, its NUL may begin the next
             width -= 1
         lines = textwrap.fill(
@@ -113,7 +116,7 @@ class Screen:
             drop_whitespace=not whole,
             break_on_hyphens=False,
         )
-        self._show(lines.replace("\0", ""))
+        return lines.replace("\0", "")
 
     def met(self, event: Event) -> None:
         if event.number:
@@ -133,10 +136,6 @@ class Screen:
             self.notice(f"{self.peer} is here")
         self.is_here = True
         self._has_been_here = True
-
-    def text(self, event: Event) -> None:
-        self._came += 1
-        self._fill(f"{self.peer}: ", shown(event.text), "    ", whole=True)
 
     def ended(self, event: Event) -> None:
         """Say why a session is over; of a newer one that replaces it, `met` will speak."""
@@ -212,56 +211,6 @@ def line_in(known: Path, peer: str) -> str:
             if line.startswith(f"{peer} "):
                 return f"line {number} of {known}"
     return f"its line in {known}"
-
-
-# From the keyboard --------------------------------------------------------------------------------
-
-MAX_LINE = 65_536  # characters of a line that are kept; a text has fewer
-READ_AHEAD = 1_000  # lines
-
-
-class Input(threading.Thread):
-    """Reads lines, and hands each to `take`; the end, or `quit`, as an empty one.
-
-    A thread, as Windows cannot wait for a terminal and anything else at once. It reads past
-    Python's buffer, whose lock a waiting thread would hold at the end of the program.
-    """
-
-    def __init__(self, descriptor: int, encoding: str, take: Callable[[str], object]) -> None:
-        super().__init__(daemon=True)
-        self._descriptor = descriptor
-        self._take = take
-        self._decoder = codecs.getincrementaldecoder(encoding)("replace")
-        self._permits = threading.Semaphore(READ_AHEAD)
-
-    def taken(self) -> None:
-        """Say that a line has been dealt with, so that another may be read."""
-        self._permits.release()
-
-    def run(self) -> None:
-        for line in self._lines():
-            if line.strip() == "quit":
-                break
-            if line.strip():
-                self._permits.acquire()
-                self._take(line.rstrip("\r"))
-        self._take("")
-
-    def _lines(self) -> Iterator[str]:
-        left = ""
-        for piece in self._pieces():
-            *lines, left = (left + piece).split("\n")
-            yield from lines
-            left = left[:MAX_LINE]
-        yield left + self._decoder.decode(b"", True)
-
-    def _pieces(self) -> Iterator[str]:
-        with (
-            contextlib.suppress(OSError),
-            open(self._descriptor, "rb", buffering=0, closefd=False) as stream,
-        ):
-            while data := stream.read(65_536):
-                yield self._decoder.decode(data)
 
 
 # Between a person and a node ----------------------------------------------------------------------
