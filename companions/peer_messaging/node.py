@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import re
 import signal
 import socket
 import sys
@@ -24,7 +23,15 @@ from pathlib import Path
 
 import zmq
 
-from companions.peer_messaging.identity import Identity, Trust, known_peers, load_identity, remember
+from companions.peer_messaging.identity import (
+    Identity,
+    Trust,
+    known_peers,
+    load_identity,
+    peer_fingerprint,
+    peer_name,
+    remember,
+)
 from companions.peer_messaging.peer import Event, Limits, Peer
 from companions.peer_messaging.protocol import MAX_MESSAGE, Kind, Session
 from companions.peer_messaging.talk import Screen, Talk, line_in
@@ -210,22 +217,8 @@ class Node:
 # The program --------------------------------------------------------------------------------------
 
 
-def peer_name(text: str) -> str:
-    """Return a name that known_peers can hold. Raises ValueError."""
-    if not re.fullmatch(r"[^\s#]{1,64}", text) or not text.isprintable():
-        raise ValueError(text)
-    return text
-
-
-peer_name.__name__ = "name without spaces or #"  # for argparse, which quotes it
-
-
-def fingerprint(text: str) -> str:
-    """Return 64 hex digits, without the spaces between them. Raises ValueError."""
-    digits = "".join(text.split()).lower()
-    if not re.fullmatch("[0-9a-f]{64}", digits):
-        raise ValueError(text)
-    return digits
+peer_name.__name__ = "name without spaces or #"  # for argparse, which quotes these
+peer_fingerprint.__name__ = "fingerprint of 64 hex digits"
 
 
 def peer_address(text: str) -> tuple[str, int]:
@@ -290,7 +283,7 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument(
         "--pin",
-        type=fingerprint,
+        type=peer_fingerprint,
         metavar="FINGERPRINT",
         help="of the peer's key: 64 hex digits, in quotes if with spaces",
     )

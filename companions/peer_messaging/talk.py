@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
-from companions.peer_messaging.identity import IdentityChanged, grouped
+from companions.peer_messaging.identity import IdentityChanged, grouped, line_of
 from companions.peer_messaging.peer import Event
 from companions.peer_messaging.protocol import PeerAway, PeerLeft, Reason, Untimely
 from companions.terminal import shown
@@ -165,6 +165,13 @@ class Screen:
     def waiting(self, number: int) -> None:
         self.notice(f"{self.peer} is not here; text {number}, and what follows it, waits")
 
+    def unanswered(self, hellos: int) -> None:
+        self.notice(
+            f"{self.peer} has answered none of {hellos} HELLOs. Is its node running? Its --at has "
+            f"to name our --port, and our --at its --port. If it refuses us, its own screen says "
+            "so, and nobody tells us"
+        )
+
     def refused(self, error: ProtocolError) -> None:
         """Count refusals; say those that a person has to act on, the first time."""
         kind = type(error).__name__
@@ -206,11 +213,8 @@ class Screen:
 
 def line_in(known: Path, peer: str) -> str:
     """Name the line of a peer in known_peers, for a person who may have to remove it."""
-    with contextlib.suppress(OSError, UnicodeError):
-        for number, line in enumerate(known.read_text("utf-8-sig").splitlines(), 1):
-            if line.startswith(f"{peer} "):
-                return f"line {number} of {known}"
-    return f"its line in {known}"
+    number = line_of(known, peer)
+    return f"line {number} of {known}" if number else f"its line in {known}"
 
 
 # Between a person and a node ----------------------------------------------------------------------
@@ -315,6 +319,8 @@ class Talk:
             self._sent += 1
         elif event.what == "ended":
             self._screen.ended(event)
+        elif event.what == "unanswered":
+            self._screen.unanswered(event.number)
         elif event.what == "refused" and event.error:
             self._screen.refused(event.error)
         elif event.what == "receipt":

@@ -494,7 +494,7 @@ def test_a_wrong_flag_is_a_sentence(
 
 
 def test_a_fingerprint_may_be_given_as_it_is_shown() -> None:
-    assert module.fingerprint(f" {grouped(PRINT).upper()}\n") == PRINT
+    assert module.peer_fingerprint(f" {grouped(PRINT).upper()}\n") == PRINT
 
 
 def test_our_own_fingerprint_is_shown_before_anything_can_go_wrong(

@@ -406,7 +406,7 @@ CASES = {
     "known_peers that are none": (
         "{tmp}/odd --port 0 --peer bob --at 127.0.0.1:1",
         2,
-        "known_peers line 2 is not a new name and 64 hex digits",
+        "known_peers line 2 is not a name and 64 hex digits",
     ),
     "another pin": (
         "{tmp}/alice --port 0 --peer bob --at 127.0.0.1:1 --pin " + "0" * 64,

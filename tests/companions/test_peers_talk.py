@@ -250,6 +250,13 @@ def test_clocks_that_differ_are_told_once() -> None:
     assert seen.joined.count("the clocks differ, and bob and we cannot meet") == 1
 
 
+def test_a_peer_that_never_answers_is_worth_a_hint() -> None:
+    play = Play()
+    assert play.play(Event("unanswered", number=3), "") == 0
+    assert "bob has answered none of 3 HELLOs" in play.seen.joined
+    assert "Its --at has to name our --port, and our --at its --port" in play.seen.joined
+
+
 def test_a_text_that_waits_was_not_sent(capsys: pytest.CaptureFixture[str]) -> None:
     play = Play()
     assert play.play("only this", "") == 1
