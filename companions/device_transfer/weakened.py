@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Sequence
+from datetime import datetime
 from types import TracebackType
 from typing import Any, NamedTuple
 
@@ -227,8 +228,8 @@ class NoManifest(Incoming):
 
 
 class NoManifestTime(Incoming):
-    def _check_time(self, manifest: Manifest) -> None:
-        """Take a manifest of any time."""
+    def _check_time(self, time: datetime) -> None:
+        """Take an announcement or a manifest of any time."""
 
 
 class NoVerifyFirst(Store):
