@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
-import itertools
 import logging
 import os
 import signal
@@ -351,14 +350,21 @@ def progress_of(path: Path) -> Iterator[Progress]:
         yield bar.update
 
 
-def send_all(device: Device, texts: Sequence[str], files: Sequence[Path], stop: list[int]) -> None:
-    """Send everything, and print a line for each item acknowledged; the others at a failure.
+@contextlib.contextmanager
+def listing(left: Sequence[str]) -> Iterator[None]:
+    """Tell at a failure what of a batch is left; the first of it was under way."""
+    try:
+        yield
+    except BaseException:
+        for number, item in enumerate(left):
+            to_stderr(f"{'not sent' if number else 'not acknowledged'}: {item}")
+        raise
 
-    Signals are put into `stop`.
-    """
-    items = [f"text of {len(text):,} characters" for text in texts]
-    items += [shorten(ascii(path.name), 40) for path in files]
-    done = 0
+
+def send_all(device: Device, texts: Sequence[str], files: Sequence[Path], stop: list[int]) -> None:
+    """Send everything, and print a line for each item acknowledged. Signals are put into `stop`."""
+    left = [f"text of {len(text):,} characters" for text in texts]
+    left += [shorten(ascii(path.name), 40) for path in files]
 
     def leave(number: int, _: object) -> None:
         stop.append(number)
@@ -368,22 +374,15 @@ def send_all(device: Device, texts: Sequence[str], files: Sequence[Path], stop: 
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, leave)
         print(f"session with {device.recipient} begun", flush=True)
-        try:
+        with listing(left):
             for text in texts:
                 device.send_text(text)
-                print(f"{items[done]}: acknowledged", flush=True)
-                done += 1
+                print(f"{left.pop(0)}: acknowledged", flush=True)
             for path in files:
                 with progress_of(path) as progress:
                     manifest = device.send_file(path, progress)
-                print(f"{items[done]}: {manifest.size:,} bytes acknowledged", flush=True)
-                done += 1
-        except BaseException:
-            words = itertools.chain(["not acknowledged"], itertools.repeat("not sent"))
-            for word, item in zip(words, items[done:]):
-                to_stderr(f"{word}: {item}")
-            raise
-    print(f"done: {len(items)} sent and acknowledged")
+                print(f"{left.pop(0)}: {manifest.size:,} bytes acknowledged", flush=True)
+    print(f"done: {len(texts) + len(files)} sent and acknowledged")
 
 
 def main() -> int:
