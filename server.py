@@ -502,9 +502,10 @@ def main() -> int:
         format="%(message)s",
         stream=(lines := Lines()),
     )
+    keys, host = choose_keys(options.keys, options.host)
     server = Server(
-        choose_keys(options.keys, options.host),
-        options.host,
+        keys,
+        host,
         options.port,
         limits,
         new_session=session_factory(options, lines.write_line),

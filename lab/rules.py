@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from endpoint import is_loopback
+from endpoint import loopback_address
 from program import UserError
 
 Rules = Mapping[str, type]  # by name, in the order in which their methods call each other
@@ -35,7 +35,9 @@ def lacking(part: type, rules: Sequence[type], *extra: type) -> Any:
     return type(f"Weakened{part.__name__}", (*extra, *own, part), {})
 
 
-def require_loopback(host: str) -> None:
-    """Refuse every host but this one. Raises UserError."""
-    if not is_loopback(host):
+def require_loopback(host: str) -> str:
+    """Return the address to use, and refuse every host but this one. Raises UserError."""
+    address = loopback_address(host)
+    if not address:
         raise UserError(f"weakened endpoints work on loopback only, and {host} is not")
+    return address

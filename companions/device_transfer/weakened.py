@@ -271,8 +271,7 @@ class LoopbackServer(Server):
         self, identity: Any, trust: Any, folder: Any, host: str = HOST, *rest: Any, **options: Any
     ) -> None:
         """Refuse every host but this one. Raises UserError."""
-        require_loopback(host)
-        super().__init__(identity, trust, folder, host, *rest, **options)
+        super().__init__(identity, trust, folder, require_loopback(host), *rest, **options)
 
 
 class LoopbackDevice(Device):
@@ -286,8 +285,7 @@ class LoopbackDevice(Device):
         **options: Any,
     ) -> None:
         """Refuse every host but this one. Raises UserError."""
-        require_loopback(host)
-        super().__init__(identity, trust, recipient, host, *rest, **options)
+        super().__init__(identity, trust, recipient, require_loopback(host), *rest, **options)
 
 
 # Names --------------------------------------------------------------------------------------------
