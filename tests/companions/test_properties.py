@@ -11,6 +11,7 @@ import signal
 import socket
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import timedelta
@@ -70,7 +71,7 @@ from tests.companions import helpers, peers_helpers
 from tests.companions.helpers import D2S, DEVICE, NOW, SERVER, flipped, forge
 from tests.companions.network import PATIENCE_S, Raw, device_for, raw_device, serving
 from tests.companions.peers_helpers import clone, error_of, is_dropped, snapshot
-from tests.companions.test_secrets import Nodes, Recorder
+from tests.companions.secrets_helpers import Nodes, Recorder
 from tests.secrets_walk import objects
 
 A = Role.INITIATOR
@@ -496,8 +497,14 @@ def test_the_log_and_the_events_of_a_node_have_no_key(
 
 
 def weight(holder: object) -> int:
-    """Return how many objects can be reached, but for numbers, which are shared while small."""
-    return sum(not isinstance(one, int) for _, one in objects(holder))
+    """Return how many objects can be reached, and how many entries their containers have.
+
+    Numbers are not counted: they are shared while they are small.
+    """
+    return sum(
+        (not isinstance(one, int)) + (len(one) if isinstance(one, (dict, list, set, deque)) else 0)
+        for _, one in objects(holder)
+    )
 
 
 def test_a_session_does_not_grow_with_its_records(keys: Sequence[PrivateKey]) -> None:

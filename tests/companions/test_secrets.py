@@ -7,9 +7,8 @@ that the protocol still needs, which shows that it can see, and no others.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -20,53 +19,13 @@ from companions.device_transfer.protocol import Kind as DeviceKind
 from companions.device_transfer.protocol import Message as DeviceMessage
 from companions.device_transfer.protocol import State as DeviceState
 from companions.peer_messaging import protocol as peer_protocol
-from companions.peer_messaging.identity import Trust
-from companions.peer_messaging.peer import Event, Limits, Peer
 from companions.peer_messaging.protocol import Kind, PeerLeft, Role, State
 from protocol_fsm import ProtocolError, Status
 from tests.companions import helpers, peers_helpers
 from tests.companions.helpers import D2S, S2D, flipped
 from tests.companions.network import device_for, serving
-from tests.companions.peers_helpers import NOW, Clock
-from tests.secrets_walk import held, opaque
-
-
-class Recorder:
-    """Every secret that a protocol has made: by kind, and a number for each that is new."""
-
-    def __init__(self, patch: pytest.MonkeyPatch, protocol: Any) -> None:
-        self.secrets: dict[str, bytes] = {}
-        for name, record in (
-            ("new_share", self._share),
-            ("agree", lambda shared: self._note("shared", shared)),
-            ("hkdf", lambda secret: self._note("secret", secret)),
-            ("keys_of", self._keys),
-        ):
-            patch.setattr(protocol, name, self._recorded(getattr(protocol, name), record))
-
-    def _recorded(self, function: Callable[..., Any], record: Callable[[Any], None]) -> Any:
-        def recorded(*arguments: Any) -> Any:
-            result = function(*arguments)
-            record(result)
-            return result
-
-        return recorded
-
-    def _note(self, kind: str, secret: bytes) -> None:
-        if secret not in self.secrets.values():
-            number = sum(name.startswith(f"{kind} ") for name in self.secrets)
-            self.secrets[f"{kind} {number}"] = secret
-
-    def _share(self, made: tuple[Any, bytes]) -> None:
-        self._note("ephemeral", made[0].private_bytes_raw())
-
-    def _keys(self, keys: dict[str, bytes]) -> None:
-        for label, key in keys.items():
-            self._note(label, key)
-
-    def held_by(self, holder: object) -> set[str]:
-        assert not [where for where in opaque(holder) if "X25519PrivateKey" not in where]
-        return {*held(holder, self.secrets)}
+from tests.companions.secrets_helpers import Nodes, Recorder
+from tests.secrets_walk import held
 
 
 # device_transfer ----------------------------------------------------------------------------------
@@ -246,36 +205,6 @@ def test_after_the_end_of_a_session_its_nodes_hold_nothing(
         for session in pair.clone().ends:
             end(session)
             assert recorder.held_by(session) == set()
-
-
-class Nodes:
-    """Two Peers that share a clock; what they tell is kept, and so is what they refuse."""
-
-    def __init__(self, keys: Sequence[PrivateKey]) -> None:
-        world = peers_helpers.World(keys)
-        self.time = Clock(0.0)
-        self.events: tuple[list[Event], list[Event]] = ([], [])
-        people = (world.alice, world.bob)
-        self.peers = [
-            Peer(
-                people[n],
-                Trust("the peer", people[1 - n].fingerprint),
-                Limits(),
-                tell=self.events[n].append,
-                clock=Clock(NOW),
-                timer=self.time,
-            )
-            for n in (0, 1)
-        ]
-
-    def carry(self, sender: int, messages: Iterable[bytes]) -> None:
-        """Deliver messages, and all that they lead to."""
-        for message in messages:
-            self.carry(1 - sender, self.peers[1 - sender].receive(message))
-
-    def meet(self) -> None:
-        self.carry(0, self.peers[0].tick())
-        assert all(peer.session for peer in self.peers)
 
 
 def renewed(nodes: Nodes) -> None:
