@@ -12,6 +12,7 @@ verdict is what the victims did, never whether bytes came back. No attack weaken
 
 from __future__ import annotations
 
+import guard  # noqa: F401 (before all else: it says what the others lack)
 import argparse
 import contextlib
 import secrets

@@ -10,6 +10,7 @@ terminated, 2 for usage or bad input, 3 for no connection, a cut one, or a late 
 
 from __future__ import annotations
 
+import guard  # noqa: F401 (before all else: it says what the others lack)
 import argparse
 import contextlib
 import csv

@@ -9,6 +9,7 @@ Rules in this module:
 
 from __future__ import annotations
 
+import guard  # noqa: F401 (before all else: it says what the others lack)
 import dataclasses
 import itertools
 import logging
