@@ -396,7 +396,7 @@ def main() -> int:
         to_stderr(f"client {options.id}: {explain(error, client.session)}")
         return 3 if isinstance(error, (ConnectionCut, DeadlineExpired)) else 1
     if not options.json:
-        print(f"client {options.id}: goodbye said after {client.session.round_number - 1} rounds")
+        print(f"client {options.id}: goodbye said after round {client.session.round_number - 1}")
     return 0
 
 

@@ -38,7 +38,7 @@ HOST = "127.0.0.1"
 PORT = 9999
 DEMO_KEYS = {n: f"client{n}_master_k".encode() for n in range(1, 6)}  # published: no secrets
 OPCODE_NAMES = {opcode.value: opcode.name for opcode in Opcode}
-DEMO_WARNING = "warning: these are the published demo keys; they protect nothing"
+DEMO_WARNING = "warning: the demo keys are published, and protect nothing"
 
 
 def is_loopback(host: str) -> bool:
@@ -218,7 +218,7 @@ def id_list(text: str) -> list[int]:
     return sorted(ids)
 
 
-def describe(answer: Mapping[str, Json]) -> str:
+def describe(answer: Mapping[str, Json], columns: int = 79) -> str:
     """Put an aggregate into lines of at most 79 columns, with each name beside its value."""
     words = []
     for name, value in answer.items():
@@ -227,4 +227,4 @@ def describe(answer: Mapping[str, Json]) -> str:
         shown = [f"{item:.6g}" if isinstance(item, float) else json.dumps(item) for item in items]
         comma = ", " if len(",".join(shown)) > 40 else ","  # where a line may end
         words.append(f"{json.dumps(name)[1:-1]}\0{comma.join(shown)}")
-    return textwrap.fill("  ".join(words), 79, subsequent_indent="    ").replace("\0", " ")
+    return textwrap.fill("  ".join(words), columns, subsequent_indent="    ").replace("\0", " ")

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import logging
 import math
 import os
 import queue
 import signal
 import socket
 import sys
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -110,6 +112,40 @@ class Lines:
             self._texts.task_done()
 
 
+def fitted(text: str) -> str:
+    """Return an event of the log in lines that fit the terminal, all but the first indented.
+
+    So nothing that came from a peer stands where a line begins. In a pipe lines have any length.
+    """
+    indent = " " * 9  # as long as a time
+    text = text.replace("\n", f"\n{indent}")
+    try:
+        columns = max(20, os.get_terminal_size(2).columns - 1)
+    except OSError:
+        return text
+    return "\n".join(
+        textwrap.fill(line, columns, subsequent_indent=indent, break_on_hyphens=False)
+        for line in text.split("\n")
+    )
+
+
+class LogFormatter(logging.Formatter):
+    """An event after the time of day."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(message)s", "%H:%M:%S")
+
+    def format(self, record: logging.LogRecord) -> str:
+        return fitted(super().format(record))
+
+
+def start_log(level: str, stream: Lines) -> None:
+    """Let the log go to a stream, from a level on."""
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(LogFormatter())
+    logging.basicConfig(level=level, handlers=[handler])
+
+
 def to_stderr(line: str) -> None:
     """Print a line where it disturbs no output; failures are ignored."""
     with contextlib.suppress(OSError, ValueError):
@@ -134,9 +170,19 @@ def write_text(path: str, text: str) -> None:
         raise UserError(f"cannot write {path}: {reason_of(error)}") from None
 
 
+def end_signals() -> list[signal.Signals]:
+    """Return what asks a program to end: Ctrl-C, kill, a closed terminal unless below nohup."""
+    found = [signal.SIGINT, signal.SIGTERM]
+    if os.name == "posix" and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        found.append(signal.SIGHUP)
+    return found
+
+
 def run_program(main: Callable[[], int]) -> NoReturn:
-    """Run `main`, and exit with its code or with one sentence on stderr; tidily on SIGTERM too."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    """Run `main`, and exit with its code or with one sentence on stderr; tidily on signals too."""
+    for ending in end_signals():
+        if ending is not signal.SIGINT:  # which is a KeyboardInterrupt
+            signal.signal(ending, lambda number, _: sys.exit(128 + number))
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:  # closed by whoever started us
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115

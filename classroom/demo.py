@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from program import positive, run_program, seconds
+from program import end_signals, positive, run_program, seconds
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = {1: "data/seattle.csv", 2: "data/san-francisco.csv", 3: "data/seattle-july.csv"}
@@ -42,7 +42,7 @@ class Crew:
 
     def __enter__(self) -> Crew:
         # a signal waits in the queue: as an exception it could lose a process just started
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in end_signals():
             signal.signal(number, lambda number, _: self._heard.put(("signal", str(number))))
         return self
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
+import re
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,8 +15,10 @@ import pytest
 
 from program import (
     Lines,
+    LogFormatter,
     Parser,
     UserError,
+    end_signals,
     host_and_port,
     port_number,
     positive,
@@ -97,3 +102,50 @@ def test_lines_are_printed_one_after_the_other(capfd: pytest.CaptureFixture[str]
         lines.write_line(str(n))
     lines.drain()
     assert capfd.readouterr().err.split() == [str(n) for n in range(100)]
+
+
+def logged(text: str) -> list[str]:
+    record = logging.LogRecord("x", logging.INFO, "x", 1, "%s", (text,), None)
+    return LogFormatter().format(record).split("\n")
+
+
+def test_a_line_of_the_log_begins_with_the_time_and_no_other_does() -> None:
+    first, *rest = logged("one\n12:00:00 two\nthree")
+    assert re.fullmatch(r"\d\d:\d\d:\d\d one", first)
+    assert rest == ["         12:00:00 two", "         three"]
+
+
+@pytest.mark.parametrize("columns", [40, 80, 132])
+@pytest.mark.parametrize(
+    "text", ["word " * 60, "x" * 500, "12:00:00 " * 40, "a" * 71 + "12:00:00 client 1: left"]
+)
+def test_on_a_terminal_it_is_cut_between_words_and_the_rest_is_indented(
+    monkeypatch: pytest.MonkeyPatch, columns: int, text: str
+) -> None:
+    monkeypatch.setattr(os, "get_terminal_size", lambda _: os.terminal_size((columns, 24)))
+    first, *rest = logged(text)
+    assert max(map(len, [first, *rest])) < columns
+    assert all(line.startswith(" " * 9) for line in rest)
+    whole = "".join([first[9:], *rest])
+    assert "".join(whole.split()) == "".join(text.split())
+    if "word" in text:
+        assert {*whole.split()} == {"word"}
+
+
+def test_in_a_pipe_a_line_has_any_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_terminal(_: int) -> None:
+        raise OSError
+
+    monkeypatch.setattr(os, "get_terminal_size", no_terminal)
+    assert logged("word " * 60)[0][9:] == "word " * 60
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no SIGHUP")
+def test_a_closed_terminal_ends_a_program_unless_it_runs_below_nohup(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    handler: dict[int, object] = {}
+    monkeypatch.setattr(signal, "getsignal", handler.get)
+    assert end_signals() == [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+    handler[signal.SIGHUP] = signal.SIG_IGN
+    assert end_signals() == [signal.SIGINT, signal.SIGTERM]

@@ -38,7 +38,7 @@ from companions.device_transfer.protocol import (
     UnexpectedKind,
 )
 from companions.device_transfer.server import Server
-from program import NoConnection, UserError
+from program import NoConnection, UserError, end_signals
 from protocol_fsm import (
     BadPayload,
     BadTag,
@@ -641,7 +641,7 @@ def own(world: World, tmp_path: Path) -> Iterator[tuple[Server, Records]]:
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, world: World) -> Iterator[Callable[..., int]]:
     """Run `main` as the device of this world; port 1 is nobody's."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.getsignal(number) for number in end_signals()}
     monkeypatch.setattr(
         device_module, "load_party", lambda options, role: (world.device, world.trust())
     )
