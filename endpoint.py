@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from crypto_utils import AES_KEY_BYTES, TAG_BYTES, fingerprint
-from program import Parser, UserError, port_number, reason_of, to_stderr
+from program import Parser, UserError, flag_type, port_number, reason_of, to_stderr
 from protocol_fsm import (
     HEADER,
     MIN_MASTER_KEY,
@@ -207,8 +207,9 @@ class EndpointParser(Parser):
         return options
 
 
+@flag_type("a list of ids from 1 to 255, like 1-40 or 1,3,7-9")
 def id_list(text: str) -> list[int]:
-    """Return the client ids in text like 1-40 or 1,3,7-9. Raises ValueError."""
+    """Return the client ids in text like 1-40 or 1,3,7-9. Raises WrongValue."""
     ids: set[int] = set()
     for part in text.split(","):
         low, _, high = part.partition("-")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import logging
 import math
 import os
@@ -20,7 +21,9 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TypeVar
+
+Value = TypeVar("Value")
 
 
 class UserError(Exception):
@@ -38,8 +41,8 @@ class NoConnection(UserError):
 class Parser(argparse.ArgumentParser):
     """A parser of flags; a wrong one is a UserError like any other."""
 
-    def __init__(self, description: str) -> None:
-        super().__init__(description=description)
+    def __init__(self, description: str, prog: str | None = None) -> None:
+        super().__init__(description=description, prog=prog)
 
     def options(self, words: Sequence[str] | None = None) -> argparse.Namespace:
         """Return the flags of this command line, or of these words. Raises UserError."""
@@ -49,36 +52,65 @@ class Parser(argparse.ArgumentParser):
         raise UserError(message)
 
 
+class WrongValue(argparse.ArgumentTypeError, ValueError):
+    """A flag does not take this; the message says what it takes."""
+
+
+def flag_type(words: str) -> Callable[[Callable[[str], Value]], Callable[[str], Value]]:
+    """Return a decorator for what reads a flag: its ValueError is told in these words."""
+
+    def decorate(read: Callable[[str], Value]) -> Callable[[str], Value]:
+        @functools.wraps(read)
+        def checked(text: str) -> Value:
+            try:
+                return read(text)
+            except ValueError:
+                raise WrongValue(f"{text!a} is not {words}") from None
+
+        return checked
+
+    return decorate
+
+
+@flag_type("a number of seconds above 0")
 def seconds(text: str) -> float:
-    """Return a finite number above 0. Raises ValueError."""
+    """Return a finite number above 0. Raises WrongValue."""
     if not 0 < float(text) < math.inf:
         raise ValueError(text)
     return float(text)
 
 
+@flag_type("a whole number")
+def whole(text: str) -> int:
+    """Return a whole number from 0. Raises WrongValue."""
+    if not 0 <= int(text) <= sys.maxsize:
+        raise ValueError(text)
+    return int(text)
+
+
+@flag_type("a whole number from 1")
 def positive(text: str) -> int:
-    """Return a whole number above 0. Raises ValueError."""
+    """Return a whole number above 0. Raises WrongValue."""
     if not 1 <= int(text) <= sys.maxsize:
         raise ValueError(text)
     return int(text)
 
 
+@flag_type("a port, 0 to 65535")
 def port_number(text: str) -> int:
-    """Return a TCP port; 0 lets the system choose. Raises ValueError."""
+    """Return a TCP port; 0 lets the system choose. Raises WrongValue."""
     if not 0 <= int(text) <= 65_535:
         raise ValueError(text)
     return int(text)
 
 
+@flag_type("HOST:PORT")
 def host_and_port(text: str) -> tuple[str, int]:
-    """Return the two parts of HOST:PORT. Raises ValueError."""
+    """Return the two parts of HOST:PORT. Raises WrongValue."""
     host, _, port = text.rpartition(":")
     if not host:
         raise ValueError(text)
     return host.strip("[]"), port_number(port)
-
-
-host_and_port.__name__ = "HOST:PORT"  # for argparse, which quotes it
 
 
 class Lines:

@@ -50,7 +50,7 @@ from lab.claims import read_sets
 from lab.search import SPAWN, Names, progress, workers
 from lab.stage import LIMITS, random_source
 from lab.weakened import DOCUMENTED, without
-from program import Parser, UserError, positive, run_program
+from program import Parser, UserError, positive, run_program, whole
 from protocol_fsm import (
     ClientData,
     ClientHello,
@@ -705,7 +705,7 @@ def main() -> int:
     )
     parser.add_argument(
         "--sessions",
-        type=int,
+        type=whole,
         choices=range(1, len(ALL) + 1),
         help="of the real protocol, open at once; default: 2, 2 of one client, and 4",
     )

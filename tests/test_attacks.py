@@ -468,7 +468,7 @@ def test_a_won_attack_is_an_exit_code_and_capital_letters() -> None:
         (["--events", "/no/where", "cut"], "cannot write /no/where"),
         (["--server", "127.0.0.1:1", "--without", "tag"], "need the lab's own server"),
         (["--server", "192.0.2.1:9"], "the demo keys are published"),
-        (["--server", "nonsense"], "invalid HOST:PORT value"),
+        (["--server", "nonsense"], "'nonsense' is not HOST:PORT"),
         (["--frobnicate"], "unrecognized arguments"),
     ],
 )

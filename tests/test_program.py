@@ -67,7 +67,7 @@ def test_a_wrong_flag_is_a_sentence_for_the_user(monkeypatch: pytest.MonkeyPatch
     parser = Parser("")
     parser.add_argument("--at", type=host_and_port)
     monkeypatch.setattr(sys, "argv", ["program", "--at", "nowhere"])
-    with pytest.raises(UserError, match="--at: invalid HOST:PORT value: 'nowhere'"):
+    with pytest.raises(UserError, match="--at: 'nowhere' is not HOST:PORT"):
         parser.options()
 
 

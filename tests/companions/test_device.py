@@ -702,8 +702,8 @@ def test_the_program_says_what_has_arrived(
         (["--to", SERVER, "missing.png"], "cannot read 'missing.png'"),
         (["--to", SERVER, "--text", "x" * 65_537], "at most 65,536 bytes"),
         (["--to", SERVER, "--text", "ok", "--text", "\udc80"], "half a character"),
-        (["--to", SERVER, "--timeout", "0", "--text", "x"], "--timeout: invalid"),
-        (["--to", SERVER, "--port", "70000", "--text", "x"], "--port: invalid"),
+        (["--to", SERVER, "--timeout", "0", "--text", "x"], "--timeout: '0' is not"),
+        (["--to", SERVER, "--port", "70000", "--text", "x"], "--port: '70000' is not"),
     ],
 )
 def test_misuse_is_found_before_anything_is_sent(

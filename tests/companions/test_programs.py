@@ -278,7 +278,11 @@ CASES = {
         2,
         "cannot log to .*where: No such file",
     ),
-    "files of no bytes": ("server --identity {pki}/home --max-bytes 0", 2, "--max-bytes: invalid"),
+    "files of no bytes": (
+        "server --identity {pki}/home --max-bytes 0",
+        2,
+        "--max-bytes: .* is not",
+    ),
     "nothing to send": ("device --identity {pki}/phone --to home", 2, "nothing to send"),
     "a folder to send": ("device --identity {pki}/phone --to home {pki}", 2, "it is a folder"),
     "who is not there": (
