@@ -413,6 +413,20 @@ def test_list_names_all_attacks() -> None:
     assert [line.split()[0] for line in run("--list").stdout.splitlines()] == [*ATTACKS]
 
 
+def test_rules_are_named_with_what_is_done_without_them() -> None:
+    lines = run("--rules").stdout.splitlines()
+    assert max(map(len, lines)) <= 79
+    named = [line.split()[0] for line in lines if line[0] != " "]
+    assert named == ["rule", *RULES, "documented"]
+    assert "tag                   Believe any tag" in lines
+
+
+def test_blanks_between_rules_do_not_matter() -> None:
+    done = run("--without", "tag, payload", "--json", "flip-reading")
+    assert (done.returncode, done.stderr) == (1, "")
+    assert json.loads(done.stdout)["won"]
+
+
 def test_json_has_one_object_per_attack() -> None:
     results = [json.loads(line) for line in run("--json", "cut", "hold").stdout.splitlines()]
     assert results == [
@@ -465,6 +479,7 @@ def test_a_won_attack_is_an_exit_code_and_capital_letters() -> None:
     [
         (["nonsense"], "no attack is named nonsense"),
         (["--without", "nonsense"], "there is no rule nonsense"),
+        (["--without", "tag,", "echo"], "'tag,' is not a list of rules like tag,echo"),
         (["--events", "/no/where", "cut"], "cannot write /no/where"),
         (["--server", "127.0.0.1:1", "--without", "tag"], "need the lab's own server"),
         (["--server", "192.0.2.1:9"], "the demo keys are published"),

@@ -470,7 +470,7 @@ GOOD = ["--peer", "bob", "--at", "127.0.0.1:5556"]
         (GOOD, "required: FOLDER"),
         (["a", *GOOD, "--at", "127.0.0.1"], "is not HOST:PORT"),
         (["a", *GOOD, "--at", "127.0.0.1:0"], "--at: invalid HOST:PORT value"),
-        (["a", *GOOD, "--at", "127.0.0.1:65536"], "is not a port"),
+        (["a", *GOOD, "--at", "127.0.0.1:65536"], "is not HOST:PORT"),
         (["a", *GOOD, "--peer", "b#b"], "--peer: invalid"),
         (["a", *GOOD, "--peer", ""], "--peer: inv"),
         (["a", *GOOD, "--peer", "b b"], "--peer: invalid"),
