@@ -58,6 +58,7 @@ from protocol_fsm import (
     Direction,
     Json,
     LocalError,
+    MalformedMessage,
     Message,
     PeerTerminated,
     ProtocolError,
@@ -351,9 +352,11 @@ def explain(error: ProtocolError, session: Session) -> str:
         return f"session terminated by the server: {error.status.name}"
     if isinstance(error, ConnectionCut) and session.round_number == 0:
         return (
-            "the server closed the connection in the handshake, and never says why: a wrong "
-            "key, an unknown id or tampering all look like this"
+            "the server closed the connection in the handshake, and never says why: a wrong key, "
+            "an unknown id, tampering, or a port of another program all look like this"
         )
+    if isinstance(error, MalformedMessage) and session.round_number == 0:
+        return f"the program on that port is not our server: {error}"
     if isinstance(error, ConnectionCut):
         return "connection lost: it closed without a TERMINATE"
     if isinstance(error, DeadlineExpired):

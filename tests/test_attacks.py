@@ -25,7 +25,7 @@ from program import UserError
 from protocol_fsm import BadTag, Opcode, PeerTerminated, Status
 from server import Limits, Server
 from tests.house import CORE
-from tests.network import serving
+from tests.network import other_program, serving
 
 ROOT = Path(__file__).parent.parent
 
@@ -235,12 +235,15 @@ def test_the_server_that_listens_where_servers_do_is_attacked(
         assert "worked (seed 1)" in capsys.readouterr().out
 
 
-def test_a_server_without_the_demo_keys_is_one_sentence() -> None:
+def test_a_server_with_other_keys_or_of_another_kind_is_one_sentence() -> None:
     keys = {client_id: bytes(32) for client_id in DEMO_KEYS}
-    with Server(keys, port=0) as server:
-        done = run("--server", "{}:{}".format(*server.address), "flip-tag")
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("attacks.py: no honest session at port ")
+    with Server(keys, port=0) as server, other_program(b"HTTP/1.0 400 Bad Request\r\n") as other:
+        for address in (server.address, other):
+            where = "{}:{}".format(*address)
+            done = run("--server", where, "flip-tag")
+            assert (done.returncode, done.stdout) == (2, "")
+            assert done.stderr.startswith(f"attacks.py: the program on {where} is not our server,")
+            assert len(done.stderr.splitlines()) == 1
 
 
 def test_a_server_that_is_not_there_is_one_sentence() -> None:

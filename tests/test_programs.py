@@ -20,6 +20,7 @@ from client import Client
 from endpoint import generate_keys
 from program import UserError
 from protocol_fsm import PeerTerminated, State
+from tests.network import other_program
 from tests.programs import ROOT, TIMEOUT_S, Program, posix_only, run, running_server
 
 
@@ -97,12 +98,12 @@ CASES = {
     "wrong key": (
         "client.py 1 --port {port} --keys {tmp}/wrong.key",
         3,
-        "in the handshake, and never says why: a wrong key, an unknown id or tampering",
+        "in the handshake, and never says why: a wrong key, an unknown id, tampering",
     ),
     "unknown id": (
         "client.py 77 --port {port} --keys {tmp}/unknown.key",
         3,
-        "in the handshake, and never says why: a wrong key, an unknown id or tampering",
+        "in the handshake, and never says why: a wrong key, an unknown id, tampering",
     ),
     "CSV missing": (
         "client.py 1 --port {port} --file {tmp}/none.csv",
@@ -334,6 +335,20 @@ def test_a_log_that_nobody_reads_holds_nobody_up() -> None:
 def test_the_cases_leave_the_server_untouched(port: str) -> None:
     done = run("client.py", "1", "--port", port, "--rounds", "2", "--interval", "0.01")
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("says", "code", "sentence"),
+    [
+        (b"HTTP/1.0 400 Bad Request\r\n", 1, "the program on that port is not our server"),
+        (b"", 3, "or a port of another program"),
+    ],
+)
+def test_another_program_is_not_taken_for_an_attack(says: bytes, code: int, sentence: str) -> None:
+    with other_program(says) as (_, port):
+        done = run("client.py", "1", "--port", str(port))
+    assert (done.returncode, len(done.stderr.splitlines())) == (code, 1)
+    assert sentence in done.stderr
 
 
 # One client
