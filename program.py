@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import functools
 import logging
 import math
@@ -193,13 +194,45 @@ def reason_of(error: Exception) -> str:
     return reason
 
 
-def write_text(path: str, text: str) -> None:
-    """Write a file of ASCII lines, the same on every system. Raises UserError."""
+def _partial(path: Path) -> Path:
+    """Return where a file stands until it is whole."""
+    return path.with_name(f"{path.name}.{os.getpid()}.partial")
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all. Raises UserError."""
     try:
-        with open(path, "w", encoding="ascii", newline="\n") as file:
-            file.write(text)
-    except OSError as error:
+        partial = _partial(path)
+        if path.exists() and not path.is_file():  # a pipe, for example
+            path.write_bytes(data)
+            return
+        try:
+            with partial.open("xb") as file:
+                file.write(data)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+    except (OSError, ValueError) as error:  # ValueError: the path has no name
         raise UserError(f"cannot write {path}: {reason_of(error)}") from None
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file of ASCII lines, whole or not at all. Raises UserError."""
+    write_whole(path, text.encode("ascii"))
+
+
+def output_path(text: str) -> Path:
+    """Return where a program will write; that it can is found out before the work. WrongValue."""
+    path = Path(text)
+    try:
+        if path.is_dir():
+            raise OSError(errno.EISDIR, "")
+        if path.is_file() or not path.exists():
+            _partial(path).touch(exist_ok=False)
+            _partial(path).unlink()
+    except (OSError, ValueError) as error:
+        raise WrongValue(f"cannot write {path}: {reason_of(error)}") from None
+    return path
 
 
 def end_signals() -> list[signal.Signals]:

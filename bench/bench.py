@@ -30,7 +30,7 @@ from bench.certificate import write_certificate
 from bench.measure import Slice, machine, measurement, turns
 from bench.rivals import BODIES, HOST, RIVALS, example_answer
 from bench.slices import Case, run_slice
-from program import Parser, UserError, positive, run_program
+from program import Parser, UserError, output_path, positive, run_program, write_text
 
 CLIENTS = (1, 10, 50, 250)
 ROUNDS = 20_000
@@ -154,7 +154,7 @@ def parse(words: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--quick", action="store_true", help="few rounds: a trial, no measurement")
     parser.add_argument("--no-ladder", action="store_true", help="leave out the cost ladder")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers there")
+    parser.add_argument("--json", type=output_path, metavar="FILE", help="write all numbers there")
     parser.add_argument(
         "--against",
         type=Path,
@@ -180,7 +180,7 @@ def main(words: list[str] | None = None) -> int:
         bench = Bench(options, Path(folder))
         bench.run()
     if options.json:
-        options.json.write_text(json.dumps(bench.as_json(), indent=1) + "\n", "ascii")
+        write_text(options.json, json.dumps(bench.as_json(), indent=1) + "\n")
     return 0
 
 

@@ -21,7 +21,7 @@ from bench.rivals import BODIES
 from classroom.drawing import Drawing
 from classroom.output import write_whole
 from lab.claims import read_text
-from program import Parser, UserError, run_program
+from program import Parser, UserError, output_path, run_program
 
 # Half as wide, as on a phone, letters of 15 are still of 9 or 10 pixels
 WIDTH = 560
@@ -400,8 +400,8 @@ def main() -> int:
     parser.add_argument(
         "-o",
         "--output",
-        type=Path,
-        default=Path("bench.svg"),
+        type=output_path,
+        default="bench.svg",
         metavar="FILE",
         help="default bench.svg",
     )

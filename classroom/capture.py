@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 from classroom.output import needed, write_whole
 from classroom.wire import LAB, Wire
 from lab.events import ENDS, KINDS, Run, read_events, runs_of
-from program import Parser, UserError, run_program
+from program import Parser, UserError, output_path, run_program
 
 # What is said of them -----------------------------------------------------------------------------
 
@@ -200,7 +200,7 @@ def pcapng(found: Sequence[Packet]) -> bytes:
 def main(wire: Wire = LAB) -> int:
     parser = Parser("Makes a capture file for Wireshark from an event log.")
     parser.add_argument("events", metavar="EVENTS", type=Path, help="from attacks.py --events")
-    parser.add_argument("-o", "--output", metavar="FILE", type=Path, required=True)
+    parser.add_argument("-o", "--output", metavar="FILE", type=output_path, required=True)
     options = parser.options()
     found = [*packets([*runs_of(read_events(options.events)[0])], wire)]
     if not found:

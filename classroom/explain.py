@@ -40,7 +40,7 @@ from classroom.output import filled, needed, write_whole
 from classroom.wire import LAB
 from crypto_utils import NONCE_BYTES, evolve_key, fingerprint
 from lab.events import parse_events, runs_of
-from program import Parser, UserError, reason_of, run_program
+from program import Parser, UserError, output_path, reason_of, run_program
 from protocol_fsm import HEADER, Direction, Header, Opcode
 
 TEMPLATE = "explain.html.j2"
@@ -435,7 +435,9 @@ def main() -> int:
         "source", metavar="FILE|HEX", help="event log, capture, bytes, or hexadecimal text"
     )
     parser.add_argument("--keylog", metavar="FILE", help="show plaintexts and key steps as well")
-    parser.add_argument("--html", metavar="OUT", help="write a page instead of text")
+    parser.add_argument(
+        "--html", type=output_path, metavar="OUT", help="write a page instead of text"
+    )
     options = parser.options()
     log: KeyLog = {}
     if options.keylog is not None:
@@ -448,7 +450,7 @@ def main() -> int:
     ]
     if options.html is not None:
         page = filled(TEMPLATE, shown=shown, title=Path(options.source).name[:60])
-        write_whole(Path(options.html), page.encode("ascii", "xmlcharrefreplace"))
+        write_whole(options.html, page.encode("ascii", "xmlcharrefreplace"))
     else:
         print("\n\n".join(map(as_text, shown)))
     return 0

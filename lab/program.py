@@ -17,7 +17,7 @@ from lab.frames import Frame, Log
 from lab.observer import Event, Observer
 from lab.rules import Rules, glossary, rule_list
 from lab.verdict import Result, judge, summary
-from program import Parser, UserError, write_text
+from program import Parser, UserError, output_path, write_text
 
 NewLab = Callable[[argparse.Namespace, Log, Any, Observer | None], AbstractContextManager[Stage]]
 
@@ -54,7 +54,9 @@ def parse(program: Program) -> tuple[argparse.Namespace, list[Attack]]:
     parser = Parser(program.description)
     parser.add_argument("names", nargs="*", metavar="NAME", help="some of the attacks, in detail")
     parser.add_argument("--list", action="store_true", help="name all attacks, and stop")
-    parser.add_argument("--events", metavar="FILE", help="write what happened, as lines of JSON")
+    parser.add_argument(
+        "--events", type=output_path, metavar="FILE", help="write what happened, as lines of JSON"
+    )
     parser.add_argument("--json", action="store_true", help="print results as lines of JSON")
     parser.add_argument("-v", "--verbose", action="store_true", help="all attacks in detail")
     parser.add_argument("--step", action="store_true", help="wait for Enter before each attack")

@@ -18,8 +18,10 @@ from program import (
     LogFormatter,
     Parser,
     UserError,
+    WrongValue,
     end_signals,
     host_and_port,
+    output_path,
     port_number,
     positive,
     reason_of,
@@ -27,6 +29,7 @@ from program import (
     to_stderr,
     write_text,
 )
+from tests.programs import run
 
 
 @pytest.mark.parametrize(
@@ -72,10 +75,44 @@ def test_a_wrong_flag_is_a_sentence_for_the_user(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_file_that_cannot_be_written_is_reported_in_one_sentence(tmp_path: Path) -> None:
-    write_text(str(tmp_path / "some.txt"), "one\ntwo\n")
+    write_text(tmp_path / "some.txt", "one\ntwo\n")
     assert (tmp_path / "some.txt").read_bytes() == b"one\ntwo\n"
     with pytest.raises(UserError, match=r"cannot write .*No such file"):
-        write_text(str(tmp_path / "nowhere" / "some.txt"), "one\n")
+        write_text(tmp_path / "nowhere" / "some.txt", "one\n")
+    assert [*tmp_path.iterdir()] == [tmp_path / "some.txt"]
+
+
+def test_where_a_program_will_write_is_tried_before_the_work(tmp_path: Path) -> None:
+    (there := tmp_path / "there").write_text("old")
+    assert output_path(str(there)) == there
+    assert output_path(str(tmp_path / "new")) == tmp_path / "new"
+    assert output_path(os.devnull) == Path(os.devnull)
+    for name, why in (("nowhere/file", "No such file"), ("", "directory"), ("x" * 300, "too long")):
+        with pytest.raises(WrongValue, match=f"cannot write .*{why}"):
+            output_path(str(tmp_path / name))
+    assert there.read_text() == "old"
+    assert [*tmp_path.iterdir()] == [there]
+
+
+OUTPUTS = [
+    "attacks.py --events",
+    "-m bench.bench --json",
+    "-m bench.device --json",
+    "-m bench.peers --json",
+    "-m bench.plot missing -o",
+    "-m classroom.capture missing -o",
+    "-m classroom.explain missing --html",
+    "-m classroom.report missing -o",
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", OUTPUTS)
+def test_every_program_that_writes_a_file_tries_it_first(words: str, tmp_path: Path) -> None:
+    """Most of them would also say that what they read is missing, if they came so far."""
+    done = run(*words.split(), str(tmp_path / "nowhere" / "file"))
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert "cannot write " in done.stderr
 
 
 def test_windows_words_are_used_where_the_c_library_has_none(
