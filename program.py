@@ -146,7 +146,7 @@ class Lines:
 
 
 def fitted(text: str) -> str:
-    """Return an event of the log in lines that fit the terminal, all but the first indented.
+    """Return a line in lines that fit the terminal that stderr is, all but the first indented.
 
     So nothing that came from a peer stands where a line begins. In a pipe lines have any length.
     """
@@ -180,9 +180,9 @@ def start_log(level: str, stream: Lines) -> None:
 
 
 def to_stderr(line: str) -> None:
-    """Print a line where it disturbs no output; failures are ignored."""
+    """Print a line where it disturbs no output, cut to fit a terminal; failures are ignored."""
     with contextlib.suppress(OSError, ValueError):
-        print(line, file=sys.stderr, flush=True)
+        print(fitted(line), file=sys.stderr, flush=True)
 
 
 def reason_of(error: Exception) -> str:

@@ -529,7 +529,7 @@ def test_after_the_last_round_both_ends_close_in_peace(monkeypatch: pytest.Monke
         monkeypatch.setattr(server, "_new_session", last)
         with Client(1, DEMO_KEYS, *server.address, new_session=last) as client:
             assert client.report([1])["round"] == LAST_ROUND
-        assert str(reason(journal, 1)) == "ended by this side (GOODBYE)"
+        assert str(reason(journal, 1)) == "by this side (GOODBYE)"
 
 
 def test_a_silent_client_is_told_timeout() -> None:
