@@ -248,7 +248,7 @@ def fill(python, requirements, wanted):
     if lacking == []:  # another run.py has filled it meanwhile
         return python
     if lacking is not None:
-        bootstrap_pip(python)
+        bootstrap_pip(python, requirements)
         install(python, requirements, wanted, lacking)
         return python
     require_venv()
@@ -285,12 +285,15 @@ def make_venv(doing):
         raise Problem("cannot make .venv in %s: %s" % (HERE, last_words(result)))
 
 
-def bootstrap_pip(python):
+def bootstrap_pip(python, requirements):
     """Put pip into a venv that has none: uv makes such, and so does a venv cut short."""
     if missing(python, {"pip": ()}):
         result = quietly([python, "-m", "ensurepip"])
         if result[0] != 0:
-            raise Problem("%s has no pip, and cannot get it: %s" % (VENV, last_words(result)))
+            raise Problem(
+                "%s has no pip and cannot get it (%s); fill it with what made it, as with: "
+                "uv pip install -r %s" % (VENV, last_words(result), requirements)
+            )
 
 
 def last_words(result):

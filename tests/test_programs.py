@@ -21,7 +21,7 @@ from endpoint import generate_keys
 from program import UserError
 from protocol_fsm import PeerTerminated, State
 from tests.network import other_program
-from tests.programs import ROOT, TIMEOUT_S, Program, posix_only, run, running_server
+from tests.programs import ROOT, TIMEOUT_S, Program, named_signal, posix_only, run, running_server
 
 
 @pytest.fixture(scope="module")
@@ -649,7 +649,7 @@ def test_kill_and_a_closed_terminal_are_like_ctrl_c_for_the_server(name: str) ->
     with running_server() as (server, port):
         with Client(1, port=int(port)) as client:
             client.report([1.0])
-            server.process.send_signal(getattr(signal, name))
+            server.process.send_signal(named_signal(name))
             with pytest.raises(PeerTerminated, match="SHUTDOWN"):
                 client.channel.receive(time.monotonic() + TIMEOUT_S)
         assert server.finish() == 0

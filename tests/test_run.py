@@ -26,6 +26,8 @@ from typing import IO, Any
 
 import pytest
 
+from tests.programs import named_signal
+
 ROOT = Path(__file__).resolve().parent.parent
 LIMIT_S = 60  # for what should take a second or two
 NOT_FOUND = "Could not fetch URL http://x/simple/: 404 Client Error: Not Found - skipping\n"
@@ -49,6 +51,7 @@ class World:
         self.venv_error = ""
         self.pip_error = ""
         self.pip_does_nothing = False
+        self.no_pip = ""
         self.interrupt = False
 
     def __call__(self, command: list[str]) -> tuple[int, str, str]:
@@ -56,6 +59,8 @@ class World:
         venv_python = self.run.venv_python()
         if {"venv", "pip", "ensurepip"} & {*command[:3]}:
             self.slow_steps.append(command)
+        if "ensurepip" in command and self.no_pip:
+            return 1, "", self.no_pip
         if "ensurepip" in command:
             self.installed[python]["pip"] = "24.0"
             return 0, "", ""
@@ -290,6 +295,21 @@ def test_a_child_that_a_signal_ended_gives_the_exit_code_of_a_shell() -> None:
     assert done.returncode == 128 + signal.SIGKILL
 
 
+@posix_only
+def test_below_nohup_run_py_handles_no_closed_terminal(run: Any) -> None:
+    before = signal.getsignal(signal.SIGHUP)
+    try:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        run.handle("SIGHUP", print)
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        run.handle("SIGHUP", print)
+        assert signal.getsignal(signal.SIGHUP) is print
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    run.handle("SIGNONE", print)  # of another system
+
+
 # Packages
 
 
@@ -434,6 +454,16 @@ def test_a_venv_without_pip_gets_it_only_if_something_has_to_be_installed(
     assert not world.slow_steps
     assert run.prepare("requirements-dev.txt") == run.venv_python()
     assert [step[2] for step in world.slow_steps] == ["ensurepip", "pip"]
+
+
+def test_a_venv_that_cannot_get_pip_is_left_to_what_made_it(
+    run: Any, world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    world.installed[run.venv_python()] = {}
+    world.no_pip = "No module named ensurepip"
+    sentence = fails(run, capsys, "server")
+    assert "cannot get it (No module named ensurepip); " in sentence
+    assert sentence.endswith("uv pip install -r requirements.txt")
 
 
 def test_a_venv_whose_interpreter_is_gone_is_remade(
@@ -827,13 +857,14 @@ def test_a_client_that_dies_fails_the_demo_and_leaves_no_process(
 @posix_only
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("number", "to_all"),
-    [(signal.SIGINT, True), (signal.SIGINT, False), (signal.SIGTERM, False)],
-    ids=["Ctrl-C in a terminal", "SIGINT", "SIGTERM"],
+    ("name", "to_all"),
+    [("SIGINT", True), ("SIGINT", False), ("SIGTERM", False), ("SIGHUP", False), ("SIGHUP", True)],
+    ids=["Ctrl-C in a terminal", "SIGINT", "SIGTERM", "SIGHUP", "a terminal that is closed"],
 )
 def test_a_demo_that_is_stopped_leaves_no_process_and_no_traceback(
-    started: subprocess.Popen[str], number: signal.Signals, to_all: bool
+    started: subprocess.Popen[str], name: str, to_all: bool
 ) -> None:
+    number = named_signal(name)
     assert started.stdout
     demo = Demo(started.stdout)
     (os.killpg if to_all else os.kill)(started.pid, number)
