@@ -145,21 +145,27 @@ class Lines:
             self._texts.task_done()
 
 
-def fitted(text: str) -> str:
-    """Return a line in lines that fit the terminal that stderr is, all but the first indented.
+INDENT = " " * len("12:34:56 ")
 
-    So nothing that came from a peer stands where a line begins. In a pipe lines have any length.
+
+def fitted(text: str) -> str:
+    """Cut lines to fit the terminal that stderr is, between words; in a pipe they have any length.
+
+    What is cut off is indented, so that nothing that came from a peer stands where a line begins.
     """
-    indent = " " * 9  # as long as a time
-    text = text.replace("\n", f"\n{indent}")
     try:
         columns = max(20, os.get_terminal_size(2).columns - 1)
     except OSError:
         return text
     return "\n".join(
-        textwrap.fill(line, columns, subsequent_indent=indent, break_on_hyphens=False)
+        textwrap.fill(line, columns, subsequent_indent=INDENT, break_on_hyphens=False)
         for line in text.split("\n")
     )
+
+
+def indented(text: str) -> str:
+    """Indent all lines but the first."""
+    return text.replace("\n", f"\n{INDENT}")
 
 
 class LogFormatter(logging.Formatter):
@@ -169,7 +175,7 @@ class LogFormatter(logging.Formatter):
         super().__init__("%(asctime)s %(message)s", "%H:%M:%S")
 
     def format(self, record: logging.LogRecord) -> str:
-        return fitted(super().format(record))
+        return fitted(indented(super().format(record)))
 
 
 def start_log(level: str, stream: Lines) -> None:

@@ -169,6 +169,16 @@ def test_on_a_terminal_it_is_cut_between_words_and_the_rest_is_indented(
         assert {*whole.split()} == {"word"}
 
 
+def test_a_sentence_is_cut_too_and_lines_of_ours_are_left_as_they_are(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(os, "get_terminal_size", lambda _: os.terminal_size((40, 24)))
+    to_stderr("one\n  two\n" + "word " * 10)
+    assert capsys.readouterr().err == (
+        "one\n  two\n" + ("word " * 8).strip() + "\n         word word\n"
+    )
+
+
 def test_in_a_pipe_a_line_has_any_length(monkeypatch: pytest.MonkeyPatch) -> None:
     def no_terminal(_: int) -> None:
         raise OSError

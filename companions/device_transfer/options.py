@@ -20,7 +20,7 @@ from companions.device_transfer.certificates import (
 )
 from companions.terminal import ask_passphrase, shown
 from endpoint import HOST
-from program import Lines, Parser, UserError, fitted, port_number, reason_of
+from program import Lines, Parser, UserError, fitted, indented, port_number, reason_of
 from protocol_fsm import ProtocolError
 
 PORT = 9998  # the core's server has 9999
@@ -103,7 +103,7 @@ class ScreenFormatter(LineFormatter):
     """The same, cut to fit the terminal."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return fitted(super().format(record))
+        return fitted(indented(super().format(record)))
 
 
 def is_same_file(one: Path, other: Path) -> bool:
