@@ -17,8 +17,9 @@ import dpkt
 import pytest
 
 from classroom.capture import SIDES, Connection, Packet, pcapng
-from classroom.explain import explain, recorded
+from classroom.explain import explain
 from classroom.keylog import plaintext_of, read_keylog
+from classroom.recordings import recorded
 from classroom.wire import LAB
 from crypto_utils import TAG_BYTES
 from endpoint import OPCODE_NAMES
@@ -481,7 +482,7 @@ def test_every_attack_is_clean_tcp_and_shows_what_the_log_has(tmp_path: Path) ->
     )
     messages = [event["message"] for event in read_events(log)[0] if "to" in event]
     assert fields(path, *PUBLIC) == [public(message) for message in messages]
-    assert [message for _, message in recorded(str(path))] == messages
+    assert [one.message for one in recorded(str(path), None, pytest.fail)] == messages
     names = fields(path, "frame.interface_name", "frame.comment")
     assert {name for name, _ in names} == {*SIDES}
     (flip,) = [
