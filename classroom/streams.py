@@ -108,7 +108,7 @@ class Stream:
         """Put the segments in order; of bytes that came twice the first count."""
         segments = sorted(self.segments, key=lambda segment: (segment.place, segment.number))
         self.beginnings = [segment.place for segment in segments]
-        reached = 0 if self.has_beginning else segments[0].place
+        reached = 0 if self.has_beginning or not segments else segments[0].place
         for segment in segments:
             if segment.place > reached:
                 note(notes, "Bytes of a stream are missing before", segment.number)

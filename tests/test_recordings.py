@@ -540,6 +540,11 @@ def test_a_syn_begins_the_stream_of_the_other_end_too(tmp_path: Path) -> None:
     assert messages_in(pcap(first + second), tmp_path) == [frame[2:] for frame in answers] * 2
 
 
+def test_a_refused_connection_has_no_messages_and_no_notes(tmp_path: Path) -> None:
+    refused = [tcp(5, flags=SYN, ports=(1, 9999)), tcp(0, flags=RST | ACK, ports=(9999, 1))]
+    assert messages_in(pcap([*refused, *PACKETS]), tmp_path) == REPORTS
+
+
 def test_numbers_that_are_far_away_are_of_another_connection(tmp_path: Path) -> None:
     far = [tcp(*pair) for pair in numbered(SENT, 2**30)]
     assert messages_in(pcap(PACKETS + far), tmp_path) == REPORTS * 2
