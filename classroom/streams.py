@@ -118,9 +118,6 @@ class Stream:
 
     def _join(self, segment: Segment, notes: Notes) -> None:
         _, place, data, _ = segment
-        if self.has_beginning and place < 0:  # a probe, as keep-alive sends them
-            data = data[-place:]
-            place = 0
         if not self.pieces or place > self.pieces[-1].end:
             self.pieces.append(Piece(place, bytearray(), []))
         piece = self.pieces[-1]

@@ -24,11 +24,11 @@ from classroom.explain import (
 )
 from classroom.keylog import KeyLog, parse_keylog, plaintext_of, read_keylog
 from classroom.output import filled
-from classroom.recordings import Recorded, recorded
+from classroom.recordings import ILLEGAL, Recorded, recorded
 from classroom.wire import LAB
 from lab.events import parse_events, runs_of
 from program import UserError
-from protocol_fsm import Direction, Opcode
+from protocol_fsm import MAX_MESSAGE, Direction, Opcode
 from tests.helpers import REPORT, Pair, live, logged_pair, reseal
 from tests.programs import run
 
@@ -165,6 +165,12 @@ def test_a_changed_message_has_no_inside(session: Session) -> None:
     assert (found.inside, len(found.steps)) == ([], 1)
     assert "No key in the log gives this tag" in found.steps[0]
     assert explain(changed, {}).steps == []
+
+
+@pytest.mark.parametrize("length", [70, 72, 86, MAX_MESSAGE + 16])
+def test_a_length_that_no_message_has_is_said(length: int) -> None:
+    assert [part.meaning for part in explain(bytes(length), {}).parts] == [ILLEGAL]
+    assert len(explain(bytes(MAX_MESSAGE), {}).parts) == 7
 
 
 def test_keys_are_named_and_never_shown(session: Session) -> None:

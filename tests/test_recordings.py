@@ -120,6 +120,18 @@ def test_an_event_says_what_was_done_and_one_attack_can_be_asked_for(tmp_path: P
     assert str(caught.value) == f"{path} has no attack nobody; it has none, {name}"
 
 
+def test_of_a_message_with_some_bytes_changed_these_are_named(tmp_path: Path) -> None:
+    old = MESSAGES[2]
+    changed = old[:30] + bytes([old[30] ^ 1]) + old[31:]
+    for deed, places in (("changed", {30}), ("reflected", {30}), ("replaced", set())):
+        sent = {"attack": "x", "event": "sent", "to": "server", "message": old.hex()}
+        line = {**sent, "event": "inserted", "message": changed.hex(), "deed": deed}
+        line["origin"] = old.hex()
+        text = f"{json.dumps(sent)}\n{json.dumps(line)}\n"
+        *_, one = found_in(text.encode(), tmp_path)[0]
+        assert (one.message, one.touched) == (changed, places)
+
+
 def test_what_gzip_cannot_unpack_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     packed = gzip.compress(STREAM, mtime=0)
     path = tmp_path / "recording"
@@ -500,12 +512,13 @@ def test_the_end_that_is_missing_is_said(tmp_path: Path) -> None:
 
 
 def test_a_capture_that_begins_late_begins_with_the_next_frame(tmp_path: Path) -> None:
-    frames = [SENT[0][30:], *SENT[1:]]
+    unknown = SENT[2][:2] + b"\x4d" + SENT[2][3:]
+    frames = [SENT[0][30:], SENT[1], unknown, SENT[3]]
     found, said = found_in(pcap([tcp(*pair) for pair in numbered(frames)]), tmp_path)
     assert said == []
     assert [(one.message, one.nonsense) for one in found] == [
         (SENT[0][30:], HEADLESS),
-        *((report, "") for report in REPORTS[1:]),
+        *((frame[2:], "") for frame in frames[1:]),
     ]
 
 
@@ -595,7 +608,8 @@ def test_a_cut_packet_that_came_again_whole_is_whole(tmp_path: Path) -> None:
 def test_a_packet_that_leaves_its_size_to_the_network_card_is_whole(tmp_path: Path) -> None:
     found = [packet[:2] + bytes(2) + packet[4:] for packet in PACKETS]
     assert messages_in(pcap(found), tmp_path) == REPORTS
-    cut, _ = found_in(pcap(found, snaplen=100), tmp_path)
+    cut, said = found_in(pcap(found, snaplen=100), tmp_path)
+    assert said == ["Cut short when it was captured: packets 1, 2, 3, 4"]
     assert {len(one.missing) for one in cut} == {len(packet) - 100 for packet in PACKETS}
 
 
