@@ -110,10 +110,17 @@ class Lines:
             self._texts.task_done()
 
 
-def to_stderr(line: str) -> None:
-    """Print a line where it disturbs no output; failures are ignored."""
+def escaped(text: str) -> str:
+    """Return text in which nothing moves a cursor, breaks a line, is hidden or turned round."""
+    if text.isprintable():
+        return text
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+
+
+def to_stderr(text: str) -> None:
+    """Print lines where they disturb no output, escaped; failures are ignored."""
     with contextlib.suppress(OSError, ValueError):
-        print(line, file=sys.stderr, flush=True)
+        print("\n".join(map(escaped, text.split("\n"))), file=sys.stderr, flush=True)
 
 
 def reason_of(error: Exception) -> str:
@@ -123,6 +130,14 @@ def reason_of(error: Exception) -> str:
         known = os.strerror(error.errno)
         return reason if known.startswith("Unknown error") else known  # of Windows' sockets
     return reason
+
+
+def read_text(path: Path) -> str:
+    """Return a text file, which is UTF-8 and may begin with a byte order mark. Raises UserError."""
+    try:
+        return path.read_text("utf-8-sig")
+    except (OSError, UnicodeError) as error:
+        raise UserError(f"cannot read {path}: {reason_of(error)}") from None
 
 
 def write_text(path: str, text: str) -> None:
@@ -145,7 +160,7 @@ def run_program(main: Callable[[], int]) -> NoReturn:
         code = main()
         sys.stdout.flush()
     except UserError as error:
-        to_stderr(f"{Path(sys.argv[0]).name}: {error}")
+        to_stderr(escaped(f"{Path(sys.argv[0]).name}: {error}"))  # in one line
         code = error.exit_code
     except (KeyboardInterrupt, EOFError):
         code = 130  # before there was a session to end

@@ -37,7 +37,7 @@ from endpoint import (
     id_list,
     session_factory,
 )
-from program import Lines, NoConnection, positive, reason_of, run_program, seconds
+from program import Lines, NoConnection, escaped, positive, reason_of, run_program, seconds
 from protocol_fsm import (
     ClientData,
     Direction,
@@ -487,7 +487,8 @@ def main() -> int:
     options = parser.options()
     if options.generate_keys is not None:
         generate_keys(Path(options.generate_keys), options.ids)
-        print(f"wrote server.keys and {len(options.ids)} client keys to {options.generate_keys}")
+        where = escaped(options.generate_keys)
+        print(f"wrote server.keys and {len(options.ids)} client keys to {where}")
         return 0
     limits = Limits(*(getattr(options, field.name) for field in dataclasses.fields(Limits)))
     if options.patient:
