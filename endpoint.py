@@ -16,6 +16,7 @@ import shutil
 import socket
 import tempfile
 import textwrap
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -70,11 +71,11 @@ def load_keys(path: Path) -> dict[int, bytes]:
             raise IsADirectoryError(errno.EISDIR, "")
         if os.name == "posix" and path.stat().st_mode & 0o077:
             raise UserError(f"others can read the keys in {path}; make it yours: chmod 600 {path}")
-        lines = path.read_text("ascii").splitlines()
+        lines = path.read_text("utf-8-sig").splitlines()
     except (OSError, UnicodeError) as error:
         raise UserError(f"cannot read keys from {path}: {reason_of(error)}") from None
     for number, line in enumerate(lines, 1):
-        if match := re.fullmatch(r"\s*(\d{1,3})\s*:\s*((?:[0-9a-fA-F]{2})+)\s*", line):
+        if match := re.fullmatch(r"\s*([0-9]{1,3})\s*:\s*((?:[0-9a-fA-F]{2})+)\s*", line):
             client_id = int(match[1])
             key = bytes.fromhex(match[2])
             if 1 <= client_id <= 255 and len(key) >= MIN_MASTER_KEY and client_id not in keys:
@@ -153,18 +154,33 @@ class KeyLogger:
 def open_key_log(path: str) -> Callable[[str], object]:
     """Open a key log, and return what appends a line to it in one write. Raises UserError."""
     try:
-        file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
         if os.name == "posix" and os.fstat(file).st_mode & 0o077:
             raise PermissionError(0, "others can read it; make it yours with chmod 600")
     except OSError as error:
         raise UserError(f"cannot log keys to {path}: {reason_of(error)}") from None
     to_stderr(f"WARNING: all keys go to {path}; anyone who reads it can read everything")
 
+    lock = threading.Lock()
+
     def write(line: str) -> None:
-        if os.write(file, line.encode()) < len(line):
+        with lock:  # the threads of a server share the place in the file
+            if ends_inside_a_line(file):
+                line = f"\n{line}"
+            written = os.write(file, line.encode())
+        if written < len(line):
             raise OSError(errno.ENOSPC, "a line of the log is cut short")
 
     return write
+
+
+def ends_inside_a_line(file: int) -> bool:
+    """Return whether the last line of a file has no end, as on a disk that was full."""
+    try:
+        os.lseek(file, -1, os.SEEK_END)
+    except OSError:  # it is empty, or a pipe
+        return False
+    return os.read(file, 1) != b"\n"
 
 
 def session_factory(

@@ -185,10 +185,17 @@ def start_log(level: str, stream: Lines) -> None:
     logging.basicConfig(level=level, handlers=[handler])
 
 
-def to_stderr(line: str) -> None:
-    """Print a line where it disturbs no output, cut to fit a terminal; failures are ignored."""
+def escaped(text: str) -> str:
+    """Return text in which nothing moves a cursor, breaks a line, is hidden or turned round."""
+    if text.isprintable():
+        return text
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+
+
+def to_stderr(text: str) -> None:
+    """Print lines where they disturb no output, escaped and fitted; failures are ignored."""
     with contextlib.suppress(OSError, ValueError):
-        print(fitted(line), file=sys.stderr, flush=True)
+        print(fitted("\n".join(map(escaped, text.split("\n")))), file=sys.stderr, flush=True)
 
 
 def reason_of(error: Exception) -> str:
@@ -198,6 +205,14 @@ def reason_of(error: Exception) -> str:
         known = os.strerror(error.errno)
         return reason if known.startswith("Unknown error") else known  # of Windows' sockets
     return reason
+
+
+def read_text(path: Path) -> str:
+    """Return a text file, which is UTF-8 and may begin with a byte order mark. Raises UserError."""
+    try:
+        return path.read_text("utf-8-sig")
+    except (OSError, UnicodeError) as error:
+        raise UserError(f"cannot read {path}: {reason_of(error)}") from None
 
 
 def _partial(path: Path) -> Path:
@@ -262,7 +277,7 @@ def run_program(main: Callable[[], int]) -> NoReturn:
         code = main()
         sys.stdout.flush()
     except UserError as error:
-        to_stderr(f"{Path(sys.argv[0]).name}: {error}")
+        to_stderr(escaped(f"{Path(sys.argv[0]).name}: {error}"))  # in one line
         code = error.exit_code
     except (KeyboardInterrupt, EOFError):
         code = 130  # before there was a session to end

@@ -42,6 +42,7 @@ from program import (
     Lines,
     NoConnection,
     end_signals,
+    escaped,
     positive,
     reason_of,
     run_program,
@@ -507,7 +508,8 @@ def main() -> int:
     options = parser.options()
     if options.generate_keys is not None:
         generate_keys(Path(options.generate_keys), options.ids)
-        print(f"wrote server.keys and {len(options.ids)} client keys to {options.generate_keys}")
+        where = escaped(options.generate_keys)
+        print(f"wrote server.keys and {len(options.ids)} client keys to {where}")
         return 0
     limits = Limits(*(getattr(options, field.name) for field in dataclasses.fields(Limits)))
     if options.patient:

@@ -1,15 +1,10 @@
-"""What the companions' programs show on a terminal, and what they ask there."""
+"""What the companions' programs ask on a terminal."""
 
 from __future__ import annotations
 
 import getpass
 
 from program import UserError, to_stderr
-
-
-def shown(text: str) -> str:
-    """Return text that breaks no line, moves no cursor, colours nothing and hides nothing."""
-    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
 def ask_passphrase(prompt: str) -> str:

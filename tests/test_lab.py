@@ -376,13 +376,20 @@ def test_a_line_that_is_no_event_is_named(bad: str) -> None:
         parse_events(f"{SENT}\n{bad}\n", "my log")
 
 
+def test_words_of_a_log_are_escaped_wherever_they_are() -> None:
+    line = KEYS.replace('{"K": "0a"}', r'{"K\u001b": "\u202e"}').replace('"x"', r'"x\ud800"')
+    assert line.count("\\u") == 3
+    (event,), _ = parse_events(line, "log")
+    assert (event["attack"], event["keys"]) == ("x\\ud800", {"K\\x1b": "\\u202e"})
+
+
 def test_a_log_that_is_empty_or_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "empty").write_text("")
     (tmp_path / "noise").write_bytes(b"\xff\xfe")
     with pytest.raises(UserError, match=r"^there are no events in .*empty$"):
         read_events(tmp_path / "empty")
     for path in (tmp_path, tmp_path / "nowhere", tmp_path / "noise"):
-        with pytest.raises(UserError, match=r"^cannot read events from "):
+        with pytest.raises(UserError, match=r"^cannot read "):
             read_events(path)
 
 

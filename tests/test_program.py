@@ -12,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from program import (
     Lines,
@@ -20,10 +22,12 @@ from program import (
     UserError,
     WrongValue,
     end_signals,
+    escaped,
     host_and_port,
     output_path,
     port_number,
     positive,
+    read_text,
     reason_of,
     seconds,
     to_stderr,
@@ -113,6 +117,51 @@ def test_every_program_that_writes_a_file_tries_it_first(words: str, tmp_path: P
     done = run(*words.split(), str(tmp_path / "nowhere" / "file"))
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
     assert "cannot write " in done.stderr
+
+
+def test_a_text_may_begin_with_a_byte_order_mark_and_has_to_be_text(tmp_path: Path) -> None:
+    path = tmp_path / "text"
+    path.write_bytes("\ufeffone \u00fc\n".encode())
+    assert read_text(path) == "one \u00fc\n"
+    path.write_bytes("one".encode("utf-16"))
+    for wrong in (path, tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(UserError, match=r"^cannot read "):
+            read_text(wrong)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("z\u00fcrich \U0001f6aa", "z\u00fcrich \U0001f6aa"),
+        ("a\nb\r\t", "a\\nb\\r\\t"),
+        ("\x1b[2J", "\\x1b[2J"),
+        ("\u202eabc", "\\u202eabc"),
+        ("\x9b2J\x7f", "\\x9b2J\\x7f"),
+        ("\u2066\u200f\ufeff", "\\u2066\\u200f\\ufeff"),
+        ("\ud800", "\\ud800"),
+        ("\u2028", "\\u2028"),
+    ],
+)
+def test_a_letter_that_a_terminal_obeys_or_hides_is_escaped(text: str, expected: str) -> None:
+    assert escaped(text) == expected
+
+
+@given(st.text())
+def test_whatever_is_shown_is_printable(text: str) -> None:
+    assert escaped(text).isprintable()
+    assert escaped(escaped(text)) == escaped(text)
+
+
+def test_what_goes_to_stderr_is_escaped_line_by_line(capsys: pytest.CaptureFixture[str]) -> None:
+    to_stderr("one \x1b[2J\ntwo \u202e")
+    assert capsys.readouterr().err == "one \\x1b[2J\ntwo \\u202e\n"
+
+
+def test_an_error_is_one_line_whatever_it_quotes() -> None:
+    done = run("-m", "classroom.capture", "a\x1b\nb\u202e", "-o", "out")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("capture.py: cannot read a\\x1b\\nb\\u202e: ")
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_windows_words_are_used_where_the_c_library_has_none(

@@ -18,9 +18,9 @@ from companions.device_transfer.certificates import (
     load_identity,
     load_trust,
 )
-from companions.terminal import ask_passphrase, shown
+from companions.terminal import ask_passphrase
 from endpoint import HOST
-from program import Lines, Parser, UserError, fitted, indented, port_number, reason_of
+from program import Lines, Parser, UserError, escaped, fitted, indented, port_number, reason_of
 from protocol_fsm import ProtocolError
 
 PORT = 9998  # the core's server has 9999
@@ -96,7 +96,7 @@ class LineFormatter(logging.Formatter):
         super().__init__("%(asctime)s %(message)s", "%Y-%m-%dT%H:%M:%SZ")
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        return shown(super().formatMessage(record))
+        return escaped(super().formatMessage(record))
 
 
 class ScreenFormatter(LineFormatter):

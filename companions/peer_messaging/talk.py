@@ -22,8 +22,7 @@ from unicodedata import east_asian_width
 from companions.peer_messaging.identity import IdentityChanged, grouped
 from companions.peer_messaging.peer import Event
 from companions.peer_messaging.protocol import PeerAway, PeerLeft, Reason, Untimely
-from companions.terminal import shown
-from program import to_stderr
+from program import escaped, to_stderr
 from protocol_fsm import LocalError, ProtocolError, WrongPeer
 
 # On the screen ------------------------------------------------------------------------------------
@@ -35,7 +34,7 @@ MAX_ALARMS = 3  # anybody can show any number of keys
 
 def shorten(text: str) -> str:
     """Return the beginning of a text, quoted, in at most 30 characters."""
-    text = shown(text)
+    text = escaped(text)
     return f'"{text}"' if len(text) <= 28 else f'"{text[:25]}..."'
 
 
@@ -136,7 +135,7 @@ class Screen:
 
     def text(self, event: Event) -> None:
         self._came += 1
-        self._fill(f"{self.peer}: ", shown(event.text), "    ", whole=True)
+        self._fill(f"{self.peer}: ", escaped(event.text), "    ", whole=True)
 
     def ended(self, event: Event) -> None:
         """Say why a session is over; of a newer one that replaces it, `met` will speak."""

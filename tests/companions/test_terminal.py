@@ -1,36 +1,13 @@
-"""What is shown on a terminal is harmless, and a passphrase that cannot be had is an error."""
+"""A passphrase that cannot be had is an error."""
 
 from __future__ import annotations
 
 import getpass
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from companions.terminal import ask_passphrase, shown
+from companions.terminal import ask_passphrase
 from program import UserError
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("z\u00fcrich \U0001f6aa", "z\u00fcrich \U0001f6aa"),
-        ("a\nb\r\t", "a\\nb\\r\\t"),
-        ("\x1b[2J", "\\x1b[2J"),
-        ("\u202eabc", "\\u202eabc"),
-        ("\ud800", "\\ud800"),
-        ("\u2028", "\\u2028"),
-    ],
-)
-def test_a_letter_that_a_terminal_obeys_or_hides_is_escaped(text: str, expected: str) -> None:
-    assert shown(text) == expected
-
-
-@given(st.text())
-def test_whatever_is_shown_is_printable(text: str) -> None:
-    assert shown(text).isprintable()
-    assert shown(shown(text)) == shown(text)
 
 
 @pytest.mark.parametrize(
