@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from crypto_utils import AES_KEY_BYTES, TAG_BYTES, fingerprint
-from program import Parser, UserError, port_number, reason_of, to_stderr
+from program import Parser, UserError, flag_type, port_number, reason_of, to_stderr
 from protocol_fsm import (
     HEADER,
     MIN_MASTER_KEY,
@@ -39,7 +39,7 @@ HOST = "127.0.0.1"
 PORT = 9999
 DEMO_KEYS = {n: f"client{n}_master_k".encode() for n in range(1, 6)}  # published: no secrets
 OPCODE_NAMES = {opcode.value: opcode.name for opcode in Opcode}
-DEMO_WARNING = "warning: these are the published demo keys; they protect nothing"
+DEMO_WARNING = "warning: the demo keys are published, and protect nothing"
 
 
 def is_loopback(host: str) -> bool:
@@ -223,8 +223,9 @@ class EndpointParser(Parser):
         return options
 
 
+@flag_type("a list of ids from 1 to 255, like 1-40 or 1,3,7-9")
 def id_list(text: str) -> list[int]:
-    """Return the client ids in text like 1-40 or 1,3,7-9. Raises ValueError."""
+    """Return the client ids in text like 1-40 or 1,3,7-9. Raises WrongValue."""
     ids: set[int] = set()
     for part in text.split(","):
         low, _, high = part.partition("-")
@@ -234,7 +235,7 @@ def id_list(text: str) -> list[int]:
     return sorted(ids)
 
 
-def describe(answer: Mapping[str, Json]) -> str:
+def describe(answer: Mapping[str, Json], columns: int = 79) -> str:
     """Put an aggregate into lines of at most 79 columns, with each name beside its value."""
     words = []
     for name, value in answer.items():
@@ -243,4 +244,4 @@ def describe(answer: Mapping[str, Json]) -> str:
         shown = [f"{item:.6g}" if isinstance(item, float) else json.dumps(item) for item in items]
         comma = ", " if len(",".join(shown)) > 40 else ","  # where a line may end
         words.append(f"{json.dumps(name)[1:-1]}\0{comma.join(shown)}")
-    return textwrap.fill("  ".join(words), 79, subsequent_indent="    ").replace("\0", " ")
+    return textwrap.fill("  ".join(words), columns, subsequent_indent="    ").replace("\0", " ")

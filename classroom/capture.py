@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 from classroom.output import needed, write_whole
 from classroom.wire import LAB, Wire
 from lab.events import ENDS, KINDS, Run, Step, read_runs
-from program import Parser, UserError, escaped, run_program
+from program import Parser, UserError, escaped, output_path, run_program
 
 # What is said of them -----------------------------------------------------------------------------
 
@@ -209,7 +209,7 @@ def pcapng(found: Sequence[Packet]) -> bytes:
 def main(wire: Wire = LAB) -> int:
     parser = Parser("Makes a capture file for Wireshark from an event log.")
     parser.add_argument("events", metavar="EVENTS", type=Path, help="from attacks.py --events")
-    parser.add_argument("-o", "--output", metavar="FILE", type=Path, required=True)
+    parser.add_argument("-o", "--output", metavar="FILE", type=output_path, required=True)
     options = parser.options()
     found = [*packets(read_runs(options.events), wire)]
     if not found:

@@ -35,7 +35,7 @@ from classroom.output import filled, write_whole
 from classroom.recordings import ILLEGAL, Recorded, recorded
 from classroom.wire import LAB
 from crypto_utils import NONCE_BYTES, evolve_key, fingerprint
-from program import Parser, UserError, escaped, run_program, to_stderr
+from program import Parser, UserError, escaped, output_path, run_program, to_stderr
 from protocol_fsm import HEADER, Direction, Header, Opcode
 
 TEMPLATE = "explain.html.j2"
@@ -306,7 +306,9 @@ def main() -> int:
     )
     parser.add_argument("--attack", metavar="NAME", help="only this attack of an event log")
     parser.add_argument("--keylog", metavar="FILE", help="show plaintexts and key steps as well")
-    parser.add_argument("--html", metavar="OUT", help="write a page instead of text")
+    parser.add_argument(
+        "--html", type=output_path, metavar="OUT", help="write a page instead of text"
+    )
     options = parser.options()
     log: KeyLog = {}
     if options.keylog is not None:
@@ -323,7 +325,7 @@ def main() -> int:
     if options.html is not None:
         title = escaped(Path(options.source).name[:60])
         page = filled(TEMPLATE, shown=shown, notes=notes, title=title)
-        write_whole(Path(options.html), page.encode("ascii", "xmlcharrefreplace"))
+        write_whole(options.html, page.encode("ascii", "xmlcharrefreplace"))
     else:
         print("\n\n".join(map(as_text, shown)))
     return 0

@@ -27,7 +27,7 @@ from classroom.wire import LAB, Change, Wire, changes
 from lab.claims import Claim, Sets, read_claims, read_sets
 from lab.events import ENDS, KINDS, Run, Step, read_runs, shown
 from lab.observer import Event
-from program import Parser, escaped, run_program
+from program import Parser, escaped, output_path, run_program
 
 TEMPLATE = "report.html.j2"
 MOST_MESSAGES = 5  # of one run whose bytes are shown
@@ -326,8 +326,8 @@ def main(wire: Wire = LAB) -> int:
     parser.add_argument(
         "-o",
         "--output",
-        type=Path,
-        default=Path("report.html"),
+        type=output_path,
+        default="report.html",
         metavar="FILE",
         help="default report.html",
     )

@@ -17,7 +17,7 @@ from lab.frames import OTHER_END, Frame, Frames, flipped
 from lab.observer import Observer
 from lab.program import Program, Teller
 from lab.proxy import Proxy
-from lab.rules import chosen, lacking, require_loopback
+from lab.rules import chosen, glossary, lacking, require_loopback, rule_list
 from lab.verdict import judge, summary
 from program import UserError
 from protocol_fsm import BadTag, ConnectionCut, Session, UnexpectedOpcode, Watchers
@@ -406,6 +406,34 @@ def test_of_many_steps_the_untouched_ones_are_left_out_first() -> None:
 
 class Careless(Session):
     """A rule of Session, taken out."""
+
+
+class OneWay:
+    """Go one way. Not two."""
+
+
+class OtherWay:
+    length = 3
+
+    def step(self) -> None:
+        """Go the other way, and on, and on, and on, and on, and on, to where a line has an end."""
+
+
+def test_what_rules_mean_stands_in_their_classes() -> None:
+    assert [*glossary({"one": OneWay, "other": OtherWay}, ["one"])] == [
+        "rule                  what the endpoints do without it",
+        "one                   Go one way",
+        "other                 Go the other way, and on, and on, and on, and on, and on,\n"
+        "                      to where a line has an end",
+        "documented            As the documents have it, without one",
+    ]
+
+
+@pytest.mark.parametrize("text", ["", ",", "tag,", "tag,,echo", " , "])
+def test_a_list_of_rules_without_a_name_in_it_is_refused(text: str) -> None:
+    assert rule_list(" tag , echo") == "tag,echo"
+    with pytest.raises(ValueError):
+        rule_list(text)
 
 
 def test_rules_are_chosen_by_name_in_the_order_of_the_table() -> None:

@@ -572,7 +572,7 @@ def test_the_program_ends_in_one_sentence_and_an_exit_code(tmp_path: Path) -> No
             (["--script", wrong, "--server", here], 2, "wrong line 2: there is no command 'flop'"),
             (["--script", str(tmp_path)], 2, "cannot read"),
             (["--keylog", str(tmp_path)], 2, "cannot read"),
-            (["--server", "9999"], 2, "--server: invalid HOST:PORT value: '9999'"),
+            (["--server", "9999"], 2, "--server: '9999' is not HOST:PORT"),
             (["--server", gone], 3, f"no server at {gone}: Connection refused"),
             (["--server", here, "--listen", here.split(":")[1]], 3, "cannot listen on 127.0.0.1"),
         ):

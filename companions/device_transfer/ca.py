@@ -50,7 +50,7 @@ from companions.device_transfer.certificates import (
     utc_now,
 )
 from companions.terminal import ask_passphrase
-from program import UserError, escaped, positive, reason_of, run_program
+from program import UserError, escaped, flag_type, positive, reason_of, run_program
 from protocol_fsm import ProtocolError
 
 NAME = "device-transfer-ca"
@@ -329,6 +329,7 @@ def new_passphrase(what: str) -> str:
     return passphrase
 
 
+@flag_type("a time in UTC like 2026-01-31T12:00:00Z")
 def moment(text: str) -> datetime:
     return parse_timestamp(text)
 

@@ -20,7 +20,7 @@ from companions.device_transfer.certificates import (
 )
 from companions.terminal import ask_passphrase
 from endpoint import HOST
-from program import Lines, Parser, UserError, escaped, port_number, reason_of
+from program import Lines, Parser, UserError, escaped, fitted, indented, port_number, reason_of
 from protocol_fsm import ProtocolError
 
 PORT = 9998  # the core's server has 9999
@@ -99,6 +99,13 @@ class LineFormatter(logging.Formatter):
         return escaped(super().formatMessage(record))
 
 
+class ScreenFormatter(LineFormatter):
+    """The same, cut to fit the terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return fitted(indented(super().format(record)))
+
+
 def is_same_file(one: Path, other: Path) -> bool:
     """Return whether two paths lead to the same file, or would if it existed."""
     try:
@@ -125,8 +132,8 @@ def start_log(path: Path | None, stream: TextIO | Lines, level: int = logging.IN
     handlers[0].setLevel(level)
     if path:
         handlers.append(logging.StreamHandler(_open_log(path)))
-    for handler in handlers:
-        handler.setFormatter(LineFormatter())
+        handlers[1].setFormatter(LineFormatter())
+    handlers[0].setFormatter(ScreenFormatter())
     logging.raiseExceptions = False
     logging.basicConfig(level=logging.INFO, handlers=handlers)
 

@@ -468,9 +468,9 @@ GOOD = ["--peer", "bob", "--at", "127.0.0.1:5556"]
     [
         (["a"], "required: --peer, --at"),
         (GOOD, "required: FOLDER"),
-        (["a", *GOOD, "--at", "127.0.0.1"], "--at: invalid HOST:PORT value"),
+        (["a", *GOOD, "--at", "127.0.0.1"], "is not HOST:PORT"),
         (["a", *GOOD, "--at", "127.0.0.1:0"], "--at: invalid HOST:PORT value"),
-        (["a", *GOOD, "--at", "127.0.0.1:65536"], "--at: invalid HOST:PORT value"),
+        (["a", *GOOD, "--at", "127.0.0.1:65536"], "is not HOST:PORT"),
         (["a", *GOOD, "--peer", "b#b"], "--peer: invalid"),
         (["a", *GOOD, "--peer", ""], "--peer: inv"),
         (["a", *GOOD, "--peer", "b b"], "--peer: invalid"),
@@ -478,8 +478,8 @@ GOOD = ["--peer", "bob", "--at", "127.0.0.1:5556"]
         (["a", *GOOD, "--peer", "b" * 65], "--peer: invalid"),
         (["a", *GOOD, "--pin", "12"], "--pin: invalid fingerprint"),
         (["a", *GOOD, "--pin", PRINT + "0"], "--pin: invalid fingerprint"),
-        (["a", *GOOD, "--port", "-1"], "--port: invalid"),
-        (["a", *GOOD, "--patience", "0"], "--patience: invalid"),
+        (["a", *GOOD, "--port", "-1"], "is not a port"),
+        (["a", *GOOD, "--patience", "0"], "is not a number of seconds"),
     ],
 )
 def test_a_wrong_flag_is_a_sentence(
