@@ -472,6 +472,7 @@ def of(lines: list[dict[str, Any]], name: str, event: str) -> list[tuple[str, st
     ]
 
 
+@pytest.mark.slow
 def test_ends_that_hold_the_same_keys_name_them_alike(runs: list[list[dict[str, Any]]]) -> None:
     """And the check that refused is told with the message that it refused."""
     lines = [line for line in runs[0] if line["attack"] == "flip-reading"]

@@ -508,6 +508,7 @@ def test_a_server_that_never_answers_is_given_up(closed_port: str) -> None:
 # Keys
 
 
+@pytest.mark.slow
 def test_generated_keys_work_and_one_client_has_only_its_own(tmp_path: Path) -> None:
     keys = tmp_path / "keys"
     done = run("server.py", "--generate-keys", str(keys), "--ids", "1-3,40")
