@@ -12,6 +12,7 @@ verdict is what the victims did, never whether bytes came back. No attack weaken
 
 from __future__ import annotations
 
+import guard  # noqa: F401 (before all else: it says what the others lack)
 import argparse
 import contextlib
 import secrets
@@ -38,6 +39,7 @@ from lab.catalogue import Catalogue, CutHere
 from lab.frames import Frame, Frames, Tap, flipped, xored
 from lab.program import Program, run
 from lab.proxy import Proxy
+from lab.rules import Rules
 from lab.stage import (
     LIMITS,
     OTHER,
@@ -583,6 +585,12 @@ def weakened_parts(names: Sequence[str]) -> Parts:
     return Parts(*without(names))
 
 
+def rules() -> tuple[Rules, Sequence[str]]:
+    from lab.weakened import DOCUMENTED, RULES
+
+    return RULES, DOCUMENTED
+
+
 def new_lab(options: argparse.Namespace, log: Any, parts: Any, observer: Any) -> Lab:
     seed = options.seed or secrets.token_hex(4)
     return Lab(seed, log, parts, server_to_attack(options), observer)
@@ -599,6 +607,7 @@ def main() -> int:
             attacks=ATTACKS,
             lab=new_lab,
             parts=weakened_parts,
+            rules=rules,
             title=title,
             add_flags=add_flags,
             families={"documented": DOCUMENTED},

@@ -58,7 +58,7 @@ class EndRequested(Exception):
     """Our own side wants the session to end; `status` is what the peer will be told."""
 
     def __init__(self, status: Status) -> None:
-        super().__init__(f"ended by this side ({status.name})")
+        super().__init__(f"by this side ({status.name})")
         self.status = status
 
 

@@ -10,6 +10,7 @@ terminated, 2 for usage or bad input, 3 for no connection, a cut one, or a late 
 
 from __future__ import annotations
 
+import guard  # noqa: F401 (before all else: it says what the others lack)
 import argparse
 import contextlib
 import csv
@@ -40,11 +41,13 @@ from endpoint import (
 from program import (
     NoConnection,
     UserError,
+    flag_type,
     positive,
     reason_of,
     run_program,
     seconds,
     to_stderr,
+    whole,
 )
 from protocol_fsm import (
     MAX_MAGNITUDE,
@@ -55,6 +58,7 @@ from protocol_fsm import (
     Direction,
     Json,
     LocalError,
+    MalformedMessage,
     Message,
     PeerTerminated,
     ProtocolError,
@@ -144,8 +148,9 @@ NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNOREC
 SEPARATORS = {"\t": "tabs", ";": "semicolons", ",": "commas"}  # the first that a row has is its own
 
 
+@flag_type("a number up to 1e15, with a decimal point")
 def reading(text: str) -> float:
-    """Return a number that a report may carry, with a decimal point if any. Raises ValueError."""
+    """Return a number that a report may carry, with a decimal point if any. Raises WrongValue."""
     word = text.strip()
     if not NUMBER.fullmatch(word) or not abs(float(word)) <= MAX_MAGNITUDE:
         raise ValueError(text)
@@ -348,9 +353,11 @@ def explain(error: ProtocolError, session: Session) -> str:
         return f"session terminated by the server: {error.status.name}"
     if isinstance(error, ConnectionCut) and session.round_number == 0:
         return (
-            "the server closed the connection in the handshake, and never says why: a wrong "
-            "key, an unknown id or tampering all look like this"
+            "the server closed the connection in the handshake, and never says why: a wrong key, "
+            "an unknown id, tampering, or a port of another program all look like this"
         )
+    if isinstance(error, MalformedMessage) and session.round_number == 0:
+        return f"the program on that port is not our server: {error}"
     if isinstance(error, ConnectionCut):
         return "connection lost: it closed without a TERMINATE"
     if isinstance(error, DeadlineExpired):
@@ -365,13 +372,15 @@ def as_value(word: str) -> str:
 
 def main() -> int:
     parser = EndpointParser("A client: reports readings, and prints the aggregate of each epoch.")
-    parser.add_argument("id", type=int, help="1 to 255")
+    parser.add_argument("id", type=whole, help="1 to 255")
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--values", nargs="+", type=reading, metavar="X", help="report these")
     source.add_argument("--file", metavar="CSV", help="report a row a round; - is standard input")
     source.add_argument("--interactive", action="store_true", help="report what you type")
     parser.add_argument("--column", metavar="C", help="of the CSV, its name or number from 1")
-    parser.add_argument("--skip", type=int, default=0, metavar="N", help="lines before the header")
+    parser.add_argument(
+        "--skip", type=whole, default=0, metavar="N", help="lines before the header"
+    )
     parser.add_argument("--rounds", type=positive, help="default 10, or the whole file")
     parser.add_argument("--interval", type=seconds, default=0.5, help="between rounds; default 0.5")
     parser.add_argument("--timeout", type=seconds, default=2.0, help="for an answer; default 2")
@@ -397,7 +406,7 @@ def main() -> int:
         to_stderr(f"client {options.id}: {explain(error, client.session)}")
         return 3 if isinstance(error, (ConnectionCut, DeadlineExpired)) else 1
     if not options.json:
-        print(f"client {options.id}: goodbye said after {client.session.round_number - 1} rounds")
+        print(f"client {options.id}: goodbye said after round {client.session.round_number - 1}")
     return 0
 
 

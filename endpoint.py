@@ -16,11 +16,12 @@ import shutil
 import socket
 import tempfile
 import textwrap
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from crypto_utils import AES_KEY_BYTES, TAG_BYTES, fingerprint
-from program import Parser, UserError, port_number, reason_of, to_stderr
+from program import Parser, UserError, flag_type, port_number, reason_of, to_stderr
 from protocol_fsm import (
     HEADER,
     MIN_MASTER_KEY,
@@ -38,7 +39,7 @@ HOST = "127.0.0.1"
 PORT = 9999
 DEMO_KEYS = {n: f"client{n}_master_k".encode() for n in range(1, 6)}  # published: no secrets
 OPCODE_NAMES = {opcode.value: opcode.name for opcode in Opcode}
-DEMO_WARNING = "warning: these are the published demo keys; they protect nothing"
+DEMO_WARNING = "warning: the demo keys are published, and protect nothing"
 
 
 def loopback_address(host: str) -> str:
@@ -80,11 +81,11 @@ def load_keys(path: Path) -> dict[int, bytes]:
             raise IsADirectoryError(errno.EISDIR, "")
         if os.name == "posix" and path.stat().st_mode & 0o077:
             raise UserError(f"others can read the keys in {path}; make it yours: chmod 600 {path}")
-        lines = path.read_text("ascii").splitlines()
+        lines = path.read_text("utf-8-sig").splitlines()
     except (OSError, UnicodeError) as error:
         raise UserError(f"cannot read keys from {path}: {reason_of(error)}") from None
     for number, line in enumerate(lines, 1):
-        if match := re.fullmatch(r"\s*(\d{1,3})\s*:\s*((?:[0-9a-fA-F]{2})+)\s*", line):
+        if match := re.fullmatch(r"\s*([0-9]{1,3})\s*:\s*((?:[0-9a-fA-F]{2})+)\s*", line):
             client_id = int(match[1])
             key = bytes.fromhex(match[2])
             if 1 <= client_id <= 255 and len(key) >= MIN_MASTER_KEY and client_id not in keys:
@@ -163,18 +164,33 @@ class KeyLogger:
 def open_key_log(path: str) -> Callable[[str], object]:
     """Open a key log, and return what appends a line to it in one write. Raises UserError."""
     try:
-        file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
         if os.name == "posix" and os.fstat(file).st_mode & 0o077:
             raise PermissionError(0, "others can read it; make it yours with chmod 600")
     except OSError as error:
         raise UserError(f"cannot log keys to {path}: {reason_of(error)}") from None
     to_stderr(f"WARNING: all keys go to {path}; anyone who reads it can read everything")
 
+    lock = threading.Lock()
+
     def write(line: str) -> None:
-        if os.write(file, line.encode()) < len(line):
+        with lock:  # the threads of a server share the place in the file
+            if ends_inside_a_line(file):
+                line = f"\n{line}"
+            written = os.write(file, line.encode())
+        if written < len(line):
             raise OSError(errno.ENOSPC, "a line of the log is cut short")
 
     return write
+
+
+def ends_inside_a_line(file: int) -> bool:
+    """Return whether the last line of a file has no end, as on a disk that was full."""
+    try:
+        os.lseek(file, -1, os.SEEK_END)
+    except OSError:  # it is empty, or a pipe
+        return False
+    return os.read(file, 1) != b"\n"
 
 
 def session_factory(
@@ -220,8 +236,9 @@ class EndpointParser(Parser):
         return options
 
 
+@flag_type("a list of ids from 1 to 255, like 1-40 or 1,3,7-9")
 def id_list(text: str) -> list[int]:
-    """Return the client ids in text like 1-40 or 1,3,7-9. Raises ValueError."""
+    """Return the client ids in text like 1-40 or 1,3,7-9. Raises WrongValue."""
     ids: set[int] = set()
     for part in text.split(","):
         low, _, high = part.partition("-")
@@ -231,7 +248,7 @@ def id_list(text: str) -> list[int]:
     return sorted(ids)
 
 
-def describe(answer: Mapping[str, Json]) -> str:
+def describe(answer: Mapping[str, Json], columns: int = 79) -> str:
     """Put an aggregate into lines of at most 79 columns, with each name beside its value."""
     words = []
     for name, value in answer.items():
@@ -240,4 +257,4 @@ def describe(answer: Mapping[str, Json]) -> str:
         shown = [f"{item:.6g}" if isinstance(item, float) else json.dumps(item) for item in items]
         comma = ", " if len(",".join(shown)) > 40 else ","  # where a line may end
         words.append(f"{json.dumps(name)[1:-1]}\0{comma.join(shown)}")
-    return textwrap.fill("  ".join(words), 79, subsequent_indent="    ").replace("\0", " ")
+    return textwrap.fill("  ".join(words), columns, subsequent_indent="    ").replace("\0", " ")

@@ -8,17 +8,23 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
+import functools
+import logging
 import math
 import os
 import queue
 import signal
 import socket
 import sys
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TypeVar
+
+Value = TypeVar("Value")
 
 
 class UserError(Exception):
@@ -36,8 +42,8 @@ class NoConnection(UserError):
 class Parser(argparse.ArgumentParser):
     """A parser of flags; a wrong one is a UserError like any other."""
 
-    def __init__(self, description: str) -> None:
-        super().__init__(description=description)
+    def __init__(self, description: str, prog: str | None = None) -> None:
+        super().__init__(description=description, prog=prog)
 
     def options(self, words: Sequence[str] | None = None) -> argparse.Namespace:
         """Return the flags of this command line, or of these words. Raises UserError."""
@@ -47,36 +53,65 @@ class Parser(argparse.ArgumentParser):
         raise UserError(message)
 
 
+class WrongValue(argparse.ArgumentTypeError, ValueError):
+    """A flag does not take this; the message says what it takes."""
+
+
+def flag_type(words: str) -> Callable[[Callable[[str], Value]], Callable[[str], Value]]:
+    """Return a decorator for what reads a flag: its ValueError is told in these words."""
+
+    def decorate(read: Callable[[str], Value]) -> Callable[[str], Value]:
+        @functools.wraps(read)
+        def checked(text: str) -> Value:
+            try:
+                return read(text)
+            except ValueError:
+                raise WrongValue(f"{text!a} is not {words}") from None
+
+        return checked
+
+    return decorate
+
+
+@flag_type("a number of seconds above 0")
 def seconds(text: str) -> float:
-    """Return a finite number above 0. Raises ValueError."""
+    """Return a finite number above 0. Raises WrongValue."""
     if not 0 < float(text) < math.inf:
         raise ValueError(text)
     return float(text)
 
 
+@flag_type("a whole number")
+def whole(text: str) -> int:
+    """Return a whole number from 0. Raises WrongValue."""
+    if not 0 <= int(text) <= sys.maxsize:
+        raise ValueError(text)
+    return int(text)
+
+
+@flag_type("a whole number from 1")
 def positive(text: str) -> int:
-    """Return a whole number above 0. Raises ValueError."""
+    """Return a whole number above 0. Raises WrongValue."""
     if not 1 <= int(text) <= sys.maxsize:
         raise ValueError(text)
     return int(text)
 
 
+@flag_type("a port, 0 to 65535")
 def port_number(text: str) -> int:
-    """Return a TCP port; 0 lets the system choose. Raises ValueError."""
+    """Return a TCP port; 0 lets the system choose. Raises WrongValue."""
     if not 0 <= int(text) <= 65_535:
         raise ValueError(text)
     return int(text)
 
 
+@flag_type("HOST:PORT")
 def host_and_port(text: str) -> tuple[str, int]:
-    """Return the two parts of HOST:PORT. Raises ValueError."""
+    """Return the two parts of HOST:PORT. Raises WrongValue."""
     host, _, port = text.rpartition(":")
     if not host:
         raise ValueError(text)
     return host.strip("[]"), port_number(port)
-
-
-host_and_port.__name__ = "HOST:PORT"  # for argparse, which quotes it
 
 
 class Lines:
@@ -110,10 +145,57 @@ class Lines:
             self._texts.task_done()
 
 
-def to_stderr(line: str) -> None:
-    """Print a line where it disturbs no output; failures are ignored."""
+INDENT = " " * len("12:34:56 ")
+
+
+def fitted(text: str) -> str:
+    """Cut lines to fit the terminal that stderr is, between words; in a pipe they have any length.
+
+    What is cut off is indented, so that nothing that came from a peer stands where a line begins.
+    """
+    try:
+        columns = max(20, os.get_terminal_size(2).columns - 1)
+    except OSError:
+        return text
+    return "\n".join(
+        textwrap.fill(line, columns, subsequent_indent=INDENT, break_on_hyphens=False)
+        for line in text.split("\n")
+    )
+
+
+def indented(text: str) -> str:
+    """Indent all lines but the first."""
+    return text.replace("\n", f"\n{INDENT}")
+
+
+class LogFormatter(logging.Formatter):
+    """An event after the time of day."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(message)s", "%H:%M:%S")
+
+    def format(self, record: logging.LogRecord) -> str:
+        return fitted(indented(super().format(record)))
+
+
+def start_log(level: str, stream: Lines) -> None:
+    """Let the log go to a stream, from a level on."""
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(LogFormatter())
+    logging.basicConfig(level=level, handlers=[handler])
+
+
+def escaped(text: str) -> str:
+    """Return text in which nothing moves a cursor, breaks a line, is hidden or turned round."""
+    if text.isprintable():
+        return text
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+
+
+def to_stderr(text: str) -> None:
+    """Print lines where they disturb no output, escaped and fitted; failures are ignored."""
     with contextlib.suppress(OSError, ValueError):
-        print(line, file=sys.stderr, flush=True)
+        print(fitted("\n".join(map(escaped, text.split("\n")))), file=sys.stderr, flush=True)
 
 
 def reason_of(error: Exception) -> str:
@@ -125,18 +207,68 @@ def reason_of(error: Exception) -> str:
     return reason
 
 
-def write_text(path: str, text: str) -> None:
-    """Write a file of ASCII lines, the same on every system. Raises UserError."""
+def read_text(path: Path) -> str:
+    """Return a text file, which is UTF-8 and may begin with a byte order mark. Raises UserError."""
     try:
-        with open(path, "w", encoding="ascii", newline="\n") as file:
-            file.write(text)
-    except OSError as error:
+        return path.read_text("utf-8-sig")
+    except (OSError, UnicodeError) as error:
+        raise UserError(f"cannot read {path}: {reason_of(error)}") from None
+
+
+def _partial(path: Path) -> Path:
+    """Return where a file stands until it is whole."""
+    return path.with_name(f"{path.name}.{os.getpid()}.partial")
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all. Raises UserError."""
+    try:
+        partial = _partial(path)
+        if path.exists() and not path.is_file():  # a pipe, for example
+            path.write_bytes(data)
+            return
+        try:
+            with partial.open("xb") as file:
+                file.write(data)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+    except (OSError, ValueError) as error:  # ValueError: the path has no name
         raise UserError(f"cannot write {path}: {reason_of(error)}") from None
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a file of ASCII lines, whole or not at all. Raises UserError."""
+    write_whole(path, text.encode("ascii"))
+
+
+def output_path(text: str) -> Path:
+    """Return where a program will write; that it can is found out before the work. WrongValue."""
+    path = Path(text)
+    try:
+        if path.is_dir():
+            raise OSError(errno.EISDIR, "")
+        if path.is_file() or not path.exists():
+            _partial(path).touch(exist_ok=False)
+            _partial(path).unlink()
+    except (OSError, ValueError) as error:
+        raise WrongValue(f"cannot write {path}: {reason_of(error)}") from None
+    return path
+
+
+def end_signals() -> list[signal.Signals]:
+    """Return what asks a program to end: Ctrl-C, kill, a closed terminal unless below nohup."""
+    found = [signal.SIGINT, signal.SIGTERM]
+    if os.name == "posix" and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        found.append(signal.SIGHUP)
+    return found
+
+
 def run_program(main: Callable[[], int]) -> NoReturn:
-    """Run `main`, and exit with its code or with one sentence on stderr; tidily on SIGTERM too."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    """Run `main`, and exit with its code or with one sentence on stderr; tidily on signals too."""
+    for ending in end_signals():
+        if ending is not signal.SIGINT:  # which is a KeyboardInterrupt
+            signal.signal(ending, lambda number, _: sys.exit(128 + number))
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:  # closed by whoever started us
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
@@ -145,7 +277,7 @@ def run_program(main: Callable[[], int]) -> NoReturn:
         code = main()
         sys.stdout.flush()
     except UserError as error:
-        to_stderr(f"{Path(sys.argv[0]).name}: {error}")
+        to_stderr(escaped(f"{Path(sys.argv[0]).name}: {error}"))  # in one line
         code = error.exit_code
     except (KeyboardInterrupt, EOFError):
         code = 130  # before there was a session to end

@@ -87,7 +87,23 @@ print(json.dumps(found))
 REQUIREMENT = re.compile(
     r'(\w[\w.-]*)\s*(?:>=\s*([\d.]+))?(?:\s*;\s*python_version < "([\d.]+)")?$'
 )
-NO_NETWORK = re.compile(r"connection broken|timed out|\(from versions: none\)", re.IGNORECASE)
+# Why pip cannot fetch anything, in its words, and what to do; the first that fits counts.
+FAILURES = (
+    (
+        "CERTIFICATE_VERIFY_FAILED|ssl certificate",
+        "this computer does not trust the certificate that it is shown, which may be that of a "
+        "proxy; ask for the proxy's CA file, and put its path into PIP_CERT",
+    ),
+    (
+        "ProxyError|proxy connection|Tunnel connection|407 ",
+        "the proxy lets nothing through; look at HTTPS_PROXY",
+    ),
+    ("Client Error|Server Error|too many", "the package index refuses; look at PIP_INDEX_URL"),
+    (
+        "",
+        "nothing answers; connect this computer to a network, then give the same command again",
+    ),
+)
 
 
 class Problem(Exception):
@@ -149,7 +165,12 @@ def quietly(command):
     """Run it out of sight, and return its exit code and what it printed on stdout and stderr."""
     try:
         done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace"
+            command,
+            cwd=HERE,  # a json.py where the user is would be taken for Python's
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
         )
     except OSError as error:
         return 127, "", str(error)
@@ -217,23 +238,36 @@ def take(lock):
 
 def fill(python, requirements, wanted):
     """Make .venv, or put into it what it lacks, and return its interpreter. Raises Problem."""
-    # without pip it is half-made, or belongs to a Python that has been upgraded
-    lacking = missing(python, dict(wanted, pip=()))
-    if lacking in ([], ["pip"]):
+    is_there = os.path.lexists(VENV)
+    if is_there and not is_venv():
+        raise Problem(
+            "%s is a link, or no virtual environment, so it is left as it is; "
+            "move it away, then give the same command again" % VENV
+        )
+    lacking = missing(python, wanted)
+    if lacking == []:  # another run.py has filled it meanwhile
         return python
-    anew = lacking is None or "pip" in lacking
+    if lacking is not None:
+        bootstrap_pip(python, requirements)
+        install(python, requirements, wanted, lacking)
+        return python
+    require_venv()
     try:
-        if anew:
-            make_venv()
-        install(python, requirements, sorted(wanted) if anew else lacking)
+        make_venv("remaking the broken" if is_there else "making")
+        install(python, requirements, wanted, sorted(wanted))
     except BaseException:  # Ctrl-C too
-        if anew:
-            shutil.rmtree(VENV, ignore_errors=True)
+        shutil.rmtree(VENV, ignore_errors=True)
         raise
     return python
 
 
-def make_venv():
+def is_venv():
+    """Return whether .venv is a venv and no link: what else has that name is not ours."""
+    real = os.path.join(os.path.realpath(HERE), os.path.basename(VENV))
+    return os.path.realpath(VENV) == real and os.path.isfile(os.path.join(VENV, "pyvenv.cfg"))
+
+
+def require_venv():
     try:
         import ensurepip  # noqa: F401
         import venv  # noqa: F401
@@ -242,41 +276,59 @@ def make_venv():
             "this Python cannot make a virtual environment; on Debian or Ubuntu, "
             "mend it with: sudo apt install python3-venv"
         )
-    say(
-        "%s .venv, which takes some seconds ..."
-        % ("remaking the broken" if os.path.lexists(VENV) else "making")
-    )
-    code, out, error = quietly([sys.executable, "-m", "venv", "--clear", VENV])
-    if code != 0:
-        reason = ((error or out).strip().splitlines() or ["exit code %d" % code])[-1]
-        raise Problem("cannot make .venv in %s: %s" % (HERE, reason))
 
 
-def install(python, requirements, names):
+def make_venv(doing):
+    say("%s .venv, which takes some seconds ..." % doing)
+    result = quietly([sys.executable, "-m", "venv", "--clear", VENV])
+    if result[0] != 0:
+        raise Problem("cannot make .venv in %s: %s" % (HERE, last_words(result)))
+
+
+def bootstrap_pip(python, requirements):
+    """Put pip into a venv that has none: uv makes such, and so does a venv cut short."""
+    if missing(python, {"pip": ()}):
+        result = quietly([python, "-m", "ensurepip"])
+        if result[0] != 0:
+            raise Problem(
+                "%s has no pip and cannot get it (%s); fill it with what made it, as with: "
+                "uv pip install -r %s" % (VENV, last_words(result), requirements)
+            )
+
+
+def last_words(result):
+    code, out, error = result
+    return ((error or out).strip().splitlines() or ["exit code %d" % code])[-1]
+
+
+def install(python, requirements, wanted, names):
+    """Let pip put packages into .venv, and see that they are there. Raises Problem."""
     say("installing %s into .venv, which may take a minute ..." % ", ".join(names))
-    code, _, error = quietly(
-        [
-            python,
-            "-m",
-            "pip",
-            "install",
-            "--disable-pip-version-check",
-            "-q",
-            "-r",
-            os.path.join(HERE, requirements),
-        ]
-    )
-    if code != 0 and NO_NETWORK.search(error):
-        raise Problem(
-            "pip found no network to install %s from; connect this computer to it, "
-            "then give the same command again" % ", ".join(names)
-        )
+    command = [python, "-m", "pip", "install", "--disable-pip-version-check", "-vv"]
+    # whatever the user's configuration of pip says, it is this venv that is filled
+    command += ["--no-user", "--target="]
+    code, out, error = quietly(command + ["-r", os.path.join(HERE, requirements)])
     if code != 0:
-        reasons = [line for line in error.splitlines() if line.startswith("ERROR: ")]
+        why = reason_of_pip(out + error) or "exit code %d" % code
+        raise Problem("pip cannot install %s: %s" % (", ".join(names), why))
+    lacking = missing(python, wanted)
+    if lacking != []:
         raise Problem(
-            "pip cannot install %s: %s"
-            % (", ".join(names), reasons[0][7:] if reasons else "exit code %d" % code)
+            "pip ends as if all were well, but .venv has no %s; look for prefix, root and the like "
+            "in pip's configuration, and for variables PIP_..." % ", ".join(lacking or names)
         )
+
+
+def reason_of_pip(said):
+    """Return what to do, and why, from all that pip -vv has printed."""
+    fetching = re.findall(r"(.* timed out.*|.*Max retries exceeded.*)", said)
+    if "(from versions: none)" in said:  # else one index of several may lack what another has
+        fetching = re.findall(r"Could not fetch URL \S+: (.*) - skipping", said)
+    for pattern, advice in FAILURES if fetching else ():
+        if re.search(pattern, fetching[0]):
+            return "%s (pip: %s)" % (advice, re.sub("<.*?>: ", "", fetching[0].strip()))
+    errors = re.findall(r"^ERROR: (.*)", said, re.MULTILINE)
+    return errors[0] if errors else ""
 
 
 def run(command, directory):
@@ -286,13 +338,21 @@ def run(command, directory):
     on_terminal = os.name == "nt" or os.isatty(0)
 
     def pass_on(number, frame):
-        if number == signal.SIGTERM or not on_terminal:
+        if number != signal.SIGINT or not on_terminal:
             child.send_signal(number)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, pass_on)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        handle(name, pass_on)
     code = child.wait()
     return code if code >= 0 else 128 - code  # a signal's number comes negated
+
+
+def handle(name, handler):
+    """Handle a signal, if this system has it; but nohup is there so that nobody handles SIGHUP."""
+    number = getattr(signal, name, None)
+    is_nohup = name == "SIGHUP" and number and signal.getsignal(number) is signal.SIG_IGN
+    if number is not None and not is_nohup:
+        signal.signal(number, handler)
 
 
 def main(words):
@@ -302,6 +362,7 @@ def main(words):
             % (sys.version.split()[0], ".".join(map(str, NEEDED)))
         )
         return 2
+    os.environ.pop("PYTHONSAFEPATH", None)  # what it keeps from `python -m` is this folder
     words = words or [DEFAULT]
     if words[0] in ("help", "-h", "--help"):
         sys.stdout.write(help_text())
@@ -326,8 +387,7 @@ def main(words):
 if __name__ == "__main__":
     # as an exception, so that no half-made .venv stays
     for name in ("SIGTERM", "SIGHUP"):  # a closed terminal
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), lambda number, frame: sys.exit(128 + number))
+        handle(name, lambda number, frame: sys.exit(128 + number))
     try:
         sys.exit(main(sys.argv[1:]))
     except KeyboardInterrupt:

@@ -9,6 +9,7 @@ Rules in this module:
 
 from __future__ import annotations
 
+import guard  # noqa: F401 (before all else: it says what the others lack)
 import dataclasses
 import itertools
 import logging
@@ -37,11 +38,23 @@ from endpoint import (
     id_list,
     session_factory,
 )
-from program import Lines, NoConnection, positive, reason_of, run_program, seconds
+from program import (
+    Lines,
+    NoConnection,
+    end_signals,
+    escaped,
+    positive,
+    reason_of,
+    run_program,
+    seconds,
+    start_log,
+)
 from protocol_fsm import (
     ClientData,
+    ConnectionCut,
     Direction,
     Json,
+    PeerTerminated,
     ProtocolError,
     ServerAggrResponse,
     ServerChallenge,
@@ -264,6 +277,12 @@ class Member:
         self.is_established = False
         self._server = server
 
+    def __str__(self) -> str:
+        name = f"client {self.client_id}"
+        if self.is_established:
+            return name
+        return f"stranger as {name}" if self.client_id else "stranger without a name"
+
     def run(self) -> None:
         cause: Exception
         try:
@@ -271,7 +290,7 @@ class Member:
         except (EndRequested, ProtocolError) as error:
             cause = error
         except Exception as error:  # a defect of ours: it ends this session and no other
-            log.exception("client %d: internal error", self.client_id)
+            log.exception("%s: internal error", self)
             cause = error
         try:
             self._server.forget(self, cause)
@@ -392,7 +411,7 @@ class Server:
                 self._epochs.withdraw(older)
             member.is_established = True
             self.sessions[member.client_id] += 1
-        log.info("client %d: established", member.client_id)
+        log.info("%s: established", member)
 
     def forget(self, member: Member, reason: Exception) -> None:
         """Take out what an ended session leaves: its place, and its part in the open epoch."""
@@ -405,11 +424,13 @@ class Server:
             if not member.is_established:
                 self.refused[type(reason).__name__] += 1
             self._record(Record("end", client_id, reason))
-        name = f"as client {client_id}" if client_id else "without a name"
-        who = f"stranger {name}: ended"
-        if member.is_established:
-            who = f"client {client_id}: ended after {member.rounds} rounds"
-        log.info("%s: %s", who, reason)
+        after = f" after round {member.rounds}" if member.is_established else ""
+        if isinstance(reason, PeerTerminated) and reason.status is Status.GOODBYE:
+            log.info("%s: left%s", member, after)
+        elif not client_id and isinstance(reason, ConnectionCut) and not reason.mid_frame:
+            log.debug("%s: gone without a word", member)  # it looked whether there is a server
+        else:
+            log.info("%s: ended%s: %s", member, after, reason)
 
     def contribute(self, member: Member, report: ClientData) -> ServerAggrResponse:
         """Enter a report into the open epoch, wait for it to close, and return the answer.
@@ -448,7 +469,7 @@ class Server:
             return
         self._record(Record("epoch", 0, epoch))
         if log.isEnabledFor(logging.DEBUG):  # to describe takes longer than to answer
-            log.debug("%s", describe({"epoch": epoch.number, **epoch.aggregate}))
+            log.debug("%s", describe({"epoch": epoch.number, **epoch.aggregate}, 70))
 
     def summary(self) -> str:
         """Return the table that the program prints last."""
@@ -487,7 +508,8 @@ def main() -> int:
     options = parser.options()
     if options.generate_keys is not None:
         generate_keys(Path(options.generate_keys), options.ids)
-        print(f"wrote server.keys and {len(options.ids)} client keys to {options.generate_keys}")
+        where = escaped(options.generate_keys)
+        print(f"wrote server.keys and {len(options.ids)} client keys to {where}")
         return 0
     limits = Limits(*(getattr(options, field.name) for field in dataclasses.fields(Limits)))
     if options.patient:
@@ -497,11 +519,7 @@ def main() -> int:
             frame_timeout_s=math.inf,
             silence_timeout_s=math.inf,
         )
-    logging.basicConfig(
-        level="DEBUG" if options.verbose else "INFO",
-        format="%(message)s",
-        stream=(lines := Lines()),
-    )
+    start_log("DEBUG" if options.verbose else "INFO", lines := Lines())
     keys, host = choose_keys(options.keys, options.host)
     server = Server(
         keys,
@@ -511,7 +529,7 @@ def main() -> int:
         new_session=session_factory(options, lines.write_line),
     )
     stop: list[int] = []  # not an Event, whose lock a second signal would find taken
-    for signal_number in (signal.SIGINT, signal.SIGTERM):
+    for signal_number in end_signals():
         signal.signal(signal_number, lambda number, _: stop.append(number))
     with server:
         print("listening on {}:{}".format(*server.address), flush=True)

@@ -1,0 +1,3 @@
+"""The core and the companions, measured beside others."""
+
+import guard  # noqa: F401

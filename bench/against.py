@@ -10,7 +10,6 @@ the time on the clock, and the number of calls in a round, which has no noise (c
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -138,13 +137,17 @@ def table(seen: Seen, calls: Mapping[str, float]) -> str:
 
 @measurement
 def main(words: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Our round beside that of another checkout.")
+    from program import Parser, UserError, positive  # the processes load that of their checkout
+
+    parser = Parser("Our round beside that of another checkout.")
     parser.add_argument("checkout", type=Path, help="its folder")
-    parser.add_argument("--turns", type=int, default=TURNS, help=f"default {TURNS}")
-    parser.add_argument("--slices", type=int, default=SLICES, help=f"in a turn; default {SLICES}")
-    options = parser.parse_args(words)
+    parser.add_argument("--turns", type=positive, default=TURNS, help=f"default {TURNS}")
+    parser.add_argument(
+        "--slices", type=positive, default=SLICES, help=f"in a turn; default {SLICES}"
+    )
+    options = parser.options(words)
     if not (options.checkout / "server.py").is_file():
-        parser.error(f"there is no server.py in {options.checkout}")
+        raise UserError(f"there is no server.py in {options.checkout}")
     from bench.certificate import write_certificate
 
     other = options.checkout.resolve()
@@ -156,4 +159,6 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from program import run_program
+
+    run_program(main)

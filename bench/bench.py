@@ -30,6 +30,7 @@ from bench.certificate import write_certificate
 from bench.measure import Slice, machine, measurement, turns
 from bench.rivals import BODIES, HOST, RIVALS, example_answer
 from bench.slices import Case, run_slice
+from program import Parser, UserError, output_path, positive, run_program, write_text
 
 CLIENTS = (1, 10, 50, 250)
 ROUNDS = 20_000
@@ -130,10 +131,10 @@ class Bench:
 
 
 def parse(words: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="run.py bench", description="Our channel beside TLS.")
+    parser = Parser("Our channel beside TLS.", prog="run.py bench")
     parser.add_argument(
         "--clients",
-        type=int,
+        type=positive,
         nargs="+",
         default=[*CLIENTS],
         metavar="N",
@@ -141,30 +142,30 @@ def parse(words: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--body", nargs="+", default=[*BODIES], choices=[*BODIES])
     parser.add_argument("--rivals", nargs="+", default=[*RIVALS], choices=RIVALS)
-    parser.add_argument("--rounds", type=int, help=f"of a case in all; default {ROUNDS:,}")
-    parser.add_argument("--turns", type=int, help=f"that they are divided into; default {TURNS}")
+    parser.add_argument("--rounds", type=positive, help=f"of a case in all; default {ROUNDS:,}")
+    parser.add_argument(
+        "--turns", type=positive, help=f"that they are divided into; default {TURNS}"
+    )
     parser.add_argument(
         "--processes",
-        type=int,
+        type=positive,
         default=max(1, (os.cpu_count() or 2) - 1),
         help="for the clients; default: processors but one",
     )
     parser.add_argument("--quick", action="store_true", help="few rounds: a trial, no measurement")
     parser.add_argument("--no-ladder", action="store_true", help="leave out the cost ladder")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers there")
+    parser.add_argument("--json", type=output_path, metavar="FILE", help="write all numbers there")
     parser.add_argument(
         "--against",
         type=Path,
         metavar="FOLDER",
         help="measure nothing but a round of this, beside one of another checkout",
     )
-    options = parser.parse_args(words)
+    options = parser.options(words)
     options.rounds = options.rounds or (QUICK_ROUNDS if options.quick else ROUNDS)
     options.turns = options.turns or (QUICK_TURNS if options.quick else TURNS)
-    if min(options.clients) < 1 or max(options.clients) > 255:
-        parser.error("there are 1 to 255 clients")
-    if min(options.rounds, options.turns, options.processes) < 1:
-        parser.error("--rounds, --turns and --processes are 1 or more")
+    if max(options.clients) > 255:
+        raise UserError("there are ids for 255 clients only")
     return options
 
 
@@ -177,14 +178,11 @@ def main(words: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         write_certificate(Path(folder), HOST)
         bench = Bench(options, Path(folder))
-        try:
-            bench.run()
-        except KeyboardInterrupt:
-            return 130
+        bench.run()
     if options.json:
-        options.json.write_text(json.dumps(bench.as_json(), indent=1) + "\n", "ascii")
+        write_text(options.json, json.dumps(bench.as_json(), indent=1) + "\n")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_program(main)

@@ -53,7 +53,7 @@ from bench.rivals import HOST, tls_context
 from companions.device_transfer.certificates import Identity, Trust, load_identity, load_trust
 from companions.device_transfer.device import Device
 from companions.device_transfer.server import Server
-from program import Parser, positive, run_program, write_text
+from program import Parser, output_path, positive, run_program, write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = {
@@ -335,7 +335,7 @@ def parse() -> argparse.Namespace:
         help=f"of the file; default {SIZE_MIB}",
     )
     parser.add_argument("--turns", type=positive, default=TURNS, help=f"default {TURNS}")
-    parser.add_argument("--json", metavar="FILE", help="write all numbers there")
+    parser.add_argument("--json", type=output_path, metavar="FILE", help="write all numbers there")
     return parser.options()
 
 

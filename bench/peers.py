@@ -54,7 +54,7 @@ from companions.peer_messaging.node import Node
 from companions.peer_messaging.peer import Event
 from companions.peer_messaging.protocol import NUMBER
 from endpoint import HOST
-from program import Parser, positive, run_program, write_text
+from program import Parser, output_path, positive, run_program, write_text
 
 NAMES = {"plain": "plain ZeroMQ", "curve": "ZeroMQ CURVE", "ours": "ours"}
 SIZES = (100, 4_000)  # bytes of a text
@@ -366,7 +366,7 @@ def parse() -> argparse.Namespace:
         help=f"of each size in a stream; default {TEXTS}",
     )
     parser.add_argument("--turns", type=positive, default=TURNS, help=f"default {TURNS}")
-    parser.add_argument("--json", metavar="FILE", help="write all numbers there")
+    parser.add_argument("--json", type=output_path, metavar="FILE", help="write all numbers there")
     return parser.options()
 
 

@@ -20,8 +20,7 @@ from bench.report import NAMES
 from bench.rivals import BODIES
 from classroom.drawing import Drawing
 from classroom.output import write_whole
-from lab.claims import read_text
-from program import Parser, UserError, run_program
+from program import Parser, UserError, escaped, output_path, read_text, run_program
 
 # Half as wide, as on a phone, letters of 15 are still of 9 or 10 pixels
 WIDTH = 560
@@ -400,8 +399,8 @@ def main() -> int:
     parser.add_argument(
         "-o",
         "--output",
-        type=Path,
-        default=Path("bench.svg"),
+        type=output_path,
+        default="bench.svg",
         metavar="FILE",
         help="default bench.svg",
     )
@@ -409,7 +408,7 @@ def main() -> int:
     options = parser.options()
     text = plot(read_bench(options.bench, options.body), options.body)
     write_whole(options.output, text.encode("ascii"))
-    print(f"wrote {options.output}")
+    print(f"wrote {escaped(str(options.output))}")
     return 0
 
 

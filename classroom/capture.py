@@ -21,8 +21,8 @@ from typing import Any, NamedTuple
 
 from classroom.output import needed, write_whole
 from classroom.wire import LAB, Wire
-from lab.events import ENDS, KINDS, Run, read_events, runs_of
-from program import Parser, UserError, run_program
+from lab.events import ENDS, KINDS, Run, Step, read_runs
+from program import Parser, UserError, escaped, output_path, run_program
 
 # What is said of them -----------------------------------------------------------------------------
 
@@ -34,6 +34,7 @@ class Told(NamedTuple):
     is_sent: bool  # by that end; else that end gets it
     message: bytes
     words: str
+    step: Step
 
 
 def tell(run: Run, wire: Wire) -> Iterator[Told]:
@@ -42,7 +43,7 @@ def tell(run: Run, wire: Wire) -> Iterator[Told]:
     for step in run.steps:
         if step.comes_in:
             words = f"{wire.describe(step.sent)}. Sent by the {step.source}; {KINDS[step.kind]}."
-            yield Told(step.source, True, step.sent, words)
+            yield Told(step.source, True, step.sent, words, step)
         if step.goes_on:
             times[step.to, step.arrived] += 1
             note = wire.what_changed(step.sent, step.arrived)
@@ -52,7 +53,7 @@ def tell(run: Run, wire: Wire) -> Iterator[Told]:
             words += f" ({note})." if note else "."
             if step.refused:
                 words += f" The {step.to} refused it: {step.refused}."
-            yield Told(step.to, False, step.arrived, words)
+            yield Told(step.to, False, step.arrived, words, step)
 
 
 # Packets ------------------------------------------------------------------------------------------
@@ -71,6 +72,7 @@ FIN = 1
 SYN = 2
 PSH = 8
 ACK = 16
+MOST_LETTERS = 2_000  # of a comment, whose length has two bytes
 
 
 class Packet(NamedTuple):
@@ -139,10 +141,15 @@ def packets(runs: Sequence[Run], wire: Wire) -> Iterator[Packet]:
         for end, connection in connections.items():
             who = "the client" if end == "client" else "the adversary"
             yield from connection.connect(f"{run.attack}: {who}")
-        for end, is_sent, message, words in told:
+        for end, is_sent, message, words, _ in told:
             honest = ENDS.index(end)  # the client connects to the adversary, the server listens
+            try:
+                framed = wire.framed(message)
+            except OverflowError:
+                size = f"{len(message):,} bytes"
+                raise UserError(f"{run.attack}: no frame holds a message of {size}") from None
             yield from connections[end].carry(
-                honest if is_sent else 1 - honest, wire.framed(message), f"{run.attack}: {words}"
+                honest if is_sent else 1 - honest, framed, f"{run.attack}: {words}"
             )
         for end, connection in connections.items():
             yield from connection.close(*closing(run, end, wire))
@@ -171,7 +178,9 @@ def pcapng(found: Sequence[Packet]) -> bytes:
 
     def options(**texts: str) -> list[Any]:
         found = [
-            png.PcapngOptionLE(code=getattr(png, f"PCAPNG_OPT_{name.upper()}"), data=text.encode())
+            png.PcapngOptionLE(
+                code=getattr(png, f"PCAPNG_OPT_{name.upper()}"), data=text[:MOST_LETTERS].encode()
+            )
             for name, text in texts.items()
         ]
         return [*found, png.PcapngOptionLE(code=png.PCAPNG_OPT_ENDOFOPT)]
@@ -200,13 +209,13 @@ def pcapng(found: Sequence[Packet]) -> bytes:
 def main(wire: Wire = LAB) -> int:
     parser = Parser("Makes a capture file for Wireshark from an event log.")
     parser.add_argument("events", metavar="EVENTS", type=Path, help="from attacks.py --events")
-    parser.add_argument("-o", "--output", metavar="FILE", type=Path, required=True)
+    parser.add_argument("-o", "--output", metavar="FILE", type=output_path, required=True)
     options = parser.options()
-    found = [*packets([*runs_of(read_events(options.events)[0])], wire)]
+    found = [*packets(read_runs(options.events), wire)]
     if not found:
         raise UserError(f"there is no message in {options.events}")
     write_whole(options.output, pcapng(found))
-    print(f"{len(found)} packets in {options.output}")
+    print(f"{len(found)} packets in {escaped(str(options.output))}")
     return 0
 
 

@@ -7,7 +7,6 @@ Exits with 0 only if every process did, every round was done, and every epoch ag
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import os
@@ -21,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from program import positive, run_program, seconds
+from program import Parser, end_signals, positive, run_program, seconds
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = {1: "data/seattle.csv", 2: "data/san-francisco.csv", 3: "data/seattle-july.csv"}
@@ -42,7 +41,7 @@ class Crew:
 
     def __enter__(self) -> Crew:
         # a signal waits in the queue: as an exception it could lose a process just started
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in end_signals():
             signal.signal(number, lambda number, _: self._heard.put(("signal", str(number))))
         return self
 
@@ -176,10 +175,10 @@ def table(answers: Mapping[int, Sequence[Answer]]) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="run.py classroom", description="The classroom demo.")
+    parser = Parser("The classroom demo.", prog="run.py classroom")
     parser.add_argument("--rounds", type=positive, default=24, help="of each client; default 24")
     parser.add_argument("--interval", type=seconds, default=0.1, help="between; default 0.1")
-    options = parser.parse_args()
+    options = parser.options()
     with Crew(limit_s=30 + options.rounds * (options.interval + 2)) as crew:
         crew.start("server", "server.py", "--port", "0")
         _, first_line = crew.hear()

@@ -18,7 +18,7 @@ from classroom.report import link_to, page
 from classroom.wire import LAB, ROOT
 from lab.claims import Sets, read_sets
 from lab.events import Run, read_events, runs_of
-from program import Parser, UserError, reason_of, run_program, to_stderr
+from program import Parser, UserError, escaped, reason_of, run_program, to_stderr
 
 
 def runs_needed(found: Sets) -> dict[str, list[str]]:
@@ -65,7 +65,7 @@ def main() -> int:
         to_stderr(f"{number} of {len(needed)}: {rules or 'all rules'}")
     output = options.folder / "report.html"
     write_whole(output, page(runs, LAB, link_to(LAB.claims, output)).encode())
-    print(f"wrote {output}: {len(runs)} runs")
+    print(f"wrote {escaped(str(output))}: {len(runs)} runs")
     return 0
 
 

@@ -4,27 +4,22 @@
     python -m classroom.explain 003c0a01...
 
 It takes an event log, a capture file, raw bytes of a stream, or hexadecimal text in a file or on
-the command line: one message, or one frame after the other. It judges nothing: whether an end
-accepts a message depends on its state, which is not in the bytes. Keys are shown by name only,
-the first 4 bytes of their SHA-256.
+the command line: one message, or one frame after the other. Each message is shown once; bytes that
+the adversary changed have a * before them, and .. stands for bytes that a capture does not have. It
+judges nothing: whether an end accepts a message depends on its state, which is not in the bytes.
+Keys are shown by name only, the first 4 bytes of their SHA-256.
 
 Any protocol whose frames begin with two bytes of length can be read; `explain` is the core's.
 """
 
 from __future__ import annotations
 
-import contextlib
-import io
-import ipaddress
 import itertools
-import re
-import struct
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from classroom.capture import tell
 from classroom.keylog import (
     STATUS_NAMES,
     KeyLog,
@@ -36,11 +31,11 @@ from classroom.keylog import (
     printable,
     read_keylog,
 )
-from classroom.output import filled, needed, write_whole
+from classroom.output import filled, write_whole
+from classroom.recordings import ILLEGAL, Recorded, recorded
 from classroom.wire import LAB
 from crypto_utils import NONCE_BYTES, evolve_key, fingerprint
-from lab.events import parse_events, runs_of
-from program import Parser, UserError, reason_of, run_program
+from program import Parser, UserError, escaped, output_path, run_program, to_stderr
 from protocol_fsm import HEADER, Direction, Header, Opcode
 
 TEMPLATE = "explain.html.j2"
@@ -68,13 +63,6 @@ class Explained(NamedTuple):
     steps: list[str]
 
 
-class Recorded(NamedTuple):
-    """A message as it was found, and where."""
-
-    where: str
-    message: bytes
-
-
 # The core protocol --------------------------------------------------------------------------------
 
 
@@ -88,8 +76,7 @@ def explain(message: bytes, log: KeyLog) -> Explained:
     """Take one message apart; without its keys there is no plaintext and no step."""
     title = describe_message(message)[0]
     if not has_legal_length(message):
-        meaning = "no message has this length, and a receiver reads no further [P 3.1]"
-        return Explained(title, [Part(0, message, "bytes", meaning)], [], [])
+        return Explained(title, [Part(0, message, "bytes", ILLEGAL)], [], [])
     header = Header(*HEADER.unpack_from(message))
     for pair in reversed(log.get((header.direction, header.client_id), [])):
         plaintext = open_with([pair], message)
@@ -97,6 +84,25 @@ def explain(message: bytes, log: KeyLog) -> Explained:
             steps = key_steps(log, header, plaintext, pair)
             return Explained(title, outside(message), inside(header, plaintext), steps)
     return Explained(title, outside(message), [], [NO_KEY] if log else [])
+
+
+def explain_recorded(found: Recorded, log: KeyLog) -> Explained:
+    """Take apart what was recorded, whole or not; without all of its bytes no message is opened."""
+    if found.nonsense:
+        part = Part(0, found.message, "bytes", found.nonsense)
+        return Explained(f"{len(found.message)} bytes", [part], [], [])
+    if not found.missing:
+        return explain(found.message, log)
+    size = len(found.message)
+    title = f"{size - len(found.missing)} of the {size} bytes of a message"
+    if found.missing.isdisjoint(range(HEADER.size)):
+        title = f"{describe_message(found.message)[0]}, of which {len(found.missing)} are missing"
+    parts = []
+    for part in outside(found.message):
+        lost = len(found.missing.intersection(range(part.at, part.at + len(part.data))))
+        meaning = f"{lost} of {len(part.data)} bytes are missing here" if lost else part.meaning
+        parts.append(part._replace(meaning=meaning))
+    return Explained(title, parts, [], [])
 
 
 IN_WORDS = {  # by the meaning that wire.py gives, or by the name
@@ -205,205 +211,68 @@ def steps_of(
     return [f"{way} moves, but the log does not have what comes next"]
 
 
-# What there is to explain -------------------------------------------------------------------------
-
-
-def recorded(source: str) -> list[Recorded]:
-    """Return the messages in a file or in hexadecimal text. Raises UserError."""
-    path = Path(source)
-    data = b""
-    try:
-        if path.exists():
-            data = path.read_bytes()
-    except (OSError, ValueError) as error:  # a name may be too long, or have a NUL in it
-        if not is_hex(source):
-            raise UserError(f"cannot read {source[:60]}: {reason_of(error)}") from None
-    if not data and not is_hex(source):
-        raise UserError(f"{source[:60]} is neither a file with something in it nor hexadecimal")
-    found = messages_in(path, data or source.encode("ascii"))
-    if not found:
-        raise UserError(f"there is no message in {path}")
-    return found
-
-
-def is_hex(text: str) -> bool:
-    return re.fullmatch(r"\s*([0-9a-fA-F]{2}[\s:]*)+", text) is not None
-
-
-def messages_in(path: Path, data: bytes) -> list[Recorded]:
-    """Return the messages in a file, whose kind its first bytes show. Raises UserError."""
-    text = data.decode("ascii", errors="replace")
-    if data[:4] in PCAP or data[:4] == PCAPNG:
-        return captured(path, data)
-    if text.lstrip().startswith("{"):
-        return logged(text, str(path))
-    stream = data
-    if is_hex(text):
-        stream = bytes.fromhex(re.sub(r"[\s:]", "", text))
-    elif all(letter.isprintable() or letter.isspace() for letter in text):
-        raise UserError(f"{path} is text, but neither hexadecimal nor an event log")
-    if has_legal_length(stream) and not is_frames(stream):
-        return [Recorded("a message without its length", stream)]
-    return [Recorded(cut.words, cut.message) for cut in frames_in(stream)]
-
-
-def logged(text: str, name: str) -> list[Recorded]:
-    """Return the messages of an event log, with what was done to them. Raises UserError."""
-    found: list[Recorded] = []
-    for run in runs_of(parse_events(text, name)[0]):
-        for number, told in enumerate(tell(run, LAB), 1):
-            deed = told.words.partition(". ")[2]  # of the message itself more is said below
-            found.append(Recorded(f"{run.attack} {number}. {deed}", told.message))
-    return found
-
-
-class Cut(NamedTuple):
-    """A message cut out of a stream, and where it ends there."""
-
-    message: bytes
-    end: int
-    words: str
-
-
-def frames_in(stream: bytes) -> list[Cut]:
-    """Cut a stream into messages; from what is no whole frame to the end is one piece."""
-    found: list[Cut] = []
-    at = 0
-    while at < len(stream):
-        length = int.from_bytes(stream[at : at + 2], "big")
-        message = stream[at + 2 : at + 2 + length]
-        end = at + 2 + length
-        words = f"byte {at} and on: {stream[at : at + 2].hex(' ')}, length {length} [P 3.1]"
-        if len(message) < length or not has_legal_length(message):
-            message = stream[at:]
-            end = len(stream)
-            words = f"byte {at} and on: no whole frame"
-        found.append(Cut(message, end, words))
-        at = end
-    return found
-
-
-def is_frames(stream: bytes) -> bool:
-    """Return whether the first two bytes are the length of a whole frame."""
-    return has_legal_length(stream[2 : 2 + int.from_bytes(stream[:2], "big")])
-
-
-# Captures -----------------------------------------------------------------------------------------
-
-PCAPNG = b"\x0a\x0d\x0d\x0a"
-PCAP = {b"\xa1\xb2\xc3\xd4", b"\xd4\xc3\xb2\xa1", b"\xa1\xb2\x3c\x4d", b"\x4d\x3c\xb2\xa1"}
-ETHERNET = 1
-COOKED = 113
-SKIPPED = {0: 4, 108: 4}  # link types; others begin with IP
-Flow = tuple[bytes, int, bytes, int]  # address and port of the sender, then of the receiver
-
-
-class Segment(NamedTuple):
-    """What a TCP packet carries, and which packet of the file it is."""
-
-    number: int
-    sequence: int
-    data: bytes
-
-
-def captured(path: Path, data: bytes) -> list[Recorded]:
-    """Return all messages of a capture, in the order in which they were whole. Raises UserError.
-
-    A TCP stream that does not begin with a frame counts only on the lab's own port.
-    """
-    found: list[tuple[int, Recorded]] = []
-    for (source, sport, destination, dport), segments in flows_in(path, data).items():
-        stream, ends = in_order(segments)
-        if not stream or not (is_frames(stream) or LAB.port in (sport, dport)):
-            continue
-        for cut in frames_in(stream):
-            number = next(number for end, number in ends if end >= cut.end)
-            where = (
-                f"packet {number}, {ipaddress.ip_address(source)}:{sport} to "
-                f"{ipaddress.ip_address(destination)}:{dport}, {cut.words}"
-            )
-            found.append((number, Recorded(where, cut.message)))
-    return [message for _, message in sorted(found, key=lambda pair: pair[0])]
-
-
-def flows_in(path: Path, data: bytes) -> dict[Flow, list[Segment]]:
-    """Return the segments that each end of each connection has sent. Raises UserError."""
-    dpkt = needed("dpkt")
-    flows: dict[Flow, list[Segment]] = {}
-    try:
-        kind = dpkt.pcapng if data[:4] == PCAPNG else dpkt.pcap
-        reader = kind.Reader(io.BytesIO(data))
-        for number, (_, packet) in enumerate(reader, 1):
-            ip = ip_packet(dpkt, reader.datalink(), packet)
-            if isinstance(getattr(ip, "data", None), dpkt.tcp.TCP):
-                segment = Segment(number, ip.data.seq, bytes(ip.data.data))
-                flows.setdefault((ip.src, ip.data.sport, ip.dst, ip.data.dport), []).append(segment)
-    except (dpkt.Error, ValueError, IndexError, struct.error):
-        raise UserError(f"{path} is no whole capture file") from None
-    return flows
-
-
-def ip_packet(dpkt: Any, link_type: int, packet: bytes) -> Any:
-    """Return the IP packet in a packet of an interface; None if there is none."""
-    with contextlib.suppress(dpkt.Error, IndexError):
-        if link_type == ETHERNET:
-            return dpkt.ethernet.Ethernet(packet).data
-        if link_type == COOKED:
-            return dpkt.sll.SLL(packet).data
-        bare = packet[SKIPPED.get(link_type, 0) :]
-        if bare[0] >> 4 == 6:
-            return dpkt.ip6.IP6(bare)
-        return dpkt.ip.IP(bare)
-    return None
-
-
-def in_order(segments: Sequence[Segment]) -> tuple[bytes, list[tuple[int, int]]]:
-    """Return the bytes of one direction up to the first that is missing, and when they came.
-
-    When is a list of places in the stream, each with the packet by which all bytes before it had
-    arrived. Bytes that came twice count once.
-    """
-    first = segments[0].sequence
-    with_data = sorted(
-        (segment for segment in segments if segment.data),
-        key=lambda segment: (segment.sequence - first + 2**31) % 2**32,
-    )
-    stream = bytearray()
-    ends: list[tuple[int, int]] = []
-    latest = 0
-    for number, sequence, data in with_data:
-        place = (sequence - with_data[0].sequence) % 2**32
-        if place > len(stream):
-            break
-        if place + len(data) > len(stream):
-            stream += data[len(stream) - place :]
-            latest = max(latest, number)
-            ends.append((len(stream), latest))
-    return bytes(stream), ends
-
-
 # Showing it ---------------------------------------------------------------------------------------
 
 
 class Shown(NamedTuple):
-    """One message, ready to be shown."""
+    """One message, ready to be shown.
+
+    `same_as` is the number of one with the same bytes, `made_from` of one that was changed to this.
+    """
 
     number: int
-    where: str
+    found: Recorded
     explained: Explained
+    same_as: int = 0
+    made_from: int = 0
+
+    def cells(self, part: Part) -> list[Cell]:
+        """Return the bytes of a part of the outside."""
+        places = range(part.at, part.at + len(part.data))
+        return [
+            Cell(
+                ".." if place in self.found.missing else f"{byte:02x}", place in self.found.touched
+            )
+            for place, byte in zip(places, part.data)
+        ]
+
+
+class Cell(NamedTuple):
+    """One byte in hexadecimal."""
+
+    text: str
+    is_touched: bool = False
+
+
+def all_shown(found: Sequence[Recorded], log: KeyLog) -> list[Shown]:
+    """Explain each message the first time that it comes."""
+    first: dict[Recorded, int] = {}
+    shown = []
+    for number, one in enumerate(found, 1):
+        same_as = first.setdefault(one._replace(where=""), number)
+        explained = explain_recorded(one, log)
+        made_from = first.get(Recorded("", one.before), 0)
+        shown.append(Shown(number, one, explained, 0 if same_as == number else same_as, made_from))
+    return shown
 
 
 def as_text(shown: Shown) -> str:
-    """Return lines of at most 79 columns, in ASCII."""
+    """Return lines of at most 79 columns."""
     explained = shown.explained
-    lines = wrapped(f"{shown.number}. {shown.where}", WIDTH, subsequent_indent="   ")
+    lines = wrapped(f"{shown.number}. {shown.found.where}", WIDTH, subsequent_indent="   ")
     lines.append(f"   {explained.title}")
+    if shown.same_as:
+        return "\n".join([*lines, f"   the same bytes as {shown.same_as}."])
     for part in explained.parts:
-        lines += rows(part)
+        cells = shown.cells(part)
+        if not shown.made_from or any(cell.is_touched for cell in cells):
+            lines += rows(part, cells)
+    if shown.made_from:
+        lines.append(f"   all other bytes are those of {shown.made_from}.")
     if explained.inside:
         lines.append("   plaintext")
     for part in explained.inside:
-        lines += rows(part)
+        lines += rows(part, [Cell(f"{byte:02x}") for byte in part.data])
     for step in explained.steps:
         lines += wrapped(step, WIDTH, initial_indent="   - ", subsequent_indent="     ")
     return "\n".join(lines)
@@ -415,12 +284,13 @@ def wrapped(text: str, width: int, **options: Any) -> list[str]:
     return [line.replace("\0", " ") for line in lines]
 
 
-def rows(part: Part) -> list[str]:
+def rows(part: Part, cells: Sequence[Cell]) -> list[str]:
     """Put bytes, name and meaning of a part side by side."""
-    starts = range(0, len(part.data), ROW)
-    left = [f"{part.at + at:>6}  {part.data[at : at + ROW].hex(' ')}" for at in starts[:MOST_ROWS]]
+    words = [f"{'*' if cell.is_touched else ' '}{cell.text}" for cell in cells]
+    starts = range(0, len(words), ROW)
+    left = [f"{part.at + at:>6} {''.join(words[at : at + ROW])}" for at in starts[:MOST_ROWS]]
     if len(starts) > MOST_ROWS:
-        left.append(f"{len(part.data) - MOST_ROWS * ROW:>6}  bytes more")
+        left.append(f"{len(words) - MOST_ROWS * ROW:>6}  bytes more")
     right = wrapped(part.meaning, WIDTH - COLUMN - 14, max_lines=MOST_ROWS, placeholder=" ...")
     lines = itertools.zip_longest(left, right, fillvalue="")
     return [
@@ -434,21 +304,28 @@ def main() -> int:
     parser.add_argument(
         "source", metavar="FILE|HEX", help="event log, capture, bytes, or hexadecimal text"
     )
+    parser.add_argument("--attack", metavar="NAME", help="only this attack of an event log")
     parser.add_argument("--keylog", metavar="FILE", help="show plaintexts and key steps as well")
-    parser.add_argument("--html", metavar="OUT", help="write a page instead of text")
+    parser.add_argument(
+        "--html", type=output_path, metavar="OUT", help="write a page instead of text"
+    )
     options = parser.options()
     log: KeyLog = {}
     if options.keylog is not None:
         if not Path(options.keylog).exists():
             raise UserError(f"there is no key log {options.keylog}")
         log = read_keylog(Path(options.keylog))
-    shown = [
-        Shown(number, where, explain(message, log))
-        for number, (where, message) in enumerate(recorded(options.source), 1)
-    ]
+    notes: list[str] = []
+
+    def say(note: str) -> None:
+        notes.append(note)
+        to_stderr(note)
+
+    shown = all_shown(recorded(options.source, options.attack, say), log)
     if options.html is not None:
-        page = filled(TEMPLATE, shown=shown, title=Path(options.source).name[:60])
-        write_whole(Path(options.html), page.encode("ascii", "xmlcharrefreplace"))
+        title = escaped(Path(options.source).name[:60])
+        page = filled(TEMPLATE, shown=shown, notes=notes, title=title)
+        write_whole(options.html, page.encode("ascii", "xmlcharrefreplace"))
     else:
         print("\n\n".join(map(as_text, shown)))
     return 0

@@ -47,10 +47,11 @@ from classroom.stage import on_sockets
 from classroom.story import CLIENTS, OLD, ROUNDS, Notes, Step, broken, menu, readings
 from endpoint import DEMO_KEYS
 from lab.claims import read_sets
+from lab.rules import rule_list
 from lab.search import SPAWN, Names, progress, workers
 from lab.stage import LIMITS, random_source
 from lab.weakened import DOCUMENTED, without
-from program import Parser, UserError, positive, run_program
+from program import Parser, UserError, positive, run_program, whole
 from protocol_fsm import (
     ClientData,
     ClientHello,
@@ -695,7 +696,9 @@ def is_as_expected(tale: Tale, is_played: bool) -> bool:
 def main() -> int:
     parser = Parser("What an adversary finds that tries everything.")
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--without", metavar="A,B", help="take these rules out, and tell a story")
+    which.add_argument(
+        "--without", type=rule_list, metavar="A,B", help="take these rules out, and tell a story"
+    )
     which.add_argument("--sets", action="store_true", help="the same for all minimal sets")
     parser.add_argument(
         "--states",
@@ -705,7 +708,7 @@ def main() -> int:
     )
     parser.add_argument(
         "--sessions",
-        type=int,
+        type=whole,
         choices=range(1, len(ALL) + 1),
         help="of the real protocol, open at once; default: 2, 2 of one client, and 4",
     )

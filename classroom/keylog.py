@@ -11,17 +11,18 @@ import contextlib
 import io
 import re
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from crypto_utils import NONCE_BYTES, TAG_BYTES, aes_cbc_decrypt, hmac_verify, pkcs7_unpad
 from endpoint import OPCODE_NAMES
-from program import UserError, reason_of
+from program import UserError, reason_of, to_stderr
 from protocol_fsm import (
     CIPHERTEXT_AT,
     FAREWELL_STATUS,
     HEADER,
+    MAX_MESSAGE,
     MIN_MESSAGE,
     OVERHEAD,
     Direction,
@@ -31,8 +32,10 @@ from protocol_fsm import (
 )
 
 PROTOCOL = "core"  # lines of other protocols stand in the same file
-LINE = re.compile(r"(\w+) (C2S|S2C) (\d{1,3}) ([0-9a-f]{32}) ([0-9a-f]{64})")
-TEXT = re.compile(r"\w+-text (client|server) \w+ ([0-9a-f]{2})* (-|([0-9a-f]{2})+)")
+LINE = re.compile(
+    r"([0-9a-z_]+) (C2S|S2C) ([0-9]{1,3}) ([0-9a-fA-F]{32}) ([0-9a-fA-F]{64})", re.ASCII
+)
+TEXT = re.compile(r"\w+-text (client|server) \w+ ([0-9a-fA-F]{2})* (-|([0-9a-fA-F]{2})+)", re.ASCII)
 DIRECTION_NAMES = {direction.value: direction.name for direction in Direction}
 STATUS_NAMES = {status.value: status.name for status in Status}
 WIDTH = 79
@@ -50,34 +53,47 @@ class PairOfKeys(NamedTuple):
 KeyLog = Mapping[tuple[int, int], list[PairOfKeys]]  # by direction and client id, the oldest first
 
 
-def parse_keylog(text: str, name: str = "key log") -> KeyLog:
-    """Return all keys in a log, each once; lines with # are comments. Raises UserError.
+def parse_keylog(text: str, name: str = "key log") -> tuple[KeyLog, list[int]]:
+    """Return all keys in a log, each once, and the numbers of lines that are none of a key log.
 
-    Lines with plaintexts are for Wireshark, which cannot decrypt; here the keys are enough. A last
-    line without its end is left out: it is still being written.
+    Such a line may have been cut short by a full disk, or be still being written. Lines with
+    plaintexts are for Wireshark, which cannot decrypt; here the keys are enough. Raises UserError
+    if no line is one of a key log.
     """
     keys: dict[tuple[int, int], dict[PairOfKeys, None]] = {}
-    for number, line in enumerate(text.split("\n")[:-1], 1):
-        words = line.strip()
-        if not words or line[0] == "#" or TEXT.fullmatch(words):
-            continue
+    bad: list[int] = []
+    is_one = False
+    for number, line in enumerate(text.split("\n"), 1):
+        words = " ".join(line.partition("#")[0].split())
         match = LINE.fullmatch(words)
-        if not match:
-            raise UserError(f"{name} line {number} is no line of a key log")
-        if match[1] == PROTOCOL:
+        if match and match[1] == PROTOCOL:
             pair = PairOfKeys(bytes.fromhex(match[4]), bytes.fromhex(match[5]))
             keys.setdefault((Direction[match[2]], int(match[3])), {})[pair] = None
-    return {whose: [*pairs] for whose, pairs in keys.items()}
+        is_good = match or TEXT.fullmatch(words)
+        if words and not is_good:
+            bad.append(number)
+        is_one = is_one or bool(is_good)
+    if bad and not is_one:
+        raise UserError(f"{name} is no key log: line {bad[0]} is none of one")
+    return {whose: [*pairs] for whose, pairs in keys.items()}, bad
 
 
-def read_keylog(path: Path) -> KeyLog:
-    """Return the keys in a file; a file that is not there yet has none. Raises UserError."""
+def read_keylog(path: Path, say: Callable[[str], object] = to_stderr) -> KeyLog:
+    """Return the keys in a file; a file that is not there yet has none. Raises UserError.
+
+    `say` is told of lines that were skipped.
+    """
     try:
-        return parse_keylog(path.read_text("ascii"), str(path))
+        text = path.read_text("utf-8-sig", errors="replace")
     except FileNotFoundError:
         return {}
-    except (OSError, UnicodeError) as error:
+    except OSError as error:
         raise UserError(f"cannot read {path}: {reason_of(error)}") from None
+    keys, bad = parse_keylog(text, str(path))
+    if bad:
+        more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
+        say(f"{path}: skipped line {bad[0]}{more}, which no key log has")
+    return keys
 
 
 def open_with(keys: Iterable[PairOfKeys], message: bytes) -> bytes | None:
@@ -100,7 +116,12 @@ def plaintext_of(log: KeyLog, message: bytes) -> bytes | None:
 
 
 def has_legal_length(message: bytes) -> bool:
-    return len(message) >= MIN_MESSAGE and (len(message) - OVERHEAD) % 16 == 0
+    return is_legal(len(message))
+
+
+def is_legal(length: int) -> bool:
+    """Return whether a message may have so many bytes [P 3.1]."""
+    return MIN_MESSAGE <= length <= MAX_MESSAGE and (length - OVERHEAD) % 16 == 0
 
 
 def describe_message(message: bytes, plaintext: bytes | None = None, title: str = "") -> list[str]:

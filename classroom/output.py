@@ -1,13 +1,14 @@
-"""What programs that write a file share: optional packages, templates, files written whole."""
+"""What programs that draw something share: optional packages, templates, files written whole."""
 
 from __future__ import annotations
 
 import importlib
-import os
 from pathlib import Path
 from typing import Any
 
-from program import UserError, reason_of
+from program import UserError, write_whole
+
+__all__ = ["filled", "needed", "write_whole"]
 
 
 def needed(name: str) -> Any:
@@ -26,20 +27,3 @@ def filled(template: str, **values: object) -> str:
     )
     text = Path(__file__).with_name(template).read_text("utf-8")
     return str(environment.from_string(text).render(**values))
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all. Raises UserError."""
-    try:
-        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-        if path.exists() and not path.is_file():  # a pipe, for example
-            path.write_bytes(data)
-            return
-        try:
-            with partial.open("xb") as file:
-                file.write(data)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
-    except (OSError, ValueError) as error:  # ValueError: the path has no name
-        raise UserError(f"cannot write {path}: {reason_of(error)}") from None

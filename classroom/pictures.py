@@ -18,7 +18,7 @@ from classroom.evidence import play
 from classroom.report import page
 from classroom.wire import LAB, ROOT
 from lab.events import read_events, runs_of
-from program import Parser, UserError, run_program
+from program import Parser, UserError, escaped, run_program
 
 PICTURES = {  # by file: the attack, the rules taken out, the colours
     "flip-reading.png": ("flip-reading", "", "light"),
@@ -84,7 +84,7 @@ def main() -> int:
             play(rules, [attack], "1", log)
             html.write_text(page([*runs_of(read_events(log)[0])], LAB, "CLAIMS.md"), "utf-8")
             photograph(chromium, html, scheme, options.folder / name)
-            print(f"wrote {options.folder / name}")
+            print(f"wrote {escaped(str(options.folder / name))}")
     return 0
 
 

@@ -316,7 +316,7 @@ class Table(cmd.Cmd):
         if not self._keylog:
             return describe_message(message, None, title)
         try:
-            plaintext = plaintext_of(read_keylog(self._keylog), message)
+            plaintext = plaintext_of(read_keylog(self._keylog, say=lambda _: None), message)
         except UserError as error:
             return [*describe_message(message, None, title), f"  {error}"]
         unknown = ["  plaintext: no key in the log fits"] if plaintext is None else []

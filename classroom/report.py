@@ -25,9 +25,9 @@ from classroom.drawing import diagram, in_words
 from classroom.output import filled, write_whole
 from classroom.wire import LAB, Change, Wire, changes
 from lab.claims import Claim, Sets, read_claims, read_sets
-from lab.events import ENDS, KINDS, Run, Step, read_events, runs_of, shown
+from lab.events import ENDS, KINDS, Run, Step, read_runs, shown
 from lab.observer import Event
-from program import Parser, run_program, to_stderr
+from program import Parser, escaped, output_path, run_program
 
 TEMPLATE = "report.html.j2"
 MOST_MESSAGES = 5  # of one run whose bytes are shown
@@ -326,8 +326,8 @@ def main(wire: Wire = LAB) -> int:
     parser.add_argument(
         "-o",
         "--output",
-        type=Path,
-        default=Path("report.html"),
+        type=output_path,
+        default="report.html",
         metavar="FILE",
         help="default report.html",
     )
@@ -340,14 +340,11 @@ def main(wire: Wire = LAB) -> int:
     options = parser.options()
     runs: list[Run] = []
     for path in options.events:
-        events, unknown = read_events(path)
-        runs += runs_of(events)
-        if unknown:
-            to_stderr(f"{path}: not shown, because not known here: {', '.join(unknown)}")
+        runs += read_runs(path)
     matrix = read_sets(options.matrix) if options.matrix else None
     text = page(runs, wire, link_to(wire.claims, options.output), matrix)
     write_whole(options.output, text.encode("utf-8", "replace"))
-    print(f"wrote {options.output}: {len(runs)} runs")
+    print(f"wrote {escaped(str(options.output))}: {len(runs)} runs")
     return 0
 
 

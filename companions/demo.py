@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from program import Parser, UserError, reason_of
+from program import Parser, UserError, escaped, reason_of
 
 COLUMNS = 79
 
@@ -43,7 +43,7 @@ def perform(description: str, things: str, play: Callable[[Path], list[str]]) ->
     for problem in problems:
         print(f"PROBLEM: {problem}")
     if options.keep:
-        print(f"\nAll that was made is in {options.keep}.")
+        print(f"\nAll that was made is in {escaped(str(options.keep))}.")
     if not problems:
         print("\nAll went as it should.")
     return int(bool(problems))

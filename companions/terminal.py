@@ -16,18 +16,13 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 
-from program import UserError, to_stderr
+from program import UserError, escaped, to_stderr
 
 MAX_LINE = 65_536  # characters of a line that are kept
 READ_AHEAD = 1_000  # lines of a pipe or a file
 QUIT = "quit"  # ends it at a terminal; in a pipe it is a line like any other
 
 Take = Callable[[str], object]  # is handed each line, and an empty one at the end
-
-
-def shown(text: str) -> str:
-    """Return text that breaks no line, moves no cursor, colours nothing and hides nothing."""
-    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
 def ask_passphrase(prompt: str) -> str:
@@ -47,7 +42,7 @@ def is_interactive() -> bool:
 
 
 def bold(text: str) -> str:
-    """Return lines in bold letters, which `shown` lets no other text have."""
+    """Return lines in bold letters, which `escaped` lets no other text have."""
     return f"\x1b[1m{text}\x1b[0m"
 
 
@@ -170,6 +165,6 @@ class _Typed:
             if line.strip() == QUIT:
                 self._take("")
             elif line.strip():
-                print(bold(f"> {shown(line)}"))
+                print(bold(f"> {escaped(line)}"))
                 self._take(line)
         return False

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_origin, get_type_hints
 
-from program import UserError, reason_of
+from program import UserError, read_text
 
 VERDICTS = ("holds", "limited", "not claimed")
 Row = TypeVar("Row")
@@ -79,14 +79,6 @@ class Sets:
     size: int  # the largest that was searched for
     sets: Mapping[str, Sequence[Sequence[str]]]
     not_prevented: Mapping[str, str]  # by attack: what notices it
-
-
-def read_text(path: Path) -> str:
-    """Return a whole text file. Raises UserError."""
-    try:
-        return path.read_text("utf-8")
-    except (OSError, UnicodeError) as error:
-        raise UserError(f"cannot read {path}: {reason_of(error)}") from None
 
 
 def read_claims(folder: Path) -> Claims:

@@ -16,7 +16,7 @@ from typing import Any
 
 from lab.frames import OTHER_END
 from lab.observer import Event
-from program import UserError, reason_of
+from program import UserError, escaped, read_text, to_stderr
 
 ENDS = ("client", "server")
 
@@ -49,6 +49,11 @@ class Step:
     def is_touched(self) -> bool:
         """Return whether the adversary did more than to pass it on, late or not at all."""
         return self.kind in ("changed", "replaced", "reflected", "inserted", "again")
+
+    @property
+    def is_changed(self) -> bool:
+        """Return whether it arrives as another one was, but for some bytes."""
+        return self.goes_on and self.sent not in (b"", self.arrived) and self.kind != "replaced"
 
     @property
     def source(self) -> str:
@@ -140,10 +145,19 @@ WANTED: dict[str, dict[str, type]] = {  # the fields of each kind of line, besid
 
 def read_events(path: Path) -> tuple[list[Event], list[str]]:
     """Return the lines of a log, and the kinds of events that nobody here knows. UserError."""
-    try:
-        return parse_events(path.read_text("utf-8"), str(path))
-    except (OSError, UnicodeError) as error:
-        raise UserError(f"cannot read events from {path}: {reason_of(error)}") from None
+    return parse_events(read_text(path), str(path))
+
+
+def read_runs(path: Path) -> list[Run]:
+    """Return the runs of a log; what is not known here is named on stderr. Raises UserError."""
+    events, unknown = read_events(path)
+    if unknown:
+        to_stderr(not_known(path, unknown))
+    return [*runs_of(events)]
+
+
+def not_known(name: object, unknown: Sequence[str]) -> str:
+    return f"{name}: not shown, because not known here: {', '.join(unknown)}"
 
 
 def parse_events(text: str, name: str) -> tuple[list[Event], list[str]]:
@@ -166,14 +180,17 @@ def parse_events(text: str, name: str) -> tuple[list[Event], list[str]]:
 
 
 def parsed(event: Any) -> Event:
-    """Return an event with its messages as bytes. Raises ValueError for what is no event."""
+    """Return an event with its messages as bytes, and its words escaped for terminals and pages.
+
+    Raises ValueError for what is no event.
+    """
     if not isinstance(event, dict):
         raise ValueError(event)
     wanted: dict[str, type] = {"attack": str, "event": str}
     wanted.update(WANTED.get(str(event.get("event")), {}))
     if "origin" in event:
         wanted["origin"] = bytes
-    read = {**event}
+    read = {name: harmless(value) for name, value in event.items()}
     for name, kind in wanted.items():
         if kind is bytes and isinstance(read.get(name), str):
             read[name] = bytes.fromhex(read[name])
@@ -186,6 +203,13 @@ def parsed(event: Any) -> Event:
     if "keys" in wanted and not all(isinstance(name, str) for name in read["keys"].values()):
         raise ValueError("keys")
     return read
+
+
+def harmless(value: Any) -> Any:
+    """Return a value of an event, with the words in it escaped."""
+    if isinstance(value, dict):
+        return {escaped(name): harmless(inner) for name, inner in value.items()}
+    return escaped(value) if isinstance(value, str) else value
 
 
 def runs_of(events: Sequence[Event]) -> Iterator[Run]:

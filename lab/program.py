@@ -15,8 +15,9 @@ from lab.catalogue import Attack, Stage
 from lab.events import KINDS, Step, event_of, parsed, run_of, shown
 from lab.frames import Frame, Log
 from lab.observer import Event, Observer
+from lab.rules import Rules, glossary, rule_list
 from lab.verdict import Result, judge, summary
-from program import Parser, UserError, write_text
+from program import Parser, UserError, output_path, write_text
 
 NewLab = Callable[[argparse.Namespace, Log, Any, Observer | None], AbstractContextManager[Stage]]
 
@@ -26,6 +27,11 @@ MOST_BYTES = 3  # of a change that is shown byte by byte
 
 def no_more_flags(parser: Parser) -> None:
     """Add nothing to the flags that all adversaries have."""
+
+
+def no_rules() -> tuple[Rules, Sequence[str]]:
+    """Return that --without takes nothing."""
+    return {}, ()
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,7 @@ class Program:
     title: Callable[[bytes], str]
     beginning: str = ""  # what is said first
     add_flags: Callable[[Parser], None] = no_more_flags
+    rules: Callable[[], tuple[Rules, Sequence[str]]] = no_rules  # and those of `documented`
     families: Mapping[str, Sequence[str]] = field(default_factory=dict)  # names for many attacks
 
 
@@ -47,11 +54,16 @@ def parse(program: Program) -> tuple[argparse.Namespace, list[Attack]]:
     parser = Parser(program.description)
     parser.add_argument("names", nargs="*", metavar="NAME", help="some of the attacks, in detail")
     parser.add_argument("--list", action="store_true", help="name all attacks, and stop")
-    parser.add_argument("--events", metavar="FILE", help="write what happened, as lines of JSON")
+    parser.add_argument(
+        "--events", type=output_path, metavar="FILE", help="write what happened, as lines of JSON"
+    )
     parser.add_argument("--json", action="store_true", help="print results as lines of JSON")
     parser.add_argument("-v", "--verbose", action="store_true", help="all attacks in detail")
     parser.add_argument("--step", action="store_true", help="wait for Enter before each attack")
-    parser.add_argument("--without", metavar="A,B", help="take rules out of the lab's endpoints")
+    parser.add_argument(
+        "--without", type=rule_list, metavar="A,B", help="take rules out of the lab's endpoints"
+    )
+    parser.add_argument("--rules", action="store_true", help="name what --without takes, and stop")
     program.add_flags(parser)
     options = parser.options()
     names: list[str] = []
@@ -136,6 +148,9 @@ class Teller:
 def run(program: Program) -> int:
     """Run the attacks that the command line asks for, and return the exit code. UserError."""
     options, attacks = parse(program)
+    if options.rules:
+        print(*glossary(*program.rules()), sep="\n")
+        return 0
     if options.list:
         for attack in program.attacks.values():
             print(f"{attack.name:<30}{attack.story}")

@@ -9,11 +9,12 @@ A weakened part is a class made of such rules and the real part. It works on loo
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from endpoint import loopback_address
-from program import UserError
+from program import UserError, flag_type
 
 Rules = Mapping[str, type]  # by name, in the order in which their methods call each other
 
@@ -33,6 +34,31 @@ def lacking(part: type, rules: Sequence[type], *extra: type) -> Any:
     """Return `part` without those of the rules that are rules of this class."""
     own = [rule for rule in rules if issubclass(rule, part)]
     return type(f"Weakened{part.__name__}", (*extra, *own, part), {})
+
+
+@flag_type("a list of rules like tag,echo")
+def rule_list(text: str) -> str:
+    """Return the value of --without, without the blanks in it. Raises WrongValue."""
+    names = [name.strip() for name in text.split(",")]
+    if not all(names):  # as in --without tag, echo
+        raise ValueError(text)
+    return ",".join(names)
+
+
+def glossary(rules: Rules, documented: Sequence[str]) -> Iterator[str]:
+    """Yield lines about what --without takes: a name, and what is done without that rule."""
+    meanings = {name: meaning(rule) for name, rule in rules.items()}
+    meanings["documented"] = f"As the documents have it, without {', '.join(documented)}"
+    for name, words in {"rule": "what the endpoints do without it", **meanings}.items():
+        line = f"{name:<22}{words}"
+        yield textwrap.fill(line, 79, subsequent_indent=" " * 22, break_on_hyphens=False)
+
+
+def meaning(rule: type) -> str:
+    """Return the first sentence about a rule: of the class, or else of what it overrides."""
+    parts = [part for part in vars(rule).values() if callable(part) or isinstance(part, property)]
+    texts = [text for text in (rule.__doc__, *(part.__doc__ for part in parts)) if text]
+    return " ".join(texts[0].split()).partition(". ")[0].rstrip(".")
 
 
 def require_loopback(host: str) -> str:

@@ -30,7 +30,7 @@ from channel import EndRequested
 from lab.catalogue import Attack, Stage
 from lab.claims import Sets, as_json, read_claims
 from lab.rules import Rules
-from program import Parser, UserError, positive, write_text
+from program import Parser, UserError, output_path, positive, write_text
 from protocol_fsm import LocalError, ProtocolError
 
 Names = frozenset[str]  # of rules
@@ -298,6 +298,7 @@ class Matrix:
         form.add_argument("--write", action="store_true", help="write sets.json")
         options = parser.options()
         names = options.attack or [*self.attacks]
+        output = self.folder / "sets.json"
         is_whole = not options.attack and options.size >= self.size
         if options.write and not is_whole:
             raise UserError(
@@ -305,11 +306,13 @@ class Matrix:
             )
         if unknown := set(names) - self.attacks.keys():
             raise UserError(f"no attack is named {min(unknown)}; attacks.py --list names them all")
+        if options.write:
+            output_path(str(output))  # now, and not after minutes of work
         found = self.found(names, options.size)
         if options.json:
             print(as_json(found), end="")
         elif options.write:
-            write_text(str(self.folder / "sets.json"), as_json(found))
+            write_text(output, as_json(found))
         else:
             print(self.text(found, is_whole))
         return 0

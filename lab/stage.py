@@ -249,8 +249,17 @@ class Lab(Stage):
                 for readings in reports:
                     client.report(readings)
         except ProtocolError as error:
-            raise UserError(f"no honest session at port {self.address[1]}: {error}") from None
+            raise UserError(self._explained(error)) from None
         return tape
+
+    def _explained(self, error: ProtocolError) -> str:
+        if not self.is_foreign:
+            return f"no honest session: {error}"
+        where = "{}:{}".format(*self.address)
+        return (
+            f"the program on {where} is not our server, or has other keys than the demo keys "
+            f"({type(error).__name__}); --seed 1 attacks a server of its own"
+        )
 
     def _proxy(self, tap: Tap) -> Proxy:
         return Proxy(self.address, tap, read_frame, write_frame)

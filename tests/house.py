@@ -7,7 +7,16 @@ import subprocess
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-CORE = ("crypto_utils", "protocol_fsm", "channel", "program", "endpoint", "server", "client")
+CORE = (
+    "crypto_utils",
+    "protocol_fsm",
+    "channel",
+    "guard",
+    "program",
+    "endpoint",
+    "server",
+    "client",
+)
 
 
 def imports_of(path: Path) -> set[str]:

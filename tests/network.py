@@ -181,3 +181,26 @@ def wait_until(true: Callable[[], bool], within_s: float = 30.0) -> None:
     while not true():
         assert time.monotonic() < deadline, "it never came about"
         never.wait(0.02)
+
+
+@contextlib.contextmanager
+def other_program(says: bytes) -> Iterator[tuple[str, int]]:
+    """Listen as some other program, which says the same to everybody and closes; give its port."""
+    over = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            while not over.is_set():
+                with listener.accept()[0] as connection, contextlib.suppress(OSError):
+                    connection.sendall(says)
+                    connection.recv(1_000)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        address: tuple[str, int] = listener.getsockname()
+        try:
+            yield address
+        finally:
+            over.set()
+            socket.create_connection(address).close()  # which wakes it
+            thread.join()

@@ -14,9 +14,19 @@ from pathlib import Path
 
 import pytest
 
+from program import end_signals
+
 ROOT = Path(__file__).parent.parent
 TIMEOUT_S = 30
 posix_only = pytest.mark.skipif(os.name != "posix", reason="signals and modes of POSIX")
+
+
+def named_signal(name: str) -> signal.Signals:
+    """Return a signal that programs started by this one take notice of, or skip the test."""
+    number: signal.Signals = getattr(signal, name)
+    if number not in end_signals():
+        pytest.skip("these tests run below nohup")
+    return number
 
 
 class Program:

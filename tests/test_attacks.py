@@ -25,7 +25,7 @@ from program import UserError
 from protocol_fsm import BadTag, Opcode, PeerTerminated, Status
 from server import Limits, Server
 from tests.house import CORE
-from tests.network import serving
+from tests.network import other_program, serving
 
 ROOT = Path(__file__).parent.parent
 
@@ -235,12 +235,15 @@ def test_the_server_that_listens_where_servers_do_is_attacked(
         assert "worked (seed 1)" in capsys.readouterr().out
 
 
-def test_a_server_without_the_demo_keys_is_one_sentence() -> None:
+def test_a_server_with_other_keys_or_of_another_kind_is_one_sentence() -> None:
     keys = {client_id: bytes(32) for client_id in DEMO_KEYS}
-    with Server(keys, port=0) as server:
-        done = run("--server", "{}:{}".format(*server.address), "flip-tag")
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("attacks.py: no honest session at port ")
+    with Server(keys, port=0) as server, other_program(b"HTTP/1.0 400 Bad Request\r\n") as other:
+        for address in (server.address, other):
+            where = "{}:{}".format(*address)
+            done = run("--server", where, "flip-tag")
+            assert (done.returncode, done.stdout) == (2, "")
+            assert done.stderr.startswith(f"attacks.py: the program on {where} is not our server,")
+            assert len(done.stderr.splitlines()) == 1
 
 
 def test_a_server_that_is_not_there_is_one_sentence() -> None:
@@ -413,6 +416,20 @@ def test_list_names_all_attacks() -> None:
     assert [line.split()[0] for line in run("--list").stdout.splitlines()] == [*ATTACKS]
 
 
+def test_rules_are_named_with_what_is_done_without_them() -> None:
+    lines = run("--rules").stdout.splitlines()
+    assert max(map(len, lines)) <= 79
+    named = [line.split()[0] for line in lines if line[0] != " "]
+    assert named == ["rule", *RULES, "documented"]
+    assert "tag                   Believe any tag" in lines
+
+
+def test_blanks_between_rules_do_not_matter() -> None:
+    done = run("--without", "tag, payload", "--json", "flip-reading")
+    assert (done.returncode, done.stderr) == (1, "")
+    assert json.loads(done.stdout)["won"]
+
+
 def test_json_has_one_object_per_attack() -> None:
     results = [json.loads(line) for line in run("--json", "cut", "hold").stdout.splitlines()]
     assert results == [
@@ -465,10 +482,11 @@ def test_a_won_attack_is_an_exit_code_and_capital_letters() -> None:
     [
         (["nonsense"], "no attack is named nonsense"),
         (["--without", "nonsense"], "there is no rule nonsense"),
+        (["--without", "tag,", "echo"], "'tag,' is not a list of rules like tag,echo"),
         (["--events", "/no/where", "cut"], "cannot write /no/where"),
         (["--server", "127.0.0.1:1", "--without", "tag"], "need the lab's own server"),
         (["--server", "192.0.2.1:9"], "the demo keys are published"),
-        (["--server", "nonsense"], "invalid HOST:PORT value"),
+        (["--server", "nonsense"], "'nonsense' is not HOST:PORT"),
         (["--frobnicate"], "unrecognized arguments"),
     ],
 )

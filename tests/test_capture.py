@@ -14,6 +14,7 @@ import pytest
 from classroom.capture import (
     EPOCH_S,
     HOSTS,
+    MOST_LETTERS,
     SEGMENT_BYTES,
     SIDES,
     Connection,
@@ -306,6 +307,49 @@ def test_a_sealed_message_is_named() -> None:
     report = reseal(pair.client, Opcode.CLIENT_DATA, bytes(17), sender=Direction.C2S)
     (told,) = comments(did("inserted", "server", report))
     assert told.words.startswith(f"CLIENT_DATA, client 1, round 0, C2S, {len(report)} bytes. ")
+
+
+# What no capture can hold
+
+
+def test_what_a_log_says_can_be_written_whatever_letters_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "\ud800\x1b[2J" + 70_000 * "x"
+    (tmp_path / "log").write_text(log_of(did("inserted", "server", A), attack=name))
+    out = tmp_path / "out"
+    monkeypatch.setattr(sys, "argv", ["capture", str(tmp_path / "log"), "-o", str(out)])
+    assert main() == 0
+    found = [
+        Frame(dpkt.pcapng.EnhancedPacketBlockLE(block))
+        for kind, block in blocks_of(out.read_bytes())
+        if kind == 6
+    ]
+    assert carried(found) == [("server side", "server", LAB.framed(A))]
+    comment = found[0].comment.decode() if isinstance(found[0].comment, bytes) else found[0].comment
+    assert comment.startswith("\\ud800\\x1b[2Jxxx")
+    assert len(comment) == MOST_LETTERS
+
+
+def test_a_message_that_is_too_long_for_a_frame_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "log").write_text(log_of(did("inserted", "server", bytes(65_536))))
+    monkeypatch.setattr(sys, "argv", ["capture", str(tmp_path / "log"), "-o", str(tmp_path / "o")])
+    with pytest.raises(UserError, match=r"^x: no frame holds a message of 65,536 bytes$"):
+        main()
+    assert not (tmp_path / "o").exists()
+
+
+def test_events_that_nobody_knows_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = tmp_path / "log"
+    log.write_text(log_of({"event": "un\x1bheard"}, did("inserted", "server", A)))
+    monkeypatch.setattr(sys, "argv", ["capture", str(log), "-o", str(tmp_path / "o")])
+    assert main() == 0
+    said = capsys.readouterr().err
+    assert said == f"{log}: not shown, because not known here: un\\x1bheard\n"
 
 
 # Logs without messages, and files that cannot be written

@@ -6,6 +6,7 @@ That a run wins, or does not, is what the searches say in whose tests sets.json 
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import re
 import subprocess
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from lab.claims import VERDICTS, Claim, Sets, as_json, read_claims, read_sets
+from lab.rules import meaning
 from program import UserError
 from tests import diagrams
 from tests.books import BOOKS, COMPANIONS, CORE, ROOT, Book, names_of_tests_in, resolve
@@ -245,3 +247,13 @@ def test_sets_are_stored_as_the_search_writes_them(book: Book) -> None:
     text = (book.data / "sets.json").read_text("utf-8")
     assert text == as_json(book.found)
     assert json.loads(text)["size"] == book.found.size
+
+
+@pytest.mark.parametrize("name", BOOKS)
+def test_every_rule_says_what_is_done_without_it(name: str) -> None:
+    """As `--rules` shows it."""
+    rules = importlib.import_module(BOOKS[name].weakened).RULES
+    meanings = [meaning(rule) for rule in rules.values()]
+    assert len({*meanings}) == len(rules)
+    for text in meanings:
+        assert re.fullmatch("[A-Z][a-z]+,? .{5,100}", text), text

@@ -323,6 +323,7 @@ except Exception as error:
 """
 
 
+@pytest.mark.slow
 def test_three_steps_to_a_new_opcode(copy: Path) -> None:
     patches = blocks("diff")
     assert len(patches) == 8

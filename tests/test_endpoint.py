@@ -156,16 +156,26 @@ def test_a_key_of_any_length_is_read_whole(tmp_path: Path, length: int) -> None:
         f"1:{GOOD_KEY}\n1:{'cd' * 16}\n",
         f"1:{GOOD_KEY} # the first\n",
         f"1:{GOOD_KEY}\nand that is all\n",
+        f"\u0661:{GOOD_KEY}\n",
         "\n \n",
     ],
-    ids=["id 0", "id 256", "short key", "id twice", "more behind it", "a line of prose", "nothing"],
+    ids=[
+        "id 0",
+        "id 256",
+        "short key",
+        "id twice",
+        "more behind it",
+        "a line of prose",
+        "an Arabic 1",
+        "nothing",
+    ],
 )
 def test_a_malformed_key_file_is_refused_and_no_key_shown(tmp_path: Path, text: str) -> None:
     path = tmp_path / "some.keys"
-    path.write_text(f"\n 255 : {GOOD_KEY.upper()} \n")
+    path.write_text(f"\ufeff\n 255 : {GOOD_KEY.upper()} \n", "utf-8")
     path.chmod(0o600)
     assert load_keys(path) == {255: bytes.fromhex(GOOD_KEY)}
-    path.write_text(text)
+    path.write_text(text, "utf-8")
     with pytest.raises(UserError) as caught:
         load_keys(path)
     assert GOOD_KEY not in str(caught.value)

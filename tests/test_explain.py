@@ -2,31 +2,43 @@
 
 from __future__ import annotations
 
-import io
 import json
 import re
 import sys
 from pathlib import Path
 
-import dpkt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from classroom.capture import packets, pcapng
-from classroom.explain import TEMPLATE, Explained, Shown, as_text, explain, main, recorded
+from classroom.explain import (
+    TEMPLATE,
+    Explained,
+    Shown,
+    all_shown,
+    as_text,
+    explain,
+    explain_recorded,
+    main,
+)
 from classroom.keylog import KeyLog, parse_keylog, plaintext_of, read_keylog
 from classroom.output import filled
+from classroom.recordings import ILLEGAL, Recorded, recorded
 from classroom.wire import LAB
 from lab.events import parse_events, runs_of
 from program import UserError
-from protocol_fsm import Direction, Opcode
+from protocol_fsm import MAX_MESSAGE, Direction, Opcode
 from tests.helpers import REPORT, Pair, live, logged_pair, reseal
 from tests.programs import run
 
 
 def as_html(shown: list[Shown]) -> str:
-    return filled(TEMPLATE, shown=shown, title="<i>")
+    return filled(TEMPLATE, shown=shown, notes=["<b>"], title="<i>")
+
+
+def shown(message: bytes, found: Explained, where: str = "") -> Shown:
+    return Shown(1_000, Recorded(where, message), found)
 
 
 def capture_of(log: str) -> bytes:
@@ -155,9 +167,15 @@ def test_a_changed_message_has_no_inside(session: Session) -> None:
     assert explain(changed, {}).steps == []
 
 
+@pytest.mark.parametrize("length", [70, 72, 86, MAX_MESSAGE + 16])
+def test_a_length_that_no_message_has_is_said(length: int) -> None:
+    assert [part.meaning for part in explain(bytes(length), {}).parts] == [ILLEGAL]
+    assert len(explain(bytes(MAX_MESSAGE), {}).parts) == 7
+
+
 def test_keys_are_named_and_never_shown(session: Session) -> None:
-    shown = [Shown(n, "", explain(m, session.log)) for n, m in enumerate(session.messages)]
-    for text in ("\n".join(map(as_text, shown)), as_html(shown)):
+    found = all_shown([Recorded("", message) for message in session.messages], session.log)
+    for text in ("\n".join(map(as_text, found)), as_html(found)):
         digits = re.sub(r"[^0-9a-f]", "", text)
         for pairs in session.log.values():
             for pair in pairs:
@@ -169,11 +187,11 @@ def test_keys_are_named_and_never_shown(session: Session) -> None:
 def test_any_bytes_are_explained_in_lines_of_ascii(data: bytes) -> None:
     found = explain(data, {})
     assert b"".join(part.data for part in found.parts) == data
-    check_lines(found)
+    check_lines(data, found)
 
 
-def check_lines(found: Explained) -> None:
-    lines = as_text(Shown(1_000, "far " * 40, found)).splitlines()
+def check_lines(message: bytes, found: Explained) -> None:
+    lines = as_text(shown(message, found, "far " * 40)).splitlines()
     assert all(line.isascii() and line.isprintable() and len(line) <= 80 for line in lines)
     assert len(lines) < 120
 
@@ -182,85 +200,105 @@ def sealed_nonsense(opcode: int, text: bytes) -> tuple[bytes, KeyLog]:
     pair = Pair()
     message = reseal(pair.server, opcode, text, sender=Direction.S2C, round_number=2**32 - 1)
     keys = pair.server._keys
-    return message, parse_keylog(
-        f"core S2C 1 {keys['S2C-ENC'][:16].hex()} {keys['S2C-MAC'].hex()}\n"
-    )
+    line = f"core S2C 1 {keys['S2C-ENC'][:16].hex()} {keys['S2C-MAC'].hex()}\n"
+    return message, parse_keylog(line)[0]
 
 
 @pytest.mark.parametrize("opcode", [77, *Opcode])
 @pytest.mark.parametrize("text", [b"", b"\x09", b"\0<script>\x1b[2J\xff&" * 3_000])
 def test_sealed_nonsense_is_shown_as_it_is(opcode: int, text: bytes) -> None:
-    found = explain(*sealed_nonsense(opcode, text))
+    message, log = sealed_nonsense(opcode, text)
+    found = explain(message, log)
     assert b"".join(part.data for part in found.inside) == text
-    check_lines(found)
-    page = as_html([Shown(1, "<b>", found)])
+    check_lines(message, found)
+    page = as_html([shown(message, found, "<b>")])
     assert "<script" not in page
     assert "<b>" not in page
     assert "<i>" not in page
 
 
-# Where messages come from
+# Each message once
 
 
-def messages_of(source: object) -> list[bytes]:
-    return [message for _, message in recorded(str(source))]
+def events_of(*lines: dict[str, str]) -> str:
+    return "".join(json.dumps({"attack": "x", **line}) + "\n" for line in lines)
 
 
-def test_every_form_of_a_recording_has_the_same_messages(session: Session, tmp_path: Path) -> None:
-    (tmp_path / "raw").write_bytes(session.stream())
-    (tmp_path / "hex").write_text(session.stream().hex(":", 16) + "\n")
-    (tmp_path / "log").write_text(session.events())
-    (tmp_path / "pcapng").write_bytes(capture_of(session.events()))
-    assert messages_of(session.stream().hex()) == session.messages
-    assert messages_of(tmp_path / "raw") == messages_of(tmp_path / "hex") == session.messages
-    twice = [message for message in session.messages for _ in range(2)]
-    assert messages_of(tmp_path / "log") == messages_of(tmp_path / "pcapng") == twice
-    assert [messages_of(message.hex()) for message in session.messages] == [
-        [message] for message in session.messages
-    ]
+def shown_of(tmp_path: Path, text: str, log: KeyLog) -> list[Shown]:
+    (tmp_path / "log").write_text(text)
+    return all_shown(recorded(str(tmp_path / "log"), None, pytest.fail), log)
 
 
-def test_an_event_says_what_was_done(session: Session, tmp_path: Path) -> None:
-    (tmp_path / "log").write_text(session.events())
-    assert recorded(str(tmp_path / "log"))[0].where == (
-        "none 1. Sent by the client; passed on as it was."
-    )
-
-
-@pytest.mark.parametrize("rest", [b"\0", b"\xff\xff", b"\0\x47" + bytes(70), b"\0\x48" + bytes(80)])
-def test_bytes_that_are_no_frame_are_shown_to_the_end(session: Session, rest: bytes) -> None:
-    found = recorded((session.stream() + rest).hex())
-    assert [message for _, message in found] == [*session.messages, rest]
-    assert found[-1].where == f"byte {len(session.stream())} and on: no whole frame"
-
-
-def ethernet(segments: list[tuple[int, bytes]], classic: bool) -> bytes:
-    """Return a capture that another program could have made, of one end of a connection."""
-    file = io.BytesIO()
-    writer = (dpkt.pcap if classic else dpkt.pcapng).Writer(file)
-    for seq, data in segments:
-        tcp = dpkt.tcp.TCP(sport=5, dport=9999, seq=seq, flags=24, data=data)
-        ip = dpkt.ip.IP(src=b"\x7f\0\0\1", dst=b"\x7f\0\0\1", p=6, data=tcp)
-        writer.writepkt(bytes(dpkt.ethernet.Ethernet(data=ip)), ts=1.0)
-    writer.writepkt(b"no packet", ts=1.0)
-    return file.getvalue()
-
-
-@pytest.mark.parametrize("classic", [True, False], ids=["pcap", "pcapng"])
-@pytest.mark.parametrize("start", [7, 2**32 - 100], ids=["", "over the end of numbers"])
-def test_segments_that_come_twice_or_out_of_order_are_put_in_order(
-    session: Session, tmp_path: Path, classic: bool, start: int
+def test_a_message_that_came_before_is_named_and_not_explained_again(
+    session: Session, tmp_path: Path
 ) -> None:
-    stream = session.stream()
-    pieces = [(start + at) % 2**32 for at in range(0, len(stream), 50)]
-    segments = [(seq, stream[n * 50 : n * 50 + 50]) for n, seq in enumerate(pieces)]
-    longer = (segments[1][0], stream[50:170])
-    segments[3], segments[4] = segments[4], segments[3]
-    path = tmp_path / "capture"
-    path.write_bytes(ethernet([*segments, segments[2], longer], classic))
-    assert messages_of(path) == session.messages
-    path.write_bytes(ethernet(segments[:5] + segments[6:], classic))
-    assert messages_of(path)[:2] == session.messages[:2], "up to the hole"
+    report = session.messages[2].hex()
+    sent = {"event": "sent", "to": "server", "message": report}
+    passed = {**sent, "event": "delivered", "deed": "passed"}
+    found = shown_of(tmp_path, events_of(sent, passed, {**passed, "deed": "again"}), session.log)
+    assert [one.same_as for one in found] == [0, 1]
+    assert "ciphertext    32 bytes" in as_text(found[0])
+    assert as_text(found[1]).splitlines() == [
+        "2. x 2. The server gets this: delivered once more (delivery 2).",
+        "   CLIENT_DATA, client 1, round 1, C2S, 87 bytes",
+        "   the same bytes as 1.",
+    ]
+    page = as_html(found)
+    assert page.count("<table>") == 1
+    assert '<a href="#m1">' in page
+
+
+def test_changed_bytes_are_marked_and_the_rest_is_not_shown_again(
+    session: Session, tmp_path: Path
+) -> None:
+    report = session.messages[2]
+    changed = report[:2] + b"\0\0\0\x02" + report[6:24] + bytes([report[24] ^ 8]) + report[25:]
+    sent = {"event": "sent", "to": "server", "message": report.hex()}
+    to = {"event": "inserted", "to": "server", "deed": "changed", "origin": report.hex()}
+    found = shown_of(tmp_path, events_of(sent, {**to, "message": changed.hex()}), {})
+    text = as_text(found[1]).splitlines()
+    marked = [re.findall(r"\*(..)", line) for line in text if "*" in line]
+    assert marked == [["02"], [f"{changed[24]:02x}"]]
+    assert [line.split()[0] for line in text[3:5]] == ["2", "23"]
+    assert text[-1] == "   all other bytes are those of 1."
+    assert as_html(found).count("<mark>") == 2
+
+
+# Messages that are not whole
+
+
+def test_of_a_cut_message_every_byte_that_is_there_is_shown_and_no_other(
+    session: Session,
+) -> None:
+    report = session.messages[2]
+    missing = frozenset({*range(20, 30), *range(80, 87)})
+    cut = bytes(0 if place in missing else byte for place, byte in enumerate(report))
+    one = Recorded("", cut, missing)
+    found = explain_recorded(one, session.log)
+    assert found.title == "CLIENT_DATA, client 1, round 1, C2S, 87 bytes, of which 17 are missing"
+    meanings = {part.name: part.meaning for part in found.parts}
+    assert meanings["round"] == "1 [P 3.2]"
+    assert meanings["IV"] == "3 of 16 bytes are missing here"
+    assert meanings["tag"] == "7 of 32 bytes are missing here"
+    text = as_text(Shown(1, one, found))
+    cells = [cell for part in found.parts for cell in Shown(1, one, found).cells(part)]
+    assert [cell.text for cell in cells] == [
+        ".." if place in missing else f"{byte:02x}" for place, byte in enumerate(report)
+    ]
+    assert text.count("..") == len(missing)
+
+
+def test_of_a_message_whose_header_is_cut_only_the_size_is_said(session: Session) -> None:
+    found = explain_recorded(Recorded("", bytes(87), frozenset(range(3, 87))), session.log)
+    assert found.title == "3 of the 87 bytes of a message"
+    assert found.parts[2].meaning == "3 of 4 bytes are missing here"
+
+
+def test_bytes_without_their_beginning_are_not_taken_for_a_message(session: Session) -> None:
+    one = Recorded("", session.messages[0], nonsense="why")
+    found = explain_recorded(one, session.log)
+    assert [(part.name, part.meaning) for part in found.parts] == [("bytes", "why")]
+    assert found.title == "87 bytes"
 
 
 # The program
@@ -291,9 +329,9 @@ FILES = {
     "text": b"Dear reader",
     "odd": b"abc",
     "log": b'{"attack": 7}\n',
+    "events": b'{"attack": "x", "event": "sent", "to": "server", "message": "00"}\n',
     "pcapng": b"\x0a\x0d\x0d\x0a" + bytes(30),
     "pcap": b"\xd4\xc3\xb2\xa1" + bytes(3),
-    "cut": capture_of('{"attack": "x", "event": "sent", "to": "server", "message": "00"}')[:-9],
     "keys": b"nonsense\n",
 }
 
@@ -311,10 +349,11 @@ FILES = {
         (["{}/text"], "is text, but"),
         (["{}/odd"], "is text, but"),
         (["{}/log"], "line 1 is not an event"),
-        (["{}/pcapng"], "no whole capture"),
-        (["{}/pcap"], "no whole capture"),
-        (["{}/cut"], "no whole capture"),
-        (["00", "--keylog", "{}/keys"], "no line of a key log"),
+        (["{}/pcapng"], "there is no message in"),
+        (["{}/pcap"], "there is no message in"),
+        (["{}/events", "--attack", "y"], "has no attack y; it has x$"),
+        (["{}/odd", "--attack", "y"], "--attack is for event logs"),
+        (["00", "--keylog", "{}/keys"], "is no key log: line 1 is none"),
         (["00", "--keylog", "{}/nowhere"], "no key log"),
         (["00", "--keylog", "{}"], "cannot read"),
         ([], "required"),

@@ -109,6 +109,7 @@ def told(found: Found) -> list[str]:
 # The real protocol --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_nothing_breaks_with_one_session_and_there_is_nothing_else_to_see() -> None:
     found = Explorer(Session, ONE).search(1_000)
     assert found.is_complete
@@ -307,6 +308,7 @@ def test_a_known_report_becomes_a_goodbye_where_nobody_looks_at_the_tag() -> Non
 # Weakened protocols -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_story_is_the_shortest_and_is_told_in_words() -> None:
     tale = tell((frozenset({"binding"}), 1_000, False))
     assert told(tale.shortest) == [
@@ -335,6 +337,7 @@ def test_a_story_works_on_sockets_only_where_the_rules_are_missing() -> None:
     assert on_sockets(without([]), story, story[-1].end) == ""
 
 
+@pytest.mark.slow
 def test_a_session_that_gives_way_to_a_mere_hello_is_found() -> None:
     tale = tell((frozenset({"established"}), 1_000, False))
     assert told(tale.shortest)[-1].startswith("server 2 gets the CLIENT_HELLO of")
@@ -373,6 +376,7 @@ def run_explore(*flags: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_one_story_from_end_to_end_through_a_pipe() -> None:
     done = run_explore("--without", "binding")
     assert done.returncode == 0, done.stderr

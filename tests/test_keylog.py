@@ -31,6 +31,7 @@ from protocol_fsm import (
     PeerTerminated,
     ServerChallenge,
     Session,
+    Status,
     client_id_of,
 )
 from tests.helpers import ANSWER, REPORT, Pair, live, logged_pair, logging_to, reseal
@@ -131,7 +132,7 @@ def test_the_document_has_the_lines_of_the_code(tmp_path: Path) -> None:
     logged_pair(tmp_path / "log", server=False).hello()
     keys, texts = re.findall(r"^```text\n(.*?)^```", KEYLOG_MD, re.DOTALL | re.MULTILINE)
     assert keys.splitlines() == key_lines(tmp_path / "log")
-    assert parse_keylog(keys) == read_keylog(tmp_path / "log")
+    assert parse_keylog(keys) == (read_keylog(tmp_path / "log"), [])
     for line in texts.splitlines():  # shortened by dots
         assert TEXT.fullmatch(line.replace("...", "")), line
         assert len(line.split()) == len(TEXT_LINE.split())
@@ -213,7 +214,7 @@ def test_a_full_disk_ends_no_session_and_is_reported_when_it_ends(tmp_path: Path
             timeout=TIMEOUT_S,
             check=False,
         )
-        server.wait_for(r"client 1: ended.*TERMINATE \(GOODBYE\)", "err")
+        server.wait_for("client 1: left", "err")
     assert done.returncode == 0
     warning, report = done.stderr.splitlines()
     assert warning.startswith("WARNING: all keys go to ")
@@ -228,7 +229,7 @@ def test_two_programs_share_a_log_that_opens_their_session(tmp_path: Path) -> No
         server.wait_for("^WARNING: all keys go to ", "err")
         done = run("client.py", "1", "--port", port, "--rounds", "1", "--keylog", str(log))
         assert (done.returncode, len(done.stderr.splitlines())) == (0, 1)
-        server.wait_for("client 1: ended after", "err")
+        server.wait_for("client 1: left after", "err")
     keys = read_keylog(log)
     assert {who: len(pairs) for who, pairs in keys.items()} == {(0, 1): 3, (1, 1): 3}
     lines = key_lines(log)
@@ -262,27 +263,84 @@ GOOD = f"core C2S 7 {'ab' * 16} {'cd' * 32}\n"
         GOOD.strip() + "0",
         "core C2S 7 " + "ab" * 32 + " " + "cd" * 16,
         "core both 7" + GOOD[10:-1],
+        "core C2S \u0667" + GOOD[10:-1],
+        "CORE" + GOOD[4:-1],
         "7:abcd",
-        GOOD.upper().strip(),
         "core-text nobody sealed 0a ff",
         "core-text client sealed 0a f",
         "core-text client 0a ff",
         "core-text client Bad-Tag 0a -",
         TEXT_LINE.strip() + " -",
+        GOOD[:20] + GOOD.strip(),
     ],
 )
-def test_a_line_that_is_none_is_named(line: str) -> None:
-    with pytest.raises(UserError, match=r"^my log line 3 is no line of a key log$"):
-        parse_keylog(f"{GOOD}\n{line}\n", "my log")
+def test_a_line_that_is_none_is_skipped_and_named(line: str, tmp_path: Path) -> None:
+    keys, bad = parse_keylog(f"{GOOD}\n{line}\n{GOOD.replace('7', '8')}", "my log")
+    assert ([*keys], bad) == ([(0, 7), (0, 8)], [3])
+    with pytest.raises(UserError, match=r"^my log is no key log: line 2 is none of one$"):
+        parse_keylog(f"\n{line}\n", "my log")
+    log = tmp_path / "log"
+    log.write_text(f"{GOOD}{line}\n{line}\n", "utf-8")
+    said: list[str] = []
+    assert [*read_keylog(log, said.append)] == [(0, 7)]
+    assert said == [f"{log}: skipped line 2 and 1 more, which no key log has"]
 
 
-def test_comments_other_protocols_and_half_a_line_are_left_out() -> None:
+def test_comments_other_protocols_and_repetitions_are_no_keys() -> None:
     text = (
-        f"# mine\n{GOOD}{GOOD.replace('core', 'chat').replace('7', '8')}"
-        f"{TEXT_LINE}{TEXT_LINE.replace('core', 'chat')}{GOOD}{GOOD[:20]}"
+        f"# mine: \u00fc\n{GOOD}{GOOD.replace('core', 'chat').replace('7', '8')}"
+        f"{TEXT_LINE}{TEXT_LINE.replace('core', 'chat')}  # also mine\n{GOOD}"
     )
-    assert [*parse_keylog(text)] == [(0, 7)]
-    assert len(parse_keylog(text)[0, 7]) == 1
+    keys, bad = parse_keylog(text)
+    assert [*keys] == [(0, 7)]
+    assert len(keys[0, 7]) == 1
+    assert bad == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        GOOD.replace("ab", "AB").replace("cd", "cD"),
+        GOOD.replace("\n", "  # a comment\n"),
+        GOOD.replace("\n", "\r\n").replace(" ", "\t "),
+        "\ufeff" + GOOD,
+        GOOD.strip(),
+    ],
+    ids=["capitals", "a comment", "blanks", "a byte order mark", "a last line without end"],
+)
+def test_a_line_is_read_as_the_document_allows_it(tmp_path: Path, text: str) -> None:
+    (tmp_path / "log").write_bytes(text.encode())
+    assert read_keylog(tmp_path / "log", pytest.fail) == parse_keylog(GOOD)[0]
+
+
+def test_half_a_line_is_skipped(tmp_path: Path) -> None:
+    (tmp_path / "log").write_text(GOOD + GOOD[:30])
+    said: list[str] = []
+    assert read_keylog(tmp_path / "log", said.append) == parse_keylog(GOOD)[0]
+    assert said == [f"{tmp_path / 'log'}: skipped line 2, which no key log has"]
+
+
+def test_what_is_written_behind_half_a_line_begins_on_a_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk may have been full in an earlier run, in this one, or in another program's."""
+    log = tmp_path / "log"
+    log.write_text(GOOD + GOOD[:30])
+    log.chmod(0o600)
+    session = logging_to(log)(1, DEMO_KEYS[1], Direction.C2S)
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda file, line: write(file, line[:10]))
+    hello = session.seal(ClientHello())
+    monkeypatch.setattr(os, "write", write)
+    with log.open("a") as other:
+        other.write("core C2S 1")
+    session.goodbye(Status.GOODBYE)
+    session = logging_to(log)(1, DEMO_KEYS[1], Direction.C2S)
+    session.seal(ClientHello())
+    said: list[str] = []
+    assert plaintext_of(read_keylog(log, said.append), hello) is not None
+    assert len(said) == 1
+    assert "\n\n" not in log.read_text()
 
 
 def test_a_log_that_is_not_there_yet_is_empty_and_one_that_cannot_be_read_is_named(
@@ -292,7 +350,7 @@ def test_a_log_that_is_not_there_yet_is_empty_and_one_that_cannot_be_read_is_nam
     with pytest.raises(UserError, match=r"^cannot read .*directory"):
         read_keylog(tmp_path)
     (tmp_path / "noise").write_bytes(bytes(range(256)))
-    with pytest.raises(UserError, match=r"^cannot read "):
+    with pytest.raises(UserError, match=r"noise is no key log: line 1 is none of one$"):
         read_keylog(tmp_path / "noise")
 
 
@@ -352,7 +410,7 @@ def test_bytes_are_shown_where_flip_finds_them() -> None:
 def test_keys_that_pad_wrongly_open_nothing() -> None:
     pair = Pair()
     message = reseal(pair.client, 10, b"", padded=bytes(16))
-    keys = parse_keylog(
+    keys, _ = parse_keylog(
         "core C2S 1 {} {}\n".format(
             pair.client._keys["C2S-ENC"][:16].hex(), pair.client._keys["C2S-MAC"].hex()
         )

@@ -17,7 +17,7 @@ from lab.frames import OTHER_END, Frame, Frames, flipped
 from lab.observer import Observer
 from lab.program import Program, Teller
 from lab.proxy import Proxy
-from lab.rules import chosen, lacking, require_loopback
+from lab.rules import chosen, glossary, lacking, require_loopback, rule_list
 from lab.verdict import judge, summary
 from program import UserError
 from protocol_fsm import BadTag, ConnectionCut, Session, UnexpectedOpcode, Watchers
@@ -376,13 +376,20 @@ def test_a_line_that_is_no_event_is_named(bad: str) -> None:
         parse_events(f"{SENT}\n{bad}\n", "my log")
 
 
+def test_words_of_a_log_are_escaped_wherever_they_are() -> None:
+    line = KEYS.replace('{"K": "0a"}', r'{"K\u001b": "\u202e"}').replace('"x"', r'"x\ud800"')
+    assert line.count("\\u") == 3
+    (event,), _ = parse_events(line, "log")
+    assert (event["attack"], event["keys"]) == ("x\\ud800", {"K\\x1b": "\\u202e"})
+
+
 def test_a_log_that_is_empty_or_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "empty").write_text("")
     (tmp_path / "noise").write_bytes(b"\xff\xfe")
     with pytest.raises(UserError, match=r"^there are no events in .*empty$"):
         read_events(tmp_path / "empty")
     for path in (tmp_path, tmp_path / "nowhere", tmp_path / "noise"):
-        with pytest.raises(UserError, match=r"^cannot read events from "):
+        with pytest.raises(UserError, match=r"^cannot read "):
             read_events(path)
 
 
@@ -399,6 +406,34 @@ def test_of_many_steps_the_untouched_ones_are_left_out_first() -> None:
 
 class Careless(Session):
     """A rule of Session, taken out."""
+
+
+class OneWay:
+    """Go one way. Not two."""
+
+
+class OtherWay:
+    length = 3
+
+    def step(self) -> None:
+        """Go the other way, and on, and on, and on, and on, and on, to where a line has an end."""
+
+
+def test_what_rules_mean_stands_in_their_classes() -> None:
+    assert [*glossary({"one": OneWay, "other": OtherWay}, ["one"])] == [
+        "rule                  what the endpoints do without it",
+        "one                   Go one way",
+        "other                 Go the other way, and on, and on, and on, and on, and on,\n"
+        "                      to where a line has an end",
+        "documented            As the documents have it, without one",
+    ]
+
+
+@pytest.mark.parametrize("text", ["", ",", "tag,", "tag,,echo", " , "])
+def test_a_list_of_rules_without_a_name_in_it_is_refused(text: str) -> None:
+    assert rule_list(" tag , echo") == "tag,echo"
+    with pytest.raises(ValueError):
+        rule_list(text)
 
 
 def test_rules_are_chosen_by_name_in_the_order_of_the_table() -> None:

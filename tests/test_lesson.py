@@ -71,7 +71,8 @@ def named(start: str) -> Section:
 
 
 def is_like(pattern: str, line: str) -> bool:
-    """Compare a quoted line with a printed one: `...` is anything, and columns do not matter."""
+    """Compare a quoted line with a printed one: `...` is anything, columns and times are alike."""
+    pattern, line = (re.sub(r"\d\d:\d\d:\d\d", "12:00:00", text) for text in (pattern, line))
     words = [re.escape(" ".join(part.split())) for part in pattern.split("...")]
     return re.fullmatch(r" ?.*? ?".join(words), " ".join(line.split())) is not None
 
@@ -180,7 +181,7 @@ def test_three_terminals_show_what_the_lesson_says() -> None:
         first = stack.enter_context(Program(*first_flags, *where))
         first.wait_for("^epoch 1 ")
         second = stack.enter_context(Program(*second_flags, *where))
-        server.wait_for("^client 2: round 1, ", "err")
+        server.wait_for(" client 2: round 1, ", "err")
         put(first, part.typed[0])
         second.wait_for("^epoch 2 ")
         first.wait_for("epoch 2 ")
@@ -233,7 +234,7 @@ def test_the_man_in_the_middle_by_hand_sees_what_the_lesson_says(copy: Path) -> 
         put(proxy, part.typed[2])
         assert (honest.finish(), proxy.finish()) == (0, 0)
         assert proxy.lines["err"] == []
-        server.wait_for("^stranger .* BadTag", "err", count=2)
+        server.wait_for(" stranger .* BadTag", "err", count=2)
         server.interrupt()
         assert server.finish() == 0
         check_looks(
@@ -471,6 +472,7 @@ def of(lines: list[dict[str, Any]], name: str, event: str) -> list[tuple[str, st
     ]
 
 
+@pytest.mark.slow
 def test_ends_that_hold_the_same_keys_name_them_alike(runs: list[list[dict[str, Any]]]) -> None:
     """And the check that refused is told with the message that it refused."""
     lines = [line for line in runs[0] if line["attack"] == "flip-reading"]

@@ -87,10 +87,12 @@ def house(tmp_path: Path) -> House:
 # The lists
 
 
+@pytest.mark.slow
 def test_every_line_of_both_lists_fits_the_source() -> None:
     assert named.unresolved_lines() == []
 
 
+@pytest.mark.slow
 def test_a_named_mutant_is_none_that_an_operator_makes() -> None:
     lines = named.named_mutants()
     for module in {line.module for line in lines}:

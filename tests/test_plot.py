@@ -366,9 +366,9 @@ def test_what_is_no_benchmark_is_one_sentence(bench: Path, text: str, sentence: 
             ["{}/bench.json", "--body", "large"],
             "has no large bodies: measure them with --body large",
         ),
-        (["{}/bench.json", "-o", "{}/no/svg"], "^cannot write "),
-        (["{}/bench.json", "-o", "{}"], "^cannot write "),
-        (["{}/bench.json", "-o", ""], "^cannot write "),
+        (["{}/bench.json", "-o", "{}/no/svg"], "cannot write "),
+        (["{}/bench.json", "-o", "{}"], "cannot write "),
+        (["{}/bench.json", "-o", ""], "cannot write "),
     ],
 )
 def test_bad_words_are_one_sentence_and_nothing_is_written(

@@ -3,25 +3,37 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
+import re
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from program import (
     Lines,
+    LogFormatter,
     Parser,
     UserError,
+    WrongValue,
+    end_signals,
+    escaped,
     host_and_port,
+    output_path,
     port_number,
     positive,
+    read_text,
     reason_of,
     seconds,
     to_stderr,
     write_text,
 )
+from tests.programs import run
 
 
 @pytest.mark.parametrize(
@@ -62,15 +74,94 @@ def test_a_wrong_flag_is_a_sentence_for_the_user(monkeypatch: pytest.MonkeyPatch
     parser = Parser("")
     parser.add_argument("--at", type=host_and_port)
     monkeypatch.setattr(sys, "argv", ["program", "--at", "nowhere"])
-    with pytest.raises(UserError, match="--at: invalid HOST:PORT value: 'nowhere'"):
+    with pytest.raises(UserError, match="--at: 'nowhere' is not HOST:PORT"):
         parser.options()
 
 
 def test_a_file_that_cannot_be_written_is_reported_in_one_sentence(tmp_path: Path) -> None:
-    write_text(str(tmp_path / "some.txt"), "one\ntwo\n")
+    write_text(tmp_path / "some.txt", "one\ntwo\n")
     assert (tmp_path / "some.txt").read_bytes() == b"one\ntwo\n"
     with pytest.raises(UserError, match=r"cannot write .*No such file"):
-        write_text(str(tmp_path / "nowhere" / "some.txt"), "one\n")
+        write_text(tmp_path / "nowhere" / "some.txt", "one\n")
+    assert [*tmp_path.iterdir()] == [tmp_path / "some.txt"]
+
+
+def test_where_a_program_will_write_is_tried_before_the_work(tmp_path: Path) -> None:
+    (there := tmp_path / "there").write_text("old")
+    assert output_path(str(there)) == there
+    assert output_path(str(tmp_path / "new")) == tmp_path / "new"
+    assert output_path(os.devnull) == Path(os.devnull)
+    for name, why in (("nowhere/file", "No such file"), ("", "directory"), ("x" * 300, "too long")):
+        with pytest.raises(WrongValue, match=f"cannot write .*{why}"):
+            output_path(str(tmp_path / name))
+    assert there.read_text() == "old"
+    assert [*tmp_path.iterdir()] == [there]
+
+
+OUTPUTS = [
+    "attacks.py --events",
+    "-m bench.bench --json",
+    "-m bench.device --json",
+    "-m bench.peers --json",
+    "-m bench.plot missing -o",
+    "-m classroom.capture missing -o",
+    "-m classroom.explain missing --html",
+    "-m classroom.report missing -o",
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", OUTPUTS)
+def test_every_program_that_writes_a_file_tries_it_first(words: str, tmp_path: Path) -> None:
+    """Most of them would also say that what they read is missing, if they came so far."""
+    done = run(*words.split(), str(tmp_path / "nowhere" / "file"))
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert "cannot write " in done.stderr
+
+
+def test_a_text_may_begin_with_a_byte_order_mark_and_has_to_be_text(tmp_path: Path) -> None:
+    path = tmp_path / "text"
+    path.write_bytes("\ufeffone \u00fc\n".encode())
+    assert read_text(path) == "one \u00fc\n"
+    path.write_bytes("one".encode("utf-16"))
+    for wrong in (path, tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(UserError, match=r"^cannot read "):
+            read_text(wrong)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("z\u00fcrich \U0001f6aa", "z\u00fcrich \U0001f6aa"),
+        ("a\nb\r\t", "a\\nb\\r\\t"),
+        ("\x1b[2J", "\\x1b[2J"),
+        ("\u202eabc", "\\u202eabc"),
+        ("\x9b2J\x7f", "\\x9b2J\\x7f"),
+        ("\u2066\u200f\ufeff", "\\u2066\\u200f\\ufeff"),
+        ("\ud800", "\\ud800"),
+        ("\u2028", "\\u2028"),
+    ],
+)
+def test_a_letter_that_a_terminal_obeys_or_hides_is_escaped(text: str, expected: str) -> None:
+    assert escaped(text) == expected
+
+
+@given(st.text())
+def test_whatever_is_shown_is_printable(text: str) -> None:
+    assert escaped(text).isprintable()
+    assert escaped(escaped(text)) == escaped(text)
+
+
+def test_what_goes_to_stderr_is_escaped_line_by_line(capsys: pytest.CaptureFixture[str]) -> None:
+    to_stderr("one \x1b[2J\ntwo \u202e")
+    assert capsys.readouterr().err == "one \\x1b[2J\ntwo \\u202e\n"
+
+
+def test_an_error_is_one_line_whatever_it_quotes() -> None:
+    done = run("-m", "classroom.capture", "a\x1b\nb\u202e", "-o", "out")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("capture.py: cannot read a\\x1b\\nb\\u202e: ")
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_windows_words_are_used_where_the_c_library_has_none(
@@ -97,3 +188,60 @@ def test_lines_are_printed_one_after_the_other(capfd: pytest.CaptureFixture[str]
         lines.write_line(str(n))
     lines.drain()
     assert capfd.readouterr().err.split() == [str(n) for n in range(100)]
+
+
+def logged(text: str) -> list[str]:
+    record = logging.LogRecord("x", logging.INFO, "x", 1, "%s", (text,), None)
+    return LogFormatter().format(record).split("\n")
+
+
+def test_a_line_of_the_log_begins_with_the_time_and_no_other_does() -> None:
+    first, *rest = logged("one\n12:00:00 two\nthree")
+    assert re.fullmatch(r"\d\d:\d\d:\d\d one", first)
+    assert rest == ["         12:00:00 two", "         three"]
+
+
+@pytest.mark.parametrize("columns", [40, 80, 132])
+@pytest.mark.parametrize(
+    "text", ["word " * 60, "x" * 500, "12:00:00 " * 40, "a" * 71 + "12:00:00 client 1: left"]
+)
+def test_on_a_terminal_it_is_cut_between_words_and_the_rest_is_indented(
+    monkeypatch: pytest.MonkeyPatch, columns: int, text: str
+) -> None:
+    monkeypatch.setattr(os, "get_terminal_size", lambda _: os.terminal_size((columns, 24)))
+    first, *rest = logged(text)
+    assert max(map(len, [first, *rest])) < columns
+    assert all(line.startswith(" " * 9) for line in rest)
+    whole = "".join([first[9:], *rest])
+    assert "".join(whole.split()) == "".join(text.split())
+    if "word" in text:
+        assert {*whole.split()} == {"word"}
+
+
+def test_a_sentence_is_cut_too_and_lines_of_ours_are_left_as_they_are(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(os, "get_terminal_size", lambda _: os.terminal_size((40, 24)))
+    to_stderr("one\n  two\n" + "word " * 10)
+    assert capsys.readouterr().err == (
+        "one\n  two\n" + ("word " * 8).strip() + "\n         word word\n"
+    )
+
+
+def test_in_a_pipe_a_line_has_any_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_terminal(_: int) -> None:
+        raise OSError
+
+    monkeypatch.setattr(os, "get_terminal_size", no_terminal)
+    assert logged("word " * 60)[0][9:] == "word " * 60
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no SIGHUP")
+def test_a_closed_terminal_ends_a_program_unless_it_runs_below_nohup(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    handler: dict[int, object] = {}
+    monkeypatch.setattr(signal, "getsignal", handler.get)
+    assert end_signals() == [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+    handler[signal.SIGHUP] = signal.SIG_IGN
+    assert end_signals() == [signal.SIGINT, signal.SIGTERM]

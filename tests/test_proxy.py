@@ -199,7 +199,7 @@ def test_with_a_key_log_plaintexts_are_shown(seat: Seat, tmp_path: Path) -> None
     seat.type("until SERVER_AGGR_RESPONSE")
     assert '"sum":100.0' in seat.said
     (tmp_path / "log").write_text("nonsense\n")
-    assert "log line 1 is no line of a key log" in seat.type("show")
+    assert "log is no key log: line 1 is none of one" in seat.type("show")
     assert seat.end() == 100.0
 
 
@@ -572,7 +572,7 @@ def test_the_program_ends_in_one_sentence_and_an_exit_code(tmp_path: Path) -> No
             (["--script", wrong, "--server", here], 2, "wrong line 2: there is no command 'flop'"),
             (["--script", str(tmp_path)], 2, "cannot read"),
             (["--keylog", str(tmp_path)], 2, "cannot read"),
-            (["--server", "9999"], 2, "--server: invalid HOST:PORT value: '9999'"),
+            (["--server", "9999"], 2, "--server: '9999' is not HOST:PORT"),
             (["--server", gone], 3, f"no server at {gone}: Connection refused"),
             (["--server", here, "--listen", here.split(":")[1]], 3, "cannot listen on 127.0.0.1"),
         ):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import csv
+import http.server
 import importlib
 import importlib.util
 import json
@@ -12,22 +14,23 @@ import os
 import re
 import shutil
 import signal
+import socket
+import ssl
 import subprocess
 import sys
+import threading
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
 import pytest
 
+from tests.programs import named_signal
+
 ROOT = Path(__file__).resolve().parent.parent
 LIMIT_S = 60  # for what should take a second or two
-# what pip says without a network, with the name of the index taken out
-NO_ADDRESS = (
-    "WARNING: Retrying (Retry(total=0)) after connection broken by 'NewConnectionError("
-    "Failed to establish a new connection: [Errno -3] Temporary failure in name "
-    "resolution)': /simple/pycryptodome/\n"
-)
+NOT_FOUND = "Could not fetch URL http://x/simple/: 404 Client Error: Not Found - skipping\n"
 NO_FILE = "ERROR: Could not find a version that satisfies the requirement x (from versions: none)\n"
 CUT_SHORT = "ERROR: Exception:\nTraceback (most recent call last):\nReadTimeoutError: timed out.\n"
 ANSWER = re.compile(r"client (\d) \| round +(\d+): ([\d.]+) reported; epoch +(\d+): ")
@@ -47,15 +50,23 @@ class World:
         self.installed: dict[str, dict[str, str]] = {sys.executable: {}}
         self.venv_error = ""
         self.pip_error = ""
+        self.pip_does_nothing = False
+        self.no_pip = ""
         self.interrupt = False
 
     def __call__(self, command: list[str]) -> tuple[int, str, str]:
         python = command[0]
         venv_python = self.run.venv_python()
-        if "venv" in command or "pip" in command[:3]:
+        if {"venv", "pip", "ensurepip"} & {*command[:3]}:
             self.slow_steps.append(command)
+        if "ensurepip" in command and self.no_pip:
+            return 1, "", self.no_pip
+        if "ensurepip" in command:
+            self.installed[python]["pip"] = "24.0"
+            return 0, "", ""
         if "venv" in command:
             Path(venv_python).parent.mkdir(parents=True, exist_ok=True)
+            Path(self.run.VENV, "pyvenv.cfg").touch()
             self.installed[venv_python] = {"pip": "24.0"}
             return int(bool(self.venv_error)), self.venv_error, ""
         if python not in self.installed:
@@ -63,7 +74,7 @@ class World:
         if "pip" in command[:3]:
             if self.interrupt:
                 raise KeyboardInterrupt
-            if not self.pip_error:
+            if not self.pip_error and not self.pip_does_nothing:
                 wanted = self.run.read_requirements(os.path.basename(command[-1]))
                 self.installed[python].update(dict.fromkeys(wanted, "99.0"))
             return int(bool(self.pip_error)), "", self.pip_error
@@ -284,6 +295,21 @@ def test_a_child_that_a_signal_ended_gives_the_exit_code_of_a_shell() -> None:
     assert done.returncode == 128 + signal.SIGKILL
 
 
+@posix_only
+def test_below_nohup_run_py_handles_no_closed_terminal(run: Any) -> None:
+    before = signal.getsignal(signal.SIGHUP)
+    try:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        run.handle("SIGHUP", print)
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        run.handle("SIGHUP", print)
+        assert signal.getsignal(signal.SIGHUP) is print
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    run.handle("SIGNONE", print)  # of another system
+
+
 # Packages
 
 
@@ -398,7 +424,9 @@ def test_a_venv_is_made_once_with_what_the_command_needs_and_nothing_more(
             "pip",
             "install",
             "--disable-pip-version-check",
-            "-q",
+            "-vv",
+            "--no-user",
+            "--target=",
             "-r",
             os.path.join(run.HERE, "requirements.txt"),
         ],
@@ -418,23 +446,122 @@ def test_a_venv_that_lacks_a_package_is_filled_and_not_remade(
     assert "installing pytest into" in capsys.readouterr().err
 
 
-def test_a_venv_without_pip_is_remade_only_if_something_has_to_be_installed(
+def test_a_venv_without_pip_gets_it_only_if_something_has_to_be_installed(
     run: Any, world: World
 ) -> None:
     world.installed[run.venv_python()] = {"pycryptodome": "3.20"}
     assert run.prepare("requirements.txt") == run.venv_python()
     assert not world.slow_steps
     assert run.prepare("requirements-dev.txt") == run.venv_python()
-    assert [step[2] for step in world.slow_steps] == ["venv", "pip"]
+    assert [step[2] for step in world.slow_steps] == ["ensurepip", "pip"]
+
+
+def test_a_venv_that_cannot_get_pip_is_left_to_what_made_it(
+    run: Any, world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    world.installed[run.venv_python()] = {}
+    world.no_pip = "No module named ensurepip"
+    sentence = fails(run, capsys, "server")
+    assert "cannot get it (No module named ensurepip); " in sentence
+    assert sentence.endswith("uv pip install -r requirements.txt")
 
 
 def test_a_venv_whose_interpreter_is_gone_is_remade(
     run: Any, world: World, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path(run.VENV).mkdir()
+    Path(run.VENV, "pyvenv.cfg").touch()
     assert run.prepare("requirements.txt") == run.venv_python()
     assert [step[2] for step in world.slow_steps] == ["venv", "pip"]
     assert "remaking the broken .venv" in capsys.readouterr().err
+
+
+def a_folder(path: Path, elsewhere: Path) -> None:
+    path.mkdir()
+    (path / "precious").touch()
+
+
+def a_file(path: Path, elsewhere: Path) -> None:
+    path.touch()
+
+
+def a_link_to_a_folder(path: Path, elsewhere: Path) -> None:
+    path.symlink_to(elsewhere, target_is_directory=True)
+
+
+def a_link_to_a_broken_venv(path: Path, elsewhere: Path) -> None:
+    (elsewhere / "pyvenv.cfg").touch()
+    path.symlink_to(elsewhere, target_is_directory=True)
+
+
+def a_link_to_nothing(path: Path, elsewhere: Path) -> None:
+    path.symlink_to(elsewhere / "nowhere")
+
+
+@pytest.mark.parametrize(
+    "make", [a_folder, a_file, a_link_to_a_folder, a_link_to_a_broken_venv, a_link_to_nothing]
+)
+def test_what_is_no_venv_of_ours_is_left_as_it_is(
+    run: Any,
+    world: World,
+    tmp_path: Path,
+    make: Any,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (elsewhere := tmp_path / "elsewhere").mkdir()
+    (elsewhere / "precious").touch()
+    try:
+        make(Path(run.VENV), elsewhere)
+    except OSError:
+        pytest.skip("this system lets nobody make links")
+    before = sorted(tmp_path.rglob("*"))
+    assert "so it is left as it is; move it away" in fails(run, capsys, "server")
+    assert sorted(tmp_path.rglob("*")) == before
+    assert not world.slow_steps
+
+
+def test_a_link_to_a_venv_that_has_everything_is_used(run: Any, world: World) -> None:
+    world.installed[run.venv_python()] = {"pycryptodome": "3.20"}
+    Path(run.VENV).mkdir()  # without pyvenv.cfg: whatever it is, it works
+    assert run.prepare("requirements.txt") == run.venv_python()
+
+
+def test_a_broken_venv_stays_where_no_other_can_be_made(
+    run: Any, world: World, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path(run.VENV).mkdir()
+    Path(run.VENV, "pyvenv.cfg").touch()
+    monkeypatch.setitem(sys.modules, "ensurepip", None)
+    fails(run, capsys, "server")
+    assert Path(run.VENV, "pyvenv.cfg").exists()
+
+
+def test_a_pip_that_installs_elsewhere_or_nothing_is_found_out(
+    run: Any, world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    world.pip_does_nothing = True
+    assert "pip ends as if all were well, but .venv has no pycryptodome" in fails(
+        run, capsys, "server"
+    )
+    assert not os.path.exists(run.VENV)
+
+
+def test_safe_path_is_kept_from_what_run_py_starts(
+    run: Any, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONSAFEPATH", "1")
+    world.installed[sys.executable] = {"pycryptodome": "3.20"}
+    assert run.main(["classroom"]) == 0
+    assert "PYTHONSAFEPATH" not in os.environ
+
+
+def test_modules_where_the_user_is_hide_none_of_python(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (mine := tmp_path / "mine").mkdir()
+    (mine / "json.py").write_text("raise SystemExit('this is no json')")
+    monkeypatch.chdir(mine)
+    assert run.missing(sys.executable, {"pytest": (7, 4)}) == []
 
 
 @pytest.mark.parametrize("module", ["venv", "ensurepip"])
@@ -459,12 +586,14 @@ def test_a_venv_that_cannot_be_made_is_one_sentence_and_leaves_nothing(
     assert not os.path.exists(run.VENV)
 
 
-@pytest.mark.parametrize("error", [NO_ADDRESS + NO_FILE, NO_FILE, CUT_SHORT])
-def test_without_a_network_it_says_so_and_leaves_nothing(
-    run: Any, world: World, error: str, capsys: pytest.CaptureFixture[str]
+def test_a_pip_that_fetches_nothing_is_one_sentence_and_leaves_nothing(
+    run: Any, world: World, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    world.pip_error = error
-    assert fails(run, capsys, "server").startswith("pip found no network to install pycryptodome ")
+    world.pip_error = NOT_FOUND + NO_FILE
+    assert fails(run, capsys, "server") == (
+        "pip cannot install pycryptodome: the package index refuses; look at PIP_INDEX_URL "
+        "(pip: 404 Client Error: Not Found)"
+    )
     assert not os.path.exists(run.VENV)
 
 
@@ -472,6 +601,9 @@ def test_without_a_network_it_says_so_and_leaves_nothing(
     ("error", "reason"),
     [
         ("ERROR: ResolutionImpossible: see dependency-resolution\n", "ResolutionImpossible: see"),
+        (NO_FILE, "Could not find a version"),
+        (NOT_FOUND + "ERROR: ResolutionImpossible: see it\n", "ResolutionImpossible: see"),
+        (CUT_SHORT, "nothing answers; "),
         ("", "exit code 1"),
     ],
 )
@@ -725,13 +857,14 @@ def test_a_client_that_dies_fails_the_demo_and_leaves_no_process(
 @posix_only
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("number", "to_all"),
-    [(signal.SIGINT, True), (signal.SIGINT, False), (signal.SIGTERM, False)],
-    ids=["Ctrl-C in a terminal", "SIGINT", "SIGTERM"],
+    ("name", "to_all"),
+    [("SIGINT", True), ("SIGINT", False), ("SIGTERM", False), ("SIGHUP", False), ("SIGHUP", True)],
+    ids=["Ctrl-C in a terminal", "SIGINT", "SIGTERM", "SIGHUP", "a terminal that is closed"],
 )
 def test_a_demo_that_is_stopped_leaves_no_process_and_no_traceback(
-    started: subprocess.Popen[str], number: signal.Signals, to_all: bool
+    started: subprocess.Popen[str], name: str, to_all: bool
 ) -> None:
+    number = named_signal(name)
     assert started.stdout
     demo = Demo(started.stdout)
     (os.killpg if to_all else os.kill)(started.pid, number)
@@ -797,24 +930,112 @@ def test_from_a_clean_copy_the_demo_installs_what_it_needs_and_works(
         assert "All members of each epoch were told the same numbers." in done.stdout
 
 
+# The real pip
+
+
+class Index(http.server.BaseHTTPRequestHandler):
+    """An index that has nothing, and a proxy that breaks TLS open with its own certificate."""
+
+    tls: ssl.SSLContext
+
+    def do_GET(self) -> None:
+        self.send_error(404)
+
+    def do_CONNECT(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        with contextlib.suppress(OSError):
+            self.tls.wrap_socket(self.connection, server_side=True)
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def index(tmp_path: Path) -> Iterator[str]:
+    from bench.certificate import write_certificate
+
+    write_certificate(tmp_path, "127.0.0.1")
+    Index.tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    Index.tls.load_cert_chain(tmp_path / "certificate.pem", tmp_path / "key.pem")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Index) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def pip_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pip of this Python, without what this machine has configured for it."""
+    if importlib.util.find_spec("pip") is None:
+        pytest.skip("this Python has no pip")
+    for name in list(os.environ):
+        if name.startswith("PIP_") or name.lower().endswith("_proxy"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PIP_RETRIES", "0")
+
+
 @pytest.mark.slow
-def test_from_a_clean_copy_without_a_network_the_real_pip_leads_to_the_sentence(
-    clean_copy: tuple[str, Path],
+@pytest.mark.parametrize(
+    ("name", "value", "sentence"),
+    [
+        ("PIP_INDEX_URL", "http://{index}/pypi-proxy", "the package index refuses; .*pip: 404"),
+        ("HTTPS_PROXY", "http://{index}", ".*PIP_CERT .*certificate verify failed"),
+        ("HTTPS_PROXY", "http://{closed}", "the proxy lets nothing through; .*pip: .*refused"),
+        ("PIP_INDEX_URL", "http://{closed}/simple", "nothing answers; .*pip: .*refused"),
+        ("PIP_NO_INDEX", "1", "Could not find a version"),
+    ],
+)
+def test_the_real_pip_says_why_it_fetches_nothing(
+    run: Any,
+    index: str,
+    pip_alone: None,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    value: str,
+    sentence: str,
 ) -> None:
-    python, folder = clean_copy
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("PIP_")}
-    done = subprocess.run(
-        [python, "run.py"],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-        env={**kept, "PIP_CONFIG_FILE": os.devnull, "PIP_NO_INDEX": "1"},
-    )
-    assert done.returncode == 2
-    assert done.stdout == ""
-    *steps, sentence = done.stderr.splitlines()
-    assert len(steps) == 2
-    assert sentence.startswith("run.py: pip found no network to install pycryptodome from")
-    assert not (folder / ".venv").exists()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        closed = f"127.0.0.1:{listener.getsockname()[1]}"
+    monkeypatch.setenv(name, value.format(index=index, closed=closed))
+    Path(run.HERE, "requirements.txt").write_text("a-package-that-nobody-has-made>=1\n")
+    with pytest.raises(run.Problem, match=rf"(?i)cannot install a-package.*: {sentence}"):
+        run.install(sys.executable, "requirements.txt", {}, ["a-package"])
+
+
+def wheel(folder: Path, name: str) -> None:
+    """Make a package with nothing in it."""
+    with zipfile.ZipFile(folder / f"{name}-1.0-py3-none-any.whl", "w") as file:
+        info = f"{name}-1.0.dist-info"
+        file.writestr(f"{name}.py", "")
+        file.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        file.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+        file.writestr(f"{info}/RECORD", "")
+
+
+@pytest.mark.slow
+def test_whatever_pip_is_configured_to_do_a_venv_as_uv_makes_it_is_filled(
+    run: Any, pip_alone: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", run.VENV], check=True)
+    Path(run.VENV, "mine").touch()
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    for name, key in (("alpha", "user"), ("beta", "target")):
+        value = "1" if key == "user" else str(tmp_path / "there")
+        wheel(tmp_path, f"{name}0")
+        wheel(tmp_path, f"{name}1")
+        Path(run.HERE, "requirements.txt").write_text(f"{name}0\n")
+        with monkeypatch.context() as patch:
+            patch.setenv(f"PIP_{key.upper()}", value)
+            assert run.prepare("requirements.txt") == run.venv_python()
+        (tmp_path / "pip.conf").write_text(f"[install]\n{key} = {value}\n")
+        Path(run.HERE, "requirements.txt").write_text(f"{name}1\n")
+        with monkeypatch.context() as patch:
+            patch.setenv("PIP_CONFIG_FILE", str(tmp_path / "pip.conf"))
+            assert run.prepare("requirements.txt") == run.venv_python()
+    assert Path(run.VENV, "mine").exists()
+    assert not (tmp_path / "there").exists()

@@ -529,7 +529,7 @@ def test_after_the_last_round_both_ends_close_in_peace(monkeypatch: pytest.Monke
         monkeypatch.setattr(server, "_new_session", last)
         with Client(1, DEMO_KEYS, *server.address, new_session=last) as client:
             assert client.report([1])["round"] == LAST_ROUND
-        assert str(reason(journal, 1)) == "ended by this side (GOODBYE)"
+        assert str(reason(journal, 1)) == "by this side (GOODBYE)"
 
 
 def test_a_silent_client_is_told_timeout() -> None:
@@ -710,11 +710,19 @@ def test_the_log_names_what_the_wire_does_not(caplog: pytest.LogCaptureFixture) 
             assert wrong.is_closed_silently()
         reason(journal, 1)
         reason(journal, 4)
-    assert "stranger as client 1: ended: BadTag" in caplog.text
-    assert "client 4: ended after 1 rounds: PeerTerminated: TERMINATE (GOODBYE)" in caplog.text
+        with socket.create_connection(server.address):
+            pass  # as the interactive proxy looks whether there is a server
+        reason(journal, 0)
+    told = [record.message for record in caplog.records if record.levelno >= logging.INFO]
+    assert sorted(told) == [
+        "client 4: established",
+        "client 4: left after round 1",
+        "stranger as client 1: ended: BadTag",
+    ]
+    assert "stranger without a name: gone without a word" in caplog.text
     assert "client 4: round 1, [8.5]" in caplog.text
     assert server.summary().splitlines()[1].split() == ["4", "1", "1"]
-    assert server.summary().splitlines()[-1] == "strangers: 1 BadTag"
+    assert server.summary().splitlines()[-1] == "strangers: 1 BadTag, 1 ConnectionCut"
 
 
 def test_a_stranger_has_one_deadline_for_hello_and_report(monkeypatch: pytest.MonkeyPatch) -> None:

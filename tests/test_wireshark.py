@@ -7,6 +7,7 @@ import os
 import random
 import re
 import shutil
+import struct
 import subprocess
 import sys
 import threading
@@ -17,8 +18,9 @@ import dpkt
 import pytest
 
 from classroom.capture import SIDES, Connection, Packet, pcapng
-from classroom.explain import explain, recorded
+from classroom.explain import explain
 from classroom.keylog import plaintext_of, read_keylog
+from classroom.recordings import recorded
 from classroom.wire import LAB
 from crypto_utils import TAG_BYTES
 from endpoint import OPCODE_NAMES
@@ -184,6 +186,7 @@ def public(message: bytes) -> list[str]:
 
 EXPERTS = (
     "malformed",
+    "cut",
     "unknown_opcode",
     "wrong_direction",
     "round_jump",
@@ -298,6 +301,55 @@ def test_another_port_is_decoded_on_demand(tmp_path: Path) -> None:
     assert fields(path, "seclab.opcode") == []
     assert len(fields(path, "seclab.opcode", flags=["-d", "tcp.port==7000,seclab"])) == 7
     assert remarks(path, "-d", "tcp.port==7000,seclab") == [[]] * 7
+
+
+# Messages that are not whole
+
+
+def cut_to(path: Path, there: int, *sent: tuple[int, bytes]) -> Path:
+    """Write a capture of one connection with so many bytes of each packet that has data."""
+    head = struct.pack("<IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, 40 + there, 101)
+    records = [
+        struct.pack("<IIII", 1, 0, len(data[: 40 + there]), len(data)) + data[: 40 + there]
+        for _, data, _ in connection(*sent)
+    ]
+    path.write_bytes(head + b"".join(records))
+    return path
+
+
+@slow
+@pytest.mark.parametrize("there", [2, 3, 9, 70])
+def test_of_a_cut_packet_there_is_what_was_captured(tmp_path: Path, there: int) -> None:
+    messages = session()
+    message = messages[0]
+    path = cut_to(tmp_path / "x", there, *dialogue(messages))
+    assert fields(path, "seclab.length", "seclab.opcode", "seclab.round", "seclab.tag")[0] == [
+        str(len(message)),
+        str(message[0]) if there > 2 else "",
+        "0" if there >= 2 + HEADER.size else "",
+        message[len(message) - TAG_BYTES : there - 2].hex(),
+    ]
+    assert remarks(path) == [["cut"]] * len(messages)
+
+
+@slow
+@pytest.mark.parametrize("more", [0, 1, 2, 30])
+def test_a_packet_may_be_cut_between_two_messages(tmp_path: Path, more: int) -> None:
+    first, second = map(LAB.framed, session()[::2][:2])
+    path = cut_to(tmp_path / "x", len(first) + more, (0, first + second))
+    tshark("-r", path, "-V")
+    opcodes = f"{Opcode.CLIENT_HELLO:d}" + (f",{Opcode.CLIENT_DATA:d}" if more > 2 else "")
+    assert fields(path, "seclab.opcode") == [[opcodes]]
+    assert "cut" in remarks(path)[0]
+
+
+@slow
+def test_a_message_that_is_split_is_marked_where_tcp_is_not_reassembled(tmp_path: Path) -> None:
+    (end, frame), *others = dialogue(session())
+    path = written(tmp_path / "x", (end, frame[:30]), (end, frame[30:]), *others)
+    off = ["-o", "tcp.desegment_tcp_streams:FALSE"]
+    assert remarks(path, *off) == [["cut"], *[[]] * len(others)]
+    assert remarks(path) == [[]] * (1 + len(others))
 
 
 # What looks wrong
@@ -449,6 +501,25 @@ def test_of_two_that_are_the_same_the_second_is_the_refused_one(tmp_path: Path) 
 
 
 @slow
+def test_the_key_log_is_read_as_its_document_allows(tmp_path: Path) -> None:
+    path = written(tmp_path / "x", *dialogue(live(logged_pair(tmp_path / "log"))))
+    lines = (tmp_path / "log").read_text().splitlines()
+    changed = [
+        " ".join([*line.split()[:-2], *line.upper().split()[-2:]]).replace(" ", "\t ")
+        + "  # mine\r\n"
+        for line in lines
+        if line.startswith("core-text")
+    ]
+    half = "core-text client sealed 0a0"
+    text = "\ufeff" + changed[0] + f"# \u00fc\n\n{half}\n" + "".join(changed[1:])
+    (tmp_path / "changed").write_text(text, "utf-8", newline="")
+    names = ("seclab.verdict", "seclab.plaintext")
+    expected = fields(path, *names, flags=["-o", f"seclab.keylog:{tmp_path}/log"])
+    assert all(plaintext for _, plaintext in expected)
+    assert fields(path, *names, flags=["-o", f"seclab.keylog:{tmp_path}/changed"]) == expected
+
+
+@slow
 def test_a_key_log_that_is_not_there_or_is_none_does_no_harm(tmp_path: Path) -> None:
     path = written(tmp_path / "x", *dialogue(session()))
     (tmp_path / "noise").write_bytes(
@@ -481,7 +552,7 @@ def test_every_attack_is_clean_tcp_and_shows_what_the_log_has(tmp_path: Path) ->
     )
     messages = [event["message"] for event in read_events(log)[0] if "to" in event]
     assert fields(path, *PUBLIC) == [public(message) for message in messages]
-    assert [message for _, message in recorded(str(path))] == messages
+    assert [one.message for one in recorded(str(path), None, pytest.fail)] == messages
     names = fields(path, "frame.interface_name", "frame.comment")
     assert {name for name, _ in names} == {*SIDES}
     (flip,) = [

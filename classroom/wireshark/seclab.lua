@@ -52,6 +52,7 @@ local function info(name, text, group, severity)
 end
 local e = {
     malformed = info("malformed", "A length that no message has", expert.group.MALFORMED, ERROR),
+    cut = info("cut", "Cut: not all of this message is here", expert.group.UNDECODED, WARN),
     unknown = info("unknown_opcode", "Unknown opcode", expert.group.PROTOCOL, ERROR),
     direction = info("wrong_direction", "Wrong direction", expert.group.PROTOCOL, WARN),
     round = info("round_jump", "Unexpected round", expert.group.SEQUENCE, WARN),
@@ -63,7 +64,7 @@ local e = {
     unsealed = info("unsealed", "Not in the key log: no end that logs has sealed or accepted this",
                     expert.group.SECURITY, WARN),
 }
-seclab.experts = { e.malformed, e.unknown, e.direction, e.round, e.replay, e.elsewhere, e.refused,
+seclab.experts = { e.malformed, e.cut, e.unknown, e.direction, e.round, e.replay, e.elsewhere, e.refused,
                    e.changed, e.unsealed }
 
 local stream_of, interface_of = Field.new("tcp.stream"), Field.new("frame.interface_id")
@@ -84,17 +85,19 @@ local function read_more()
     for line in file:lines("*L") do
         if line:sub(-1) ~= "\n" then break end
         log.place = log.place + #line
+        local words = line:gsub("^\xEF\xBB\xBF", ""):gsub("#.*", "")
         local who, verdict, message, plaintext =
-            line:match("^core%-text (%a+) (%a+) (%x+) ([%x-]+)%s*$")
+            words:match("^%s*core%-text%s+(%a+)%s+(%a+)%s+(%x+)%s+([%x-]+)%s*$")
         if who then
+            message, plaintext = message:lower(), plaintext:lower()
             local known = log.messages[message] or { said = {} }
             log.messages[message] = known
             local is_good = verdict == "sealed" or verdict == "accepted"
-            local words = is_good and verdict .. " by the " .. who
+            local said = is_good and verdict .. " by the " .. who
                           or "refused by the " .. who .. ": " .. verdict
-            if not known.said[words] then
-                known.said[words] = true
-                known.said[#known.said + 1] = words
+            if not known.said[said] then
+                known.said[said] = true
+                known.said[#known.said + 1] = said
             end
             known.refused = known.refused or not is_good
             known.accepted = known.accepted or verdict == "accepted"
@@ -136,7 +139,8 @@ local function round_after(opcode, round)
     return round
 end
 
-local function find_out(pinfo, message, opcode, round)
+-- A message that is cut has no tag by which it could be known again.
+local function find_out(pinfo, message, opcode, round, is_cut)
     local stream = stream_of() and stream_of().value or 0
     local interface = interface_of() and interface_of().value or 0
     local found, expected = {}, rounds[stream]
@@ -145,6 +149,7 @@ local function find_out(pinfo, message, opcode, round)
     elseif OPCODES[opcode] then
         rounds[stream] = round_after(opcode, round)
     end
+    if is_cut then return found end
     local id = message:sub(2 * IV_AT + 1, 2 * CIPHERTEXT_AT) .. message:sub(-2 * TAG_BYTES)
     local here, nearby = id .. " stream " .. stream, id .. " interface " .. interface
     found.same_as = seen[here] or seen[nearby]
@@ -243,28 +248,43 @@ local function show_message(frame, pinfo, root)
         show_info(pinfo, "malformed, length " .. length)
         return
     end
-    local range = frame(2, length)
+    local there = math.min(length, frame:len() - 2)
+    if there < length then
+        tree:add_proto_expert_info(e.cut, "Cut: " .. there .. " of its " .. length
+                                   .. " bytes are here")
+    end
+    local function part(field, at, bytes)
+        local count = math.min(bytes, there - at)
+        return count > 0 and tree:add(field, frame(2 + at, count)) or nil
+    end
+    local items = { opcode = part(f.opcode, 0, 1), client_id = part(f.client_id, 1, 1) }
+    if there < IV_AT then
+        tree:append_text(", cut")
+        show_info(pinfo, "cut, " .. there .. " of " .. length .. " bytes")
+        return
+    end
+    local range = frame(2, there)
     local opcode, round, direction = range(0, 1):uint(), range(2, 4):uint(), range(6, 1):uint()
-    local items = { opcode_value = opcode, direction_value = direction }
-    items.opcode = tree:add(f.opcode, range(0, 1))
-    tree:add(f.client_id, range(1, 1))
-    items.round = tree:add(f.round, range(2, 4))
-    items.direction = tree:add(f.direction, range(6, 1))
-    tree:add(f.iv, range(IV_AT, BLOCK))
-    tree:add(f.ciphertext, range(CIPHERTEXT_AT, length - OVERHEAD))
-    local tag_item = tree:add(f.tag, range(length - TAG_BYTES, TAG_BYTES))
+    items.round, items.direction = part(f.round, 2, 4), part(f.direction, 6, 1)
+    items.opcode_value, items.direction_value = opcode, direction
+    part(f.iv, IV_AT, BLOCK)
+    part(f.ciphertext, CIPHERTEXT_AT, length - OVERHEAD)
+    local tag_item = part(f.tag, length - TAG_BYTES, TAG_BYTES)
     local words = (OPCODES[opcode] or "opcode " .. opcode) .. " id " .. range(1, 1):uint()
                   .. " round " .. round .. " " .. (DIRECTIONS[direction] or direction)
+                  .. (there < length and ", cut" or "")
     tree:append_text(", " .. words)
     show_info(pinfo, words)
 
     local message, place = hex_of(range), pinfo.number .. ":" .. frame:offset()
     if not pinfo.visited or not findings[place] then
-        findings[place] = find_out(pinfo, message, opcode, round)
+        findings[place] = find_out(pinfo, message, opcode, round, there < length)
     end
     local found = findings[place]
     show_findings(found, tree, items, pinfo.dst_port == pinfo.match_uint)
-    show_verdict(message, tree, tag_item, opcode, direction, found.same_as)
+    if there == length then
+        show_verdict(message, tree, tag_item, opcode, direction, found.same_as)
+    end
 end
 
 -- Of a malformed frame nobody waits for more: what is there is shown as it is.
@@ -273,7 +293,25 @@ local function frame_length(tvb, pinfo, offset)
     return is_legal(length) and 2 + length or tvb:len() - offset
 end
 
+-- dissect_tcp_pdus raises an error if a packet is cut between two frames.
+local function show_cut_packet(tvb, pinfo, tree)
+    local at = 0
+    while at + 2 <= tvb:len() do
+        local length = frame_length(tvb, pinfo, at)
+        show_message(tvb(at, math.min(length, tvb:len() - at)):tvb(), pinfo, tree)
+        at = at + length
+    end
+    if at < tvb:len() or at < tvb:reported_len() then
+        tree:add(seclab, tvb()):add_proto_expert_info(e.cut, "Cut: from byte " .. at
+                                                     .. " on there is no whole length here")
+    end
+end
+
 function seclab.dissector(tvb, pinfo, tree)
+    if tvb:len() < tvb:reported_len() then
+        show_cut_packet(tvb, pinfo, tree)
+        return tvb:len()
+    end
     dissect_tcp_pdus(tvb, tree, 2, frame_length, function(frame, info_of_packet, root)
         show_message(frame, info_of_packet, root)
         return frame:len()

@@ -95,6 +95,7 @@ from crypto_utils import (
 from lab.catalogue import Catalogue, CutHere
 from lab.frames import Frame, Frames, flipped
 from lab.program import Program, run
+from lab.rules import Rules
 from program import run_program
 from protocol_fsm import BadTag, ConnectionCut, DeadlineExpired, WrongDirection, WrongPeer
 
@@ -682,6 +683,12 @@ def weakened_parts(names: Sequence[str]) -> Parts:
     return Parts(*without(names))
 
 
+def rules() -> tuple[Rules, Sequence[str]]:
+    from companions.device_transfer.weakened import DOCUMENTED, RULES
+
+    return RULES, DOCUMENTED
+
+
 def new_lab(options: argparse.Namespace, log: Any, parts: Any, observer: Any) -> Lab:
     return Lab(log, parts, observer)
 
@@ -693,6 +700,7 @@ def main() -> int:
             attacks=ATTACKS,
             lab=new_lab,
             parts=weakened_parts,
+            rules=rules,
             title=kind_name,
             beginning="making keys for an authority, a server and three devices ...",
         )

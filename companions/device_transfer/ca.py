@@ -50,7 +50,7 @@ from companions.device_transfer.certificates import (
 )
 from companions.device_transfer.transfer import CLOCK_SKEW
 from companions.terminal import ask_passphrase
-from program import UserError, positive, reason_of, run_program
+from program import UserError, escaped, flag_type, positive, reason_of, run_program
 from protocol_fsm import ProtocolError
 
 NAME = "device-transfer-ca"
@@ -340,6 +340,7 @@ def new_passphrase(what: str) -> str:
     return passphrase
 
 
+@flag_type("a time in UTC like 2026-01-31T12:00:00Z")
 def moment(text: str) -> datetime:
     return parse_timestamp(text)
 
@@ -386,7 +387,7 @@ def main() -> int:
         print("\n".join(table(pki, utc_now())))
     elif options.command == "create":
         create(pki, options.name, new_passphrase(f"the key of {pki}") if options.passphrase else "")
-        print(f"made {pki}; its folder ca is for nobody else to see")
+        print(f"made {escaped(str(pki))}; its folder ca is for nobody else to see")
     elif options.command == "issue":
         passphrase = (
             new_passphrase(f"the key of {options.common_name}") if options.passphrase else ""
@@ -400,7 +401,7 @@ def main() -> int:
             not_after=options.not_after,
             passphrase=passphrase,
         )
-        print(f"made {pki / made.common_name}: certificate {made.serial}")
+        print(f"made {escaped(str(pki / made.common_name))}: certificate {made.serial}")
     else:
         latest = (
             revoke(pki, options.who) if options.command == "revoke" else refresh(pki, options.days)

@@ -68,7 +68,7 @@ from companions.device_transfer.transfer import (
     sign_manifest,
 )
 from endpoint import HOST
-from program import NoConnection, UserError, reason_of, run_program, seconds, to_stderr
+from program import NoConnection, UserError, end_signals, reason_of, run_program, seconds, to_stderr
 from protocol_fsm import (
     BadPayload,
     ConnectionCut,
@@ -371,7 +371,7 @@ def send_all(device: Device, texts: Sequence[str], files: Sequence[Path], stop: 
         device.channel.request_end(Status.SHUTDOWN)
 
     with device:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in end_signals():
             signal.signal(number, leave)
         print(f"session with {device.recipient} begun", flush=True)
         with listing(left):

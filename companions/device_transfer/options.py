@@ -18,9 +18,9 @@ from companions.device_transfer.certificates import (
     load_identity,
     load_trust,
 )
-from companions.terminal import ask_passphrase, shown
+from companions.terminal import ask_passphrase
 from endpoint import HOST
-from program import Lines, Parser, UserError, port_number, reason_of
+from program import Lines, Parser, UserError, escaped, fitted, indented, port_number, reason_of
 from protocol_fsm import ProtocolError
 
 PORT = 9998  # the core's server has 9999
@@ -96,7 +96,14 @@ class LineFormatter(logging.Formatter):
         super().__init__("%(asctime)s %(message)s", "%Y-%m-%dT%H:%M:%SZ")
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        return shown(super().formatMessage(record))
+        return escaped(super().formatMessage(record))
+
+
+class ScreenFormatter(LineFormatter):
+    """The same, cut to fit the terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return fitted(indented(super().format(record)))
 
 
 def is_same_file(one: Path, other: Path) -> bool:
@@ -125,8 +132,8 @@ def start_log(path: Path | None, stream: TextIO | Lines, level: int = logging.IN
     handlers[0].setLevel(level)
     if path:
         handlers.append(logging.StreamHandler(_open_log(path)))
-    for handler in handlers:
-        handler.setFormatter(LineFormatter())
+        handlers[1].setFormatter(LineFormatter())
+    handlers[0].setFormatter(ScreenFormatter())
     logging.raiseExceptions = False
     logging.basicConfig(level=logging.INFO, handlers=handlers)
 

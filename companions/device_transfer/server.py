@@ -40,7 +40,7 @@ from companions.device_transfer.protocol import Kind, Message, Session, State
 from companions.device_transfer.store import JOURNAL, Partial, Store
 from companions.device_transfer.transfer import Incoming, ItemKind, Manifest, parse_announcement
 from endpoint import HOST
-from program import Lines, NoConnection, UserError, positive, reason_of, run_program
+from program import Lines, NoConnection, UserError, end_signals, positive, reason_of, run_program
 from protocol_fsm import ConnectionCut, ProtocolError, Status
 
 log = logging.getLogger("device_transfer.server")
@@ -325,7 +325,7 @@ def main() -> int:
     start_log(options.log, lines)
     identity, trust = load_party(options, Role.SERVER)
     stop: list[int] = []  # not an Event, whose lock a second signal would find taken
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in end_signals():
         signal.signal(number, lambda number, _: stop.append(number))
     with Server(
         identity,

@@ -25,7 +25,7 @@ from companions.device_transfer.protocol import (
     Kind,
 )
 from crypto_utils import BLOCK_BYTES, NONCE_BYTES, TAG_BYTES
-from program import run_program
+from program import escaped, run_program
 
 LAYOUTS: dict[bytes, tuple[tuple[str, int], ...]] = {  # of what is sent in clear [D 1]
     Kind.HELLO.value: (("version", len(VERSION)), ("nonce", NONCE_BYTES), ("certificate", 2**16)),
@@ -61,7 +61,7 @@ def fields(message: bytes) -> list[Field]:
 def meaning_of(name: str, content: bytes) -> str:
     """Say what a field means, if that can be read without a key."""
     if match := re.search(rb'"common_name":"([^"]*)"', content):
-        return ascii(match[1].decode("utf-8", "replace"))[1:-1]
+        return escaped(match[1].decode("utf-8", "replace"))
     if name not in NUMBERS or not content:
         return ""
     value = int.from_bytes(content, "big")

@@ -66,6 +66,7 @@ from companions.peer_messaging.stage import (
 from lab.catalogue import Catalogue, CutHere
 from lab.frames import Frame, Frames, flipped, xored
 from lab.program import Program, run
+from lab.rules import Rules
 from program import run_program
 from protocol_fsm import BadPayload, BadTag, WrongDirection, WrongPeer
 
@@ -490,6 +491,12 @@ def weakened_parts(names: Sequence[str]) -> Parts:
     return Parts(*without(names))
 
 
+def rules() -> tuple[Rules, Sequence[str]]:
+    from companions.peer_messaging.weakened import DOCUMENTED, RULES
+
+    return RULES, DOCUMENTED
+
+
 def new_lab(options: argparse.Namespace, log: Any, parts: Any, observer: Any) -> Lab:
     return Lab(log, parts, observer)
 
@@ -501,6 +508,7 @@ def main() -> int:
             attacks=ATTACKS,
             lab=new_lab,
             parts=weakened_parts,
+            rules=rules,
             title=kind_name,
             beginning="making keys for five people ...",
         )

@@ -20,9 +20,8 @@ from pathlib import Path
 
 from classroom.demo import ROOT, Crew
 from companions.demo import COLUMNS, heading, perform
-from companions.terminal import shown
 from endpoint import HOST
-from program import run_program
+from program import escaped, run_program
 
 PROGRAMS = "companions.peer_messaging"
 LIMIT_S = 180.0  # for all of it
@@ -88,7 +87,7 @@ class Stage(Crew):
 
     def type(self, name: str, text: str) -> None:
         """Type a line into a program, and show it."""
-        show(name, f"> {shown(text)}")
+        show(name, f"> {escaped(text)}")
         stdin = self.processes[name].stdin
         with contextlib.suppress(OSError):  # `listen` notices that the program has ended
             if stdin:

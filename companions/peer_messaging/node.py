@@ -41,6 +41,7 @@ from program import (
     NoConnection,
     Parser,
     UserError,
+    end_signals,
     host_and_port,
     port_number,
     reason_of,
@@ -327,7 +328,7 @@ def main() -> int:
     talk = Talk(screen, 1.0 if sys.stdin.isatty() else options.patience)
     node = Node(identity, trust, options.at, options.host, options.port, tell=talk.hear)
     with node:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in end_signals():
             signal.signal(number, partial(interrupt, talk))
         ours = "{}:{}".format(*node.address)
         theirs = "{}:{}".format(*options.at)

@@ -19,8 +19,7 @@ from typing import Protocol
 from companions.peer_messaging.identity import IdentityChanged, grouped, line_of
 from companions.peer_messaging.peer import Event
 from companions.peer_messaging.protocol import PeerAway, PeerLeft, Reason, Untimely
-from companions.terminal import shown
-from program import to_stderr
+from program import escaped, to_stderr
 from protocol_fsm import LocalError, ProtocolError, WrongPeer
 
 # On the screen ------------------------------------------------------------------------------------
@@ -32,7 +31,7 @@ MAX_ALARMS = 3  # anybody can show any number of keys
 
 def shorten(text: str) -> str:
     """Return the beginning of a text, quoted, in at most 30 characters."""
-    text = shown(text)
+    text = escaped(text)
     return f'"{text}"' if len(text) <= 28 else f'"{text[:25]}..."'
 
 
@@ -100,8 +99,8 @@ class Screen:
 
     def _filled(self, first: str, text: str, rest: str, *, whole: bool = False) -> str:
         """Return a text in lines that begin with `first`, then `rest`; `whole` keeps its spaces."""
-        first = padded(shown(first))
-        text = padded(shown(text))
+        first = padded(escaped(first))
+        text = padded(escaped(text))
         width = self._width()
         if len(first) > width // 2:  # a long name has to be broken too
             text = first + text

@@ -218,6 +218,7 @@ def test_a_rule_that_does_not_exist_is_the_users_fault() -> None:
         without(["nonsense"])
 
 
+@pytest.mark.slow
 def test_programs_cannot_reach_what_is_weakened() -> None:
     folder = ROOT / "companions" / "device_transfer"
     for name in PROGRAMS:

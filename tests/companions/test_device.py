@@ -41,7 +41,7 @@ from companions.device_transfer.protocol import (
 )
 from companions.device_transfer.server import Server
 from companions.device_transfer.transfer import BadManifest
-from program import NoConnection, UserError
+from program import NoConnection, UserError, end_signals
 from protocol_fsm import (
     BadPayload,
     BadTag,
@@ -689,7 +689,7 @@ def own(world: World, tmp_path: Path) -> Iterator[tuple[Server, Records]]:
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, world: World) -> Iterator[Callable[..., int]]:
     """Run `main` as the device of this world; port 1 is nobody's."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.getsignal(number) for number in end_signals()}
     monkeypatch.setattr(
         device_module, "load_party", lambda options, role: (world.device, world.trust())
     )
@@ -777,8 +777,8 @@ def test_the_program_says_what_has_arrived(
         (["--to", SERVER, "missing.png"], "cannot read 'missing.png'"),
         (["--to", SERVER, "--text", "x" * 65_537], "at most 65,536 bytes"),
         (["--to", SERVER, "--text", "ok", "--text", "\udc80"], "half a character"),
-        (["--to", SERVER, "--timeout", "0", "--text", "x"], "--timeout: invalid"),
-        (["--to", SERVER, "--port", "70000", "--text", "x"], "--port: invalid"),
+        (["--to", SERVER, "--timeout", "0", "--text", "x"], "--timeout: '0' is not"),
+        (["--to", SERVER, "--port", "70000", "--text", "x"], "--port: '70000' is not"),
     ],
 )
 def test_misuse_is_found_before_anything_is_sent(

@@ -199,6 +199,7 @@ def test_a_name_of_no_rule_is_the_users_fault() -> None:
         without(["nonsense"])
 
 
+@pytest.mark.slow
 def test_the_program_cannot_reach_what_is_weakened() -> None:
     folder = ROOT / "companions" / "peer_messaging"
     for name in PROGRAMS:

@@ -19,7 +19,14 @@ import zmq
 
 from companions.asymmetric import PrivateKey
 from companions.peer_messaging import node as module
-from companions.peer_messaging.identity import Identity, Trust, grouped, known_peers, load_identity
+from companions.peer_messaging.identity import (
+    Identity,
+    Trust,
+    grouped,
+    known_peers,
+    load_identity,
+    peer_fingerprint,
+)
 from companions.peer_messaging.node import Node, address_of, load_trust, main
 from companions.peer_messaging.peer import Event, Limits, Peer
 from companions.peer_messaging.protocol import (
@@ -468,9 +475,9 @@ GOOD = ["--peer", "bob", "--at", "127.0.0.1:5556"]
     [
         (["a"], "required: --peer, --at"),
         (GOOD, "required: FOLDER"),
-        (["a", *GOOD, "--at", "127.0.0.1"], "--at: invalid HOST:PORT value"),
+        (["a", *GOOD, "--at", "127.0.0.1"], "is not HOST:PORT"),
         (["a", *GOOD, "--at", "127.0.0.1:0"], "--at: invalid HOST:PORT value"),
-        (["a", *GOOD, "--at", "127.0.0.1:65536"], "--at: invalid HOST:PORT value"),
+        (["a", *GOOD, "--at", "127.0.0.1:65536"], "is not HOST:PORT"),
         (["a", *GOOD, "--peer", "b#b"], "--peer: invalid"),
         (["a", *GOOD, "--peer", ""], "--peer: inv"),
         (["a", *GOOD, "--peer", "b b"], "--peer: invalid"),
@@ -478,8 +485,8 @@ GOOD = ["--peer", "bob", "--at", "127.0.0.1:5556"]
         (["a", *GOOD, "--peer", "b" * 65], "--peer: invalid"),
         (["a", *GOOD, "--pin", "12"], "--pin: invalid fingerprint"),
         (["a", *GOOD, "--pin", PRINT + "0"], "--pin: invalid fingerprint"),
-        (["a", *GOOD, "--port", "-1"], "--port: invalid"),
-        (["a", *GOOD, "--patience", "0"], "--patience: invalid"),
+        (["a", *GOOD, "--port", "-1"], "is not a port"),
+        (["a", *GOOD, "--patience", "0"], "is not a number of seconds"),
     ],
 )
 def test_a_wrong_flag_is_a_sentence(
@@ -494,7 +501,7 @@ def test_a_wrong_flag_is_a_sentence(
 
 
 def test_a_fingerprint_may_be_given_as_it_is_shown() -> None:
-    assert module.peer_fingerprint(f" {grouped(PRINT).upper()}\n") == PRINT
+    assert peer_fingerprint(f" {grouped(PRINT).upper()}\n") == PRINT
 
 
 def test_our_own_fingerprint_is_shown_before_anything_can_go_wrong(

@@ -17,6 +17,7 @@ import zmq
 
 from companions.asymmetric import PrivateKey, write_private
 from companions.peer_messaging.identity import grouped, known_peers, load_identity
+from program import end_signals
 from tests.companions.peers_helpers import (
     ANOTHER_PART,
     ONE_PART,
@@ -218,7 +219,7 @@ def test_a_full_outbox_whose_connection_is_reset_crashes_no_node(pair: Pair) -> 
 
 
 @posix_only
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", end_signals())
 def test_a_node_that_is_stopped_says_goodbye(pair: Pair, number: signal.Signals) -> None:
     with pair.both() as (alice, bob):
         alice.process.send_signal(number)
@@ -228,7 +229,7 @@ def test_a_node_that_is_stopped_says_goodbye(pair: Pair, number: signal.Signals)
 
 
 @posix_only
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", end_signals())
 def test_the_second_signal_ends_a_node_whose_output_nobody_reads(
     pair: Pair, number: signal.Signals
 ) -> None:

@@ -21,8 +21,8 @@ from companions.peer_messaging.talk import (
     Talk,
     columns,
 )
-from companions.terminal import bold, shown
-from program import UserError
+from companions.terminal import bold
+from program import UserError, escaped
 from protocol_fsm import BadTag, LocalError, MalformedMessage, WrongPeer
 
 LIMIT_S = 20.0
@@ -98,7 +98,7 @@ def test_why_a_session_is_over_is_said(error: Any, words: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "escaped"),
+    ("text", "expected"),
     [
         ("plain, t\u00fcr \u4f60\u597d", "plain, t\u00fcr \u4f60\u597d"),
         ("\x1b[31mred\x07", "\\x1b[31mred\\x07"),
@@ -107,12 +107,12 @@ def test_why_a_session_is_over_is_said(error: Any, words: str) -> None:
     ],
 )
 def test_nothing_that_comes_moves_the_cursor_or_colours_the_terminal(
-    text: str, escaped: str
+    text: str, expected: str
 ) -> None:
-    assert shown(text) == escaped
+    assert escaped(text) == expected
     seen = Seen()
     seen.screen.text(Event("text", text))
-    assert seen == [f"bob: {escaped}"]
+    assert seen == [f"bob: {expected}"]
 
 
 TEXTS = (
@@ -154,7 +154,7 @@ def test_no_text_looks_like_a_word_of_ours_however_it_breaks(peer: str, width: i
         assert seen[0].startswith(f"{peer}: "[: len(seen[0])])
         assert all(line.startswith("    ") for line in seen[1:]), text
         assert max(map(columns_of, seen)) <= width, text
-        assert "".join([seen[0], *(line[4:] for line in seen[1:])]) == f"{peer}: {shown(text)}"
+        assert "".join([seen[0], *(line[4:] for line in seen[1:])]) == f"{peer}: {escaped(text)}"
 
 
 def test_a_terminal_that_was_made_narrower_gets_shorter_lines() -> None:

@@ -1228,6 +1228,7 @@ RAW = st.one_of(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(message=RAW, data=st.data())
 def test_no_bytes_end_in_anything_but_a_typed_error(
@@ -1240,6 +1241,7 @@ def test_no_bytes_end_in_anything_but_a_typed_error(
     assert session.state is State.ENDED
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(
     kind=KINDS,
@@ -1262,6 +1264,7 @@ def test_no_sealed_nonsense_ends_in_anything_but_a_typed_error(
         assert is_farewell(error, pair.end(sends))
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(
     state=st.sampled_from(State),

@@ -1,4 +1,4 @@
-"""What is shown on a terminal is harmless, and what is read there is whole."""
+"""What is read at a terminal or from a pipe is whole; a missing passphrase is an error."""
 
 from __future__ import annotations
 
@@ -12,39 +12,16 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from prompt_toolkit.application import create_app_session
 from prompt_toolkit.data_structures import Size
 from prompt_toolkit.input import PipeInput, create_pipe_input
 from prompt_toolkit.output.vt100 import Vt100_Output
 
 from companions import terminal
-from companions.terminal import MAX_LINE, Piped, ask_passphrase, bold, reading_lines, shown
+from companions.terminal import MAX_LINE, Piped, ask_passphrase, bold, reading_lines
 from program import UserError
 
 LIMIT_S = 20.0
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("z\u00fcrich \U0001f6aa", "z\u00fcrich \U0001f6aa"),
-        ("a\nb\r\t", "a\\nb\\r\\t"),
-        ("\x1b[2J", "\\x1b[2J"),
-        ("\u202eabc", "\\u202eabc"),
-        ("\ud800", "\\ud800"),
-        ("\u2028", "\\u2028"),
-    ],
-)
-def test_a_letter_that_a_terminal_obeys_or_hides_is_escaped(text: str, expected: str) -> None:
-    assert shown(text) == expected
-
-
-@given(st.text())
-def test_whatever_is_shown_is_printable(text: str) -> None:
-    assert shown(text).isprintable()
-    assert shown(shown(text)) == shown(text)
 
 
 @pytest.mark.parametrize(
