@@ -47,8 +47,8 @@ from classroom.stage import on_sockets
 from classroom.story import CLIENTS, OLD, ROUNDS, Notes, Step, broken, menu, readings
 from endpoint import DEMO_KEYS
 from lab.claims import read_sets
-from lab.rules import rule_list
-from lab.search import SPAWN, Names, progress, workers
+from lab.rules import Names, rule_list
+from lab.search import SPAWN, progress, workers
 from lab.stage import LIMITS, random_source
 from lab.weakened import DOCUMENTED, without
 from program import Parser, UserError, positive, run_program, whole

@@ -29,11 +29,10 @@ from typing import Any, NamedTuple, TypeVar
 from channel import EndRequested
 from lab.catalogue import Attack, Stage
 from lab.claims import Sets, as_json, read_claims
-from lab.rules import Rules
+from lab.rules import Names, Rules
 from program import Parser, UserError, output_path, positive, write_text
 from protocol_fsm import LocalError, ProtocolError
 
-Names = frozenset[str]  # of rules
 Task = tuple[Names, tuple[str, ...]]  # what to take out, and the attacks to try then
 Found = dict[str, list[Names]]  # the minimal sets, by attack
 Done = TypeVar("Done")

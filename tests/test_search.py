@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from lab.search import Found, Names, Task, Tried, listening, search, table, tasks_of, workers
+from lab.rules import Names
+from lab.search import Found, Task, Tried, listening, search, table, tasks_of, workers
 from protocol_fsm import BadTag, ProtocolError, RoundMismatch
 
 LOCKS = {"open": frozenset({"bar", "bolt"}), "peep": frozenset({"curtain"})}  # by attack
