@@ -48,7 +48,7 @@ from classroom.story import CLIENTS, OLD, ROUNDS, Notes, Step, broken, menu, rea
 from endpoint import DEMO_KEYS
 from lab.claims import read_sets
 from lab.rules import Names, rule_list
-from lab.search import SPAWN, progress, workers
+from lab.search import SPAWN, Told, progress, workers
 from lab.stage import LIMITS, random_source
 from lab.weakened import DOCUMENTED, without
 from program import Parser, UserError, positive, run_program, whole
@@ -594,7 +594,7 @@ def explore(clients: Clients, limit: int) -> Found:
     counter = SPAWN.Value("q")
     with workers(1, share, counter) as pool:
         tasks = [(clients, first, -(-limit // firsts)) for first in range(firsts)]
-        done = pool.map_async(part, tasks, 1)
+        done = pool.map_async(Told(part), tasks, 1)
         thousands = range(-(-limit // 1000))
         for _ in progress("thousand worlds", ticks(done, counter, len(thousands)), thousands):
             pass
@@ -624,7 +624,7 @@ def tell_all(sets: Sequence[Names], limit: int, is_played: bool) -> Iterator[Tal
     """Yield the tale of each set, on all cores."""
     with workers(1) as pool:
         tasks = [(taken, limit, is_played) for taken in sets]
-        yield from progress("sets of rules", pool.imap(tell, tasks), tasks)
+        yield from progress("sets of rules", pool.imap(Told(tell), tasks), tasks)
 
 
 # Showing it ---------------------------------------------------------------------------------------

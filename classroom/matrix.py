@@ -25,7 +25,7 @@ from endpoint import DEMO_KEYS
 from lab.catalogue import Attack, Stage, attacked, run_outside
 from lab.frames import Frame, Frames, Tap, recorder
 from lab.rules import Names
-from lab.search import TRIES, Found, Matrix, Task, Trials, Tried, progress, search, workers
+from lab.search import TRIES, Found, Matrix, Told, Task, Trials, Tried, progress, search, workers
 from lab.search import shown as shown_in_order
 from lab.stage import (
     BYSTANDER,
@@ -409,7 +409,7 @@ def confirm(found: Found, pool: Pool) -> None:
     """Raise UserError if an attack does not win on sockets, too, without a set that was found."""
     left: list[Task] = [(taken, (name,)) for name, sets in found.items() for taken in sets]
     for _ in range(TRIES):  # a busy machine may miss a deadline
-        done = [*progress("confirming", pool.imap_unordered(on_sockets, left), left)]
+        done = [*progress("confirming", pool.imap_unordered(Told(on_sockets), left), left)]
         lost = [tried for results in done for tried in results if not tried.won]
         left = [(tried.taken, (tried.attack,)) for tried in lost]
     if left:
