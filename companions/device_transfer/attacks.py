@@ -442,14 +442,10 @@ def knock(lab: Lab, who: Identity, what: str) -> None:
         device.send_text("let me in")
 
 
-def expired(lab: Lab) -> Identity:
-    return lab.pki.person(MALLORY, begins=-3, ends=-1)
-
-
 @outside("identity", "server", CertificateExpired)
 def expired_certificate(lab: Lab) -> None:
     """A certificate of the day before yesterday is shown."""
-    knock(lab, expired(lab), "who has an expired certificate")
+    knock(lab, lab.pki.person(MALLORY, begins=-3, ends=-1), "who has an expired certificate")
 
 
 @outside("identity", "server", CertificateNotYetValid)
@@ -601,10 +597,12 @@ def never_rekey(lab: Lab) -> None:
 @outside("secrecy", "server", UntrustedCertificate)
 def provoke(lab: Lab) -> None:
     """Two refusals are asked for, and compared."""
+    who = lab.pki.person(MALLORY, authority="elsewhere")
+    hello = posing(lab, who, Direction.D2S).seal(Message(Kind.HELLO))
     answers = []
-    for who in (lab.pki.person(MALLORY, authority="elsewhere"), expired(lab)):
+    for message in (hello, hello[:-1]):
         with lab.connect() as line:
-            line.send(posing(lab, who, Direction.D2S).seal(Message(Kind.HELLO)))
+            line.send(message)
             answers.append(line.receive())
     refusals = {answer for answer in answers if not answer.startswith(Kind.HELLO)}
     if len(refusals) > 1:  # silence is an answer, too
