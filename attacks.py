@@ -19,6 +19,7 @@ import secrets
 import socket
 from collections.abc import Generator, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from channel import EndRequested
@@ -29,18 +30,18 @@ from crypto_utils import (
     NONCE_BYTES,
     TAG_BYTES,
     aes_cbc_decrypt,
-    derive_key,
-    hmac_verify,
     pkcs7_pad,
     pkcs7_unpad,
 )
 from endpoint import DEMO_KEYS, HOST, OPCODE_NAMES, PORT, choose_keys
 from lab.catalogue import Catalogue, CutHere
+from lab.ciphertexts import repeats, shown_by
 from lab.frames import Frame, Frames, Tap, flipped, xored
 from lab.program import Program, run
 from lab.proxy import Proxy
 from lab.rules import Rules
 from lab.stage import (
+    CROWD,
     LIMITS,
     OTHER,
     READINGS,
@@ -61,7 +62,7 @@ from program import Parser, UserError, host_and_port, run_program
 from protocol_fsm import (
     CIPHERTEXT_AT,
     HEADER,
-    KEY_LABELS,
+    BadPayload,
     BadTag,
     ClientData,
     ConnectionCut,
@@ -73,12 +74,14 @@ from protocol_fsm import (
     Opcode,
     PeerTerminated,
     RoundMismatch,
+    ServerChallenge,
     Status,
     UnexpectedOpcode,
     WrongDirection,
     WrongPeer,
-    bind_keys,
     evolve_c2s,
+    evolve_s2c,
+    parse_message,
     read_frame,
     write_frame,
 )
@@ -437,7 +440,7 @@ def slow_drip(lab: Lab) -> None:
 def flood(lab: Lab) -> None:
     """Many strangers connect, and say nothing."""
     with contextlib.ExitStack() as lines:
-        strangers = [lines.enter_context(lab.connect()) for _ in range(2 * LIMITS.max_strangers)]
+        strangers = [lines.enter_context(lab.connect()) for _ in range(CROWD)]
         strangers[0].receive()  # nothing: the server closes it to make room
         with lab.client(2) as newcomer:
             newcomer.report([])
@@ -449,13 +452,17 @@ def flood(lab: Lab) -> None:
 @on_path("secrecy", "", None, goal=learned)
 def eavesdrop(frames: Frames, lab: Lab) -> Frames:
     """Two sessions of equal readings are compared."""
-    known = {frame.message[CIPHERTEXT_AT:-TAG_BYTES] for frame in lab.tape}
+    messages = [frame.message for frame in (*lab.tape, *lab.older_tape)]
     for frame in frames:
-        if frame.message[CIPHERTEXT_AT:-TAG_BYTES] in known:
-            lab.outcome.learned = "the readings are those of the earlier session"
-        if b"100.0" in frame.message:
-            lab.outcome.learned = "a reading is 100.0"
+        messages.append(frame.message)
         yield frame
+    ciphertexts = [message[CIPHERTEXT_AT:-TAG_BYTES] for message in messages]
+    lab.outcome.learned = shown_by(ciphertexts)
+    if any(b"100.0" in text for text in ciphertexts):
+        lab.outcome.learned = "a reading is 100.0"
+    # a nonce fills the first block of a report, and its readings the next ones
+    elif repeats(ciphertexts[2][BLOCK_BYTES:], ClientData(READINGS[0]).body):
+        lab.outcome.learned = "what a known report is XORed with"
 
 
 @outside("secrecy", "server", BadTag, goal=learned)
@@ -468,11 +475,14 @@ def padding_oracle(lab: Lab) -> None:
         return  # good padding and bad look alike
     while len(known) < BLOCK_BYTES:  # of the second block, from its end
         aim = len(known) + 1
-        answers = []
-        for guess in range(256):
-            mask = bytes([*bytes(BLOCK_BYTES - aim), guess, *(aim ^ byte for byte in known)])
-            answers.append(ask(lab, head + xored(block, mask) + last))
-        rare = [guess for guess, said in enumerate(answers) if said and answers.count(said) <= 2]
+        end = bytes(aim ^ byte for byte in known)
+        masks = [bytes(BLOCK_BYTES - aim) + bytes([guess]) + end for guess in range(256)]
+        questions = [head + xored(block, mask) + last for mask in masks]
+        answers = [ask(lab, question) for question in questions]
+        usual = max(answers, key=answers.count)
+        rare = [guess for guess, said in enumerate(answers) if said != usual]
+        # silence is an answer, too, if it comes again: a busy server may have closed
+        rare = [guess for guess in rare if answers[guess] or not ask(lab, questions[guess])]
         if not rare:
             return  # all refusals look alike
         known = bytes([aim ^ rare[-1]]) + known
@@ -481,7 +491,7 @@ def padding_oracle(lab: Lab) -> None:
 
 
 def ask(lab: Lab, untagged: bytes) -> bytes:
-    """Return the opcode with which a report under a wrong tag is refused, on a new connection."""
+    """Return the opcode that refuses a report under a wrong tag, or nothing if none does."""
     with lab.connect() as line:
         line.send(lab.tape[0])
         line.receive()
@@ -493,50 +503,120 @@ def unsealed(keys: Keys, sender: str, message: bytes) -> bytes:
     """Return the plaintext of a message, nothing if these chain keys do not fit."""
     iv = message[HEADER.size : CIPHERTEXT_AT]
     ciphertext = message[CIPHERTEXT_AT:-TAG_BYTES]
-    key = keys[f"{sender}-ENC"][:AES_KEY_BYTES]
-    with suppress(ValueError):  # of a session that does not encrypt
-        if hmac_verify(keys[f"{sender}-MAC"], message[:-TAG_BYTES], message[-TAG_BYTES:]):
-            return pkcs7_unpad(aes_cbc_decrypt(ciphertext, key, iv))
+    decrypted = aes_cbc_decrypt(ciphertext, keys[f"{sender}-ENC"][:AES_KEY_BYTES], iv)
+    for padded in (decrypted, ciphertext):  # which needs no key where nothing is encrypted
+        with suppress(ValueError, BadPayload):
+            plaintext = pkcs7_unpad(padded)
+            parse_message(message[0], Direction[sender], plaintext)
+            return plaintext
     return b""
 
 
-@on_path("theft", "", None, goal=learned, noticed="nothing")
-def stolen_chain_keys(frames: Frames, lab: Lab) -> Frames:
-    """The chain keys are stolen after round 1."""
-    reports = []
-    known: list[Keys] = []
-    read = []
+SHORT_NAMES = {
+    Opcode.CLIENT_HELLO: "hello",
+    Opcode.SERVER_CHALLENGE: "challenge",
+    Opcode.CLIENT_DATA: "report",
+    Opcode.SERVER_AGGR_RESPONSE: "answer",
+    Opcode.KEY_DESYNC_ERROR: "refusal",
+    Opcode.TERMINATE: "goodbye",
+}
+
+
+def opened(stolen: Keys, messages: Sequence[bytes]) -> str:
+    """Name the messages that stolen keys open, one after another: each leads to the next keys."""
+    known = [stolen]
+    found = []
+    for message in messages:
+        opcode, _, round_number, direction = HEADER.unpack_from(message)
+        for keys in known:
+            if text := unsealed(keys, Direction(direction).name, message):
+                found.append(f"{SHORT_NAMES[opcode]} {round_number}")
+                ciphertext = message[CIPHERTEXT_AT:-TAG_BYTES]
+                known.append(evolve_c2s(keys, ciphertext, text[:NONCE_BYTES]))
+                known.append(evolve_s2c(keys, text[1:], text[:1]))
+                break
+    return ", ".join(found)
+
+
+def robbed(frames: Frames, lab: Lab) -> Generator[Frame, None, tuple[list[bytes], dict[str, Keys]]]:
+    """Deliver everything, and return it with the keys of both ends while answer 1 is on its way.
+
+    Those of the client are from the middle of round 1, those of the server from its end.
+    """
+    messages: list[bytes] = []
+    stolen: dict[str, Keys] = {}
     for frame in frames:
-        if frame.message[0] == Opcode.CLIENT_DATA:
-            reports.append(frame.message)
-        if frame.message[0] == Opcode.SERVER_AGGR_RESPONSE and not known:
-            known = [dict(lab.victim.session._keys)]
+        messages.append(frame.message)
+        if frame.message[0] == Opcode.SERVER_AGGR_RESPONSE and not stolen:
+            stolen = {end: dict(session._keys) for end, session in lab.sessions.items()}
         yield frame
-    for number, report in enumerate(reports, 1):
-        opened = [(keys, text) for keys in known if (text := unsealed(keys, "C2S", report))]
-        ciphertext = report[CIPHERTEXT_AT:-TAG_BYTES]
-        known += [evolve_c2s(keys, ciphertext, text[:NONCE_BYTES]) for keys, text in opened]
-        read.append(f"round {number} {'open' if opened else 'closed'}")
-    lab.outcome.learned = ", ".join(read)
+    return messages, stolen
 
 
-@outside("theft", "", None, goal=learned, noticed="nothing")
+def told(found: dict[str, str]) -> str:
+    return "; ".join(f"the keys of the {end} open {what}" for end, what in found.items() if what)
+
+
+PAST = {"client": 3, "server": 4}  # messages that were opened or sealed before the theft
+AFTER_ROUND_1 = "report 2, answer 2, report 3, answer 3, goodbye 4"
+
+
+@on_path(
+    "theft",
+    "",
+    None,
+    goal=learned,
+    noticed="nothing",
+    wins=told({"client": f"answer 1, {AFTER_ROUND_1}", "server": AFTER_ROUND_1}),
+    inside=True,
+)
+def stolen_chain_keys(frames: Frames, lab: Lab) -> Frames:
+    """Chain keys are stolen in round 1, and used."""
+    messages, stolen = yield from robbed(frames, lab)
+    following = {end: opened(stolen[end], messages[PAST[end] :]) for end in stolen}
+    lab.outcome.learned = told(following)
+
+
+@on_path("theft", "", None, goal=learned, inside=True)
+def stolen_keys_backwards(frames: Frames, lab: Lab) -> Frames:
+    """The same keys are tried on what came before."""
+    messages, stolen = yield from robbed(frames, lab)
+    past = {end: opened(stolen[end], messages[: PAST[end]]) for end in stolen}
+    lab.outcome.learned = told(past)
+
+
+@outside(
+    "theft",
+    "",
+    None,
+    goal=learned,
+    noticed="nothing",
+    wins=f"the recorded reading {ClientData(READINGS[0]).body.decode()}",
+)
 def stolen_master_key(lab: Lab) -> None:
     """The master key opens an old recording."""
-    keys = {label: derive_key(DEMO_KEYS[VICTIM], label) for label in KEY_LABELS}
     hello, challenge, report = (frame.message for frame in lab.tape[:3])
-    client_nonce = unsealed(keys, "C2S", hello)[:NONCE_BYTES]
-    server_nonce = unsealed(keys, "S2C", challenge)[1 + NONCE_BYTES :]
-    keys = bind_keys(keys, client_nonce, server_nonce)
-    reading = unsealed(keys, "C2S", report)[NONCE_BYTES:]
-    lab.outcome.learned = f"the recorded reading {reading.decode()}"
+    server = type(lab.sessions["client"])(VICTIM, DEMO_KEYS[VICTIM], Direction.S2C)
+    server.open(hello)
+    server_nonce = unsealed(server._keys, "S2C", challenge)[1 + NONCE_BYTES :]
+    server._random_bytes = lambda length: server_nonce  # so it says the challenge once more
+    server.seal(ServerChallenge())
+    lab.outcome.learned = f"the recorded reading {server.open(report).body.decode()}"
 
 
-@outside("theft", "client", PeerTerminated, noticed="the client, who is REPLACED")
+@outside(
+    "theft",
+    "client",
+    PeerTerminated,
+    goal=learned,
+    noticed="the client, who is REPLACED",
+    wins="the server takes a report of 900.0 from the thief",
+)
 def guessed_key(lab: Lab) -> None:
     """The key is a demo key, and somebody uses it."""
     with lab.client(VICTIM) as impostor:
         impostor.report([900.0])
+        lab.outcome.learned = "the server takes a report of 900.0 from the thief"
 
 
 # The program --------------------------------------------------------------------------------------
@@ -604,10 +684,12 @@ def main() -> int:
     return run(
         Program(
             description=f"Attacks the server on {HOST}:{PORT}, or one of its own.",
+            module="attacks",
             attacks=ATTACKS,
             lab=new_lab,
             parts=weakened_parts,
             rules=rules,
+            sets=Path(__file__).parent / "classroom" / "sets.json",
             title=title,
             add_flags=add_flags,
             families={"documented": DOCUMENTED},

@@ -4,18 +4,23 @@
     python -m classroom.explore --without ratchet --replay
     python -m classroom.explore --sets --replay
 
-Four sessions of two clients are open at once, beside an old recording of each client. In a step one
-end gets any frame that was ever sent, as it is or changed by the menu of story.py; or it reports,
-leaves, waits in vain or loses its connection. What nobody gets is dropped, what comes twice is a
-replay. The search goes breadth first, so that the first story that breaks a promise is a shortest:
+Up to four sessions of two clients are open at once, beside an old recording of each client. In a
+step one end gets any frame that was ever sent, as it is or changed by the menu of story.py; or it
+reports, leaves, waits in vain or loses its connection. What nobody gets is dropped, what comes
+twice is a replay. After any step the adversary may steal the keys of one end, and it has all keys
+of one client, as an insider. The search goes breadth first, so that the first story that breaks a
+promise is a shortest:
 
 1. an end that has accepted more than a CLIENT_HELLO has one partner: an end of the other side, of
    the same client, that holds the same two nonces (accepting a CLIENT_HELLO promises nothing);
-2. what it has accepted, header and content, is the beginning of what this partner has sent; so
-   nothing is missing before a goodbye (of which no more than the reason is compared);
+2. what it has accepted, byte by byte, is the beginning of what this partner has sent; so nothing is
+   missing before a goodbye;
 3. no report and no answer stands on the wire in clear;
 4. a session gives way (REPLACED) only to a later one of its client that has reported: whose
-   CLIENT_HELLO the server accepted after its own.
+   CLIENT_HELLO the server accepted after its own;
+5. after its handshake an end holds no key of any message, but of those that are on their way from
+   its partner: whoever steals its keys then opens and makes nothing older, and nothing of another;
+6. an end never holds a key that another client's ends have used.
 
 The real Session decides what is accepted, and the server's real Roster which session gives way. The
 randomness of an end comes from its name and from how much it has said, and ends share nothing but
@@ -24,7 +29,8 @@ answers together. Left out, since no attack is lost with them: that an end close
 may as well be left alone), and that a fresh server is used before the one ahead of it (they are
 alike; so servers accept CLIENT_HELLOs in the order of their numbers). Not looked at: clocks,
 epochs, crowds of strangers, what many refusals tell, more changes of a frame than the menu has, and
-flips inside of a part whose two ends resist them.
+flips inside of a part whose edges resist them. Without rules promises 5 and 6 are looked at only
+if no story breaks another one: they end a story early.
 """
 
 from __future__ import annotations
@@ -47,8 +53,8 @@ from classroom.stage import on_sockets
 from classroom.story import CLIENTS, OLD, ROUNDS, Notes, Step, broken, menu, readings
 from endpoint import DEMO_KEYS
 from lab.claims import read_sets
-from lab.rules import rule_list
-from lab.search import SPAWN, Names, progress, workers
+from lab.rules import Names, rule_list
+from lab.search import SPAWN, Told, progress, workers
 from lab.stage import LIMITS, random_source
 from lab.weakened import DOCUMENTED, without
 from program import Parser, UserError, positive, run_program, whole
@@ -60,6 +66,7 @@ from protocol_fsm import (
     DeadlineExpired,
     Direction,
     Message,
+    PeerTerminated,
     ProtocolError,
     ServerAggrResponse,
     ServerChallenge,
@@ -122,11 +129,11 @@ def is_alive(end: End) -> bool:
     return bool(end.notes.heard) and not end.is_closed
 
 
-def is_free_to(what: str, session: Session) -> bool:
+def is_free_to(what: str, session: Session, rounds: int) -> bool:
     if what != "reports":
         return True
     may_report = session.sends is Direction.C2S and session.state is State.REPORT
-    return may_report and session.round_number <= ROUNDS
+    return may_report and session.round_number <= rounds
 
 
 def copied(session: Session, notes: Notes) -> tuple[Session, Notes]:
@@ -136,7 +143,25 @@ def copied(session: Session, notes: Notes) -> tuple[Session, Notes]:
     vars(twin).update(vars(session))
     twin.fsm = copy.copy(session.fsm)
     twin.watchers = Watchers([twin_notes.watch])
+    twin._key_log = twin_notes.hold
+    twin_notes.attach(twin)
     return twin, twin_notes
+
+
+def refusal_of(end: End, message: bytes) -> type[Exception] | None:
+    """Return by which error an end refuses a message: by that alone its failure differs."""
+    if is_fresh(end):
+        return None
+    session, _ = copied(end.session, end.notes)
+    session.watchers = Watchers([])
+    session.fail = lambda error: None  # type: ignore[method-assign]
+    try:
+        session.open(message)
+    except PeerTerminated:
+        return None
+    except Exception as error:
+        return type(error)
+    return None
 
 
 def act(
@@ -242,8 +267,13 @@ class Explorer:
         clients: Clients = ALL,
         seed: str = SEEDS[0],
         roster: type[Roster[Place]] = Roster,
+        *,
+        rounds: int = ROUNDS,
+        has_thief: bool = False,
     ) -> None:
         self._session = session
+        self._rounds = rounds
+        self._has_thief = has_thief
         self._roster = roster
         self._seed = seed
         self._ends: dict[object, End] = {}
@@ -265,8 +295,10 @@ class Explorer:
             DEMO_KEYS.get(client_id, b"a key that nobody has"),
             sends,
             watchers=[notes.watch],
+            key_log=notes.hold,
             random_bytes=random_source(f"{self._seed} {name} 0"),
         )
+        notes.attach(session)
         return session, notes
 
     def _client(self, name: str) -> End:
@@ -285,14 +317,14 @@ class Explorer:
         for _ in range(1 + ROUNDS):
             server = self.after(server, "gets", client.notes.sent[-1])
             client = self.after(client, "gets", server.notes.sent[-1])
-            goes_on = is_free_to("reports", client.session)
+            goes_on = is_free_to("reports", client.session, ROUNDS)
             client = self.after(client, "reports" if goes_on else "leaves")
         return client, self.after(server, "gets", client.notes.sent[-1])
 
     def _end(self, name: str, session: Session, notes: Notes, is_closed: bool = False) -> End:
         keys = session.fingerprints() if is_closed else session._keys
         public = name, session.state.name, session.round_number, *keys.values()
-        key = *public, is_closed, session.client_id, notes.said, notes.heard, notes.sent
+        key = *public, is_closed, session.client_id, notes.said, notes.heard, notes.sent, notes.got
         if key not in self._ends:
             mark = int.from_bytes(hashlib.sha256(repr(public).encode()).digest()[:7], "big")
             self._ends[key] = End(name, session, notes, is_closed, mark)
@@ -333,7 +365,9 @@ class Explorer:
 
     def _alone(self, end: End) -> Places:
         if end not in self._own:
-            own = (Step(end.name, what) for what in OWN if is_free_to(what, end.session))
+            own = (
+                Step(end.name, what) for what in OWN if is_free_to(what, end.session, self._rounds)
+            )
             self._own[end] = self._places(end, end, own)
         return self._own[end]
 
@@ -366,10 +400,15 @@ class Explorer:
         """
         places = Places()
         tried: set[bytes] = set()
+        refusals: set[type[Exception] | None] = set()
         for step in steps:
             message = step.changed(sender.notes) if step.sender else step.what.encode()
             if message not in tried:
                 tried.add(message)
+                refusal = refusal_of(end, message) if step.sender else None
+                if refusal and refusal in refusals:
+                    continue  # it ends as the other one did
+                refusals.add(refusal)
                 new = self.after(end, step.what, message)
                 if not (new.is_closed and words_of(new) == words_of(end)):
                     places.setdefault(new, step)
@@ -462,7 +501,7 @@ class Explorer:
         """Return to which of these ends a promise is broken, and which; nothing if none is."""
         everybody = [end.notes for end in (*self.recorded, *world)]
         for end in news:
-            words = broken(end.notes, everybody)
+            words = broken(end.notes, everybody, self._has_thief)
             if words:
                 return end.name, words
         return "", ""
@@ -501,23 +540,31 @@ def told(came_from: Mapping[World, tuple[World, Step] | None], world: World) -> 
 
 
 @functools.lru_cache(64)
-def explorer(taken: Names, clients: Clients = ALL, seed: str = SEEDS[0]) -> Explorer:
+def explorer(
+    taken: Names, clients: Clients = ALL, seed: str = SEEDS[0], *, has_thief: bool = False
+) -> Explorer:
+    rounds = rounds_of(clients)
     if not taken:
-        return Explorer(Session, clients, seed)
+        return Explorer(Session, clients, seed, rounds=rounds, has_thief=has_thief)
     weak = without(taken)
     roster = cast(type[Roster[Place]], weak.server.roster_class)
-    return Explorer(weak.session, clients, seed, roster)
+    return Explorer(weak.session, clients, seed, roster, rounds=rounds, has_thief=has_thief)
 
 
-def lasts(taken: Names, story: Story) -> bool:
+def rounds_of(clients: Clients) -> int:
+    """Return how many rounds a client may begin: one more where there is one session."""
+    return ROUNDS + 1 if clients == ONE else ROUNDS
+
+
+def lasts(taken: Names, story: Story, has_thief: bool = False) -> bool:
     """Return whether a story goes the same way with other random bytes: garbage may be lucky."""
-    return all(explorer(taken, seed=seed).play(story) for seed in SEEDS)
+    return all(explorer(taken, seed=seed, has_thief=has_thief).play(story) for seed in SEEDS)
 
 
-def needs(taken: Names, story: Story) -> Names:
+def needs(taken: Names, story: Story, has_thief: bool = False) -> Names:
     """Return rules that have to be missing, all of them, for a story."""
     for name in sorted(taken):
-        if lasts(taken - {name}, story):
+        if lasts(taken - {name}, story, has_thief):
             taken -= {name}
     return taken
 
@@ -530,6 +577,7 @@ class Tale(NamedTuple):
     needed: Names  # of these rules, for the shortest story
     whole: Found  # the shortest story that needs them all; if that is longer, of few sessions
     on_sockets: tuple[str, str] = ("", "")  # what the two stories break there, if they are played
+    has_thief: bool = False  # because no story was found without
 
 
 def tell(task: tuple[Names, int, bool]) -> Tale:
@@ -541,24 +589,33 @@ def tell(task: tuple[Names, int, bool]) -> Tale:
     has_order = bool(taken & ROSTER_RULES.keys())
     many, few = (TWICE, TWICE) if has_order else (ALL, ONE)
     shortest = explorer(taken, many).search(limit, is_enough=lambda story: lasts(taken, story))
-    needed = needs(taken, shortest.story)
+    has_thief = not shortest.story
+    if has_thief:
+        shortest = explorer(taken, many, has_thief=True).search(
+            limit, is_enough=lambda story: lasts(taken, story, True)
+        )
+    needed = needs(taken, shortest.story, has_thief)
     whole = shortest
     if needed != taken:
-        whole = explorer(taken, few).search(
-            limit, is_enough=lambda story: lasts(taken, story) and needs(taken, story) == taken
+        whole = explorer(taken, few, has_thief=has_thief).search(
+            limit,
+            is_enough=lambda story: (
+                lasts(taken, story, has_thief) and needs(taken, story, has_thief) == taken
+            ),
         )
     played = ("", "")
     if is_played:
-        first = on_stage(taken, shortest)
-        played = (first, first if whole is shortest else on_stage(taken, whole))
-    return Tale(taken, shortest, needed, whole, played)
+        first = on_stage(taken, shortest, has_thief)
+        played = (first, first if whole is shortest else on_stage(taken, whole, has_thief))
+    return Tale(taken, shortest, needed, whole, played, has_thief)
 
 
-def on_stage(taken: Names, found: Found) -> str:
+def on_stage(taken: Names, found: Found, has_thief: bool) -> str:
     """Return what a story breaks on sockets; nothing if there is no story."""
     if not found.story:
         return ""
-    return on_sockets(without(taken), found.story, found.end) or "breaks no promise"
+    weak = without(taken)
+    return on_sockets(weak, found.story, found.end, has_thief) or "breaks no promise"
 
 
 # Both cores ---------------------------------------------------------------------------------------
@@ -580,7 +637,8 @@ def count_one() -> None:
 def part(task: tuple[Clients, int, int]) -> Found:
     """Explore what begins with one first step of the real protocol."""
     clients, first, limit = task
-    return explorer(frozenset(), clients).search(limit, first, count=count_one)
+    real = explorer(frozenset(), clients, has_thief=True)
+    return real.search(limit, first, count=count_one)
 
 
 def explore(clients: Clients, limit: int) -> Found:
@@ -594,7 +652,7 @@ def explore(clients: Clients, limit: int) -> Found:
     counter = SPAWN.Value("q")
     with workers(1, share, counter) as pool:
         tasks = [(clients, first, -(-limit // firsts)) for first in range(firsts)]
-        done = pool.map_async(part, tasks, 1)
+        done = pool.map_async(Told(part), tasks, 1)
         thousands = range(-(-limit // 1000))
         for _ in progress("thousand worlds", ticks(done, counter, len(thousands)), thousands):
             pass
@@ -624,7 +682,7 @@ def tell_all(sets: Sequence[Names], limit: int, is_played: bool) -> Iterator[Tal
     """Yield the tale of each set, on all cores."""
     with workers(1) as pool:
         tasks = [(taken, limit, is_played) for taken in sets]
-        yield from progress("sets of rules", pool.imap(tell, tasks), tasks)
+        yield from progress("sets of rules", pool.imap(Told(tell), tasks), tasks)
 
 
 # Showing it ---------------------------------------------------------------------------------------
@@ -663,7 +721,7 @@ def numbered(found: Found, on_sockets: str = "") -> list[str]:
 
 def lines_of(tale: Tale) -> list[str]:
     """Return the stories of a set of rules."""
-    _, shortest, needed, whole, played = tale
+    _, shortest, needed, whole, played, _ = tale
     if not shortest.story:
         seen = "there are no other worlds" if shortest.is_complete else "not further"
         return [f"No story was found, {shortest.depth} steps deep, and {seen}."]
@@ -710,12 +768,12 @@ def main() -> int:
         "--sessions",
         type=whole,
         choices=range(1, len(ALL) + 1),
-        help="of the real protocol, open at once; default: 2, 2 of one client, and 4",
+        help="of the real protocol, open at once; default: 1, 2, 2 of one client, and 4",
     )
     parser.add_argument("--replay", action="store_true", help="play the stories on sockets, too")
     options = parser.options()
     if options.without is None and not options.sets:
-        some = [ALL[: options.sessions]] if options.sessions else [TWO, TWICE, ALL]
+        some = [ALL[: options.sessions]] if options.sessions else [ONE, TWO, TWICE, ALL]
         return max(explored(clients, options.states) for clients in some)
     sets = minimal_sets() if options.sets else [rules_of(options.without)]
     code = 0
@@ -734,7 +792,7 @@ def explored(clients: Clients, limit: int) -> int:
     found = explore(clients, limit)
     ids = {CLIENTS[name] for name in clients}
     lines = [
-        f"{len(clients)} sessions of {len(ids)} clients, {ROUNDS} rounds each",
+        f"{len(clients)} sessions of {len(ids)} clients, {rounds_of(clients)} rounds each",
         f"{len(found.marks):>12,} worlds with two live ends or more, by phases, rounds and keys",
         f"{found.transitions:>12,} transitions",
         f"{found.depth:>12,} steps deep",

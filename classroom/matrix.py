@@ -24,7 +24,8 @@ from channel import EndRequested
 from endpoint import DEMO_KEYS
 from lab.catalogue import Attack, Stage, attacked, run_outside
 from lab.frames import Frame, Frames, Tap, recorder
-from lab.search import TRIES, Found, Matrix, Names, Task, Trials, Tried, progress, search, workers
+from lab.rules import Names
+from lab.search import TRIES, Found, Matrix, Told, Task, Trials, Tried, progress, search, workers
 from lab.search import shown as shown_in_order
 from lab.stage import (
     BYSTANDER,
@@ -176,7 +177,7 @@ class World(Stage):
         self.attack = ""
         self.rounds = 0
         self.outcome = Outcome()
-        self.victim: End
+        self.sessions: dict[str, Session] = {}  # of the victim, the newest of each end
         self._pieces = pieces
         self._epochs = Epochs(0.0, compute_aggregation)  # with a window of no time for others
         self._open()
@@ -235,12 +236,15 @@ class World(Stage):
         self._started[name] += 1
         source = random_source(f"{name} {self._started[name]}")
         key = DEMO_KEYS.get(client_id, b"a key that nobody has")
-        return self._pieces.session(client_id, key, sends, random_bytes=source)
+        session = self._pieces.session(client_id, key, sends, random_bytes=source)
+        if client_id == VICTIM:
+            self.sessions["client" if sends is Direction.C2S else "server"] = session
+        return session
 
     def _live(self, client_id: int, tap: Tap, script: Callable[[End], Script]) -> None:
         wire = deque[Frame]()
-        self.victim = End(wire, "server", self._new_session(client_id, Direction.C2S), script)
-        ends = {"client": self.victim, "server": self._accept(wire)}
+        client = End(wire, "server", self._new_session(client_id, Direction.C2S), script)
+        ends = {"client": client, "server": self._accept(wire)}
         for frame in tap(self._frames(wire, ends)):
             ends[frame.to].happen(frame.message)
         for end in ends.values():
@@ -405,7 +409,7 @@ def confirm(found: Found, pool: Pool) -> None:
     """Raise UserError if an attack does not win on sockets, too, without a set that was found."""
     left: list[Task] = [(taken, (name,)) for name, sets in found.items() for taken in sets]
     for _ in range(TRIES):  # a busy machine may miss a deadline
-        done = [*progress("confirming", pool.imap_unordered(on_sockets, left), left)]
+        done = [*progress("confirming", pool.imap_unordered(Told(on_sockets), left), left)]
         lost = [tried for results in done for tried in results if not tried.won]
         left = [(tried.taken, (tried.attack,)) for tried in lost]
     if left:

@@ -27,6 +27,7 @@ from classroom.wire import LAB, Change, Wire, changes
 from lab.claims import Claim, Sets, read_claims, read_sets
 from lab.events import ENDS, KINDS, Run, Step, read_runs, shown
 from lab.observer import Event
+from lab.verdict import kind_of
 from program import Parser, escaped, output_path, run_program
 
 TEMPLATE = "report.html.j2"
@@ -127,14 +128,15 @@ def verdict_of(run: Run) -> Verdict:
     told = run.verdict
     if not told:
         return Verdict("unknown", "no verdict in the log")
-    if told["noticed"]:
+    kind = kind_of(told["as_expected"], told["noticed"], told["won"])
+    if kind == "not prevented":
         won = f"; won: {told['won']}" if told["won"] else ""
         return Verdict("open", f"not prevented, noticed by {told['noticed']}{won}")
     if told["won"]:
-        return Verdict("won", f"won: {told['won']}")
+        return Verdict(kind, f"won: {told['won']}")
     who, _, error = told["words"].partition(": ")
     words = f"refused by the {who}: {error}" if who in ENDS and error else told["words"]
-    return Verdict("held" if told["as_expected"] else "wrong", words)
+    return Verdict("held" if kind == "refused" else "wrong", words)
 
 
 def pieces(content: bytes, touched: frozenset[int]) -> list[Piece]:
@@ -216,7 +218,7 @@ def rows_of_step(
 
 
 def view_of(run: Run, anchor: str, wire: Wire) -> RunView:
-    command = wire.attacks
+    command = f"{wire.attacks} {run.again}".strip()
     if run.without:
         command += f" --without {','.join(sorted(run.without))}"
     view = RunView(run, anchor, verdict_of(run), f"{command} {run.attack}")

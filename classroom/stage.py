@@ -150,18 +150,27 @@ class Stage:
         self._lines[name] = Line(sock, self._lab.log, read_frame, write_frame)
 
 
-def on_sockets(weak: Weakened, story: Sequence[Step], end: str) -> str:
+def on_sockets(weak: Weakened, story: Sequence[Step], end: str, has_thief: bool = False) -> str:
     """Return which promise to an end a story breaks between the real programs; empty if none."""
     made: list[Notes] = []
 
-    def session(
+    def new_session(
         client_id: int, key: bytes, sends: Direction, watchers: Sequence[Watcher], **options: Any
     ) -> Session:
         notes = Notes(client_id, sends)
         made.append(notes)
-        return weak.session(client_id, key, sends, watchers=[*watchers, notes.watch], **options)
+        session = weak.session(
+            client_id,
+            key,
+            sends,
+            watchers=[*watchers, notes.watch],
+            key_log=notes.hold,
+            **options,
+        )
+        notes.attach(session)
+        return session
 
-    with Lab("stage", lambda *_: None, Parts(session, weak.server, weak.client)) as lab:
+    with Lab("stage", lambda *_: None, Parts(new_session, weak.server, weak.client)) as lab:
         stage = Stage(lab, made)
         senders = {step.sender.replace("server", "client") for step in story}
         for client in senders & OLD.keys():
@@ -171,5 +180,5 @@ def on_sockets(weak: Weakened, story: Sequence[Step], end: str) -> str:
                 stage.play(step)
             if end != story[-1].end:  # it is told to go by another thread
                 stage.hear_out(end)
-            return broken(stage.ends[end], made)
+            return broken(stage.ends[end], made, has_thief)
     return ""

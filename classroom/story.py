@@ -20,8 +20,10 @@ from protocol_fsm import (
     CIPHERTEXT_AT,
     FAREWELL_STATUS,
     HEADER,
+    LABEL_OF,
     Direction,
     Header,
+    Keys,
     Opcode,
     PeerTerminated,
     Seen,
@@ -31,7 +33,7 @@ from protocol_fsm import (
 
 CLIENTS = {"client 1": 1, "client 2": 2, "client 1 again": 1, "client 2 again": 2}
 OLD = {"the old client 1": 1, "the old client 2": 2}  # whose sessions were recorded, and are over
-ROUNDS = 2  # that a client may begin
+ROUNDS = 2  # that a client begins, if not said otherwise
 
 
 def readings(name: str, round_number: int) -> list[float]:
@@ -84,8 +86,24 @@ class Notes:
         self.said: tuple[Word, ...] = ()
         self.heard: tuple[Word, ...] = ()
         self.sent: tuple[bytes, ...] = ()  # the messages of `said`
+        self.got: tuple[bytes, ...] = ()  # the messages of `heard`
+        self.used: tuple[frozenset[bytes], ...] = ()  # the keys of `sent`
+        self.used_ever: frozenset[bytes] = frozenset()
+        self.session: Session  # whose notes these are
+        self._now: Keys = {}
+        self._before: Keys = {}  # the last message
         self.plaintexts: tuple[bytes, ...] = ()  # of these messages
         self.nonces: tuple[bytes, ...] = ()  # the client's and the server's, as this end has them
+
+    def attach(self, session: Session) -> None:
+        """Belong to this session from now on; it has this `watch` and this `hold`."""
+        self.session = session
+        self._now = session._keys
+
+    def hold(self, keys: Keys) -> None:
+        """Note the keys that the session has now, as a key log is told them."""
+        self._before = self._now
+        self._now = keys
 
     def watch(self, seen: Seen) -> None:
         """Note a message that was sealed or accepted."""
@@ -93,8 +111,12 @@ class Notes:
             self.said = (*self.said, word(seen))
             self.sent = (*self.sent, seen.message)
             self.plaintexts = (*self.plaintexts, seen.plaintext)
+            used = frozenset(self._before[LABEL_OF[self.sends, use]] for use in ("ENC", "MAC"))
+            self.used = (*self.used, used)
+            self.used_ever |= used
         elif seen.verdict == "accepted":
             self.heard = (*self.heard, word(seen))
+            self.got = (*self.got, seen.message)
         if not self.nonces:
             self.nonces = self._hold()
 
@@ -103,6 +125,7 @@ class Notes:
         has_heard = any(heard.opcode in FAREWELL_STATUS for heard in self.heard)
         if isinstance(cause, PeerTerminated) and not has_heard:
             self.heard = (*self.heard, Word(cause.opcode, bytes([cause.status])))
+            self.got = (*self.got, b"")
 
     def _hold(self) -> tuple[bytes, ...]:
         is_client = self.sends is Direction.C2S
@@ -112,12 +135,17 @@ class Notes:
         return hello[0].lead, challenge[0].body[NONCE_BYTES:]
 
 
-def broken(me: Notes, everybody: Sequence[Notes]) -> str:
-    """Say which promise to `me` is broken; empty if none is.
+def broken(me: Notes, everybody: Sequence[Notes], has_thief: bool = False) -> str:
+    """Say which promise to `me` is broken; empty if none is. 5 and 6 are about a thief of keys.
 
     Among everybody, the server's ends stand in the order in which it accepted their CLIENT_HELLOs.
     """
-    return partner_broken(me, everybody) or secrecy_broken(me) or order_broken(me, everybody)
+    return (
+        partner_broken(me, everybody)
+        or secrecy_broken(me)
+        or order_broken(me, everybody)
+        or (theft_broken(me, everybody) if has_thief else "")
+    )
 
 
 def partner_broken(me: Notes, everybody: Sequence[Notes]) -> str:
@@ -131,7 +159,8 @@ def partner_broken(me: Notes, everybody: Sequence[Notes]) -> str:
     if len(partners) != 1 or len(alike) != 2:
         count = len(partners) or "no"
         return f"accepts {me.heard[-1]}, and has {count} partner with the same nonces"
-    if me.heard != partners[0].said[: len(me.heard)]:
+    count = len(me.heard)
+    if me.heard != partners[0].said[:count] or me.got != partners[0].sent[:count]:
         return f"accepts {me.heard[-1]}, which is not what its partner sent next"
     return ""
 
@@ -154,6 +183,22 @@ def order_broken(me: Notes, everybody: Sequence[Notes]) -> str:
         if has_reported and end.sends is me.sends and end.client_id == me.client_id:
             return ""
     return "is replaced, and no later session of its client has reported"
+
+
+def theft_broken(me: Notes, everybody: Sequence[Notes]) -> str:
+    """Say whether promise 5 or 6 is broken: what keys can do that `me` holds now, if stolen."""
+    keys = frozenset(me.session._keys.values())
+    for end in everybody:
+        if end.client_id != me.client_id:
+            if not end.used_ever.isdisjoint(me.used_ever | keys):
+                return "has a key that another client has, too"
+        elif me.nonces and not end.used_ever.isdisjoint(keys):
+            is_partner = end.sends is not me.sends and end.nonces == me.nonces
+            known = len(me.heard) if is_partner else len(end.said)  # what follows is on its way
+            for said, used in zip(end.said[:known], end.used):
+                if not used.isdisjoint(keys):
+                    return f"holds a key of an old {said}"
+    return ""
 
 
 # What the adversary can do to a frame -------------------------------------------------------------
@@ -193,12 +238,18 @@ def other_tag(message: bytes, _: bytes, other: bytes) -> bytes:
 
 
 GOODBYES = {"its known text turned into a goodbye": Opcode.TERMINATE}
-FLIPS = {f"a bit of byte {n} flipped": flip(n) for n in range(HEADER.size, CIPHERTEXT_AT + 16)}
-EDGES = [*FLIPS][0:1] + [*FLIPS][15:17] + [*FLIPS][31:]  # of the IV, and of the first block
+HEADER_FLIPS = {f"a bit of byte {n} flipped": flip(n) for n in range(HEADER.size)}
+BODY_FLIPS = {f"a bit of byte {n} flipped": flip(n) for n in range(HEADER.size, CIPHERTEXT_AT + 16)}
+TAG_FLIPS = {f"a bit of byte {n} of its tag flipped": flip(n - TAG_BYTES) for n in range(TAG_BYTES)}
+FLIPS: dict[str, Change] = {**HEADER_FLIPS, **BODY_FLIPS, **TAG_FLIPS}
+EDGES = [  # of the header, the IV, the first block, and both halves of the tag
+    *HEADER_FLIPS,
+    *([*BODY_FLIPS][place] for place in (0, 15, 16, 31)),
+    *([*TAG_FLIPS][place] for place in (0, 15, 16, 31)),
+]
 SPLICES: dict[str, Change] = {"the IV": other_iv, "the tag": other_tag}
 CHANGES: dict[str, Change] = {
     **FLIPS,
-    "a bit of its tag flipped": flip(-1),
     "its last block cut off": cut_block,
     "its last block doubled": double_block,
     **dict.fromkeys(GOODBYES, say_goodbye),
@@ -267,7 +318,7 @@ def menu(step: Step, end: Session, sender: Notes, *, is_fine: bool = False) -> I
         "round_number": end.round_number,
     }
     if is_fine:
-        yield from (written(fitting, flip) for flip in FLIPS)
+        yield from (written({} if flip in HEADER_FLIPS else fitting, flip) for flip in FLIPS)
         return
     yield written({})
     values: dict[str, Iterable[int]] = {
@@ -279,6 +330,7 @@ def menu(step: Step, end: Session, sender: Notes, *, is_fine: bool = False) -> I
     yield from (written({name: n}) for name in values for n in values[name])
     yield from (written({**fitting, "opcode": n}) for n in (header.opcode, *Opcode))
     for change in ALONE:
-        yield written({**fitting, "opcode": GOODBYES.get(change, header.opcode)}, change)
+        fields = {**fitting, "opcode": GOODBYES.get(change, header.opcode)}
+        yield written({} if change in HEADER_FLIPS else fields, change)
     for change, other in itertools.product(SPLICES, range(step.number)):
         yield written(fitting, change, other)

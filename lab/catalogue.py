@@ -7,13 +7,14 @@ protocol brings its own lab, outcome and goals; `Stage` is what is asked of its 
 
 from __future__ import annotations
 
+import inspect
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
-from lab.frames import Frame, Frames
+from lab.frames import OTHER_END, Frame, Frames
 from program import UserError
 from protocol_fsm import LocalError, ProtocolError
 
@@ -32,13 +33,15 @@ class Attack:
 
     name: str
     story: str
-    claim: str  # its family in the documents
+    family: str  # of claims in the documents
     run: Callable[..., Any]  # (frames, lab), or (lab) from outside
     is_on_path: bool
     who: str  # refuses it: "client" or "server"; empty if nobody has anything to refuse
     error: type[Exception] | None  # with which
     goal: Goal
     noticed: str = ""  # by whom, if nothing prevents it
+    wins: str = ""  # exactly, against all rules: what `goal` says then
+    inside: bool = False  # it needs the memory of both ends
     hasty: bool = False  # the victim says goodbye without waiting for an answer
 
 
@@ -59,6 +62,7 @@ class Stage(ABC):
     rounds: int  # that the bystanders have done
     is_foreign = False  # the server is in another process, and nobody sees inside
     is_weakened = False
+    again = ""  # the flags that repeat this run
     where = ""  # the address or seed of the lab, for the first line of a run
     harm: Sequence[Exception] = ()  # that has come to bystanders
 
@@ -84,6 +88,12 @@ class Stage(ABC):
         met = [type(error).__name__ for error in self.outcome.errors.get(attack.who, [])]
         return Evidence(attack.who, expected, met, attack.goal(self.outcome))
 
+    def has_harmed_victim(self, attack: Attack) -> bool:
+        """Return whether an attack from outside has hurt an end that has nothing to refuse."""
+        return (
+            not attack.is_on_path and attack.who != "client" and bool(self.outcome.errors["client"])
+        )
+
     def obstacle(self, attack: Attack) -> str:
         """Say why an attack cannot be tried here; empty if it can."""
         return ""
@@ -97,23 +107,23 @@ class Catalogue:
         self._goal = goal
 
     def on_path(
-        self, claim: str, who: str, error: type[Exception] | None, **options: Any
+        self, family: str, who: str, error: type[Exception] | None, **options: Any
     ) -> Callable[[OnPath], OnPath]:
-        """Register a generator over frames."""
+        """Register a generator over frames. Raises UserError."""
 
         def register(run: OnPath) -> OnPath:
-            self._add(run, True, claim, who, error, options)
+            self._add(run, True, family, who, error, options)
             return run
 
         return register
 
     def outside(
-        self, claim: str, who: str, error: type[Exception] | None, **options: Any
+        self, family: str, who: str, error: type[Exception] | None, **options: Any
     ) -> Callable[[Outside], Outside]:
-        """Register a function that is given the lab, and has no connection of the victim's."""
+        """Register a function that has the lab, and no connection of the victim's. UserError."""
 
         def register(run: Outside) -> Outside:
-            self._add(run, False, claim, who, error, options)
+            self._add(run, False, family, who, error, options)
             return run
 
         return register
@@ -122,15 +132,22 @@ class Catalogue:
         self,
         run: Callable[..., Any],
         is_on_path: bool,
-        claim: str,
+        family: str,
         who: str,
         error: type[Exception] | None,
         options: dict[str, Any],
     ) -> None:
         name = run.__name__.replace("_", "-")
-        story = run.__doc__ or "(an attack without a docstring)"
+        story, *_ = inspect.cleandoc(run.__doc__ or UNTOLD).splitlines() or [UNTOLD]
+        if name in self.attacks:
+            raise UserError(f"there are two attacks named {name}")
+        if who not in ({""} if error is None else OTHER_END):
+            raise UserError(f'{name} is refused by "client" or "server" with an error, or by ""')
         wanted = {"goal": self._goal, **options}
-        self.attacks[name] = Attack(name, story, claim, run, is_on_path, who, error, **wanted)
+        self.attacks[name] = Attack(name, story, family, run, is_on_path, who, error, **wanted)
+
+
+UNTOLD = "(an attack without a docstring)"
 
 
 def attacked(attack: Attack, frames: Frames, lab: Stage) -> Frames:
@@ -151,7 +168,7 @@ def attacked(attack: Attack, frames: Frames, lab: Stage) -> Frames:
             yield frame
     except (CutHere, ProtocolError, LocalError, UserError):
         pass
-    except Exception as error:  # a mistake in the attack must not look like a defence
+    except (Exception, SystemExit) as error:  # a mistake in the attack is no defence
         if not isinstance(error.__cause__, StopIteration):  # a next() that found no frame
             lab.outcome.broken = error
 
@@ -160,10 +177,11 @@ def run_outside(attack: Attack, lab: Stage) -> None:
     """Run an attack from outside; a client or connection of its own may be refused."""
     try:
         attack.run(lab)
-    except (ProtocolError, LocalError, UserError, OSError):
+    except (ProtocolError, LocalError, UserError):
         pass
-    except Exception as error:  # a mistake in the attack must not look like a defence
-        lab.outcome.broken = error
+    except (Exception, SystemExit) as error:  # a mistake in the attack is no defence
+        if not isinstance(error, OSError) or error.filename:  # of a file, not of a connection
+            lab.outcome.broken = error
 
 
 def deed_of(frame: Frame, past: Sequence[Frame]) -> str:

@@ -97,6 +97,11 @@ class Run:
         return f"{self.attack} without {rules}" if rules else self.attack
 
     @property
+    def again(self) -> str:
+        """The flags that repeat this run, if the log has them."""
+        return str(self.verdict.get("again", ""))
+
+    @property
     def story(self) -> str:
         """What the attack does, in a sentence, if the log has one."""
         return str(self.verdict.get("story", ""))
@@ -190,6 +195,8 @@ def parsed(event: Any) -> Event:
     wanted.update(WANTED.get(str(event.get("event")), {}))
     if "origin" in event:
         wanted["origin"] = bytes
+    if "again" in event:
+        wanted["again"] = str
     read = {name: harmless(value) for name, value in event.items()}
     for name, kind in wanted.items():
         if kind is bytes and isinstance(read.get(name), str):

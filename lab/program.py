@@ -5,19 +5,24 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import shlex
+import sys
 import textwrap
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from lab.catalogue import Attack, Stage
+from lab.claims import Sets, read_sets
 from lab.events import KINDS, Step, event_of, parsed, run_of, shown
 from lab.frames import Frame, Log
 from lab.observer import Event, Observer
-from lab.rules import Rules, glossary, rule_list
-from lab.verdict import Result, judge, summary
-from program import Parser, UserError, output_path, write_text
+from lab.rules import Names, Rules, expanded, glossary, rule_list
+from lab.verdict import Result, judge, should_win, summary
+from program import Parser, UserError, output_path, reason_of, write_text
 
 NewLab = Callable[[argparse.Namespace, Log, Any, Observer | None], AbstractContextManager[Stage]]
 
@@ -46,6 +51,8 @@ class Program:
     beginning: str = ""  # what is said first
     add_flags: Callable[[Parser], None] = no_more_flags
     rules: Callable[[], tuple[Rules, Sequence[str]]] = no_rules  # and those of `documented`
+    module: str = "__main__"  # of the attacks, from which a student's file imports
+    sets: Path | None = None  # sets.json, if there is one
     families: Mapping[str, Sequence[str]] = field(default_factory=dict)  # names for many attacks
 
 
@@ -54,6 +61,7 @@ def parse(program: Program) -> tuple[argparse.Namespace, list[Attack]]:
     parser = Parser(program.description)
     parser.add_argument("names", nargs="*", metavar="NAME", help="some of the attacks, in detail")
     parser.add_argument("--list", action="store_true", help="name all attacks, and stop")
+    parser.add_argument("--file", metavar="FILE", help="attacks of your own, beside the others")
     parser.add_argument(
         "--events", type=output_path, metavar="FILE", help="write what happened, as lines of JSON"
     )
@@ -66,12 +74,33 @@ def parse(program: Program) -> tuple[argparse.Namespace, list[Attack]]:
     parser.add_argument("--rules", action="store_true", help="name what --without takes, and stop")
     program.add_flags(parser)
     options = parser.options()
+    own = added_by(options.file, program) if options.file else []
     names: list[str] = []
-    for name in options.names or program.attacks:
+    for name in options.names or own or program.attacks:
         names += program.families.get(name, [name])
     if unknown := {*names} - program.attacks.keys():
         raise UserError(f"no attack is named {min(unknown)}; --list names them all")
     return options, [program.attacks[name] for name in dict.fromkeys(names)]
+
+
+def added_by(path: str, program: Program) -> list[str]:
+    """Run a file whose decorators add attacks to the catalogue; return their names. UserError."""
+    sys.modules.setdefault(program.module, sys.modules["__main__"])  # for imports from the file
+    known = [*program.attacks]
+    try:
+        text = Path(path).read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {reason_of(error)}") from None
+    try:
+        exec(compile(text, path, "exec"), {"__name__": program.module, "__file__": path})
+    except (Exception, SystemExit) as error:
+        lines = [n.lineno for n in traceback.extract_tb(error.__traceback__) if n.filename == path]
+        where = f" line {lines[-1]}" if lines else ""
+        words = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(f"{path}{where}: {words}") from None
+    if own := [name for name in program.attacks if name not in known]:
+        return own
+    raise UserError(f"there is no attack in {path}: put @on_path(...) or @outside(...) before one")
 
 
 class Teller:
@@ -80,7 +109,7 @@ class Teller:
     def __init__(self, program: Program, options: argparse.Namespace) -> None:
         self._program = program
         self._options = options
-        self._is_detailed = bool(options.verbose or options.names)
+        self._is_detailed = bool(options.verbose or options.names or options.file)
         self.observer = Observer() if options.events else None
         self.events: list[Event] = []
         self.attack = ""  # that is going on
@@ -104,15 +133,15 @@ class Teller:
         if not self._options.json:
             print(text, flush=True)
 
-    def play(self, attack: Attack, lab: Stage) -> Result:
-        """Run one attack, and tell of it."""
+    def play(self, attack: Attack, lab: Stage, can_win: bool | None = False) -> Result:
+        """Run one attack, and tell of it; `can_win` as for `judge`."""
         if self._options.step:
             input(f"Enter starts {attack.name} ")
         self.attack = attack.name
         begin = len(self.events)
         rounds = lab.rounds
         lab.suffer(attack)
-        result = judge(attack, lab)
+        result = judge(attack, lab, can_win)
         if self._options.json:
             print(json.dumps({**result._asdict(), "attack": attack.name}), flush=True)
         elif self._is_detailed:
@@ -125,6 +154,7 @@ class Teller:
 
     def _conclude(self, result: Result, lab: Stage, rounds: int) -> None:
         attack = result.attack
+        own = ["--file", shlex.quote(self._options.file)] if self._options.file else []
         ended = [
             {"event": "ended", "by": who, "error": type(error).__name__}
             for who, errors in endings(lab.outcome).items()
@@ -135,9 +165,10 @@ class Teller:
             **result._asdict(),
             "attack": attack.name,
             "story": attack.story,
-            "claim": attack.claim,
+            "claim": attack.family,
             "noticed": attack.noticed,
             "without": self._options.without or "",
+            "again": " ".join([lab.again, *own]).strip(),
             "bystanders": rounds,
         }
         noted = self.observer.told() if self.observer else []
@@ -164,14 +195,20 @@ def run(program: Program) -> int:
     teller.say(f"honest session last: worked\n\n{summary(results)}")
     if options.events:
         write_text(options.events, "".join(json.dumps(event) + "\n" for event in teller.events))
-    return int(not all(result.as_expected for result in results))
+    return int(any(result.kind in ("won", "wrong") for result in results))
 
 
 def play_all(
     program: Program, options: argparse.Namespace, attacks: Sequence[Attack], teller: Teller
 ) -> list[Result]:
     """Run attacks between two honest sessions. Raises UserError."""
-    parts = None if options.without is None else program.parts(options.without.split(","))
+    parts = None
+    taken: Names = frozenset()
+    if options.without is not None:
+        names = options.without.split(",")
+        parts = program.parts(names)
+        taken = expanded(names, program.rules()[1])
+    found = read_sets(program.sets) if taken and program.sets else Sets(0, {}, {})
     results: list[Result] = []
     if program.beginning:
         teller.say(program.beginning)
@@ -182,7 +219,8 @@ def play_all(
             if reason := lab.obstacle(attack):
                 teller.say(f"{attack.name}: skipped, {reason}")
                 continue
-            results.append(teller.play(attack, lab))
+            can_win = should_win(attack.name, taken, found) if taken else False
+            results.append(teller.play(attack, lab, can_win))
             if lab.is_foreign and lab.harm:  # it is gone, or too slow: no verdict means anything
                 break
         lab.attack = ""

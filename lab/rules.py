@@ -16,14 +16,20 @@ from typing import Any
 from endpoint import loopback_address
 from program import UserError, flag_type
 
+Names = frozenset[str]  # of rules
 Rules = Mapping[str, type]  # by name, in the order in which their methods call each other
+
+
+def expanded(names: Iterable[str], documented: Sequence[str]) -> Names:
+    """Return names of rules; `documented` stands for several."""
+    return frozenset(
+        rule for name in names for rule in (documented if name == "documented" else [name])
+    )
 
 
 def chosen(names: Iterable[str], rules: Rules, documented: Sequence[str]) -> list[type]:
     """Return rules by their names; `documented` stands for several. Raises UserError."""
-    wanted: set[str] = set()
-    for name in names:
-        wanted.update(documented if name == "documented" else [name])
+    wanted = expanded(names, documented)
     if unknown := wanted - rules.keys():
         known = ", ".join(rules)
         raise UserError(f"there is no rule {min(unknown)}; there are: documented, {known}")

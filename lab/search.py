@@ -24,18 +24,18 @@ from dataclasses import dataclass
 from functools import cached_property
 from multiprocessing.pool import Pool
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from channel import EndRequested
 from lab.catalogue import Attack, Stage
 from lab.claims import Sets, as_json, read_claims
-from lab.rules import Rules
+from lab.rules import Names, Rules
 from program import Parser, UserError, output_path, positive, write_text
 from protocol_fsm import LocalError, ProtocolError
 
-Names = frozenset[str]  # of rules
 Task = tuple[Names, tuple[str, ...]]  # what to take out, and the attacks to try then
 Found = dict[str, list[Names]]  # the minimal sets, by attack
+Order = TypeVar("Order")  # what a worker is given
 Done = TypeVar("Done")
 TRIES = 3  # garbage passes for something now and then: a set has to win every time
 
@@ -169,14 +169,15 @@ def search(
 ) -> Found:
     """Return the minimal sets for each attack, the smallest first, up to `size` rules.
 
-    `trial` is a function of a module, which other processes can import.
+    `trial` is a function of a module, which other processes can import. What it raises by mistake
+    is a RuntimeError here.
     """
     found: Found = {name: [] for name in names}
     tries: dict[Names, set[str]] = {frozenset(): set(names)}
     for count in range(size + 1):
         larger: dict[Names, set[str]] = defaultdict(set)
         tasks = tasks_of(tries, found)
-        done = pool.imap_unordered(trial, tasks)
+        done = pool.imap_unordered(Told(trial), tasks)
         for results in progress(f"{count} rules less", done, tasks):
             for tried in results:
                 if tried.won:
@@ -219,6 +220,26 @@ def progress(what: str, done: Iterator[Done], tasks: Sequence[object]) -> Iterat
 def say(text: str) -> None:
     sys.stderr.write(text)
     sys.stderr.flush()
+
+
+@dataclass(frozen=True)
+class Told(Generic[Order, Done]):
+    """A function of a module for a pool's workers, whose mistakes come back in words.
+
+    An exception that takes more than its words to be made stops a pool for ever: it reaches the
+    parent, and cannot be made there.
+    """
+
+    function: Callable[[Order], Done]
+
+    def __call__(self, task: Order) -> Done:
+        try:
+            return self.function(task)
+        except UserError:
+            raise
+        except Exception as error:
+            words = f"{type(error).__name__}: {error}, in {task}"
+        raise RuntimeError(words)
 
 
 SPAWN = multiprocessing.get_context("spawn")  # the same everywhere

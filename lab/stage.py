@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import itertools
 import queue
+import shlex
 import socket
 import threading
 import time
@@ -50,6 +51,7 @@ OTHER = 5  # a bystander, too
 READINGS = ([100.0, 20.5, 21.0, 22.5], [101.0], [102.0])  # what the victim reports, round by round
 OLD_READINGS = ([41.0], [42.0], [43.0])  # in recordings that are put in the place of these
 LIMITS = Limits(window_s=0.3, stranger_timeout_s=0.8, frame_timeout_s=0.3, max_strangers=8)
+CROWD = 2 * LIMITS.max_strangers  # of strangers at once, before one more comes
 TIMEOUT_S = 0.4  # for an answer of our server
 FOREIGN_TIMEOUT_S = 2.5  # for an answer of any other
 
@@ -117,9 +119,11 @@ def disturbed(outcome: Outcome) -> str:
 
 
 def crowded(outcome: Outcome) -> str:
-    """Say whether no stranger had to leave for another."""
-    has_made_room = any(isinstance(error, EndRequested) for error in outcome.errors["server"])
-    return "" if has_made_room else "the server keeps as many strangers as come"
+    """Say whether the server kept more strangers than its limit, or fewer."""
+    gone = sum(isinstance(error, EndRequested) for error in outcome.errors["server"])
+    kept = CROWD + 1 - gone
+    limit = LIMITS.max_strangers
+    return "" if kept == limit else f"the server keeps {kept} strangers, where {limit} is the limit"
 
 
 # The stage
@@ -152,7 +156,7 @@ class Lab(Stage):
         self.attack = ""
         self.is_foreign = bool(foreign)
         self.is_weakened = bool(parts and not foreign)
-        self.victim: Client  # while it is connected
+        self.sessions: dict[str, Session] = {}  # of the victim, the newest of each end
         self.rounds = 0  # that the bystanders have done
         self._due = 1  # rounds that they should have done by now
         self.harm: list[Exception] = []  # that has come to them: there must be none
@@ -168,6 +172,7 @@ class Lab(Stage):
         self._server: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
         self.address = foreign or ("", 0)
         self.where = f"seed {seed}"
+        self.again = f"--seed {shlex.quote(seed)}"
         self._timeout_s = FOREIGN_TIMEOUT_S
         if foreign is None:
             server = self._parts.server(
@@ -178,6 +183,7 @@ class Lab(Stage):
             self._timeout_s = TIMEOUT_S
         else:
             self.where = "server {}:{}".format(*foreign)
+            self.again = "--server {}:{}".format(*foreign)
 
     def __enter__(self) -> Lab:
         with contextlib.ExitStack() as stack:
@@ -214,7 +220,10 @@ class Lab(Stage):
             watchers.append(
                 self._observer.watcher("client" if sends is Direction.C2S else "server")
             )
-        return self._parts.session(client_id, key, sends, watchers=watchers, random_bytes=source)
+        session = self._parts.session(client_id, key, sends, watchers=watchers, random_bytes=source)
+        if client_id == VICTIM:
+            self.sessions["client" if sends is Direction.C2S else "server"] = session
+        return session
 
     def client(self, client_id: int, address: tuple[str, int] | None = None) -> Client:
         """Return an honest client, whose end the lab will wait for."""
@@ -313,15 +322,15 @@ class Lab(Stage):
     def _live(self, address: tuple[str, int], attack: Attack) -> None:
         outcome = self.outcome
         try:
-            with self.client(VICTIM, address) as self.victim:
+            with self.client(VICTIM, address) as victim:
                 for readings in READINGS[:1] if attack.hasty else READINGS:
                     outcome.sent.append(readings)
                     if self.is_foreign:  # its records tell nobody that the victim has reported
                         self._take_turn()
                     if attack.hasty:  # says goodbye without waiting for the answer
-                        self.victim.channel.send(ClientData(readings))
+                        victim.channel.send(ClientData(readings))
                         continue
-                    outcome.answers.append(text_of(self.victim.report(readings)))
+                    outcome.answers.append(text_of(victim.report(readings)))
                     if readings is READINGS[0] and not attack.is_on_path:
                         run_outside(attack, self)
         except ProtocolError as error:
@@ -355,7 +364,7 @@ class Lab(Stage):
         if attack.who != "server":
             return seen._replace(won=won)
         answers = [name for name in said if name == "SERVER_AGGR_RESPONSE"]
-        if attack.claim == "freshness":  # the first answer is to the original
+        if attack.family == "freshness":  # the first answer is to the original
             answers = answers[1:]
         refusal = "KEY_DESYNC_ERROR" if attack.error is RoundMismatch else "TERMINATE"
         met = [*answers, *said[-1:], "closed"][:1]
@@ -363,7 +372,8 @@ class Lab(Stage):
 
     def obstacle(self, attack: Attack) -> str:
         """Say why an attack cannot be tried here; empty if it can."""
-        if self.is_foreign and (attack.claim == "availability" or attack.error is ConnectionCut):
+        needs_clock = attack.family == "availability" or attack.error is ConnectionCut
+        if self.is_foreign and (needs_clock or attack.inside):
             return "it needs the clock or the insides of the server"
         return ""
 

@@ -1,7 +1,8 @@
 """How an attack ended: what the victims did, compared with what they should have done.
 
 A verdict rests on states and typed errors, never on whether bytes came back or on the text of a
-log. What is noticed but not prevented is not called refused.
+log. What is noticed but not prevented is not called refused. What an attack wins is compared with
+exactly what it should win: with all rules in place `Attack.wins`, else as sets.json says.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from lab.catalogue import Attack, Stage
+from lab.claims import Sets
+from lab.rules import Names
 
 
 class Result(NamedTuple):
@@ -21,35 +24,79 @@ class Result(NamedTuple):
     words: str
     won: str
 
+    @property
+    def kind(self) -> str:
+        return kind_of(self.as_expected, self.attack.noticed, self.won)
 
-def judge(attack: Attack, lab: Stage) -> Result:
-    """Compare what the victims did with what they should have done."""
+
+KINDS = ("refused", "not prevented", "won", "wrong")
+
+
+def kind_of(as_expected: bool, noticed: str, won: str) -> str:
+    """Return one of KINDS. An attack is *won* only without rules: with all of them it is wrong."""
+    if not as_expected:
+        return "wrong"
+    if noticed:
+        return "not prevented"
+    return "won" if won else "refused"
+
+
+def should_win(attack: str, taken: Names, found: Sets) -> bool | None:
+    """Return whether an attack should win without these rules; None if the search left it open.
+
+    Around a minimal set it may fail all the same: without more rules the victims may not come as
+    far. Larger sets than were searched, and attacks of one's own, are open, too.
+    """
+    if attack not in {**found.sets, **found.not_prevented}:
+        return None
+    sets = [frozenset(rules) for rules in found.sets.get(attack, [])]
+    if taken in sets:
+        return True
+    if len(taken) > found.size or any(rules < taken for rules in sets):
+        return None
+    return False
+
+
+def judge(attack: Attack, lab: Stage, can_win: bool | None = False) -> Result:
+    """Compare what the victims did, and what was won, with what should have been.
+
+    `can_win`: more than `Attack.wins`, because rules are missing; None if it may win or not.
+    """
     who, expected, met, won = lab.evidence(attack)
+
+    def judged(as_expected: bool, words: str) -> Result:
+        return Result(attack, as_expected, words, won)
+
     if broken := lab.outcome.broken:
-        return Result(attack, False, f"the attack raised {type(broken).__name__}: {broken}", won)
+        return judged(False, f"the attack raised {type(broken).__name__}: {broken}")
     if not lab.bystanders_go_on():
-        return Result(attack, False, "a bystander was harmed", won)
-    if won and not attack.noticed:
-        return Result(attack, False, f"WON: {won}", won)
-    if expected and expected not in met:  # without some rules another check may refuse as well
-        is_refused = lab.is_weakened and bool({*met} - {"PeerTerminated", "ConnectionCut"})
-        return Result(attack, is_refused, f"{who}: {[*met, 'nothing'][0]}", won)
+        return judged(False, "a bystander was harmed")
+    if won and won != attack.wins:
+        return judged(can_win is not False, f"WON: {won}")
+    if can_win or won != attack.wins:
+        return judged(False, "won nothing, and should have")
+    if expected and expected not in met:
+        if not lab.is_weakened:
+            return judged(False, f"{who}: {[*met, 'nothing'][0]}")
+        # without some rules another check may refuse, or none: what counts is what was won
+        refusals = [name for name in met if name not in ("PeerTerminated", "ConnectionCut")]
+        return judged(True, f"{who}: {refusals[0]}" if refusals else "nothing won")
+    if not lab.is_weakened and lab.has_harmed_victim(attack):
+        return judged(False, "the victim was harmed")
     if attack.noticed:
-        return Result(attack, True, "not prevented", won)
-    return Result(attack, True, f"{who}: {expected}" if expected else "nothing learned", won)
+        return judged(True, "not prevented")
+    return judged(True, f"{who}: {expected}" if expected else "nothing learned")
 
 
 def summary(results: Sequence[Result]) -> str:
     """Return a table by family, and who notices the attacks that nothing prevents."""
-    lines = [f"{'family':<14}{'attacks':>8}{'refused':>9}{'not prevented':>15}{'wrong':>7}"]
-    for claim in dict.fromkeys(result.attack.claim for result in results):
-        of_claim = [result for result in results if result.attack.claim == claim]
-        wrong = sum(not result.as_expected for result in of_claim)
-        noticed = sum(bool(result.attack.noticed) for result in of_claim if result.as_expected)
-        refused = len(of_claim) - noticed - wrong
-        lines.append(f"{claim:<14}{len(of_claim):>8}{refused:>9}{noticed:>15}{wrong:>7}")
-    for attack, _, _, won in results:
-        if attack.noticed:
-            also = f"; won: {won}" if won else ""
-            lines.append(f"{attack.name}: noticed by {attack.noticed}{also}")
+    row = "{:<14}{:>8}{:>9}{:>15}{:>6}{:>7}"
+    lines = [row.format("family", "attacks", *KINDS)]
+    for family in dict.fromkeys(result.attack.family for result in results):
+        kinds = [result.kind for result in results if result.attack.family == family]
+        lines.append(row.format(family, len(kinds), *(kinds.count(kind) for kind in KINDS)))
+    for result in results:
+        if result.attack.noticed:
+            also = f"; won: {result.won}" if result.won else ""
+            lines.append(f"{result.attack.name}: noticed by {result.attack.noticed}{also}")
     return "\n".join(line for text in lines for line in textwrap.wrap(text, 79))

@@ -205,7 +205,7 @@ def sealed_nonsense(opcode: int, text: bytes) -> tuple[bytes, KeyLog]:
 
 
 @pytest.mark.parametrize("opcode", [77, *Opcode])
-@pytest.mark.parametrize("text", [b"", b"\x09", b"\0<script>\x1b[2J\xff&" * 3_000])
+@pytest.mark.parametrize("text", [b"", b"\x09", b"\0<script>\x1b[2J\xff&" * 300])
 def test_sealed_nonsense_is_shown_as_it_is(opcode: int, text: bytes) -> None:
     message, log = sealed_nonsense(opcode, text)
     found = explain(message, log)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from attacks import ATTACKS
 from classroom.explore import (
     ALL,
     LOOKED_AT,
@@ -28,19 +30,25 @@ from classroom.explore import (
     mark_of,
     minimal_sets,
     needs,
+    rounds_of,
     tell,
 )
-from classroom.matrix import SEEDS
+from classroom.matrix import SEEDS, Pieces, World
 from classroom.stage import on_sockets
-from classroom.story import CHANGES, OLD, ROUNDS, Notes, Step, broken, menu
-from crypto_utils import BLOCK_BYTES, TAG_BYTES
+from classroom.story import CHANGES, OLD, ROUNDS, Notes, Step, broken, menu, theft_broken
+from crypto_utils import BLOCK_BYTES, NONCE_BYTES, TAG_BYTES, hmac_sha256
+from lab.search import wins
 from lab.weakened import without
 from program import UserError
 from protocol_fsm import (
     CIPHERTEXT_AT,
     HEADER,
+    KEY_LABELS,
+    BadTag,
     ClientHello,
     Direction,
+    EchoMismatch,
+    Header,
     Keys,
     Opcode,
     PeerTerminated,
@@ -101,6 +109,96 @@ class NumbersReports(Roster[Place]):
 
 MISTAKES = [BindsHalf, TagsAllButOneByte, TrustsReports, KeepsReportKeys]
 
+# Those that only a thief finds, one for each of the four chains
+
+
+def forgetful(moves: str, label: str) -> type[Session]:
+    """Return a session that leaves one chain as it is, in the handshake or in rounds."""
+
+    class LeavesOneChain(Session):
+        def _next_keys(self, opcode: Opcode, plaintext: bytes, ciphertext: bytes) -> Keys:
+            new = super()._next_keys(opcode, plaintext, ciphertext)
+            is_binding = opcode is Opcode.SERVER_CHALLENGE
+            leaves = is_binding if moves == "binding" else not is_binding
+            return {**new, label: self._keys[label]} if leaves else new
+
+    return LeavesOneChain
+
+
+class MovesForTwoRounds(Session):
+    """Moves no key in round 3 and later."""
+
+    def _next_keys(self, opcode: Opcode, plaintext: bytes, ciphertext: bytes) -> Keys:
+        if self.round_number > 2:
+            return self._keys
+        return super()._next_keys(opcode, plaintext, ciphertext)
+
+
+# Those that another rule covers, and with which that rule alone would not do
+
+
+def leaving_out(place: int) -> type[Session]:
+    """Return a session that leaves one byte of the header out of what is tagged."""
+
+    class LeavesOneByteOut(Session):
+        def _under_tag(self, untagged: bytes) -> bytes:
+            return untagged[:place] + untagged[place + 1 :]
+
+    return LeavesOneByteOut
+
+
+class TagsOfHalf(Session):
+    """Compares 16 bytes of a tag."""
+
+    half = slice(0, 16)
+
+    def _check_tag(self, header: Header, message: bytes) -> None:
+        untagged = self._under_tag(message[:-TAG_BYTES])
+        tag = hmac_sha256(self._key(header.direction, "MAC"), untagged)
+        if tag[self.half] != message[-TAG_BYTES:][self.half]:
+            raise BadTag
+
+
+class TagsOfTheOtherHalf(TagsOfHalf):
+    half = slice(16, 32)
+
+
+class EchoesHalf(Session):
+    """Compares 8 bytes of the echo."""
+
+    def _check_echo(self, client_nonce: bytes) -> None:
+        if client_nonce[:8] != self._client_nonce[:8]:
+            raise EchoMismatch("our own client nonce", "another")
+
+
+class RefusesOldRoundsOnly(Session):
+    def _check_round(self, header: Header) -> None:
+        if header.round_number < self.round_number:
+            super()._check_round(header)
+
+
+class BindsServerNonce(Session):
+    """Ties keys to the server's nonce, and forgets the client's."""
+
+    def _next_keys(self, opcode: Opcode, plaintext: bytes, ciphertext: bytes) -> Keys:
+        if opcode is Opcode.SERVER_CHALLENGE:
+            return bind_keys(self._keys, b"", plaintext[1 + NONCE_BYTES :])
+        return super()._next_keys(opcode, plaintext, ciphertext)
+
+
+ID_AT, ROUND_AT, DIRECTION_AT = 1, 5, 6
+COVERED: list[tuple[type[Session], str]] = [  # a mistake, and the rules that cover it
+    (EchoesHalf, "tag"),
+    (leaving_out(ID_AT), "id"),
+    (leaving_out(DIRECTION_AT), "direction,payload,direction-keys"),
+    (RefusesOldRoundsOnly, "header-in-tag"),
+]
+
+
+def both(mistake: type[Session], rules: str) -> type[Session]:
+    """Return a session that makes a mistake and lacks some rules."""
+    return type("Both", (mistake, without(rules.split(",")).session), {})
+
 
 def told(found: Found) -> list[str]:
     return [str(step) for step in found.story]
@@ -111,10 +209,10 @@ def told(found: Found) -> list[str]:
 
 @pytest.mark.slow
 def test_nothing_breaks_with_one_session_and_there_is_nothing_else_to_see() -> None:
-    found = Explorer(Session, ONE).search(1_000)
+    found = Explorer(Session, ONE, rounds=3, has_thief=True).search(1_000)
     assert found.is_complete
     assert (found.story, found.words) == ((), "")
-    assert found.depth > 8, "two rounds, a goodbye, and every farewell"
+    assert found.depth > 12, "three rounds, a goodbye, and every farewell"
 
 
 @pytest.mark.slow
@@ -126,11 +224,72 @@ def test_nothing_breaks_with_four_sessions_in_the_first_worlds() -> None:
     assert found.transitions > 500
 
 
-@pytest.mark.parametrize("mistake", MISTAKES)
+@pytest.mark.parametrize(
+    "mistake", [*MISTAKES, TagsOfHalf, TagsOfTheOtherHalf, leaving_out(ROUND_AT)]
+)
 def test_a_mistake_in_the_real_session_is_found(mistake: type[Session]) -> None:
     found = Explorer(mistake, ONE).search(1_000)
     assert found.story
     assert found.words
+
+
+@pytest.mark.parametrize("moves", ["binding", "rounds"])
+@pytest.mark.parametrize("label", KEY_LABELS)
+def test_a_chain_that_stays_is_found_by_a_thief(moves: str, label: str) -> None:
+    found = Explorer(forgetful(moves, label), ONE, has_thief=True).search(1_000)
+    assert "holds a key of an old" in found.words
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moves", ["binding", "rounds"])
+@pytest.mark.parametrize("label", KEY_LABELS)
+def test_a_chain_that_stays_is_covered_by_the_others_if_there_is_no_thief(
+    moves: str, label: str
+) -> None:
+    assert not Explorer(forgetful(moves, label), ONE).search(1_000).story
+
+
+@pytest.mark.slow
+def test_keys_that_stay_from_the_third_round_on_take_three_rounds() -> None:
+    for rounds in (2, 3):
+        found = Explorer(MovesForTwoRounds, ONE, rounds=rounds, has_thief=True).search(1_000)
+        assert bool(found.story) is (rounds == 3)
+    assert rounds_of(ONE) == 3
+
+
+def test_clients_with_one_key_are_found_by_an_insider() -> None:
+    mistake = without(["client-keys"]).session
+    assert Explorer(mistake, ONE, has_thief=True).search(100).words == (
+        "has a key that another client has, too"
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("mistake", "rules"), COVERED)
+def test_a_mistake_is_covered_by_a_rule_that_is_not_enough_with_it(
+    mistake: type[Session], rules: str
+) -> None:
+    """Without the mistake the same story breaks nothing."""
+    assert not Explorer(mistake, ONE, has_thief=True).search(1_000).story
+    alone = Explorer(without(rules.split(",")).session, ONE)
+    found = Explorer(both(mistake, rules), ONE).search(
+        1_000, is_enough=lambda story: not alone.play(story)
+    )
+    assert found.story
+
+
+@pytest.mark.slow
+def test_a_binding_by_the_server_alone_is_covered_by_the_echo() -> None:
+    """A story ends at the challenge without a partner; the attack goes on to an answer."""
+    assert not Explorer(BindsServerNonce, ONE, has_thief=True).search(1_000).story
+    attack = ATTACKS["recorded-server"]
+    for session, is_won in (
+        (BindsServerNonce, False),
+        (without(["echo"]).session, False),
+        (both(BindsServerNonce, "echo"), True),
+    ):
+        with World(Pieces(session)) as world:
+            assert wins(attack, world) is is_won
 
 
 @pytest.mark.slow
@@ -171,7 +330,14 @@ class Watched:
 
     def __init__(self, sends: Direction, client_id: int, cls: type[Session]) -> None:
         self.notes = Notes(client_id, sends)
-        self.session = cls(client_id, MASTER_KEY, sends, watchers=[self.notes.watch])
+        self.session = cls(
+            client_id,
+            MASTER_KEY,
+            sends,
+            watchers=[self.notes.watch],
+            key_log=self.notes.hold,
+        )
+        self.notes.attach(self.session)
 
 
 def pair(client_id: int = 1, cls: type[Session] = Session) -> tuple[Watched, Watched]:
@@ -197,6 +363,31 @@ def test_partners_hold_the_same_nonces_and_hear_what_was_said() -> None:
     assert "no partner" in broken(me, [me, twin])
     client.notes.said = client.notes.said[:-1]
     assert "not what its partner sent" in broken(me, [client.notes, me])
+
+
+def test_what_is_accepted_is_what_was_sent_byte_by_byte() -> None:
+    client, server = pair()
+    server.session.open(client.session.seal(REPORT))
+    ends = [client.notes, server.notes]
+    assert not broken(server.notes, ends)
+    server.notes.got = (server.notes.got[0], server.notes.got[1][:-1] + b"?")
+    assert "not what its partner sent" in broken(server.notes, ends)
+
+
+def test_keys_are_of_what_is_on_its_way_and_of_nothing_else() -> None:
+    client, server = pair()
+    report = client.session.seal(REPORT)
+    ends = [client.notes, server.notes]
+    assert not broken(server.notes, ends, has_thief=True), "the report is on its way"
+    old = dict(server.session._keys)
+    server.session.open(report)
+    assert not broken(server.notes, ends, has_thief=True)
+    server.session._keys = old
+    assert not broken(server.notes, ends)
+    assert broken(server.notes, ends, has_thief=True) == "holds a key of an old CLIENT_DATA"
+    client.notes.client_id = 2
+    client.notes.nonces = ()
+    assert "another client" in theft_broken(server.notes, ends)
 
 
 def test_a_session_gives_way_to_a_later_one_that_has_reported_and_to_no_other() -> None:
@@ -263,6 +454,9 @@ def test_the_menu_leaves_frames_as_they_are_rewrites_flips_cuts_and_splices() ->
     ]
     assert steps[0].changed(client) == client.sent[1]
     assert {change for _, *_, change, _ in steps} == {"", *CHANGES}
+    places = (n for flip in CHANGES for n in re.findall(r"a bit of byte (\d+) flipped", flip))
+    assert [*map(int, places)] == [*range(CIPHERTEXT_AT + BLOCK_BYTES)]
+    assert sum("of its tag flipped" in flip for flip in CHANGES) == TAG_BYTES
     assert {field for each in steps for field, _ in each.fields} == {
         "client_id",
         "round_number",

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import socket
+import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from lab.catalogue import Attack, Catalogue, CutHere, Stage, attacked
+from lab.catalogue import Attack, Catalogue, CutHere, Stage, attacked, run_outside
+from lab.ciphertexts import repeats, shown_by
+from lab.claims import Sets
 from lab.events import DEEDS, KINDS, Step, parse_events, parsed, read_events, run_of, shown
-from lab.frames import OTHER_END, Frame, Frames, flipped
+from lab.frames import OTHER_END, Frame, Frames, flipped, xored
 from lab.observer import Observer
 from lab.program import Program, Teller
 from lab.proxy import Proxy
 from lab.rules import chosen, glossary, lacking, require_loopback, rule_list
-from lab.verdict import judge, summary
+from lab.verdict import judge, should_win, summary
 from program import UserError
 from protocol_fsm import BadTag, ConnectionCut, Session, UnexpectedOpcode, Watchers
 from tests.helpers import Pair, refusal
@@ -37,7 +42,7 @@ class Toy(Stage):
         self.rounds = 0
         self.teller = Teller(
             Program("", {}, None, None, None),  # type: ignore[arg-type]
-            argparse.Namespace(verbose=False, names=[], events=None, json=False),
+            argparse.Namespace(verbose=False, names=[], file=None, events=None, json=False),
         )
         self.are_bystanders_well = True
 
@@ -213,31 +218,152 @@ def test_harm_to_a_bystander_is_no_defence() -> None:
     assert words_of(lab, catalogued(passes)) == (False, "a bystander was harmed")
 
 
-def test_an_attack_that_nothing_prevents_is_not_called_refused() -> None:
-    noticed = catalogued(passes, noticed="the clock")
-    assert words_of(Toy(BadTag(), learned="time"), noticed) == (True, "not prevented")
+def exits(frames: Frames, lab: Toy) -> Frames:
+    yield next(frames)
+    sys.exit(0)
+
+
+def opens_no_file(lab: Toy) -> None:
+    Path("nowhere at all").read_bytes()
+
+
+def loses_its_connection(lab: Toy) -> None:
+    raise ConnectionResetError(104, "reset")
+
+
+def test_an_attack_that_ends_the_program_or_opens_no_file_is_broken() -> None:
+    assert words_of(Toy(BadTag()), catalogued(exits)) == (False, "the attack raised SystemExit: 0")
+    lab = Toy(BadTag())
+    run_outside(catalogued(opens_no_file, is_on_path=False), lab)
+    assert isinstance(lab.outcome.broken, FileNotFoundError)
+    lab = Toy(BadTag())
+    run_outside(catalogued(loses_its_connection, is_on_path=False), lab)
+    assert lab.outcome.broken is None, "which a server may well do to it"
+
+
+def test_an_attack_from_outside_that_hurts_the_victim_is_no_success() -> None:
+    attack = catalogued(loses_its_connection, is_on_path=False)
+    lab = Toy(BadTag())
+    lab.outcome.errors["client"].append(ConnectionCut(False))
+    assert judge(attack, lab)[1:3] == (False, "the victim was harmed")
+    assert judge(replace(attack, is_on_path=True), lab).as_expected, "it is the one attacked"
+
+
+@pytest.mark.parametrize(
+    ("learned", "words", "as_expected"),
+    [
+        ("time", "not prevented", True),
+        ("time and money", "WON: time and money", False),
+        ("", "won nothing, and should have", False),
+    ],
+)
+def test_what_nothing_prevents_is_won_exactly(learned: str, words: str, as_expected: bool) -> None:
+    attack = catalogued(passes, noticed="the clock", wins="time")
+    for is_weakened in (False, True):
+        lab = Toy(BadTag(), learned=learned)
+        lab.is_weakened = is_weakened
+        assert words_of(lab, attack) == (as_expected, words)
+
+
+def test_an_attack_that_nothing_prevents_must_still_be_noticed() -> None:
+    noticed = catalogued(passes, noticed="the clock", wins="time")
     assert words_of(Toy(learned="time"), noticed) == (False, "server: nothing")
 
 
-def test_without_a_rule_any_refusal_counts_but_not_the_end_of_a_connection() -> None:
-    for met, is_refused in ((UnexpectedOpcode(), True), (ConnectionCut(False), False)):
-        lab = Toy(met)
+def test_without_rules_what_counts_is_whether_it_won_and_should_have() -> None:
+    def judged(won: str, can_win: bool | None, *met: Exception) -> tuple[str, str]:
+        lab = Toy(*met, learned=won)
         lab.is_weakened = True
-        assert words_of(lab, catalogued(passes))[0] is is_refused
+        result = judge(catalogued(passes), lab, can_win)
+        return result.kind, result.words
+
+    for may in (True, None):
+        assert judged("a secret", may) == ("won", "WON: a secret")
+    assert judged("a secret", False) == ("wrong", "WON: a secret")
+    assert judged("", True, BadTag()) == ("wrong", "won nothing, and should have")
+    for may in (False, None):
+        assert judged("", may, UnexpectedOpcode()) == ("refused", "server: UnexpectedOpcode")
+        assert judged("", may, ConnectionCut(False)) == ("refused", "nothing won")
+
+
+def test_an_attack_should_win_without_a_minimal_set_and_without_no_smaller_one() -> None:
+    found = Sets(2, {"flip": [["tag"], ["iv", "id"]]}, {"hold": "the clock"})
+
+    def can_win(*taken: str, attack: str = "flip") -> bool | None:
+        return should_win(attack, frozenset(taken), found)
+
+    assert can_win("tag") is can_win("iv", "id") is True
+    assert can_win("iv") is can_win("id", "echo") is can_win("tag", attack="hold") is False
+    assert can_win("tag", "iv") is None, "more may be in its way"
+    assert can_win("iv", "echo", "turn") is None, "more than were searched"
+    assert can_win("tag", attack="my-own") is None
 
 
 def test_the_table_counts_each_result_once() -> None:
     good = judge(catalogued(passes), Toy(BadTag()))
     bad = judge(catalogued(passes), Toy())
-    late = judge(catalogued(passes, noticed="the clock"), Toy(BadTag(), learned="time"))
-    lines = summary([good, bad, late, good]).splitlines()
-    assert lines[1].split() == ["integrity", "4", "2", "1", "1"]
+    won = judge(catalogued(passes), Toy(BadTag(), learned="a secret"), can_win=True)
+    late = judge(
+        catalogued(passes, noticed="the clock", wins="time"), Toy(BadTag(), learned="time")
+    )
+    lines = summary([good, bad, won, late, good]).splitlines()
+    assert lines[0].split() == ["family", "attacks", "refused", "not", "prevented", "won", "wrong"]
+    assert lines[1].split() == ["integrity", "5", "2", "1", "1", "1"]
     assert lines[2:] == ["passes: noticed by the clock; won: time"]
 
 
 def test_an_attack_without_a_docstring_has_a_story() -> None:
-    assert catalogued(passes).story == "(an attack without a docstring)"
+    assert catalogued(passes).story == catalogued(exits).story == "(an attack without a docstring)"
     assert catalogued(broken).story == "An attack with a mistake in it."
+    assert catalogued(tells_at_length).story == "The first line is the story."
+
+
+def tells_at_length(frames: Frames, lab: Toy) -> Frames:
+    """
+    The first line is the story.
+
+    The others are for readers of the code.
+    """
+    return frames
+
+
+def test_two_attacks_of_one_name_and_half_a_refusal_are_refused_in_one_sentence() -> None:
+    catalogue = Catalogue(goal=lambda outcome: "")
+    catalogue.on_path("order", "server", BadTag)(passes)
+    with pytest.raises(UserError, match=r"^there are two attacks named passes$"):
+        catalogue.on_path("order", "server", BadTag)(passes)
+    halves: list[tuple[str, type[Exception] | None]] = [
+        ("sever", BadTag),
+        ("", BadTag),
+        ("server", None),
+    ]
+    for who, error in halves:
+        with pytest.raises(UserError, match=r"^cuts is refused by "):
+            catalogue.on_path("order", who, error)(cuts)
+    catalogue.on_path("secrecy", "", None)(cuts)
+    assert [*catalogue.attacks] == ["passes", "cuts"]
+
+
+# What ciphertexts show ----------------------------------------------------------------------------
+
+TEXTS = [b"[100.0,20.5,21.0,22.%d]" % number * 40 for number in range(10)]
+
+
+def test_random_bytes_show_nothing() -> None:
+    for size in (0, 1, 40, 400, 40_000):
+        assert shown_by([hashlib.shake_256(b"%d" % size).digest(size)]) == ""
+    assert not repeats(hashlib.sha256().digest(), TEXTS[0])
+
+
+def test_ciphertexts_that_are_bad_ones_show_something() -> None:
+    ecb = [hashlib.md5(bytes([n % 3])).digest() for n in range(6)]
+    assert "two blocks" in shown_by([b"".join(ecb)])
+    per_message = [xored(text, bytes([n]) * len(text)) for n, text in enumerate(TEXTS)]
+    assert "more frequent" in shown_by(
+        [text[start : start + 15] for text in per_message for start in range(0, 800, 15)]
+    )
+    assert repeats(xored(TEXTS[0], b"\x5a" * 99), TEXTS[0])
+    assert repeats(xored(TEXTS[0], b"key" * 99), TEXTS[0])
 
 
 # The proxy, which knows no protocol ---------------------------------------------------------------
@@ -368,6 +494,7 @@ def test_lines_of_unknown_kinds_are_left_out_and_named() -> None:
         KEYS.replace('{"K": "0a"}', '"K"'),
         ENDED.replace("server", "nobody"),
         ENDED.replace('"BadTag"', "7"),
+        ENDED.replace('"by"', '"again": 7, "by"'),
     ],
 )
 def test_a_line_that_is_no_event_is_named(bad: str) -> None:

@@ -28,11 +28,12 @@ from classroom.matrix import (
     pieces,
 )
 from lab.claims import read_claims, read_sets
-from lab.search import Names, Task, Tried, search, table, wins
+from lab.rules import Names
+from lab.search import Task, Tried, search, table, wins
 from lab.stage import Lab, Outcome
-from lab.weakened import DOCUMENTED, RULES
+from lab.weakened import DOCUMENTED, RULES, without
 from program import UserError
-from protocol_fsm import LocalError, Session
+from protocol_fsm import BadPadding, LocalError, ProtocolError, Session
 
 ROOT = Path(__file__).parent.parent
 TRIED = [name for name in ATTACKS if name not in NEED_SOCKETS]
@@ -116,6 +117,20 @@ def test_honest_sessions_that_fail_are_told() -> None:
 
     with pytest.raises(UserError, match="honest"), World(Pieces(Mute)):
         pass
+
+
+class SaysNothingIfPaddingIsGood(without(["tag-first", "binding"]).session):  # type: ignore[misc]
+    def fail(self, error: ProtocolError) -> None:
+        """Refuse bad padding as always, and anything else without a word."""
+        super().fail(error)
+        if not isinstance(error, BadPadding):
+            error.farewell = b""
+
+
+@pytest.mark.slow
+def test_the_padding_oracle_takes_silence_for_an_answer() -> None:
+    with World(Pieces(SaysNothingIfPaddingIsGood)) as world:
+        assert world.suffer(ATTACKS["padding-oracle"]).learned.startswith("[100.0,20.5,21.0")
 
 
 def test_the_world_is_the_same_again_whatever_came_before() -> None:

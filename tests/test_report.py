@@ -25,6 +25,7 @@ from classroom.wire import LAB, Field, changes, lab_fields, lab_title
 from lab.claims import read_claims, read_sets
 from lab.events import KINDS, Run, read_events, run_of, runs_of
 from lab.observer import Event
+from lab.verdict import kind_of
 from program import UserError
 from protocol_fsm import Opcode
 
@@ -327,11 +328,42 @@ def test_every_claim_is_there_and_leads_to_its_attacks(page: str) -> None:
 
 
 def test_the_matrix_is_that_of_the_search_and_its_cells_lead_to_runs() -> None:
-    won = judged("replay-report", "ratchet,round", as_expected=False, won="it")
+    won = judged("replay-report", "ratchet,round", won="it")
     text = report.page([run_of([won])], LAB, "CLAIMS.md")
     words = "set a: replay-report wins without round and ratchet"
     assert text.count(f'<a href="#run-replay-report-without-ratchet-round" title="{words}"') == 2
     assert "try python attacks.py --without tag flip-reading" in text
+
+
+@pytest.mark.parametrize(
+    ("as_expected", "noticed", "won", "kind"),
+    [
+        (True, "", "", "held"),
+        (True, "the clock", "", "open"),
+        (True, "the clock", "time", "open"),
+        (True, "", "it", "won"),
+        (False, "", "it", "wrong"),
+        (False, "the clock", "more", "wrong"),
+        (False, "", "", "wrong"),
+    ],
+)
+def test_a_verdict_is_the_one_of_the_terminal_and_says_what_was_won(
+    as_expected: bool, noticed: str, won: str, kind: str
+) -> None:
+    line = judged("x", "tag", as_expected=as_expected, noticed=noticed, won=won)
+    verdict = report.verdict_of(run_of([line]))
+    assert verdict.kind == kind
+    assert won in verdict.words
+    terminal = {"held": "refused", "open": "not prevented"}.get(kind, kind)
+    assert kind_of(as_expected, noticed, won) == terminal
+
+
+def test_the_command_that_repeats_a_run_has_its_flags(runs: dict[str, Run]) -> None:
+    found = run_of([judged("cut", "tag", again="--seed 'a b'")])
+    command = "python attacks.py --seed 'a b' --without tag cut"
+    assert report.view_of(found, "", LAB).command == command
+    assert report.view_of(run_of([judged("cut", "")]), "", LAB).command == "python attacks.py cut"
+    assert runs["flip-reading"].again.startswith("--seed ")
 
 
 def test_runs_of_one_attack_stand_together() -> None:

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import re
 import tempfile
+import threading
 import time
+from collections.abc import Callable
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import pytest
 
-from lab.search import Found, Names, Task, Tried, listening, search, table, tasks_of, workers
+from lab.rules import Names
+from lab.search import Found, Task, Tried, listening, search, table, tasks_of, workers
+from program import UserError
 from protocol_fsm import BadTag, ProtocolError, RoundMismatch
 
 LOCKS = {"open": frozenset({"bar", "bolt"}), "peep": frozenset({"curtain"})}  # by attack
@@ -81,6 +86,49 @@ def test_only_checks_that_refuse_are_noted_and_a_failure_that_is_told() -> None:
     assert notes == {"_check_bolt"}
     door.fail(BadTag())
     assert notes == {"_check_bolt", "fail"}
+
+
+class NeedsItsNames(Exception):
+    """An error that pickle can take apart, and not put together."""
+
+    def __init__(self, *, expected: str) -> None:
+        super().__init__(expected)
+
+
+def stumble(task: Task) -> list[Tried]:
+    raise NeedsItsNames(expected="a lock")
+
+
+def complain(task: Task) -> list[Tried]:
+    raise UserError("there is no such rule")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("trial", "kind", "words"),
+    [
+        (stumble, RuntimeError, r"NeedsItsNames: a lock, in \(frozenset\(\), \('open',\)\)"),
+        (complain, UserError, "there is no such rule"),
+    ],
+)
+def test_what_a_trial_raises_ends_the_search_and_does_not_stop_it(
+    trial: Callable[[Task], list[Tried]], kind: type[Exception], words: str
+) -> None:
+    """Without Told the pool waits for ever: a thread limits the damage."""
+    caught: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            with workers(1) as pool:
+                search(["open"], 1, pool, trial)
+        except BaseException as error:
+            caught.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(60.0)
+    assert [type(error) for error in caught] == [kind]
+    assert re.fullmatch(words, str(caught[0]))
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 from cryptography.hazmat.primitives import hashes
@@ -40,9 +41,11 @@ from companions.device_transfer.certificates import (
 )
 from companions.device_transfer.protocol import (
     CERTIFICATE_AT,
+    CHUNK_BYTES,
     CIPHERTEXT_AT,
     HEADER,
     KIND_BYTES,
+    PLAIN,
     VERSION,
     BadSignature,
     Direction,
@@ -62,6 +65,8 @@ from companions.device_transfer.stage import (
     AUTHORITY,
     LIMITS,
     MALLORY,
+    PHOTO,
+    REKEY_CHUNKS,
     SERVER,
     TEXT,
     VICTIM,
@@ -89,10 +94,10 @@ from crypto_utils import (
     BLOCK_BYTES,
     TAG_BYTES,
     aes_cbc_decrypt,
-    hmac_verify,
     pkcs7_unpad,
 )
 from lab.catalogue import Catalogue, CutHere
+from lab.ciphertexts import shown_by
 from lab.frames import Frame, Frames, flipped
 from lab.program import Program, run
 from lab.rules import Rules
@@ -107,6 +112,7 @@ on_path = CATALOGUE.on_path  # (family, who refuses it, with which error, goal=.
 outside = CATALOGUE.outside
 
 PHOTO_CHUNK = 2  # the first chunk is the text
+PHOTO_CHUNKS = [PHOTO[start : start + CHUNK_BYTES] for start in range(0, len(PHOTO), CHUNK_BYTES)]
 RSA_TRANSPORT = padding.OAEP(padding.MGF1(hashes.SHA256()), hashes.SHA256(), None)
 
 
@@ -145,15 +151,14 @@ def edited(frame: Frame, **fields: Any) -> Frame:
 @on_path("secrecy", "", None, goal=learned)
 def eavesdrop(frames: Frames, lab: Lab) -> Frames:
     """Chunks are compared, and searched for the text."""
-    known: set[bytes] = set()
+    sealed: list[bytes] = []  # behind the handshake
     for frame in frames:
-        beginning = frame.message[CIPHERTEXT_AT:-TAG_BYTES][:1_024]
-        if TEXT.encode() in frame.message:
-            lab.outcome.learned = f"the text: {TEXT}"
-        if frame.message.startswith(Kind.CHUNK) and beginning in known:
-            lab.outcome.learned = "two chunks of the photo are equal"
-        known.add(beginning)
+        if not frame.message.startswith(tuple(PLAIN)):
+            sealed.append(frame.message[CIPHERTEXT_AT:-TAG_BYTES])
         yield frame
+    lab.outcome.learned = shown_by(sealed)
+    if any(TEXT.encode() in text for text in sealed):
+        lab.outcome.learned = f"the text: {TEXT}"
 
 
 @on_path("integrity", "server", BadTag)
@@ -582,8 +587,8 @@ def too_large(lab: Lab) -> None:
 def never_rekey(lab: Lab) -> None:
     """A device never asks for new keys."""
     with lab.device(lab.pki.people[MALLORY], rekey_chunks=2**62) as device:
-        device.send_file(lab.photo)
-        device.send_file(lab.photo)
+        device.send_file(lab.photo)  # as many chunks as one generation may serve
+        device.send_text("one chunk more")
         lab.outcome.learned = "one generation of keys serves for ever"
 
 
@@ -592,13 +597,19 @@ def never_rekey(lab: Lab) -> None:
 
 @outside("secrecy", "server", UntrustedCertificate)
 def provoke(lab: Lab) -> None:
-    """A refusal is asked for, to learn from it."""
+    """Two refusals are asked for, and compared."""
     who = lab.pki.person(MALLORY, authority="elsewhere")
-    with lab.connect() as line:
-        line.send(posing(lab, who, Direction.D2S).seal(Message(Kind.HELLO)))
-        answer = line.receive()
-    if answer.startswith(Kind.FAIL):
-        lab.outcome.learned = f"the server says why: {answer[KIND_BYTES:40].decode()}"
+    hello = posing(lab, who, Direction.D2S).seal(Message(Kind.HELLO))
+    answers = []
+    for message in (hello, hello[:-1]):
+        with lab.connect() as line:
+            line.send(message)
+            answers.append(line.receive())
+    refusals = {answer for answer in answers if not answer.startswith(Kind.HELLO)}
+    if len(refusals) > 1:  # silence is an answer, too
+        reasons = (answer[KIND_BYTES:].decode() or "nothing" for answer in refusals)
+        told = " or ".join(sorted(reasons))
+        lab.outcome.learned = f"the server says why: {told}"
 
 
 @outside("availability", "server", DeadlineExpired)
@@ -618,12 +629,14 @@ def slow_drip(lab: Lab) -> None:
 
 
 def unsealed(keys: Mapping[str, bytes], message: bytes) -> bytes:
-    """Return the body of a record to the server, nothing if these keys do not fit."""
+    """Return the text or the piece of the photo in a record, nothing if these keys do not fit."""
     iv = message[HEADER.size : CIPHERTEXT_AT]
     ciphertext = message[CIPHERTEXT_AT:-TAG_BYTES]
-    with suppress(ValueError):  # of a session that does not encrypt
-        if hmac_verify(keys["D2S-MAC"], message[:-TAG_BYTES], message[-TAG_BYTES:]):
-            return pkcs7_unpad(aes_cbc_decrypt(ciphertext, keys["D2S-ENC"], iv))
+    decrypted = aes_cbc_decrypt(ciphertext, keys["D2S-ENC"], iv)
+    for padded in (decrypted, ciphertext):  # which needs no key where nothing is encrypted
+        with suppress(ValueError):
+            if (body := pkcs7_unpad(padded)) in (TEXT.encode(), *PHOTO_CHUNKS):
+                return body
     return b""
 
 
@@ -637,31 +650,67 @@ def stolen_server_key(lab: Lab) -> None:
     except ValueError:
         return  # it never encrypted anything
     keys = keys_of(next_secret(digest_of(handshake), premaster))
-    text = unsealed(keys, taped(lab, Kind.CHUNK).message)
-    lab.outcome.learned = f"the recorded text: {text.decode()}"
+    if text := unsealed(keys, taped(lab, Kind.CHUNK).message):
+        lab.outcome.learned = f"the recorded text: {text.decode()}"
 
 
-@on_path("theft", "", None, goal=learned, noticed="nothing")
-def stolen_session_keys(frames: Frames, lab: Lab) -> Frames:
-    """The session's keys are stolen in the middle of it."""
+Robbed = tuple[list[bytes], list[dict[str, bytes]]]
+
+
+def robbed(frames: Frames, lab: Lab) -> Generator[Frame, None, Robbed]:
+    """Deliver everything; return the chunks, and the keys of the device as it sent each."""
     chunks: list[bytes] = []
-    keys: dict[str, bytes] = {}
+    stolen: list[dict[str, bytes]] = []
     for frame in frames:
         if frame.to == "server" and frame.message.startswith(Kind.CHUNK):
             chunks.append(frame.message)
-            keys = keys or dict(lab.victim.session._keys)
+            stolen.append(dict(lab.victim.session._keys))
         yield frame
-    is_open = ["open" if unsealed(keys, chunk) else "closed" for chunk in chunks]
-    lab.outcome.learned = "chunks: " + ", ".join(is_open)
+    return chunks, stolen
 
 
-@outside("theft", "", None, goal=learned, noticed="nobody, until the certificate is revoked")
+def opened(keys: Mapping[str, bytes], chunks: Sequence[bytes]) -> str:
+    return ", ".join(str(n) for n, chunk in enumerate(chunks, 1) if unsealed(keys, chunk))
+
+
+@on_path("theft", "", None, goal=learned, noticed="nothing", wins="chunks 1, 2, 3, 4")
+def stolen_session_keys(frames: Frames, lab: Lab) -> Frames:
+    """The session's keys are stolen in the middle of it."""
+    chunks, stolen = yield from robbed(frames, lab)
+    lab.outcome.learned = f"chunks {opened(stolen[0], chunks[:REKEY_CHUNKS])}"
+
+
+@on_path("theft", "", None, goal=learned)
+def stolen_keys_across_rekeying(frames: Frames, lab: Lab) -> Frames:
+    """Stolen keys are tried behind and before a rekeying."""
+    chunks, stolen = yield from robbed(frames, lab)
+    if behind := opened(stolen[0], chunks[REKEY_CHUNKS:]):
+        lab.outcome.learned = f"with the first keys, chunks after rekeying: {behind}"
+    elif before := opened(stolen[-1], chunks[:REKEY_CHUNKS]):
+        lab.outcome.learned = f"with the last keys, chunks before rekeying: {before}"
+
+
+@outside(
+    "theft",
+    "",
+    None,
+    goal=learned,
+    noticed="nobody, until the certificate is revoked",
+    wins="a second device-1 is let in",
+)
 def stolen_device_key(lab: Lab) -> None:
     """The RSA key of device-1 is stolen, and used."""
     knock(lab, lab.pki.people[VICTIM], "a second device-1")
 
 
-@outside("theft", "", None, goal=learned, noticed="who reads the list of issued certificates")
+@outside(
+    "theft",
+    "",
+    None,
+    goal=learned,
+    noticed="who reads the list of issued certificates",
+    wins="a device-1 with another key is let in",
+)
 def stolen_authority_key(lab: Lab) -> None:
     """The authority's key is stolen, and makes a device-1."""
     knock(lab, lab.pki.person(VICTIM, key=lab.pki.keys[MALLORY]), "a device-1 with another key")
@@ -702,6 +751,8 @@ def main() -> int:
             parts=weakened_parts,
             rules=rules,
             title=kind_name,
+            module="companions.device_transfer.attacks",
+            sets=Path(__file__).parent / "sets.json",
             beginning="making keys for an authority, a server and three devices ...",
         )
     )

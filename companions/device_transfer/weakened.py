@@ -187,9 +187,9 @@ class NoFreshIV(Session):
 
 
 class NoRekeyLimit(Session):
-    def _check_rekeyed(self) -> None:
+    def __init__(self, *arguments: Any, **options: Any) -> None:
         """Let one generation of keys serve for ever, and never ask for another."""
-        self.rekey_chunks = 2**62
+        super().__init__(*arguments, **{**options, "rekey_chunks": 2**62})
 
 
 class NoUniformErrors(Session):

@@ -96,8 +96,12 @@ def touched(outcome: Outcome) -> str:
 
 
 def disturbed(outcome: Outcome) -> str:
-    """Say whether a session ended, though everything that the two said was delivered."""
-    return "bob gives up his session with alice" if outcome.ended["server"] else outcome.learned
+    """Say whether a session ended or stopped, though all that the two said was delivered."""
+    if outcome.ended["server"]:
+        return "bob gives up his session with alice"
+    if outcome.is_over and outcome.heard["server"] != [FIRST, SECOND]:
+        return "bob does not hear alice any more"
+    return outcome.learned
 
 
 def deserted(outcome: Outcome) -> str:
@@ -332,12 +336,17 @@ class Lab(Stage):
 
     # An attack
 
+    def has_harmed_victim(self, attack: Attack) -> bool:
+        """Return whether an attack from outside has ended a session, and no misdeed of alice's."""
+        is_outside = not attack.is_on_path and attack.family != "peers"
+        return is_outside and bool(self.outcome.ended["client"])
+
     def suffer(self, attack: Attack) -> Outcome:
         """Let the victims live a session under attack, and return what became of it."""
         outcome = self._begin()
         self.attack = attack.name
         tap: Tap = partial(attacked, attack, lab=self) if attack.is_on_path else iter
-        is_known = attack.claim != "first contact"
+        is_known = attack.family != "first contact"
         with suppress(LocalError):  # a weakened node may die
             with self._pair(tap, VICTIMS, self._hear, is_known) as self.nodes:
                 self._converse(attack)
@@ -368,8 +377,11 @@ class Lab(Stage):
 
     def _is_decided(self, attack: Attack) -> bool:
         """Return whether the attack has met what it must, or has won; else there is more to see."""
+        if attack.goal(self.outcome):
+            return True
         met = {type(error) for error in self.outcome.errors.get(attack.who, [])}
-        return not attack.error or attack.error in met or bool(attack.goal(self.outcome))
+        has_all = attack.goal is not disturbed or self.outcome.heard["server"] == [FIRST, SECOND]
+        return not attack.error or (attack.error in met and has_all)
 
 
 def is_goodbye(error: ProtocolError) -> bool:
