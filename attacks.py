@@ -648,8 +648,10 @@ def server_to_attack(options: argparse.Namespace) -> tuple[str, int] | None:
             asked = asked or (HOST, PORT)
     elif asked:
         raise UserError("--seed and --without need the lab's own server")
-    choose_keys(None, asked[0] if asked else HOST)  # the demo keys are for loopback only
-    return asked
+    if asked is None:
+        return None
+    _, address = choose_keys(None, asked[0])  # the demo keys are for loopback only
+    return address, asked[1]
 
 
 def add_flags(parser: Parser) -> None:

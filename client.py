@@ -87,7 +87,8 @@ class Client:
         frame_timeout_s: float = FRAME_S,
         new_session: NewSession = Session,
     ) -> None:
-        keys = choose_keys(None, host) if keys is None else keys
+        if keys is None:
+            keys, host = choose_keys(None, host)
         if client_id not in keys:
             known = ", ".join(map(str, sorted(keys)))
             raise UserError(f"there is no key for client {client_id}, only for {known}")
@@ -385,10 +386,11 @@ def main() -> int:
     parser.add_argument("--timeout", type=seconds, default=2.0, help="for an answer; default 2")
     parser.add_argument("--json", action="store_true", help="print answers as lines of JSON")
     options = parser.options([as_value(word) for word in sys.argv[1:]])
+    keys, host = choose_keys(options.keys, options.host)
     client = Client(
         options.id,
-        choose_keys(options.keys, options.host),
-        options.host,
+        keys,
+        host,
         options.port,
         timeout_s=math.inf if options.patient else options.timeout,
         frame_timeout_s=math.inf if options.patient else FRAME_S,

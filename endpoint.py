@@ -42,25 +42,35 @@ OPCODE_NAMES = {opcode.value: opcode.name for opcode in Opcode}
 DEMO_WARNING = "warning: the demo keys are published, and protect nothing"
 
 
-def is_loopback(host: str) -> bool:
-    """Return whether every address of `host` is this machine's own. Raises UserError."""
+def loopback_address(host: str) -> str:
+    """Return an address of `host` if all of them are this machine's own, else "". UserError.
+
+    That address is to be used: a moment later the name could lead elsewhere.
+    """
     try:
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):
         raise UserError(f"there is no host named {host!r}") from None
-    return all(ipaddress.ip_address(str(entry[4][0])).is_loopback for entry in found)
+    addresses = [ipaddress.ip_address(str(entry[4][0])) for entry in found]
+    if not all(address.is_loopback for address in addresses):
+        return ""
+    return str(min(addresses, key=lambda address: address.version))  # of IPv4 if it has one
 
 
-def choose_keys(path: str | None, host: str) -> dict[int, bytes]:
-    """Return master keys by client id: from the key file, or the demo keys if on loopback."""
+def choose_keys(path: str | None, host: str) -> tuple[dict[int, bytes], str]:
+    """Return master keys by client id, and the host to use with them. Raises UserError.
+
+    Without a key file these are the demo keys, and an address on loopback.
+    """
     if path is not None:
-        return load_keys(Path(path))
-    if not is_loopback(host):
+        return load_keys(Path(path)), host
+    address = loopback_address(host)
+    if not address:
         raise UserError(
             f"the demo keys are published, and {host} is not loopback; make your own: "
             "python server.py --generate-keys DIR --ids 1-40"
         )
-    return dict(DEMO_KEYS)
+    return dict(DEMO_KEYS), address
 
 
 def load_keys(path: Path) -> dict[int, bytes]:
@@ -218,8 +228,11 @@ class EndpointParser(Parser):
     def options(self, words: Sequence[str] | None = None) -> argparse.Namespace:
         """Return the flags of this command line, or of these words. Raises UserError."""
         options = super().options(words)
-        if options.patient and not is_loopback(options.host):
-            raise UserError(f"--patient is for loopback only, which {options.host} is not")
+        if options.patient:
+            address = loopback_address(options.host)
+            if not address:
+                raise UserError(f"--patient is for loopback only, which {options.host} is not")
+            options.host = address
         return options
 
 

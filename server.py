@@ -520,9 +520,10 @@ def main() -> int:
             silence_timeout_s=math.inf,
         )
     start_log("DEBUG" if options.verbose else "INFO", lines := Lines())
+    keys, host = choose_keys(options.keys, options.host)
     server = Server(
-        choose_keys(options.keys, options.host),
-        options.host,
+        keys,
+        host,
         options.port,
         limits,
         new_session=session_factory(options, lines.write_line),

@@ -276,7 +276,7 @@ def main() -> int:
         generate_keys(Path(directory) / "keys", [*range(1, options.clients + 1)])
         path = str(Path(directory) / "keys" / "server.keys")
         with ServerProcess("--keys", path) as server:
-            herd = Herd(server.address, choose_keys(path, HOST), options.seed)
+            herd = Herd(server.address, choose_keys(path, HOST)[0], options.seed)
             print(*soak(server, herd, 60 * options.minutes, options.progress), sep="\n")
     return int(bool(herd.ledger.wrong))
 

@@ -13,7 +13,7 @@ import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from endpoint import is_loopback
+from endpoint import loopback_address
 from program import UserError, flag_type
 
 Names = frozenset[str]  # of rules
@@ -67,7 +67,9 @@ def meaning(rule: type) -> str:
     return " ".join(texts[0].split()).partition(". ")[0].rstrip(".")
 
 
-def require_loopback(host: str) -> None:
-    """Refuse every host but this one. Raises UserError."""
-    if not is_loopback(host):
+def require_loopback(host: str) -> str:
+    """Return the address to use, and refuse every host but this one. Raises UserError."""
+    address = loopback_address(host)
+    if not address:
         raise UserError(f"weakened endpoints work on loopback only, and {host} is not")
+    return address

@@ -248,8 +248,7 @@ class NoFrameDeadline(Server):
 class LoopbackServer(Server):
     def __init__(self, keys: Any, host: str = HOST, *rest: Any, **options: Any) -> None:
         """Refuse every host but this one. Raises UserError."""
-        require_loopback(host)
-        super().__init__(keys, host, *rest, **options)
+        super().__init__(keys, require_loopback(host), *rest, **options)
 
 
 class LoopbackClient(Client):
@@ -257,8 +256,7 @@ class LoopbackClient(Client):
         self, client_id: int, keys: Any, host: str = HOST, *rest: Any, **options: Any
     ) -> None:
         """Refuse every host but this one. Raises UserError."""
-        require_loopback(host)
-        super().__init__(client_id, keys, host, *rest, **options)
+        super().__init__(client_id, keys, require_loopback(host), *rest, **options)
 
 
 # Names --------------------------------------------------------------------------------------------

@@ -69,25 +69,23 @@ def held(start: object, secrets: Mapping[str, bytes]) -> dict[str, list[str]]:
 
     A secret is looked for as bytes, as hex, and backwards, as an int may have been read.
     """
-    pieces = {name: [*_pieces(secret)] for name, secret in secrets.items()}
+    pieces = [(piece, name) for name, secret in secrets.items() for piece in _pieces(secret)]
     found: dict[str, list[str]] = {}
     for path, data in reachable(start):
         content = bytes(data)
         if len(content) < PIECE_BYTES:
             continue
-        for name in pieces:
-            if any(piece in content for piece in pieces[name]):
-                found.setdefault(name, []).append(path)
+        content += content.lower()  # of hex digits in capitals
+        for name in dict.fromkeys(name for piece, name in pieces if piece in content):
+            found.setdefault(name, []).append(path)
     return found
 
 
 def _pieces(secret: bytes) -> Iterator[bytes]:
-    for at in range(0, len(secret) - PIECE_BYTES + 1, PIECE_BYTES // 2):
+    last = len(secret) - PIECE_BYTES
+    for at in {*range(0, last + 1, PIECE_BYTES), last}:
         piece = secret[at : at + PIECE_BYTES]
-        yield piece
-        yield piece[::-1]
-        yield piece.hex().encode()
-        yield piece.hex().upper().encode()
+        yield from (piece, piece[::-1], piece.hex().encode())
 
 
 def _is_leaf(one: object) -> bool:

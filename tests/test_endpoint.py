@@ -7,9 +7,11 @@ import secrets
 import socket
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from client import Client
 from endpoint import (
     DEMO_KEYS,
     EndpointParser,
@@ -17,10 +19,12 @@ from endpoint import (
     describe,
     generate_keys,
     id_list,
-    is_loopback,
     load_keys,
+    loopback_address,
 )
+from lab.rules import require_loopback
 from program import UserError
+from protocol_fsm import DeadlineExpired
 from tests.programs import posix_only
 
 GOOD_KEY = "ab" * 16
@@ -32,9 +36,53 @@ def test_a_host_with_one_foreign_address_is_not_loopback(monkeypatch: pytest.Mon
         for address in ("127.0.0.1", "192.0.2.1")
     ]
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
-    assert not is_loopback("both")
+    assert loopback_address("both") == ""
     del found[1]
-    assert is_loopback("ours")
+    assert loopback_address("ours") == "127.0.0.1"
+
+
+def test_an_address_of_ipv4_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [
+        (socket.AF_INET6, socket.SOCK_STREAM, 6, "", ("::1", 0, 0, 0)),
+        (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", 0)),
+    ]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+    assert loopback_address("localhost") == "127.0.0.1"
+    del found[1]
+    assert loopback_address("ip6-localhost") == "::1"
+
+
+class Names:
+    """A name that leads to this machine when it is asked for first, and elsewhere later."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.asked: list[object] = []
+        self._resolve = socket.getaddrinfo
+        monkeypatch.setattr(socket, "getaddrinfo", self)
+
+    def __call__(self, host: object, *rest: Any, **options: Any) -> Any:
+        if host != "turncoat":
+            return self._resolve(host, *rest, **options)  # type: ignore[arg-type]
+        self.asked.append(host)
+        return self._resolve("127.0.0.1" if len(self.asked) == 1 else "192.0.2.1", *rest, **options)
+
+
+def test_the_address_that_was_checked_is_the_one_that_is_used(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    names = Names(monkeypatch)
+    assert choose_keys(None, "turncoat")[1] == "127.0.0.1"
+    names.asked.clear()
+    assert EndpointParser("").options(["--patient", "--host", "turncoat"]).host == "127.0.0.1"
+    names.asked.clear()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        client = Client(1, None, "turncoat", listener.getsockname()[1], timeout_s=0.1)
+        with pytest.raises(DeadlineExpired):
+            client.__enter__()
+    assert len(names.asked) == 1
+    names.asked.clear()
+    assert require_loopback("turncoat") == "127.0.0.1"
+    assert len(names.asked) == 1
 
 
 @pytest.mark.parametrize(
@@ -62,9 +110,9 @@ def test_an_address_and_not_a_name_makes_a_host_loopback(
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     found = [(family, socket.SOCK_STREAM, 6, "", (address, 0))]
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
-    assert is_loopback(name) is is_ours
+    assert loopback_address(name) == (address if is_ours else "")
     if is_ours:
-        assert choose_keys(None, name) == DEMO_KEYS
+        assert choose_keys(None, name) == (DEMO_KEYS, address)
     else:
         with pytest.raises(UserError, match="the demo keys are published"):
             choose_keys(None, name)

@@ -579,6 +579,6 @@ def test_a_part_lacks_its_own_rules_and_no_others() -> None:
 
 
 def test_only_loopback_is_allowed() -> None:
-    require_loopback("127.0.0.1")
+    assert require_loopback("127.0.0.1") == "127.0.0.1"
     with pytest.raises(UserError, match=r"loopback only, and 192\.0\.2\.1 is not"):
         require_loopback("192.0.2.1")

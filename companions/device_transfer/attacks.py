@@ -523,7 +523,8 @@ def misbehave(
     who = lab.pki.people[MALLORY]
     content = b"note"
     with lab.device(who) as device:
-        device.channel.send(Message(Kind.FILE, Announcement("file", name, announced).encode()))
+        announcement = Announcement("file", name, announced, lab.pki.now)
+        device.channel.send(Message(Kind.FILE, announcement.encode()))
         device.channel.send(Message(Kind.CHUNK, content))
         honest = Manifest(
             "file",

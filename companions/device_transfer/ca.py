@@ -19,8 +19,8 @@ import re
 import secrets
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
-from datetime import datetime, timedelta
+from collections.abc import Callable, Iterator, Set
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import NoReturn
 
@@ -43,12 +43,12 @@ from companions.device_transfer.certificates import (
     load_trust,
     parse_certificate,
     parse_common_name,
-    parse_revocation_list,
     parse_timestamp,
     sign_revocation_list,
     timestamp,
     utc_now,
 )
+from companions.device_transfer.transfer import CLOCK_SKEW
 from companions.terminal import ask_passphrase
 from program import UserError, escaped, flag_type, positive, reason_of, run_program
 from protocol_fsm import ProtocolError
@@ -56,6 +56,7 @@ from protocol_fsm import ProtocolError
 NAME = "device-transfer-ca"
 CERTIFICATE_DAYS = 365
 LIST_DAYS = 7
+SERIAL = re.compile("[0-9a-f]{16}")
 MAX_PASSPHRASE = 1_023  # bytes that OpenSSL takes
 
 Ask = Callable[[str], str]  # is given a prompt, and returns what is typed
@@ -92,9 +93,10 @@ def issue(
     ask: Ask | None = None,
 ) -> Certificate:
     """Make an identity in PKI/COMMON_NAME; a passphrase encrypts its key. Raises UserError."""
-    begin = not_before or utc_now()
+    now = utc_now()
+    begin = not_before or now - CLOCK_SKEW  # for ends whose clocks are behind
     serial = secrets.token_hex(8)
-    end = not_after or _after(begin, days)
+    end = not_after or _after(not_before or now, days)
     if end < begin:
         raise UserError(f"a certificate cannot end at {timestamp(end)}, before it begins")
     folder = pki / _checked_name(common_name)
@@ -134,14 +136,12 @@ def _forget(record: Path, folder: Path) -> None:
 def revoke(pki: Path, who: str, *, ask: Ask | None = None) -> RevocationList:
     """Revoke the certificate of this serial or common name, in a new list. Raises UserError."""
     issued = issued_certificates(pki)
-    serials = [one.serial for one in issued if one.serial == who]
-    if not serials:
-        serials = [one.serial for one in issued if one.common_name == who]
+    serials = [one.serial for one in issued if who in (one.serial, one.common_name)]
     if not serials:
         raise UserError(f"no certificate of {pki} has the serial or the name {who!r}")
     if len(serials) > 1:
         raise UserError(f"give one of the serials of {who!r}: {', '.join(serials)}")
-    if serials[0] in revoked_serials(pki) & _published(pki)[1]:
+    if serials[0] in _listed_serials(pki):
         raise UserError(f"{who!r} is revoked already")
     trust, key = _authority(pki, ask)
     with _locked(pki):
@@ -157,8 +157,14 @@ def refresh(pki: Path, days: int = LIST_DAYS, *, ask: Ask | None = None) -> Revo
 
 
 def _publish(pki: Path, key: PrivateKey, issuer: str, days: int) -> RevocationList:
-    """Replace the list by one with all revoked serials and the next number."""
-    number = max(_last_number(pki), _published(pki)[0]) + 1
+    """Replace the list by one with all revoked serials and the next number.
+
+    All that the list before had stay revoked, even if the folder was restored from an older copy.
+    """
+    before = _published(pki)
+    number = max(_last_number(pki), before.number if before else 0) + 1
+    for serial in _listed_serials(pki):
+        (pki / "ca" / "revoked" / serial).touch()
     now = utc_now()
     latest = sign_revocation_list(
         key,
@@ -192,13 +198,13 @@ def issued_certificates(pki: Path) -> list[Certificate]:
 def revoked_serials(pki: Path) -> set[str]:
     """Return the revoked serials; files with other names are not ours. Raises UserError."""
     names = {path.name for path in _files(pki / "ca" / "revoked")}
-    return {name for name in names if re.fullmatch("[0-9a-f]{16}", name)}
+    return {name for name in names if SERIAL.fullmatch(name)} | _listed_serials(pki)
 
 
 def table(pki: Path, now: datetime) -> list[str]:
     """Return lines of at most 79 columns: certificates, and the list. Raises UserError."""
     revoked = revoked_serials(pki)
-    listed = _published(pki)[1]
+    listed = _listed_serials(pki)
     row = "{:<16}  {:<20}  {:<6}  {:<16}  {}".format
     lines = [row("serial", "name", "role", "valid until, UTC", "status")]
     for one in issued_certificates(pki):
@@ -217,9 +223,7 @@ def table(pki: Path, now: datetime) -> list[str]:
     return lines
 
 
-def _status_of(
-    certificate: Certificate, revoked: set[str], listed: frozenset[str], now: datetime
-) -> str:
+def _status_of(certificate: Certificate, revoked: set[str], listed: Set[str], now: datetime) -> str:
     if certificate.serial in revoked:
         return "revoked" if certificate.serial in listed else "revoked, not listed"
     if now > certificate.not_after:
@@ -236,13 +240,18 @@ def _files(folder: Path, suffix: str = "") -> list[Path]:
         raise UserError(f"cannot read {folder}: {reason_of(error)}") from None
 
 
-def _published(pki: Path) -> tuple[int, frozenset[str]]:
-    """Return number and serials of the newest list, however stale; 0 and none if it is lost."""
+def _published(pki: Path) -> RevocationList | None:
+    """Return the newest list that the authority signed, however stale; none if it is lost."""
+    long_ago = datetime.min.replace(tzinfo=timezone.utc)
     try:
-        latest = parse_revocation_list((pki / "revocation_list.json").read_bytes())
-        return latest.number, latest.revoked
-    except (OSError, RevocationListUnusable):
-        return 0, frozenset()
+        return load_trust(pki / "ca", now=lambda: long_ago).revocation_list()
+    except RevocationListUnusable:
+        return None
+
+
+def _listed_serials(pki: Path) -> Set[str]:
+    latest = _published(pki)
+    return latest.revoked if latest else frozenset()
 
 
 def _last_number(pki: Path) -> int:
@@ -266,6 +275,8 @@ def _authority(pki: Path, ask: Ask | None) -> tuple[Trust, PrivateKey]:
 
 def _checked_name(name: str) -> str:
     try:
+        if SERIAL.fullmatch(name):
+            raise ValueError("16 hex digits are a serial, and could revoke another certificate")
         return parse_common_name(name)
     except ValueError as error:
         raise UserError(f"{name!r} will not do: {error}") from None

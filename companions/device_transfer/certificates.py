@@ -2,7 +2,8 @@
 
 Only the loaders at the end touch files. A peer's certificate is judged in the order of [D 7]: form;
 issuer and signature; dates; role; revocation list. The list is read anew each time, so that a
-revocation needs no restart. The highest list number seen is forgotten when the program ends.
+revocation needs no restart, but judged only once: a stranger can make us look at it at any rate.
+The newest list seen is forgotten when the program ends.
 """
 
 from __future__ import annotations
@@ -309,8 +310,7 @@ class Trust:
         self._revocations = revocations
         self.now = now
         self._lock = threading.Lock()
-        self._highest_number = 0
-        self._latest = b""
+        self._latest: RevocationList | None = None  # whose signature and number were right
 
     def check(self, encoded: bytes, role: Role) -> Certificate:
         """Return a valid certificate of that role. Raises a ProtocolError of this module."""
@@ -327,11 +327,14 @@ class Trust:
         The lock includes the fetch, or a thread slow with an older list would see a rollback.
         """
         with self._lock:
-            latest = parse_revocation_list(self._fetch())
-            self._check_list_signature(latest)
-            self._check_list_number(latest)
-            self._check_list_date(latest)
-            return latest
+            encoded = self._fetch()
+            if self._latest is None or self._latest.encoded != encoded:
+                latest = parse_revocation_list(encoded)
+                self._check_list_signature(latest)
+                self._check_list_number(latest)
+                self._latest = latest
+            self._check_list_date(self._latest)
+            return self._latest
 
     def _check_signature(self, certificate: Certificate) -> None:
         if certificate.issuer != self.issuer:
@@ -373,12 +376,10 @@ class Trust:
             raise RevocationListStale(f"a list later than {timestamp(latest.next_update)}", "none")
 
     def _check_list_number(self, latest: RevocationList) -> None:
-        known = self._latest
-        number = self._highest_number
-        if latest.number < number or (latest.number == number and latest.encoded != known):
+        """Compare the number of another list than the one we have."""
+        if self._latest and latest.number <= self._latest.number:
+            number = self._latest.number
             raise RevocationListRolledBack(f"number {number}, and its list", latest.number)
-        self._highest_number = latest.number
-        self._latest = latest.encoded
 
 
 # Files --------------------------------------------------------------------------------------------

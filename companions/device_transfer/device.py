@@ -61,6 +61,7 @@ from companions.device_transfer.protocol import (
 from companions.device_transfer.transfer import (
     MAX_TEXT_BYTES,
     Announcement,
+    ItemKind,
     Manifest,
     Outgoing,
     check_name,
@@ -160,32 +161,36 @@ class Device:
         session.
         """
         content = encode_text(text)
-        return self._send(Announcement("text", "", len(content)), io.BytesIO(content))
+        return self._send("text", "", io.BytesIO(content))
 
     def send_file(self, path: Path, progress: Progress = lambda count: None) -> Manifest:
         """Send a file of any size under its own name, and return its signed manifest.
 
         By then the server has verified and stored it. Raises UserError if nothing was sent, and
-        LocalError outside of a session. A LocalError for a file that changes its size or cannot be
-        read to its end has ended the session, as has a ProtocolError.
+        LocalError outside of a session. A LocalError for a file that is changed meanwhile or cannot
+        be read to its end has ended the session, as has a ProtocolError.
         """
         with open_file(path) as file:
-            size = file.seek(0, io.SEEK_END)
-            file.seek(0)
             try:
-                return self._send(Announcement("file", path.name, size), file, progress)
+                return self._send("file", path.name, file, progress)
             except LocalError as error:
                 raise LocalError(f"{shorten(ascii(path.name), 40)}: {error}") from None
 
     def _send(
-        self, announcement: Announcement, content: BinaryIO, progress: Progress = lambda count: None
+        self,
+        what: ItemKind,
+        name: str,
+        content: BinaryIO,
+        progress: Progress = lambda count: None,
     ) -> Manifest:
         if self.session.state is not State.READY:
             raise LocalError(
                 "there is no session: a Device sends inside its `with`, and not after "
                 "something has ended that"
             )
-        kind = Kind.TEXT if announcement.kind == "text" else Kind.FILE
+        kind = Kind.TEXT if what == "text" else Kind.FILE
+        now = self._trust.now().replace(microsecond=0)
+        announcement = Announcement(what, name, size_of(content), now)
         try:
             self.channel.send(Message(kind, announcement.encode()))
             manifest = self._send_content(Outgoing(announcement), content, progress)
@@ -211,6 +216,7 @@ class Device:
     def _send_content(self, outgoing: Outgoing, content: BinaryIO, progress: Progress) -> Manifest:
         """Send chunks, new keys where they are due, and the signature over all of it."""
         session = self.session
+        version = version_of(content)
         while chunk := read_chunk(content, outgoing.announcement.size - outgoing.size):
             outgoing.take(chunk)
             if session.chunks >= session.rekey_chunks:
@@ -226,6 +232,8 @@ class Device:
             self.recipient,
             self._trust.now(),
         )
+        if version_of(content) != version:  # or half of one version would be signed with the other
+            raise LocalError("it was changed while it was sent")
         signed = sign_manifest(self._identity.private_key, manifest)
         self.channel.send(Message(Kind.MANIFEST, signed))
         return manifest
@@ -262,11 +270,32 @@ def open_file(path: Path) -> BinaryIO:
         if not stat.S_ISREG(mode):
             raise OSError("it is a folder" if stat.S_ISDIR(mode) else "it is no file")
         check_name(path.name)
-        return path.open("rb")
+        file = path.open("rb")
+        try:
+            size_of(file)
+        except OSError:  # as for much of /proc
+            file.close()
+            raise
+        return file
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {os.fspath(path)!a}: {reason_of(error)}") from None
     except ProtocolError as error:
         raise UserError(f"cannot send {os.fspath(path)!a}: {error}") from None
+
+
+def size_of(content: BinaryIO) -> int:
+    """Return the size in bytes, and go to the beginning. Raises OSError where there is none."""
+    size = content.seek(0, io.SEEK_END)
+    content.seek(0)
+    return size
+
+
+def version_of(content: BinaryIO) -> tuple[int, ...]:
+    """Return what changes whenever a file is written to, as finely as its file system counts."""
+    if isinstance(content, io.BytesIO):
+        return ()
+    now = os.fstat(content.fileno())
+    return (now.st_size, now.st_mtime_ns)
 
 
 def read_chunk(content: BinaryIO, left: int) -> bytes:
@@ -321,8 +350,21 @@ def progress_of(path: Path) -> Iterator[Progress]:
         yield bar.update
 
 
+@contextlib.contextmanager
+def listing(left: Sequence[str]) -> Iterator[None]:
+    """Tell at a failure what of a batch is left; the first of it was under way."""
+    try:
+        yield
+    except BaseException:
+        for number, item in enumerate(left):
+            to_stderr(f"{'not sent' if number else 'not acknowledged'}: {item}")
+        raise
+
+
 def send_all(device: Device, texts: Sequence[str], files: Sequence[Path], stop: list[int]) -> None:
     """Send everything, and print a line for each item acknowledged. Signals are put into `stop`."""
+    left = [f"text of {len(text):,} characters" for text in texts]
+    left += [shorten(ascii(path.name), 40) for path in files]
 
     def leave(number: int, _: object) -> None:
         stop.append(number)
@@ -332,14 +374,14 @@ def send_all(device: Device, texts: Sequence[str], files: Sequence[Path], stop: 
         for number in end_signals():
             signal.signal(number, leave)
         print(f"session with {device.recipient} begun", flush=True)
-        for text in texts:
-            device.send_text(text)
-            print(f"text of {len(text):,} characters: acknowledged", flush=True)
-        for path in files:
-            with progress_of(path) as progress:
-                manifest = device.send_file(path, progress)
-            name = shorten(ascii(path.name), 40)
-            print(f"{name}: {manifest.size:,} bytes acknowledged", flush=True)
+        with listing(left):
+            for text in texts:
+                device.send_text(text)
+                print(f"{left.pop(0)}: acknowledged", flush=True)
+            for path in files:
+                with progress_of(path) as progress:
+                    manifest = device.send_file(path, progress)
+                print(f"{left.pop(0)}: {manifest.size:,} bytes acknowledged", flush=True)
     print(f"done: {len(texts) + len(files)} sent and acknowledged")
 
 

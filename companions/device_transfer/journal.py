@@ -213,14 +213,17 @@ def verify(
     folder: Path, trust: Trust, tell: Callable[[int], object] = lambda length: None
 ) -> Iterator[Verdict]:
     """Judge each line of the journal. `tell` is given counts of hashed bytes. Raises UserError."""
+    time_signed = trust.now()
     revocations = _revocations(trust)
+    then = Trust(trust.authority, trust.issuer, lambda: revocations, lambda: time_signed)
     seen: dict[tuple[str, str, int], int] = {}
     recipient = ""  # the server whose journal it is, according to its first good line
     for number, line in enumerate(_lines(folder / JOURNAL), 1):
         entry = None
         try:
             entry = _parse_line(line)
-            remark = _check_certificate(entry, trust, revocations)
+            time_signed = entry.manifest.time
+            remark = _check_certificate(entry, then)
             _check_entry(entry)
             _check_content(folder, entry, tell)
             said = entry.manifest
@@ -272,9 +275,8 @@ WRONG_CERTIFICATES: dict[type[ProtocolError], str] = {
 }
 
 
-def _check_certificate(entry: Entry, trust: Trust, revocations: bytes) -> str:
-    """Compare it with the time in the manifest, and return a remark on its revocation."""
-    then = Trust(trust.authority, trust.issuer, lambda: revocations, lambda: entry.manifest.time)
+def _check_certificate(entry: Entry, then: Trust) -> str:
+    """Check it at the time in the manifest, and return a remark on its revocation."""
     try:
         then.check(entry.certificate.encoded, Role.DEVICE)
     except CertificateRevoked:
@@ -341,16 +343,23 @@ def _hash_file(folder: Path, name: str, tell: Callable[[int], object]) -> tuple[
 
 
 def describe(verdict: Verdict) -> str:
-    """Return a verdict in a line of at most 79 columns, with all but ASCII escaped."""
+    """Return a verdict in a line of at most 79 columns, with all but ASCII escaped.
+
+    A second line says where the content is, if not under the name that was signed.
+    """
     outcome = verdict.problem or ", ".join(filter(None, ["ok", verdict.remark]))
     if verdict.entry is None:
         return f"{f'line {verdict.line}':58} {outcome}"
     said = verdict.entry.manifest
     name = shorten(json.dumps(said.name)[1:-1], 15)
-    return (
+    line = (
         f"{timestamp(said.time)[:16]} {shorten(ascii(said.sender)[1:-1], 11):11} {said.kind:4}"
         f" {name:15} {_in_columns(said.size):>8} {outcome}"
     )
+    stored_as = verdict.entry.stored_as
+    if stored_as in ("", said.name):
+        return line
+    return f"{line}\n{'':34}stored as {shorten(json.dumps(stored_as), 35)}"
 
 
 def _in_columns(size: int) -> str:

@@ -41,14 +41,20 @@ def storing(what: str) -> Iterator[None]:
 
 
 class Store:
-    """A folder, made with mode 0700 if there is none. Any thread may use it. Raises UserError."""
+    """A folder that only its owner can write, made with mode 0700 if there is none.
+
+    Any thread may use it. Raises UserError.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder.absolute()
         try:
             self.folder.mkdir(mode=0o700, exist_ok=True)
+            mode = self.folder.stat().st_mode
         except OSError as error:
             raise UserError(f"cannot keep files in {folder}: {reason_of(error)}") from None
+        if os.name == "posix" and mode & 0o022:  # they could swap what is being verified
+            raise UserError(f"others can write {folder}; make it yours: chmod go-w {folder}")
 
     def clean(self) -> int:
         """Remove the files that a killed server has left, and count them. Raises UserError."""

@@ -41,7 +41,7 @@ class TooLarge(ProtocolError):
 
 
 class BadManifest(ProtocolError):
-    """A manifest with a good signature that does not describe what came."""
+    """What the sender says of an item does not describe what came, or not when."""
 
 
 class BadManifestSignature(ProtocolError):
@@ -90,22 +90,28 @@ def _is_awkward(letter: str) -> bool:
 
 @dataclass(frozen=True)
 class Announcement:
-    """The content of a TEXT or FILE: `size` in bytes of the chunks to come, the name of a file."""
+    """The content of a TEXT or FILE: `size` in bytes of the chunks to come, the name of a file.
+
+    `time` is the sender's (UTC), so that one whose clock is wrong learns it before it sends.
+    """
 
     kind: ItemKind
     name: str
     size: int
+    time: datetime
 
     def encode(self) -> bytes:
         named = {"name": self.name} if self.kind == "file" else {}
-        return canonical({**named, "size": self.size})
+        return canonical({**named, "size": self.size, "time": timestamp(self.time)})
 
 
 def parse_announcement(kind: ItemKind, body: bytes) -> Announcement:
     """Return the content of a TEXT or FILE, with its name unchecked. Raises BadPayload."""
     named = {"name": str} if kind == "file" else {}
-    members = _parse(body, {**named, "size": int})
-    return Announcement(kind, str(members.get("name", "")), _count(members, "size"))
+    members = _parse(body, {**named, "size": int, "time": str})
+    return Announcement(
+        kind, str(members.get("name", "")), _count(members, "size"), _time(members, "time")
+    )
 
 
 @dataclass(frozen=True)
@@ -143,10 +149,6 @@ def parse_manifest(encoded: bytes) -> Manifest:
     """Return what a manifest claims, which Incoming has to check. Raises BadPayload."""
     members = _parse(encoded, TYPES)
     text = {name: str(value) for name, value in members.items()}
-    try:
-        time = parse_timestamp(text["time"])
-    except ValueError:
-        raise BadPayload("a time in UTC", ascii(text["time"][:40])) from None
     if text["kind"] not in ("text", "file"):
         raise BadPayload("kind text or file", ascii(text["kind"][:40]))
     for member, digits in (("digest", 64), ("session", 32)):
@@ -157,7 +159,7 @@ def parse_manifest(encoded: bytes) -> Manifest:
         text["name"],
         _count(members, "size"),
         text["digest"],
-        time,
+        _time(members, "time"),
         text["session"],
         _count(members, "number"),
         text["sender"],
@@ -177,6 +179,13 @@ def _count(members: dict[str, object], name: str) -> int:
     if not isinstance(value, int) or value < 0:
         raise BadPayload(f"{name} of 0 or more", value)
     return value
+
+
+def _time(members: dict[str, object], name: str) -> datetime:
+    try:
+        return parse_timestamp(str(members[name]))
+    except ValueError:
+        raise BadPayload("a time in UTC", ascii(str(members[name])[:40])) from None
 
 
 def sign_manifest(key: PrivateKey, manifest: Manifest) -> bytes:
@@ -240,7 +249,8 @@ class Incoming:
     """A text or file that the server counts and hashes, and then compares with the manifest.
 
     `session` is the session id (16 bytes), `number` how many items came before in it, `recipient`
-    our own common name. Raises BadName and TooLarge before the first chunk.
+    our own common name. Raises BadName, TooLarge, and BadManifest for a wrong time, before the
+    first chunk.
     """
 
     def __init__(
@@ -266,6 +276,7 @@ class Incoming:
         self._decoder = codecs.getincrementaldecoder("utf-8")()
         self._check_name()
         self._check_limit(limit_bytes)
+        self._check_time(announcement.time)
 
     @property
     def digest(self) -> bytes:
@@ -294,7 +305,7 @@ class Incoming:
         manifest = parse_manifest(encoded)
         self._check_text(b"", is_last=True)
         self._check_manifest(manifest)
-        self._check_time(manifest)
+        self._check_time(manifest.time)
         return manifest
 
     def _check_name(self) -> None:
@@ -344,18 +355,14 @@ class Incoming:
             if said[member] != value:
                 raise BadManifest(f"{member} {value!a}", ascii(said[member]))
 
-    def _check_time(self, manifest: Manifest) -> None:
-        """Compare the time with our clock, and with the dates of the sender's certificate."""
+    def _check_time(self, time: datetime) -> None:
+        """Compare what the sender says with our clock, and with the dates of its certificate."""
         now = self._now()
         first = self.sender.not_before
         last = self.sender.not_after
-        if not first <= manifest.time <= last:
-            raise BadManifest(
-                f"time {timestamp(first)} to {timestamp(last)}", timestamp(manifest.time)
-            )
+        if not first <= time <= last:
+            raise BadManifest(f"time {timestamp(first)} to {timestamp(last)}", timestamp(time))
         if now.replace(microsecond=0) > last:  # or an expired device could backdate
             raise BadManifest(f"time of coming until {timestamp(last)}", timestamp(now))
-        if abs(now - manifest.time) > CLOCK_SKEW:
-            raise BadManifest(
-                f"time {timestamp(now)}, or 10 minutes from it", timestamp(manifest.time)
-            )
+        if abs(now - time) > CLOCK_SKEW:
+            raise BadManifest(f"time {timestamp(now)}, or 10 minutes from it", timestamp(time))

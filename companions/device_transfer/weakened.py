@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Sequence
+from datetime import datetime
 from types import TracebackType
 from typing import Any, NamedTuple
 
@@ -227,8 +228,8 @@ class NoManifest(Incoming):
 
 
 class NoManifestTime(Incoming):
-    def _check_time(self, manifest: Manifest) -> None:
-        """Take a manifest of any time."""
+    def _check_time(self, time: datetime) -> None:
+        """Take an announcement or a manifest of any time."""
 
 
 class NoVerifyFirst(Store):
@@ -270,8 +271,7 @@ class LoopbackServer(Server):
         self, identity: Any, trust: Any, folder: Any, host: str = HOST, *rest: Any, **options: Any
     ) -> None:
         """Refuse every host but this one. Raises UserError."""
-        require_loopback(host)
-        super().__init__(identity, trust, folder, host, *rest, **options)
+        super().__init__(identity, trust, folder, require_loopback(host), *rest, **options)
 
 
 class LoopbackDevice(Device):
@@ -285,8 +285,7 @@ class LoopbackDevice(Device):
         **options: Any,
     ) -> None:
         """Refuse every host but this one. Raises UserError."""
-        require_loopback(host)
-        super().__init__(identity, trust, recipient, host, *rest, **options)
+        super().__init__(identity, trust, recipient, require_loopback(host), *rest, **options)
 
 
 # Names --------------------------------------------------------------------------------------------

@@ -108,8 +108,11 @@ class Stage(Crew):
                     missing.discard((who, pattern))
 
     def leave(self, name: str, wanted: int = 0) -> None:
-        """Let a node leave, and check its exit code."""
-        self.type(name, "quit")
+        """End a node's input, and check its exit code."""
+        show(name, "> (end of the input)")
+        stdin = self.processes[name].stdin
+        if stdin:
+            stdin.close()
         self.await_end(name, wanted)
 
     def await_end(self, name: str, wanted: int) -> None:

@@ -7,9 +7,13 @@ in the file `known_peers`, which only a person removes.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import os
 import re
+import secrets
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
@@ -70,10 +74,25 @@ def load_identity(folder: Path, ask: Callable[[str], str]) -> tuple[Identity, bo
             return Identity(read_private(path, ask)), False
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         key = new_identity()
-        write_private(path, key)
+        _write_whole(path, key)
     except OSError as error:
         raise UserError(f"cannot make {path}: {reason_of(error)}") from None
     return Identity(key), True
+
+
+def _write_whole(path: Path, key: PrivateKey) -> None:
+    """Write a private key whole or not at all, and over no other. Raises OSError."""
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial")
+    try:
+        write_private(partial, key)
+        try:
+            os.link(partial, path)  # unless another program has just made one
+        except FileExistsError:
+            raise
+        except (OSError, AttributeError):  # no hard links here
+            partial.rename(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 class Trust:
@@ -127,35 +146,81 @@ class Trust:
 
 # The file -----------------------------------------------------------------------------------------
 
-LINE = re.compile(r"([^\s#]{1,64}) ([0-9a-f]{64})")
+NAME = re.compile(r"[^\s#]{1,64}")
+DIGITS = re.compile("[0-9a-f]{64}")
+
+
+def peer_name(text: str) -> str:
+    """Return a name that known_peers can hold, in one way of writing (NFC). Raises ValueError."""
+    name = unicodedata.normalize("NFC", text)
+    if not NAME.fullmatch(name) or not name.isprintable():
+        raise ValueError(text)
+    return name
+
+
+def peer_fingerprint(text: str) -> str:
+    """Return 64 hex digits, in small letters and without the spaces in them. Raises ValueError."""
+    digits = "".join(text.split()).lower()
+    if not DIGITS.fullmatch(digits):
+        raise ValueError(text)
+    return digits
 
 
 def known_peers(path: Path) -> dict[str, str]:
-    """Return fingerprints by name, from lines of `name fingerprint`. Raises UserError."""
-    known: dict[str, str] = {}
+    """Return fingerprints by name. Raises UserError.
+
+    A line is a name and a fingerprint, with any spaces before, between and in the fingerprint; what
+    follows # is a comment.
+    """
+    return {name: digits for name, (_, digits) in _entries(path).items()}
+
+
+def line_of(path: Path, peer: str) -> int | None:
+    """Return the number of a peer's line, if the file can be read and has one."""
+    with contextlib.suppress(UserError):
+        return _entries(path).get(peer, (None, ""))[0]
+    return None
+
+
+def _entries(path: Path) -> dict[str, tuple[int, str]]:
+    """Return line and fingerprint by name. Raises UserError."""
+    entries: dict[str, tuple[int, str]] = {}
+    for number, line in enumerate(_lines(path), 1):
+        words, _, _ = line.partition("#")
+        if not words.strip():
+            continue
+        first, *rest = words.split()
+        try:
+            name = peer_name(first)
+            digits = peer_fingerprint("".join(rest))
+        except ValueError:
+            raise UserError(f"{path} line {number} is not a name and 64 hex digits") from None
+        if name in entries:
+            raise UserError(f"{path} has {name} twice, in line {entries[name][0]} and {number}")
+        entries[name] = (number, digits)
+    return entries
+
+
+def _lines(path: Path) -> list[str]:
+    """Return the lines of a file that only its owner can write; none without a file. UserError."""
     try:
         for own in (path.parent, path):  # anyone who can write the folder can replace the file
             if not os.path.lexists(own):
-                return known
+                return []
             if os.name == "posix" and own.stat().st_mode & 0o022:
                 raise UserError(f"others can write {own}; make it yours: chmod go-w {own}")
         if not path.is_file():
             raise OSError("it is no file")
-        lines = path.read_text("utf-8-sig").splitlines()
+        return path.read_text("utf-8-sig").splitlines()
     except (OSError, UnicodeError) as error:
         raise UserError(f"cannot read {path}: {reason_of(error)}") from None
-    for number, line in enumerate(lines, 1):
-        if not line.strip():  # editors like to leave one at the end
-            continue
-        match = LINE.fullmatch(line)
-        if not match or match[1] in known:
-            raise UserError(f"{path} line {number} is not a new name and 64 hex digits")
-        known[match[1]] = match[2]
-    return known
 
 
 def remember(path: Path, peer: str, fingerprint: str) -> None:
-    """Add a line to the file (mode 0600), unless it is there. Raises OSError, UserError."""
+    """Add a line, whole or not at all, to the file (mode 0600), unless it is there.
+
+    Raises OSError and UserError.
+    """
     known = known_peers(path).get(peer)
     if known == fingerprint:
         return
@@ -163,5 +228,14 @@ def remember(path: Path, peer: str, fingerprint: str) -> None:
         raise UserError(f"another program has just put another key for {peer} into {path}")
     before = path.read_bytes() if path.exists() else b""
     between = b"" if before.endswith(b"\n") or not before else b"\n"
-    with open(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "ab") as file:
-        file.write(between + f"{peer} {fingerprint}\n".encode())
+    line = between + f"{peer} {fingerprint}\n".encode()
+    file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    with open(file, "ab", buffering=0) as raw:
+        size = os.fstat(file).st_size
+        try:
+            if (raw.write(line) or 0) < len(line):
+                raise OSError(errno.ENOSPC, "")
+            os.fsync(file)
+        except BaseException:  # Ctrl-C too
+            raw.truncate(size)
+            raise

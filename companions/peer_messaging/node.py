@@ -3,16 +3,15 @@
     python -m companions.peer_messaging.node alice --port 5555 --peer bob --at 127.0.0.1:5556
 
 Both nodes run the same program; neither is the server. It sends each line as a text, and prints the
-texts that come; `quit`, or the end of the input, ends it. It exits with 0 when every text has a
-receipt, 1 when some have none, 2 for bad input, 3 if the port is taken, 130 after Ctrl-C (143
-after SIGTERM).
+texts that come; the end of the input ends it, and so does `quit` at a terminal. It exits with 0
+when every text has a receipt, 1 when some have none, 2 for bad input, 3 if the port is taken, 130
+after Ctrl-C (143 after SIGTERM).
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import re
 import signal
 import socket
 import sys
@@ -24,11 +23,19 @@ from pathlib import Path
 
 import zmq
 
-from companions.peer_messaging.identity import Identity, Trust, known_peers, load_identity, remember
+from companions.peer_messaging.identity import (
+    Identity,
+    Trust,
+    known_peers,
+    load_identity,
+    peer_fingerprint,
+    peer_name,
+    remember,
+)
 from companions.peer_messaging.peer import Event, Limits, Peer
 from companions.peer_messaging.protocol import MAX_MESSAGE, Kind, Session
-from companions.peer_messaging.talk import Input, Screen, Talk, columns, line_in
-from companions.terminal import ask_passphrase
+from companions.peer_messaging.talk import Screen, Talk, line_in
+from companions.terminal import ask_passphrase, bold, is_interactive, reading_lines
 from endpoint import HOST
 from program import (
     NoConnection,
@@ -211,22 +218,8 @@ class Node:
 # The program --------------------------------------------------------------------------------------
 
 
-def peer_name(text: str) -> str:
-    """Return a name that known_peers can hold. Raises ValueError."""
-    if not re.fullmatch(r"[^\s#]{1,64}", text) or not text.isprintable():
-        raise ValueError(text)
-    return text
-
-
-peer_name.__name__ = "name without spaces or #"  # for argparse, which quotes it
-
-
-def fingerprint(text: str) -> str:
-    """Return 64 hex digits, without the spaces between them. Raises ValueError."""
-    digits = "".join(text.split()).lower()
-    if not re.fullmatch("[0-9a-f]{64}", digits):
-        raise ValueError(text)
-    return digits
+peer_name.__name__ = "name without spaces or #"  # for argparse, which quotes these
+peer_fingerprint.__name__ = "fingerprint of 64 hex digits"
 
 
 def peer_address(text: str) -> tuple[str, int]:
@@ -291,7 +284,7 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument(
         "--pin",
-        type=fingerprint,
+        type=peer_fingerprint,
         metavar="FINGERPRINT",
         help="of the peer's key: 64 hex digits, in quotes if with spaces",
     )
@@ -321,7 +314,8 @@ def main() -> int:
     options = parse()
     known = options.folder / "known_peers"
     identity, is_new = load_identity(options.folder, ask_passphrase)
-    screen = Screen(options.peer, known, verbose=options.verbose, width=columns())
+    emphasize = bold if is_interactive() else str
+    screen = Screen(options.peer, known, verbose=options.verbose, emphasize=emphasize)
     introduce(screen, identity, is_new)
     trust = load_trust(known, options.peer, options.pin or "", pinned_only=options.pinned_only)
     if trust.pinned:
@@ -339,9 +333,8 @@ def main() -> int:
         ours = "{}:{}".format(*node.address)
         theirs = "{}:{}".format(*options.at)
         screen.notice(f"listening on {ours}; {options.peer} should be at {theirs}")
-        lines = Input(sys.stdin.fileno(), sys.stdin.encoding, talk.happenings.put)
-        lines.start()
-        talk.run(node, lines.taken)
+        with reading_lines(talk.happenings.put) as taken:
+            talk.run(node, taken)
     return talk.finish()
 
 

@@ -47,6 +47,7 @@ class Limits:
     lifetime_s: float = 3_600.0  # of a session, until the next one replaces it
     max_waiting: int = 100  # texts that wait for a session, or for receipts of earlier texts
     max_under_way: int = 100  # texts without a receipt
+    hellos: int = 3  # without an answer, until a person should know
 
 
 class Event(NamedTuple):
@@ -55,7 +56,8 @@ class Event(NamedTuple):
     met: a session has begun; `text` is the peer's fingerprint, `number` 1 at the first contact.
     text, sent: `text` came, or went out as `number`. receipt: `number` has arrived. unconfirmed: a
     session ended before that was known. refused: `error` says why a message was dropped. ended:
-    `error` says why the session is over; None if a newer one has replaced it.
+    `error` says why the session is over; None if a newer one has replaced it. unanswered: `number`
+    HELLOs had no answer.
     """
 
     what: str
@@ -103,6 +105,7 @@ class Peer:
         self._asked = 0.0
         self._next_hello = 0.0
         self._pause = limits.hello_s
+        self._in_vain = 0  # HELLOs without an answer and without a session
         self._hellos: dict[bytes, float] = {}  # digests of accepted ones, and when to forget them
         self._waiting: deque[tuple[int, str]] = deque()  # texts, by our own numbers
         self._numbers: dict[int, int] = {}  # of texts without a receipt, by sequence number
@@ -180,6 +183,10 @@ class Peer:
         return is_old and session.role is Role.INITIATOR
 
     def _begin(self, now: float) -> bytes:
+        if self._in_vain == self.limits.hellos:
+            self._tell(Event("unanswered", number=self._in_vain))
+        if self._session is None:
+            self._in_vain += 1
         self._pending = self._new(Role.INITIATOR)
         self._pending_since = now
         self._next_hello = now + self._pause
@@ -260,6 +267,7 @@ class Peer:
         if session is self._session:
             self._heard = self._timer()
         if message.kind is Kind.REPLY:
+            self._in_vain = 0
             return [session.seal(Message(Kind.CONFIRM))]
         if message.kind is Kind.CONFIRM:
             welcome = session.seal(Message(Kind.WELCOME))
@@ -288,6 +296,7 @@ class Peer:
         self._begun = self._timer()
         self._heard = self._begun
         self._pause = self.limits.hello_s
+        self._in_vain = 0
         is_first = self.trust.pin(session.peer_key)
         self._tell(Event("met", fingerprint_of(session.peer_key), int(is_first)))
 

@@ -6,20 +6,17 @@ Talk is told what happened, and asks a node to say texts.
 
 from __future__ import annotations
 
-import codecs
 import contextlib
 import queue
 import shutil
 import textwrap
-import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
-from unicodedata import east_asian_width
 
-from companions.peer_messaging.identity import IdentityChanged, grouped
+from companions.peer_messaging.identity import IdentityChanged, grouped, line_of
 from companions.peer_messaging.peer import Event
 from companions.peer_messaging.protocol import PeerAway, PeerLeft, Reason, Untimely
 from program import escaped, to_stderr
@@ -39,12 +36,11 @@ def shorten(text: str) -> str:
 
 
 def padded(text: str) -> str:
-    """Return a text with NUL after each letter that may take two columns."""
-    return "".join(f"{letter}\0" if may_be_wide(letter) else letter for letter in text)
+    """Return a text with NUL after each letter that may take two columns.
 
-
-def may_be_wide(letter: str) -> bool:
-    return letter > "~" and east_asian_width(letter) in "AFW"
+    Those are all but ASCII: terminals disagree on the others, and change their minds.
+    """
+    return "".join(letter if letter.isascii() else f"{letter}\0" for letter in text)
 
 
 def columns() -> int:
@@ -60,7 +56,8 @@ class Screen:
     """Puts events into words, in lines of at most 79 columns.
 
     Our own words begin with `* ` or `!!! `, a text with the peer's name, and its further lines with
-    spaces, so that no text can look like our own words.
+    spaces, so that no text can look like our own words. `emphasize` marks our own words, too: a
+    terminal that is made narrower breaks lines that stand there already, where it likes.
     """
 
     def __init__(
@@ -69,8 +66,9 @@ class Screen:
         known: Path,
         *,
         verbose: bool = False,
-        width: int = COLUMNS,
+        width: Callable[[], int] = columns,
         show: Callable[[str], object] = print_now,
+        emphasize: Callable[[str], str] = str,
     ) -> None:
         self.peer = peer
         self.known = known
@@ -78,30 +76,35 @@ class Screen:
         self._verbose = verbose
         self._width = width
         self._show = show
+        self._emphasize = emphasize
         self._has_been_here = False
         self._came = 0
         self._refused: Counter[str] = Counter()
         self._alarms: set[str] = set()
 
     def notice(self, sentence: str) -> None:
-        self._fill("* ", sentence, "  ")
+        self._show(self._emphasize(self._filled("* ", sentence, "  ")))
 
     def alarm(self, *sentences: str) -> None:
         for sentence in sentences:
-            self._fill("!!! ", sentence, "!!! ")
+            self._show(self._emphasize(self._filled("!!! ", sentence, "!!! ")))
 
     def fingerprint(self, fingerprint: str) -> None:
         """Show a fingerprint in a line of its own, all 79 columns of it."""
-        self._fill("", grouped(fingerprint), "")
+        self._show(self._emphasize(self._filled("", grouped(fingerprint), "")))
 
-    def _fill(self, first: str, text: str, rest: str, *, whole: bool = False) -> None:
-        """Show a text in lines that begin with `first`, then `rest`; `whole` keeps its spaces."""
-        first = padded(first)
-        text = padded(text)
-        if len(first) > self._width // 2:  # a long name has to be broken too
+    def text(self, event: Event) -> None:
+        self._came += 1
+        self._show(self._filled(f"{self.peer}: ", event.text, "    ", whole=True))
+
+    def _filled(self, first: str, text: str, rest: str, *, whole: bool = False) -> str:
+        """Return a text in lines that begin with `first`, then `rest`; `whole` keeps its spaces."""
+        first = padded(escaped(first))
+        text = padded(escaped(text))
+        width = self._width()
+        if len(first) > width // 2:  # a long name has to be broken too
             text = first + text
             first = ""
-        width = self._width
         if "\0" in first + text:  # a wide letter ends the line, its NUL may begin the next
             width -= 1
         lines = textwrap.fill(
@@ -112,7 +115,7 @@ class Screen:
             drop_whitespace=not whole,
             break_on_hyphens=False,
         )
-        self._show(lines.replace("\0", ""))
+        return lines.replace("\0", "")
 
     def met(self, event: Event) -> None:
         if event.number:
@@ -132,10 +135,6 @@ class Screen:
             self.notice(f"{self.peer} is here")
         self.is_here = True
         self._has_been_here = True
-
-    def text(self, event: Event) -> None:
-        self._came += 1
-        self._fill(f"{self.peer}: ", escaped(event.text), "    ", whole=True)
 
     def ended(self, event: Event) -> None:
         """Say why a session is over; of a newer one that replaces it, `met` will speak."""
@@ -164,6 +163,13 @@ class Screen:
 
     def waiting(self, number: int) -> None:
         self.notice(f"{self.peer} is not here; text {number}, and what follows it, waits")
+
+    def unanswered(self, hellos: int) -> None:
+        self.notice(
+            f"{self.peer} has answered none of {hellos} HELLOs. Is its node running? Its --at has "
+            f"to name our --port, and our --at its --port. If it refuses us, its own screen says "
+            "so, and nobody tells us"
+        )
 
     def refused(self, error: ProtocolError) -> None:
         """Count refusals; say those that a person has to act on, the first time."""
@@ -206,61 +212,8 @@ class Screen:
 
 def line_in(known: Path, peer: str) -> str:
     """Name the line of a peer in known_peers, for a person who may have to remove it."""
-    with contextlib.suppress(OSError, UnicodeError):
-        for number, line in enumerate(known.read_text("utf-8-sig").splitlines(), 1):
-            if line.startswith(f"{peer} "):
-                return f"line {number} of {known}"
-    return f"its line in {known}"
-
-
-# From the keyboard --------------------------------------------------------------------------------
-
-MAX_LINE = 65_536  # characters of a line that are kept; a text has fewer
-READ_AHEAD = 1_000  # lines
-
-
-class Input(threading.Thread):
-    """Reads lines, and hands each to `take`; the end, or `quit`, as an empty one.
-
-    A thread, as Windows cannot wait for a terminal and anything else at once. It reads past
-    Python's buffer, whose lock a waiting thread would hold at the end of the program.
-    """
-
-    def __init__(self, descriptor: int, encoding: str, take: Callable[[str], object]) -> None:
-        super().__init__(daemon=True)
-        self._descriptor = descriptor
-        self._take = take
-        self._decoder = codecs.getincrementaldecoder(encoding)("replace")
-        self._permits = threading.Semaphore(READ_AHEAD)
-
-    def taken(self) -> None:
-        """Say that a line has been dealt with, so that another may be read."""
-        self._permits.release()
-
-    def run(self) -> None:
-        for line in self._lines():
-            if line.strip() == "quit":
-                break
-            if line.strip():
-                self._permits.acquire()
-                self._take(line.rstrip("\r"))
-        self._take("")
-
-    def _lines(self) -> Iterator[str]:
-        left = ""
-        for piece in self._pieces():
-            *lines, left = (left + piece).split("\n")
-            yield from lines
-            left = left[:MAX_LINE]
-        yield left + self._decoder.decode(b"", True)
-
-    def _pieces(self) -> Iterator[str]:
-        with (
-            contextlib.suppress(OSError),
-            open(self._descriptor, "rb", buffering=0, closefd=False) as stream,
-        ):
-            while data := stream.read(65_536):
-                yield self._decoder.decode(data)
+    number = line_of(known, peer)
+    return f"line {number} of {known}" if number else f"its line in {known}"
 
 
 # Between a person and a node ----------------------------------------------------------------------
@@ -365,6 +318,8 @@ class Talk:
             self._sent += 1
         elif event.what == "ended":
             self._screen.ended(event)
+        elif event.what == "unanswered":
+            self._screen.unanswered(event.number)
         elif event.what == "refused" and event.error:
             self._screen.refused(event.error)
         elif event.what == "receipt":

@@ -214,9 +214,8 @@ class LoopbackNode(Node):
         **options: Any,
     ) -> None:
         """Refuse every host but this one. Raises UserError."""
-        require_loopback(host)
-        require_loopback(at[0])
-        super().__init__(identity, trust, at, host, *rest, **options)
+        theirs = (require_loopback(at[0]), at[1])
+        super().__init__(identity, trust, theirs, require_loopback(host), *rest, **options)
 
 
 # Names --------------------------------------------------------------------------------------------

@@ -50,8 +50,8 @@ OTHER = {D2S: S2D, S2D: D2S}
 REKEY_CHUNKS = 3
 
 BODIES: Mapping[Kind, bytes] = {  # one that is legal; what a session builds itself has none here
-    Kind.TEXT: b'{"size":4}',
-    Kind.FILE: b'{"name":"a.png","size":4}',
+    Kind.TEXT: b'{"size":4,"time":"2026-01-31T12:00:00Z"}',
+    Kind.FILE: b'{"name":"a.png","size":4,"time":"2026-01-31T12:00:00Z"}',
     Kind.CHUNK: b"data",
     Kind.MANIFEST: bytes(300),
     Kind.ACK: bytes(32),

@@ -210,6 +210,8 @@ def test_weakened_endpoints_refuse_every_address_but_loopback(pki: Pki, tmp_path
         parts.device(pki.people[VICTIM], trust, SERVER, "192.0.2.1")
     with pytest.raises(UserError, match="loopback only"):
         parts.server(pki.people[SERVER], trust, tmp_path, "0.0.0.0")
+    device = parts.device(pki.people[VICTIM], trust, SERVER, "localhost", 1)
+    assert device._address == ("127.0.0.1", 1), "the name is not looked up again"
 
 
 def test_a_rule_that_does_not_exist_is_the_users_fault() -> None:

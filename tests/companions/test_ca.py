@@ -6,6 +6,7 @@ import functools
 import getpass
 import itertools
 import os
+import re
 import shutil
 import sys
 import threading
@@ -28,6 +29,7 @@ from companions.device_transfer.certificates import (
     parse_certificate,
     parse_revocation_list,
 )
+from companions.device_transfer.transfer import CLOCK_SKEW
 from companions.terminal import ask_passphrase
 from program import UserError
 from tests.house import ROOT, modules_imported
@@ -100,7 +102,7 @@ def test_a_new_authority_has_a_first_list_and_issues_what_is_trusted(pki: Path) 
         made = ca.issue(pki, name, role)
         identity = load_identity(pki / name, lambda prompt: pytest.fail("asked"))
         assert identity.certificate == made == trust.check(made.encoded, role)
-        assert made.not_after - made.not_before == 365 * DAY
+        assert made.not_after - made.not_before == 365 * DAY + CLOCK_SKEW
         assert load_trust(pki / name).check(made.encoded, role) == made
         assert (pki / "ca" / "issued" / f"{made.serial}.json").read_bytes() == made.encoded
 
@@ -235,14 +237,80 @@ def test_what_cannot_be_revoked_is_said_and_no_list_is_made(pki: Path) -> None:
     assert ca.revoke(pki, serials[1]).number == 3
 
 
-@pytest.mark.parametrize("content", [None, b"", b"{}"])
-def test_a_missing_or_broken_list_counts_as_number_0_without_serials(
-    tmp_path: Path, content: bytes | None
+@pytest.mark.parametrize("content", ["none", "empty", "broken", "forged"])
+def test_a_list_that_says_nothing_is_replaced_by_the_next(
+    tmp_path: Path, pki: Path, content: str
 ) -> None:
     """So that an authority that has lost its list can revoke again, in a new one."""
-    if content is not None:
-        (tmp_path / "revocation_list.json").write_bytes(content)
-    assert ca._published(tmp_path) == (0, frozenset())
+    phone = ca.issue(pki, "phone", Role.DEVICE)
+    ca.create(tmp_path / "other", "test-ca")
+    ca.issue(tmp_path / "other", "victim", Role.DEVICE)
+    forged = ca.revoke(tmp_path / "other", "victim").encoded
+    path = pki / "revocation_list.json"
+    path.unlink()
+    if content != "none":
+        path.write_bytes({"empty": b"", "broken": b"{}", "forged": forged}[content])
+    latest = ca.revoke(pki, "phone")
+    assert (latest.number, latest.revoked) == (2, frozenset([phone.serial]))
+
+
+@pytest.mark.parametrize("command", ["refresh", "revoke"])
+def test_an_older_copy_of_the_folder_takes_back_no_revocation(pki: Path, command: str) -> None:
+    """Somebody restores the authority from a backup, but the list is published already."""
+    phone = ca.issue(pki, "phone", Role.DEVICE)
+    other = ca.issue(pki, "other", Role.DEVICE)
+    shutil.copytree(pki / "ca", pki / "backup")
+    ca.refresh(pki)
+    number = ca.revoke(pki, "phone").number
+    shutil.rmtree(pki / "ca")
+    (pki / "backup").rename(pki / "ca")
+    assert statuses(pki)["phone"] == "revoked"
+    with pytest.raises(UserError, match="revoked already"):
+        ca.revoke(pki, "phone")
+    latest = ca.refresh(pki) if command == "refresh" else ca.revoke(pki, "other")
+    assert latest.number == number + 1
+    assert latest.revoked == {phone.serial} | ({other.serial} if command == "revoke" else set())
+    (pki / "revocation_list.json").unlink()
+    assert phone.serial in ca.refresh(pki).revoked, "and the folder knows it from now on"
+
+
+def test_a_name_cannot_be_taken_for_a_serial(pki: Path) -> None:
+    """`revoke` takes both, and must never hit another certificate than was meant."""
+    serial = ca.issue(pki, "phone", Role.DEVICE).serial
+    before = tree(pki)
+    with pytest.raises(UserError, match="16 hex digits are a serial"):
+        ca.issue(pki, serial, Role.DEVICE)
+    with pytest.raises(UserError, match="16 hex digits are a serial"):
+        ca.create(pki / "inner", serial)
+    assert tree(pki) == before
+
+
+def test_a_name_and_a_serial_that_are_the_same_are_told_apart_by_a_person(
+    pki: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An authority of before this rule may have issued such a name."""
+    serial = ca.issue(pki, "phone", Role.DEVICE).serial
+    monkeypatch.setattr(ca, "SERIAL", re.compile("never"))
+    other = ca.issue(pki, serial, Role.DEVICE).serial
+    monkeypatch.undo()
+    before = tree(pki)
+    with pytest.raises(UserError, match=f"give one of the serials of '{serial}'"):
+        ca.revoke(pki, serial)
+    assert tree(pki) == before
+    assert ca.revoke(pki, other).revoked == {other}
+
+
+@pytest.mark.parametrize("behind", [timedelta(seconds=20), CLOCK_SKEW - timedelta(seconds=9)])
+def test_a_fresh_certificate_is_good_where_the_clock_is_a_little_behind(
+    pki: Path, behind: timedelta
+) -> None:
+    made = ca.issue(pki, "phone", Role.DEVICE, days=1)
+    moment = datetime.now(timezone.utc) - behind
+    trust = load_trust(pki / "phone", now=lambda: moment)
+    assert trust.check(made.encoded, Role.DEVICE) == made
+    begins = datetime(2030, 1, 1, tzinfo=timezone.utc)
+    later = ca.issue(pki, "later", Role.DEVICE, days=2, not_before=begins)
+    assert (later.not_before, later.not_after) == (begins, begins + 2 * DAY), "as it was asked for"
 
 
 def test_two_programs_do_not_make_a_list_at_the_same_time(pki: Path) -> None:
@@ -421,7 +489,7 @@ def test_the_commands_make_what_the_functions_make(
     assert (phone.issuer, phone.role, phone.not_after - phone.not_before) == (
         "school",
         Role.DEVICE,
-        2 * DAY,
+        2 * DAY + CLOCK_SKEW,
     )
     assert (home.role, home.not_before.year, home.not_after.year) == (Role.SERVER, 2020, 2021)
     latest = parse_revocation_list((pki / "revocation_list.json").read_bytes())

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from companions.asymmetric import PrivateKey, is_signed, public_pem, sign, write_private
 from companions.canonical import canonical, parse_canonical
+from companions.device_transfer import certificates
 from companions.device_transfer.certificates import (
     CERTIFICATE_CONTEXT,
     CERTIFICATE_MEMBERS,
@@ -605,6 +606,38 @@ def test_a_list_is_stale_after_its_next_update(world: World) -> None:
     world.now += SECOND
     with pytest.raises(RevocationListStale):
         world.trust().check(encoded, Role.DEVICE)
+
+
+def test_a_list_is_judged_once_however_many_ask(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stranger can show a recorded certificate at any rate, and a long list is slow to parse."""
+    judged: list[bytes] = []
+
+    def counted(encoded: bytes) -> RevocationList:
+        judged.append(encoded)
+        return parse_revocation_list(encoded)
+
+    monkeypatch.setattr(certificates, "parse_revocation_list", counted)
+    trust = world.trust()
+    encoded = world.certificate()
+    for _ in range(20):
+        trust.check(encoded, Role.DEVICE)
+    assert len(judged) == 1
+    world.publish(2, SERIAL)
+    judged.clear()
+    for _ in range(20):
+        with pytest.raises(CertificateRevoked):
+            trust.check(encoded, Role.DEVICE)
+    assert len(judged) == 1
+    latest = world.listed
+    world.publish(1)
+    with pytest.raises(RevocationListRolledBack):
+        trust.check(encoded, Role.DEVICE)
+    world.listed = latest
+    world.now = NOW + DAY + SECOND
+    with pytest.raises(RevocationListStale):
+        trust.revocation_list()
 
 
 def test_an_older_list_is_not_taken_back(world: World) -> None:

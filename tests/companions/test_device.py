@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import mmap
 import os
 import re
 import signal
@@ -11,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO, NoReturn
@@ -38,6 +40,7 @@ from companions.device_transfer.protocol import (
     UnexpectedKind,
 )
 from companions.device_transfer.server import Server
+from companions.device_transfer.transfer import BadManifest
 from program import NoConnection, UserError, end_signals
 from protocol_fsm import (
     BadPayload,
@@ -49,7 +52,7 @@ from protocol_fsm import (
     Status,
     WrongPeer,
 )
-from tests.companions.helpers import SERVER, World
+from tests.companions.helpers import NOW, SERVER, World
 from tests.companions.network import (
     PATIENCE_S,
     Raw,
@@ -180,6 +183,7 @@ def unix_socket(tmp: Path) -> Path:
         (fifo, "cannot read '.*pipe': it is no file"),
         (unix_socket, "cannot read '.*s': it is no file"),
         (lambda tmp: Path("/dev/zero"), "cannot read '/dev/zero': it is no file"),
+        (lambda tmp: Path("/proc/cpuinfo"), "cannot read '/proc/cpuinfo': "),
         (lambda tmp: tmp / "a" / ("x" * 300), "cannot read"),
         (lambda tmp: tmp / "a\0b" / "x", "cannot read"),
         (lambda tmp: a_file(tmp, "two\nlines"), r"cannot send '.*two\\nlines': BadName"),
@@ -258,6 +262,50 @@ def test_a_file_that_changes_its_size_ends_the_session(
                 device.send_text("too late")
         assert isinstance(records.ends()[0], PeerFailed)
     assert not files_in(tmp_path / "received")
+
+
+def overwrite(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.write(b"other content")
+
+
+def replace_mapped(path: Path) -> None:
+    with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as content:
+        content[-5:] = b"other"
+        content.flush()
+
+
+@pytest.mark.parametrize("change", [overwrite, replace_mapped])
+def test_a_file_that_is_overwritten_meanwhile_is_not_signed(
+    world: World, tmp_path: Path, change: Callable[[Path], None]
+) -> None:
+    """Or the signature would be of half the old content and half the new."""
+    path = a_file(tmp_path, content=bytes(3 * 65_536))
+    os.utime(path, (1_000_000, 1_000_000))
+    with serving(world, tmp_path / "received") as (server, records):
+        with (
+            device_for(world, server) as device,
+            pytest.raises(LocalError, match="it was changed while it was sent"),
+        ):
+            device.send_file(path, lambda count: change(path))
+        assert isinstance(records.ends()[0], PeerFailed)
+    assert not files_in(tmp_path / "received")
+
+
+@pytest.mark.parametrize("minutes", [-11, 11])
+def test_a_device_whose_clock_is_off_learns_it_before_it_sends(
+    world: World, tmp_path: Path, minutes: int
+) -> None:
+    trust = world.trust()
+    trust.now = lambda: NOW + timedelta(minutes=minutes)
+    with serving(world, tmp_path / "received") as (server, records):
+        device = Device(world.device, trust, SERVER, *server.address, timeout_s=10.0)
+        with device, pytest.raises(PeerFailed):
+            device.send_file(a_file(tmp_path, content=bytes(50 * 65_536)))
+        error = records.ends()[0]
+        assert isinstance(error, BadManifest)
+        assert "10 minutes" in str(error)
+        assert not records.of("stored")
 
 
 @posix_only
@@ -658,6 +706,33 @@ def run(monkeypatch: pytest.MonkeyPatch, world: World) -> Iterator[Callable[...,
         signal.signal(number, handler)
 
 
+def test_a_batch_that_stops_lists_what_was_not_sent(
+    run: Callable[..., int],
+    tmp_path: Path,
+    own: tuple[Server, Records],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    files = [a_file(tmp_path, name) for name in ("one.png", "two.png", "three.png", "four.png")]
+
+    class Interrupted(Pace):
+        def __call__(self, count: int) -> None:
+            if self._what == "two.png":
+                signal.raise_signal(signal.SIGINT)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(device_module, "Pace", Interrupted)
+        words = ("--to", SERVER, "--text", "hello", *files)
+        assert run(*words, port=own[0].address[1]) == 130
+    out, err = capsys.readouterr()
+    assert out.splitlines()[-1] == "'one.png': 7 bytes acknowledged"
+    assert err.splitlines() == [
+        "not acknowledged: 'two.png'",
+        "not sent: 'three.png'",
+        "not sent: 'four.png'",
+        "device: stopped; what was not acknowledged may not have arrived",
+    ]
+
+
 def test_the_program_says_what_has_arrived(
     run: Callable[..., int],
     tmp_path: Path,
@@ -764,6 +839,7 @@ def test_ctrl_c_ends_the_program_with_130(
     path = a_file(tmp_path, "c.bin", bytes(300_000))
     assert run("--to", SERVER, path, port=own[0].address[1]) == 130
     assert capsys.readouterr().err == (
+        "not acknowledged: 'c.bin'\n"
         "device: stopped; what was not acknowledged may not have arrived\n"
     )
     assert isinstance(own[1].ends()[0], PeerFailed)

@@ -23,9 +23,11 @@ from hypothesis import strategies as st
 
 from companions.asymmetric import PrivateKey, public_pem
 from companions.canonical import canonical
+from companions.device_transfer import certificates
 from companions.device_transfer import journal as journal_module
 from companions.device_transfer.certificates import (
     Certificate,
+    RevocationList,
     Role,
     Trust,
     issue,
@@ -408,6 +410,41 @@ def test_a_repeated_line_is_noticed(folder: Path, world: World) -> None:
     lines = lines_of(folder)
     (folder / JOURNAL).write_bytes(b"".join([*lines, lines[1]]))
     assert problems(folder, world.trust()) == ["", "", "", "same as line 2"]
+
+
+def test_where_a_file_is_stored_under_another_name_is_shown(folder: Path, world: World) -> None:
+    (folder / "a-2.png").write_bytes(b"picture")
+    entry = world.entry("file", "a.png", b"picture", stored_as="a-2.png")
+    (folder / JOURNAL).write_bytes(entry.encode() + b"\n")
+    verdict = next(verify(folder, world.trust()))
+    first, second = describe(verdict).splitlines()
+    assert first.endswith(" ok")
+    assert second.strip() == 'stored as "a-2.png"'
+    named = replace(entry, stored_as="\x1b\u202e" * 60 + ".png")
+    assert all(len(line) <= 79 for line in describe(Verdict(1, named, "")).splitlines())
+    assert describe(Verdict(1, named, "")).isascii()
+    assert "\x1b" not in describe(Verdict(1, named, ""))
+    assert len(describe(Verdict(1, replace(entry, stored_as="a.png"), "")).splitlines()) == 1
+
+
+def test_a_list_is_judged_once_for_all_lines(
+    folder: Path, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged: list[bytes] = []
+    parse = certificates.parse_revocation_list
+
+    def counted(encoded: bytes) -> RevocationList:
+        judged.append(encoded)
+        return parse(encoded)
+
+    trust = world.trust("0" * 16)
+    monkeypatch.setattr(certificates, "parse_revocation_list", counted)
+    lines = [world.entry("text", "", b"x", number).encode() + b"\n" for number in range(20)]
+    (folder / JOURNAL).write_bytes(b"".join(lines))
+    verdicts = [*verify(folder, trust)]
+    assert {verdict.remark for verdict in verdicts} == {"revoked by now"}
+    assert len(verdicts) == 20
+    assert len(judged) == 2, "as it is today, and for the times of the manifests"
 
 
 def test_a_line_of_another_servers_journal_is_noticed(folder: Path, world: World) -> None:

@@ -189,6 +189,9 @@ def test_weakened_nodes_refuse_every_address_but_loopback(people: dict[str, Iden
     for at, host in ((("192.0.2.1", 5555), "127.0.0.1"), (("127.0.0.1", 5555), "0.0.0.0")):
         with pytest.raises(UserError, match="loopback only"):
             node(people["alice"], Trust("bob"), at, host)
+    with node(people["alice"], Trust("bob"), ("localhost", 5555), "localhost") as weakened:
+        assert weakened.address[0] == "127.0.0.1", "the name is not looked up again"
+        assert weakened._at == ("127.0.0.1", 5555)
 
 
 def test_a_name_of_no_rule_is_the_users_fault() -> None:

@@ -26,7 +26,9 @@ from companions.peer_messaging.identity import (
     fingerprint_of,
     grouped,
     known_peers,
+    line_of,
     load_identity,
+    peer_name,
     remember,
 )
 from program import UserError
@@ -227,6 +229,7 @@ def test_what_is_no_key_of_ours_is_unusable(world: World) -> None:
 
 ONE = "1" * 64
 TWO = "0123456789abcdef" * 4
+ABC = "fedcba9876543210" * 4
 
 
 def test_no_file_knows_nobody(tmp_path: Path) -> None:
@@ -285,33 +288,75 @@ def test_a_name_is_1_to_64_letters_of_any_kind(tmp_path: Path, name: str) -> Non
     assert known_peers(tmp_path / "known_peers") == {name: TWO}
 
 
+NFC = "m\u00fcller"
+NFD = "mu\u0308ller"
+
+
+@pytest.mark.parametrize("name", [NFC, NFD])
+def test_one_name_written_in_two_ways_is_one_peer(tmp_path: Path, name: str) -> None:
+    """A keyboard and a file name may differ in how they write a letter with an accent."""
+    path = tmp_path / "known_peers"
+    path.write_text(f"{name} {ONE}\n", "utf-8")
+    assert known_peers(path) == {NFC: ONE}
+    assert peer_name(NFC) == peer_name(NFD) == NFC
+    assert line_of(path, peer_name(NFD)) == 1
+    remember(path, peer_name(NFD), ONE)
+    assert len(path.read_text("utf-8").splitlines()) == 1
+    path.write_text(f"{NFC} {ONE}\n{NFD} {TWO}\n", "utf-8")
+    with pytest.raises(UserError, match=f"has {NFC} twice, in line 1 and 2"):
+        known_peers(path)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        f"bob {ABC}",
+        f"bob  {ABC}",
+        f" bob\t{ABC} ",
+        f"bob {ABC.upper()}",
+        f"bob {grouped(ABC)}",
+        f"bob\u00a0{ABC}",
+        f"bob {ABC} # since May",
+        f"bob {ABC}#",
+    ],
+)
+def test_a_line_may_be_written_as_people_write(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "known_peers"
+    path.write_text(f"# whom we know\n{line}\n  # and nobody else\n#carol {ONE}\n", "utf-8")
+    assert known_peers(path) == {"bob": ABC}
+    assert line_of(path, "bob") == 2
+    assert line_of(path, "carol") is None
+
+
 @pytest.mark.parametrize(
     "line",
     [
         "bob",
         f" {TWO}",
-        f"bob  {TWO}",
-        f" bob {TWO}",
-        f"bob {TWO} ",
         f"bob {TWO[:-1]}",
         f"bob {TWO}0",
-        f"bob {TWO.upper()}",
-        f"bob\t{TWO}",
         f"bob {'g' * 64}",
-        f"# bob {TWO}",
-        f"#bob {TWO}",
+        f"bob # {TWO}",
         f"a b {TWO}",
         f"{'x' * 65} {TWO}",
-        f"alice {TWO}",
-        f"alice {ONE}",
+        f"b\x1bob {TWO}",
         f"bob {TWO} alice {TWO}",
     ],
 )
 def test_a_line_that_is_not_a_name_and_a_fingerprint_is_named(tmp_path: Path, line: str) -> None:
-    """Also a second line for a name: nobody shall have to guess which of the two counts."""
     path = tmp_path / "known_peers"
     path.write_text(f"alice {ONE}\n{line}\ncarol {ONE}\n", "utf-8")
-    with pytest.raises(UserError, match="known_peers line 2 is not a new name and 64 hex digits"):
+    with pytest.raises(UserError, match="known_peers line 2 is not a name and 64 hex digits"):
+        known_peers(path)
+    assert line_of(path, "alice") is None
+
+
+@pytest.mark.parametrize("digits", [ONE, TWO])
+def test_a_second_line_for_a_name_is_refused(tmp_path: Path, digits: str) -> None:
+    """Nobody should have to guess which of the two counts."""
+    path = tmp_path / "known_peers"
+    path.write_text(f"alice {ONE}\n\nalice {digits}\n")
+    with pytest.raises(UserError, match="has alice twice, in line 1 and 3"):
         known_peers(path)
 
 
@@ -319,9 +364,70 @@ def test_empty_lines_are_skipped_and_counted(tmp_path: Path) -> None:
     path = tmp_path / "known_peers"
     path.write_text(f"\nbob {ONE}\n\n \t\r\ncarol {TWO}\n\n", "utf-8")
     assert known_peers(path) == {"bob": ONE, "carol": TWO}
-    path.write_text(f"\n \nbob {ONE} \n", "utf-8")
-    with pytest.raises(UserError, match="known_peers line 3 is not a new name and 64 hex digits"):
+    assert line_of(path, "carol") == 5
+    path.write_text(f"\n \nbob {ONE} dave\n", "utf-8")
+    with pytest.raises(UserError, match="known_peers line 3 is not a name and 64 hex digits"):
         known_peers(path)
+
+
+# Full disks ---------------------------------------------------------------------------------------
+
+FULL = """
+import resource, sys
+from pathlib import Path
+from companions.peer_messaging import identity
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))
+try:
+    {call}
+except (identity.UserError, OSError) as error:
+    print(error)
+"""
+
+
+def on_a_full_disk(call: str, folder: Path, room: int) -> str:
+    """Return the error of a call in a process none of whose files can outgrow `room` bytes."""
+    words = [sys.executable, "-c", FULL.format(call=call), str(folder), str(room)]
+    done = subprocess.run(words, cwd=ROOT, check=True, timeout=60, text=True, capture_output=True)
+    return done.stdout
+
+
+@posix_only
+@pytest.mark.parametrize("room", [0, 100])
+def test_a_key_for_which_there_is_no_room_leaves_nothing_behind(tmp_path: Path, room: int) -> None:
+    said = on_a_full_disk("identity.load_identity(Path(sys.argv[1]), input)", tmp_path, room)
+    assert said.startswith("cannot make ")
+    assert [*tmp_path.iterdir()] == []
+
+
+@posix_only
+@pytest.mark.parametrize("room", [0, 10])
+def test_a_peer_for_whom_there_is_no_room_leaves_the_others(tmp_path: Path, room: int) -> None:
+    path = tmp_path / "known_peers"
+    path.write_text(f"bob {ONE}")
+    call = f"identity.remember(Path(sys.argv[1]), 'carol', {TWO!r})"
+    assert on_a_full_disk(call, path, path.stat().st_size + room)
+    assert path.read_text() == f"bob {ONE}"
+    remember(path, "carol", TWO)
+    assert known_peers(path) == {"bob": ONE, "carol": TWO}
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+def test_of_two_nodes_that_begin_at_once_one_has_the_key(
+    monkeypatch: pytest.MonkeyPatch, keys: Sequence[PrivateKey], tmp_path: Path, has_links: bool
+) -> None:
+    def another_was_faster() -> PrivateKey:
+        write_private(tmp_path / "identity.pem", keys[0])
+        return keys[1]
+
+    if has_links:
+        monkeypatch.setattr("companions.peer_messaging.identity.new_identity", another_was_faster)
+        with pytest.raises(UserError, match="exists"):
+            load_identity(tmp_path, never_asked)
+    else:
+        monkeypatch.delattr(os, "link")
+        assert load_identity(tmp_path, never_asked)[1]
+    assert [path.name for path in tmp_path.iterdir()] == ["identity.pem"]
+    assert not load_identity(tmp_path, never_asked)[1]
 
 
 @posix_only

@@ -19,7 +19,14 @@ import zmq
 
 from companions.asymmetric import PrivateKey
 from companions.peer_messaging import node as module
-from companions.peer_messaging.identity import Identity, Trust, grouped, known_peers, load_identity
+from companions.peer_messaging.identity import (
+    Identity,
+    Trust,
+    grouped,
+    known_peers,
+    load_identity,
+    peer_fingerprint,
+)
 from companions.peer_messaging.node import Node, address_of, load_trust, main
 from companions.peer_messaging.peer import Event, Limits, Peer
 from companions.peer_messaging.protocol import (
@@ -494,7 +501,7 @@ def test_a_wrong_flag_is_a_sentence(
 
 
 def test_a_fingerprint_may_be_given_as_it_is_shown() -> None:
-    assert module.fingerprint(f" {grouped(PRINT).upper()}\n") == PRINT
+    assert peer_fingerprint(f" {grouped(PRINT).upper()}\n") == PRINT
 
 
 def test_our_own_fingerprint_is_shown_before_anything_can_go_wrong(

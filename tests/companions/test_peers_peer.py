@@ -89,6 +89,7 @@ def test_the_limits_are_those_of_the_document() -> None:
         lifetime_s=3_600.0,
         max_waiting=100,
         max_under_way=100,
+        hellos=3,
     )
 
 
@@ -374,6 +375,35 @@ def test_hellos_become_rare_while_nobody_answers(link: Link) -> None:
         link.time.now += 0.25
         said += [link.time.now - began for message in link.peers[0].tick() if message[0] == 1]
     assert said == [1, 3], "after a session they begin anew"
+
+
+def test_hellos_that_nobody_answers_are_told_once_an_absence(link: Link) -> None:
+    """Ports swapped the wrong way look just like this, and nothing else says so."""
+    for absence in (1, 2):
+        link.told[0].clear()
+        began = link.time.now
+        told = []
+        while link.time.now < began + 40:
+            link.peers[0].tick()
+            told += [link.time.now - began] * len(link.told[0])
+            assert link.told[0] in ([], [Event("unanswered", number=3)])
+            link.told[0].clear()
+            link.time.now += 0.25
+        assert told == [7], absence  # with the fourth HELLO, after 0, 1 and 3 s
+        link.wait(8)
+        assert link.is_one_session()
+        link.restart(0)
+
+
+def test_a_hello_that_was_answered_was_not_in_vain(link: Link) -> None:
+    """Even if the handshake then fails: somebody is there."""
+    for _ in range(6):
+        link.tick(0)
+        link.carry_until(1, Kind.REPLY)
+        link.deliver(0)
+        link.wires[1].clear()  # the CONFIRM
+        link.time.now += 9
+    assert "unanswered" not in {event.what for event in link.told[0]}
 
 
 @pytest.mark.parametrize("stops_after", [Kind.REPLY, Kind.CONFIRM])

@@ -122,8 +122,9 @@ def test_two_strangers_meet_talk_and_leave_and_know_each_other_afterwards(tmp_pa
                     assert (tmp_path / name / file).stat().st_mode & 0o777 == 0o600
         write(alice, "hello \x1b[2J bob\n")
         assert bob.wait_for("^alice: ") == "alice: hello \\x1b[2J bob"
-        write(bob, "hello alice\nquit\n")
+        write(bob, "hello alice\n")
         assert alice.wait_for("^bob: ") == "bob: hello alice"
+        close(bob)
         assert bob.finish() == 0
         alice.wait_for("bob has left")
         close(alice)
@@ -329,7 +330,7 @@ def test_who_is_silent_is_away_and_may_come_back(pair: Pair) -> None:
 
 def test_another_key_is_refused_until_a_person_mends_it(pair: Pair) -> None:
     with pair.both() as (alice, bob):
-        write(bob, "quit\n")
+        close(bob)
         assert bob.finish() == 0
         alice.wait_for("bob has left")
         with pair.start("bob", folder="mallory") as bob:
@@ -406,7 +407,7 @@ CASES = {
     "known_peers that are none": (
         "{tmp}/odd --port 0 --peer bob --at 127.0.0.1:1",
         2,
-        "known_peers line 2 is not a new name and 64 hex digits",
+        "known_peers line 2 is not a name and 64 hex digits",
     ),
     "another pin": (
         "{tmp}/alice --port 0 --peer bob --at 127.0.0.1:1 --pin " + "0" * 64,
@@ -471,24 +472,42 @@ def test_nobody_reads_the_output_or_there_is_no_input(pair: Pair) -> None:
             assert "Fatal" not in done.stderr, (redirection, done.stderr)
 
 
+def test_the_word_quit_in_piped_lines_is_a_text(pair: Pair) -> None:
+    with pair.both() as (alice, bob):
+        write(alice, "one\nquit\nthree\n")
+        close(alice)
+        assert alice.finish() == 0
+        assert alice.lines["out"][-1] == "* over: 3 sent, 0 received"
+        bob.wait_for("^alice: three")
+        assert "alice: quit" in bob.lines["out"]
+
+
 @posix_only
-@pytest.mark.parametrize(("ending", "code"), [("quit\n", 0), ("\x04", 0), ("\x03", 130)])
+@pytest.mark.parametrize(("ending", "code"), [("quit\r", 1), ("\x04", 1), ("\x03", 130)])
 def test_at_a_terminal(pair: Pair, ending: str, code: int) -> None:
+    """One of the texts is too long to be sent, so the exit code is 1."""
     pexpect = pytest.importorskip("pexpect")
     with pair.start("bob") as bob:
         child = pexpect.spawn(
             sys.executable,
             pair.words("alice"),
             cwd=str(ROOT),
+            env={**os.environ, "TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1"},
             encoding="utf-8",
             dimensions=(24, 60),
             timeout=30,
         )
-        child.expect("bob is here")
-        child.send("t\u00fcr\n")
-        bob.wait_for("^alice: t\u00fcr$")
+        child.expect_exact("\x1b[1m!!! bob is here")
+        child.send("t\u00fc")
         write(bob, "hello\n")
         child.expect("bob: hello")
+        child.send("r\r")
+        bob.wait_for("^alice: t\u00fcr$")
+        child.send("\x1b[200~" + "x" * 4_096 + "\nsecond\x1b[201~\r")
+        bob.wait_for("^alice: second$")
+        assert sum(line.count("x") for line in bob.lines["out"] if "xxx" in line) == 4_096
+        child.send("\x1b[200~" + "x" * 5_000 + "\x1b[201~\r")
+        child.expect("a text has 1 to 4,096 bytes, and this one")
         child.send(ending)
         child.expect(pexpect.EOF)
         child.wait()

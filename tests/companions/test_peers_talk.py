@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import queue
 from pathlib import Path
 from typing import Any
-from unicodedata import east_asian_width
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from companions.peer_messaging import talk
 from companions.peer_messaging.identity import IdentityChanged, grouped
@@ -16,14 +15,13 @@ from companions.peer_messaging.peer import Event, Limits
 from companions.peer_messaging.protocol import MessageLost, PeerAway, PeerLeft, Reason, Untimely
 from companions.peer_messaging.talk import (
     MAX_ALARMS,
-    MAX_LINE,
     MAX_UNDER_WAY,
     MAX_UNSEEN,
-    Input,
     Screen,
     Talk,
     columns,
 )
+from companions.terminal import bold
 from program import UserError, escaped
 from protocol_fsm import BadTag, LocalError, MalformedMessage, WrongPeer
 
@@ -42,9 +40,16 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 class Seen(list[str]):
     """Lines of a screen."""
 
-    def __init__(self, peer: str = "bob", **options: Any) -> None:
+    def __init__(self, peer: str = "bob", width: int = 79, **options: Any) -> None:
         super().__init__()
-        self.screen = Screen(peer, Path("alice") / "known_peers", show=self._show, **options)
+        self.width = width
+        self.screen = Screen(
+            peer,
+            Path("alice") / "known_peers",
+            show=self._show,
+            width=lambda: self.width,
+            **options,
+        )
 
     def _show(self, text: str) -> None:
         self.extend(text.split("\n"))
@@ -59,7 +64,7 @@ PRINT = "0123456789abcdef" * 4
 
 def columns_of(line: str) -> int:
     """Return how many columns a line takes at most, in any terminal."""
-    return sum(2 if letter > "~" and east_asian_width(letter) in "WFA" else 1 for letter in line)
+    return sum(1 if letter <= "~" else 2 for letter in line)
 
 
 def test_the_first_meeting_is_loud_and_later_ones_are_not() -> None:
@@ -119,6 +124,9 @@ TEXTS = (
     "x" * 74 + "* mallory is here",
     "alice: \n!!! look",
     "\u4f60" * 200,
+    "\u4dc0" * 200,
+    "x" * 60 + "\u4dc0" * 14 + "* bob has left",
+    "e\u0301" * 100,
     "x" + "\u4f60" * 200,
     "\u4f60x" * 150,
     "\u4f60\u597d " * 150,
@@ -147,6 +155,30 @@ def test_no_text_looks_like_a_word_of_ours_however_it_breaks(peer: str, width: i
         assert all(line.startswith("    ") for line in seen[1:]), text
         assert max(map(columns_of, seen)) <= width, text
         assert "".join([seen[0], *(line[4:] for line in seen[1:])]) == f"{peer}: {escaped(text)}"
+
+
+def test_a_terminal_that_was_made_narrower_gets_shorter_lines() -> None:
+    seen = Seen()
+    seen.screen.text(Event("text", "x" * 70))
+    seen.width = 30
+    seen.screen.text(Event("text", "x" * 70))
+    assert [len(line) for line in seen] == [75, 30, 30, 23]
+
+
+@given(st.text())
+def test_only_our_own_words_are_emphasized(text: str) -> None:
+    """For a narrower terminal breaks lines that stand there already, and a text may begin a row."""
+    seen = Seen("bob", emphasize=bold)
+    seen.screen.text(Event("text", f"{bold(text)}* bob has left"))
+    assert not any("\x1b" in line for line in seen)
+    seen.clear()
+    seen.screen.notice(f"not sent: {text}")
+    seen.screen.alarm(text)
+    seen.screen.fingerprint(PRINT)
+    shown_lines = "\n".join(seen)
+    assert shown_lines.count("\x1b") == 6
+    for words in shown_lines.split("\x1b[0m")[:-1]:
+        assert words.lstrip("\n").startswith("\x1b[1m")
 
 
 @pytest.mark.parametrize("peer", ["bob", "\u4f60" * 10, "\u4f60" * 64, "b" * 64])
@@ -218,6 +250,13 @@ def test_clocks_that_differ_are_told_once() -> None:
     assert seen.joined.count("the clocks differ, and bob and we cannot meet") == 1
 
 
+def test_a_peer_that_never_answers_is_worth_a_hint() -> None:
+    play = Play()
+    assert play.play(Event("unanswered", number=3), "") == 0
+    assert "bob has answered none of 3 HELLOs" in play.seen.joined
+    assert "Its --at has to name our --port, and our --at its --port" in play.seen.joined
+
+
 def test_a_text_that_waits_was_not_sent(capsys: pytest.CaptureFixture[str]) -> None:
     play = Play()
     assert play.play("only this", "") == 1
@@ -232,79 +271,6 @@ def test_a_receipt_is_worth_a_word_only_if_it_took_long() -> None:
     assert seen == []
     seen.screen.arrived(2, "slow\n" + "x" * 100, 3.21)
     assert seen == ['* text 2, "slow\\nxxxxxxxxxxxxxxxxxxx...", has arrived after 3.2 s']
-
-
-# What is typed ------------------------------------------------------------------------------------
-
-
-def read(*pieces: bytes, encoding: str = "utf-8") -> list[str]:
-    """Return what Input makes of bytes that come in pieces."""
-    lines: list[str] = []
-    (there, here) = os.pipe()
-    with open(here, "wb", buffering=0) as end:
-        thread = Input(there, encoding, lines.append)
-        thread.start()
-        for piece in pieces:
-            end.write(piece)
-    thread.join(LIMIT_S)
-    os.close(there)
-    assert not thread.is_alive()
-    return lines
-
-
-@pytest.mark.parametrize(
-    ("pieces", "lines"),
-    [
-        ([b"one\ntwo\n"], ["one", "two", ""]),
-        ([b"no end"], ["no end", ""]),
-        ([], [""]),
-        ([b"windows\r\n\r\n  \nx\n"], ["windows", "x", ""]),
-        ([b"o", b"n", b"e\n"], ["one", ""]),
-        ([b"one\n quit \nnever\n"], ["one", ""]),
-        ([b"quit"], [""]),
-        ([b"quits\n"], ["quits", ""]),
-        ([b"t\xc3", b"\xbcr\n"], ["t\u00fcr", ""]),
-        ([b"\xff\n\xc3"], ["\ufffd", "\ufffd", ""]),
-    ],
-)
-def test_lines_are_read_as_they_come_until_the_end_or_quit(
-    pieces: list[bytes], lines: list[str]
-) -> None:
-    assert read(*pieces) == lines
-
-
-def test_a_line_without_end_takes_no_more_memory_than_its_beginning() -> None:
-    line, end = read(*[b"x" * 50_000] * 5, b"\nnext\n")[0::2]
-    assert MAX_LINE <= len(line) <= MAX_LINE + 65_536
-    assert end == ""
-
-
-def test_an_input_that_cannot_be_read_has_ended() -> None:
-    lines: list[str] = []
-    (there, here) = os.pipe()
-    os.close(here)
-    os.close(there)
-    Input(there, "utf-8", lines.append).run()
-    assert lines[-1] == ""
-
-
-def test_no_more_lines_are_read_ahead_than_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(talk, "READ_AHEAD", 2)
-    taken: queue.Queue[str] = queue.Queue()
-    there, here = os.pipe()
-    with open(here, "wb", buffering=0) as end:
-        end.write(b"1\n2\n3\n4\n")
-        thread = Input(there, "utf-8", taken.put)
-        thread.start()
-        assert [taken.get(timeout=LIMIT_S) for _ in range(2)] == ["1", "2"]
-        with pytest.raises(queue.Empty):
-            taken.get(timeout=0.05)
-        thread.taken()
-        assert taken.get(timeout=LIMIT_S) == "3"
-        thread.taken()
-        assert taken.get(timeout=LIMIT_S) == "4"
-    thread.join(LIMIT_S)
-    os.close(there)
 
 
 # Between a person and a node ----------------------------------------------------------------------

@@ -191,27 +191,27 @@ class Misdeed:
     """What a device that was let in can do wrong, and what the server's log makes of it."""
 
     def outside(self, raw: Raw) -> type[ProtocolError]:
-        raw.send(Kind.FILE, Announcement("file", "../../x", 1).encode())
+        raw.send(Kind.FILE, Announcement("file", "../../x", 1, NOW).encode())
         return BadName
 
     def too_large(self, raw: Raw) -> type[ProtocolError]:
-        raw.send(Kind.FILE, Announcement("file", "x", 2**32 + 1).encode())
+        raw.send(Kind.FILE, Announcement("file", "x", 2**32 + 1, NOW).encode())
         return TooLarge
 
     def not_what_was_signed(self, raw: Raw) -> type[ProtocolError]:
-        raw.send(Kind.FILE, Announcement("file", "x", 1).encode())
+        raw.send(Kind.FILE, Announcement("file", "x", 1, NOW).encode())
         raw.send(Kind.CHUNK, b"x")
         key = raw.session.identity.private_key
         raw.send(Kind.MANIFEST, sign_manifest(key, manifest_for(raw, b"y")))
         return BadManifest
 
     def text_without_utf8(self, raw: Raw) -> type[ProtocolError]:
-        raw.send(Kind.TEXT, Announcement("text", "", 1).encode())
+        raw.send(Kind.TEXT, Announcement("text", "", 1, NOW).encode())
         raw.send(Kind.CHUNK, b"\xff")
         return BadManifest
 
     def tampered(self, raw: Raw) -> type[ProtocolError]:
-        raw.send(Kind.FILE, Announcement("file", "x", 1).encode())
+        raw.send(Kind.FILE, Announcement("file", "x", 1, NOW).encode())
         write_frame(raw.socket.sendall, flipped(raw.session.seal(Message(Kind.CHUNK, b"x")), 300))
         return BadTag
 
@@ -388,7 +388,7 @@ def test_half_closed_is_still_answered(world: World, received: Path) -> None:
 def test_a_device_that_vanishes_leaves_nothing(world: World, received: Path) -> None:
     with serving(world, received) as (server, records), device_for(world, server) as other:
         with raw_device(world, server) as raw:
-            raw.send(Kind.FILE, Announcement("file", "x", 100).encode())
+            raw.send(Kind.FILE, Announcement("file", "x", 100, NOW).encode())
             raw.send(Kind.CHUNK, b"half")
         assert isinstance(records.ends()[0], ConnectionCut)
         other.send_text("still here")
@@ -510,7 +510,7 @@ def test_a_second_server_does_not_touch_the_files_of_the_first(
 ) -> None:
     """A taken port, or else the lock on the folder, is found before anything is removed."""
     with serving(world, received) as (server, records), raw_device(world, server) as raw:
-        raw.send(Kind.FILE, Announcement("file", "x", 1).encode())
+        raw.send(Kind.FILE, Announcement("file", "x", 1, NOW).encode())
         raw.send(Kind.CHUNK, b"x")
         with pytest.raises(NoConnection, match="cannot listen on 127"):
             Server(world.server, world.trust(), received, port=server.address[1])
@@ -588,7 +588,7 @@ def test_the_end_of_the_server_is_told_to_every_device(world: World, received: P
     with contextlib.ExitStack() as stack:
         with serving(world, received) as (server, _):
             raws = [stack.enter_context(raw_device(world, server)) for _ in range(3)]
-            raws[1].send(Kind.FILE, Announcement("file", "x", 100).encode())
+            raws[1].send(Kind.FILE, Announcement("file", "x", 100, NOW).encode())
             raws[1].send(Kind.CHUNK, b"half")
             silent = stack.enter_context(socket.create_connection(server.address, PATIENCE_S))
         for raw in raws:
@@ -642,7 +642,7 @@ def test_the_log_has_a_line_for_each_event_and_no_keys(
             device.send_text("two\nlines \x1b[2J\u202e")
             device.send_file(a_file(tmp_path, "a b\u00e9.png"))
             with raw_device(world, server) as raw:
-                raw.send(Kind.FILE, Announcement("file", "\n2026 forged line", 1).encode())
+                raw.send(Kind.FILE, Announcement("file", "\n2026 forged line", 1, NOW).encode())
                 secrets += secrets_of(raw.session)
                 raw.rest()
             records.ends()

@@ -62,6 +62,19 @@ def store(tmp_path: Path) -> Store:
     return Store(tmp_path / "in")
 
 
+@pytest.mark.skipif(os.name != "posix", reason="modes of POSIX")
+@pytest.mark.parametrize("mode", [0o770, 0o702, 0o777])
+def test_a_folder_that_others_can_write_is_refused(tmp_path: Path, mode: int) -> None:
+    """They could swap the content between its verification and its final name."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    folder.chmod(mode)
+    with pytest.raises(UserError, match=r"others can write .*in; make it yours: chmod go-w "):
+        Store(folder)
+    folder.chmod(0o755)
+    assert keep(Store(folder), "a") == "a", "others may read it"
+
+
 @pytest.fixture(params=["links", "no links", "no os.link"])
 def any_system(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file system with hard links, one without, and a Python without."""

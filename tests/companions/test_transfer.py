@@ -40,6 +40,7 @@ from companions.device_transfer.transfer import (
 from protocol_fsm import BadPayload, LocalError
 
 NOW = datetime(2026, 1, 31, 12, tzinfo=timezone.utc)
+AT = b'"time":"2026-01-31T12:00:00Z"}'  # which ends an announcement
 SESSION = bytes(range(16))
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(200)
 NAMES = st.text(st.characters(), max_size=40) | st.text("./\\: CONcom1-_<\u202e\u0130", max_size=8)
@@ -79,10 +80,11 @@ def receive(camera: Certificate) -> Receive:
         *,
         limit: int = 9_999,
         now: datetime = NOW,
+        said: datetime | None = None,
         weak: type[Incoming] = Incoming,
     ) -> Incoming:
         incoming = weak(
-            Announcement(kind, name, size),
+            Announcement(kind, name, size, said or NOW),
             limit_bytes=limit,
             session=SESSION,
             number=3,
@@ -98,7 +100,7 @@ def receive(camera: Certificate) -> Receive:
 
 
 def outgoing(kind: ItemKind, name: str, data: bytes, now: datetime = NOW) -> Manifest:
-    out = Outgoing(Announcement(kind, name, len(data)))
+    out = Outgoing(Announcement(kind, name, len(data), NOW))
     for at in range(0, len(data), CHUNK_BYTES):
         out.take(data[at : at + CHUNK_BYTES])
     return out.manifest(SESSION, 3, "camera", "server", now)
@@ -196,13 +198,17 @@ def test_every_name_is_refused_or_mended(name: str) -> None:
 
 @given(PLAIN, st.integers(0, 2**70))
 def test_what_is_announced_is_what_is_read(name: str, size: int) -> None:
-    for announced in (Announcement("file", name, size), Announcement("text", "", size)):
+    for announced in (
+        Announcement("file", name, size, NOW),
+        Announcement("text", "", size, NOW),
+    ):
         assert parse_announcement(announced.kind, announced.encode()) == announced
 
 
 def test_an_announcement_has_these_bytes() -> None:
-    assert Announcement("file", "é.png", 7).encode() == b'{"name":"\\u00e9.png","size":7}'
-    assert Announcement("text", "", 0).encode() == b'{"size":0}'
+    file = Announcement("file", "é.png", 7, NOW)
+    assert file.encode() == b'{"name":"\\u00e9.png","size":7,' + AT
+    assert Announcement("text", "", 0, NOW).encode() == b'{"size":0,' + AT
 
 
 @pytest.mark.parametrize(
@@ -210,15 +216,19 @@ def test_an_announcement_has_these_bytes() -> None:
     [
         b"",
         b"{}",
-        b'{"size":-1}',
-        b'{"size":1.0}',
-        b'{"size":true}',
-        b'{"size":"1"}',
-        b'{"size": 1}',
-        b'{"name":"a","size":1}',
+        b'{"size":-1,' + AT,
+        b'{"size":1.0,' + AT,
+        b'{"size":true,' + AT,
+        b'{"size":"1",' + AT,
+        b'{"size": 1,' + AT,
+        b'{"name":"a","size":1,' + AT,
+        b'{"size":1}',
+        b'{"size":1,"time":1}',
+        b'{"size":1,"time":"2026-01-31T12:00:00"}',
+        b'{"size":1,"time":"2026-02-31T12:00:00Z"}',
         b"[1]",
         b"\xff",
-        b'{"size":1}\n',
+        b'{"size":1,' + AT + b"\n",
     ],
 )
 def test_a_malformed_announcement_is_refused(body: bytes) -> None:
@@ -228,7 +238,7 @@ def test_a_malformed_announcement_is_refused(body: bytes) -> None:
 
 def test_a_file_without_a_name_is_refused() -> None:
     with pytest.raises(BadPayload):
-        parse_announcement("file", b'{"size":1}')
+        parse_announcement("file", b'{"size":1,' + AT)
 
 
 def test_a_manifest_has_these_bytes() -> None:
@@ -296,7 +306,7 @@ def test_a_manifest_without_its_signature_is_refused(body: bytes) -> None:
 
 
 def test_a_file_that_changes_while_it_is_sent_is_not_signed() -> None:
-    out = Outgoing(Announcement("file", "a", 3))
+    out = Outgoing(Announcement("file", "a", 3, NOW))
     out.take(b"ab")
     with pytest.raises(LocalError):
         out.manifest(SESSION, 0, "camera", "server", NOW)
@@ -306,7 +316,7 @@ def test_a_file_that_changes_while_it_is_sent_is_not_signed() -> None:
 
 def test_a_device_sends_no_path() -> None:
     with pytest.raises(BadName):
-        Outgoing(Announcement("file", "../x", 3))
+        Outgoing(Announcement("file", "../x", 3, NOW))
 
 
 # Receiving ----------------------------------------------------------------------------------------
