@@ -10,7 +10,9 @@ from __future__ import annotations
 import hashlib
 import hmac
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from companions.secure_chat.pae import pae, parts_of
 
@@ -18,26 +20,35 @@ HASH_BYTES = 32
 OPENING_BYTES = 32
 NOTHING = bytes(HASH_BYTES)  # before the first message, the first line, the first head
 MAX_SEQNO = 2**63 - 1
-MAX_RECIPIENTS = 1_000
 COMMITMENT_LABEL = b"secure_chat v1 commitment"
 HEAD_LABEL = b"secure_chat v1 head"
 FINGERPRINT = re.compile("[0-9a-f]{64}")
+
+
+class Recipient(NamedTuple):
+    """A member that a message is for, and the id (32 bytes) of the session that it is heard in.
+
+    A member's session is fresh by the member's own nonce: an old message is not for it.
+    """
+
+    fingerprint: str
+    session: bytes
 
 
 @dataclass(frozen=True)
 class Message:
     """What a sender says to a room: all of it is under the signature.
 
-    `session` is the id of the sender's session (32 bytes); `sender` and `recipients` are
-    fingerprints of certificates (hex) and say which way it goes; `ts` is Unix time in ms;
-    `previous` is the hash of the sender's message before, in the same session; `seen` the newest
-    head that the sender knows; `commitment` binds the text; `ct` is IV and ciphertext.
+    `session` is the id of the sender's session (32 bytes), `sender` the fingerprint of the
+    sender's certificate (hex): with the `recipients`, they say which way it goes. `ts` is Unix time
+    in ms, `previous` the hash of the sender's message before, in the same session, `seen` the
+    newest head that the sender knows. `commitment` binds the text; `ct` is IV and ciphertext.
     """
 
     session: bytes
     room: str
     sender: str
-    recipients: tuple[str, ...]
+    recipients: tuple[Recipient, ...]  # sorted
     seqno: int
     ts: int
     previous: bytes
@@ -52,7 +63,7 @@ class Message:
             self.session,
             self.room.encode("utf-8"),
             bytes.fromhex(self.sender),
-            bytes.fromhex("".join(self.recipients)),
+            b"".join(bytes.fromhex(one.fingerprint) + one.session for one in self.recipients),
             _number(self.seqno),
             _number(self.ts),
             self.previous,
@@ -68,14 +79,13 @@ def parse_message(data: bytes) -> Message:
         "msg", data, 10
     )
     hashes = (session, sender, previous, seen, commitment)
-    if any(len(one) != HASH_BYTES for one in hashes) or len(recipients) % HASH_BYTES:
+    if any(len(one) != HASH_BYTES for one in hashes) or len(recipients) % (2 * HASH_BYTES):
         raise ValueError("a hash of the wrong size")
-    starts = range(0, len(recipients), HASH_BYTES)
     return Message(
         session,
         room.decode("utf-8"),
         sender.hex(),
-        tuple(recipients[start : start + HASH_BYTES].hex() for start in starts),
+        tuple(_parse_recipients(recipients)),
         _parse_number(seqno),
         _parse_number(ts),
         previous,
@@ -83,6 +93,12 @@ def parse_message(data: bytes) -> Message:
         commitment,
         ct,
     )
+
+
+def _parse_recipients(data: bytes) -> Iterator[Recipient]:
+    for start in range(0, len(data), 2 * HASH_BYTES):
+        middle = start + HASH_BYTES
+        yield Recipient(data[start:middle].hex(), data[middle : middle + HASH_BYTES])
 
 
 @dataclass(frozen=True)
