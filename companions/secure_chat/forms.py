@@ -103,9 +103,14 @@ def _parse_recipients(data: bytes) -> Iterator[Recipient]:
 
 @dataclass(frozen=True)
 class Head:
-    """What the relay says of a room's order: message `index`, the first is 0, led to `head`."""
+    """What the relay says of a room's order: message `index`, the first is 0, led to `head`.
+
+    `start` is the head before the first message: 32 random bytes, new when a room is made, so that
+    two histories are of one room only if they have the same. `ts` is the relay's clock, in ms.
+    """
 
     room: str
+    start: bytes
     index: int
     ts: int
     head: bytes
@@ -113,16 +118,21 @@ class Head:
     def encode(self) -> bytes:
         """Return the bytes to sign."""
         return pae(
-            "head", self.room.encode("utf-8"), _number(self.index), _number(self.ts), self.head
+            "head",
+            self.room.encode("utf-8"),
+            self.start,
+            _number(self.index),
+            _number(self.ts),
+            self.head,
         )
 
 
 def parse_head(data: bytes) -> Head:
     """Return what signed bytes say. Raises ValueError."""
-    room, index, ts, head = _parts("head", data, 4)
-    if len(head) != HASH_BYTES:
+    room, start, index, ts, head = _parts("head", data, 5)
+    if len(start) != HASH_BYTES or len(head) != HASH_BYTES:
         raise ValueError("a head of the wrong size")
-    return Head(room.decode("utf-8"), _parse_number(index), _parse_number(ts), head)
+    return Head(room.decode("utf-8"), start, _parse_number(index), _parse_number(ts), head)
 
 
 def next_head(head: bytes, signed: bytes, signature: bytes) -> bytes:
