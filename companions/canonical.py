@@ -22,17 +22,28 @@ def canonical(members: Mapping[str, object]) -> bytes:
     return _ENCODER.encode(dict(members)).encode("ascii")
 
 
-def parse_canonical(data: bytes, members: Mapping[str, type]) -> dict[str, Any]:
-    """Return the members of an object that has exactly these, of exactly these types.
-
-    A bool is not an int here. Raises ValueError for any other bytes.
-    """
+def parse_object(data: bytes) -> dict[str, Any]:
+    """Return the members of an object, whatever they are. Raises ValueError for other bytes."""
     try:
         values: object = json.loads(data.decode("ascii"))
         if not isinstance(values, dict) or canonical(values) != data:
             raise ValueError("not the canonical encoding of an object")
     except RecursionError:
         raise ValueError("nested too deeply") from None
-    if {name: type(value) for name, value in values.items()} != dict(members):
+    return values
+
+
+def parse_canonical(data: bytes, members: Mapping[str, type]) -> dict[str, Any]:
+    """Return the members of an object that has exactly these, of exactly these types.
+
+    A bool is not an int here. Raises ValueError for any other bytes.
+    """
+    values = parse_object(data)
+    if not has_members(values, members):
         raise ValueError(f"not exactly the members {', '.join(sorted(members))}, or a wrong type")
     return values
+
+
+def has_members(values: Mapping[str, object], members: Mapping[str, type]) -> bool:
+    """Return whether an object has exactly these members, of exactly these types."""
+    return {name: type(value) for name, value in values.items()} == dict(members)
