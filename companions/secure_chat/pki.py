@@ -158,15 +158,11 @@ def client_name(certificate: x509.Certificate) -> str:
 
 
 def subject_of(name: str) -> verification.Subject:
-    """Return a server's name as the library wants it. Raises WrongName."""
+    """Return a server's name as the library wants it. Raises ValueError for one not in ASCII."""
     try:
         return x509.IPAddress(ipaddress.ip_address(name))
     except ValueError:
-        pass
-    try:
         return x509.DNSName(name)
-    except ValueError as error:
-        raise WrongName("a host name", str(error)) from None
 
 
 def usages_of(certificate: x509.Certificate) -> list[x509.ObjectIdentifier]:
@@ -321,7 +317,7 @@ class Trust:
         try:
             verifier = self._policy(role, now).build_server_verifier(subject_of(name))
             verifier.verify(chain[0], chain[1:])
-        except verification.VerificationError:
+        except (verification.VerificationError, ValueError):  # the second: it can be no host's name
             raise WrongName(name, _words(alternative_names(chain[0]))) from None
         return name
 
@@ -356,6 +352,8 @@ class Trust:
                 return UnknownExtension("known critical extensions", extension.oid.dotted_string)
         if USAGES[role] not in usages_of(leaf):
             return WrongPurpose(f"the usage of a {role}", "none, or another one")
+        if not alternative_names(leaf):
+            return WrongName("a subject alternative name", "none")
         return BadCertificate("what RFC 5280 asks for", words[:120])
 
     def _is_issuer_of(self, leaf: x509.Certificate) -> bool:
