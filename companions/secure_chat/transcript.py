@@ -96,15 +96,16 @@ class Lines:
         except OSError as error:
             raise UserError(f"cannot keep evidence in {path}: {reason_of(error)}") from None
 
-    def append(self, lines: bytes) -> None:
-        """Have the lines on the disk. Raises EvidenceFailed."""
+    def append(self, lines: bytes, *, is_synced: bool = True) -> None:
+        """Have the lines on the disk, or at least on their way. Raises EvidenceFailed."""
         if self._file < 0:
             return
         try:
             left = memoryview(lines)
             while left:
                 left = left[os.write(self._file, left) :]
-            os.fsync(self._file)
+            if is_synced:
+                os.fsync(self._file)
         except OSError as error:
             raise EvidenceFailed("room for a line", reason_of(error)) from None
 
@@ -154,7 +155,10 @@ class Transcript:
 
 
 class Openings:
-    """What was said, in a file beside the transcript; each line can be disclosed alone."""
+    """What was said, in a file beside the transcript; each line can be disclosed alone.
+
+    The last lines can be lost in a power cut: the transcript proves no less without them.
+    """
 
     def __init__(self, path: Path | None) -> None:
         self._lines = Lines(path)
@@ -166,7 +170,7 @@ class Openings:
             "opening": to_base64(opening[:OPENING_BYTES]),
             "text": opening[OPENING_BYTES:].decode("utf-8"),
         }
-        self._lines.append(canonical(members) + b"\n")
+        self._lines.append(canonical(members) + b"\n", is_synced=False)
 
     def close(self) -> None:
         self._lines.close()

@@ -224,7 +224,7 @@ class History:
             raise Wrong("not the next message of its sender: one is missing, or comes twice")
         parties = (message.session, *(one.session for one in message.recipients))
         if self._session in parties and message.seen not in self._heads:
-            raise Wrong("its sender has seen another history: the server told two")
+            raise Wrong("its sender has seen a head that is not here: lines are lost, or it forks")
         self._said[message.session] = (message.seqno + 1, forms.message_hash(line.signed))
         self._pending = line
 

@@ -30,7 +30,7 @@ class Authority:
 
     def __init__(self, key: PrivateKey, name: str = authority.NAME) -> None:
         self.key = key
-        self.certificate = authority.authority_certificate(key, NOW, name=name)
+        self.certificate = authority.authority_certificate(key, NOW - 10 * DAY, name=name)
         self.number = 1
         self.revoked: list[x509.RevokedCertificate] = []
         self.list = b""
