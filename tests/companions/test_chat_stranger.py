@@ -12,8 +12,6 @@ import json
 import os
 import secrets
 import socket
-import subprocess
-import sys
 import time
 from datetime import datetime, timezone
 from pathlib import Path
@@ -34,8 +32,9 @@ from companions.secure_chat.pki import utc_now
 from companions.secure_chat.protocol import Party
 from companions.secure_chat.server import Server
 from companions.secure_chat.storage import Database
+from companions.secure_chat.verify import Certificates
+from companions.secure_chat.verify import verify as judge
 
-ROOT = Path(__file__).parents[2]
 PSS = padding.PSS(padding.MGF1(hashes.SHA256()), salt_length=32)
 PRIME = int(  # RFC 3526, section 3
     "FFFFFFFF FFFFFFFF C90FDAA2 2168C234 C4C6628B 80DC1CD1 29024E08 8A67CC74"
@@ -338,21 +337,14 @@ def test_client_written_from_the_readme_registers_talks_and_gets_a_receipt(
             client.say(f"text {number}")
             client.hear_own()
         receipts = client.settle()
-    (tmp_path / "transcript.txt").write_text("".join(client.lines), newline="\n")
-    (tmp_path / "certs.pem").write_text(client.pem + client.server_pem)
+    certificates = Certificates(
+        (client.pem + client.server_pem).encode(),
+        (certs / "ca_cert.pem").read_bytes(),
+        (certs / "ca_crl.pem").read_bytes(),
+    )
     for receipt in receipts:
-        (tmp_path / "receipt.json").write_bytes(canonical(receipt) + b"\n")
-        judged = subprocess.run(
-            [
-                *(sys.executable, "-m", "companions.secure_chat.verify"),
-                *(tmp_path / name for name in ("receipt.json", "transcript.txt", "certs.pem")),
-                *("--ca", certs / "ca_cert.pem", "--crl", certs / "ca_crl.pem"),
-            ],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=False,
+        judged, is_countersigned, history = judge(
+            canonical(receipt) + b"\n", "".join(client.lines).encode(), certificates
         )
-        assert judged.returncode == 0, judged.stdout + judged.stderr
-        assert f"{count} message(s) in lobby" in judged.stdout
-        assert "countersigned by" in judged.stdout
+        assert is_countersigned
+        assert judged.message_count == len(history.messages) == count
