@@ -92,7 +92,7 @@ class Accounts:
         if not is_right:
             raise Refused("wrong password")
         self._check_binding(identity, email)
-        if self._hasher.check_needs_rehash(row.pwd_hash.decode("ascii")):
+        if self._is_outdated(row.pwd_hash):
             self._store_hash(row.id, self._hash(password))
         return Account(row.id, row.email.decode("utf-8"), row.username.decode("utf-8"))
 
@@ -163,6 +163,9 @@ class Accounts:
                 return self._hasher.verify(known, secret) and is_bounded
             except (VerificationError, InvalidHashError):
                 return False
+
+    def _is_outdated(self, stored: bytes) -> bool:
+        return self._hasher.check_needs_rehash(stored.decode("ascii"))
 
     # Rows
 

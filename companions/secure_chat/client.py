@@ -30,7 +30,8 @@ from typing import NamedTuple
 from channel import EndRequested
 from companions.secure_chat.duplex import Duplex
 from companions.secure_chat.evidence import Evidence, Kept
-from companions.secure_chat.options import ChatParser, load_party, settings_of, start_log
+from companions.secure_chat.forms import Recipient
+from companions.secure_chat.options import ChatParser, load_party, log_frame, settings_of, start_log
 from companions.secure_chat.certs import load_trust
 from companions.secure_chat.pki import BadCertificate, Trust
 from companions.secure_chat.protocol import (
@@ -190,7 +191,7 @@ class Client:
         return [*self.seat.room.members.values()]
 
     def _enter(self, name: str, found: Message) -> None:
-        me = Member(self.party.identity, self.party.pem, self.session.session_id).address
+        me = self.address
         room = self._new_room(
             name,
             from_hex(found["start"]),
@@ -205,6 +206,11 @@ class Client:
             raise BadPayload(f"{name}, and us in it", "something else")
         self.seat = Seat(self.party, self.session.peer, room, self.session.encrypt)
         self._evidence = Evidence(self.session, name, room.head, self.folder)
+
+    @property
+    def address(self) -> Recipient:
+        """What a message to us, in this session, has among its recipients."""
+        return Recipient(self.party.identity.fingerprint, self.session.session_id)
 
     def _member(self, values: object) -> Member:
         if not isinstance(values, dict):
@@ -260,6 +266,7 @@ class Client:
 
     def _settle(self, evidence: Evidence, message: Message) -> Kept:
         """Countersign the server's receipt, and have ours countersigned."""
+        self.seat.check_complete()
         self.channel.send(evidence.offer(evidence.accept(message)))
         evidence.confirm(self._receive()["countersignature"])
         self._evidence = None
@@ -351,7 +358,7 @@ class Talk:
         """Do what was typed, but do not run ahead of the server: it could not answer us."""
         while self._typed and self._client.seat.pending < MAX_PENDING:
             line = self._typed[0]
-            if not line and self._client.seat.pending:
+            if line.strip() in ("", "history") and self._client.seat.pending:
                 return  # until all that we said has come back
             self._typed.popleft()
             self._taken()
@@ -445,6 +452,7 @@ def main() -> int:
         settings.transcripts,
         settings.server_host,
         settings.server_port,
+        new_session=partial(Session, watchers=[log_frame]),
     )
     stop: list[int] = []
     try:

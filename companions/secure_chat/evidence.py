@@ -10,7 +10,6 @@ The server has the room's own transcript, and keeps of each stay only the hash a
 
 from __future__ import annotations
 
-import itertools
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,7 +28,6 @@ from companions.secure_chat.transcript import (
     parse_receipt,
     save_receipt,
 )
-from protocol_fsm import ProtocolError
 
 
 class Kept(NamedTuple):
@@ -150,15 +148,18 @@ class Evidence:
     # Files
 
     def _free_stem(self) -> str:
-        """Return what the names of this stay's files end in: the moment, or the session too."""
+        """Return what the names of the files end in: the moment, and what tells them apart."""
         moment = self._session.now().strftime("%Y%m%d_%H%M%S")
+        first = ("transcript", ".txt")
         if not self._is_client:
-            return f"{moment}_{self._session.session_id.hex()[:8]}"
-        for number in itertools.count(2):
-            if not self._path_of("transcript", moment, ".txt").exists():
-                return moment
-            moment = f"{moment[:15]}_{number}"
-        raise ProtocolError("a free name", "none")
+            moment += f"_{self._session.session_id.hex()[:8]}"
+            first = ("receipt", "_server.json")
+        stem = moment
+        number = 1
+        while self._path_of(first[0], stem, first[1]).exists():
+            number += 1
+            stem = f"{moment}_{number}"
+        return stem
 
     def _path(self, what: str, end: str) -> Path:
         return self._path_of(what, self._stem, end)

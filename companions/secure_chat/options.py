@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import re
 import time
 from pathlib import Path
 from typing import TextIO
@@ -15,6 +16,9 @@ from companions.secure_chat.protocol import Party
 from companions.secure_chat.settings import Settings, load_settings
 from companions.terminal import shown
 from program import Lines, Parser, UserError, port_number, reason_of
+from protocol_fsm import Seen
+
+TYPE = re.compile(rb'"type":"([a-z_]+)"')  # of a frame
 
 log = logging.getLogger("secure_chat")
 
@@ -107,3 +111,10 @@ def start_log(path: Path | None, stream: TextIO | Lines | None, *, debug: bool =
     logging.raiseExceptions = False
     logging.basicConfig(handlers=handlers or [logging.NullHandler()])
     log.setLevel(logging.DEBUG if debug else logging.INFO)
+
+
+def log_frame(seen: Seen) -> None:
+    """Log what everybody on the wire can see of a message, for --debug."""
+    kind = TYPE.search(seen.message)
+    name = kind[1].decode("ascii") if kind else "nonsense"
+    log.debug("%s %s, %d bytes, keys %s", seen.verdict, name, len(seen.message), seen.fingerprints)

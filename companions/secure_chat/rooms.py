@@ -244,17 +244,25 @@ class Room:
         self.head = head
         self.me = me
         self.members: dict[bytes, Member] = {}  # by session
+        self._gone: set[bytes] = set()  # sessions that have left while we listen
         self._clock = clock
         self._heads: OrderedDict[bytes, None] = OrderedDict({head: None})  # those known last
 
     def enter(self, member: Member) -> None:
-        """Let somebody in. Raises BadPayload if the room is full, or the session is in it."""
-        if member.session in self.members or len(self.members) >= MAX_MEMBERS:
-            raise BadPayload("a new member of a room with space", member.identity.name)
+        """Let somebody in, in a session that was never here: it would begin to count anew.
+
+        Raises BadPayload, and if the room is full, too.
+        """
+        if member.session in self.members or member.session in self._gone:
+            raise BadPayload("a session that was never here", member.identity.name)
+        if len(self.members) >= MAX_MEMBERS:
+            raise BadPayload(f"at most {MAX_MEMBERS} members", "one more")
         self.members[member.session] = member
 
     def leave(self, session: bytes) -> Member | None:
         """Let somebody out; None if no such session is in the room."""
+        if self.me is not None:  # the server knows by its own connections who has been here
+            self._gone.add(session)
         return self.members.pop(session, None)
 
     def check(self, message: forms.Message, signed: bytes, signature: bytes) -> Member:
@@ -414,6 +422,11 @@ class Seat:
         self._previous = forms.message_hash(signed)
         self._pending.append((signed, opening))
         return encode_said(message, sign(self._party.private_key, signed))
+
+    def check_complete(self) -> None:
+        """Raise LostMessage if we have said something that has not come back."""
+        if self._pending:
+            raise LostMessage("all that we said", f"{len(self._pending)} fewer")
 
     @property
     def pending(self) -> int:

@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,6 +33,7 @@ from companions.secure_chat.options import (
     ChatParser,
     describe,
     load_party,
+    log_frame,
     settings_of,
     start_log,
 )
@@ -71,9 +73,9 @@ class Limits:
 
 
 class Record(NamedTuple):
-    """An event: a "login", something that was "said", or a connection's "end".
+    """An event: a "login" or one "refused", something "said", or a connection's "end".
 
-    `detail` is the account, the text, or the exception that ended the session (None after bye).
+    `detail` is the account, the refusal, the text, or what ended the session (None after bye).
     """
 
     what: str
@@ -101,6 +103,7 @@ class Server:
         *,
         new_session: Callable[..., Session] = Session,
         new_room: Callable[..., Room] = Room,
+        new_connection: Callable[..., Connection] | None = None,
         record: Callable[[Record], object] = lambda record: None,
         clock: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
     ) -> None:
@@ -110,6 +113,7 @@ class Server:
         self.folder = folder
         self.limits = limits
         self.new_session = new_session
+        self._new_connection = new_connection or Connection
         self.record = record
         self.clock = clock
         self._lock = threading.Lock()  # guards what follows
@@ -155,7 +159,7 @@ class Server:
         """Serve a connection in a thread, and evict the oldest strangers if there are many."""
         with contextlib.ExitStack() as stack:
             stack.enter_context(sock)
-            connection = Connection(self, sock, address)
+            connection = self._new_connection(self, sock, address)
             with self._lock:  # which the thread has to wait for before it can be forgotten
                 connection.thread.start()
                 stack.pop_all()
@@ -303,6 +307,7 @@ class Connection:
         self.fingerprint = ""
         self._token = b""
         self._room: SharedRoom | None = None
+        self._been_in: set[str] = set()  # a session has one stay in each room
         self._evidence: Evidence | None = None
 
     def __str__(self) -> str:
@@ -346,6 +351,9 @@ class Connection:
             message = self._receive()
             if message.kind is Kind.BYE:
                 return
+            if message["room"] in self._been_in:
+                raise BadPayload("a room that this session has not been in", message["room"])
+            self._been_in.add(message["room"])
             self._chat(self._server.room(message["room"]))
 
     def _deadline(self, seconds: float) -> float:
@@ -381,6 +389,7 @@ class Connection:
                 log.warning("%s: %s refused: %s", self, message.kind.value, error.reason)
                 event = "login_failure" if message.kind is Kind.LOGIN else "register_failure"
                 self._server.audit(event, self, error.reason, message["email"])
+                self._server.record(Record("refused", self.name, error))
                 self.channel.send(Message(Kind.REFUSED))
                 if not left:
                     raise
@@ -431,10 +440,13 @@ class Connection:
 
     def relay(self, entry: Entry, message: forms.Message, opening: bytes) -> None:
         """Tell the member what was said, in the thread of whoever said it."""
+        is_told = any(one.session == self.session.session_id for one in message.recipients)
+        self.tell(entry, opening if is_told else b"")
+
+    def tell(self, entry: Entry, opening: bytes) -> None:
         if self._evidence:
             self._evidence.add(entry)
-        is_told = any(one.session == self.session.session_id for one in message.recipients)
-        self.post(encode_relay(entry, opening if is_told else b""))
+        self.post(encode_relay(entry, opening))
 
     def post(self, message: Message) -> None:
         self.channel.post(lambda: self.channel.send(message))
@@ -492,6 +504,7 @@ def main() -> int:
         settings.transcripts,
         settings.server_host,
         settings.server_port,
+        new_session=partial(Session, watchers=[log_frame]),
     ) as server:
         where = host_and_port_of(server.address)
         print(f"[*] Secure Chat Server listening on {where}", flush=True)
