@@ -33,7 +33,7 @@ from companions.canonical import canonical
 from companions.secure_chat import dh, forms
 from companions.secure_chat.accounts import Refused
 from companions.secure_chat.authority import pem_of
-from companions.secure_chat.client import Client, NotLetIn
+from companions.secure_chat.client import Client, Left, NotLetIn
 from companions.secure_chat.evidence import Kept
 from companions.secure_chat.pae import sign
 from companions.secure_chat.pki import (
@@ -92,6 +92,7 @@ from companions.secure_chat.stage import (
     LIMITS,
     MALLORY,
     PASSWORDS,
+    SECRET,
     SERVER,
     TEXT,
     Bribe,
@@ -265,7 +266,7 @@ def unsealed(keys: Mapping[str, bytes], sender: Direction, message: bytes) -> by
 def flip_text(frames: Frames, lab: Lab) -> Frames:
     """A bit of an encrypted text is flipped."""
     message = yield from up_to(frames, Kind.MSG)
-    yield flipped_in(message, "ct", BLOCK_BYTES + 32)
+    yield flipped_in(message, "ct", 2 * BLOCK_BYTES)  # of the block before the text
 
 
 @on_path("integrity", "server", BadTag)
@@ -717,7 +718,7 @@ def probe_names(lab: Lab) -> None:
     """Names are tried, to learn which there are."""
     lab.outcome.means = "times"
     times: dict[str, list[float]] = {ALICE: [], "nobody@example.org": []}
-    for _ in range(2):
+    for _ in range(3):
         with suppress(NotLetIn), lab.client(lab.pki.people[MALLORY]) as client:
             for name in [*times] * 2:
                 times[name].append(time_of(client, name))
@@ -847,16 +848,18 @@ def earlier_session(frames: Frames, lab: Lab) -> Frames:
 @outside("honesty", "client", WrongRecipient, goal=overheard)
 def forwarded_message(lab: Lab) -> None:
     """Bob is told what Alice said only to the others."""
-    left = {"room": LOBBY, "session": lab.bob.address.session.hex()}
     openings: dict[bytes, bytes] = {}
 
     def bribe(name: str, entry: Entry, opening: bytes) -> Iterable[Told]:
-        openings[entry.signed] = opening or openings.get(entry.signed, b"")
+        openings[entry.signed] = opening or openings.get(entry.signed, b"")  # of Carol's
         yield entry, openings[entry.signed] if name == BOB else opening
-        if name == ALICE and is_by(lab, BOB, entry):
-            lab.seats[ALICE].post(Message(Kind.LEFT, left))  # she believes that Bob is gone
 
     lab.bribe = bribe
+    left = {"room": LOBBY, "session": lab.bob.address.session.hex()}
+    lab.seats[ALICE].post(Message(Kind.LEFT, left))
+    while not isinstance(lab.alice.hear(lab.alice.timeout_s), Left):
+        pass
+    lab.say_unheard(SECRET)
 
 
 def other_words(lab: Lab, entry: Entry) -> tuple[bytes, bytes, bytes]:

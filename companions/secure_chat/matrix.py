@@ -18,8 +18,8 @@ from lab.search import Found, Matrix, Names, Task, Trials, Tried, search, worker
 from program import run_program
 from protocol_fsm import BadTag, DeadlineExpired
 
-# What is no check changes bytes, and could matter in every try. But what makes a signature, say, can
-# matter only where one was refused: until then, all that the ends accept was made by the same rule.
+# What is no check changes bytes, and could matter in any try. But the rule by which signatures are
+# made, say, can matter only where one was refused: all else was accepted, and made, by that rule.
 NEEDS_ERROR = {
     BadSignature: {"role", "shares", "transcript"},
     BadTag: {"number", "direction-keys"},

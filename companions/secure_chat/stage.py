@@ -35,7 +35,7 @@ from companions.secure_chat.authority import (
     revocation_list,
     revoked_entry,
 )
-from companions.secure_chat.client import Client, NotLetIn
+from companions.secure_chat.client import Client, Left, NotLetIn
 from companions.secure_chat.evidence import Kept
 from companions.secure_chat.pki import Identity, Role, Trust, client_name, fingerprint_of, utc_now
 from companions.secure_chat.protocol import Party, Session, read_frame, write_frame
@@ -61,10 +61,11 @@ EARLIER = "meet me at midnight"  # in the session that was recorded
 TEXT = "meet me at noon"
 ANSWER = "I will be there"
 LAST = "bring 500"
+SECRET = "Bob must not know"  # what Alice says when she believes that he has left
 LIMITS = Limits(handshake_s=2.0, credentials_s=2.0, frame_s=0.3)
 TIMEOUT_S = 1.5  # of a client under attack, for an answer
 PATIENCE_S = 5.0  # of all others, for what must come
-MEMORY_KIB = 8_192  # of the lab's argon2: a few milliseconds
+MEMORY_KIB = 19_456  # of the lab's argon2, in one pass: half of what it costs outside
 
 Told = tuple[Entry, bytes]  # what a member is told: a message in its place, and its opening
 Bribe = Callable[[str, Entry, bytes], Iterable[Told]]  # from who is told, and what
@@ -129,7 +130,7 @@ def impersonated(outcome: Outcome) -> str:
 
 def overheard(outcome: Outcome) -> str:
     """Say whether Bob reads what was not said to him."""
-    is_read = (ALICE, LAST) in outcome.heard[BOB]
+    is_read = (ALICE, SECRET) in outcome.heard[BOB]
     return "Bob reads what Alice said to others only" if is_read else ""
 
 
@@ -433,34 +434,41 @@ class Lab(Stage):
         for client, name in ((bob, BOB), (alice, ALICE)):
             client.log_in(name, PASSWORDS[name])
             client.join()
-        self._say(alice, first, bob)
+        self._say(alice, first)
+        self._hear(alice, bob)
         meanwhile()
-        self._say(bob, ANSWER, alice)
-        self._say(alice, LAST, bob)
+        self._say(bob, ANSWER)
+        self._hear(bob, alice)
+        self._say(alice, LAST)
+        alice.leave()
+        while not self._has_left(bob, bob.hear(bob.timeout_s)):
+            pass
+        bob.leave()
         for client in (alice, bob):
             name = client.party.identity.name
             while not isinstance(event := client.hear(client.timeout_s), Kept):
                 self._note(client, event)
             self.outcome.kept[name] = event
 
-    def _say(self, speaker: Client, text: str, listener: Client) -> None:
-        """Let one say something, and both hear it."""
+    def _say(self, speaker: Client, text: str) -> None:
         self.outcome.said.append((speaker.party.identity.name, text))
         speaker.say(text)
-        if text == LAST:
-            for client in (speaker, listener):
-                client.leave()
-            return
-        for client in (speaker, listener):
+
+    def _hear(self, *clients: Client) -> None:
+        """Let each of them hear what an honest member has said."""
+        for client in clients:
             while not self._note(client, client.hear(client.timeout_s)):
                 pass
 
+    def _has_left(self, client: Client, event: object) -> bool:
+        """Return whether Alice has left, after all that she had said."""
+        self._note(client, event)
+        return isinstance(event, Left) and event.member.identity.name == ALICE
+
     def say_unheard(self, text: str) -> None:
         """Let Alice say something that the adversary keeps from Bob."""
-        self.outcome.said.append((ALICE, text))
-        self.alice.say(text)
-        while not self._note(self.alice, self.alice.hear(self.alice.timeout_s)):
-            pass
+        self._say(self.alice, text)
+        self._hear(self.alice)
 
     def _note(self, client: Client, event: object) -> bool:
         """Note what a client hears; return whether it was said by somebody honest."""
