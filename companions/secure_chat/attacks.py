@@ -205,13 +205,14 @@ def smooth_prime(frames: Frames, lab: Lab) -> Frames:
     seen: list[bytes] = []
     for frame in frames:
         seen.append(frame.message)
-        if len(seen) == 5:  # the first that is encrypted
-            lab.outcome.learned = solved(seen)
         yield frame
+    lab.outcome.learned = solved(seen)
 
 
 def solved(seen: Sequence[bytes]) -> str:
     """Return the password in the fifth frame, if p - 1 of the group has small factors only."""
+    if len(seen) < 5:
+        return ""
     share = parse(seen[2])
     prime = share["p"]
     exponent = logarithm(share["g"], share["A"], prime)
@@ -229,20 +230,33 @@ def logarithm(base: int, power: int, prime: int) -> int | None:
 
     None if there are not enough small factors, as for p - 1 = 2q with a prime q.
     """
-    found, known = 0, 1
-    for factor in (n for n in range(3, 4_096, 2) if (prime - 1) % n == 0 and is_prime(n)):
-        step = pow(base, (prime - 1) // factor, prime)
-        wanted = pow(power, (prime - 1) // factor, prime)
-        value = 1
-        for rest in range(factor):
-            if value == wanted and step != 1:
-                found += known * ((rest - found) * pow(known, -1, factor) % factor)
-                known *= factor
-                break
-            value = value * step % prime
-        if known.bit_length() > dh.EXPONENT_BITS:
-            return found
-    return None
+    factors: list[int] = []
+    for number in range(3, 4_096, 2):
+        if (prime - 1) % number == 0 and is_prime(number):
+            factors.append(number)
+    order = math.prod(factors[:25])  # of the subgroup to which both are taken
+    if order.bit_length() <= dh.EXPONENT_BITS:
+        return None
+    base = pow(base, (prime - 1) // order, prime)
+    power = pow(power, (prime - 1) // order, prime)
+    found = 0
+    for factor in factors[:25]:
+        rest = order // factor
+        digit = searched(pow(base, rest, prime), pow(power, rest, prime), factor, prime)
+        found += digit * rest * pow(rest, -1, factor)  # by the Chinese remainder theorem
+    return found % order
+
+
+def searched(base: int, power: int, order: int, prime: int) -> int:
+    """Return the exponent below a small order: in baby steps, then in giant steps."""
+    width = math.isqrt(order) + 1
+    steps = {pow(base, step, prime): step for step in range(width)}
+    giant = pow(base, -width, prime)
+    for count in range(width):
+        if power in steps:
+            return count * width + steps[power]
+        power = power * giant % prime
+    return 0
 
 
 def is_prime(number: int) -> bool:

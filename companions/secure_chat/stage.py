@@ -163,7 +163,8 @@ class Pki:
         self.keys = {name: new_identity() for name in names}
         self.now = utc_now()
         self.authorities = {
-            name: authority_certificate(self.keys[name], self.now) for name in ("ca", "elsewhere")
+            name: authority_certificate(self.keys[name], self.now - timedelta(30))
+            for name in ("ca", "elsewhere")
         }
         self.people = {name: self.person(name) for name in (ALICE, BOB, CAROL, MALLORY)}
         self.people[SERVER] = self.person(SERVER, "server")
