@@ -8,7 +8,9 @@ A running server needs no restart: it reads ca_crl.pem for each certificate that
 
 from __future__ import annotations
 
+import contextlib
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from cryptography import x509
@@ -16,7 +18,7 @@ from cryptography.exceptions import InvalidSignature
 
 from classroom.output import write_whole
 from companions.secure_chat.authority import pem_of, revocation_list, revoked_entry
-from companions.secure_chat.certs import CERTS, load_authority, load_trust
+from companions.secure_chat.certs import CERTS, Credentials, load_authority, load_trust
 from companions.secure_chat.pki import BadCertificate, list_number, parse_pem, utc_now
 from program import Parser, UserError, reason_of, run_program
 
@@ -24,6 +26,11 @@ from program import Parser, UserError, reason_of, run_program
 def renew(certs: Path, serials: list[int]) -> x509.CertificateRevocationList:
     """Replace the list by the next one, with these serials revoked too. Raises UserError."""
     own = load_authority(certs)
+    with locked(certs / "ca_crl.lock"):
+        return _renew(certs, own, serials)
+
+
+def _renew(certs: Path, own: Credentials, serials: list[int]) -> x509.CertificateRevocationList:
     path = certs / "ca_crl.pem"
     now = utc_now()
     try:
@@ -37,6 +44,21 @@ def renew(certs: Path, serials: list[int]) -> x509.CertificateRevocationList:
     made = revocation_list(own.key, own.certificate, list_number(before) + 1, entries, now)
     write_whole(path, pem_of(made))
     return made
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Let no second program make a list at once: one of two revocations would be lost."""
+    try:
+        path.open("x").close()
+    except FileExistsError:
+        raise UserError(f"another program makes a list; if there is none, remove {path}") from None
+    except OSError as error:
+        raise UserError(f"cannot make {path}: {reason_of(error)}") from None
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
 
 
 def serial_of(certs: Path, which: str) -> int:

@@ -33,6 +33,7 @@ from companions.secure_chat.pki import (
     BadCertificate,
     Role,
     Trust,
+    client_name,
     fingerprint_of,
     parse_pem,
 )
@@ -94,6 +95,13 @@ class Certificates:
         if since and since <= moment:
             raise Wrong(f"its signer's certificate was revoked {since:%Y-%m-%d %H:%M} UTC")
         return key
+
+    def name(self, fingerprint: str) -> str:
+        """Return the client's address in a known certificate. Raises Wrong."""
+        try:
+            return shown(client_name(self._known[fingerprint]))
+        except BadCertificate as error:
+            raise Wrong(f"a sender without an address: {error}") from None
 
     def revoked_later(self) -> list[str]:
         """Return the fingerprints of all that are on the list by now."""
@@ -351,8 +359,8 @@ def check_counts(receipt: Receipt, transcript: bytes, history: History) -> None:
         raise Wrong("receipt: of another transcript, though each line holds")
 
 
-def check_openings(data: bytes, history: History) -> list[str]:
-    """Return the disclosed texts, each after its index. Raises Wrong."""
+def check_openings(data: bytes, history: History, certificates: Certificates) -> list[str]:
+    """Return the disclosed texts, each after its index and its sender. Raises Wrong."""
     found = []
     for number, line in enumerate(data.splitlines(), 1):
         try:
@@ -364,7 +372,8 @@ def check_openings(data: bytes, history: History) -> list[str]:
             raise Wrong(f"opening {number}: unreadable, or of no message here") from None
         if not forms.opens(message.commitment, opening, text):
             raise Wrong(f"opening {number}: not the text that was signed")
-        found.append(f"{members['index']} {message.sender[:16]}.. said: {shown(members['text'])}")
+        name = certificates.name(message.sender)
+        found.append(f"{members['index']} {name}: {shown(members['text'])}")
     return found
 
 
@@ -401,7 +410,7 @@ def report(options: argparse.Namespace) -> list[str]:
         )
         said.append("the other transcript tells the same history, as far as both go")
     if options.openings:
-        said += check_openings(read(options.openings, MAX_LINE * 1_000), history)
+        said += check_openings(read(options.openings, MAX_LINE * 1_000), history, certificates)
     if not options.ca:
         said.append("without --ca, the certificates are taken as they are")
     said += [f"revoked since: {one[:16]}.." for one in certificates.revoked_later()]

@@ -399,6 +399,16 @@ def test_revoked_certificate_stays_on_every_later_list(certs: Path) -> None:
         )
 
 
+def test_two_lists_are_not_made_at_once(certs: Path) -> None:
+    before = (certs / "ca_crl.pem").read_bytes()
+    with revoke.locked(certs / "ca_crl.lock"):
+        with pytest.raises(UserError, match="another program makes a list"):
+            revoke.renew(certs, [1])
+    assert (certs / "ca_crl.pem").read_bytes() == before
+    revoke.renew(certs, [1])
+    assert not (certs / "ca_crl.lock").exists()
+
+
 def test_lost_list_is_not_begun_anew(certs: Path) -> None:
     (certs / "ca_crl.pem").unlink()
     with pytest.raises(UserError, match="cannot read the list"):
