@@ -31,15 +31,18 @@ def pae(kind: str, *parts: bytes) -> bytes:
 
 def parts_of(kind: str, data: bytes) -> list[bytes]:
     """Return the parts of signed bytes of this kind. Raises ValueError for any other bytes."""
-    fields = []
-    place = 0
+    start = pae(kind)
+    if not data.startswith(start):
+        raise ValueError(f"not the signed bytes of a {kind}")
+    parts = []
+    place = len(start)
     while place < len(data):
         begin = place + LENGTH_BYTES
         place = begin + int.from_bytes(data[place:begin], "big")
-        fields.append(data[begin:place])
-    if pae(kind, *fields[3:]) != data:
-        raise ValueError(f"not the signed bytes of a {kind}")
-    return fields[3:]
+        parts.append(data[begin:place])
+    if place != len(data):
+        raise ValueError("a part that ends behind the end")
+    return parts
 
 
 def sign(key: PrivateKey, data: bytes) -> bytes:

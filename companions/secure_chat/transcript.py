@@ -18,6 +18,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -61,11 +62,22 @@ def columns_of(signed: bytes) -> tuple[int, int, bytes]:
 
 def line_of(chain: bytes, signed: bytes, signature: bytes, fingerprint: str) -> tuple[str, bytes]:
     """Return a line without its end, and the chain after it. Raises ValueError."""
-    seqno, ts, ct = columns_of(signed)
-    before = f"{seqno}|{ts}|{to_base64(ct)}|{to_base64(signature)}|{fingerprint}"
-    last = to_base64(signed)
+    before, last = _columns(signed, signature, fingerprint)
     after = hashlib.sha256(CHAIN_LABEL + chain + f"{before}|{last}".encode("ascii")).digest()
     return f"{before}|{after.hex()}|{last}", after
+
+
+@lru_cache(maxsize=64)  # in the transcripts of all members, only the chains differ
+def _columns(signed: bytes, signature: bytes, fingerprint: str) -> tuple[str, str]:
+    """Return the columns before the chain, and the one behind it. Raises ValueError."""
+    seqno, ts, ct = columns_of(signed)
+    before = f"{seqno}|{ts}|{to_base64(ct)}|{to_base64(signature)}|{fingerprint}"
+    return before, to_base64(signed)
+
+
+@lru_cache(maxsize=64)
+def _sender_of(signed: bytes) -> str:
+    return forms.parse_message(signed).sender
 
 
 def to_base64(data: bytes) -> str:
@@ -139,8 +151,7 @@ class Transcript:
 
     def add(self, signed: bytes, signature: bytes, head: bytes, head_signature: bytes) -> None:
         """Keep a message and its head, which were verified. Raises EvidenceFailed, ValueError."""
-        sender = forms.parse_message(signed).sender
-        first, chain = line_of(self._chain, signed, signature, sender)
+        first, chain = line_of(self._chain, signed, signature, _sender_of(signed))
         second, chain = line_of(chain, head, head_signature, self._server)
         lines = f"{first}\n{second}\n".encode("ascii")
         self._lines.append(lines)
