@@ -229,7 +229,7 @@ class SharedRoom:
         member = Member(session.peer, session.peer_pem, session.session_id)
         with self._lock:
             for other in [*self._seats.values()]:
-                if other.fingerprint == connection.fingerprint:
+                if other.name == connection.name:  # by this certificate, or by a renewed one
                     other.channel.request_end(Status.REPLACED)
                     self._remove(other)
             members = [one.encode() for one in self._room.members.values()]
@@ -314,12 +314,16 @@ class Connection:
         return f"{self.name or 'a stranger'} at {self._address}"
 
     def run(self) -> None:
+        status = Status.SHUTDOWN
         try:
-            self._server.tell(self, self._outcome())
+            reason = self._outcome()
+            if isinstance(reason, EndRequested):
+                status = reason.status
+            self._server.tell(self, reason)
         except (ProtocolError, UserError) as error:  # of the database, or of the disk
             log.error("%s: %s", self, error)
         finally:
-            self.channel.leave(Status.SHUTDOWN)
+            self.channel.leave(status)
             self._server.forget(self)
 
     def _outcome(self) -> Exception | None:
