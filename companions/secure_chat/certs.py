@@ -14,7 +14,7 @@ from pathlib import Path
 
 from cryptography import x509
 
-from companions.asymmetric import PrivateKey, public_pem, read_private
+from companions.asymmetric import PrivateKey, PublicKey, public_pem, read_private
 from companions.secure_chat.authority import pem_of
 from companions.secure_chat.pki import Malformed, Trust, fingerprint_of, parse_pem
 from companions.terminal import ask_passphrase
@@ -44,10 +44,10 @@ def load_credentials(certs: Path, name: str) -> Credentials:
     key = read_private(certs / f"{name}_private_key.pem", ask_passphrase)
     try:
         certificate = parse_pem(pem)[0]
-        fits = public_pem(key.public_key()) == public_pem(certificate.public_key())  # type: ignore[arg-type]
+        other = certificate.public_key()
     except (Malformed, ValueError) as error:
         raise UserError(f"{path} is no certificate: {error}") from None
-    if not fits:
+    if not isinstance(other, PublicKey) or public_pem(other) != public_pem(key.public_key()):
         raise UserError(f"the key in {certs} does not fit the certificate {path}")
     return Credentials(pem_of(certificate).decode("ascii"), certificate, key)
 

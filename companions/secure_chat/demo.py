@@ -10,7 +10,7 @@ end, or in FOLDER, which is kept.
 
 from __future__ import annotations
 
-import itertools
+import json
 import os
 import re
 import shlex
@@ -224,13 +224,14 @@ def attack(stage: Stage) -> None:
         "Some attacks, each a real one: on the wire, with certificates, as a member, and as a "
         "bribed server. Look at the name of the check that stops it. `attacks` alone plays all.",
     )
-    lines = stage.finish("attacks", "--events", "events.jsonl", "--", *PLAYED)
-    stories = [line for line in lines if re.match(r"[A-Z].*  \S|[A-Z].*\. [a-z]+:", line)]
-    show_all(stories or lines)
-    show_all([*itertools.dropwhile(lambda line: not line.startswith("family "), lines)])
+    for line in stage.finish("attacks", "--json", "--events", "events.jsonl", "--", *PLAYED):
+        if line.startswith("{"):
+            result = json.loads(line)
+            print(f"{result['attack']:<24} {result['words']}", flush=True)
     stage.finish("wire", "events.jsonl", "-o", "report.html")
     is_there = (stage.folder / "report.html").is_file()
     stage.check(is_there, "there is no page that shows the attacks")
+    print("report.html shows each of these, message by message.", flush=True)
 
 
 def run(folder: Path) -> list[str]:
