@@ -467,6 +467,15 @@ def test_head_that_breaks_a_rule_is_named(
         whole.verify(lines, receipt)
 
 
+def test_room_does_not_change_its_start(whole: Case) -> None:
+    said = say(Talk(whole.server), whole.alice, whole.bob, ["hello", "and you?"])
+    entries = [entry for entry, _ in said]
+    head = replace(forms.parse_head(entries[1][2]), start=BOBS).encode()
+    entries[1] = (*entries[1][:2], head, pae.sign(whole.server.key, head))
+    lines = whole_of(whole, entries)
+    refuse(whole, "^line 4: of another room", lines, receipt_over(whole, lines, 2))
+
+
 def test_head_of_another_server_is_refused(whole: Case, keys: list[PrivateKey]) -> None:
     other = whole.school.issue("server", "localhost", keys[4])
     [(entry, _)] = say(Talk(other), whole.alice, whole.bob, ["hello"])
