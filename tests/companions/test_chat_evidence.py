@@ -378,12 +378,14 @@ def test_longer_transcript_than_the_receipts_is_refused(whole: Case) -> None:
     refuse(whole, "^line 11: the receipt is of 5 messages only", lines, file_of(receipt))
 
 
-def whole_of(case: Case, entries: list[tuple[bytes, bytes, bytes, bytes]]) -> bytes:
-    """Return the lines of these messages."""
+def whole_of(
+    case: Case, entries: list[tuple[bytes, bytes, bytes, bytes]], signer: str = ""
+) -> bytes:
+    """Return the lines of these messages, by their senders unless a signer is named."""
     chain = NOTHING
     made = []
     for signed, signature, head, head_signature in entries:
-        sender = forms.parse_message(signed).sender
+        sender = signer or forms.parse_message(signed).sender
         for one, sig, fingerprint in (
             (signed, signature, sender),
             (head, head_signature, case.server.fingerprint),
@@ -489,6 +491,31 @@ def test_messages_in_a_session_of_the_receipt_are_its_clients(whole: Case) -> No
     entry, _ = talk.say(whole.bob, ALICES, "I am Alice", [])
     lines = whole_of(whole, [entry])
     refuse(whole, "^line 1: in the receipt's session", lines, receipt_over(whole, lines, 1))
+
+
+def test_nobody_signs_in_the_name_of_another(whole: Case) -> None:
+    [(entry, _)] = say(Talk(whole.server), whole.alice, whole.bob, ["hello"])
+    signature = pae.sign(whole.bob.key, entry[0])
+    head = Head(ROOM, START, 0, NOW_MS, forms.next_head(START, entry[0], signature)).encode()
+    forged = (entry[0], signature, head, pae.sign(whole.server.key, head))
+    lines = whole_of(whole, [forged], whole.bob.fingerprint)
+    reason = "^line 1: its sender is another than its signer"
+    refuse(whole, reason, lines, receipt_over(whole, lines, 1))
+
+
+def test_first_message_of_anybody_follows_nothing(whole: Case) -> None:
+    for previous, is_good in ((NOTHING, True), (START, False)):
+        message = Message(
+            BOBS, ROOM, whole.bob.fingerprint, (), 0, NOW_MS, previous, START, bytes(32), b"ct"
+        )
+        signed = message.encode()
+        signature = pae.sign(whole.bob.key, signed)
+        head = Head(ROOM, START, 0, NOW_MS, forms.next_head(START, signed, signature)).encode()
+        lines = whole_of(whole, [(signed, signature, head, pae.sign(whole.server.key, head))])
+        if is_good:
+            whole.verify(lines, receipt_over(whole, lines, 1))
+        else:
+            refuse(whole, "^line 1: not the next", lines, receipt_over(whole, lines, 1))
 
 
 def test_member_who_came_late_verifies_from_there(whole: Case) -> None:
