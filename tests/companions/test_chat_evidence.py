@@ -589,6 +589,10 @@ def test_other_bytes_than_a_receipts_are_refused(
         verify.read_receipt(data)
 
 
+def test_receipt_of_another_transcript_is_refused_though_its_count_fits(whole: Case) -> None:
+    refuse(whole, "^receipt: of another transcript", receipt=receipt_over(whole, b"another", 6))
+
+
 def test_certificate_inside_a_receipt_is_not_trusted(whole: Case, keys: list[PrivateKey]) -> None:
     """A forger signs with a new key, and puts its certificate in."""
     forger = Authority(keys[4]).issue("server", "localhost", keys[5])
