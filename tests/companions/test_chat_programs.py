@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import hashlib
+import io
 import logging
 import os
 import socket
@@ -523,3 +524,31 @@ def test_session_of_a_client_is_ready_before_it_joins(house: House) -> None:
         assert alice.session.state.name == "READY"
         with pytest.raises(LocalError):
             alice.channel.send(Message(Kind.LEAVE, {"room": "lobby"}))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no such terminals")
+def test_password_is_not_shown_on_a_terminal(keys: list[PrivateKey], tmp_path: Path) -> None:
+    pexpect = pytest.importorskip("pexpect")
+
+    typed = Typed(keys, tmp_path)
+    with typed.server() as port:
+        words = ["-m", "companions.secure_chat.client", "--port", port]
+        person = pexpect.spawn(
+            sys.executable, words, cwd=str(tmp_path), env=typed.environment, timeout=LIMIT_S
+        )
+        person.logfile_read = shown = io.BytesIO()
+        for prompt, answer in (
+            ("Login: ", "1"),
+            ("Username: ", "alice"),
+            ("Password: ", PASSWORDS[ALICE]),
+            ("in lobby: ", "hello there"),
+            (f"{ALICE}: hello there", "quit"),
+        ):
+            person.expect_exact(prompt)
+            person.sendline(answer)
+        person.expect_exact("countersigned by the server")
+        person.expect(pexpect.EOF)
+        person.close()
+        assert person.exitstatus == 0
+        assert PASSWORDS[ALICE].encode() not in shown.getvalue()
