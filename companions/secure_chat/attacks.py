@@ -22,6 +22,7 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 from cryptography import x509
@@ -114,6 +115,7 @@ from crypto_utils import BLOCK_BYTES, aes_cbc_decrypt, hmac_verify, pkcs7_unpad
 from lab.catalogue import Catalogue, CutHere
 from lab.frames import Frame, Frames
 from lab.program import Program, run
+from lab.rules import Rules
 from program import run_program
 from protocol_fsm import BadTag, ConnectionCut, DeadlineExpired
 
@@ -969,7 +971,14 @@ def edited_receipt(lab: Lab) -> None:
     lab.outcome.learned = "a receipt of another day verifies"
 
 
-@on_path("evidence", "", None, goal=learned, noticed="the word uncountersigned in the receipt")
+@on_path(
+    "evidence",
+    "",
+    None,
+    goal=learned,
+    noticed="the word uncountersigned in the receipt",
+    wins="Alice has only her own word for what was said",
+)
 def leave_first(frames: Frames, lab: Lab) -> Frames:
     """The server leaves before it has countersigned."""
     yield from up_to(frames, Kind.RECEIPT)
@@ -1002,13 +1011,27 @@ def stolen_client_key(lab: Lab) -> None:
     log_in(lab, lab.pki.people[ALICE], "not her password")
 
 
-@outside("theft", "", None, goal=learned, noticed="nobody, until the certificate is revoked")
+@outside(
+    "theft",
+    "",
+    None,
+    goal=learned,
+    noticed="nobody, until the certificate is revoked",
+    wins="in the account of Alice",
+)
 def stolen_key_and_password(lab: Lab) -> None:
     """Alice's key and her password are stolen."""
     log_in(lab, lab.pki.people[ALICE], PASSWORDS[ALICE])
 
 
-@on_path("theft", "", None, goal=learned, noticed="nothing, until the session ends")
+@on_path(
+    "theft",
+    "",
+    None,
+    goal=learned,
+    noticed="nothing, until the session ends",
+    wins=f"up to the last text: {LAST}",
+)
 def stolen_session_keys(frames: Frames, lab: Lab) -> Frames:
     """The session's keys are stolen in the middle of it."""
     keys: dict[str, bytes] = {}
@@ -1020,7 +1043,14 @@ def stolen_session_keys(frames: Frames, lab: Lab) -> Frames:
         yield frame
 
 
-@on_path("theft", "", None, goal=learned, noticed="whoever reads the list of issued certificates")
+@on_path(
+    "theft",
+    "",
+    None,
+    goal=learned,
+    noticed="whoever reads the list of issued certificates",
+    wins=f"the password: {PASSWORDS[ALICE]}",
+)
 def stolen_authority_key(frames: Frames, lab: Lab) -> Frames:
     """The authority's key is stolen, and makes a server."""
     key = lab.pki.keys[MALLORY]
@@ -1052,6 +1082,12 @@ def weakened_parts(names: Sequence[str]) -> Parts:
     return Parts(*without(names))
 
 
+def rules() -> tuple[Rules, Sequence[str]]:
+    from companions.secure_chat.weakened import DOCUMENTED, RULES
+
+    return RULES, DOCUMENTED
+
+
 def new_lab(options: argparse.Namespace, log: Any, parts: Any, observer: Any) -> Lab:
     return Lab(log, parts, observer)
 
@@ -1063,6 +1099,9 @@ def main() -> int:
             attacks=ATTACKS,
             lab=new_lab,
             parts=weakened_parts,
+            rules=rules,
+            module="companions.secure_chat.attacks",
+            sets=Path(__file__).parent / "sets.json",
             title=kind_name,
             beginning="making keys for an authority, a server and four members ...",
         )

@@ -54,9 +54,9 @@ from companions.secure_chat.rooms import (
     parse_number,
 )
 from companions.secure_chat.settings import PORT
-from companions.terminal import Input, shown
+from companions.terminal import QUIT, reading_lines
 from endpoint import HOST
-from program import NoConnection, UserError, reason_of, run_program, to_stderr
+from program import NoConnection, UserError, escaped, reason_of, run_program, to_stderr, end_signals
 from protocol_fsm import (
     BadPayload,
     ConnectionCut,
@@ -334,20 +334,19 @@ class Talk:
         self._show = show
         self._said: deque[str] = deque(maxlen=HISTORY)
         self._typed: deque[str] = deque()
+        self._is_leaving = False
         self._taken: Callable[[], object] = lambda: None
 
-    def run(self, descriptor: int, encoding: str) -> Kept:
+    def run(self) -> Kept:
         """Go on until the person quits, and the receipts are there."""
         post = self._client.channel.post
-        lines = Input(descriptor, encoding, lambda line: post(partial(self.typed, line)))
-        self._taken = lines.taken
-        lines.start()
-        while True:
-            event = self._client.hear()
-            self.tell(event)
-            if isinstance(event, Kept):
-                return event
-            self._go_on()
+        with reading_lines(lambda line: post(partial(self.typed, line))) as self._taken:
+            while True:
+                event = self._client.hear()
+                self.tell(event)
+                if isinstance(event, Kept):
+                    return event
+                self._go_on()
 
     def typed(self, line: str) -> None:
         """Take a line; an empty one is the end."""
@@ -358,14 +357,16 @@ class Talk:
         """Do what was typed, but do not run ahead of the server: it could not answer us."""
         while self._typed and self._client.seat.pending < MAX_PENDING:
             line = self._typed[0]
-            if line.strip() in ("", "history") and self._client.seat.pending:
+            if line.strip() in ("", QUIT, "history") and self._client.seat.pending:
                 return  # until all that we said has come back
             self._typed.popleft()
             self._taken()
-            self._do(line)
+            if not self._is_leaving:
+                self._do(line)
 
     def _do(self, line: str) -> None:
-        if not line:
+        if line.strip() in ("", QUIT):
+            self._is_leaving = True
             self._client.leave()
         elif line.strip() == "history":
             for text in self._said:
@@ -379,11 +380,11 @@ class Talk:
     def tell(self, event: Event) -> None:
         """Show what happened; no text can look like words of our own, which begin with [."""
         if isinstance(event, Joined):
-            self._show(f"[*] {shown(event.member.identity.name)} joined")
+            self._show(f"[*] {escaped(event.member.identity.name)} joined")
         elif isinstance(event, Left):
-            self._show(f"[*] {shown(event.member.identity.name)} left")
+            self._show(f"[*] {escaped(event.member.identity.name)} left")
         elif isinstance(event, Said) and event.text is not None:
-            line = f"{clock_of(event)} {shown(event.member.identity.name)}: {shown(event.text)}"
+            line = f"{clock_of(event)} {escaped(event.member.identity.name)}: {escaped(event.text)}"
             self._said.append(line)
             self._show(line)
 
@@ -422,12 +423,12 @@ def chat(client: Client, stop: list[int]) -> int:
     with client:
         show(f"[*] connected to {client.session.peer.name}, whose certificate holds")
         enter(client)
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in end_signals():
             signal.signal(number, leave)
         members = client.join()
         names = ", ".join(sorted({one.identity.name for one in members}))
-        show(f"[*] logged in as {shown(client.username)}; in {LOBBY}: {shown(names)}")
-        Talk(client, show).run(sys.stdin.fileno(), sys.stdin.encoding)
+        show(f"[*] logged in as {escaped(client.username)}; in {LOBBY}: {escaped(names)}")
+        Talk(client, show).run()
     return 0
 
 

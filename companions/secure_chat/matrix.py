@@ -14,7 +14,8 @@ from companions.secure_chat.pki import WrongPurpose
 from companions.secure_chat.protocol import BadGroup, BadSignature
 from companions.secure_chat.stage import Lab, Outcome, Parts, Pki
 from companions.secure_chat.weakened import RULES, without
-from lab.search import Found, Matrix, Names, Task, Trials, Tried, search, workers
+from lab.rules import Names
+from lab.search import Found, Matrix, Task, Trials, Tried, search, workers
 from program import run_program
 from protocol_fsm import BadTag, DeadlineExpired
 

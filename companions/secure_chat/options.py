@@ -14,8 +14,7 @@ from companions.secure_chat.certs import load_credentials
 from companions.secure_chat.pki import BadCertificate, Identity, Role, Trust, utc_now
 from companions.secure_chat.protocol import Party
 from companions.secure_chat.settings import Settings, load_settings
-from companions.terminal import shown
-from program import Lines, Parser, UserError, port_number, reason_of
+from program import Lines, Parser, UserError, escaped, port_number, reason_of, fitted, indented
 from protocol_fsm import Seen
 
 TYPE = re.compile(rb'"type":"([a-z_]+)"')  # of a frame
@@ -83,7 +82,14 @@ class LineFormatter(logging.Formatter):
         super().__init__("%(asctime)s %(message)s", "%Y-%m-%dT%H:%M:%SZ")
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        return shown(super().formatMessage(record))
+        return escaped(super().formatMessage(record))
+
+
+class ScreenFormatter(LineFormatter):
+    """The same, cut to fit the terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return fitted(indented(super().format(record)))
 
 
 def open_log(path: Path) -> TextIO:
@@ -108,6 +114,8 @@ def start_log(path: Path | None, stream: TextIO | Lines | None, *, debug: bool =
         handlers.append(logging.StreamHandler(open_log(path)))
     for handler in handlers:
         handler.setFormatter(LineFormatter())
+    if stream:
+        handlers[0].setFormatter(ScreenFormatter())
     logging.raiseExceptions = False
     logging.basicConfig(handlers=handlers or [logging.NullHandler()])
     log.setLevel(logging.DEBUG if debug else logging.INFO)

@@ -54,7 +54,7 @@ from companions.secure_chat.settings import PORT
 from companions.secure_chat.storage import Database
 from companions.secure_chat.transcript import Transcript
 from endpoint import HOST
-from program import Lines, NoConnection, UserError, reason_of, run_program
+from program import Lines, NoConnection, UserError, end_signals, reason_of, run_program
 from protocol_fsm import BadPayload, ConnectionCut, LocalError, ProtocolError, Status
 
 log = logging.getLogger("secure_chat.server")
@@ -499,7 +499,7 @@ def main() -> int:
     party = load_party(settings.certs, options.name, "server", trust)
     database = Database(settings.database_url.get_secret_value())
     stop: list[int] = []  # not an Event, whose lock a second signal would find taken
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in end_signals():
         signal.signal(number, lambda number, _: stop.append(number))
     with Server(
         party,

@@ -48,10 +48,9 @@ from companions.secure_chat.transcript import (
     parse_receipt,
     parse_time,
 )
-from companions.terminal import shown
-from program import Parser, UserError, reason_of, run_program
+from program import Parser, UserError, escaped, reason_of, run_program
 
-MAX_LINE = 1 << 20  # bytes, of a message to a full room
+MAX_LINES = 1 << 30  # bytes, of a transcript or of openings
 MAX_FILE = 1 << 24  # bytes, of certificates, lists and receipts
 SKEW_MS = SKEW // timedelta(milliseconds=1)
 NAMES = ("seqno", "ts", "ct", "sig", "peer_cert_fingerprint", "chain", "signed")
@@ -99,7 +98,7 @@ class Certificates:
     def name(self, fingerprint: str) -> str:
         """Return the client's address in a known certificate. Raises Wrong."""
         try:
-            return shown(client_name(self._known[fingerprint]))
+            return escaped(client_name(self._known[fingerprint]))
         except BadCertificate as error:
             raise Wrong(f"a sender without an address: {error}") from None
 
@@ -146,8 +145,8 @@ def read_lines(data: bytes, certificates: Certificates) -> Iterator[Line]:
 
 def _read_line(number: int, text: bytes, chain: bytes) -> tuple[Line, bytes]:
     """Return a line whose columns agree, and the chain after it. Raises Wrong."""
-    if len(text) > MAX_LINE or text[-1:] != b"\n" or text[-2:] == b"\r\n":
-        raise Wrong("torn, too long, or with another end than a newline")
+    if text[-1:] != b"\n" or text[-2:] == b"\r\n":
+        raise Wrong("torn, or with another end than a newline")
     columns = text[:-1].decode("ascii", "replace").split("|")
     if len(columns) != COLUMNS or not FINGERPRINT.fullmatch(columns[4]):
         raise Wrong(f"not {COLUMNS} columns with a fingerprint as the fifth")
@@ -157,7 +156,7 @@ def _read_line(number: int, text: bytes, chain: bytes) -> tuple[Line, bytes]:
         expected, after = line_of(chain, signed, signature, columns[4])
         content = _content(signed)
     except ValueError as error:
-        raise Wrong(f"unreadable: {shown(str(error))[:80]}") from None
+        raise Wrong(f"unreadable: {escaped(str(error))[:80]}") from None
     for name, is_there, should_be in zip(NAMES, columns, expected.split("|")):
         if is_there != should_be:
             reason = "a line was changed, moved or lost" if name == "chain" else "not as signed"
@@ -269,7 +268,7 @@ def compare(ours: list[Line], others: list[Line]) -> None:
         number, known = heads.get(place, (one.number, head.head))
         if known != head.head:
             raise Wrong(
-                f"the server told two histories: message {head.index} of {shown(head.room)} "
+                f"the server told two histories: message {head.index} of {escaped(head.room)} "
                 f"is line {number - 1} here, and another one in line {one.number - 1} there"
             )
     for (server, room, start), (first, last) in _times(ours).items():
@@ -277,7 +276,7 @@ def compare(ours: list[Line], others: list[Line]) -> None:
             is_another = (server, room) == (server_2, room_2) and start != start_2
             if is_another and first <= last_2 and first_2 <= last:  # a restart cannot do that
                 raise Wrong(
-                    f"the server told two histories: it had two rooms {shown(room)} at once"
+                    f"the server told two histories: it had two rooms {escaped(room)} at once"
                 )
 
 
@@ -312,7 +311,7 @@ def read_receipt(data: bytes) -> tuple[Receipt, bytes | None]:
                 raise ValueError(f"{name} is not 32 bytes in hex")
         return receipt, None if mark == UNCOUNTERSIGNED else from_base64(mark)
     except (ValueError, BadReceipt) as error:
-        raise Wrong(f"receipt: unreadable: {shown(str(error))[:200]}") from None
+        raise Wrong(f"receipt: unreadable: {escaped(str(error))[:200]}") from None
 
 
 def check_signatures(
@@ -373,7 +372,7 @@ def check_openings(data: bytes, history: History, certificates: Certificates) ->
         if not forms.opens(message.commitment, opening, text):
             raise Wrong(f"opening {number}: not the text that was signed")
         name = certificates.name(message.sender)
-        found.append(f"{members['index']} {name}: {shown(members['text'])}")
+        found.append(f"{members['index']} {name}: {escaped(members['text'])}")
     return found
 
 
@@ -397,20 +396,20 @@ def verify(
 def report(options: argparse.Namespace) -> list[str]:
     """Return what holds, in sentences. Raises Wrong and UserError."""
     certificates = Certificates(read(options.certificates), read(options.ca), read(options.crl))
-    transcript = read(options.transcript, MAX_LINE * 1_000)
+    transcript = read(options.transcript, MAX_LINES)
     receipt, is_countersigned, history = verify(read(options.receipt), transcript, certificates)
     count = receipt.message_count
-    said = [f"{count} message(s) in {shown(receipt.room)}, {receipt.created_at}: every line holds"]
+    said = [
+        f"{count} message(s) in {escaped(receipt.room)}, {receipt.created_at}: every line holds"
+    ]
     other = "server" if receipt.peer == "client" else "client"
     confirmed = "countersigned by" if is_countersigned else f"{UNCOUNTERSIGNED}; not the word of"
     said.append(f"receipt signed by the {other}, {confirmed} the {receipt.peer}")
     if options.against:
-        compare(
-            history.lines, list(read_lines(read(options.against, MAX_LINE * 1_000), certificates))
-        )
+        compare(history.lines, list(read_lines(read(options.against, MAX_LINES), certificates)))
         said.append("the other transcript tells the same history, as far as both go")
     if options.openings:
-        said += check_openings(read(options.openings, MAX_LINE * 1_000), history, certificates)
+        said += check_openings(read(options.openings, MAX_LINES), history, certificates)
     if not options.ca:
         said.append("without --ca, the certificates are taken as they are")
     said += [f"revoked since: {one[:16]}.." for one in certificates.revoked_later()]

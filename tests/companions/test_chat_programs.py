@@ -381,17 +381,18 @@ def test_taken_port_and_missing_server_are_one_sentence(house: House, tmp_path: 
 # What a person types and sees ---------------------------------------------------------------------
 
 
-def test_typed_lines_are_said_and_quit_leaves_with_a_receipt(house: House) -> None:
+def test_typed_lines_are_said_and_quit_leaves_with_a_receipt(
+    house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shown: list[str] = []
     with house.members() as (alice, bob):
-        read, write = os.pipe()
-        typed = b"first\nhistory\n" + b"x" * 5_000 + b"\nquit\nnever said\n"
-        os.write(write, typed)
-        os.close(write)
+        typed = tmp_path / "typed.txt"
+        typed.write_text("\n".join(["first", "history", "x" * 5_000, "quit", "never said"]))
+        monkeypatch.setattr(sys, "stdin", typed.open(encoding="utf-8"))
         bob.say("\x1b[2Jfrom bob")
         assert hear(bob) == "\x1b[2Jfrom bob"
-        kept = Talk(alice, shown.append).run(read, "utf-8")
-        os.close(read)
+        kept = Talk(alice, shown.append).run()
+        sys.stdin.close()
         assert isinstance(kept, Kept)
         assert hear(bob) == "first"
     assert any(line.endswith(f"{BOB}: \\x1b[2Jfrom bob") for line in shown)
