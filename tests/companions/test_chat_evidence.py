@@ -151,6 +151,16 @@ def test_parts_are_read_in_one_way_only(one: list[bytes], other: list[bytes]) ->
     assert (pae.pae("msg", *one) == pae.pae("msg", *other)) == (one == other)
 
 
+def test_cut_or_longer_bytes_are_nothing_that_was_signed() -> None:
+    whole = pae.pae("head", b"room", b"text")
+    for size in range(len(whole)):
+        if size not in (len(pae.pae("head")), len(pae.pae("head", b"room"))):
+            with pytest.raises(ValueError):
+                pae.parts_of("head", whole[:size])
+    with pytest.raises(ValueError):
+        pae.parts_of("head", whole + b"\0")
+
+
 @given(st.binary(max_size=80))
 def test_other_bytes_are_nothing_that_was_signed(data: bytes) -> None:
     for parse in (forms.parse_message, forms.parse_head):
@@ -207,6 +217,13 @@ def test_message_with_a_part_of_the_wrong_size_is_refused(change: dict[str, obje
     message = Message(bytes(32), "lobby", "a" * 64, (), 7, 8, NOTHING, START, BOBS, b"ct")
     with pytest.raises(ValueError):
         forms.parse_message(replace(message, **change).encode())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("change", [{"start": b"short"}, {"head": b"short"}, {"index": 2**63}])
+def test_head_with_a_part_of_the_wrong_size_is_refused(change: dict[str, object]) -> None:
+    head = Head("lobby", START, 3, 4, BOBS)
+    with pytest.raises(ValueError):
+        forms.parse_head(replace(head, **change).encode())  # type: ignore[arg-type]
 
 
 def test_only_the_text_that_was_committed_to_opens() -> None:
@@ -572,6 +589,7 @@ def test_changed_field_of_a_receipt_is_noticed(whole: Case, name: str) -> None:
     [
         lambda data: b"",
         lambda data: data[:-1],
+        lambda data: data[:-1] + b" ",
         lambda data: b" " + data,
         lambda data: data.replace(b'"room":"lobby"', b'"room":"lobby","room":"lobby"'),
         lambda data: data.replace(b'"version":1', b'"version":true'),
