@@ -426,7 +426,6 @@ class Connection:
         self._room = None
         self.channel.act()  # what was relayed to us before
         self._exchange_receipts()
-        self._keep_evidence()
 
     def _exchange_receipts(self) -> None:
         if self._evidence is None:
@@ -435,6 +434,7 @@ class Connection:
         theirs = self._receive()
         countersignature = self._evidence.accept(theirs)
         self._evidence.confirm(theirs["countersignature"])
+        self._keep_evidence()  # before the client is told
         answer = {"countersignature": to_base64(countersignature)}
         self.channel.send(Message(Kind.COUNTERSIGN, answer))
 
