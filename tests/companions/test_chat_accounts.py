@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sql
-from argon2 import PasswordHasher
+from argon2 import PasswordHasher, Type
 
 from companions.asymmetric import PrivateKey
 from companions.secure_chat import accounts, storage
@@ -271,6 +271,24 @@ def test_row_that_holds_no_hash_of_ours_is_refused(
 ) -> None:
     some.register(alice, ALICE, "alice", PASSWORD)
     store(database, stored)
+    with pytest.raises(Refused, match="wrong password"):
+        some.login(alice, ALICE, PASSWORD)
+
+
+@pytest.mark.parametrize(
+    "hasher",
+    [
+        PasswordHasher(accounts.MAX_PASSES + 1, 64, 1),
+        PasswordHasher(1, 64, accounts.MAX_LANES + 1),
+        PasswordHasher(1, 64, 1, type=Type.I),
+    ],
+    ids=["passes", "lanes", "argon2i"],
+)
+def test_right_password_in_a_row_out_of_bounds_is_refused(
+    some: Accounts, alice: Identity, database: Database, hasher: PasswordHasher
+) -> None:
+    some.register(alice, ALICE, "alice", PASSWORD)
+    store(database, hasher.hash(PASSWORD).encode())
     with pytest.raises(Refused, match="wrong password"):
         some.login(alice, ALICE, PASSWORD)
 
