@@ -41,6 +41,11 @@ COMMANDS = {
         ["-m companions.peer_messaging.demo"],
         "two nodes talk; trust on first use, and their adversary",
     ),
+    "chat": (
+        "companions/secure_chat/requirements.txt",
+        ["-m companions.secure_chat.demo"],
+        "members talk in a room; signed evidence, and their adversary",
+    ),
     "server": ("requirements.txt", ["server.py"], "the server; its flags follow, as in: server -h"),
     "client": ("requirements.txt", ["client.py"], "a client; its id and flags follow"),
     "test": (

@@ -46,6 +46,18 @@ def higher(one: Usage, other: Usage) -> Usage:
     return Usage(*map(max, one, other))
 
 
+def usage_of(pid: int) -> Usage:
+    """Return what a process holds now; one that has ended holds nothing."""
+    place = Path(f"/proc/{pid}")
+    with contextlib.suppress(OSError, KeyError):
+        lines = (place / "status").read_text().splitlines()
+        fields = dict(line.split(":", 1) for line in lines)
+        return Usage(
+            int(fields["VmRSS"].split()[0]), int(fields["Threads"]), len(os.listdir(place / "fd"))
+        )
+    return Usage()
+
+
 class ServerProcess:
     """server.py on a free loopback port; its log goes to a file, so that it never waits for us."""
 
@@ -84,16 +96,7 @@ class ServerProcess:
 
     def usage(self) -> Usage:
         """Return what it holds now; a process that has ended holds nothing."""
-        place = Path(f"/proc/{self.process.pid}")
-        with contextlib.suppress(OSError, KeyError):
-            lines = (place / "status").read_text().splitlines()
-            fields = dict(line.split(":", 1) for line in lines)
-            return Usage(
-                int(fields["VmRSS"].split()[0]),
-                int(fields["Threads"]),
-                len(os.listdir(place / "fd")),
-            )
-        return Usage()
+        return usage_of(self.process.pid)
 
     def cpu_s(self) -> float:
         """Return the seconds of processor time that it has used; 0 where that is not told."""

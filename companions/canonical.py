@@ -17,9 +17,22 @@ _HALF_CHARACTER = re.compile("[\ud800-\udfff]")  # which UTF-8 cannot carry
 
 def canonical(members: Mapping[str, object]) -> bytes:
     """Return the canonical encoding. Raises ValueError for half a character (a lone surrogate)."""
-    if _HALF_CHARACTER.search(json.dumps(dict(members), ensure_ascii=False)):
+    encoded = _ENCODER.encode(dict(members))
+    may_be_half = "\\ud" in encoded  # or both halves of one
+    if may_be_half and _HALF_CHARACTER.search(json.dumps(dict(members), ensure_ascii=False)):
         raise ValueError("half a character in a text")
-    return _ENCODER.encode(dict(members)).encode("ascii")
+    return encoded.encode("ascii")
+
+
+def parse_object(data: bytes) -> dict[str, Any]:
+    """Return the members of an object, whatever they are. Raises ValueError for other bytes."""
+    try:
+        values: object = json.loads(data.decode("ascii"))
+        if not isinstance(values, dict) or canonical(values) != data:
+            raise ValueError("not the canonical encoding of an object")
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    return values
 
 
 def parse_canonical(data: bytes, members: Mapping[str, type]) -> dict[str, Any]:
@@ -27,12 +40,12 @@ def parse_canonical(data: bytes, members: Mapping[str, type]) -> dict[str, Any]:
 
     A bool is not an int here. Raises ValueError for any other bytes.
     """
-    try:
-        values: object = json.loads(data.decode("ascii"))
-        if not isinstance(values, dict) or canonical(values) != data:
-            raise ValueError("not the canonical encoding of an object")
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
-    if {name: type(value) for name, value in values.items()} != dict(members):
+    values = parse_object(data)
+    if not has_members(values, members):
         raise ValueError(f"not exactly the members {', '.join(sorted(members))}, or a wrong type")
     return values
+
+
+def has_members(values: Mapping[str, object], members: Mapping[str, type]) -> bool:
+    """Return whether an object has exactly these members, of exactly these types."""
+    return {name: type(value) for name, value in values.items()} == dict(members)

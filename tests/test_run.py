@@ -199,6 +199,11 @@ def test_the_version_is_checked_before_anything_else(
             "companions/peer_messaging/requirements.txt",
             ["-m companions.peer_messaging.demo --keep mine"],
         ),
+        (
+            "chat --keep mine",
+            "companions/secure_chat/requirements.txt",
+            ["-m companions.secure_chat.demo --keep mine"],
+        ),
         ("server --port 0", "requirements.txt", ["server.py --port 0"]),
         ("client 1 --values 2 -3", "requirements.txt", ["client.py 1 --values 2 -3"]),
         ("test", "requirements-dev.txt", ["-m pytest -n auto"]),

@@ -1,0 +1,1 @@
+"""A chat with certificates, accounts, signed messages and evidence: see README.md."""

@@ -1,0 +1,215 @@
+"""Accounts: who may log in, with which password and which certificate.
+
+Passwords reach this module inside the authenticated channel, and leave it only as argon2id strings
+(RFC 9106). A refused login costs the same work and gets the same answer, whatever was wrong: the
+reason is for the audit log. An account belongs to the e-mail address that its owner's certificate
+names, so a renewed certificate still logs in.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import secrets
+import unicodedata
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import sqlalchemy as sql
+from argon2 import PasswordHasher, Type, extract_parameters
+from argon2.exceptions import InvalidHashError, VerificationError
+
+from companions.secure_chat.pki import Identity, fold
+from companions.secure_chat.storage import MAX_NAME_BYTES, Database, Taken, sessions, users
+from protocol_fsm import ProtocolError
+
+TOKEN_BYTES = 32
+MEMORY_KIB = 19 * 1024  # these three are the OWASP cheat sheet's: some 50 ms
+PASSES = 2
+LANES = 1
+MAX_MEMORY_KIB = 128 * 1024  # that a stored row may ask for
+MAX_PASSES = 10
+MAX_LANES = 4
+MIN_PASSWORD = 8  # characters
+MAX_PASSWORD = 1_024  # bytes
+ADDRESS = re.compile(r"[^@\s]+@[^@\s]+")
+
+
+class Refused(ProtocolError):
+    """No such login, or no such registration: `got` is the reason, for the audit log only."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(None, reason)
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class Account:
+    """One row of `users`, with the names as the database compares them."""
+
+    user_id: int
+    email: str
+    username: str
+
+
+class Accounts:
+    """The accounts in a database, for all threads. Each rule is a method, for the lab to remove."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        self._hasher = PasswordHasher(
+            time_cost=PASSES, memory_cost=MEMORY_KIB, parallelism=LANES, type=Type.ID
+        )
+        self._workers = ThreadPoolExecutor(os.cpu_count())  # each keeps its 19 MiB
+        self._nobody = self._hash(secrets.token_hex(16))
+
+    def register(self, identity: Identity, email: str, username: str, password: str) -> Account:
+        """Make an account for the owner of a certificate. Raises Refused and StorageFailed."""
+        key = name_key(email)
+        if not ADDRESS.fullmatch(fold(email)):
+            raise Refused("the e-mail address is none")
+        self._check_binding(identity, email)
+        row = {"email": key, "username": name_key(username), "pwd_hash": self._hash(password)}
+        try:
+            with self.database.transaction() as connection:
+                made = connection.execute(users.insert().values(**row))
+        except Taken:  # the database decides, so that of many at once only one succeeds
+            raise Refused("the e-mail address or the user name is taken") from None
+        assigned = made.inserted_primary_key
+        return Account(int(assigned[0]) if assigned else 0, fold(email), fold(username))
+
+    def login(self, identity: Identity, email: str, password: str) -> Account:
+        """Return the account of this address, password and certificate. Raises Refused.
+
+        An unknown user's password is compared, too, with a hash that nobody's password has.
+        """
+        row = self._find(email)
+        stored = row.pwd_hash if row else self._unknown_user()
+        is_right = self._is_right(stored, password)
+        if row is None:
+            raise Refused("unknown user")
+        if not is_right:
+            raise Refused("wrong password")
+        self._check_binding(identity, email)
+        if self._is_outdated(row.pwd_hash):
+            self._store_hash(row.id, self._hash(password))
+        return Account(row.id, row.email.decode("utf-8"), row.username.decode("utf-8"))
+
+    # Sessions
+
+    def new_session(self, account: Account, client_fp: str, server_fp: str) -> bytes:
+        """Begin a session, and return its token (32 bytes), of which the hash is kept.
+
+        That another certificate for the same address was used before is told in the audit log.
+        """
+        token = secrets.token_bytes(TOKEN_BYTES)
+        mine = sessions.c.user_id == account.user_id
+        latest = sql.select(sessions.c.client_cert_fingerprint).where(mine)
+        with self.database.transaction() as connection:
+            before = connection.scalar(latest.order_by(sessions.c.id.desc()).limit(1))
+            connection.execute(
+                sessions.insert().values(
+                    user_id=account.user_id,
+                    session_token=hashlib.sha256(token).hexdigest(),
+                    client_cert_fingerprint=client_fp,
+                    server_cert_fingerprint=server_fp,
+                )
+            )
+        if before not in (None, client_fp):
+            self.database.audit("other_certificate", account.email, client_fp, f"before: {before}")
+        return token
+
+    def end_session(self, token: bytes, transcript_hash: str, message_count: int) -> None:
+        """Keep what the session's transcript was. Raises StorageFailed."""
+        mine = sessions.c.session_token == hashlib.sha256(token).hexdigest()
+        with self.database.transaction() as connection:
+            connection.execute(
+                sessions.update()
+                .where(mine)
+                .values(
+                    transcript_hash=transcript_hash,
+                    message_count=message_count,
+                    ended_at=sql.func.current_timestamp(),
+                )
+            )
+
+    # Rules
+
+    def _check_binding(self, identity: Identity, email: str) -> None:
+        """Raise Refused unless the certificate names this address."""
+        if identity.role != "client" or identity.name != fold(email):
+            raise Refused(f"the certificate is of {identity.name}")
+
+    def _unknown_user(self) -> bytes:
+        """Return a stored hash for the login of an unknown user, who must not be told by time."""
+        return self._nobody
+
+    def _hash(self, password: str) -> bytes:
+        """Return what is stored for a password. Raises Refused for one too short or too long."""
+        if len(password) < MIN_PASSWORD:
+            raise Refused(f"a password of fewer than {MIN_PASSWORD} characters")
+        made = self._workers.submit(self._hasher.hash, password_bytes(password))
+        return made.result().encode("ascii")
+
+    def _is_right(self, stored: bytes, password: str) -> bool:
+        """Return whether the password is the stored one; a row asking for too much work is not."""
+        is_bounded = _is_bounded(stored)
+        known = stored if is_bounded else self._nobody
+        judged = self._workers.submit(self._hasher.verify, known, password_bytes(password))
+        try:
+            return judged.result() and is_bounded
+        except (VerificationError, InvalidHashError):
+            return False
+
+    def _is_outdated(self, stored: bytes) -> bool:
+        return self._hasher.check_needs_rehash(stored.decode("ascii"))
+
+    # Rows
+
+    def _find(self, email: str) -> sql.Row[int, bytes, bytes, bytes] | None:
+        query = sql.select(users.c.id, users.c.email, users.c.username, users.c.pwd_hash)
+        with self.database.transaction() as connection:
+            return connection.execute(query.where(users.c.email == name_key(email))).one_or_none()
+
+    def _store_hash(self, user_id: int, pwd_hash: bytes) -> None:
+        with self.database.transaction() as connection:
+            mine = users.c.id == user_id
+            connection.execute(users.update().where(mine).values(pwd_hash=pwd_hash))
+
+
+def name_key(name: str) -> bytes:
+    """Return the bytes by which a name is compared: 1 to 255, of folded text. Raises Refused."""
+    folded = fold(name)
+    try:
+        key = folded.encode("utf-8")
+    except UnicodeEncodeError:
+        raise Refused("a name with half a character") from None
+    if not 1 <= len(key) <= MAX_NAME_BYTES or folded != folded.strip() or not folded.isprintable():
+        raise Refused("a name of the wrong length, or with spaces or unprintable characters")
+    return key
+
+
+def password_bytes(password: str) -> bytes:
+    """Return the same bytes for a password from any keyboard: NFC, UTF-8. Raises Refused."""
+    try:
+        secret = unicodedata.normalize("NFC", password).encode("utf-8")
+    except UnicodeEncodeError:
+        raise Refused("a password with half a character") from None
+    if len(secret) > MAX_PASSWORD:
+        raise Refused(f"a password of more than {MAX_PASSWORD} bytes")
+    return secret
+
+
+def _is_bounded(stored: bytes) -> bool:
+    """Return whether a stored string is argon2id, and asks for work that one login may cost."""
+    try:
+        asked = extract_parameters(stored.decode("ascii"))
+    except (InvalidHashError, ValueError):
+        return False
+    return (
+        asked.type is Type.ID
+        and asked.memory_cost <= MAX_MEMORY_KIB
+        and asked.time_cost <= MAX_PASSES
+        and asked.parallelism <= MAX_LANES
+    )

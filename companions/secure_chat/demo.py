@@ -1,0 +1,254 @@
+"""All of the secure chat at work on this computer, in real processes, and then its adversary.
+
+    python3 run.py chat [--keep FOLDER]
+
+An authority certifies a server and two members; they register, talk, and leave with receipts, which
+a third party verifies; one is revoked and comes back; then the adversary plays. Exits with 0 only
+if every part of it went as it should. Everything is in a temporary folder that is removed at the
+end, or in FOLDER, which is kept.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+from classroom.demo import ROOT, Crew
+from companions.demo import COLUMNS, heading, perform
+from program import run_program
+
+PROGRAMS = "companions.secure_chat"
+LIMIT_S = 120.0  # for all of it
+UNSHOWN = re.compile(r"^[\d-]+T[\d:]+Z | at [\d.]+:\d+(?=: )")  # time and address in a log
+PEOPLE = {"alice": "sunflower of 1988", "bob": "correct battery"}
+PLAYED = (  # of the attacks: some on the wire, some by the server, some by members
+    "eavesdrop",
+    "replay-session",
+    "man-in-the-middle",
+    "replaced-shares",
+    "client-as-server",
+    "share-of-one",
+    "known-password",
+    "crack-the-table",
+    "forged-message",
+    "changed-text",
+    "two-histories",
+    "leave-first",
+)
+
+
+class Stage(Crew):
+    """The processes, the folder that they work in, and what went wrong, as sentences."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(LIMIT_S)
+        self.folder = folder
+        self.problems: list[str] = []
+        self.port = ""
+        self.heard: dict[str, list[str]] = {}  # the lines of each program
+
+    def __exit__(self, *exception: object) -> None:
+        super().__exit__(*exception)
+        for process in self.processes.values():
+            if process.stdin:
+                process.stdin.close()
+
+    def begin(self, name: str, program: str, *words: str) -> None:
+        """Start a program of ours in our folder, and show the command."""
+        self.ended.discard(name)
+        self.heard[name] = []
+        command = " ".join(["$", program, *(shlex.quote(word) for word in words)])
+        print(
+            textwrap.fill(command, COLUMNS, subsequent_indent=" " * 6, break_on_hyphens=False),
+            flush=True,
+        )
+        self.launch(
+            name,
+            "-u",
+            "-m",
+            f"{PROGRAMS}.{program}",
+            *words,
+            cwd=self.folder,
+            stdin=subprocess.PIPE if program == "client" else subprocess.DEVNULL,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )
+
+    def type(self, name: str, *lines: str) -> None:
+        """Type lines into a program."""
+        stdin = self.processes[name].stdin
+        if stdin:
+            stdin.write("".join(f"{line}\n" for line in lines))
+            stdin.flush()
+
+    def next_line(self) -> tuple[str, str]:
+        """Return the name of a program and its line; an empty line when it has ended."""
+        name, line = self.hear()
+        self.heard[name].append(line)
+        return name, UNSHOWN.sub("", line)
+
+    def listen(self, name: str, words: str = "") -> str:
+        """Show all lines until a program has said these words, or has ended; return its line."""
+        while not (found := self.line_with(name, words)) and name not in self.ended:
+            show(*self.next_line())
+        self.check(bool(found) or not words, f"{name} did not say: {words}")
+        return found
+
+    def line_with(self, name: str, words: str) -> str:
+        """Return the line in which a program has said these words; empty if it has not."""
+        return next((line for line in self.heard[name] if words and words in line), "")
+
+    def finish(self, program: str, *words: str) -> list[str]:
+        """Run a program to its end, and return the lines that it prints."""
+        lines: list[str] = []
+        self.begin(program, program, *words)
+        while program not in self.ended:
+            name, line = self.next_line()
+            if name != program:
+                show(name, line)
+            elif line:
+                lines.append(line)
+        self.check_end(program)
+        return lines
+
+    def check_end(self, name: str, wanted: int = 0) -> None:
+        """Remember a program that did not end as it should."""
+        code = self.processes[name].wait()
+        self.check(code == wanted, f"{name} ended with exit code {code}, not {wanted}")
+
+    def check(self, is_well: bool, problem: str) -> None:
+        if not is_well:
+            self.problems.append(problem)
+
+
+def show(name: str, line: str) -> None:
+    if line:
+        told = f"{name:<8} | {line}"
+        print(textwrap.fill(told, COLUMNS, subsequent_indent=" " * 9 + "| "), flush=True)
+
+
+def show_all(lines: Sequence[str]) -> None:
+    print("\n".join(lines), flush=True)
+
+
+# The acts -----------------------------------------------------------------------------------------
+
+
+def certify(stage: Stage) -> None:
+    heading(
+        "1 An authority says who is who",
+        "A member is an e-mail address, a server a host name, and neither can play the other: "
+        "look at the certificates with `openssl x509 -text`. Private keys have mode 0600.",
+    )
+    show_all(stage.finish("gen_ca"))
+    show_all(stage.finish("gen_cert", "server", "localhost"))
+    for name in PEOPLE:
+        show_all(stage.finish("gen_cert", "client", f"{name}@example.org", "--name", name))
+
+
+def come(stage: Stage, name: str, choice: str) -> None:
+    """Let somebody register or log in, and come into the room."""
+    stage.begin(name, "client", "--name", name, "--port", stage.port, "--transcripts", name)
+    names = [name] if choice == "register" else []
+    stage.type(name, choice, *names, PEOPLE[name])
+
+
+def talk(stage: Stage) -> None:
+    heading(
+        "2 Two members register and talk",
+        "Passwords are sent only when each end has proved who it is, and are stored as argon2id. "
+        "Each text is signed by its sender; the server orders, and signs the order.",
+    )
+    stage.begin("server", "server", "--port", "0")
+    stage.port = stage.listen("server", "listening on ").rpartition(":")[2]
+    come(stage, "alice", "register")
+    stage.listen("alice", "in lobby")
+    come(stage, "bob", "register")
+    stage.listen("bob", "in lobby")
+    stage.listen("alice", "joined")
+    stage.type("alice", "shall we meet at noon?")
+    stage.listen("bob", "at noon?")
+    stage.type("bob", "at noon, at the station")
+    stage.listen("alice", "at the station")
+    for name in PEOPLE:
+        stage.type(name, "quit")
+        stage.listen(name)
+        stage.check_end(name)
+
+
+def verify(stage: Stage) -> None:
+    heading(
+        "3 Anybody can verify what was said",
+        "A receipt counts the lines, and both ends have signed it. A text is disclosed by its line "
+        "of `openings`; without that, the transcript does not show it.",
+    )
+    kept = next((stage.folder / "alice").glob("transcript_*.txt"), None)
+    if kept is None:
+        stage.check(False, "Alice has no transcript")
+        return
+    stamp = kept.stem.removeprefix("transcript_")
+    files = [f"alice/receipt_{stamp}_server.json", f"alice/{kept.name}", f"alice/certs_{stamp}.pem"]
+    lines = stage.finish(
+        "verify", *files, "--ca", "certs/ca_cert.pem", "--openings", f"alice/openings_{stamp}.jsonl"
+    )
+    show_all(lines)
+    is_shown = any("at the station" in line for line in lines)
+    stage.check(lines[-1:] == ["Valid"] and is_shown, "the receipt does not verify")
+
+
+def revoke(stage: Stage) -> None:
+    heading(
+        "4 A certificate is revoked",
+        "The server reads the new list by itself. On the wire there is only `bad-cert`; the log "
+        "and the table audit_log have the reason.",
+    )
+    show_all(stage.finish("revoke", "certs/bob_cert.pem"))
+    come(stage, "bob", "login")
+    stage.listen("bob")
+    stage.check_end("bob", 1)
+    stage.listen("server", "Revoked")
+    stage.processes["server"].terminate()
+    stage.listen("server")
+    if os.name == "posix":  # Windows knows no gentle end
+        stage.check_end("server")
+
+
+def attack(stage: Stage) -> None:
+    heading(
+        "5 The adversary",
+        "Some attacks, each a real one: on the wire, with certificates, as a member, and as a "
+        "bribed server. Look at the name of the check that stops it. `attacks` alone plays all.",
+    )
+    for line in stage.finish("attacks", "--json", "--events", "events.jsonl", "--", *PLAYED):
+        if line.startswith("{"):
+            result = json.loads(line)
+            print(f"{result['attack']:<24} {result['words']}", flush=True)
+    stage.finish("wire", "events.jsonl", "-o", "report.html")
+    is_there = (stage.folder / "report.html").is_file()
+    stage.check(is_there, "there is no page that shows the attacks")
+    print("report.html shows each of these, message by message.", flush=True)
+
+
+def run(folder: Path) -> list[str]:
+    """Play all acts in this folder, and return what went wrong. Raises SystemExit."""
+    print(f"`$ server` stands for: python -m {PROGRAMS}.server; and so on.", flush=True)
+    stage = Stage(folder)
+    with stage:
+        for act in (certify, talk, verify, revoke, attack):
+            act(stage)
+    return stage.problems
+
+
+def main() -> int:
+    return perform(
+        "Shows the secure chat, and its adversary.", "certificates, transcripts, report.html", run
+    )
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,82 @@
+"""Attack x defences, searched as lab/search.py says; every try is a lab on sockets.
+
+python -m companions.secure_chat.matrix
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+
+from companions.secure_chat.attacks import ATTACKS
+from companions.secure_chat.pki import WrongPurpose
+from companions.secure_chat.protocol import BadGroup, BadSignature
+from companions.secure_chat.stage import Lab, Outcome, Parts, Pki
+from companions.secure_chat.weakened import RULES, without
+from lab.rules import Names
+from lab.search import Found, Matrix, Task, Trials, Tried, search, workers
+from program import run_program
+from protocol_fsm import BadTag, DeadlineExpired
+
+# What is no check changes bytes, and could matter in any try. But the rule by which signatures are
+# made, say, can matter only where one was refused: all else was accepted, and made, by that rule.
+NEEDS_ERROR = {
+    BadSignature: {"role", "shares", "transcript"},
+    BadTag: {"number", "direction-keys"},
+    BadGroup: {"group"},
+    WrongPurpose: {"purpose"},
+    DeadlineExpired: {"deadline"},
+}
+NEEDS_MEANS = {
+    "listens": {"encryption", "group"},
+    "steals": {"ephemeral", "server-hash", "slow-hash"},
+    "times": {"dummy-hash"},
+    "judges": {"receipt-fields"},
+}
+
+
+def idle(outcome: Outcome) -> Names:
+    """Return the rules that had nothing to do: no such refusal, and no such adversary."""
+    met = {type(error) for errors in outcome.errors.values() for error in errors}
+    useful = set(NEEDS_MEANS.get(outcome.means, ()))
+    for error, names in NEEDS_ERROR.items():
+        if error in met:
+            useful |= names
+    all_names = set().union(*NEEDS_ERROR.values(), *NEEDS_MEANS.values())
+    return frozenset(all_names - useful)
+
+
+@functools.cache
+def pki() -> Pki:
+    """Return the keys of this process: making them takes longer than a try."""
+    return Pki()
+
+
+TRIALS = Trials(
+    attacks=ATTACKS,
+    rules=RULES,
+    parts=lambda names: Parts(*without(names)),
+    lab=lambda parts, number: Lab(lambda *_: None, parts, None, pki()),
+    heard=("session", "trust", "accounts", "room"),
+    also_checks=("check_revocation",),
+    idle=idle,
+)
+
+
+def trial(task: Task) -> list[Tried]:
+    """Run attacks without some rules."""
+    return TRIALS.trial(task)
+
+
+def find(names: Sequence[str], size: int) -> Found:
+    """Return the minimal sets of each attack."""
+    with workers(2) as pool:  # more of them would make the lab's deadlines pass
+        return search(names, size, pool, trial)
+
+
+MATRIX = Matrix(ATTACKS, RULES, Path(__file__).parent, find)
+
+
+if __name__ == "__main__":
+    run_program(MATRIX.run)

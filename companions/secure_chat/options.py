@@ -1,0 +1,128 @@
+"""What server and client share besides the protocol: certificates in files, flags, the log."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import re
+import time
+from pathlib import Path
+from typing import TextIO
+
+from companions.secure_chat.certs import load_credentials
+from companions.secure_chat.pki import BadCertificate, Identity, Role, Trust, utc_now
+from companions.secure_chat.protocol import Party
+from companions.secure_chat.settings import Settings, load_settings
+from program import Lines, Parser, UserError, escaped, port_number, reason_of, fitted, indented
+from protocol_fsm import Seen
+
+TYPE = re.compile(rb'"type":"([a-z_]+)"')  # of a frame
+
+log = logging.getLogger("secure_chat")
+
+
+class ChatParser(Parser):
+    """The flags of server and client; what they leave out is in `.env`."""
+
+    def __init__(self, description: str) -> None:
+        super().__init__(description)
+        self.add_argument("--env", type=Path, default=Path(".env"), metavar="FILE")
+        self.add_argument("--host", help="default: SERVER_HOST")
+        self.add_argument("--port", type=port_number, help="default: SERVER_PORT")
+        self.add_argument("--certs", type=Path, metavar="FOLDER", help="default: CERTS")
+        self.add_argument("--transcripts", type=Path, metavar="FOLDER", help="default: TRANSCRIPTS")
+        self.add_argument("--log", type=Path, metavar="FILE", help="write the log there")
+        self.add_argument("--debug", action="store_true", help="log every message, without secrets")
+
+
+def settings_of(options: argparse.Namespace) -> Settings:
+    """Return the settings of `.env`, with what the flags say instead. Raises UserError."""
+    settings = load_settings(options.env)
+    flags = {
+        "server_host": options.host,
+        "server_port": options.port,
+        "certs": options.certs,
+        "transcripts": options.transcripts,
+        "server_log": options.log,
+    }
+    given = {name: value for name, value in flags.items() if value is not None}
+    return settings.model_copy(update=given)
+
+
+# Certificates -------------------------------------------------------------------------------------
+
+
+def load_party(certs: Path, name: str, role: Role, trust: Trust) -> Party:
+    """Return our certificate and key. Raises UserError.
+
+    If ours has been revoked, the peer will say so: its list and clock decide.
+    """
+    own = load_credentials(certs, name)
+    try:
+        identity = trust.identify(own.pem, role, None, utc_now())
+    except BadCertificate as error:
+        raise UserError(f"Certificate validation failed: {name}_cert.pem: {error}") from None
+    return Party(identity, own.pem, own.key)
+
+
+def describe(identity: Identity) -> str:
+    return f"{identity.name}, certificate {identity.fingerprint[:16]}"
+
+
+# The log ------------------------------------------------------------------------------------------
+
+
+class LineFormatter(logging.Formatter):
+    """One event in one line, after its time in UTC; characters that could break it are escaped."""
+
+    converter = staticmethod(time.gmtime)
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(message)s", "%Y-%m-%dT%H:%M:%SZ")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return escaped(super().formatMessage(record))
+
+
+class ScreenFormatter(LineFormatter):
+    """The same, cut to fit the terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return fitted(indented(super().format(record)))
+
+
+def open_log(path: Path) -> TextIO:
+    """Open a log file (mode 0600), and its folder, for as long as we run. Raises UserError."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise UserError(f"cannot log to {path}: {reason_of(error)}") from None
+    return open(file, "a", encoding="utf-8", errors="backslashreplace")
+
+
+def start_log(path: Path | None, stream: TextIO | Lines | None, *, debug: bool = False) -> None:
+    """Log events to a stream, and to a file if there is a path. Raises UserError.
+
+    Names are in it; passwords, keys and texts never. A log that cannot be written disturbs nobody.
+    """
+    handlers: list[logging.Handler] = []
+    if stream:
+        handlers.append(logging.StreamHandler(stream))
+    if path:
+        handlers.append(logging.StreamHandler(open_log(path)))
+    for handler in handlers:
+        handler.setFormatter(LineFormatter())
+    if stream:
+        handlers[0].setFormatter(ScreenFormatter())
+    logging.raiseExceptions = False
+    logging.basicConfig(handlers=handlers or [logging.NullHandler()])
+    log.setLevel(logging.DEBUG if debug else logging.INFO)
+
+
+def log_frame(seen: Seen) -> None:
+    """Log what everybody on the wire can see of a message, for --debug."""
+    kind = TYPE.search(seen.message)
+    name = kind[1].decode("ascii") if kind else "nonsense"
+    log.debug("%s %s, %d bytes, keys %s", seen.verdict, name, len(seen.message), seen.fingerprints)

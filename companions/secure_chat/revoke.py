@@ -1,0 +1,95 @@
+"""Revoke certificates, and renew the list, which is good for seven days.
+
+    python -m companions.secure_chat.revoke certs/bob_cert.pem      or the serial number in hex
+    python -m companions.secure_chat.revoke                         renews the list
+
+A running server needs no restart: it reads ca_crl.pem for each certificate that it is shown.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+
+from classroom.output import write_whole
+from companions.secure_chat.authority import pem_of, revocation_list, revoked_entry
+from companions.secure_chat.certs import CERTS, Credentials, load_authority, load_trust
+from companions.secure_chat.pki import BadCertificate, list_number, parse_pem, utc_now
+from program import Parser, UserError, reason_of, run_program
+
+
+def renew(certs: Path, serials: list[int]) -> x509.CertificateRevocationList:
+    """Replace the list by the next one, with these serials revoked too. Raises UserError."""
+    own = load_authority(certs)
+    with locked(certs / "ca_crl.lock"):
+        return _renew(certs, own, serials)
+
+
+def _renew(certs: Path, own: Credentials, serials: list[int]) -> x509.CertificateRevocationList:
+    path = certs / "ca_crl.pem"
+    now = utc_now()
+    try:
+        before = load_trust(certs).signed_list(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"cannot read the list {path}: {reason_of(error)}") from None
+    except BadCertificate as error:
+        raise UserError(f"{path} is no list of this authority: {error}") from None
+    known = {one.serial_number for one in before}
+    entries = [*before, *(revoked_entry(one, now) for one in serials if one not in known)]
+    made = revocation_list(own.key, own.certificate, list_number(before) + 1, entries, now)
+    write_whole(path, pem_of(made))
+    return made
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Let no second program make a list at once: one of two revocations would be lost."""
+    try:
+        path.open("x").close()
+    except FileExistsError:
+        raise UserError(f"another program makes a list; if there is none, remove {path}") from None
+    except OSError as error:
+        raise UserError(f"cannot make {path}: {reason_of(error)}") from None
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def serial_of(certs: Path, which: str) -> int:
+    """Return the serial number of a certificate's file, or the one written in hex. UserError."""
+    if re.fullmatch("[0-9a-f]{1,40}", which) and not Path(which).exists():
+        return int(which, 16)
+    try:
+        found = parse_pem(Path(which).read_text("ascii", "replace"))[0]
+        found.verify_directly_issued_by(load_authority(certs).certificate)
+    except OSError as error:
+        raise UserError(f"cannot read {which}: {reason_of(error)}") from None
+    except BadCertificate as error:
+        raise UserError(f"{which} is no certificate: {error}") from None
+    except (ValueError, TypeError, InvalidSignature):
+        raise UserError(f"{which} was not issued by the authority in {certs}") from None
+    return found.serial_number
+
+
+def main() -> int:
+    parser = Parser("Revoke certificates, or renew the revocation list.")
+    parser.add_argument("which", nargs="*", metavar="FILE_OR_SERIAL")
+    parser.add_argument("--certs", type=Path, default=CERTS, help=f"folder; default {CERTS}")
+    options = parser.options()
+    serials = [serial_of(options.certs, one) for one in options.which]
+    made = renew(options.certs, serials)
+    print(
+        f"revocation list: number {list_number(made)}, {len(made)} revoked, "
+        f"next update {made.next_update_utc:%Y-%m-%d %H:%M} UTC"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    run_program(main)

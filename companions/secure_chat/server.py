@@ -1,0 +1,524 @@
+"""The server: lets in who has a certificate and an account, and orders what is said in rooms.
+
+Rules in this module:
+- only its own thread touches a session or writes its socket; others post what it shall send;
+- until its login a connection is a stranger: it has little time, and few may wait;
+- the server orders what is said and signs the order; it signs and changes nothing else;
+- what was said is in the transcript before anybody is told of it;
+- what exactly failed goes to log and audit_log; the peer gets one uniform answer, or none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from channel import POLL_S, EndRequested
+from companions.secure_chat import forms
+from companions.secure_chat.accounts import Account, Accounts, Refused
+from companions.secure_chat.certs import load_trust
+from companions.secure_chat.duplex import Duplex
+from companions.secure_chat.evidence import Evidence
+from companions.secure_chat.options import (
+    ChatParser,
+    describe,
+    load_party,
+    log_frame,
+    settings_of,
+    start_log,
+)
+from companions.secure_chat.pae import sign
+from companions.secure_chat.pki import BadCertificate, Trust
+from companions.secure_chat.protocol import Kind, Message, Party, Session, State, to_base64
+from companions.secure_chat.rooms import (
+    LOBBY,
+    Entry,
+    Member,
+    Room,
+    WrongSender,
+    encode_relay,
+    parse_room_name,
+    parse_said,
+)
+from companions.secure_chat.settings import PORT
+from companions.secure_chat.storage import Database
+from companions.secure_chat.transcript import Transcript
+from endpoint import HOST
+from program import Lines, NoConnection, UserError, end_signals, reason_of, run_program
+from protocol_fsm import BadPayload, ConnectionCut, LocalError, ProtocolError, Status
+
+log = logging.getLogger("secure_chat.server")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How long the server waits, and for how many."""
+
+    handshake_s: float = 10.0  # for its four messages
+    credentials_s: float = 60.0  # for each try: a person may be typing
+    frame_s: float = 5.0  # from a frame's first byte to its last
+    silence_s: float = 3_600.0  # of a member
+    max_strangers: int = 64  # one more evicts the oldest
+    max_tries: int = 5  # of a login, on one connection
+
+
+class Record(NamedTuple):
+    """An event: a "login" or one "refused", something "said", or a connection's "end".
+
+    `detail` is the account, the refusal, the text, or what ended the session (None after bye).
+    """
+
+    what: str
+    name: str  # in the certificate; empty until it was shown
+    detail: Any
+
+
+class Server:
+    """Listens from the start, serves inside `with`, and tells everybody after it.
+
+    `folder` is where transcripts and receipts go. `record` is told of every event, in the thread of
+    its connection. The `new_` arguments are for the lab. Raises UserError and NoConnection; a
+    failure of one session ends no other.
+    """
+
+    def __init__(
+        self,
+        party: Party,
+        trust: Trust,
+        accounts: Accounts,
+        folder: Path,
+        host: str = HOST,
+        port: int = PORT,
+        limits: Limits = Limits(),
+        *,
+        new_session: Callable[..., Session] = Session,
+        new_room: Callable[..., Room] = Room,
+        new_connection: Callable[..., Connection] | None = None,
+        record: Callable[[Record], object] = lambda record: None,
+        clock: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+    ) -> None:
+        self.party = party
+        self.trust = trust
+        self.accounts = accounts
+        self.folder = folder
+        self.limits = limits
+        self.new_session = new_session
+        self._new_connection = new_connection or Connection
+        self.record = record
+        self.clock = clock
+        self._lock = threading.Lock()  # guards what follows
+        self._connections: list[Connection] = []  # the oldest first
+        self._closing = threading.Event()
+        self._acceptor = threading.Thread(target=self._accept, daemon=True)
+        with contextlib.ExitStack() as stack:
+            self._listener = stack.enter_context(listen(host, port))
+            self.address: tuple[str, int] = self._listener.getsockname()[:2]
+            self.rooms = {LOBBY: SharedRoom(LOBBY, self, new_room)}
+            stack.callback(self.rooms[LOBBY].close)
+            self.close = stack.pop_all().close  # for a server that never serves
+
+    def __enter__(self) -> Server:
+        self._acceptor.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._closing.set()
+        self._acceptor.join()
+        with self._lock:
+            connections = [*self._connections]
+        for connection in connections:
+            connection.channel.request_end(Status.SHUTDOWN)
+        deadline = time.monotonic() + 2.0
+        for connection in connections:
+            connection.thread.join(max(0.0, deadline - time.monotonic()))
+        self.close()
+
+    def _accept(self) -> None:
+        pause_s = 0.0  # longer while descriptors or threads are lacking, which is logged once
+        while not self._closing.wait(pause_s):
+            try:
+                self._begin(*self._listener.accept())
+                pause_s = 0.0
+            except TimeoutError:
+                continue
+            except Exception as error:  # a lack of descriptors, threads or memory passes
+                log.log(logging.DEBUG if pause_s else logging.ERROR, "cannot accept: %s", error)
+                pause_s = POLL_S
+
+    def _begin(self, sock: socket.socket, address: Sequence[object]) -> None:
+        """Serve a connection in a thread, and evict the oldest strangers if there are many."""
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(sock)
+            connection = self._new_connection(self, sock, address)
+            with self._lock:  # which the thread has to wait for before it can be forgotten
+                connection.thread.start()
+                stack.pop_all()
+                self._connections.append(connection)
+                strangers = [one for one in self._connections if one.is_stranger]
+                for oldest in strangers[: -self.limits.max_strangers]:
+                    oldest.channel.send_away(Status.TIMEOUT)
+
+    def admit(self, connection: Connection) -> None:
+        """Let in a stranger that has logged in. Raises EndRequested if it was evicted."""
+        with self._lock:
+            connection.channel.check_request()
+            connection.is_stranger = False
+
+    def room(self, name: str) -> SharedRoom:
+        """Return a room. Raises BadPayload if there is none of this name."""
+        room = self.rooms.get(parse_room_name(name))
+        if room is None:
+            raise BadPayload("a room that there is", name)
+        return room
+
+    def audit(self, event: str, connection: Connection, reason: str, email: str = "") -> None:
+        """Keep an event, with its true reason, in the database."""
+        self.accounts.database.audit(
+            event, email or None, connection.fingerprint or None, reason, connection.ip
+        )
+
+    def tell(self, connection: Connection, reason: Exception | None) -> None:
+        """Log how a connection ended, in audit_log too if by its certificate."""
+        if reason is None:
+            log.info("%s: done", connection)
+        else:
+            why = "connection lost" if isinstance(reason, ConnectionCut) else reason
+            log.warning("%s: ended: %s", connection, why)
+        if isinstance(reason, BadCertificate):
+            self.audit("cert_invalid", connection, str(reason))
+        self.record(Record("end", connection.name, reason))
+
+    def forget(self, connection: Connection) -> None:
+        """Take a closed connection off the list."""
+        with self._lock:
+            self._connections = [one for one in self._connections if one is not connection]
+
+
+# Rooms --------------------------------------------------------------------------------------------
+
+
+class SharedRoom:
+    """A room, and the connections of those who are in it: one thing after another happens here."""
+
+    def __init__(self, name: str, server: Server, new_room: Callable[..., Room]) -> None:
+        self.name = name
+        self._server = server
+        self._lock = threading.Lock()  # guards what follows
+        start = os.urandom(forms.HASH_BYTES)
+        self._room = new_room(name, start, 0, start, server.clock)
+        self._seats: dict[bytes, Connection] = {}  # by session
+        path = server.folder / f"room_{name}_{start[:4].hex()}.txt"
+        self._transcript = Transcript(path, server.party.identity.fingerprint, start)
+
+    def close(self) -> None:
+        self._transcript.close()
+
+    def join(self, connection: Connection) -> Message:
+        """Let somebody in, in place of an older session of theirs; return what they find here."""
+        session = connection.session
+        member = Member(session.peer, session.peer_pem, session.session_id)
+        with self._lock:
+            for other in [*self._seats.values()]:
+                if other.name == connection.name:  # by this certificate, or by a renewed one
+                    other.channel.request_end(Status.REPLACED)
+                    self._remove(other)
+            members = [one.encode() for one in self._room.members.values()]
+            self._room.enter(member)
+            for other in self._seats.values():
+                other.post(Message(Kind.JOINED, {"room": self.name, "member": member.encode()}))
+            self._seats[session.session_id] = connection
+            connection.begin(self.name, self._room.head)
+            return Message(
+                Kind.ROOM,
+                {
+                    "room": self.name,
+                    "start": self._room.start.hex(),
+                    "index": self._room.index,
+                    "head": self._room.head.hex(),
+                    "members": [*members, member.encode()],
+                },
+            )
+
+    def leave(self, connection: Connection) -> None:
+        """Let somebody out; nothing more is relayed to them."""
+        with self._lock:
+            self._remove(connection)
+
+    def _remove(self, connection: Connection) -> None:
+        session = connection.session.session_id
+        if self._seats.pop(session, None) is None:
+            return
+        self._room.leave(session)
+        for other in self._seats.values():
+            other.post(Message(Kind.LEFT, {"room": self.name, "session": session.hex()}))
+
+    def say(self, connection: Connection, said: Message) -> None:
+        """Check a message, put it into its place, and relay it. Raises ProtocolError."""
+        message, signature = parse_said(said, connection.fingerprint)
+        signed = message.encode()
+        opening = connection.session.decrypt(message.ct)
+        with self._lock:
+            member = self._room.check(message, signed, signature)
+            if member.session != connection.session.session_id:
+                raise WrongSender("the session that it came in", "another")
+            text = self._room.check_opening(message, opening)
+            entry = self._place(signed, signature)
+            self._transcript.add(*entry)
+            self._room.extend(member, signed, forms.parse_head(entry.head).head)
+            for seat in self._seats.values():
+                seat.relay(entry, message, opening)
+        log.info("%s: message %d in %s", connection, message.seqno, self.name)
+        self._server.record(Record("said", connection.name, text.decode("utf-8")))
+
+    def _place(self, signed: bytes, signature: bytes) -> Entry:
+        """Return a message with the head that it leads to, signed."""
+        room = self._room
+        after = forms.next_head(room.head, signed, signature)
+        ts = self._server.clock()
+        head = forms.Head(room.name, room.start, room.index, ts, after).encode()
+        return Entry(signed, signature, head, sign(self._server.party.private_key, head))
+
+
+# Connections --------------------------------------------------------------------------------------
+
+
+class Connection:
+    """One connection, from its first byte to its last, served by a thread of its own."""
+
+    def __init__(self, server: Server, sock: socket.socket, address: Sequence[object]) -> None:
+        self._server = server
+        self._address = host_and_port_of(address)
+        self.ip = str(address[0])
+        self.session = server.new_session(server.party, server.trust)
+        self.channel = Duplex(sock, self.session, server.limits.frame_s)
+        self.thread = threading.Thread(target=self.run, daemon=True)
+        self.is_stranger = True
+        self.name = ""
+        self.fingerprint = ""
+        self._token = b""
+        self._room: SharedRoom | None = None
+        self._been_in: set[str] = set()  # a session has one stay in each room
+        self._evidence: Evidence | None = None
+
+    def __str__(self) -> str:
+        return f"{self.name or 'a stranger'} at {self._address}"
+
+    def run(self) -> None:
+        status = Status.SHUTDOWN
+        try:
+            reason = self._outcome()
+            if isinstance(reason, EndRequested):
+                status = reason.status
+            self._server.tell(self, reason)
+        except (ProtocolError, UserError) as error:  # of the database, or of the disk
+            log.error("%s: %s", self, error)
+        finally:
+            self.channel.leave(status)
+            self._server.forget(self)
+
+    def _outcome(self) -> Exception | None:
+        """Serve to the end, and return what ended the session; nothing after bye."""
+        try:
+            self._serve()
+        except ProtocolError as error:
+            if self.session.state is not State.ENDED:  # found above the session
+                self.channel.fail(error)
+            return error
+        except EndRequested as request:
+            return request
+        except Exception as error:  # a defect of ours: it ends this session and no other
+            log.exception("%s: internal error", self)
+            return error
+        finally:
+            if self._room:
+                self._room.leave(self)
+            self._keep_evidence()
+        return None
+
+    def _serve(self) -> None:
+        self._shake_hands(time.monotonic() + self._server.limits.handshake_s)
+        account = self._log_in()
+        self._server.admit(self)
+        self._server.record(Record("login", self.name, account))
+        self._share(self._deadline(self._server.limits.handshake_s))
+        while True:
+            message = self._receive()
+            if message.kind is Kind.BYE:
+                return
+            if message["room"] in self._been_in:
+                raise BadPayload("a room that this session has not been in", message["room"])
+            self._been_in.add(message["room"])
+            self._chat(self._server.room(message["room"]))
+
+    def _deadline(self, seconds: float) -> float:
+        return time.monotonic() + seconds
+
+    def _receive(self) -> Message:
+        return self.channel.receive(self._deadline(self._server.limits.silence_s))
+
+    def _shake_hands(self, deadline: float) -> None:
+        self.channel.receive(deadline)
+        self.name = self.session.peer.name
+        self.fingerprint = self.session.peer.fingerprint
+        self.channel.send(Message(Kind.SERVER_HELLO))
+        self._share(deadline)
+        log.info("%s: %s, session %s", self, describe(self.session.peer), self.session_name)
+
+    @property
+    def session_name(self) -> str:
+        return self.session.session_id.hex()[:16]
+
+    def _share(self, deadline: float) -> None:
+        self.channel.receive(deadline)
+        self.channel.send(Message(Kind.DH_SERVER))
+
+    def _log_in(self) -> Account:
+        """Return the account, after five tries at most. Raises the last Refused."""
+        for left in reversed(range(self._server.limits.max_tries)):
+            message = self.channel.receive(self._deadline(self._server.limits.credentials_s))
+            try:
+                account = self._judge(message)
+                break
+            except Refused as error:
+                log.warning("%s: %s refused: %s", self, message.kind.value, error.reason)
+                event = "login_failure" if message.kind is Kind.LOGIN else "register_failure"
+                self._server.audit(event, self, error.reason, message["email"])
+                self._server.record(Record("refused", self.name, error))
+                self.channel.send(Message(Kind.REFUSED))
+                if not left:
+                    raise
+        self._token = self._server.accounts.new_session(
+            account, self.fingerprint, self._server.party.identity.fingerprint
+        )
+        token = to_base64(self._token)
+        welcome = {"username": account.username, "session_token": token}
+        self.channel.send(Message(Kind.WELCOME, welcome))
+        log.info("%s: %s as %s", self, message.kind.value, account.username)
+        return account
+
+    def _judge(self, message: Message) -> Account:
+        """Return the account that is registered or logged in to. Raises Refused."""
+        accounts = self._server.accounts
+        identity = self.session.peer
+        if message.kind is Kind.REGISTER:
+            return accounts.register(
+                identity, message["email"], message["username"], message["pwd"]
+            )
+        return accounts.login(identity, message["email"], message["pwd"])
+
+    def _chat(self, room: SharedRoom) -> None:
+        """Serve a member of a room until it leaves, and exchange receipts."""
+        self._room = room
+        self.channel.send(room.join(self))
+        while (message := self._receive()).kind is Kind.MSG:
+            room.say(self, message)
+        room.leave(self)
+        self._room = None
+        self.channel.act()  # what was relayed to us before
+        self._exchange_receipts()
+
+    def _exchange_receipts(self) -> None:
+        if self._evidence is None:
+            raise LocalError("there is nothing to receipt")
+        self.channel.send(self._evidence.offer())
+        theirs = self._receive()
+        countersignature = self._evidence.accept(theirs)
+        self._evidence.confirm(theirs["countersignature"])
+        self._keep_evidence()  # before the client is told
+        answer = {"countersignature": to_base64(countersignature)}
+        self.channel.send(Message(Kind.COUNTERSIGN, answer))
+
+    def begin(self, room: str, head: bytes) -> None:
+        """Begin the evidence of a stay in a room; the room lets nothing happen meanwhile."""
+        self._evidence = Evidence(self.session, room, head, self._server.folder)
+
+    def relay(self, entry: Entry, message: forms.Message, opening: bytes) -> None:
+        """Tell the member what was said, in the thread of whoever said it."""
+        is_told = any(one.session == self.session.session_id for one in message.recipients)
+        self.tell(entry, opening if is_told else b"")
+
+    def tell(self, entry: Entry, opening: bytes) -> None:
+        if self._evidence:
+            self._evidence.add(entry)
+        self.post(encode_relay(entry, opening))
+
+    def post(self, message: Message) -> None:
+        self.channel.post(lambda: self.channel.send(message))
+
+    def _keep_evidence(self) -> None:
+        """Save the receipt, countersigned or not, and what the session's transcript was."""
+        evidence = self._evidence
+        self._evidence = None
+        if evidence:
+            evidence.keep()
+            transcript = evidence.transcript
+            self._server.accounts.end_session(
+                self._token, transcript.hash(), transcript.message_count
+            )
+
+
+def host_and_port_of(address: Sequence[object]) -> str:
+    """Return HOST:PORT, of IPv4 or IPv6."""
+    host = str(address[0])
+    port = address[1]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Return a listening socket whose `accept` gives up now and then. Raises NoConnection."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        listener = socket.create_server((host, port), family=family, backlog=1_024)
+    except (OSError, UnicodeError, OverflowError) as error:
+        raise NoConnection(f"cannot listen on {host}:{port}: {reason_of(error)}") from None
+    listener.settimeout(POLL_S / 4)
+    return listener
+
+
+# The program --------------------------------------------------------------------------------------
+
+
+def main() -> int:
+    parser = ChatParser("Orders and relays what members say to each other.")
+    parser.add_argument("--name", default="server", help="of the certificate's files")
+    options = parser.options()
+    settings = settings_of(options)
+    lines = Lines()
+    start_log(settings.server_log, lines, debug=options.debug)
+    trust = load_trust(settings.certs)
+    party = load_party(settings.certs, options.name, "server", trust)
+    database = Database(settings.database_url.get_secret_value())
+    stop: list[int] = []  # not an Event, whose lock a second signal would find taken
+    for number in end_signals():
+        signal.signal(number, lambda number, _: stop.append(number))
+    with Server(
+        party,
+        trust,
+        Accounts(database),
+        settings.transcripts,
+        settings.server_host,
+        settings.server_port,
+        new_session=partial(Session, watchers=[log_frame]),
+    ) as server:
+        where = host_and_port_of(server.address)
+        print(f"[*] Secure Chat Server listening on {where}", flush=True)
+        while not stop:
+            time.sleep(POLL_S)
+    lines.drain()
+    database.close()
+    print("stopped")
+    return 0
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,518 @@
+"""The stage of this companion: an authority, a server, Alice and Bob, a bystander, a recording.
+
+All of it is real: sockets, endpoints, RSA keys, a database, files. Alice is the client of the
+core's lab, and her connection is the one that an attack on path owns; Bob hears what she says. The
+server is honest unless an attack bribes it. The stage says what became of the session, and nothing
+of how an attack works.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import tempfile
+import threading
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest.mock import patch
+
+from argon2 import PasswordHasher
+
+from companions.asymmetric import PrivateKey, new_identity
+from companions.secure_chat import transcript
+from companions.secure_chat.accounts import Accounts
+from companions.secure_chat.authority import (
+    authority_certificate,
+    certificate,
+    pem_of,
+    revocation_list,
+    revoked_entry,
+)
+from companions.secure_chat.client import Client, Left, NotLetIn
+from companions.secure_chat.evidence import Kept
+from companions.secure_chat.pki import Identity, Role, Trust, client_name, fingerprint_of, utc_now
+from companions.secure_chat.protocol import Party, Session, read_frame, write_frame
+from companions.secure_chat.rooms import Entry, Room, Said
+from companions.secure_chat.server import Connection, Limits, Record, Server
+from companions.secure_chat.storage import Database
+from companions.secure_chat.transcript import Receipt
+from lab.catalogue import Attack, Stage, attacked, run_outside
+from lab.frames import Frame, Log, recorder
+from lab.line import Line
+from lab.observer import Observer
+from lab.proxy import Proxy
+from program import UserError
+from protocol_fsm import LocalError, ProtocolError, Seen, Watcher
+
+SERVER = "localhost"
+ALICE = "alice@example.org"
+BOB = "bob@example.org"
+CAROL = "carol@example.org"  # whom nobody attacks
+MALLORY = "mallory@example.org"  # has a certificate and an account
+PASSWORDS = {ALICE: "sunflower", BOB: "bobs password", CAROL: "carols one", MALLORY: "mallorys"}
+EARLIER = "meet me at midnight"  # in the session that was recorded
+TEXT = "meet me at noon"
+ANSWER = "I will be there"
+LAST = "bring 500"
+SECRET = "Bob must not know"  # what Alice says when she believes that he has left
+LIMITS = Limits(handshake_s=2.0, credentials_s=2.0, frame_s=0.3)
+TIMEOUT_S = 1.5  # of a client under attack, for an answer
+PATIENCE_S = 5.0  # of all others, for what must come
+MEMORY_KIB = 19_456  # of the lab's argon2, in one pass: half of what it costs outside
+
+Told = tuple[Entry, bytes]  # what a member is told: a message in its place, and its opening
+Bribe = Callable[[str, Entry, bytes], Iterable[Told]]  # from who is told, and what
+
+
+@dataclass
+class Outcome:
+    """What became of the session, and of what was said in anybody's name."""
+
+    said: list[tuple[str, str]] = field(default_factory=list)  # by whom, by honest members
+    heard: dict[str, list[tuple[str, str]]] = field(default_factory=lambda: defaultdict(list))
+    taken: list[tuple[str, str]] = field(default_factory=list)  # by the server, and from whom
+    logins: list[tuple[str, str]] = field(default_factory=list)  # certificate, and account
+    kept: dict[str, Kept] = field(default_factory=dict)  # the evidence of who left in peace
+    errors: dict[str, list[Exception]] = field(default_factory=lambda: {"client": [], "server": []})
+    learned: str = ""  # by the adversary
+    means: str = ""  # that the adversary needed besides: "listens", "steals", "times", "judges"
+    broken: Exception | None = None  # a mistake in the attack
+
+
+# Goals: what the adversary has won, in words; empty if nothing
+
+
+def learned(outcome: Outcome) -> str:
+    """Say what the adversary knows now, or was given."""
+    return outcome.learned
+
+
+def forged(outcome: Outcome) -> str:
+    """Say what an end believes that an honest member said, and that was not said."""
+    for name, heard in {**outcome.heard, "the server": outcome.taken}.items():
+        honest = [entry for entry in heard if entry[0] != MALLORY]
+        if unsaid := Counter(honest) - Counter(outcome.said):
+            sender, text = min(unsaid)
+            return f"{name} hears from {sender}: {text}"
+    return outcome.learned
+
+
+def vanished(outcome: Outcome) -> str:
+    """Say what Bob never heard, though he left in peace, and with a receipt."""
+    heard = [text for _, text in outcome.heard[BOB]]
+    for sender, text in outcome.said:
+        if BOB in outcome.kept and sender == ALICE and text not in heard:
+            return f"Bob's receipt lacks what Alice said: {text}"
+    return ""
+
+
+def divided(outcome: Outcome) -> str:
+    """Say whether Alice and Bob left in peace with two histories."""
+    if {ALICE, BOB} <= outcome.kept.keys() and outcome.heard[ALICE] != outcome.heard[BOB]:
+        return "Alice and Bob have receipts of two histories"
+    return forged(outcome)
+
+
+def impersonated(outcome: Outcome) -> str:
+    """Say whether somebody is in an account with another's certificate."""
+    for name, account in outcome.logins:
+        if name != account:
+            return f"{name} is in the account of {account}"
+    return outcome.learned
+
+
+def overheard(outcome: Outcome) -> str:
+    """Say whether Bob reads what was not said to him."""
+    is_read = (ALICE, SECRET) in outcome.heard[BOB]
+    return "Bob reads what Alice said to others only" if is_read else ""
+
+
+def alone(outcome: Outcome) -> str:
+    """Say whether Alice talks to a server that never heard of her."""
+    is_talking = bool(outcome.heard[ALICE])
+    return "Alice talks to nobody" if is_talking and not outcome.taken else outcome.learned
+
+
+# The stage
+
+
+class Parts(NamedTuple):
+    """What the lab is built from: the real parts, or weakened ones from weakened.py."""
+
+    session: Callable[..., Session] = Session
+    trust: Callable[..., Trust] = Trust
+    accounts: Callable[..., Accounts] = Accounts
+    room: Callable[..., Room] = Room
+    receipt: type[Receipt] = Receipt
+    server: Callable[..., Server] = Server
+    client: Callable[..., Client] = Client
+
+
+class Pki:
+    """An authority, all whom it certified, and an authority that nobody trusts."""
+
+    def __init__(self) -> None:
+        names = ("ca", "elsewhere", SERVER, ALICE, BOB, CAROL, MALLORY)
+        self.keys = {name: new_identity() for name in names}
+        self.now = utc_now()
+        self.authorities = {
+            name: authority_certificate(self.keys[name], self.now - timedelta(30))
+            for name in ("ca", "elsewhere")
+        }
+        self.people = {name: self.person(name) for name in (ALICE, BOB, CAROL, MALLORY)}
+        self.people[SERVER] = self.person(SERVER, "server")
+
+    def person(
+        self,
+        name: str,
+        role: Role = "client",
+        *,
+        key: PrivateKey | None = None,
+        authority: str = "ca",
+        begins: int = 0,
+        days: int = 2,
+    ) -> Party:
+        """Return a party with a certificate; its days begin so many days from now."""
+        key = key or self.keys[name]
+        made = certificate(
+            self.keys[authority],
+            self.authorities[authority],
+            role,
+            name,
+            key.public_key(),
+            self.now + timedelta(begins),
+            days,
+        )
+        return self.party(made, role, key)
+
+    def party(self, made: Any, role: Role, key: PrivateKey) -> Party:
+        """Return who shows a certificate, whatever that is worth."""
+        name = client_name(made) if role == "client" else SERVER
+        identity = Identity(name, role, fingerprint_of(made), made, key.public_key())
+        return Party(identity, pem_of(made).decode("ascii"), key)
+
+    def revocations(
+        self, number: int, revoked: Sequence[Party], days: int, authority: str
+    ) -> bytes:
+        """Return a revocation list, good for `days` from the day before yesterday."""
+        made = revocation_list(
+            self.keys[authority],
+            self.authorities["ca"],
+            number,
+            [revoked_entry(one.identity.certificate.serial_number, self.now) for one in revoked],
+            self.now - timedelta(2),
+            days,
+        )
+        return pem_of(made)
+
+
+@contextlib.contextmanager
+def in_peace() -> Iterator[None]:
+    """Turn an error in an undisturbed session into a UserError."""
+    try:
+        yield
+    except (ProtocolError, LocalError, NotLetIn) as error:
+        raise UserError(f"no honest session: {error!r}") from None
+
+
+class Lab(Stage):
+    """The stage of one run: Carol stays connected, Alice and Bob have a session per attack."""
+
+    def __init__(
+        self,
+        log: Log,
+        parts: Parts | None = None,
+        observer: Observer | None = None,
+        pki: Pki | None = None,
+    ) -> None:
+        self.outcome: Outcome = Outcome()
+        self.attack = ""
+        self.is_weakened = bool(parts)
+        self.parts = parts or Parts()
+        self.pki = pki or Pki()
+        self.rounds = 0  # that Carol has done
+        self.harm: list[Exception] = []  # that has come to her: there must be none
+        self.alice: Client  # while they are connected
+        self.bob: Client
+        self.bribe: Bribe | None = None
+        self.told: list[tuple[str, Entry, bytes]] = []  # by the server, in this session
+        self.seats: dict[str, Connection] = {}  # at the server, by name
+        self._log = log
+        self._observer = observer
+        self._list_number = 0
+        self._changed = threading.Condition()
+        self._connections = 0  # that have not ended yet
+        self.publish()
+        authority = pem_of(self.pki.authorities["ca"])
+        self.trust = self.parts.trust(authority, lambda: self.revocations)
+
+    def __enter__(self) -> Lab:
+        with contextlib.ExitStack() as stack:
+            self.folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            stack.enter_context(patch.object(transcript, "Receipt", self.parts.receipt))
+            self.database = Database(f"sqlite:///{self.folder / 'chat.db'}")
+            stack.callback(self.database.close)
+            self.accounts = self._accounts()
+            server = self.parts.server(
+                self.pki.people[SERVER],
+                self.trust,
+                self.accounts,
+                self.folder / "server",
+                port=0,
+                limits=LIMITS,
+                new_session=self.new_session,
+                new_room=self.parts.room,
+                new_connection=partial(Bribed, self),
+                record=self._see,
+            )
+            self.address = server.address
+            stack.enter_context(server)
+            self._bystander = self._client(self.pki.people[CAROL], self.address, PATIENCE_S)
+            with in_peace():
+                self.tape = self.honest_session()
+                self.earlier = self.told
+                stack.enter_context(self._bystander)
+                self._bystander.log_in(CAROL, PASSWORDS[CAROL])
+                self._bystander.join()
+            self._close = stack.pop_all().close
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        with suppress(ProtocolError, LocalError, UserError):  # an attack may have harmed bystanders
+            self._close()
+
+    def _accounts(self) -> Accounts:
+        """Return accounts for everybody, with a hash that costs less than it should."""
+        accounts = self.parts.accounts(self.database)
+        accounts._hasher = PasswordHasher(1, MEMORY_KIB, 1)
+        accounts._nobody = accounts._hash("nobody's password")
+        for name, password in PASSWORDS.items():
+            identity = self.pki.people[name].identity
+            accounts.register(identity, name, name.partition("@")[0], password)
+        return accounts
+
+    def log(self, deed: str, frame: Frame) -> None:
+        """Note what happened to a frame of Alice's connection, or of an outsider's."""
+        self._log(deed, frame)
+
+    def publish(self, *revoked: Party, days: int = 4, authority: str = "ca") -> None:
+        """Hand all ends a new revocation list."""
+        self._list_number += 1
+        self.revocations = self.pki.revocations(self._list_number, revoked, days, authority)
+
+    # Those who live on it
+
+    def new_session(self, party: Party, trust: Trust, server_name: str | None = None) -> Session:
+        """Return a session of an honest end; those of the server and of Alice are observed."""
+        ends = {SERVER: "server", ALICE: "client"}
+        name = party.identity.name
+        watchers: list[Watcher] = []
+        if self._observer and self.attack and name in ends:
+            watchers.append(self._observer.watcher(ends[name]))
+        return self.parts.session(party, trust, server_name, watchers=watchers)
+
+    def client(self, who: Party, later_ms: int = 0) -> Client:
+        """Return a client of the adversary's, whose messages are logged as its own."""
+
+        def watch(seen: Seen) -> None:
+            if seen.verdict == "sealed":
+                self.log("inserted", Frame("server", seen.message))
+            else:
+                self.log("sent", Frame("client", seen.message))
+
+        return self._client(
+            who,
+            self.address,
+            PATIENCE_S,
+            new_session=partial(self.parts.session, watchers=[watch]),
+            clock=lambda: time.time_ns() // 1_000_000 + later_ms,
+        )
+
+    def _client(
+        self, who: Party, address: tuple[str, int], timeout_s: float, **options: Any
+    ) -> Client:
+        """Return a client whose end the lab will wait for."""
+        if who.identity.name != CAROL:
+            self._await_one_more()
+        options.setdefault("new_session", self.new_session)
+        return self.parts.client(
+            who,
+            self.trust,
+            SERVER,
+            self.folder / who.identity.name,
+            *address,
+            timeout_s=timeout_s,
+            new_room=self.parts.room,
+            **options,
+        )
+
+    def _await_one_more(self) -> None:
+        with self._changed:
+            self._connections += 1
+
+    @contextlib.contextmanager
+    def connect(self) -> Iterator[Line]:
+        """Give an outsider's connection, whose end the lab will wait for."""
+        self._await_one_more()
+        with socket.create_connection(self.address, PATIENCE_S) as sock:
+            yield Line(sock, self.log, read_frame, write_frame)
+
+    def honest_session(self) -> list[Frame]:
+        """Let Alice and Bob live an undisturbed session, and return a recording of hers."""
+        tape: list[Frame] = []
+        self.outcome = Outcome()
+        with (
+            in_peace(),
+            Proxy(self.address, recorder(tape), read_frame, write_frame) as proxy,
+            self._client(self.pki.people[BOB], self.address, PATIENCE_S) as bob,
+            self._client(self.pki.people[ALICE], proxy.address, PATIENCE_S) as alice,
+        ):
+            self._talk(alice, bob, lambda: None, EARLIER)
+        self._await_the_end()
+        if forged(self.outcome) or len(self.outcome.taken) != 3:
+            raise UserError("no honest session")
+        self.evidence_kept = dict(self.outcome.kept)
+        return tape
+
+    def bystanders_go_on(self) -> bool:
+        """Return whether Carol can still say something in the room, and hear it."""
+        if not self.harm:
+            try:
+                self._bystander.say(f"all is well, {self.rounds}")
+                self.rounds += 1
+                while not self._is_own(self._bystander.hear(PATIENCE_S)):
+                    pass
+            except (ProtocolError, LocalError, UserError) as error:
+                self.harm.append(error)
+        return not self.harm
+
+    def _is_own(self, event: object) -> bool:
+        return isinstance(event, Said) and event.member.identity.name == CAROL
+
+    # An attack
+
+    def suffer(self, attack: Attack) -> Outcome:
+        """Let Alice and Bob live a session under attack, and return what became of it."""
+        outcome = self.outcome = Outcome()
+        self.attack = attack.name
+        self.told = []
+        self.publish()
+        try:
+            if attack.is_on_path:
+                tap = partial(attacked, attack, lab=self)
+                with Proxy(self.address, tap, read_frame, write_frame) as proxy:
+                    self._live(proxy.address, lambda: None)
+            else:
+                self._live(self.address, lambda: run_outside(attack, self))
+        finally:
+            self.bribe = None
+            self.publish()  # a good one, by which Carol judges who came meanwhile
+        self._await_the_end()
+        return outcome
+
+    def _live(self, address: tuple[str, int], meanwhile: Callable[[], object]) -> None:
+        self.bob = self._client(self.pki.people[BOB], self.address, TIMEOUT_S)
+        self.alice = self._client(self.pki.people[ALICE], address, TIMEOUT_S)
+        try:
+            with self.bob, self.alice:
+                self._talk(self.alice, self.bob, meanwhile)
+        except ProtocolError as error:
+            self.outcome.errors["client"].append(error)
+        except NotLetIn:
+            pass
+
+    def _talk(
+        self, alice: Client, bob: Client, meanwhile: Callable[[], object], first: str = TEXT
+    ) -> None:
+        """Let two members come, talk, and leave with receipts."""
+        for client, name in ((bob, BOB), (alice, ALICE)):
+            client.log_in(name, PASSWORDS[name])
+            client.join()
+        self._say(alice, first)
+        self._hear(alice, bob)
+        meanwhile()
+        self._say(bob, ANSWER)
+        self._hear(bob, alice)
+        self._say(alice, LAST)
+        alice.leave()
+        while not self._has_left(bob, bob.hear(bob.timeout_s)):
+            pass
+        bob.leave()
+        for client in (alice, bob):
+            name = client.party.identity.name
+            while not isinstance(event := client.hear(client.timeout_s), Kept):
+                self._note(client, event)
+            self.outcome.kept[name] = event
+
+    def _say(self, speaker: Client, text: str) -> None:
+        self.outcome.said.append((speaker.party.identity.name, text))
+        speaker.say(text)
+
+    def _hear(self, *clients: Client) -> None:
+        """Let each of them hear what an honest member has said."""
+        for client in clients:
+            while not self._note(client, client.hear(client.timeout_s)):
+                pass
+
+    def _has_left(self, client: Client, event: object) -> bool:
+        """Return whether Alice has left, after all that she had said."""
+        self._note(client, event)
+        return isinstance(event, Left) and event.member.identity.name == ALICE
+
+    def say_unheard(self, text: str) -> None:
+        """Let Alice say something that the adversary keeps from Bob."""
+        self._say(self.alice, text)
+        self._hear(self.alice)
+
+    def _note(self, client: Client, event: object) -> bool:
+        """Note what a client hears; return whether it was said by somebody honest."""
+        if not isinstance(event, Said):
+            return False
+        sender = event.member.identity.name
+        if event.text is not None:
+            self.outcome.heard[client.party.identity.name].append((sender, event.text))
+        return sender != MALLORY
+
+    def _see(self, record: Record) -> None:
+        outcome = self.outcome
+        if record.name == CAROL:
+            return
+        with self._changed:
+            if record.what == "said":
+                outcome.taken.append((record.name, record.detail))
+            elif record.what == "login":
+                outcome.logins.append((record.name, record.detail.email))
+            elif record.what == "refused":
+                outcome.errors["server"].append(record.detail)
+            else:
+                self._connections -= 1
+                if record.detail:
+                    outcome.errors["server"].append(record.detail)
+                self._changed.notify_all()
+
+    def _await_the_end(self) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._connections == 0, PATIENCE_S)
+
+
+class Bribed(Connection):
+    """A connection of a server that does what the adversary wants, if it wants anything."""
+
+    def __init__(self, lab: Lab, *arguments: Any) -> None:
+        self._lab = lab
+        super().__init__(*arguments)
+
+    def tell(self, entry: Entry, opening: bytes) -> None:
+        lab = self._lab
+        lab.seats[self.name] = self
+        bribe = lab.bribe
+        for told in bribe(self.name, entry, opening) if bribe else [(entry, opening)]:
+            lab.told.append((self.name, *told))
+            super().tell(*told)

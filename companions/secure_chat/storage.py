@@ -1,0 +1,198 @@
+"""The database: accounts, sessions, and the audit log, in the document's tables.
+
+SQLite in a file unless the settings name another database; SQLAlchemy writes both. Names are kept
+as bytes, because databases disagree on which letters are the same: two names are one only if their
+folded UTF-8 is. What an account or a peer says is a parameter of a statement, never a part of one.
+
+    python -m companions.secure_chat.storage mysql     prints the schema (also: sqlite)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sql
+from sqlalchemy.dialects import mysql, sqlite
+from sqlalchemy.engine import Connection, make_url
+from sqlalchemy.exc import ArgumentError, IntegrityError, SQLAlchemyError
+from sqlalchemy.schema import CreateTable
+
+from program import Parser, UserError, reason_of, run_program
+from protocol_fsm import ProtocolError
+
+URL = "sqlite:///secure_chat.db"
+MAX_NAME_BYTES = 255  # of an e-mail address, a user name, a stored hash
+BUSY_S = 30  # how long SQLite waits for another writer
+DIALECTS = {"mysql": mysql.dialect, "sqlite": sqlite.dialect}
+
+
+class StorageFailed(ProtocolError):
+    """The database is away, full, or not what it was."""
+
+
+class Taken(ProtocolError):
+    """A row with this e-mail address, user name or token exists already."""
+
+
+# Tables -------------------------------------------------------------------------------------------
+
+NAME = sql.LargeBinary(MAX_NAME_BYTES).with_variant(mysql.VARBINARY(MAX_NAME_BYTES), "mysql")
+HASH = sql.String(64)  # SHA-256 in hex
+SCHEMA = sql.MetaData()
+
+
+def _now() -> Any:
+    return sql.text("CURRENT_TIMESTAMP")
+
+
+def _key() -> sql.Column[int]:
+    return sql.Column("id", sql.Integer, primary_key=True, autoincrement=True)
+
+
+users = sql.Table(
+    "users",
+    SCHEMA,
+    _key(),
+    sql.Column("email", NAME, unique=True, nullable=False),
+    sql.Column("username", NAME, unique=True, nullable=False),
+    sql.Column("pwd_hash", NAME, nullable=False),
+    sql.Column("created_at", sql.TIMESTAMP, server_default=_now()),
+    sql.Column("updated_at", sql.TIMESTAMP, server_default=_now(), onupdate=_now()),
+)
+sessions = sql.Table(
+    "sessions",
+    SCHEMA,
+    _key(),
+    sql.Column("user_id", sql.ForeignKey("users.id", ondelete="CASCADE"), nullable=False),
+    sql.Column("session_token", HASH, unique=True, nullable=False),
+    sql.Column("client_cert_fingerprint", HASH, nullable=False),
+    sql.Column("server_cert_fingerprint", HASH, nullable=False),
+    sql.Column("transcript_hash", HASH),
+    sql.Column("started_at", sql.TIMESTAMP, server_default=_now()),
+    sql.Column("ended_at", sql.TIMESTAMP, nullable=True),
+    sql.Column("message_count", sql.Integer, server_default=sql.text("0")),
+)
+audit_log = sql.Table(
+    "audit_log",
+    SCHEMA,
+    _key(),
+    sql.Column("event_type", sql.String(50), nullable=False),
+    sql.Column("email", sql.String(255)),
+    sql.Column("client_cert_fingerprint", HASH),
+    sql.Column("reason", sql.String(255)),
+    sql.Column("occurred_at", sql.TIMESTAMP, server_default=_now()),
+    sql.Column("ip_address", sql.String(45)),
+)
+
+
+def schema(dialect: str) -> str:
+    """Return the statements that make the tables, for "mysql" or "sqlite"."""
+    compiled = (
+        str(CreateTable(table).compile(dialect=DIALECTS[dialect]())).strip()
+        for table in SCHEMA.sorted_tables
+    )
+    lines = (f"{one};".replace("\t", "  ").splitlines() for one in compiled)
+    return "\n\n".join("\n".join(line.rstrip() for line in one) for one in lines) + "\n"
+
+
+# The database -------------------------------------------------------------------------------------
+
+
+class Database:
+    """One database, for all threads. The tables are made if there are none. Raises UserError."""
+
+    def __init__(self, url: str = URL) -> None:
+        try:
+            address = make_url(url)
+            if address.get_backend_name() == "sqlite":
+                _make_file(address.database)
+            self._engine = sql.create_engine(address, pool_pre_ping=True, hide_parameters=True)
+            if address.get_backend_name() == "sqlite":
+                sql.event.listen(self._engine, "connect", _prepare_sqlite)
+            SCHEMA.create_all(self._engine)
+        except (ArgumentError, ModuleNotFoundError) as error:
+            raise UserError(f"DATABASE_URL names no database: {error}") from None
+        except (SQLAlchemyError, OSError) as error:
+            raise UserError(f"Database connection failed: {_short(error)}") from None
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[Connection]:
+        """Yield a connection; all of the block is done, or nothing.
+
+        Raises Taken for a row that is unique and exists, and StorageFailed.
+        """
+        try:
+            with self._engine.begin() as connection:
+                yield connection
+        except IntegrityError:
+            raise Taken("a row that is new", "one that exists") from None
+        except SQLAlchemyError as error:
+            raise StorageFailed("a database that works", _short(error)) from None
+
+    def audit(
+        self,
+        event_type: str,
+        email: str | None = None,
+        fingerprint: str | None = None,
+        reason: str | None = None,
+        ip: str | None = None,
+    ) -> None:
+        """Keep an event. Texts are cut and escaped, whatever a peer put there. StorageFailed."""
+        with self.transaction() as connection:
+            connection.execute(
+                audit_log.insert().values(
+                    event_type=event_type,
+                    email=_escaped(email),
+                    client_cert_fingerprint=fingerprint,
+                    reason=_escaped(reason),
+                    ip_address=ip,
+                )
+            )
+
+    def events(self, event_type: str) -> list[dict[str, Any]]:
+        """Return all events of a type as they are in the table, the oldest first. StorageFailed."""
+        query = audit_log.select().where(audit_log.c.event_type == event_type)
+        with self.transaction() as connection:
+            rows = connection.execute(query.order_by(audit_log.c.id)).mappings()
+            return [dict(row) for row in rows]
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+
+def _make_file(path: str | None) -> None:
+    """Make the file, which only its owner can read. Raises OSError."""
+    if not path or path == ":memory:":
+        raise OSError("each thread would have its own database in memory; name a file")
+    os.close(os.open(Path(path), os.O_RDWR | os.O_CREAT, 0o600))
+
+
+def _prepare_sqlite(connection: Any, record: object) -> None:
+    """Let readers and a writer work at once, wait for other writers, and check foreign keys."""
+    for pragma in ("journal_mode = WAL", f"busy_timeout = {BUSY_S * 1000}", "foreign_keys = ON"):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _escaped(text: str | None) -> str | None:
+    """Return printable ASCII of at most 255 letters: no character set can refuse or change it."""
+    return text if text is None else ascii(text)[1:-1][:255]
+
+
+def _short(error: Exception) -> str:
+    """Return what the driver says, without the statement and its parameters."""
+    return reason_of(getattr(error, "orig", None) or error).splitlines()[0][:200]
+
+
+def main() -> int:
+    parser = Parser("Print the statements that make the tables.")
+    parser.add_argument("dialect", choices=sorted(DIALECTS))
+    print(schema(parser.options().dialect), end="")
+    return 0
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,491 @@
+"""Endpoints with rules taken out, one by one, to see which attack each rule holds back.
+
+A rule of Trust, Session, Accounts, Room, Receipt or Server is taken out of both ends by overriding
+what it is made of. A weakened lab still lives through honest sessions. It refuses every address but
+loopback, and server.py and client.py cannot reach it.
+
+    python -m companions.secure_chat.attacks --without shares man-in-the-middle
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import secrets
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import serialization
+from cryptography.x509 import verification
+
+from companions.asymmetric import PublicKey
+from companions.canonical import canonical
+from companions.secure_chat import dh, forms
+from companions.secure_chat.accounts import Accounts
+from companions.secure_chat.client import Client
+from companions.secure_chat.pae import pae
+from companions.secure_chat.pki import (
+    USAGES,
+    Identity,
+    Role,
+    Trust,
+    UnknownIssuer,
+    alternative_names,
+    usages_of,
+)
+from companions.secure_chat.protocol import Direction, Kind, Party, Session, parse
+from companions.secure_chat.rooms import Entry, Member, Room
+from companions.secure_chat.server import Server
+from companions.secure_chat.transcript import Receipt
+from crypto_utils import BLOCK_BYTES
+from endpoint import HOST
+from lab.rules import chosen, lacking, require_loopback
+
+PLANTED_PRIME = int(  # the lab's own: p - 1 is twice a product of primes below 4,096
+    "D5C3ACC8716423C86BA5A72B4649DD03DBECE3F7795C8133C8C160432817CFC79FF73BE6764869B83CB7C81E"
+    "82337CE2DD259997790156513824D0B2829C9337BF64B244BEF8340D8CE2E53DDC777C56BE595071CBAF498B"
+    "D88F7AE1D901CC5314FA79F87ECD7A88DC28689229CC2A0FF71D3F1CF051AF5ADB09938BBFE76625DE691147"
+    "2C359F2839340620DAB207313B714C337039A47BAF7D27840C766C7AF686E8DD42D5117483AA2B376CF874F6"
+    "0E8BC632E16BE80D8805F8D7E89D4D21510C4B7D4F6DA90ED38FA58EC9A32CFEFEA64FD22D54B92431D948D0"
+    "02757914CC5AED94847FB7244F2EFB1947DD3AC34247D38B40EF862F59ECCFA8B918AB4F",
+    16,
+)
+
+# Rules of Trust -----------------------------------------------------------------------------------
+
+
+class NoPurpose(Trust):
+    def _purpose_policy(self, role: Role) -> verification.ExtensionPolicy:
+        """Take a client's certificate for a server's: no usage is asked for."""
+        return verification.ExtensionPolicy.webpki_defaults_ee().may_be_present(
+            x509.ExtendedKeyUsage, verification.Criticality.AGNOSTIC, None
+        )
+
+
+class NoCaBit(Trust):
+    def _check_path(self, chain: list[x509.Certificate], role: Role, now: datetime) -> None:
+        """Let anybody with a certificate issue others."""
+        *issued, last = chain
+        issuer_role: Role = "server" if USAGES["server"] in usages_of(last) else "client"
+        super()._check_path([last], issuer_role, now)
+        for certificate in issued:
+            try:
+                certificate.verify_directly_issued_by(last)
+            except InvalidSignature:
+                raise UnknownIssuer("the certificate behind it", "another") from None
+
+    def _check_name(
+        self, chain: list[x509.Certificate], role: Role, name: str | None, now: datetime
+    ) -> str:
+        """Look for the name without asking the library about the path again."""
+        names = [str(one.value) for one in alternative_names(chain[0])]
+        return name if name in names and name else super()._check_name(chain, role, name, now)
+
+
+class NoDates(Trust):
+    def _check_path(self, chain: list[x509.Certificate], role: Role, now: datetime) -> None:
+        """Take a certificate of any time."""
+        super()._check_path(chain, role, chain[0].not_valid_before_utc)
+
+
+class NoKeySize(Trust):
+    def _check_key(self, leaf: x509.Certificate) -> PublicKey:
+        """Take a key of any size."""
+        key = leaf.public_key()
+        if not isinstance(key, PublicKey):
+            return super()._check_key(leaf)
+        return key
+
+
+class NoName(Trust):
+    def _check_name(
+        self, chain: list[x509.Certificate], role: Role, name: str | None, now: datetime
+    ) -> str:
+        """Talk to any server that the authority knows."""
+        return super()._check_name(chain, role, None, now)
+
+
+class NoRevocation(Trust):
+    def check_revocation(self, identity: Identity, now: datetime) -> None:
+        """Look at no revocation list."""
+
+
+class NoListNumber(Trust):
+    def _check_list_number(self, latest: x509.CertificateRevocationList, encoded: bytes) -> None:
+        """Go back to an older list."""
+
+
+class NoListDates(Trust):
+    def _check_list_dates(self, latest: x509.CertificateRevocationList, now: datetime) -> None:
+        """Take a list that should have been replaced."""
+
+
+# Rules of Session ---------------------------------------------------------------------------------
+
+
+class NoPossession(Session):
+    def _check_signature(self, kind: Kind, share: Mapping[str, Any], signature: bytes) -> None:
+        """Believe that whoever shows a certificate has the key to it, as the document does."""
+
+
+class NoRole(Session):
+    _hellos = b""
+
+    def _commit(self, kind: Kind, frame: bytes, sender: Direction) -> None:
+        """Remember what was said before the first share."""
+        super()._commit(kind, frame, sender)
+        if kind is Kind.SERVER_HELLO:
+            self._hellos = self._running
+
+    def _under_signature(self, kind: Kind, share: Mapping[str, Any]) -> bytes:
+        """Sign both shares alike, whoever sends them."""
+        value = share["A" if kind is Kind.DH_CLIENT else "B"]
+        return pae("dh-client", self._hellos, str(value).encode())
+
+
+class NoShares(Session):
+    def _under_signature(self, kind: Kind, share: Mapping[str, Any]) -> bytes:
+        """Sign who talks to whom, but not the share."""
+        return pae(self._role_of(kind), self._running)
+
+    def _commit(self, kind: Kind, frame: bytes, sender: Direction) -> None:
+        """Leave the shares out of what was said, too."""
+        before = self._running
+        super()._commit(kind, frame, sender)
+        if kind is Kind.DH_CLIENT:
+            self._running = before
+
+
+class NoTranscript(Session):
+    def _commit(self, kind: Kind, frame: bytes, sender: Direction) -> None:
+        """Sign, and bind the keys to, nonces and shares alone: not who shows which certificate."""
+        values = parse(frame)
+        for name in ("client_cert", "server_cert", "sig"):
+            values.pop(name, None)
+        super()._commit(kind, canonical(values), sender)
+
+
+class NoGroup(Session):
+    def _group(self) -> tuple[int, int]:
+        """Use the group of a configuration file that somebody has planted."""
+        return dh.GENERATOR, PLANTED_PRIME
+
+    def _check_group(self, generator: int, prime: int) -> None:
+        """Take any group."""
+
+
+class NoRange(Session):
+    def _check_range(self, value: int) -> None:
+        """Take 0, 1 and p - 1 for public values."""
+
+
+class NoSubgroup(Session):
+    def _check_subgroup(self, value: int) -> None:
+        """Take public values of any order."""
+
+
+class NoEphemeral(Session):
+    def _commit(self, kind: Kind, frame: bytes, sender: Direction) -> None:
+        """Use the same exponent for ever, made from our long-term key."""
+        super()._commit(kind, frame, sender)
+        self._exponent = static_exponent(self.party)
+
+
+def static_exponent(party: Party) -> int:
+    """Return the exponent that somebody with a copy of the private key computes, too."""
+    encoded = party.private_key.private_bytes(
+        serialization.Encoding.DER,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+    return int.from_bytes(hashlib.sha256(encoded).digest(), "big")
+
+
+class NoEncryption(Session):
+    def encrypt(self, plaintext: bytes) -> bytes:
+        """Send the plaintext, under a good tag."""
+        return self._random_bytes(BLOCK_BYTES) + plaintext
+
+    def decrypt(self, data: bytes) -> bytes:
+        """Take what came for the plaintext."""
+        return data[BLOCK_BYTES:]
+
+
+class NoTag(Session):
+    def _check_tag(self, untagged: bytes, tag: bytes) -> None:
+        """Believe any tag."""
+
+
+class NoNumber(Session):
+    def _commit(self, kind: Kind, frame: bytes, sender: Direction) -> None:
+        """Do not count records."""
+        super()._commit(kind, frame, sender)
+        self._number = {Direction.C2S: 0, Direction.S2C: 0}
+
+
+class NoDirectionKeys(Session):
+    def _key(self, sender: Direction, use: str) -> bytes:
+        """Use the keys of one direction for both."""
+        return self._keys[f"C2S-{use}"]
+
+
+# Rules of Accounts --------------------------------------------------------------------------------
+
+
+class NoBinding(Accounts):
+    def _check_binding(self, identity: Identity, email: str) -> None:
+        """Let anybody with a certificate and the password into an account."""
+
+
+class NoServerHash(Accounts):
+    def _hash(self, password: str) -> bytes:
+        """Store what was sent, which is the hash already in the document."""
+        return password.encode()
+
+    def _is_right(self, stored: bytes, password: str) -> bool:
+        """Compare what was sent with what is stored."""
+        return secrets.compare_digest(stored, password.encode())
+
+    def _is_outdated(self, stored: bytes) -> bool:
+        return False
+
+
+class NoSlowHash(Accounts):
+    def _hash(self, password: str) -> bytes:
+        """Store a salted SHA-256, as the document does."""
+        salt = secrets.token_bytes(16)
+        return f"{salt.hex()}${salted(salt, password)}".encode()
+
+    def _is_right(self, stored: bytes, password: str) -> bool:
+        """Compare salted hashes."""
+        salt, _, known = stored.decode().partition("$")
+        return secrets.compare_digest(salted(bytes.fromhex(salt), password), known)
+
+    def _is_outdated(self, stored: bytes) -> bool:
+        return False
+
+
+def salted(salt: bytes, password: str) -> str:
+    """Return the document's SHA256(salt || password), in hex."""
+    return hashlib.sha256(salt + password.encode()).hexdigest()
+
+
+class NoDummyHash(Accounts):
+    def _unknown_user(self) -> bytes:
+        """Answer at once that there is no such user."""
+        return b""
+
+    def _is_right(self, stored: bytes, password: str) -> bool:
+        return bool(stored) and super()._is_right(stored, password)
+
+
+# Rules of Room ------------------------------------------------------------------------------------
+
+
+class NoSession(Room):
+    def _check_sender(self, message: forms.Message) -> Member:
+        """Take a message of any session of somebody in the room."""
+        for member in self.members.values():
+            if member.identity.fingerprint == message.sender:
+                return member
+        return super()._check_sender(message)
+
+
+class NoMessageSignature(Room):
+    def _check_signature(self, member: Member, signed: bytes, signature: bytes) -> None:
+        """Believe the server that somebody said this."""
+
+
+class NoRecipient(Room):
+    def _check_recipient(self, message: forms.Message) -> None:
+        """Read what was said to others, or to an earlier session of ours."""
+
+
+class NoSeqno(Room):
+    def _check_seqno(self, member: Member, message: forms.Message) -> None:
+        """Take a message again, or without those before it."""
+
+
+class NoAge(Room):
+    def _check_age(self, message: forms.Message) -> None:
+        """Take a message of any time before now."""
+
+
+class NoFuture(Room):
+    def _check_future(self, message: forms.Message) -> None:
+        """Take a message that is only said tomorrow, as the document does."""
+
+
+class NoPrevious(Room):
+    def _check_previous(self, member: Member, message: forms.Message) -> None:
+        """Do not ask what the sender said before."""
+
+
+class NoSeen(Room):
+    def _check_seen(self, message: forms.Message) -> None:
+        """Do not ask what the sender has seen."""
+
+
+class NoCommitment(Room):
+    def _check_commitment(self, message: forms.Message, r: bytes, text: bytes) -> None:
+        """Believe the server what the text is."""
+
+
+class NoHead(Room):
+    def _check_head(self, entry: Entry, claimed: bytes) -> None:
+        """Take any head that the server signed."""
+
+
+class NoHeadSignature(Room):
+    def _check_head_signature(self, entry: Entry, server: Identity) -> None:
+        """Take a head that the server can deny."""
+
+
+# Rules of Receipt and Server ----------------------------------------------------------------------
+
+
+class NoReceiptFields(Receipt):
+    def signed(self) -> bytes:
+        """Sign the hash of the lines alone, as the document does."""
+        return pae("receipt", self.transcript_hash.encode())
+
+
+class NoDeadline(Server):
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        """Wait for a handshake, and for the end of a frame, for ever."""
+        super().__init__(*arguments, **options)
+        self.limits = dataclasses.replace(self.limits, handshake_s=1e6, frame_s=1e6)
+
+
+# Never on a network -------------------------------------------------------------------------------
+
+
+class LoopbackServer(Server):
+    def __init__(
+        self,
+        party: Any,
+        trust: Any,
+        accounts: Any,
+        folder: Path,
+        host: str = HOST,
+        *rest: Any,
+        **options: Any,
+    ) -> None:
+        """Refuse every host but this one. Raises UserError."""
+        require_loopback(host)
+        super().__init__(party, trust, accounts, folder, host, *rest, **options)
+
+
+class LoopbackClient(Client):
+    def __init__(
+        self,
+        party: Any,
+        trust: Any,
+        server_name: str,
+        folder: Path,
+        host: str = HOST,
+        *rest: Any,
+        **options: Any,
+    ) -> None:
+        """Refuse every host but this one. Raises UserError."""
+        require_loopback(host)
+        super().__init__(party, trust, server_name, folder, host, *rest, **options)
+
+
+# Names --------------------------------------------------------------------------------------------
+
+RULES: dict[str, type] = {
+    "purpose": NoPurpose,
+    "ca-bit": NoCaBit,
+    "dates": NoDates,
+    "key-size": NoKeySize,
+    "name": NoName,
+    "revocation": NoRevocation,
+    "list-number": NoListNumber,
+    "list-dates": NoListDates,
+    "possession": NoPossession,
+    "role": NoRole,
+    "shares": NoShares,
+    "transcript": NoTranscript,
+    "group": NoGroup,
+    "range": NoRange,
+    "subgroup": NoSubgroup,
+    "ephemeral": NoEphemeral,
+    "encryption": NoEncryption,
+    "tag": NoTag,
+    "number": NoNumber,
+    "direction-keys": NoDirectionKeys,
+    "binding": NoBinding,
+    "server-hash": NoServerHash,
+    "slow-hash": NoSlowHash,
+    "dummy-hash": NoDummyHash,
+    "session": NoSession,
+    "message-signature": NoMessageSignature,
+    "recipient": NoRecipient,
+    "seqno": NoSeqno,
+    "age": NoAge,
+    "future": NoFuture,
+    "previous": NoPrevious,
+    "seen": NoSeen,
+    "commitment": NoCommitment,
+    "head": NoHead,
+    "head-signature": NoHeadSignature,
+    "receipt-fields": NoReceiptFields,
+    "deadline": NoDeadline,
+}
+DOCUMENTED = (  # what the seed document does without
+    "purpose",
+    "ca-bit",
+    "key-size",
+    "revocation",
+    "list-number",
+    "list-dates",
+    "possession",
+    "range",
+    "subgroup",
+    "tag",
+    "number",
+    "direction-keys",
+    "binding",
+    "server-hash",
+    "session",
+    "recipient",
+    "future",
+    "previous",
+    "seen",
+    "commitment",
+    "head",
+    "head-signature",
+    "receipt-fields",
+    "deadline",
+)
+
+
+class Weakened(NamedTuple):
+    """The parts of a lab without some rules."""
+
+    session: type[Session]
+    trust: type[Trust]
+    accounts: type[Accounts]
+    room: type[Room]
+    receipt: type[Receipt]
+    server: type[Server]
+    client: type[Client]
+
+
+def without(names: Iterable[str]) -> Weakened:
+    """Return parts without these rules; `documented` stands for several. UserError."""
+    rules = chosen(names, RULES, DOCUMENTED)
+    return Weakened(
+        lacking(Session, rules),
+        lacking(Trust, rules),
+        lacking(Accounts, rules),
+        lacking(Room, rules),
+        lacking(Receipt, rules),
+        lacking(Server, rules, LoopbackServer),
+        LoopbackClient,
+    )

@@ -1,0 +1,198 @@
+"""What the tests of secure_chat's sessions and rooms share: pairs of real ends, without sockets."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from companions.asymmetric import PrivateKey
+from companions.canonical import canonical
+from companions.secure_chat.protocol import (
+    Direction,
+    Kind,
+    Message,
+    Party,
+    ProtocolFSM,
+    Session,
+    State,
+    parse,
+)
+from companions.secure_chat.rooms import Member, Room, Seat
+from protocol_fsm import ProtocolError, Watchers
+from tests.companions.chat_helpers import ALICE, BOB, NOW, NOW_MS, ROOM, START, Authority
+
+SERVER = "localhost"
+C2S = Direction.C2S
+S2C = Direction.S2C
+LOGIN = Message(Kind.LOGIN, {"email": ALICE, "pwd": "a password"})
+WELCOME = Message(Kind.WELCOME, {"username": "alice", "session_token": "AAAA"})
+FOUND = {"room": ROOM, "start": "00" * 32, "index": 0, "head": "00" * 32, "members": []}
+RECEIPT = {"receipt": {}, "countersignature": ""}
+MSG: Mapping[str, Any] = {
+    "session": "",
+    "room": ROOM,
+    "recipients": [],
+    "seqno": 0,
+    "ts": 0,
+    "previous": "",
+    "seen": "",
+    "commitment": "",
+    "ct": "",
+    "sig": "",
+}
+SAID: Mapping[Kind, Mapping[str, Any]] = {  # legal members of each message that has any
+    Kind.REGISTER: {"email": ALICE, "username": "alice", "pwd": "a password"},
+    Kind.LOGIN: LOGIN.members,
+    Kind.WELCOME: WELCOME.members,
+    Kind.JOIN: {"room": ROOM},
+    Kind.ROOM: FOUND,
+    Kind.JOINED: {"room": ROOM, "member": {}},
+    Kind.LEFT: {"room": ROOM, "session": ""},
+    Kind.MSG: MSG,
+    Kind.RELAY: {"msg": "", "sig": "", "head": "", "head_sig": "", "opening": ""},
+    Kind.LEAVE: {"room": ROOM},
+    Kind.RECEIPT: RECEIPT,
+    Kind.COUNTERSIGN: {"countersignature": ""},
+    Kind.ERROR: {"error_type": "violation"},
+}
+CONVERSATION: Sequence[tuple[Direction, Kind]] = (  # through every state but those of an error
+    (C2S, Kind.HELLO),
+    (S2C, Kind.SERVER_HELLO),
+    (C2S, Kind.DH_CLIENT),
+    (S2C, Kind.DH_SERVER),
+    (C2S, Kind.LOGIN),
+    (S2C, Kind.WELCOME),
+    (C2S, Kind.DH_CLIENT),
+    (S2C, Kind.DH_SERVER),
+    (C2S, Kind.JOIN),
+    (S2C, Kind.ROOM),
+    (C2S, Kind.LEAVE),
+    (S2C, Kind.RECEIPT),
+    (C2S, Kind.RECEIPT),
+    (S2C, Kind.COUNTERSIGN),
+)
+
+
+def message(kind: Kind) -> Message:
+    """Return some legal message of a kind."""
+    return Message(kind, SAID.get(kind, {}))
+
+
+class World:
+    """An authority, a server, Alice and Bob; time stands still."""
+
+    def __init__(self, keys: Sequence[PrivateKey]) -> None:
+        self.authority = Authority(keys[0])
+        self.keys = keys
+        self.server = self.party("server", SERVER, keys[1])
+        self.alice = self.party("client", ALICE, keys[2])
+        self.bob = self.party("client", BOB, keys[3])
+
+    def party(self, role: Any, name: str, key: PrivateKey) -> Party:
+        own = self.authority.issue(role, name, key)
+        identity = self.authority.trust().verify(own.pem, role, name, NOW)
+        return Party(identity, own.pem, key)
+
+    def session(self, party: Party, kind: type[Session] = Session, **options: Any) -> Session:
+        name = SERVER if party.identity.role == "client" else None
+        options.setdefault("now", lambda: NOW)
+        return kind(party, self.authority.trust(), name, **options)
+
+
+class Pair:
+    """Alice and the server."""
+
+    def __init__(
+        self,
+        world: World,
+        client: type[Session] = Session,
+        server: type[Session] = Session,
+        **options: Any,
+    ) -> None:
+        self.client = world.session(world.alice, client, **options)
+        self.server = world.session(world.server, server, **options)
+        self.frames: list[bytes] = []
+
+    def end(self, direction: Direction) -> Session:
+        return self.client if direction is C2S else self.server
+
+    def other(self, direction: Direction) -> Session:
+        return self.end(Direction(1 - direction))
+
+    def say(self, direction: Direction, said: Message) -> Message:
+        """Let one end say something, and the other open it."""
+        frame = self.end(direction).seal(said)
+        self.frames.append(frame)
+        return self.other(direction).open(frame)
+
+    def up_to(self, state: State) -> Pair:
+        """Go on until both ends are in a state."""
+        moves = ProtocolFSM.VALID_TRANSITIONS
+        while self.client.state is not state:
+            here = self.client.state
+            direction, kind = next(m for m in CONVERSATION if (here, m[1], m[0]) in moves)
+            self.say(direction, message(kind))
+        assert self.client.state is self.server.state is state
+        return self
+
+
+def in_state(world: World, state: State) -> Pair:
+    return Pair(world).up_to(state)
+
+
+def clone(session: Session) -> Session:
+    """Return a session in the same state, which goes its own way from here."""
+    twin = object.__new__(type(session))
+    vars(twin).update(vars(session))
+    twin.fsm = copy.copy(session.fsm)
+    twin._keys = dict(session._keys)
+    twin._number = dict(session._number)
+    twin.watchers = Watchers([])
+    return twin
+
+
+def refusal(session: Session, frame: bytes) -> ProtocolError:
+    """Return the error with which a copy of the session refuses a frame."""
+    twin = clone(session)
+    try:
+        twin.open(frame)
+    except ProtocolError as error:
+        assert twin.state is State.ENDED
+        assert not twin._keys
+        return error
+    raise AssertionError("it was accepted")
+
+
+def edited(frame: bytes, **members: Any) -> bytes:
+    return canonical({**parse(frame), **members})
+
+
+def flips(frame: bytes, step: int) -> Iterator[bytes]:
+    """Yield the frame with one bit flipped, at every `step`-th byte."""
+    for position in range(0, len(frame), step):
+        changed = bytearray(frame)
+        changed[position] ^= 1 << position % 8
+        yield bytes(changed)
+
+
+class Rooms:
+    """Alice and Bob in one room, and the server's view of it."""
+
+    def __init__(self, world: World, clock: Callable[[], int] = lambda: NOW_MS) -> None:
+        self.world = world
+        self.room = Room(ROOM, START, 0, START, clock)
+        self.sessions = {ALICE: bytes([1]) * 32, BOB: bytes([2]) * 32}
+        self.parties = {ALICE: world.alice, BOB: world.bob}
+        self.seats = {}
+        for name in self.parties:
+            self.room.enter(self.member(name))
+        for name, party in self.parties.items():
+            view = Room(ROOM, START, 0, START, clock, self.member(name).address)
+            for other in self.parties:
+                view.enter(self.member(other))
+            self.seats[name] = Seat(party, world.server.identity, view, lambda data: bytes(48))
+
+    def member(self, name: str) -> Member:
+        party = self.parties[name]
+        return Member(party.identity, party.pem, self.sessions[name])

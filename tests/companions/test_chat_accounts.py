@@ -1,0 +1,446 @@
+"""secure_chat: accounts, the database, the settings, and the schema."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sqlite3
+import statistics
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sql
+from argon2 import PasswordHasher, Type
+
+from companions.asymmetric import PrivateKey
+from companions.secure_chat import accounts, storage
+from companions.secure_chat.accounts import Account, Accounts, Refused
+from companions.secure_chat.pki import Identity, fold
+from companions.secure_chat.settings import Settings, load_settings
+from companions.secure_chat.storage import Database, StorageFailed, Taken
+from program import UserError
+from tests.companions.chat_helpers import ALICE, BOB, Authority, identity_of
+
+PASSWORD = "correct horse"
+FOLDER = Path(storage.__file__).parent
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Database:
+    return Database(f"sqlite:///{tmp_path / 'chat.db'}")
+
+
+@pytest.fixture
+def some(database: Database) -> Accounts:
+    return Accounts(database)
+
+
+@pytest.fixture
+def alice(keys: list[PrivateKey]) -> Identity:
+    return identity_of(Authority(keys[0]).issue("client", ALICE, keys[1]), "client", ALICE)
+
+
+@pytest.fixture
+def bob(keys: list[PrivateKey]) -> Identity:
+    return identity_of(Authority(keys[0]).issue("client", BOB, keys[2]), "client", BOB)
+
+
+def rows(path: Path, query: str) -> list[tuple[object, ...]]:
+    """Ask the file by another library than the code does."""
+    connection = sqlite3.connect(path)
+    found = connection.execute(query).fetchall()
+    connection.close()
+    return found
+
+
+# Registration and login ---------------------------------------------------------------------------
+
+
+def test_registered_user_can_log_in(some: Accounts, alice: Identity) -> None:
+    made = some.register(alice, ALICE, "Alice", PASSWORD)
+    assert made == some.login(alice, "ALICE@example.org", PASSWORD) == Account(1, ALICE, "alice")
+
+
+def test_table_has_an_argon2id_string_and_no_password(
+    some: Accounts, alice: Identity, tmp_path: Path
+) -> None:
+    some.register(alice, ALICE, "Alice", PASSWORD)
+    [(email, username, pwd_hash)] = rows(
+        tmp_path / "chat.db", "SELECT email, username, pwd_hash FROM users"
+    )
+    assert (email, username) == (ALICE.encode(), b"alice")
+    assert isinstance(pwd_hash, bytes)
+    assert pwd_hash.startswith(b"$argon2id$v=19$m=19456,t=2,p=1$")
+    files = [path.read_bytes() for path in tmp_path.iterdir()]
+    for secret in (PASSWORD.encode(), hashlib.sha256(PASSWORD.encode()).hexdigest().encode()):
+        assert not any(secret in data for data in files)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no such modes")
+def test_database_is_its_owners(database: Database, tmp_path: Path) -> None:
+    assert (tmp_path / "chat.db").stat().st_mode & 0o777 == 0o600
+
+
+def test_refused_login_gives_the_reason_to_the_log_only(
+    some: Accounts, alice: Identity, bob: Identity
+) -> None:
+    some.register(alice, ALICE, "Alice", PASSWORD)
+    tries = {
+        "wrong password": (alice, ALICE, "battery staple"),
+        "unknown user": (bob, BOB, PASSWORD),
+        f"the certificate is of {BOB}": (bob, ALICE, PASSWORD),
+    }
+    for reason, attempt in tries.items():
+        with pytest.raises(Refused) as caught:
+            some.login(*attempt)
+        assert caught.value.reason == reason
+
+
+def test_server_cannot_log_in_as_a_client(
+    some: Accounts, alice: Identity, keys: list[PrivateKey]
+) -> None:
+    server = Authority(keys[0]).issue("server", "localhost", keys[3])
+    with pytest.raises(Refused, match="certificate"):
+        some.register(identity_of(server, "server", ALICE), ALICE, "alice", PASSWORD)
+
+
+@pytest.mark.parametrize(
+    ("email", "username", "password"),
+    [
+        (BOB, "alice", PASSWORD),
+        (ALICE, "", PASSWORD),
+        (ALICE, "a" * 256, PASSWORD),
+        (ALICE, " alice", PASSWORD),
+        (ALICE, "al\nice", PASSWORD),
+        (ALICE, "al\u200bice", PASSWORD),
+        (ALICE, "\ud800", PASSWORD),
+        (ALICE, "alice", "seven77"),
+        (ALICE, "alice", "a" * 1_025),
+        (ALICE, "alice", PASSWORD + "\ud800"),
+        ("no address", "alice", PASSWORD),
+        (f"{'a' * 250}@example.org", "alice", PASSWORD),
+    ],
+)
+def test_unfit_registration_leaves_nothing(
+    some: Accounts, alice: Identity, tmp_path: Path, email: str, username: str, password: str
+) -> None:
+    with pytest.raises(Refused):
+        some.register(alice, email, username, password)
+    assert rows(tmp_path / "chat.db", "SELECT * FROM users") == []
+
+
+@pytest.mark.parametrize("username", ["Alice", "ALICE", "\uff41lice"])
+def test_name_that_looks_taken_is_taken(
+    some: Accounts, alice: Identity, bob: Identity, username: str
+) -> None:
+    some.register(alice, ALICE, "alice", PASSWORD)
+    with pytest.raises(Refused, match="taken"):
+        some.register(bob, BOB, username, PASSWORD)
+
+
+@pytest.mark.parametrize(("one", "other"), [("alice", "alicé"), ("😀", "😁"), ("ß1", "s1")])
+def test_names_of_other_bytes_are_others(
+    some: Accounts, alice: Identity, bob: Identity, one: str, other: str
+) -> None:
+    first = some.register(alice, ALICE, one, PASSWORD)
+    second = some.register(bob, BOB, other, PASSWORD)
+    assert first.username != second.username
+    assert some.login(bob, BOB, PASSWORD) == second
+
+
+@pytest.mark.parametrize("name", ["ﬁ", "İ", "ǅ", "ẞ", "ͅ", "\uff21LICE", "a\u0301"])
+def test_folding_twice_changes_nothing(name: str) -> None:
+    assert fold(fold(name)) == fold(name)
+
+
+def test_password_is_the_same_from_every_keyboard(some: Accounts, alice: Identity) -> None:
+    some.register(alice, ALICE, "alice", "caf\u00e9 au lait")
+    some.login(alice, ALICE, "cafe\u0301 au lait")
+
+
+def test_statement_in_a_name_is_a_name(some: Accounts, alice: Identity, tmp_path: Path) -> None:
+    some.register(alice, ALICE, "'); DROP TABLE users; --", PASSWORD)
+    for email in ("' OR '1'='1", "%", "0", f"{ALICE}' --"):
+        with pytest.raises(Refused):
+            some.login(alice, email, PASSWORD)
+    assert len(rows(tmp_path / "chat.db", "SELECT * FROM users")) == 1
+
+
+def test_twenty_registrations_at_once_give_one_account(
+    some: Accounts, alice: Identity, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(some, "_hasher", PasswordHasher(1, 1_024, 1))  # so that they meet later
+    start = threading.Barrier(20)
+    made: list[Account] = []
+    refused: list[Refused] = []
+
+    def register() -> None:
+        start.wait()
+        try:
+            made.append(some.register(alice, ALICE, "alice", PASSWORD))
+        except Refused as error:
+            refused.append(error)
+
+    threads = [threading.Thread(target=register) for _ in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (len(made), len(refused)) == (1, 19)
+    assert len(rows(tmp_path / "chat.db", "SELECT * FROM users")) == 1
+
+
+# The same work ------------------------------------------------------------------------------------
+
+
+def test_every_refused_login_hashes_once(
+    some: Accounts, alice: Identity, bob: Identity, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    some.register(alice, ALICE, "alice", PASSWORD)
+    asked: list[bytes] = []
+    verify = PasswordHasher.verify
+
+    def counted(self: PasswordHasher, stored: bytes, secret: bytes) -> bool:
+        asked.append(stored)
+        return bool(verify(self, stored, secret))
+
+    monkeypatch.setattr(PasswordHasher, "verify", counted)
+    for attempt in ((alice, ALICE, "battery staple"), (bob, BOB, PASSWORD), (bob, ALICE, PASSWORD)):
+        before = len(asked)
+        with pytest.raises(Refused):
+            some.login(*attempt)
+        assert len(asked) == before + 1
+    assert {one.split(b"$")[3] for one in asked} == {b"m=19456,t=2,p=1"}
+
+
+@pytest.mark.slow
+def test_known_and_unknown_users_are_refused_equally_fast(
+    some: Accounts, alice: Identity, bob: Identity
+) -> None:
+    some.register(alice, ALICE, "alice", PASSWORD)
+
+    def median(identity: Identity, email: str) -> float:
+        times = []
+        for _ in range(40):
+            begin = time.process_time()  # other processes are not counted
+            with pytest.raises(Refused):
+                some.login(identity, email, "battery staple")
+            times.append(time.process_time() - begin)
+        return statistics.median(times)
+
+    assert median(bob, BOB) == pytest.approx(median(alice, ALICE), rel=0.2)
+
+
+# Stored hashes ------------------------------------------------------------------------------------
+
+
+def store(database: Database, pwd_hash: bytes) -> None:
+    with database.transaction() as connection:
+        connection.execute(storage.users.update().values(pwd_hash=pwd_hash))
+
+
+def test_row_that_asks_for_too_much_work_is_refused_at_once(
+    some: Accounts, alice: Identity, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(accounts, "MAX_MEMORY_KIB", 24 * 1024)
+    made = some.register(alice, ALICE, "alice", PASSWORD)
+    costly = PasswordHasher(time_cost=1, memory_cost=2 * accounts.MAX_MEMORY_KIB).hash(PASSWORD)
+    store(database, costly.encode())
+    with pytest.raises(Refused, match="wrong password"):
+        some.login(alice, ALICE, PASSWORD)
+    hasher = PasswordHasher(time_cost=2, memory_cost=accounts.MAX_MEMORY_KIB, parallelism=1)
+    store(database, hasher.hash(PASSWORD).encode())
+    assert some.login(alice, ALICE, PASSWORD) == made
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        b"",
+        b"no hash",
+        b"\xff\xfe",
+        hashlib.sha256(PASSWORD.encode()).hexdigest().encode(),
+        b"$argon2id$v=19$m=4194304,t=2,p=1$c2FsdHNhbHQ$c2FsdHNhbHQ",
+        b"$argon2i$v=19$m=1024,t=2,p=1$c2FsdHNhbHQ$c2FsdHNhbHQ",
+    ],
+)
+def test_row_that_holds_no_hash_of_ours_is_refused(
+    some: Accounts, alice: Identity, database: Database, stored: bytes
+) -> None:
+    some.register(alice, ALICE, "alice", PASSWORD)
+    store(database, stored)
+    with pytest.raises(Refused, match="wrong password"):
+        some.login(alice, ALICE, PASSWORD)
+
+
+@pytest.mark.parametrize(
+    "hasher",
+    [
+        PasswordHasher(accounts.MAX_PASSES + 1, 64, 1),
+        PasswordHasher(1, 64, accounts.MAX_LANES + 1),
+        PasswordHasher(1, 64, 1, type=Type.I),
+    ],
+    ids=["passes", "lanes", "argon2i"],
+)
+def test_right_password_in_a_row_out_of_bounds_is_refused(
+    some: Accounts, alice: Identity, database: Database, hasher: PasswordHasher
+) -> None:
+    some.register(alice, ALICE, "alice", PASSWORD)
+    store(database, hasher.hash(PASSWORD).encode())
+    with pytest.raises(Refused, match="wrong password"):
+        some.login(alice, ALICE, PASSWORD)
+
+
+def test_weaker_hash_is_renewed_at_login(
+    some: Accounts, alice: Identity, database: Database, tmp_path: Path
+) -> None:
+    some.register(alice, ALICE, "alice", PASSWORD)
+    store(database, PasswordHasher(1, 1_024, 1).hash(PASSWORD).encode())
+    some.login(alice, ALICE, PASSWORD)
+    [(stored,)] = rows(tmp_path / "chat.db", "SELECT pwd_hash FROM users")
+    assert isinstance(stored, bytes)
+    assert stored.startswith(b"$argon2id$v=19$m=19456,t=2,p=1$")
+    some.login(alice, ALICE, PASSWORD)
+
+
+def test_stolen_table_logs_nobody_in(some: Accounts, alice: Identity, tmp_path: Path) -> None:
+    some.register(alice, ALICE, "alice", PASSWORD)
+    [(stored,)] = rows(tmp_path / "chat.db", "SELECT pwd_hash FROM users")
+    assert isinstance(stored, bytes)
+    with pytest.raises(Refused):
+        some.login(alice, ALICE, stored.decode())
+
+
+# Sessions and the audit log -----------------------------------------------------------------------
+
+
+def test_session_keeps_the_hash_of_its_token_and_its_end(
+    some: Accounts, alice: Identity, tmp_path: Path
+) -> None:
+    account = some.register(alice, ALICE, "alice", PASSWORD)
+    token = some.new_session(account, "1" * 64, "2" * 64)
+    some.end_session(token, "3" * 64, 5)
+    other = some.new_session(account, "1" * 64, "2" * 64)
+    [first, second] = rows(
+        tmp_path / "chat.db",
+        "SELECT session_token, client_cert_fingerprint, server_cert_fingerprint, transcript_hash,"
+        " message_count, ended_at IS NULL FROM sessions ORDER BY id",
+    )
+    assert first == (hashlib.sha256(token).hexdigest(), "1" * 64, "2" * 64, "3" * 64, 5, 0)
+    assert second == (hashlib.sha256(other).hexdigest(), "1" * 64, "2" * 64, None, 0, 1)
+
+
+def test_second_certificate_of_an_address_is_told(
+    some: Accounts, alice: Identity, database: Database
+) -> None:
+    account = some.register(alice, ALICE, "alice", PASSWORD)
+    for fingerprint in ("1" * 64, "1" * 64, "3" * 64):
+        some.new_session(account, fingerprint, "2" * 64)
+    [event] = database.events("other_certificate")
+    assert event["email"] == ALICE
+    assert event["client_cert_fingerprint"] == "3" * 64
+    assert "1" * 64 in event["reason"]
+
+
+def test_audit_log_answers_the_documents_questions(database: Database, tmp_path: Path) -> None:
+    database.audit("login_failure", ALICE, "1" * 64, "wrong password", "127.0.0.1")
+    database.audit("cert_invalid", None, None, "a|b\n" + "😀" * 300, "::1")
+    question = "SELECT * FROM audit_log WHERE event_type = '{}'"
+    [failure] = rows(tmp_path / "chat.db", question.format("login_failure"))
+    [invalid] = rows(tmp_path / "chat.db", question.format("cert_invalid"))
+    assert failure[1:5] == ("login_failure", ALICE, "1" * 64, "wrong password")
+    reason = str(invalid[4])
+    assert reason.startswith("a|b\\n\\U0001f600")
+    assert reason.isascii()
+    assert reason.isprintable()
+    assert len(reason) == 255
+
+
+# The database -------------------------------------------------------------------------------------
+
+
+def test_failed_transaction_leaves_nothing(database: Database) -> None:
+    row = {"email": b"a", "username": b"a", "pwd_hash": b"a"}
+
+    def insert_twice() -> None:
+        with database.transaction() as connection:
+            connection.execute(storage.users.insert().values(**row))
+            connection.execute(storage.users.insert().values(**row))
+
+    with pytest.raises(Taken):
+        insert_twice()
+    with database.transaction() as connection:
+        assert connection.execute(sql.select(storage.users)).all() == []
+
+
+def test_lost_table_is_a_failure_with_one_line(database: Database) -> None:
+    with database.transaction() as connection:
+        connection.execute(sql.text("DROP TABLE audit_log"))
+    with pytest.raises(StorageFailed, match="no such table: audit_log") as caught:
+        database.audit("login_failure", ALICE)
+    assert ALICE not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url", ["", "no url", "sqlite://", "sqlite:///no/such/folder/x.db", "nosuch://a/b"]
+)
+def test_url_of_no_database_is_one_sentence(url: str) -> None:
+    with pytest.raises(UserError, match=r"Database connection failed|DATABASE_URL") as caught:
+        Database(url)
+    assert "\n" not in str(caught.value)
+
+
+def test_file_of_something_else_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "chat.db").write_bytes(b"something else, and long enough for a header " * 30)
+    with pytest.raises(UserError, match="Database connection failed: file is not a database"):
+        Database(f"sqlite:///{tmp_path / 'chat.db'}")
+
+
+def test_database_is_found_as_it_was_left(tmp_path: Path, alice: Identity) -> None:
+    url = f"sqlite:///{tmp_path / 'chat.db'}"
+    first = Database(url)
+    made = Accounts(first).register(alice, ALICE, "alice", PASSWORD)
+    first.close()
+    assert Accounts(Database(url)).login(alice, ALICE, PASSWORD) == made
+
+
+def test_schema_file_is_the_tables(database: Database) -> None:
+    written = (FOLDER / "schema.sql").read_text("utf-8")
+    assert written.endswith(storage.schema("mysql"))
+
+
+def test_schema_makes_the_same_tables_by_hand(tmp_path: Path, database: Database) -> None:
+    connection = sqlite3.connect(tmp_path / "other.db")
+    connection.executescript(storage.schema("sqlite"))
+    connection.close()
+    for table in storage.SCHEMA.tables:
+        query = f"SELECT * FROM pragma_table_info('{table}')"
+        assert rows(tmp_path / "other.db", query) == rows(tmp_path / "chat.db", query)
+
+
+# Settings -----------------------------------------------------------------------------------------
+
+
+def test_example_holds_the_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    example = FOLDER / ".env.example"
+    written = [line.split("=")[0] for line in example.read_text().splitlines() if "=" in line]
+    assert [name.lower() for name in written] == list(Settings.model_fields)
+    for name in written:
+        monkeypatch.delenv(name, raising=False)
+    assert load_settings(example) == load_settings(FOLDER / "no such file")
+
+
+def test_secrets_of_the_settings_are_never_shown(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("DATABASE_URL=mysql+pymysql://chat:hunter22@localhost/chat\n")
+    settings = load_settings(tmp_path / ".env")
+    assert "hunter22" not in f"{settings!r} {settings} {settings.model_dump()}"
+    assert "hunter22" in settings.database_url.get_secret_value()
+
+
+def test_wrong_setting_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("SERVER_PORT=70000\n")
+    with pytest.raises(UserError, match="SERVER_PORT: ") as caught:
+        load_settings(tmp_path / ".env")
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,220 @@
+"""The adversary of secure_chat: every attack ends as it should, and shows that it can win."""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from companions.secure_chat import attacks, wire
+from companions.secure_chat.attacks import ATTACKS
+from companions.secure_chat.stage import (
+    ALICE,
+    ANSWER,
+    BOB,
+    LAST,
+    MALLORY,
+    PASSWORDS,
+    TEXT,
+    Lab,
+    Outcome,
+    Parts,
+    Pki,
+    alone,
+    divided,
+    forged,
+    impersonated,
+    overheard,
+    vanished,
+)
+from companions.secure_chat.stage import SECRET as TO_OTHERS
+from companions.secure_chat.weakened import DOCUMENTED, RULES, without
+from lab.catalogue import Attack
+from lab.frames import Frame
+from lab.verdict import Result, judge
+from program import UserError
+
+ROOT = Path(__file__).parent.parent.parent
+SETS = json.loads((ROOT / "companions/secure_chat/sets.json").read_text("ascii"))["sets"]
+WINNING = [(name, ",".join(sets[0])) for name, sets in SETS.items() if sets]
+QUICK = ("changed-text", "man-in-the-middle", "two-histories")  # the rest are slow together
+
+
+@pytest.fixture(scope="module")
+def pki() -> Pki:
+    return Pki()
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> Iterator[None]:
+    logging.disable()
+    yield
+    logging.disable(logging.NOTSET)
+
+
+@pytest.fixture(scope="module")
+def lab(pki: Pki) -> Iterator[Lab]:
+    """One lab for all attacks: none may leave a trace in it that another one sees."""
+    with Lab(nobody_logs, pki=pki) as lab:
+        yield lab
+
+
+def nobody_logs(deed: str, frame: Frame) -> None:
+    """Note nothing."""
+
+
+def suffer(lab: Lab, name: str) -> Result:
+    lab.suffer(ATTACKS[name])
+    return judge(ATTACKS[name], lab)
+
+
+def lost_without(pki: Pki, rules: str, name: str) -> Result:
+    """Run an attack on endpoints that lack some rules."""
+    with Lab(nobody_logs, Parts(*without(rules.split(","))), pki=pki) as lab:
+        return suffer(lab, name)
+
+
+# Against the real thing ---------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ATTACKS)
+def test_an_attack_is_met_by_the_error_it_names_and_the_bystander_goes_on(
+    lab: Lab, name: str
+) -> None:
+    result = suffer(lab, name)
+    assert result.as_expected, result.words
+    assert bool(result.won) <= bool(ATTACKS[name].noticed), "won, though something prevents it"
+
+
+def test_some_attacks_fail_as_they_should(lab: Lab) -> None:
+    assert [suffer(lab, name).words for name in QUICK] == [
+        "client: BadOpening",
+        "server: BadSignature",
+        "client: Fork",
+    ]
+
+
+def test_members_live_a_whole_session_when_nobody_attacks(lab: Lab) -> None:
+    attack = Attack(
+        "nothing", "Nobody does anything.", "", lambda lab: None, False, "", None, alone
+    )
+    outcome = lab.suffer(attack)
+    said = [(ALICE, TEXT), (BOB, ANSWER), (ALICE, LAST)]
+    assert outcome.said == outcome.taken == said
+    assert outcome.heard == {ALICE: said, BOB: said}
+    assert outcome.logins == [(BOB, BOB), (ALICE, ALICE)]
+    assert {name for name, kept in outcome.kept.items() if kept.is_countersigned} == {ALICE, BOB}
+    assert outcome.errors == {"client": [], "server": []}
+    for goal in (alone, divided, forged, impersonated, overheard, vanished):
+        assert goal(outcome) == ""
+
+
+# Against weakened ends ----------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "rules"), WINNING, ids=[name for name, _ in WINNING])
+def test_without_its_rules_an_attack_wins(pki: Pki, name: str, rules: str) -> None:
+    result = lost_without(pki, rules, name)
+    assert result.won, result.words
+    assert result.words.startswith("WON: ")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "rules", "won"),
+    [
+        ("changed-text", "commitment", f"{BOB} hears from {ALICE}: bring 5000"),
+        ("replaced-shares", "shares", f"the password: {PASSWORDS[ALICE]}"),
+    ],
+)
+def test_what_is_won_is_told(pki: Pki, name: str, rules: str, won: str) -> None:
+    assert lost_without(pki, rules, name).won == won
+
+
+@pytest.mark.slow
+def test_the_documented_protocol_loses_the_password(pki: Pki) -> None:
+    assert lost_without(pki, "documented", "man-in-the-middle").won
+    assert {*DOCUMENTED} < RULES.keys()
+
+
+def test_unknown_rule_is_one_sentence() -> None:
+    with pytest.raises(UserError, match="there is no rule"):
+        without(["padding"])
+
+
+def test_weakened_ends_refuse_every_network(pki: Pki) -> None:
+    parts = without(["tag"])
+    nobody: Any = None
+    with pytest.raises(UserError, match="loopback only"):
+        parts.server(nobody, nobody, nobody, Path(), "0.0.0.0")
+    with pytest.raises(UserError, match="loopback only"):
+        parts.client(nobody, nobody, "localhost", Path(), "192.0.2.1")
+
+
+# Goals --------------------------------------------------------------------------------------------
+
+
+def test_goals_name_what_was_won() -> None:
+    said = [(ALICE, TEXT)]
+    assert "hears from" in forged(Outcome(taken=said))
+    assert forged(Outcome(said=said, taken=said)) == ""
+    assert forged(Outcome(taken=[(MALLORY, "in her own name")])) == ""
+    assert impersonated(Outcome(logins=[(MALLORY, ALICE)]))
+    heard = {ALICE: said, BOB: []}
+    assert alone(Outcome(heard={ALICE: said}))
+    assert not divided(Outcome(said=said, heard=heard))
+    reader = Outcome(heard={BOB: [(ALICE, TO_OTHERS)]})
+    assert overheard(reader)
+
+
+def test_solver_needs_small_factors() -> None:
+    from companions.secure_chat import dh
+    from companions.secure_chat.weakened import PLANTED_PRIME
+
+    exponent = dh.new_exponent()
+    for prime, found in ((PLANTED_PRIME, exponent), (dh.PRIME, None)):
+        assert attacks.logarithm(2, pow(2, exponent, prime), prime) == found
+
+
+# Pages --------------------------------------------------------------------------------------------
+
+
+def test_every_byte_of_every_recorded_frame_is_in_a_field(lab: Lab) -> None:
+    for frame in lab.tape:
+        found = wire.fields(frame.message)
+        assert b"".join(field.content for field in found) == frame.message
+        assert len({field.name for field in found}) == len(found)
+    titles = [wire.title(frame.message) for frame in lab.tape]
+    assert titles[:4] == ["hello", "server_hello", "dh_client", "dh_server"]
+    assert "msg, number 1" in titles
+    for nonsense in (b"", b"nonsense", b'{"type":"msg"'):
+        assert b"".join(field.content for field in wire.fields(nonsense)) == nonsense
+
+
+@pytest.mark.slow
+def test_program_and_page_come_from_one_log(tmp_path: Path) -> None:
+    log = tmp_path / "events.jsonl"
+    page = tmp_path / "report.html"
+    program = [sys.executable, "-m", "companions.secure_chat.attacks"]
+    done = subprocess.run(
+        [*program, "--events", str(log), "changed-text"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "client: BadOpening" in done.stdout
+    subprocess.run(
+        [sys.executable, "-m", "companions.secure_chat.wire", str(log), "-o", str(page)],
+        cwd=ROOT,
+        check=True,
+    )
+    assert "BadOpening" in page.read_text("utf-8")

@@ -1,0 +1,59 @@
+"""The demo of secure_chat, as run.py starts it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from companions.secure_chat import demo
+from companions.secure_chat.demo import PLAYED, Stage
+
+ROOT = Path(__file__).parent.parent.parent
+DEMO = [sys.executable, "-m", "companions.secure_chat.demo"]
+
+
+@pytest.mark.slow
+def test_demo_shows_every_act_and_keeps_what_it_made(tmp_path: Path) -> None:
+    folder = tmp_path / "kept"
+    done = subprocess.run(
+        [*DEMO, "--keep", str(folder)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=150,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.rstrip().endswith("All went as it should.")
+    for words in ("at noon, at the station", "Valid", "bad-", "Revoked", *PLAYED):
+        assert words in done.stdout
+    *lines, _, _, _ = done.stdout.splitlines()  # the last of all name the folder
+    assert max(map(len, lines)) <= 79
+    for kept in ("report.html", "secure_chat.db", "certs/ca_cert.pem", "logs/server.log"):
+        assert (folder / kept).is_file()
+    assert len([*folder.glob("*/receipt_*_client.json")]) >= 2
+
+
+def test_problem_is_told(tmp_path: Path) -> None:
+    stage = Stage(tmp_path)
+    stage.heard["bob"] = ["some words"]
+    stage.ended.add("bob")
+    assert stage.listen("bob", "words") == "some words"
+    assert stage.listen("bob", "other words") == ""
+    assert stage.problems == ["bob did not say: other words"]
+
+
+def test_folder_that_exists_is_not_touched(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [*DEMO, "--keep", str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "cannot make" in done.stderr
+    assert not [*tmp_path.iterdir()]
+
+
+def test_members_of_the_demo_have_passwords() -> None:
+    assert all(len(password) >= 8 for password in demo.PEOPLE.values())

@@ -1,0 +1,839 @@
+"""secure_chat: signed bytes, transcripts, receipts, and the verifier who has nothing else."""
+
+from __future__ import annotations
+
+import base64
+import errno
+import itertools
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import padding
+from hypothesis import given
+from hypothesis import strategies as st
+
+from companions.asymmetric import PrivateKey, public_pem
+from companions.canonical import canonical
+from companions.secure_chat import forms, pae, verify
+from companions.secure_chat.authority import pem_of
+from companions.secure_chat.certs import Credentials
+from companions.secure_chat.forms import NOTHING, Head, Message, Recipient
+from companions.secure_chat.transcript import (
+    BadReceipt,
+    EvidenceFailed,
+    Openings,
+    Receipt,
+    Transcript,
+    check_receipt,
+    countersign,
+    line_of,
+    make_receipt,
+    save_receipt,
+)
+from companions.secure_chat.verify import Certificates, Wrong
+from program import UserError
+from tests.companions.chat_helpers import (
+    ALICE,
+    BOB,
+    DAY,
+    NOW,
+    NOW_MS,
+    ROOM,
+    START,
+    Authority,
+    Talk,
+    identity_of,
+)
+
+ALICES = b"A" * 32  # sessions
+BOBS = b"B" * 32
+TEXTS = ["hello", "and you?", "fine", "a|b\n", "😀", "bye"]
+
+
+@dataclass
+class Case:
+    """A stay of Alice in the room, told by six messages of hers and Bob's, and its evidence."""
+
+    folder: Path
+    school: Authority
+    alice: Credentials
+    bob: Credentials
+    server: Credentials
+    talk: Talk
+    stay: Transcript
+    receipt: Receipt
+    bundle: bytes = b""
+    openings: list[bytes] = field(default_factory=list)
+
+    @property
+    def lines(self) -> bytes:
+        return (self.folder / "transcript.txt").read_bytes()
+
+    @property
+    def receipt_file(self) -> bytes:
+        return (self.folder / "receipt.json").read_bytes()
+
+    def certificates(self, *, judged: bool = True) -> Certificates:
+        authority = (pem_of(self.school.certificate), self.school.list) if judged else ()
+        return Certificates(self.bundle, *authority)
+
+    def verify(self, lines: bytes | None = None, receipt: bytes | None = None) -> verify.History:
+        return verify.verify(
+            receipt or self.receipt_file,
+            self.lines if lines is None else lines,
+            self.certificates(),
+        )[2]
+
+
+def say(
+    talk: Talk, alice: Credentials, bob: Credentials, texts: list[str] = TEXTS
+) -> list[tuple[tuple[bytes, bytes, bytes, bytes], bytes]]:
+    """Alice and Bob speak in turn."""
+    said = []
+    for number, text in enumerate(texts):
+        speakers = [(alice, ALICES), (bob, BOBS)]
+        (sender, session), (other, to) = speakers if number % 2 == 0 else speakers[::-1]
+        said.append(talk.say(sender, session, text, [Recipient(other.fingerprint, to)]))
+    return said
+
+
+@pytest.fixture(scope="module")
+def whole(keys: list[PrivateKey], tmp_path_factory: pytest.TempPathFactory) -> Case:
+    """The evidence that the server gives Alice: its receipt, countersigned by her."""
+    folder = tmp_path_factory.mktemp("evidence")
+    school = Authority(keys[0])
+    alice = school.issue("client", ALICE, keys[1], now=NOW - DAY)
+    bob = school.issue("client", BOB, keys[2])
+    server = school.issue("server", "localhost", keys[3])
+    talk = Talk(server)
+    stay = Transcript(folder / "transcript.txt", server.fingerprint, talk.head)
+    kept = Openings(folder / "openings.jsonl")
+    openings = []
+    for index, (entry, opening) in enumerate(say(talk, alice, bob)):
+        stay.add(*entry)
+        kept.add(index, opening)
+        openings.append(opening)
+    stay.close()
+    kept.close()
+    receipt = make_receipt(
+        stay, "client", ALICES, ROOM, alice.fingerprint, server.pem, server.key, NOW
+    )
+    save_receipt(folder / "receipt.json", receipt, countersign(alice.key, receipt))
+    bundle = (alice.pem + bob.pem + server.pem).encode()
+    (folder / "certs.pem").write_bytes(bundle)
+    (folder / "ca.pem").write_bytes(pem_of(school.certificate))
+    (folder / "crl.pem").write_bytes(school.list)
+    return Case(folder, school, alice, bob, server, talk, stay, receipt, bundle, openings)
+
+
+def refuse(
+    case: Case, reason: str, lines: bytes | None = None, receipt: bytes | None = None
+) -> None:
+    with pytest.raises(Wrong, match=reason):
+        case.verify(lines, receipt)
+
+
+# What is under a signature ------------------------------------------------------------------------
+
+
+@given(st.lists(st.binary(max_size=9), max_size=4), st.lists(st.binary(max_size=9), max_size=4))
+def test_parts_are_read_in_one_way_only(one: list[bytes], other: list[bytes]) -> None:
+    assert pae.parts_of("msg", pae.pae("msg", *one)) == one
+    assert (pae.pae("msg", *one) == pae.pae("msg", *other)) == (one == other)
+
+
+def test_cut_or_longer_bytes_are_nothing_that_was_signed() -> None:
+    whole = pae.pae("head", b"room", b"text")
+    for size in range(len(whole)):
+        if size not in (len(pae.pae("head")), len(pae.pae("head", b"room"))):
+            with pytest.raises(ValueError):
+                pae.parts_of("head", whole[:size])
+    with pytest.raises(ValueError):
+        pae.parts_of("head", whole + b"\0")
+
+
+@given(st.binary(max_size=80))
+def test_other_bytes_are_nothing_that_was_signed(data: bytes) -> None:
+    for parse in (forms.parse_message, forms.parse_head):
+        with pytest.raises(ValueError):
+            parse(data)
+
+
+def test_signature_is_worthless_in_every_other_place(keys: list[PrivateKey]) -> None:
+    public_key = keys[1].public_key()
+    for one, other in itertools.product(pae.KINDS, repeat=2):
+        signature = pae.sign(keys[1], pae.pae(one, b"the", b"same"))
+        assert pae.is_signed(public_key, pae.pae(other, b"the", b"same"), signature) == (
+            one == other
+        )
+    with pytest.raises(ValueError):
+        pae.pae("else", b"")
+
+
+def test_salt_of_another_length_is_refused(keys: list[PrivateKey]) -> None:
+    data = pae.pae("msg", b"text")
+    longest = padding.PSS(padding.MGF1(hashes.SHA256()), padding.PSS.MAX_LENGTH)
+    signature = keys[1].sign(data, longest, hashes.SHA256())
+    assert not pae.is_signed(keys[1].public_key(), data, signature)
+
+
+def test_message_and_head_are_read_as_they_were_written() -> None:
+    message = Message(
+        bytes(32),
+        "lobby",
+        "a" * 64,
+        (Recipient("b" * 64, BOBS),),
+        7,
+        8,
+        NOTHING,
+        START,
+        BOBS,
+        b"ct",
+    )
+    head = Head("lobby", START, 3, 4, BOBS)
+    assert forms.parse_message(message.encode()) == message
+    assert forms.parse_head(head.encode()) == head
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"session": b"short"},
+        {"previous": b""},
+        {"recipients": (Recipient("b" * 64, b"short"),)},
+        {"seqno": 2**63},
+    ],
+)
+def test_message_with_a_part_of_the_wrong_size_is_refused(change: dict[str, object]) -> None:
+    message = Message(bytes(32), "lobby", "a" * 64, (), 7, 8, NOTHING, START, BOBS, b"ct")
+    with pytest.raises(ValueError):
+        forms.parse_message(replace(message, **change).encode())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("change", [{"start": b"short"}, {"head": b"short"}, {"index": 2**63}])
+def test_head_with_a_part_of_the_wrong_size_is_refused(change: dict[str, object]) -> None:
+    head = Head("lobby", START, 3, 4, BOBS)
+    with pytest.raises(ValueError):
+        forms.parse_head(replace(head, **change).encode())  # type: ignore[arg-type]
+
+
+def test_only_the_text_that_was_committed_to_opens() -> None:
+    committed = forms.commitment(BOBS, b"text")
+    assert forms.opens(committed, BOBS, b"text")
+    assert not forms.opens(committed, BOBS, b"texT")
+    assert not forms.opens(committed, ALICES, b"text")
+    assert not forms.opens(committed, BOBS + b"t", b"ext")  # the same bytes in a row
+
+
+# Lines --------------------------------------------------------------------------------------------
+
+
+def test_line_has_the_documents_five_columns_first(whole: Case) -> None:
+    first, second = whole.lines.decode("ascii").splitlines()[:2]
+    seqno, ts, ct, sig, fingerprint, _, signed = first.split("|")
+    message = forms.parse_message(base64.b64decode(signed))
+    assert (int(seqno), int(ts), base64.b64decode(ct)) == (0, NOW_MS, message.ct)
+    assert fingerprint == whole.alice.fingerprint
+    assert len(base64.b64decode(sig)) == 256
+    assert second.split("|")[0] == "0"
+    assert second.split("|")[4] == whole.server.fingerprint
+
+
+def test_hash_of_the_transcript_is_that_of_its_file(whole: Case) -> None:
+    digest = hashes.Hash(hashes.SHA256())
+    digest.update(whole.lines)
+    assert whole.stay.hash() == digest.finalize().hex() == whole.receipt.transcript_hash
+
+
+def test_other_end_writes_the_same_without_a_file(whole: Case) -> None:
+    other = Transcript(None, whole.server.fingerprint, START)
+    for one, two in zip(*[iter(whole.lines.decode("ascii").splitlines())] * 2):
+        parts = [
+            base64.b64decode(line.split("|")[place]) for line in (one, two) for place in (6, 3)
+        ]
+        other.add(*parts)
+    assert other.hash() == whole.stay.hash()
+    assert (other.first_seqno, other.last_seqno, other.message_count) == (0, 5, 6)
+
+
+def test_evidence_is_its_owners_and_never_overwritten(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "transcript.txt"
+    Transcript(path, "a" * 64, START).close()
+    if os.name == "posix":
+        assert path.stat().st_mode & 0o777 == 0o600
+    with pytest.raises(UserError, match="cannot keep evidence"):
+        Transcript(path, "a" * 64, START)
+
+
+def test_every_message_is_on_the_disk_before_the_next(
+    whole: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", synced.append)
+    stay = Transcript(tmp_path / "transcript.txt", whole.server.fingerprint, START)
+    for count, (entry, _) in enumerate(say(Talk(whole.server), whole.alice, whole.bob), 1):
+        stay.add(*entry)
+        assert len(synced) == count
+    stay.close()
+
+
+def test_full_disk_is_told(whole: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stay = Transcript(tmp_path / "transcript.txt", whole.server.fingerprint, START)
+    [(entry, _)] = say(Talk(whole.server), whole.alice, whole.bob, ["hello"])
+
+    def full(file: int, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(EvidenceFailed, match="No space left"):
+        stay.add(*entry)
+    assert stay.message_count == 0
+
+
+# The verifier -------------------------------------------------------------------------------------
+
+
+def test_honest_evidence_holds(whole: Case) -> None:
+    receipt, is_countersigned, history = verify.verify(
+        whole.receipt_file, whole.lines, whole.certificates()
+    )
+    assert is_countersigned
+    assert receipt == whole.receipt
+    assert list(history.messages) == [0, 1, 2, 3, 4, 5]
+
+
+@given(st.data())
+def test_changed_byte_is_found_in_its_line(whole: Case, data: st.DataObject) -> None:
+    lines = bytearray(whole.lines)
+    place = data.draw(st.integers(0, len(lines) - 1))
+    lines[place] ^= data.draw(st.integers(1, 255))
+    number = whole.lines[:place].count(b"\n") + 1
+    refuse(whole, rf"^line {number}: ", bytes(lines))
+
+
+@pytest.mark.slow
+def test_every_changed_byte_is_found_in_its_line(whole: Case) -> None:
+    for place in range(len(whole.lines)):
+        lines = bytearray(whole.lines)
+        lines[place] ^= 1
+        refuse(whole, rf"^line {whole.lines[:place].count(10) + 1}: ", bytes(lines))
+
+
+def test_line_with_another_end_is_named(whole: Case) -> None:
+    refuse(whole, r"^line 1: torn", whole.lines.replace(b"\n", b"\r\n"))
+    refuse(whole, r"^line 12: torn", whole.lines[:-1])
+    refuse(whole, r"^line 13: not 7 columns", whole.lines + b"\n")
+
+
+@pytest.mark.parametrize(
+    ("keep", "reason"),
+    [
+        (slice(0, 10), "line 11: missing, and with it the last 1 message"),
+        (slice(0, 2), "line 3: missing, and with it the last 5 message"),
+        (slice(0, 0), "line 1: missing, and with it the last 6 message"),
+        (slice(0, 11), "line 11: the server's head after it is missing"),
+        (slice(2, 12), "line 1: chain: a line was changed, moved or lost"),
+        (slice(None, None, -1), "line 1: chain"),
+    ],
+)
+def test_missing_lines_are_noticed(whole: Case, keep: slice, reason: str) -> None:
+    refuse(whole, f"^{reason}", b"".join(whole.lines.splitlines(keepends=True)[keep]))
+
+
+def rechained(lines: list[bytes]) -> bytes:
+    """Return lines with new chains, which anybody can compute."""
+    chain = NOTHING
+    made = []
+    for line in lines:
+        columns = line.decode("ascii").rstrip("\n").split("|")
+        signed, signature = (base64.b64decode(columns[place]) for place in (6, 3))
+        text, chain = line_of(chain, signed, signature, columns[4])
+        made.append(f"{text}\n".encode())
+    return b"".join(made)
+
+
+Edit = Callable[[list[bytes]], list[bytes]]
+
+
+@pytest.mark.parametrize(
+    ("edit", "reason"),
+    [
+        (lambda lines: lines[2:], "line 1: its sender has seen a head"),
+        (lambda lines: lines[:4] + lines[6:], "line 5: its sender has seen a head"),
+        (lambda lines: lines[:2] + lines[4:6] + lines[2:4] + lines[6:], "line 3: its sender"),
+        (lambda lines: lines[:2] + lines[:2] + lines[2:], "line 3: not the next message"),
+        (lambda lines: lines[:1] + lines[2:], "line 2: a message, where the head"),
+        (lambda lines: lines[1:], "line 1: a head, where a message"),
+        (lambda lines: [line.replace(b"|" + lines[0].split(b"|")[3], b"|" + lines[1].split(b"|")[3])
+                        for line in lines], "line 1: the signature"),
+    ],
+)  # fmt: skip
+def test_new_chain_over_other_lines_deceives_nobody(whole: Case, edit: Edit, reason: str) -> None:
+    refuse(whole, f"^{reason}", rechained(edit(whole.lines.splitlines(keepends=True))))
+
+
+def test_longer_transcript_than_the_receipts_is_refused(whole: Case) -> None:
+    talk = Talk(whole.server)
+    said = say(talk, whole.alice, whole.bob)
+    shorter = Transcript(None, whole.server.fingerprint, START)
+    for entry, _ in said[:5]:
+        shorter.add(*entry)
+    receipt = make_receipt(
+        shorter, "client", ALICES, ROOM, whole.alice.fingerprint, whole.server.pem,
+        whole.server.key, NOW,
+    )  # fmt: skip
+    lines = whole_of(whole, [entry for entry, _ in said])
+    refuse(whole, "^line 11: the receipt is of 5 messages only", lines, file_of(receipt))
+
+
+def whole_of(
+    case: Case, entries: list[tuple[bytes, bytes, bytes, bytes]], signer: str = ""
+) -> bytes:
+    """Return the lines of these messages, by their senders unless a signer is named."""
+    chain = NOTHING
+    made = []
+    for signed, signature, head, head_signature in entries:
+        sender = signer or forms.parse_message(signed).sender
+        for one, sig, fingerprint in (
+            (signed, signature, sender),
+            (head, head_signature, case.server.fingerprint),
+        ):
+            text, chain = line_of(chain, one, sig, fingerprint)
+            made.append(f"{text}\n".encode())
+    return b"".join(made)
+
+
+def file_of(receipt: Receipt, countersignature: str = "uncountersigned") -> bytes:
+    return canonical({**receipt.members(), "countersignature": countersignature}) + b"\n"
+
+
+def receipt_over(case: Case, lines: bytes, count: int, **changes: object) -> bytes:
+    """Return a receipt of the server's, signed, for lines that it should not sign."""
+    digest = hashes.Hash(hashes.SHA256())
+    digest.update(lines)
+    made = replace(
+        case.receipt,
+        message_count=count,
+        last_seqno=count - 1,
+        transcript_hash=digest.finalize().hex(),
+        **changes,  # type: ignore[arg-type]
+    )
+    signature = pae.sign(case.server.key, made.signed())
+    return file_of(replace(made, signature=base64.b64encode(signature).decode()))
+
+
+# What two ends together cannot make true ----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"ts": NOW_MS + 1}, ""),
+        ({"room": "other"}, "line 1: of another room"),
+        ({"sender": "f" * 64}, "line 1: "),
+        ({"seqno": 3}, "line 1: not the next message"),
+        ({"previous": START}, "line 1: not the next message"),
+        ({"seen": BOBS}, "line 1: its sender has seen a head that is not here"),
+        ({"ts": NOW_MS + 300_001}, "line 2: the clocks"),
+        ({"ts": NOW_MS - 300_001}, "line 2: the clocks"),
+        ({"ts": 2**62}, "line 1: no moment"),
+    ],
+)
+def test_message_that_breaks_a_rule_is_named_though_all_signed_it(
+    whole: Case, changes: dict[str, object], reason: str
+) -> None:
+    [(entry, _)] = say(Talk(whole.server), whole.alice, whole.bob, ["hello"])
+    message = replace(forms.parse_message(entry[0]), **changes)  # type: ignore[arg-type]
+    signed = message.encode()
+    signature = pae.sign(whole.alice.key, signed)
+    head = Head(ROOM, START, 0, NOW_MS, forms.next_head(START, signed, signature)).encode()
+    lines = whole_of(whole, [(signed, signature, head, pae.sign(whole.server.key, head))])
+    receipt = receipt_over(whole, lines, 1)
+    if reason:
+        refuse(whole, f"^{reason}", lines, receipt)
+    else:
+        whole.verify(lines, receipt)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({}, ""),
+        ({"room": "other"}, "not the head of message"),
+        ({"index": 1}, "not the head of message"),
+        ({"head": BOBS}, "does not follow"),
+    ],
+)
+def test_head_that_breaks_a_rule_is_named(
+    whole: Case, changes: dict[str, object], reason: str
+) -> None:
+    [(entry, _)] = say(Talk(whole.server), whole.alice, whole.bob, ["hello"])
+    head = replace(forms.parse_head(entry[2]), **changes).encode()  # type: ignore[arg-type]
+    lines = whole_of(whole, [(*entry[:2], head, pae.sign(whole.server.key, head))])
+    receipt = receipt_over(whole, lines, 1)
+    if reason:
+        refuse(whole, f"^line 2: .*{reason}", lines, receipt)
+    else:
+        whole.verify(lines, receipt)
+
+
+def test_room_does_not_change_its_start(whole: Case) -> None:
+    said = say(Talk(whole.server), whole.alice, whole.bob, ["hello", "and you?"])
+    entries = [entry for entry, _ in said]
+    head = replace(forms.parse_head(entries[1][2]), start=BOBS).encode()
+    entries[1] = (*entries[1][:2], head, pae.sign(whole.server.key, head))
+    lines = whole_of(whole, entries)
+    refuse(whole, "^line 4: of another room", lines, receipt_over(whole, lines, 2))
+
+
+def test_head_of_another_server_is_refused(whole: Case, keys: list[PrivateKey]) -> None:
+    other = whole.school.issue("server", "localhost", keys[4])
+    [(entry, _)] = say(Talk(other), whole.alice, whole.bob, ["hello"])
+    case = replace(whole, bundle=whole.bundle + other.pem.encode())
+    lines = whole_of(replace(case, server=other), [entry])
+    refuse(case, "^line 2: a head that another", lines, receipt_over(whole, lines, 1))
+
+
+def test_messages_in_a_session_of_the_receipt_are_its_clients(whole: Case) -> None:
+    talk = Talk(whole.server)
+    entry, _ = talk.say(whole.bob, ALICES, "I am Alice", [])
+    lines = whole_of(whole, [entry])
+    refuse(whole, "^line 1: in the receipt's session", lines, receipt_over(whole, lines, 1))
+
+
+def test_nobody_signs_in_the_name_of_another(whole: Case) -> None:
+    [(entry, _)] = say(Talk(whole.server), whole.alice, whole.bob, ["hello"])
+    signature = pae.sign(whole.bob.key, entry[0])
+    head = Head(ROOM, START, 0, NOW_MS, forms.next_head(START, entry[0], signature)).encode()
+    forged = (entry[0], signature, head, pae.sign(whole.server.key, head))
+    lines = whole_of(whole, [forged], whole.bob.fingerprint)
+    reason = "^line 1: its sender is another than its signer"
+    refuse(whole, reason, lines, receipt_over(whole, lines, 1))
+
+
+def test_first_message_of_anybody_follows_nothing(whole: Case) -> None:
+    for previous, is_good in ((NOTHING, True), (START, False)):
+        message = Message(
+            BOBS, ROOM, whole.bob.fingerprint, (), 0, NOW_MS, previous, START, bytes(32), b"ct"
+        )
+        signed = message.encode()
+        signature = pae.sign(whole.bob.key, signed)
+        head = Head(ROOM, START, 0, NOW_MS, forms.next_head(START, signed, signature)).encode()
+        lines = whole_of(whole, [(signed, signature, head, pae.sign(whole.server.key, head))])
+        if is_good:
+            whole.verify(lines, receipt_over(whole, lines, 1))
+        else:
+            refuse(whole, "^line 1: not the next", lines, receipt_over(whole, lines, 1))
+
+
+def test_member_who_came_late_verifies_from_there(whole: Case) -> None:
+    talk = Talk(whole.server)
+    said = say(talk, whole.alice, whole.bob, TEXTS[:3])
+    base = forms.parse_head(said[-1][0][2]).head
+    late = b"L" * 32
+    entry, _ = talk.say(whole.bob, BOBS, "welcome", [Recipient(whole.alice.fingerprint, late)])
+    lines = whole_of(whole, [entry])
+    receipt = receipt_over(
+        whole, lines, 1, base_head=base.hex(), session_id=late.hex(), first_seqno=3
+    )
+    refuse(whole, "^receipt: its numbers", lines, receipt)
+    stay = Transcript(None, whole.server.fingerprint, base)
+    stay.add(*entry)
+    made = make_receipt(
+        stay, "client", late, ROOM, whole.alice.fingerprint, whole.server.pem, whole.server.key, NOW
+    )
+    assert list(whole.verify(lines, file_of(made)).messages) == [3]
+
+
+# Receipts -----------------------------------------------------------------------------------------
+
+
+OTHER_VALUES: dict[str, object] = {
+    "type": "else",
+    "peer": "server",
+    "created_at": "2026-01-31T12:00:01Z",
+    "first_seqno": 1,
+    "last_seqno": 6,
+    "message_count": 5,
+    "transcript_hash": "0" * 64,
+    "peer_cert_fingerprint": "0" * 64,
+    "signer_cert": "QQ==",
+    "version": 2,
+    "session_id": "0" * 64,
+    "room": "other",
+    "base_head": "0" * 64,
+    "signature": "QQ==",
+    "countersignature": "QQ==",
+}
+
+
+@pytest.mark.parametrize("name", OTHER_VALUES)
+def test_changed_field_of_a_receipt_is_noticed(whole: Case, name: str) -> None:
+    members = json.loads(whole.receipt_file)
+    assert set(members) == set(OTHER_VALUES)
+    members[name] = OTHER_VALUES[name]
+    refuse(whole, "^receipt: ", receipt=canonical(members) + b"\n")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda data: b"",
+        lambda data: data[:-1],
+        lambda data: data[:-1] + b" ",
+        lambda data: b" " + data,
+        lambda data: data.replace(b'"room":"lobby"', b'"room":"lobby","room":"lobby"'),
+        lambda data: data.replace(b'"version":1', b'"version":true'),
+        lambda data: data.replace(b'"version":1', b'"version":' + b"1" * 5_000),
+        lambda data: b"[" * 100_000,
+        lambda data: data.replace(b"12:00:00Z", b"12:00:0Z"),
+    ],
+)
+def test_other_bytes_than_a_receipts_are_refused(
+    whole: Case, change: Callable[[bytes], bytes]
+) -> None:
+    data = change(whole.receipt_file)
+    assert data != whole.receipt_file
+    with pytest.raises(Wrong, match=r"^receipt: "):
+        verify.read_receipt(data)
+
+
+def test_receipt_of_another_transcript_is_refused_though_its_count_fits(whole: Case) -> None:
+    refuse(whole, "^receipt: of another transcript", receipt=receipt_over(whole, b"another", 6))
+
+
+def test_certificate_inside_a_receipt_is_not_trusted(whole: Case, keys: list[PrivateKey]) -> None:
+    """A forger signs with a new key, and puts its certificate in."""
+    forger = Authority(keys[4]).issue("server", "localhost", keys[5])
+    made = replace(
+        whole.receipt, signer_cert=base64.b64encode(forger.pem.encode()).decode(), signature=""
+    )
+    signature = base64.b64encode(pae.sign(forger.key, made.signed())).decode()
+    forged = file_of(replace(made, signature=signature))
+    refuse(whole, "^receipt: no certificate with the fingerprint", receipt=forged)
+    known = replace(whole, bundle=whole.bundle + forger.pem.encode())
+    refuse(known, "^receipt: its signer's certificate: UnknownIssuer", receipt=forged)
+
+
+def test_client_cannot_sign_as_the_server(whole: Case) -> None:
+    made = replace(
+        whole.receipt, signer_cert=base64.b64encode(whole.bob.pem.encode()).decode(), signature=""
+    )
+    signature = base64.b64encode(pae.sign(whole.bob.key, made.signed())).decode()
+    refuse(whole, "WrongPurpose", receipt=file_of(replace(made, signature=signature)))
+
+
+def test_countersignature_of_another_is_refused(whole: Case) -> None:
+    signature = base64.b64encode(countersign(whole.bob.key, whole.receipt)).decode()
+    refuse(whole, "^receipt: the countersignature", receipt=file_of(whole.receipt, signature))
+
+
+def test_receipt_without_a_countersignature_says_so(whole: Case) -> None:
+    assert not verify.verify(file_of(whole.receipt), whole.lines, whole.certificates())[1]
+
+
+def test_end_signs_no_receipt_that_it_does_not_know(whole: Case) -> None:
+    server = identity_of(whole.server, "server", "localhost")
+
+    def check(receipt: Receipt) -> None:
+        check_receipt(
+            receipt,
+            whole.stay,
+            server,
+            whole.server.pem,
+            whole.alice.fingerprint,
+            ALICES,
+            ROOM,
+            NOW,
+        )
+
+    check(whole.receipt)
+    for name in set(OTHER_VALUES) - {"countersignature"}:
+        with pytest.raises(BadReceipt):
+            check(replace(whole.receipt, **{name: OTHER_VALUES[name]}))  # type: ignore[arg-type]
+    late = replace(whole.receipt, created_at="2026-01-31T12:05:01Z", signature="")
+    signature = base64.b64encode(pae.sign(whole.server.key, late.signed())).decode()
+    with pytest.raises(BadReceipt, match="a receipt of now"):
+        check(replace(late, signature=signature))
+
+
+# Certificates in time -----------------------------------------------------------------------------
+
+
+def test_certificate_that_expired_in_between_does_not_sign(
+    whole: Case, keys: list[PrivateKey]
+) -> None:
+    brief = whole.school.issue("client", ALICE, keys[1], now=NOW - DAY, days=1)  # until NOW
+    talk = Talk(whole.server)
+    to = [Recipient(whole.bob.fingerprint, BOBS)]
+    entries = [talk.say(brief, ALICES, text, to, NOW_MS + ms)[0] for text, ms in
+               (("in time", 0), ("late", 1_001))]  # fmt: skip
+    lines = whole_of(whole, entries)
+    case = replace(whole, bundle=whole.bundle + brief.pem.encode())
+    receipt = receipt_over(whole, lines, 2, peer_cert_fingerprint=brief.fingerprint)
+    refuse(case, "^line 3: its signer's certificate: Expired", lines, receipt)
+
+
+def test_revocation_counts_from_its_moment(whole: Case, keys: list[PrivateKey]) -> None:
+    for hours, is_good in ((-1, False), (1, True)):
+        school = Authority(keys[0])
+        school.revoke([whole.alice.certificate], NOW + timedelta(hours=hours))
+        case = replace(whole, school=school)
+        if is_good:
+            case.verify()
+            assert case.certificates().revoked_later() == [whole.alice.fingerprint]
+        else:
+            refuse(case, "revoked 2026-01-31 11:00 UTC")
+
+
+def test_unknown_fingerprint_is_named(whole: Case) -> None:
+    bundle = (whole.alice.pem + whole.server.pem).encode()
+    refuse(replace(whole, bundle=bundle), "^line 3: no certificate with the fingerprint")
+
+
+def test_bundle_of_something_else_is_told(whole: Case) -> None:
+    for bundle, ca, crl in ((b"", None, None), (whole.bundle, b"x", None)):
+        with pytest.raises(UserError, match="not certificates"):
+            Certificates(bundle, ca, crl)
+    with pytest.raises(UserError, match="list"):
+        Certificates(whole.bundle, pem_of(whole.school.certificate), b"x")
+
+
+# A server that tells two histories ----------------------------------------------------------------
+
+
+def told(case: Case, texts: list[str], start: bytes = START, ts: int = NOW_MS) -> list[verify.Line]:
+    talk = Talk(case.server, start)
+    to = [Recipient(case.bob.fingerprint, BOBS)]
+    entries = [talk.say(case.alice, ALICES, text, to, ts + place)[0] for place, text in
+               enumerate(texts)]  # fmt: skip
+    return list(verify.read_lines(whole_of(case, entries), case.certificates()))
+
+
+def test_two_histories_with_one_start_are_exposed(whole: Case) -> None:
+    ours = told(whole, ["yes", "go"])
+    verify.compare(ours, ours)
+    verify.compare(ours, ours[2:])
+    with pytest.raises(
+        Wrong, match="two histories: message 0 of lobby is line 1 here, and another"
+    ):
+        verify.compare(ours, told(whole, ["no", "go"]))
+
+
+def test_two_rooms_at_once_are_exposed_and_a_restart_is_none(whole: Case) -> None:
+    ours = told(whole, ["one", "two", "three"])
+    verify.compare(ours, told(whole, ["one"], BOBS, NOW_MS + 3))
+    with pytest.raises(Wrong, match="two rooms lobby at once"):
+        verify.compare(ours, told(whole, ["one"], BOBS, NOW_MS + 1))
+
+
+def test_message_that_crosses_a_fork_exposes_it(whole: Case) -> None:
+    """Bob has seen another history than Alice, and his next message says so."""
+    for_bob = Talk(whole.server)
+    other, _ = for_bob.say(whole.alice, ALICES, "no", [Recipient(whole.bob.fingerprint, BOBS)])
+    for_alice = Talk(whole.server)
+    mine, _ = for_alice.say(whole.alice, ALICES, "yes", [Recipient(whole.bob.fingerprint, BOBS)])
+    to = [Recipient(whole.alice.fingerprint, ALICES)]
+    answer, _ = for_alice.say(whole.bob, BOBS, "I see", to, seen=for_bob.head)
+    lines = whole_of(whole, [mine, answer])
+    assert forms.parse_message(other[0]).seqno == forms.parse_message(mine[0]).seqno
+    refuse(
+        whole,
+        "^line 3: its sender has seen a head that is not here",
+        lines,
+        receipt_over(whole, lines, 2),
+    )
+
+
+# Openings and the program -------------------------------------------------------------------------
+
+
+def test_disclosed_text_is_the_one_that_was_signed(whole: Case) -> None:
+    history = whole.verify()
+    kept = (whole.folder / "openings.jsonl").read_bytes().splitlines(keepends=True)
+    said = verify.check_openings(b"".join(kept), history, whole.certificates())
+    assert [line.split(": ", 1)[1] for line in said[:3]] == TEXTS[:3]
+    assert said[3] == rf"3 {BOB}: a|b\n"
+    assert verify.check_openings(kept[2], history, whole.certificates()) == [f"2 {ALICE}: fine"]
+    for changed in (
+        kept[0].replace(b"hello", b"hallo"),
+        kept[0].replace(b'"index":0', b'"index":1'),
+        kept[0].replace(b'"index":0', b'"index":9'),
+        kept[0].replace(b'"index":0', b'"index":"0"'),
+        b"nothing\n",
+    ):
+        assert changed != kept[0]
+        with pytest.raises(Wrong, match=r"^opening 1: "):
+            verify.check_openings(changed, history, whole.certificates())
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["verify.py", *map(str, words)])
+    return verify.main()
+
+
+def test_program_prints_what_holds_and_what_it_rests_on(
+    whole: Case, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = [whole.folder / name for name in ("receipt.json", "transcript.txt", "certs.pem")]
+    assert run(monkeypatch, *files) == 0
+    said = capsys.readouterr().out
+    assert "6 message(s) in lobby" in said
+    assert "countersigned by the client" in said
+    assert "without --ca" in said
+    assert said.endswith("Valid\n")
+    judged = ["--ca", whole.folder / "ca.pem", "--crl", whole.folder / "crl.pem"]
+    more = ["--openings", whole.folder / "openings.jsonl", "--against", files[1]]
+    assert run(monkeypatch, *files, *judged, *more) == 0
+    said = capsys.readouterr().out
+    assert f"0 {ALICE}: hello" in said
+    assert "tells the same history" in said
+    assert "without --ca" not in said
+
+
+def test_program_names_the_first_bad_line(
+    whole: Case,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    lines = whole.lines.splitlines(keepends=True)
+    (tmp_path / "cut.txt").write_bytes(b"".join(lines[:6] + lines[8:]))
+    certs = whole.folder / "certs.pem"
+    assert run(monkeypatch, whole.folder / "receipt.json", tmp_path / "cut.txt", certs) == 1
+    assert capsys.readouterr().out == "Invalid: line 7: chain: a line was changed, moved or lost\n"
+    with pytest.raises(UserError, match="cannot read"):
+        run(monkeypatch, whole.folder / "none.json", tmp_path / "cut.txt", certs)
+
+
+@pytest.mark.skipif(not shutil.which("openssl"), reason="needs openssl")
+def test_openssl_agrees_on_every_signature(whole: Case, tmp_path: Path) -> None:
+    owners = {one.fingerprint: one for one in (whole.alice, whole.bob, whole.server)}
+    columns = [line.split("|") for line in whole.lines.decode("ascii").splitlines()]
+    signed = [(base64.b64decode(one[6]), base64.b64decode(one[3]), one[4]) for one in columns]
+    receipt = base64.b64decode(whole.receipt.signature)
+    for data, signature, fingerprint in [
+        *signed[:3],
+        (whole.receipt.signed(), receipt, whole.server.fingerprint),
+    ]:
+        (tmp_path / "signed").write_bytes(data)
+        (tmp_path / "sig").write_bytes(signature)
+        (tmp_path / "key.pem").write_text(public_pem(owners[fingerprint].key.public_key()))
+        command = ["openssl", "dgst", "-sha256", "-sigopt", "rsa_padding_mode:pss"]
+        command += ["-sigopt", "rsa_pss_saltlen:digest", "-verify", "key.pem"]
+        done = subprocess.run(
+            [*command, "-signature", "sig", "signed"],
+            cwd=tmp_path,
+            capture_output=True,
+            check=False,
+        )
+        assert done.stdout == b"Verified OK\n", done.stderr

@@ -1,0 +1,457 @@
+"""secure_chat: certificates and lists, each fault refused with its own error."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.x509.oid import ExtendedKeyUsageOID
+
+from companions.asymmetric import PrivateKey
+from companions.secure_chat import authority, gen_ca, gen_cert, pki, revoke
+from companions.secure_chat.authority import pem_of
+from companions.secure_chat.certs import load_credentials, load_trust
+from program import UserError
+from tests.companions.chat_helpers import ALICE, BOB, DAY, NOW, Authority, changed
+
+Keys = list[PrivateKey]
+
+
+@pytest.fixture
+def school(keys: Keys) -> Authority:
+    return Authority(keys[0])
+
+
+# Good ones ----------------------------------------------------------------------------------------
+
+
+def test_clients_identity_is_its_one_address(school: Authority, keys: Keys) -> None:
+    alice = school.issue("client", "Alice@Example.org", keys[1])
+    found = school.trust().verify(alice.pem, "client", None, NOW)
+    assert (found.name, found.role, found.fingerprint) == (ALICE, "client", alice.fingerprint)
+    assert found.public_key.public_numbers() == keys[1].public_key().public_numbers()
+
+
+@pytest.mark.parametrize("name", ["localhost", "127.0.0.1", "::1"])
+def test_localhost_is_found_under_its_addresses(school: Authority, keys: Keys, name: str) -> None:
+    server = school.issue("server", "localhost", keys[1])
+    assert school.trust().verify(server.pem, "server", name, NOW).name == name
+
+
+@pytest.mark.parametrize("name", ["192.0.2.7", "chat.example.org"])
+def test_server_can_be_an_address_or_a_host(school: Authority, keys: Keys, name: str) -> None:
+    server = school.issue("server", name, keys[1])
+    assert school.trust().verify(server.pem, "server", name, NOW).name == name
+
+
+def test_clocks_may_differ_by_the_skew(school: Authority, keys: Keys) -> None:
+    alice = school.issue("client", ALICE, keys[1])
+    school.trust().verify(alice.pem, "client", ALICE, NOW - pki.SKEW)
+    with pytest.raises(pki.NotYetValid):
+        school.trust().verify(alice.pem, "client", ALICE, NOW - pki.SKEW - timedelta(seconds=1))
+
+
+# Bad certificates ---------------------------------------------------------------------------------
+
+Maker = Callable[[Authority, Keys], str]
+
+
+def expired(school: Authority, keys: Keys) -> str:
+    return school.issue("client", ALICE, keys[1], now=NOW - 3 * DAY, days=2).pem
+
+
+def not_yet_valid(school: Authority, keys: Keys) -> str:
+    return school.issue("client", ALICE, keys[1], now=NOW + DAY).pem
+
+
+def self_signed(school: Authority, keys: Keys) -> str:
+    made = school.issue("client", ALICE, keys[1]).certificate
+    return pem(changed(made, keys[1], issuer=made.subject))
+
+
+def of_another_authority(school: Authority, keys: Keys) -> str:
+    return Authority(keys[2], "Another").issue("client", ALICE, keys[1]).pem
+
+
+def of_another_authority_with_our_name(school: Authority, keys: Keys) -> str:
+    return Authority(keys[2]).issue("client", ALICE, keys[1]).pem
+
+
+def issued_by_a_leaf(school: Authority, keys: Keys) -> str:
+    bob = school.issue("client", BOB, keys[1])
+    alice = school.issue("client", ALICE, keys[2]).certificate
+    return pem(changed(alice, keys[1], issuer=bob.certificate.subject)) + bob.pem
+
+
+def issued_by_an_authority_below(school: Authority, keys: Keys) -> str:
+    below = authority.authority_certificate(keys[1], NOW, name="Below")
+    signed = changed(below, keys[0], issuer=school.certificate.subject)
+    alice = school.issue("client", ALICE, keys[2]).certificate
+    without = (x509.AuthorityKeyIdentifier,)
+    identifier = x509.AuthorityKeyIdentifier.from_issuer_public_key(keys[1].public_key())
+    extra = [(identifier, False)]
+    return pem(changed(alice, keys[1], issuer=below.subject, without=without, extra=extra)) + pem(
+        signed
+    )
+
+
+def of_a_server(school: Authority, keys: Keys) -> str:
+    return school.issue("server", "localhost", keys[1]).pem
+
+
+def without_usage(school: Authority, keys: Keys) -> str:
+    made = school.issue("client", ALICE, keys[1]).certificate
+    return pem(changed(made, keys[0], without=(x509.ExtendedKeyUsage,)))
+
+
+def with_a_usage_of_e_mail(school: Authority, keys: Keys) -> str:
+    made = school.issue("client", ALICE, keys[1]).certificate
+    usage = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.EMAIL_PROTECTION])
+    return pem(changed(made, keys[0], without=(x509.ExtendedKeyUsage,), extra=[(usage, False)]))
+
+
+def without_names(school: Authority, keys: Keys) -> str:
+    made = school.issue("client", ALICE, keys[1]).certificate
+    return pem(changed(made, keys[0], without=(x509.SubjectAlternativeName,)))
+
+
+def with_two_names(school: Authority, keys: Keys) -> str:
+    made = school.issue("client", ALICE, keys[1]).certificate
+    names = x509.SubjectAlternativeName([x509.RFC822Name(ALICE), x509.RFC822Name(BOB)])
+    return pem(
+        changed(made, keys[0], without=(x509.SubjectAlternativeName,), extra=[(names, False)])
+    )
+
+
+def of_bob(school: Authority, keys: Keys) -> str:
+    return school.issue("client", BOB, keys[1]).pem
+
+
+def with_a_short_key(school: Authority, keys: Keys) -> str:
+    made = school.issue("client", ALICE, keys[1]).certificate
+    return pem(changed(made, keys[0], public_key=rsa.generate_private_key(65_537, 1_024)))
+
+
+def with_a_small_exponent(school: Authority, keys: Keys) -> str:
+    made = school.issue("client", ALICE, keys[1]).certificate
+    return pem(changed(made, keys[0], public_key=rsa.generate_private_key(3, 2_048)))
+
+
+def with_an_unknown_critical_extension(school: Authority, keys: Keys) -> str:
+    made = school.issue("client", ALICE, keys[1]).certificate
+    extension = x509.UnrecognizedExtension(x509.ObjectIdentifier("1.2.3.4"), b"\x05\x00")
+    return pem(changed(made, keys[0], extra=[(extension, True)]))
+
+
+def without_constraints(school: Authority, keys: Keys) -> str:
+    """An authority that says that it is a client: no end may be one."""
+    made = school.issue("client", ALICE, keys[1]).certificate
+    constraints = x509.BasicConstraints(ca=True, path_length=None)
+    return pem(
+        changed(made, keys[0], without=(x509.BasicConstraints,), extra=[(constraints, True)])
+    )
+
+
+def nothing(school: Authority, keys: Keys) -> str:
+    return ""
+
+
+def half_a_certificate(school: Authority, keys: Keys) -> str:
+    return school.issue("client", ALICE, keys[1]).pem[:600]
+
+
+def no_ascii(school: Authority, keys: Keys) -> str:
+    return "ä" + school.issue("client", ALICE, keys[1]).pem
+
+
+def three_certificates(school: Authority, keys: Keys) -> str:
+    return school.issue("client", ALICE, keys[1]).pem * 3
+
+
+def very_long(school: Authority, keys: Keys) -> str:
+    return school.issue("client", ALICE, keys[1]).pem + "\n" * pki.MAX_PEM
+
+
+def pem(made: x509.Certificate) -> str:
+    return pem_of(made).decode("ascii")
+
+
+BAD: dict[Maker, type[pki.BadCertificate]] = {
+    expired: pki.Expired,
+    not_yet_valid: pki.NotYetValid,
+    self_signed: pki.UnknownIssuer,
+    of_another_authority: pki.UnknownIssuer,
+    of_another_authority_with_our_name: pki.UnknownIssuer,
+    issued_by_a_leaf: pki.UnknownIssuer,
+    issued_by_an_authority_below: pki.UnknownIssuer,
+    of_a_server: pki.WrongPurpose,
+    without_usage: pki.WrongPurpose,
+    with_a_usage_of_e_mail: pki.WrongPurpose,
+    without_names: pki.WrongName,
+    with_two_names: pki.WrongName,
+    of_bob: pki.WrongName,
+    with_a_short_key: pki.WeakKey,
+    with_a_small_exponent: pki.WeakKey,
+    with_an_unknown_critical_extension: pki.UnknownExtension,
+    without_constraints: pki.BadCertificate,
+    nothing: pki.Malformed,
+    half_a_certificate: pki.Malformed,
+    no_ascii: pki.Malformed,
+    three_certificates: pki.Malformed,
+    very_long: pki.Malformed,
+}
+
+
+@pytest.mark.parametrize("make", BAD, ids=lambda make: make.__name__)
+def test_bad_certificate_is_refused_with_its_reason(
+    school: Authority, keys: Keys, make: Maker
+) -> None:
+    with pytest.raises(pki.BadCertificate) as caught:
+        school.trust().verify(make(school, keys), "client", ALICE, NOW)
+    assert type(caught.value) is BAD[make], caught.value
+
+
+def test_certificate_without_rsa_is_refused(school: Authority, keys: Keys) -> None:
+    made = school.issue("client", ALICE, keys[1]).certificate
+    builder = x509.CertificateBuilder(
+        made.issuer,
+        made.subject,
+        ec.generate_private_key(ec.SECP256R1()).public_key(),
+        made.serial_number,
+        made.not_valid_before_utc.replace(tzinfo=None),
+        made.not_valid_after_utc.replace(tzinfo=None),
+        list(made.extensions),
+    )
+    other = builder.sign(keys[0], hashes.SHA256())
+    with pytest.raises(pki.WeakKey):
+        school.trust().verify(pem(other), "client", ALICE, NOW)
+
+
+@pytest.mark.parametrize("name", ["example.org", "localhost.example.org", "not a name", "", "ä"])
+def test_server_with_another_name_is_refused(school: Authority, keys: Keys, name: str) -> None:
+    server = school.issue("server", "localhost", keys[1])
+    with pytest.raises(pki.WrongName):
+        school.trust().verify(server.pem, "server", name, NOW)
+
+
+def test_client_cannot_pose_as_a_server(school: Authority, keys: Keys) -> None:
+    """The library's own rule for the usage goes when another is given in its place."""
+    made = school.issue("client", ALICE, keys[1]).certificate
+    names = x509.SubjectAlternativeName([x509.DNSName("localhost")])
+    other = changed(made, keys[0], without=(x509.SubjectAlternativeName,), extra=[(names, False)])
+    with pytest.raises(pki.WrongPurpose):
+        school.trust().verify(pem(other), "server", "localhost", NOW)
+
+
+def test_any_changed_byte_of_a_certificate_is_refused(school: Authority, keys: Keys) -> None:
+    alice = school.issue("client", ALICE, keys[1])
+    lines = alice.pem.splitlines()
+    trust = school.trust()
+    for number in range(1, len(lines) - 1):
+        line = lines[number]
+        other = "B" if line[10] == "A" else "A"
+        edited = [*lines[:number], line[:10] + other + line[11:], *lines[number + 1 :]]
+        with pytest.raises(pki.BadCertificate):
+            trust.verify("\n".join(edited) + "\n", "client", ALICE, NOW)
+
+
+# Lists --------------------------------------------------------------------------------------------
+
+
+def test_revocation_needs_no_restart(school: Authority, keys: Keys) -> None:
+    alice = school.issue("client", ALICE, keys[1])
+    trust = school.trust()
+    trust.verify(alice.pem, "client", ALICE, NOW)
+    school.revoke([alice.certificate])
+    with pytest.raises(pki.Revoked):
+        trust.verify(alice.pem, "client", ALICE, NOW)
+    renewed = school.issue("client", ALICE, keys[1])
+    assert trust.verify(renewed.pem, "client", ALICE, NOW).name == ALICE
+
+
+def refuse(school: Authority, keys: Keys, trust: pki.Trust, kind: type[Exception]) -> None:
+    alice = school.issue("client", ALICE, keys[1])
+    with pytest.raises(pki.UnusableList) as caught:
+        trust.verify(alice.pem, "client", ALICE, NOW)
+    assert type(caught.value) is kind
+
+
+def test_stale_list_lets_nobody_in(school: Authority, keys: Keys) -> None:
+    school.publish(now=NOW - 8 * DAY, days=7)
+    refuse(school, keys, school.trust(), pki.StaleList)
+
+
+def test_list_of_the_future_lets_nobody_in(school: Authority, keys: Keys) -> None:
+    school.publish(now=NOW + DAY)
+    refuse(school, keys, school.trust(), pki.StaleList)
+
+
+def test_older_list_after_a_newer_one_lets_nobody_in(school: Authority, keys: Keys) -> None:
+    trust = school.trust()
+    school.publish(number=7)
+    trust.revocation_list(NOW)
+    school.publish(number=6)
+    refuse(school, keys, trust, pki.RolledBackList)
+
+
+def test_other_list_with_the_same_number_lets_nobody_in(school: Authority, keys: Keys) -> None:
+    trust = school.trust()
+    trust.revocation_list(NOW)
+    school.publish(days=6)
+    refuse(school, keys, trust, pki.RolledBackList)
+
+
+def test_list_of_another_authority_lets_nobody_in(school: Authority, keys: Keys) -> None:
+    for other in (Authority(keys[2]), Authority(keys[0], "Another")):
+        school.list = other.list
+        refuse(school, keys, school.trust(), pki.UnusableList)
+
+
+@pytest.mark.parametrize("data", [b"", b"no list", b"-----BEGIN X509 CRL-----\nAAAA\n"])
+def test_something_else_than_a_list_lets_nobody_in(
+    school: Authority, keys: Keys, data: bytes
+) -> None:
+    school.list = data
+    refuse(school, keys, school.trust(), pki.UnusableList)
+
+
+def test_missing_list_lets_nobody_in(school: Authority, keys: Keys, tmp_path: Path) -> None:
+    trust = pki.Trust(pem_of(school.certificate), (tmp_path / "none.pem").read_bytes)
+    refuse(school, keys, trust, pki.UnusableList)
+
+
+def test_list_without_a_number_or_with_a_part_of_the_serials_lets_nobody_in(
+    school: Authority, keys: Keys
+) -> None:
+    parts = x509.IssuingDistributionPoint(None, None, True, False, None, False, False)
+    for extensions in ([], [(x509.CRLNumber(1), False), (parts, True)]):
+        builder = (
+            x509.CertificateRevocationListBuilder()
+            .issuer_name(school.certificate.subject)
+            .last_update(NOW - DAY)
+            .next_update(NOW + DAY)
+        )
+        for value, is_critical in extensions:
+            builder = builder.add_extension(value, is_critical)
+        school.list = pem_of(builder.sign(keys[0], hashes.SHA256()))
+        refuse(school, keys, school.trust(), pki.UnusableList)
+
+
+# Programs' files ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def certs(tmp_path: Path, keys: Keys, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with an authority, whose keys are not made anew."""
+    left = iter([*keys, *keys])
+    for module in (gen_ca, gen_cert):
+        monkeypatch.setattr(module, "new_identity", lambda: next(left))
+    gen_ca.create(tmp_path / "certs")
+    return tmp_path / "certs"
+
+
+def test_files_have_the_documents_names_and_keys_are_private(certs: Path) -> None:
+    gen_cert.issue(certs, "client", "localhost", "client")
+    gen_cert.issue(certs, "server", "localhost", "server")
+    keys = {f"{name}_private_key.pem" for name in ("ca", "client", "server")}
+    certificates = {f"{name}_cert.pem" for name in ("ca", "client", "server")}
+    assert {path.name for path in certs.iterdir()} == keys | certificates | {"ca_crl.pem"}
+    if os.name == "posix":
+        assert {(certs / name).stat().st_mode & 0o777 for name in keys} == {0o600}
+    own = load_credentials(certs, "client")
+    assert load_trust(certs).verify(own.pem, "client", None, pki.utc_now()).name == (
+        "client@localhost"
+    )
+
+
+def test_nothing_is_overwritten(certs: Path) -> None:
+    gen_cert.issue(certs, "client", ALICE, "alice")
+    before = {path: path.read_bytes() for path in certs.iterdir()}
+    with pytest.raises(UserError, match="already"):
+        gen_ca.create(certs)
+    with pytest.raises(UserError, match="already"):
+        gen_cert.issue(certs, "client", BOB, "alice")
+    with pytest.raises(UserError, match="no certificate for"):
+        gen_cert.issue(certs, "client", "zoë@example.org", "zoe")
+    with pytest.raises(UserError, match="file's name"):
+        gen_cert.issue(certs, "client", ALICE, "../alice")
+    assert {path: path.read_bytes() for path in certs.iterdir()} == before
+
+
+def test_revoked_certificate_stays_on_every_later_list(certs: Path) -> None:
+    made = gen_cert.issue(certs, "client", ALICE, "alice")
+    serial = revoke.serial_of(certs, str(certs / "alice_cert.pem"))
+    assert serial == made.serial_number == revoke.serial_of(certs, f"{serial:x}")
+    assert pki.list_number(revoke.renew(certs, [serial])) == 2
+    latest = revoke.renew(certs, [serial])
+    assert [one.serial_number for one in latest] == [serial]
+    with pytest.raises(pki.Revoked):
+        load_trust(certs).verify(
+            load_credentials(certs, "alice").pem, "client", ALICE, pki.utc_now()
+        )
+
+
+def test_two_lists_are_not_made_at_once(certs: Path) -> None:
+    before = (certs / "ca_crl.pem").read_bytes()
+    with revoke.locked(certs / "ca_crl.lock"):
+        with pytest.raises(UserError, match="another program makes a list"):
+            revoke.renew(certs, [1])
+    assert (certs / "ca_crl.pem").read_bytes() == before
+    revoke.renew(certs, [1])
+    assert not (certs / "ca_crl.lock").exists()
+
+
+def test_lost_list_is_not_begun_anew(certs: Path) -> None:
+    (certs / "ca_crl.pem").unlink()
+    with pytest.raises(UserError, match="cannot read the list"):
+        revoke.renew(certs, [])
+
+
+def test_missing_certificate_is_told_in_the_documents_words(certs: Path) -> None:
+    with pytest.raises(UserError, match=r"Certificate not found: .*gen_cert"):
+        load_credentials(certs, "client")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no such modes")
+def test_key_that_others_can_read_is_refused_with_the_remedy(certs: Path) -> None:
+    gen_cert.issue(certs, "client", ALICE, "client")
+    (certs / "client_private_key.pem").chmod(0o644)
+    with pytest.raises(UserError, match="chmod 600"):
+        load_credentials(certs, "client")
+
+
+def test_key_of_another_certificate_is_refused(certs: Path) -> None:
+    gen_cert.issue(certs, "client", ALICE, "alice")
+    gen_cert.issue(certs, "client", BOB, "bob")
+    shutil.copy(certs / "bob_cert.pem", certs / "alice_cert.pem")
+    with pytest.raises(UserError, match="does not fit"):
+        load_credentials(certs, "alice")
+
+
+@pytest.mark.skipif(not shutil.which("openssl"), reason="needs openssl")
+def test_openssl_agrees_on_chain_purpose_and_list(certs: Path) -> None:
+    gen_cert.issue(certs, "client", ALICE, "alice")
+    gen_cert.issue(certs, "server", "localhost", "server")
+
+    def judge(name: str, *flags: str) -> int:
+        files = ["-CAfile", str(certs / "ca_cert.pem"), "-CRLfile", str(certs / "ca_crl.pem")]
+        command = ["openssl", "verify", *files, "-crl_check", "-x509_strict", *flags]
+        return subprocess.run(
+            [*command, str(certs / f"{name}_cert.pem")], capture_output=True, check=False
+        ).returncode
+
+    assert judge("alice", "-purpose", "sslclient", "-verify_email", ALICE) == 0
+    assert judge("server", "-purpose", "sslserver", "-verify_hostname", "localhost") == 0
+    assert judge("alice", "-purpose", "sslserver") != 0
+    assert judge("alice", "-verify_email", BOB) != 0
+    revoke.renew(certs, [load_credentials(certs, "alice").certificate.serial_number])
+    assert judge("alice") != 0
+    assert judge("server") == 0

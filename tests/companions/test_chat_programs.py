@@ -1,0 +1,555 @@
+"""secure_chat: server and clients on sockets, in threads and as programs."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import io
+import logging
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from argon2 import PasswordHasher
+
+from channel import EndRequested
+from companions.asymmetric import PrivateKey, write_private
+from companions.secure_chat import options, server
+from companions.secure_chat.accounts import Accounts
+from companions.secure_chat.authority import pem_of
+from companions.secure_chat.client import Client, Joined, Left, NotLetIn, Talk, explain
+from companions.secure_chat.evidence import Kept
+from companions.secure_chat.pki import BadCertificate, Revoked, utc_now
+from companions.secure_chat.protocol import Kind, Message, Party, PeerEnded, State
+from companions.secure_chat.rooms import Said
+from companions.secure_chat.server import Limits, Record, Server
+from companions.secure_chat.storage import Database
+from companions.secure_chat.verify import Certificates, verify
+from program import NoConnection, UserError
+from protocol_fsm import ConnectionCut, DeadlineExpired, LocalError, Status
+from tests.companions.chat_helpers import ALICE, BOB, Authority
+
+ROOT = Path(__file__).parent.parent.parent
+LIMIT_S = 60.0  # for what must come: other tests may run beside these
+PASSWORDS = {ALICE: "alices secret word", BOB: "bobs secret word"}
+
+
+class House:
+    """An authority of today, a server that runs, and its members."""
+
+    def __init__(self, keys: list[PrivateKey], folder: Path) -> None:
+        self.keys = keys
+        self.folder = folder
+        self.authority = Authority(keys[0])
+        self.authority.publish(now=utc_now())
+        self.trust = self.authority.trust()
+        self.database = Database(f"sqlite:///{folder / 'chat.db'}")
+        self.accounts = Accounts(self.database)
+        self.accounts._hasher = PasswordHasher(1, 64, 1)  # these tests are about other things
+        self.records: list[Record] = []
+        self.changed = threading.Condition()
+        self.server: Server
+
+    def party(self, role: Any, name: str, key: int) -> Party:
+        own = self.authority.issue(role, name, self.keys[key], now=utc_now())
+        return Party(self.trust.identify(own.pem, role, None, utc_now()), own.pem, own.key)
+
+    @contextlib.contextmanager
+    def open(self, **changes: Any) -> Iterator[House]:
+        limits = Limits(**{"handshake_s": 5.0, **changes})
+        party = self.party("server", "localhost", 1)
+        with contextlib.closing(self.database):
+            self.server = Server(
+                party,
+                self.trust,
+                self.accounts,
+                self.folder / "server",
+                port=0,
+                limits=limits,
+                record=self.note,
+            )
+            with self.server:
+                yield self
+
+    def note(self, record: Record) -> None:
+        with self.changed:
+            self.records.append(record)
+            self.changed.notify_all()
+
+    def await_record(self, is_it: Callable[[Record], bool]) -> Record:
+        """Wait for an event at the server, and return it."""
+        with self.changed:
+            assert self.changed.wait_for(lambda: any(map(is_it, self.records)), LIMIT_S)
+            return next(filter(is_it, self.records))
+
+    def client(self, name: str = ALICE, key: int = 2, **options: Any) -> Client:
+        options.setdefault("timeout_s", LIMIT_S)
+        folder = self.folder / name
+        party = options.pop("party", None) or self.party("client", name, key)
+        return Client(party, self.trust, "localhost", folder, *self.server.address, **options)
+
+    @contextlib.contextmanager
+    def members(self) -> Iterator[tuple[Client, Client]]:
+        with self.client() as alice, self.client(BOB, 3) as bob:
+            for client, name in ((alice, ALICE), (bob, BOB)):
+                client.register(name, name.partition("@")[0], PASSWORDS[name])
+                client.join()
+            assert isinstance(alice.hear(LIMIT_S), Joined)
+            yield alice, bob
+
+
+@pytest.fixture
+def house(keys: list[PrivateKey], tmp_path: Path) -> Iterator[House]:
+    with House(keys, tmp_path).open() as house:
+        yield house
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> Iterator[None]:
+    logging.disable()
+    yield
+    logging.disable(logging.NOTSET)
+
+
+def hear(client: Client) -> str | None:
+    """Return the next text."""
+    while not isinstance(event := client.hear(LIMIT_S), Said):
+        pass
+    return event.text
+
+
+# Members ------------------------------------------------------------------------------------------
+
+
+def test_members_talk_and_leave_with_evidence_that_verifies(house: House) -> None:
+    with house.members() as (alice, bob):
+        for speaker, text in ((alice, "one"), (bob, "two"), (alice, "\U0001f600 | \n")):
+            speaker.say(text)
+            assert [hear(alice), hear(bob)] == [text, text]
+        kept = [alice.settle(), bob.settle()]
+    for name, one in zip((ALICE, BOB), kept):
+        assert one.is_countersigned
+        assert one.messages == 3
+        folder = house.folder / name
+        certificates = Certificates(
+            next(folder.glob("certs_*.pem")).read_bytes(), pem_of(house.authority.certificate)
+        )
+        for receipt in folder.glob("receipt_*.json"):
+            _, is_countersigned, history = verify(
+                receipt.read_bytes(), one.transcript.read_bytes(), certificates
+            )
+            assert is_countersigned
+            assert len(history.messages) == 3
+    hashes = {
+        row.transcript_hash
+        for row in rows(house, "SELECT transcript_hash, message_count FROM sessions")
+    }
+    assert hashes == {hashlib.sha256(one.transcript.read_bytes()).hexdigest() for one in kept}
+
+
+def rows(house: House, query: str) -> list[Any]:
+    import sqlalchemy as sql
+
+    with house.database.transaction() as connection:
+        return list(connection.execute(sql.text(query)))
+
+
+def test_five_hundred_texts_of_two_at_once_arrive_in_one_order(house: House) -> None:
+    heard: dict[str, list[str | None]] = {}
+
+    def live(client: Client, name: str) -> None:
+        for number in range(100):
+            client.say(f"{name} {number}")
+        heard[name] = [hear(client) for _ in range(200)]
+
+    with house.members() as (alice, bob):
+        threads = [
+            threading.Thread(target=live, args=args) for args in ((alice, ALICE), (bob, BOB))
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert heard[ALICE] == heard[BOB]
+        for name in (ALICE, BOB):
+            own = [text for text in heard[name] if text and text.startswith(name)]
+            assert own == [f"{name} {number}" for number in range(100)]
+
+
+def test_newer_session_takes_the_place_of_an_older_one(house: House) -> None:
+    with house.members() as (alice, _), house.client() as again:
+        again.log_in(ALICE, PASSWORDS[ALICE])
+        again.join()
+        with pytest.raises(PeerEnded, match="replaced"):
+            hear(alice)
+        assert again.settle().is_countersigned
+
+
+def test_second_stay_of_a_session_is_refused(house: House) -> None:
+    with house.members() as (alice, _):
+        alice.settle()
+        with pytest.raises(PeerEnded, match="violation"):
+            alice.join()
+
+
+def test_unknown_room_is_refused(house: House) -> None:
+    with house.client() as alice:
+        alice.register(ALICE, "alice", PASSWORDS[ALICE])
+        with pytest.raises(PeerEnded, match="violation"):
+            alice.join("no-such-room")
+
+
+def test_member_that_is_cut_off_has_an_uncountersigned_receipt_and_is_said_to_have_left(
+    house: House,
+) -> None:
+    with house.members() as (alice, bob):
+        bob.say("before")
+        assert [hear(alice), hear(bob)] == ["before", "before"]
+        alice.channel._sock.shutdown(socket.SHUT_RDWR)
+        with pytest.raises(ConnectionCut):
+            alice.hear(LIMIT_S)
+        alice.keep()
+        assert alice.kept
+        assert not alice.kept.is_countersigned
+        assert isinstance(bob.hear(LIMIT_S), Left)
+        assert bob.settle().is_countersigned
+    assert (house.folder / ALICE).glob("receipt_*.json")
+
+
+# Accounts -----------------------------------------------------------------------------------------
+
+
+def test_refused_login_is_one_answer_and_the_reason_is_in_the_table(house: House) -> None:
+    with house.client() as alice:
+        with pytest.raises(NotLetIn):
+            alice.log_in(ALICE, "no such user")
+        for email, password in ((BOB, PASSWORDS[ALICE]), (ALICE, "short")):
+            with pytest.raises(NotLetIn):
+                alice.register(email, "alice", password)
+        alice.register(ALICE, "alice", PASSWORDS[ALICE])
+    events = house.database.events("login_failure")
+    assert [(event["email"], event["reason"]) for event in events] == [(ALICE, "unknown user")]
+    assert len(house.database.events("register_failure")) == 2
+    assert {event["ip_address"] for event in events} == {"127.0.0.1"}
+
+
+def test_sixth_try_finds_a_closed_connection(house: House) -> None:
+    with house.client() as alice:
+        for _ in range(5):
+            with pytest.raises(NotLetIn):
+                alice.log_in(ALICE, "a wrong one")
+        with pytest.raises((PeerEnded, ConnectionCut)):
+            alice.log_in(ALICE, "a wrong one")
+
+
+def test_token_in_the_table_is_a_hash(house: House) -> None:
+    with house.members():
+        tokens = {row.session_token for row in rows(house, "SELECT session_token FROM sessions")}
+    assert {len(token) for token in tokens} == {64}
+
+
+# Certificates -------------------------------------------------------------------------------------
+
+
+def test_revoked_client_is_told_bad_cert_and_the_table_why(house: House) -> None:
+    party = house.party("client", ALICE, 2)
+    house.authority.revoked = []
+    house.authority.revoke([party.identity.certificate], utc_now())
+    house.authority.publish(now=utc_now())
+    with pytest.raises(PeerEnded, match="bad-cert") as caught, house.client(party=party):
+        pass
+    assert "bad-cert" in explain(caught.value)
+    end = house.await_record(lambda record: record.what == "end")
+    assert isinstance(end.detail, Revoked)
+    [event] = house.database.events("cert_invalid")
+    assert event["reason"].startswith("Revoked")
+
+
+def test_certificate_revoked_between_two_sessions_ends_no_session_that_lives(house: House) -> None:
+    with house.members() as (alice, bob):
+        house.authority.revoke([bob.party.identity.certificate], utc_now())
+        house.authority.publish(now=utc_now())
+        bob.say("still here")
+        assert [hear(alice), hear(bob)] == ["still here", "still here"]
+
+
+def test_client_refuses_another_server_before_it_says_anything(house: House) -> None:
+    party = house.party("client", ALICE, 2)
+    client = Client(party, house.trust, "elsewhere", house.folder, *house.server.address)
+    with pytest.raises(BadCertificate) as caught, client:
+        pass
+    assert "the server's" in explain(caught.value)
+    assert house.await_record(lambda record: record.what == "end").detail.got == "bad-cert"
+
+
+# Bad input and bad luck ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"GET / HTTP/1.1\r\n\r\n",
+        bytes(4),
+        (10_000_000).to_bytes(4, "big") + b"x",
+        (2).to_bytes(4, "big") + b"{}",
+        (8).to_bytes(4, "big") + b"[" * 8,
+        b"\0\0",
+    ],
+)
+def test_nonsense_on_the_wire_is_not_answered_and_harms_nobody(house: House, sent: bytes) -> None:
+    with house.members() as (alice, bob):
+        with socket.create_connection(house.server.address, LIMIT_S) as sock:
+            sock.sendall(sent)
+            sock.shutdown(socket.SHUT_WR)
+            assert sock.recv(1) == b""
+        alice.say("all is well")
+        assert hear(bob) == "all is well"
+
+
+def test_strangers_are_few_and_the_oldest_goes_first(
+    keys: list[PrivateKey], tmp_path: Path
+) -> None:
+    with House(keys, tmp_path).open(max_strangers=2) as house, contextlib.ExitStack() as stack:
+        address = house.server.address
+        socks = [stack.enter_context(socket.create_connection(address, LIMIT_S)) for _ in range(3)]
+        assert socks[0].recv(1) == b""
+        socks[2].settimeout(0.05)
+        with pytest.raises(TimeoutError):
+            socks[2].recv(1)
+
+
+def test_handshake_and_login_have_their_time(keys: list[PrivateKey], tmp_path: Path) -> None:
+    with House(keys, tmp_path).open(handshake_s=0.1, credentials_s=0.1) as house:
+        with socket.create_connection(house.server.address, LIMIT_S) as sock:
+            assert sock.recv(1) == b""
+        end = house.await_record(lambda record: record.what == "end")
+        assert isinstance(end.detail, DeadlineExpired)
+
+
+def test_member_that_cheats_is_ended_and_the_others_go_on(house: House) -> None:
+    with house.members() as (alice, bob):
+        said = alice.seat.compose("text", alice.clock())
+        alice.channel.send(Message(Kind.MSG, {**said.members, "seqno": 7}))
+        with pytest.raises(PeerEnded, match="violation"):
+            alice.hear(LIMIT_S)
+        assert isinstance(bob.hear(LIMIT_S), Left)
+        bob.say("on we go")
+        assert hear(bob) == "on we go"
+
+
+def test_server_that_stops_says_so(house: House) -> None:
+    with house.members() as (alice, _):
+        for connection in house.server._connections:
+            connection.channel.request_end(Status.SHUTDOWN)
+        with pytest.raises(PeerEnded, match="shutdown"):
+            alice.hear(LIMIT_S)
+
+
+def test_member_that_never_reads_is_sent_away_and_stops_nobody(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("companions.secure_chat.duplex.MAX_POSTED", 3)
+    with house.members() as (alice, _):
+        connection = next(one for one in house.server._connections if one.name == BOB)
+        block = threading.Event()
+        connection.channel.post(lambda: block.wait(LIMIT_S))
+        for number in range(8):
+            alice.say(str(number))
+            assert hear(alice) == str(number)
+        block.set()
+        end = house.await_record(lambda record: record.what == "end" and record.name == BOB)
+        assert isinstance(end.detail, EndRequested)
+
+
+def test_taken_port_and_missing_server_are_one_sentence(house: House, tmp_path: Path) -> None:
+    with pytest.raises(NoConnection, match="cannot listen"):
+        server.listen(*house.server.address)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    party = house.party("client", ALICE, 2)
+    with pytest.raises(NoConnection, match="no server"):
+        Client(party, house.trust, "localhost", tmp_path, "127.0.0.1", port).__enter__()
+
+
+# What a person types and sees ---------------------------------------------------------------------
+
+
+def test_typed_lines_are_said_and_quit_leaves_with_a_receipt(
+    house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[str] = []
+    with house.members() as (alice, bob):
+        typed = tmp_path / "typed.txt"
+        typed.write_text("\n".join(["first", "history", "x" * 5_000, "quit", "never said"]))
+        monkeypatch.setattr(sys, "stdin", typed.open(encoding="utf-8"))
+        bob.say("\x1b[2Jfrom bob")
+        assert hear(bob) == "\x1b[2Jfrom bob"
+        kept = Talk(alice, shown.append).run()
+        sys.stdin.close()
+        assert isinstance(kept, Kept)
+        assert hear(bob) == "first"
+    assert any(line.endswith(f"{BOB}: \\x1b[2Jfrom bob") for line in shown)
+    assert len([line for line in shown if line.endswith(f"{ALICE}: first")]) == 2  # and history
+    assert any(line.startswith("[!] not sent: a text has at most") for line in shown)
+    assert not any("never said" in line for line in shown)
+
+
+PROGRAM = [sys.executable, "-W", "error", "-m"]
+
+
+class Typed:
+    """A folder with certificates in it, and programs that run there."""
+
+    def __init__(self, keys: list[PrivateKey], folder: Path) -> None:
+        self.folder = folder
+        house = Authority(keys[0])
+        house.publish(now=utc_now())
+        certs = folder / "certs"
+        certs.mkdir()
+        (certs / "ca_cert.pem").write_bytes(pem_of(house.certificate))
+        (certs / "ca_crl.pem").write_bytes(house.list)
+        for name, role, who, key in (
+            ("server", "server", "localhost", keys[1]),
+            ("client", "client", ALICE, keys[2]),
+        ):
+            own = house.issue(role, who, key, now=utc_now())  # type: ignore[arg-type]
+            (certs / f"{name}_cert.pem").write_text(own.pem)
+            write_private(certs / f"{name}_private_key.pem", key)
+        self.environment = {**os.environ, "PYTHONPATH": str(ROOT), "TZ": "Asia/Karachi"}
+
+    @contextlib.contextmanager
+    def server(self, *words: str) -> Iterator[str]:
+        process = subprocess.Popen(
+            [*PROGRAM, "companions.secure_chat.server", "--port", "0", *words],
+            cwd=self.folder,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            line = process.stdout.readline() if process.stdout else ""
+            assert line.startswith("[*] Secure Chat Server listening on 127.0.0.1:")
+            yield line.strip().rpartition(":")[2]
+        finally:
+            process.terminate()
+            out, self.errors = process.communicate(timeout=LIMIT_S)
+        if os.name == "posix":
+            assert (process.returncode, out) == (0, "stopped\n")
+
+    def client(self, port: str, typed: str, *words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*PROGRAM, "companions.secure_chat.client", "--port", port, *words],
+            cwd=self.folder,
+            env=self.environment,
+            input=typed,
+            capture_output=True,
+            text=True,
+            timeout=LIMIT_S,
+            check=False,
+        )
+
+
+@pytest.mark.slow
+def test_debug_run_holds_no_secret(keys: list[PrivateKey], tmp_path: Path) -> None:
+    """Not in logs, the database, transcripts or what is printed, in clear, base64 or hashed."""
+    typed = Typed(keys, tmp_path)
+    password, text = "a very secret password", "a very secret text"
+    with typed.server("--debug", "--log", "server.log") as port:
+        words = ("--debug", "--log", "client.log")
+        done = typed.client(port, f"register\nalice\n{password}\n{text}\nquit\n", *words)
+        assert done.returncode == 0, done.stderr
+        again = typed.client(port, f"login\nwrong one\nlogin\n{password}\n", *words)
+        assert again.returncode == 0, again.stderr
+    kept = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    kept = {path: data for path, data in kept.items() if "openings" not in path.name}
+    private = {path for path in kept if "private_key" in path.name}
+    everything = b"".join(data for path, data in kept.items() if path not in private)
+    everything += typed.errors.encode() + (done.stderr + again.stderr + again.stdout).encode()
+    assert b"sealed login" in everything
+    for secret in (password, text, "wrong one"):
+        data = secret.encode()
+        for form in (data, base64.b64encode(data)[:-4], hashlib.sha256(data).hexdigest().encode()):
+            assert form not in everything
+
+
+@pytest.mark.slow
+def test_programs_end_with_their_codes_and_one_sentence(
+    keys: list[PrivateKey], tmp_path: Path
+) -> None:
+    typed = Typed(keys, tmp_path)
+    none = typed.client("9", "")
+    assert (none.returncode, none.stderr.count("\n")) == (3, 1)
+    missing = typed.client("9", "", "--name", "nobody")
+    assert missing.returncode == 2
+    assert "Certificate not found" in missing.stderr
+    with typed.server() as port:
+        ended = typed.client(port, "login\nno such user\n")
+        assert (ended.returncode, ended.stderr.count("\n")) == (2, 1)
+        other = typed.client(port, "", "--server", "elsewhere")
+        assert other.returncode == 1
+        assert "Certificate validation failed" in other.stderr
+        wrong = typed.client(port, "login\n" + "login\n".join(["wrong\n"] * 7))
+        assert wrong.returncode in (1, 3)
+
+
+def test_log_line_of_a_peers_words_stays_one_line() -> None:
+    record = logging.LogRecord("x", logging.INFO, "", 0, "%s", ("a\nb\x1b[2J",), None)
+    assert "\n" not in options.LineFormatter().format(record)
+
+
+def test_certificate_that_does_not_hold_is_told_at_the_start(
+    house: House, tmp_path: Path, keys: list[PrivateKey]
+) -> None:
+    certs = tmp_path / "certs"
+    certs.mkdir()
+    own = house.authority.issue("client", ALICE, keys[2], now=utc_now())
+    (certs / "client_cert.pem").write_text(own.pem)
+    write_private(certs / "client_private_key.pem", keys[2])
+    assert options.load_party(certs, "client", "client", house.trust).identity.name == ALICE
+    with pytest.raises(UserError, match="Certificate validation failed"):
+        options.load_party(certs, "client", "server", house.trust)
+
+
+def test_session_of_a_client_is_ready_before_it_joins(house: House) -> None:
+    with house.client() as alice:
+        assert alice.session.state is State.CREDENTIALS
+        alice.register(ALICE, "alice", PASSWORDS[ALICE])
+        assert alice.session.state.name == "READY"
+        with pytest.raises(LocalError):
+            alice.channel.send(Message(Kind.LEAVE, {"room": "lobby"}))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no such terminals")
+def test_password_is_not_shown_on_a_terminal(keys: list[PrivateKey], tmp_path: Path) -> None:
+    pexpect = pytest.importorskip("pexpect")
+
+    typed = Typed(keys, tmp_path)
+    with typed.server() as port:
+        words = ["-m", "companions.secure_chat.client", "--port", port]
+        person = pexpect.spawn(
+            sys.executable, words, cwd=str(tmp_path), env=typed.environment, timeout=LIMIT_S
+        )
+        person.logfile_read = shown = io.BytesIO()
+        for prompt, answer in (
+            ("Login: ", "1"),
+            ("Username: ", "alice"),
+            ("Password: ", PASSWORDS[ALICE]),
+            ("in lobby: ", "hello there"),
+            (f"{ALICE}: hello there", "quit"),
+        ):
+            person.expect_exact(prompt)
+            person.sendline(answer)
+        person.expect_exact("countersigned by the server")
+        person.expect(pexpect.EOF)
+        person.close()
+        assert person.exitstatus == 0
+        assert PASSWORDS[ALICE].encode() not in shown.getvalue()

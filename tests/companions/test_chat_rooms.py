@@ -1,0 +1,356 @@
+"""secure_chat: what members and the server check of a message, and how a room goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from companions.asymmetric import PrivateKey
+from companions.secure_chat import forms, rooms
+from companions.secure_chat.pae import sign
+from companions.secure_chat.protocol import Kind, Message
+from companions.secure_chat.rooms import (
+    KNOWN_HEADS,
+    MAX_MEMBERS,
+    WINDOW_MS,
+    BadHead,
+    BadMessageSignature,
+    BadOpening,
+    Entry,
+    Fork,
+    FromTheFuture,
+    LostMessage,
+    Member,
+    Room,
+    Said,
+    Untimely,
+    WrongRecipient,
+    WrongRoom,
+    WrongSender,
+    WrongSeqno,
+    encode_relay,
+    encode_said,
+    parse_member,
+    parse_recipients,
+    parse_relay,
+    parse_said,
+)
+from protocol_fsm import BadPayload, LocalError, ProtocolError
+from tests.companions.chat_helpers import ALICE, BOB, NOW, NOW_MS, ROOM, START
+from tests.companions.chat_sessions import Rooms, World
+
+
+@pytest.fixture(scope="module")
+def world(keys: list[PrivateKey]) -> World:
+    return World(keys)
+
+
+class Server:
+    """What the server does with a message, in a few lines."""
+
+    def __init__(self, rooms: Rooms) -> None:
+        self.rooms = rooms
+        self.room = rooms.room
+
+    def take(self, name: str, said: Message, text: bytes) -> Message:
+        """Check, place, and return the relay for the other member."""
+        message, signature = parse_said(said, self.rooms.parties[name].identity.fingerprint)
+        signed = message.encode()
+        member = self.room.check(message, signed, signature)
+        head, relay = self.relay(signed, signature, text)
+        self.room.extend(member, signed, head)
+        return relay
+
+    def relay(self, signed: bytes, signature: bytes, opening: bytes) -> tuple[bytes, Message]:
+        head = forms.next_head(self.room.head, signed, signature)
+        told = forms.Head(ROOM, START, self.room.index, NOW_MS, head).encode()
+        entry = Entry(signed, signature, told, sign(self.rooms.world.keys[1], told))
+        return head, encode_relay(entry, opening)
+
+
+def opening_of(rooms: Rooms, name: str) -> bytes:
+    return rooms.seats[name]._pending[-1][1]
+
+
+def say(rooms: Rooms, server: Server, name: str, text: str) -> list[Said]:
+    """Let somebody say something, and both hear it."""
+    said = rooms.seats[name].compose(text, NOW_MS)
+    relay = server.take(name, said, opening_of(rooms, name))
+    entry, _ = parse_relay(relay)
+    heard = []
+    for listener, seat in rooms.seats.items():
+        heard.append(seat.hear(encode_relay(entry, b"") if listener == name else relay))
+    return heard
+
+
+# Honest members -----------------------------------------------------------------------------------
+
+
+def test_both_hear_the_same_in_the_same_order(world: World) -> None:
+    rooms = Rooms(world)
+    server = Server(rooms)
+    for name, text in ((ALICE, "one"), (ALICE, "two"), (BOB, "three"), (ALICE, "\U0001f600|\n")):
+        heard = say(rooms, server, name, text)
+        assert [one.text for one in heard] == [text, text]
+        assert {one.member.identity.name for one in heard} == {name}
+    views = [rooms.room, *(seat.room for seat in rooms.seats.values())]
+    assert len({view.head for view in views}) == 1
+    assert {view.index for view in views} == {4}
+
+
+def test_two_who_speak_at_once_are_both_heard(world: World) -> None:
+    rooms = Rooms(world)
+    server = Server(rooms)
+    said = {name: rooms.seats[name].compose(f"of {name}", NOW_MS) for name in (ALICE, BOB)}
+    relays = [server.take(name, said[name], opening_of(rooms, name)) for name in (BOB, ALICE)]
+    entries = [parse_relay(relay)[0] for relay in relays]
+    heard = [
+        rooms.seats[ALICE].hear(relays[0]).text,
+        rooms.seats[ALICE].hear(encode_relay(entries[1], b"")).text,
+        rooms.seats[BOB].hear(encode_relay(entries[0], b"")).text,
+        rooms.seats[BOB].hear(relays[1]).text,
+    ]
+    assert heard == [f"of {BOB}", f"of {ALICE}", f"of {BOB}", f"of {ALICE}"]
+
+
+def test_message_is_the_same_after_the_wire(world: World) -> None:
+    rooms = Rooms(world)
+    said = rooms.seats[ALICE].compose("text", NOW_MS)
+    message, signature = parse_said(said, world.alice.identity.fingerprint)
+    assert encode_said(message, signature) == said
+    assert forms.parse_message(message.encode()) == message
+
+
+def test_late_member_goes_on_from_where_it_came_in(world: World) -> None:
+    rooms = Rooms(world)
+    server = Server(rooms)
+    say(rooms, server, ALICE, "before")
+    late = rooms.seats[ALICE].compose("on its way when Carol came", NOW_MS)
+    carol = forms.Recipient("c" * 64, b"c" * 32)
+    view = Room(ROOM, START, 1, server.room.head, lambda: NOW_MS, carol)
+    for member in server.room.members.values():
+        view.enter(replace(member))
+    relay = server.take(ALICE, late, opening_of(rooms, ALICE))
+    seat = rooms_seat(world, view)
+    entry, _ = parse_relay(relay)
+    assert seat.hear(encode_relay(entry, b"")).text is None
+    assert view.head == server.room.head
+
+
+def rooms_seat(world: World, view: Room) -> rooms.Seat:
+    return rooms.Seat(world.alice, world.server.identity, view, lambda data: bytes(48))
+
+
+# What is refused ----------------------------------------------------------------------------------
+
+Change = Callable[[forms.Message], forms.Message]
+CHANGES: list[tuple[Change, type[ProtocolError]]] = [
+    (lambda m: replace(m, room="elsewhere"), WrongRoom),
+    (lambda m: replace(m, session=bytes(32)), WrongSender),
+    (lambda m: replace(m, sender="0" * 64), WrongSender),
+    (lambda m: replace(m, session=bytes([2]) * 32), WrongSender),
+    (lambda m: replace(m, seqno=1), WrongSeqno),
+    (lambda m: replace(m, previous=b"x" * 32), LostMessage),
+    (lambda m: replace(m, seen=b"x" * 32), Fork),
+    (lambda m: replace(m, ts=NOW_MS + WINDOW_MS + 1), FromTheFuture),
+    (lambda m: replace(m, ts=NOW_MS - WINDOW_MS - 1), Untimely),
+    (lambda m: replace(m, recipients=()), WrongRecipient),
+    (
+        lambda m: replace(m, recipients=(m.recipients[0]._replace(session=bytes(32)),)),
+        WrongRecipient,
+    ),
+    (lambda m: replace(m, commitment=bytes(32)), BadOpening),
+]
+
+
+@pytest.mark.parametrize(("change", "error"), CHANGES)
+def test_each_check_of_a_relayed_message_has_its_own_error(
+    world: World, change: Change, error: type[ProtocolError]
+) -> None:
+    """Alice signs it, so that nothing else is wrong; and the room has not moved."""
+    rooms = Rooms(world)
+    server = Server(rooms)
+    said = rooms.seats[ALICE].compose("text", NOW_MS)
+    message, _ = parse_said(said, world.alice.identity.fingerprint)
+    signed = change(message).encode()
+    signature = sign(world.alice.private_key, signed)
+    _, relay = server.relay(signed, signature, opening_of(rooms, ALICE))
+    bob = rooms.seats[BOB]
+    with pytest.raises(ProtocolError) as caught:
+        bob.hear(relay)
+    assert type(caught.value) is error
+    assert (bob.room.index, bob.room.head) == (0, START)
+    assert bob.room.members[message.session].seqno == 0
+
+
+def test_message_that_another_signed_is_refused(world: World) -> None:
+    rooms = Rooms(world)
+    said = rooms.seats[ALICE].compose("text", NOW_MS)
+    message, _ = parse_said(said, world.alice.identity.fingerprint)
+    signed = message.encode()
+    _, relay = Server(rooms).relay(signed, sign(world.bob.private_key, signed), b"")
+    with pytest.raises(BadMessageSignature):
+        rooms.seats[BOB].hear(relay)
+
+
+@pytest.mark.parametrize("text", [b"another", b"\xff", b"x" * 5_000])
+def test_other_opening_than_the_senders_is_refused(world: World, text: bytes) -> None:
+    rooms = Rooms(world)
+    said = rooms.seats[ALICE].compose("text", NOW_MS)
+    message, signature = parse_said(said, world.alice.identity.fingerprint)
+    _, relay = Server(rooms).relay(message.encode(), signature, bytes(32) + text)
+    with pytest.raises((BadOpening, BadPayload)):
+        rooms.seats[BOB].hear(relay)
+
+
+def test_addressed_member_is_told_the_text(world: World) -> None:
+    rooms = Rooms(world)
+    said = rooms.seats[ALICE].compose("text", NOW_MS)
+    message, signature = parse_said(said, world.alice.identity.fingerprint)
+    _, relay = Server(rooms).relay(message.encode(), signature, b"")
+    with pytest.raises(BadPayload):
+        rooms.seats[BOB].hear(relay)
+
+
+@pytest.mark.parametrize("change", ["room", "start", "index", "head", "signature", "nonsense"])
+def test_head_that_does_not_fit_is_refused(world: World, change: str) -> None:
+    rooms = Rooms(world)
+    said = rooms.seats[ALICE].compose("text", NOW_MS)
+    message, signature = parse_said(said, world.alice.identity.fingerprint)
+    _, relay = Server(rooms).relay(message.encode(), signature, opening_of(rooms, ALICE))
+    entry, opening = parse_relay(relay)
+    values: dict[str, Any] = {"room": "other", "start": bytes(32), "index": 7, "head": bytes(32)}
+    head = entry.head
+    if change in values:
+        head = replace(forms.parse_head(head), **{change: values[change]}).encode()
+    elif change == "nonsense":
+        head = b"nonsense"
+    key = world.keys[2 if change == "signature" else 1]
+    with pytest.raises(BadHead):
+        rooms.seats[BOB].hear(
+            encode_relay(entry._replace(head=head, head_signature=sign(key, head)), opening)
+        )
+
+
+def test_server_cannot_put_words_between_ours(world: World) -> None:
+    rooms = Rooms(world)
+    server = Server(rooms)
+    said = rooms.seats[ALICE].compose("text", NOW_MS)
+    message, _ = parse_said(said, world.alice.identity.fingerprint)
+    signed = replace(message, ts=NOW_MS + 1).encode()
+    _, relay = server.relay(signed, sign(world.alice.private_key, signed), b"")
+    with pytest.raises(WrongSender):
+        rooms.seats[ALICE].hear(relay)
+
+
+def test_own_text_that_does_not_come_back_is_missed(world: World) -> None:
+    rooms = Rooms(world)
+    rooms.seats[ALICE].check_complete()
+    rooms.seats[ALICE].compose("text", NOW_MS)
+    assert rooms.seats[ALICE].pending == 1
+    with pytest.raises(LostMessage):
+        rooms.seats[ALICE].check_complete()
+
+
+@pytest.mark.parametrize("offset", [-WINDOW_MS, WINDOW_MS])
+def test_message_may_be_five_minutes_old_or_early_and_no_more(world: World, offset: int) -> None:
+    rooms = Rooms(world)
+    server = Server(rooms)
+    said = rooms.seats[ALICE].compose("text", NOW_MS + offset)
+    server.take(ALICE, said, opening_of(rooms, ALICE))
+    beyond = rooms.seats[ALICE].compose("text", NOW_MS + offset + (1 if offset > 0 else -1))
+    with pytest.raises(Untimely):
+        server.take(ALICE, beyond, b"")
+
+
+# Members ------------------------------------------------------------------------------------------
+
+
+def test_session_has_one_stay_in_a_room(world: World) -> None:
+    """In a second it would begin to count anew, and what it said in the first could be repeated."""
+    rooms = Rooms(world)
+    view = rooms.seats[BOB].room
+    alice = rooms.member(ALICE)
+    with pytest.raises(BadPayload):
+        view.enter(alice)
+    assert view.leave(alice.session) == alice
+    assert view.leave(alice.session) is None
+    with pytest.raises(BadPayload):
+        view.enter(alice)
+
+
+def test_room_is_full_at_a_hundred(world: World) -> None:
+    room = Room(ROOM, START, 0, START, lambda: NOW_MS)
+    for number in range(MAX_MEMBERS):
+        room.enter(Member(world.alice.identity, "", number.to_bytes(32, "big")))
+    with pytest.raises(BadPayload):
+        room.enter(Member(world.alice.identity, "", b"x" * 32))
+
+
+def test_heads_that_are_remembered_are_bounded(world: World) -> None:
+    room = Room(ROOM, START, 0, START, lambda: NOW_MS)
+    member = Member(world.alice.identity, "", bytes(32))
+    for number in range(KNOWN_HEADS + 10):
+        room.extend(member, b"signed", number.to_bytes(32, "big"))
+    assert len(room._heads) == KNOWN_HEADS
+
+
+def test_member_is_shown_with_a_certificate_that_holds(world: World) -> None:
+    alice = Member(world.alice.identity, world.alice.pem, bytes(32), 3, b"p" * 32)
+    trust = world.authority.trust()
+    assert parse_member(alice.encode(), trust, NOW) == alice
+    for change in ({"seqno": -1}, {"seqno": "0"}, {"session": "x"}, {"more": 1}):
+        with pytest.raises(BadPayload):
+            parse_member({**alice.encode(), **change}, trust, NOW)
+    with pytest.raises(ProtocolError):
+        parse_member({**alice.encode(), "certificate": world.server.pem}, trust, NOW)
+
+
+# Bad input ----------------------------------------------------------------------------------------
+
+A = ["a" * 64, "1" * 64]
+B = ["b" * 64, "1" * 64]
+
+
+@pytest.mark.parametrize(
+    "pairs",
+    [[B, A], [A, A], [["a" * 64]], ["a" * 64], [[1, 2]], [["A" * 64, "1" * 64]], [A] * 200, [{}]],
+)
+def test_recipients_are_sorted_pairs_each_once(pairs: list[object]) -> None:
+    assert parse_recipients([A, B])
+    with pytest.raises(BadPayload):
+        parse_recipients(pairs)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seqno": -1},
+        {"seqno": 2**63},
+        {"ts": -1},
+        {"room": "a|b"},
+        {"room": "a\nb"},
+        {"room": ""},
+        {"session": "|"},
+        {"sig": ""},
+        {"sig": "AAAA"},
+        {"ct": "\n"},
+        {"previous": "0" * 63},
+    ],
+)
+def test_message_of_bad_members_is_refused(world: World, change: dict[str, object]) -> None:
+    said = Rooms(world).seats[ALICE].compose("text", NOW_MS)
+    with pytest.raises(BadPayload):
+        parse_said(Message(Kind.MSG, {**said.members, **change}), world.alice.identity.fingerprint)
+
+
+@pytest.mark.parametrize("text", ["x" * 4_097, "\u00e9" * 2_049, "\ud800"])
+def test_text_that_cannot_be_sent_moves_nothing(world: World, text: str) -> None:
+    seat = Rooms(world).seats[ALICE]
+    with pytest.raises(LocalError):
+        seat.compose(text, NOW_MS)
+    assert seat.pending == 0
+    seat.compose("x" * 4_096, NOW_MS)
