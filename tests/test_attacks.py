@@ -310,6 +310,7 @@ def test_the_server_that_listens_where_servers_do_is_attacked(
         assert "worked (seed 1)" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_server_with_other_keys_or_of_another_kind_is_one_sentence() -> None:
     keys = {client_id: bytes(32) for client_id in DEMO_KEYS}
     with Server(keys, port=0) as server, other_program(b"HTTP/1.0 400 Bad Request\r\n") as other:
@@ -540,6 +541,7 @@ def test_the_same_seed_gives_the_same_events_byte_for_byte(
     }
 
 
+@pytest.mark.slow
 def test_step_waits_for_enter_before_each_attack() -> None:
     done = run("--step", "cut", "flip-tag", given="\n\n")
     assert done.stdout.count("Enter starts ") == 2

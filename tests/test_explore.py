@@ -224,6 +224,7 @@ def test_nothing_breaks_with_four_sessions_in_the_first_worlds() -> None:
     assert found.transitions > 500
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "mistake", [*MISTAKES, TagsOfHalf, TagsOfTheOtherHalf, leaving_out(ROUND_AT)]
 )

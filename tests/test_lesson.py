@@ -267,6 +267,7 @@ def test_the_installation_is_that_of_the_readme() -> None:
     assert all(f"\n{line}\n" in README and f"\n{line}\n" in LESSON for line in INSTALLING)
 
 
+@pytest.mark.slow
 @posix_only
 def test_a_port_that_is_taken_and_a_server_that_is_absent_are_named_as_the_lesson_says() -> None:
     quoted = [look for look in named(TROUBLE).looks if re.match(r"(server|client)\.py: ", look)]
@@ -494,6 +495,7 @@ def test_ends_that_hold_the_same_keys_name_them_alike(runs: list[list[dict[str, 
     assert lines[-1]["event"] == "judged"
 
 
+@pytest.mark.slow
 def test_events_can_be_read_as_the_document_says(runs: list[list[dict[str, Any]]]) -> None:
     lines = runs[0]
     report = next(item for item in of(lines, "replay-report", "sent") if item[1][:2] == "1e")
@@ -525,6 +527,7 @@ def deeds_of(lines: list[dict[str, Any]], name: str, message: str) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 def test_verdicts_have_the_members_that_the_document_names() -> None:
     done = subprocess.run(
         [sys.executable, "attacks.py", "--seed", "1", "--json", "flip-tag"],

@@ -232,6 +232,7 @@ def test_a_part_of_the_search_is_not_written(flags: tuple[str, ...]) -> None:
     assert (FOLDER / "sets.json").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_an_attack_that_does_not_exist_is_refused_in_one_sentence() -> None:
     done = run_matrix("--attack", "telepathy")
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)

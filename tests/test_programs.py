@@ -574,6 +574,7 @@ def test_ctrl_c_while_the_keys_are_awaited_stops_the_server(tmp_path: Path) -> N
         os.close(writer)
 
 
+@pytest.mark.slow
 def test_demo_keys_are_warned_about_on_both_sides() -> None:
     with running_server() as (server, port):
         assert "demo keys" in run("client.py", "1", "--port", port, "--rounds", "1").stdout
@@ -607,6 +608,7 @@ def test_many_signals_at_once_stop_the_server_as_one_does() -> None:
         assert server.finish() == 0
 
 
+@pytest.mark.slow
 @posix_only
 def test_two_ctrl_c_at_once_do_not_cut_the_goodbye() -> None:
     with (
@@ -665,6 +667,7 @@ def test_below_nohup_a_server_outlives_its_terminal() -> None:
         assert server.finish() == 0
 
 
+@pytest.mark.slow
 @posix_only
 def test_ctrl_c_on_a_client_says_goodbye() -> None:
     with running_server() as (server, port):

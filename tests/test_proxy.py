@@ -611,6 +611,7 @@ def test_three_programs_and_a_script(tmp_path: Path) -> None:
         assert middle.lines["out"][-1].startswith("connection 1  #4 TERMINATE to client")
 
 
+@pytest.mark.slow
 @posix_only
 def test_ctrl_c_ends_the_program() -> None:
     with (

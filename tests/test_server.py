@@ -133,6 +133,7 @@ def test_own_part_has_no_share_where_there_is_nothing_to_share() -> None:
     assert own_part([1e15], 5e-324)["own_share"] is None, "a share that overflows"
 
 
+@pytest.mark.slow
 @given(
     st.dictionaries(st.integers(1, 255), st.lists(st.floats(-1e15, 1e15), max_size=9), min_size=1)
 )

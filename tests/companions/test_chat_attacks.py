@@ -93,6 +93,7 @@ def test_an_attack_is_met_by_the_error_it_names_and_the_bystander_goes_on(
     assert bool(result.won) <= bool(ATTACKS[name].noticed), "won, though something prevents it"
 
 
+@pytest.mark.slow
 def test_some_attacks_fail_as_they_should(lab: Lab) -> None:
     assert [suffer(lab, name).words for name in QUICK] == [
         "client: BadOpening",

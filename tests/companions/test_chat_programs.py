@@ -161,6 +161,7 @@ def rows(house: House, query: str) -> list[Any]:
         return list(connection.execute(sql.text(query)))
 
 
+@pytest.mark.slow
 def test_five_hundred_texts_of_two_at_once_arrive_in_one_order(house: House) -> None:
     heard: dict[str, list[str | None]] = {}
 

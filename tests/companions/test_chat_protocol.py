@@ -106,12 +106,14 @@ def pi_times_power(bits: int) -> int:
     return 4 * (4 * arctan(5) - arctan(239)) >> 64
 
 
+@pytest.mark.slow
 def test_prime_is_that_of_rfc_3526_and_safe() -> None:
     assert 2**2048 - 2**1984 - 1 + 2**64 * (pi_times_power(1918) + 124_476) == dh.PRIME
     assert isPrime(dh.PRIME)
     assert isPrime((dh.PRIME - 1) // 2)
 
 
+@pytest.mark.slow
 @settings(max_examples=20)
 @given(st.integers(2, dh.PRIME - 2))
 def test_jacobi_symbol_is_eulers_criterion(value: int) -> None:

@@ -308,6 +308,7 @@ def verify(certificate: x509.Certificate, signature: bytes, data: bytes) -> None
     key.verify(signature, data, PSS, hashes.SHA256())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [0, 10])
 def test_client_written_from_the_readme_registers_talks_and_gets_a_receipt(
     tmp_path: Path, keys: list[PrivateKey], monkeypatch: pytest.MonkeyPatch, count: int

@@ -147,6 +147,7 @@ def test_a_folder_is_kept_and_an_existing_one_refused(
     assert (folder / "file").exists()
 
 
+@pytest.mark.slow
 def test_a_program_that_ends_otherwise_than_it_should_is_a_problem(
     capsys: pytest.CaptureFixture[str], acts: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -77,6 +77,7 @@ def test_what_is_never_said_is_a_problem_and_no_hanging(
     assert capsys.readouterr().out.startswith("alice   | bob has a hat\n")
 
 
+@pytest.mark.slow
 def test_a_program_that_ends_otherwise_than_it_should_is_a_problem(
     acts: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
