@@ -387,6 +387,8 @@ class Talk:
             line = f"{clock_of(event)} {escaped(event.member.identity.name)}: {escaped(event.text)}"
             self._said.append(line)
             self._show(line)
+        elif isinstance(event, Said):  # which the transcript has, so it is told
+            self._show(f"[*] {escaped(event.member.identity.name)} said something to others only")
 
 
 def clock_of(said: Said) -> str:
