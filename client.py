@@ -69,7 +69,7 @@ from protocol_fsm import (
 
 
 class Client:
-    """A session with the server: it begins with `with`, and says GOODBYE at the block's end.
+    """One session with the server, from connect() to close(), or inside `with`.
 
     `keys` are master keys by client id, as load_keys returns them; without, the published demo
     keys, on loopback only. Each answer has `timeout_s`, which has to exceed the server's window.
@@ -99,6 +99,16 @@ class Client:
         self._channel: Channel[Message] | None = None
 
     def __enter__(self) -> Client:
+        self.connect()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def connect(self) -> None:
+        """Connect, and shake hands with the server. Raises LocalError the second time."""
+        if self._channel is not None:
+            raise LocalError("a Client has one session; make another Client for the next")
         try:
             sock = socket.create_connection(self._address, max(5.0, min(self.timeout_s, 10.0)))
         except (OSError, UnicodeError) as error:
@@ -111,16 +121,17 @@ class Client:
         except BaseException:
             self.channel.leave(Status.GOODBYE)
             raise
-        return self
 
-    def __exit__(self, *exception: object) -> None:
-        self.channel.leave(Status.GOODBYE)
+    def close(self) -> None:
+        """Say GOODBYE, unless the session is over, and disconnect. The second time does nothing."""
+        if self._channel is not None:
+            self._channel.leave(Status.GOODBYE)
 
     @property
     def channel(self) -> Channel[Message]:
         """The connection. Raises LocalError before there is one."""
         if self._channel is None:
-            raise LocalError("a client reports inside its with block")
+            raise LocalError("a client reports after connect(), or inside its with block")
         return self._channel
 
     def report(self, readings: Iterable[SupportsFloat]) -> dict[str, Json]:
