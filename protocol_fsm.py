@@ -139,7 +139,7 @@ class BadPayload(ProtocolError):
 
 
 class EchoMismatch(ProtocolError):
-    """Step 8: a SERVER_CHALLENGE that answers somebody else's CLIENT_HELLO."""
+    """Step 8: a SERVER_CHALLENGE that answers another CLIENT_HELLO."""
 
 
 class DeadlineExpired(ProtocolError):
