@@ -347,7 +347,7 @@ def borrowed_key(frames: Frames, lab: Lab) -> Frames:
     "",
     None,
     goal=learned,
-    noticed="who compares fingerprints",
+    noticed="anyone who compares fingerprints",
     wins=f"mallory is told: {FIRST}",
 )
 def first_contact(frames: Frames, lab: Lab) -> Frames:
