@@ -496,7 +496,7 @@ def stolen_session_keys(frames: Frames, lab: Lab) -> Frames:
     "",
     None,
     noticed="alice, who is cut off",
-    wins="bob hears what was not said, or not like that",
+    wins="bob hears a text that was not sent, or not like that",
 )
 def stolen_identity(frames: Frames, lab: Lab) -> Frames:
     """Alice's private key is stolen, and used on the wire."""
