@@ -613,7 +613,7 @@ def stolen_master_key(lab: Lab) -> None:
     wins="the server takes a report of 900.0 from the thief",
 )
 def guessed_key(lab: Lab) -> None:
-    """The key is a demo key, and somebody uses it."""
+    """The key is a demo key, and an attacker uses it."""
     with lab.client(VICTIM) as impostor:
         impostor.report([900.0])
         lab.outcome.learned = "the server takes a report of 900.0 from the thief"

@@ -55,7 +55,7 @@ class Conversation(Protocol[AnyMessage]):
 
 
 class EndRequested(Exception):
-    """Our own side wants the session to end; `status` is what the peer will be told."""
+    """Our own side wants the session to end; the peer will be told `status`."""
 
     def __init__(self, status: Status) -> None:
         super().__init__(f"by this side ({status.name})")
@@ -81,7 +81,7 @@ class Channel(Generic[AnyMessage]):
         self._deadline = 0.0
         self._received = b""
         self._farewell = b""
-        self._is_stuck = False  # a message of ours is sealed, and not sent
+        self._is_stuck = False  # a message of ours is sealed but not sent
         self._requested: Status | None = None
 
     def request_end(self, status: Status) -> None:
@@ -89,7 +89,7 @@ class Channel(Generic[AnyMessage]):
         self._requested = self._requested or status
 
     def send_away(self, status: Status) -> None:
-        """Ask the owner to end the session; in the handshake, where it says nothing, at once."""
+        """Ask the owner to end the session; wake it if it will send no farewell."""
         self.request_end(status)
         if not self.session.has_farewell:
             with contextlib.suppress(OSError):
@@ -224,6 +224,6 @@ class Channel(Generic[AnyMessage]):
                 raise TimeoutError
 
     def _set_timeout(self, timeout_s: float) -> None:
-        if timeout_s != self._timeout_s:  # which costs a system call
+        if timeout_s != self._timeout_s:  # setting it costs a system call
             self._sock.settimeout(timeout_s)
             self._timeout_s = timeout_s

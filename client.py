@@ -69,10 +69,10 @@ from protocol_fsm import (
 
 
 class Client:
-    """A session with the server: it begins with `with`, and says GOODBYE at the block's end.
+    """One session with the server, from connect() to close(), or inside `with`.
 
     `keys` are master keys by client id, as load_keys returns them; without, the published demo
-    keys, on loopback only. Each answer has `timeout_s`, which has to exceed the server's window.
+    keys, on loopback only. An answer may take `timeout_s`, which must exceed the server's window.
     Raises UserError, NoConnection, and any ProtocolError, which has then ended this session.
     """
 
@@ -99,6 +99,16 @@ class Client:
         self._channel: Channel[Message] | None = None
 
     def __enter__(self) -> Client:
+        self.connect()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def connect(self) -> None:
+        """Connect, and shake hands with the server. Raises LocalError the second time."""
+        if self._channel is not None:
+            raise LocalError("a Client has one session; make another Client for the next")
         try:
             sock = socket.create_connection(self._address, max(5.0, min(self.timeout_s, 10.0)))
         except (OSError, UnicodeError) as error:
@@ -111,16 +121,17 @@ class Client:
         except BaseException:
             self.channel.leave(Status.GOODBYE)
             raise
-        return self
 
-    def __exit__(self, *exception: object) -> None:
-        self.channel.leave(Status.GOODBYE)
+    def close(self) -> None:
+        """Say GOODBYE, unless the session is over, and disconnect. The second time does nothing."""
+        if self._channel is not None:
+            self._channel.leave(Status.GOODBYE)
 
     @property
     def channel(self) -> Channel[Message]:
         """The connection. Raises LocalError before there is one."""
         if self._channel is None:
-            raise LocalError("a client reports inside its with block")
+            raise LocalError("a client reports after connect(), or inside its with block")
         return self._channel
 
     def report(self, readings: Iterable[SupportsFloat]) -> dict[str, Json]:
@@ -145,7 +156,11 @@ def plain_number(value: SupportsFloat) -> float:
 # Readings, from files and by hand -----------------------------------------------------------------
 
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
-SEPARATORS = {"\t": "tabs", ";": "semicolons", ",": "commas"}  # the first that a row has is its own
+SEPARATORS = {
+    "\t": "tabs",
+    ";": "semicolons",
+    ",": "commas",
+}  # the first one found in a row separates its cells
 
 
 @flag_type("a number up to 1e15, with a decimal point")
@@ -158,7 +173,7 @@ def reading(text: str) -> float:
 
 
 class Table:
-    """A file of readings, a row each. How it is read is decided by rules, and never guessed.
+    """A file of readings, one per row. Rules decide how it is read; nothing is guessed.
 
     Cells are separated by the first of tab, `;` and `,` that the first row has. A decimal comma is
     read only where that is a tab or `;`, and no column has both decimal signs. All rows have as
@@ -231,7 +246,7 @@ class Table:
         return f"the first row has {cells}; --skip N leaves out N lines before the header"
 
     def readings(self) -> Iterator[list[float]]:
-        """Yield one reading a row."""
+        """Yield one reading per row."""
         for number, (where, cells) in enumerate(self._rows):
             if len(cells) != len(self._cells):
                 counts = f"{len(cells)} cells, and the first row has {len(self._cells)}"
@@ -326,7 +341,7 @@ def run(client: Client, reports: Iterator[list[float]], options: argparse.Namesp
             signal.SIGINT, signal.SIG_IGN
         )  # a second Ctrl-C must not interrupt the goodbye
         client.channel.request_end(Status.GOODBYE)
-        if at_input:  # then nothing looks at the request, and nothing is half done either
+        if at_input:  # nothing polls the request there, and nothing is half done
             raise EndRequested(Status.GOODBYE)
 
     with client:
@@ -341,14 +356,14 @@ def run(client: Client, reports: Iterator[list[float]], options: argparse.Namesp
             at_input = False
             if readings is None:
                 return
-            if client.session.round_number > 1:  # a pause, which hears what the server has said
+            if client.session.round_number > 1:  # pause, and hear a farewell meanwhile
                 client.channel.idle(0.01 if options.interactive else options.interval)
             answer = client.report(readings)
             print(json.dumps(answer) if options.json else describe(answer), flush=True)
 
 
 def explain(error: ProtocolError, session: Session) -> str:
-    """Return the sentence for a person whose session ended before its time."""
+    """Return the sentence for a user whose session ended early."""
     if isinstance(error, PeerTerminated):
         return f"session terminated by the server: {error.status.name}"
     if isinstance(error, ConnectionCut) and session.round_number == 0:
@@ -366,7 +381,7 @@ def explain(error: ProtocolError, session: Session) -> str:
 
 
 def as_value(word: str) -> str:
-    """Mark a negative number as no flag: argparse knows -1 and -1.5, but not -1e3."""
+    """Keep argparse from taking a number for a flag: it knows -1 and -1.5, but not -1e3."""
     return f" {word}" if NUMBER.fullmatch(word) else word
 
 
@@ -375,7 +390,9 @@ def main() -> int:
     parser.add_argument("id", type=whole, help="1 to 255")
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--values", nargs="+", type=reading, metavar="X", help="report these")
-    source.add_argument("--file", metavar="CSV", help="report a row a round; - is standard input")
+    source.add_argument(
+        "--file", metavar="CSV", help="report one row per round; - is standard input"
+    )
     source.add_argument("--interactive", action="store_true", help="report what you type")
     parser.add_argument("--column", metavar="C", help="of the CSV, its name or number from 1")
     parser.add_argument(

@@ -1,7 +1,7 @@
-"""The cryptographic building blocks: pure functions on bytes, which know of no protocol.
+"""The cryptographic building blocks: pure functions on bytes, which know no protocol.
 
 Every primitive comes from a library; only the padding is ours. No error quotes a key or a
-plaintext. When a key is used, and when it moves, is decided in protocol_fsm.py.
+plaintext. protocol_fsm.py decides when a key is used, and when it moves.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import hmac
 
 from Crypto.Cipher import AES
 
-BLOCK_BYTES = 16  # of AES (FIPS 197), so also of the IV and of the padding
+BLOCK_BYTES = 16  # the block size of AES (FIPS 197), and of the IV and the padding
 AES_KEY_BYTES = 16  # AES-128
 TAG_BYTES = 32  # HMAC-SHA256, not truncated
 NONCE_BYTES = 16
@@ -29,7 +29,7 @@ def pkcs7_pad(data: bytes) -> bytes:
 def pkcs7_unpad(padded: bytes) -> bytes:
     """Check all of the padding of 16n bytes, and remove it. Raises ValueError.
 
-    Whoever calls this has verified a tag before, or is building a padding oracle.
+    A caller that has not verified a tag first is building a padding oracle.
     """
     if not padded or len(padded) % BLOCK_BYTES:
         raise ValueError("padded data is not a positive number of whole blocks")
@@ -52,7 +52,7 @@ def aes_cbc_decrypt(ciphertext: bytes, key: bytes, iv: bytes) -> bytes:
 
 
 def _aes_128(key: bytes) -> bytes:
-    if len(key) != AES_KEY_BYTES:  # the library would take 24 and 32 bytes too
+    if len(key) != AES_KEY_BYTES:  # the library also takes 24 and 32 bytes
         raise ValueError("an AES-128 key has 16 bytes")
     return key
 
@@ -63,7 +63,7 @@ def hmac_sha256(key: bytes, data: bytes) -> bytes:
 
 
 def hmac_verify(key: bytes, data: bytes, tag: bytes) -> bool:
-    """Tell whether `tag` is right, in a time that does not depend on where it is wrong."""
+    """Return whether `tag` is right, in a time that does not depend on where it is wrong."""
     return hmac.compare_digest(hmac_sha256(key, data), tag)
 
 
@@ -73,7 +73,7 @@ def derive_key(master_key: bytes, label: str) -> bytes:
 
 
 def evolve_key(chain_key: bytes, material: bytes) -> bytes:
-    """Return the next 32-byte chain key [P 3.4], from which nobody gets back to `chain_key`."""
+    """Return the next 32-byte chain key [P 3.4], which does not lead back to `chain_key`."""
     return hashlib.sha256(chain_key + material).digest()
 
 

@@ -137,7 +137,7 @@ def trace_line(seen: Seen) -> str:
 
 
 class KeyLogger:
-    """Writes what one session uses and says [classroom/KEYLOG.md]: a session's only way out."""
+    """Writes the keys and messages of one session [classroom/KEYLOG.md]; nothing else does."""
 
     def __init__(self, write: Callable[[str], object], client_id: int, sends: Direction) -> None:
         self._write = write
@@ -223,7 +223,9 @@ class EndpointParser(Parser):
         self.add_argument("--keys", metavar="FILE", help="master keys, lines of id:hex")
         self.add_argument("--patient", action="store_true", help="no deadlines (loopback only)")
         self.add_argument("--trace", action="store_true", help="show every message on stderr")
-        self.add_argument("--keylog", metavar="FILE", help="write all keys there, to look inside")
+        self.add_argument(
+            "--keylog", metavar="FILE", help="write all keys to FILE, for tools that decrypt"
+        )
 
     def options(self, words: Sequence[str] | None = None) -> argparse.Namespace:
         """Return the flags of this command line, or of these words. Raises UserError."""
@@ -253,8 +255,8 @@ def describe(answer: Mapping[str, Json], columns: int = 79) -> str:
     words = []
     for name, value in answer.items():
         items = value if isinstance(value, list) else [value]
-        # JSON keeps what is no number to ASCII, and control characters from the terminal
+        # JSON escapes control characters and all that is not ASCII
         shown = [f"{item:.6g}" if isinstance(item, float) else json.dumps(item) for item in items]
-        comma = ", " if len(",".join(shown)) > 40 else ","  # where a line may end
+        comma = ", " if len(",".join(shown)) > 40 else ","  # a line may end at a blank
         words.append(f"{json.dumps(name)[1:-1]}\0{comma.join(shown)}")
     return textwrap.fill("  ".join(words), columns, subsequent_indent="    ").replace("\0", " ")

@@ -41,7 +41,7 @@ CIPHERTEXT_AT = HEADER.size + BLOCK_BYTES  # the IV stands before it
 OVERHEAD = CIPHERTEXT_AT + TAG_BYTES  # the 55 bytes of a message that are not ciphertext
 MIN_MESSAGE = 71  # one block of ciphertext
 MAX_MESSAGE = 65_527  # the most whole blocks that 2 bytes can count
-MAX_BODY = MAX_MESSAGE - OVERHEAD - NONCE_BYTES - 1  # 65,455: one byte at least is padding
+MAX_BODY = MAX_MESSAGE - OVERHEAD - NONCE_BYTES - 1  # 65,455: at least one byte is padding
 MIN_MASTER_KEY = 16
 LAST_ROUND = 2**32 - 1
 MAX_READINGS = 1_024  # numbers in one report
@@ -139,7 +139,7 @@ class BadPayload(ProtocolError):
 
 
 class EchoMismatch(ProtocolError):
-    """Step 8: a SERVER_CHALLENGE that answers somebody else's CLIENT_HELLO."""
+    """Step 8: a SERVER_CHALLENGE that answers another CLIENT_HELLO."""
 
 
 class DeadlineExpired(ProtocolError):
@@ -191,9 +191,9 @@ def read_frame(recv: Callable[[int], bytes]) -> bytes:
 def read_exactly(recv: Callable[[int], bytes], wanted: int, *, mid_frame: bool) -> bytes:
     """Return that many bytes of a stream. Raises ConnectionCut."""
     received = recv(wanted)
-    if len(received) == wanted:  # as nearly always
+    if len(received) == wanted:  # nearly always
         return received
-    gathered = bytearray(received)  # which grows in place, however small the pieces are
+    gathered = bytearray(received)  # grows in place, however small the pieces are
     while received and len(gathered) < wanted:
         received = recv(wanted - len(gathered))
         gathered += received
@@ -310,7 +310,7 @@ class ProtocolFSM(StateMachine[State, Opcode, Direction]):
 
 @dataclass(frozen=True)
 class ClientHello:
-    """A client begins; the nonce in front of it is the session's own affair."""
+    """A client begins; its Session adds the client nonce."""
 
     opcode: ClassVar[Opcode] = Opcode.CLIENT_HELLO
     status: ClassVar[Status] = Status.OK
@@ -319,7 +319,7 @@ class ClientHello:
 
 @dataclass(frozen=True)
 class ServerChallenge:
-    """The server answers; echo and nonce are the session's own affair."""
+    """The server answers; its Session adds the echo and the server nonce."""
 
     opcode: ClassVar[Opcode] = Opcode.SERVER_CHALLENGE
     status: ClassVar[Status] = Status.OK
@@ -384,7 +384,7 @@ FAREWELL_STATUS: Mapping[Opcode, frozenset[Status]] = {  # any other opcode carr
 
 
 class Header(NamedTuple):
-    """The 7 public bytes as numbers; nothing is known about them yet."""
+    """The 7 public bytes as numbers, not yet verified."""
 
     opcode: int
     client_id: int
@@ -536,7 +536,7 @@ LABEL_OF: Mapping[tuple[int, str], str] = {
 
 
 def bind_keys(keys: Keys, client_nonce: bytes, server_nonce: bytes) -> Keys:
-    """Tie all four to one session: what was recorded in another is worthless in it."""
+    """Bind all four to one session: recordings of other sessions are worthless in it."""
     return {label: evolve_key(key, client_nonce + server_nonce) for label, key in keys.items()}
 
 
@@ -562,7 +562,7 @@ def evolve_s2c(keys: Keys, body: bytes, status: bytes) -> Keys:
 
 
 class Seen(NamedTuple):
-    """What a watcher is told of a message, once all is decided: copies, which lead nowhere."""
+    """What a watcher learns of a message, after the decision; copies only."""
 
     verdict: str  # "sealed", "accepted", or the error for which it was refused
     message: bytes  # without the length before it
@@ -571,11 +571,11 @@ class Seen(NamedTuple):
 
 
 Watcher = Callable[[Seen], object]
-KeyLog = Callable[[Keys], object]  # asked for by name: nothing else is handed keys
+KeyLog = Callable[[Keys], object]  # asked for by name; nothing else receives keys
 
 
 class Watchers(tuple[Watcher, ...]):
-    """Those who look at a session. They can change nothing in it, not even by raising."""
+    """Observers of a session. They can change nothing in it, not even by raising."""
 
     error = ""  # of the last one that raised, for the log of the session's owner
 
@@ -599,7 +599,7 @@ class Session:
 
     `sends` is the direction of our own messages: C2S makes this the client's end. The master key
     (16 bytes or more) is not kept. `watchers` see each message after the decision, and can change
-    nothing; `key_log` alone is handed the keys, whenever they may have moved. `random_bytes` and
+    nothing; `key_log` alone receives the keys, whenever they may have moved. `random_bytes` and
     `first_round` are for vectors and tests.
     """
 
@@ -640,11 +640,11 @@ class Session:
 
     @property
     def has_farewell(self) -> bool:
-        """Whether we may say farewell now: not in the handshake, and not after the end [P 3.5]."""
+        """Whether a farewell is legal now: not in the handshake, and not after the end [P 3.5]."""
         return self.fsm.allows(Opcode.TERMINATE, self.sends)
 
     def fingerprints(self) -> dict[str, str]:
-        """Name the four chain keys, 8 hex digits each; after the end, the last four there were."""
+        """Name the four chain keys, 8 hex digits each; after the end, the last four keys."""
         return {**self._last_fingerprints} or {k: fingerprint(v) for k, v in self._keys.items()}
 
     def __repr__(self) -> str:
@@ -804,14 +804,14 @@ class Session:
         return self._keys
 
     def goodbye(self, status: Status) -> bytes:
-        """Return a TERMINATE, which ends the session; nothing where none may be said."""
+        """Return a TERMINATE, which ends the session; nothing where a farewell is not legal."""
         return self.seal(Terminate(status)) if self.has_farewell else b""
 
     def fail(self, error: ProtocolError) -> None:
         """End the session because of `error`, and give `error` the farewell to send.
 
-        Only bound keys say farewell: those of the handshake are the same in every session, so that
-        one recorded farewell, replayed, would end all later ones [P 3.5].
+        A farewell needs bound keys: those of the handshake are the same in every session, so one
+        recorded farewell, replayed, would end all later sessions [P 3.5].
         """
         farewell: Message = Terminate(Status.VIOLATION)
         if isinstance(error, RoundMismatch):

@@ -82,11 +82,11 @@ class Limits:
     stranger_timeout_s: float = limit(10.0, "seconds until a first report is accepted, in all")
     frame_timeout_s: float = limit(FRAME_S, "seconds from a frame's first byte to its last")
     silence_timeout_s: float = limit(300.0, "seconds between two reports")
-    max_strangers: int = limit(64, "connections without a report; one more, and the oldest goes")
+    max_strangers: int = limit(64, "connections without a report; one more evicts the oldest")
 
 
 def compute_aggregation(contributions: Contributions) -> dict[str, Json]:
-    """Return what every member of an epoch is told. Pure, and meant to be replaced."""
+    """Return what every member of an epoch is told. Pure; instructors may replace it."""
     readings = [reading for values in contributions.values() for reading in values]
     total = math.fsum(readings)
     return {
@@ -100,7 +100,7 @@ def compute_aggregation(contributions: Contributions) -> dict[str, Json]:
 
 
 def own_part(readings: Sequence[float], total: float) -> dict[str, Json]:
-    """Return what one member is told besides; a share of nothing is null."""
+    """Return what only one member is told; a share of nothing is null."""
     own_sum = math.fsum(readings)
     share = own_sum / total if total else math.inf
     return {
@@ -127,7 +127,7 @@ AnyConnection = TypeVar("AnyConnection", bound=Connection)
 
 
 class Roster(Generic[AnyConnection]):
-    """Who is connected: strangers, and one member for each client id. It has no lock and no clock.
+    """Who is connected: strangers, and one member per client id. It has no lock and no clock.
 
     A stranger displaces nobody but an older stranger. A member is displaced by a later session of
     its id, and only by one whose CLIENT_HELLO was accepted later than its own.
@@ -138,10 +138,10 @@ class Roster(Generic[AnyConnection]):
         self.members: dict[int, AnyConnection] = {}  # established, by client id
         self._max_strangers = max_strangers
         self._hellos = itertools.count(1)
-        self._newest_hello: dict[int, int] = {}  # that ever established a session, by client id
+        self._newest_hello: dict[int, int] = {}  # of an established session, by client id
 
     def arrive(self, stranger: AnyConnection) -> None:
-        """Take in a stranger; if there are too many now, the oldest is sent away."""
+        """Add a stranger; if there are too many now, evict the oldest."""
         self.strangers.append(stranger)
         if len(self.strangers) > self._max_strangers:
             self.strangers.pop(0).send_away(Status.TIMEOUT)
@@ -151,7 +151,7 @@ class Roster(Generic[AnyConnection]):
         stranger.hello_number = next(self._hellos)
 
     def establish(self, stranger: AnyConnection) -> None:
-        """Make a member of a stranger, which replaces an older one. Raises EndRequested."""
+        """Turn a stranger into a member, in place of an older one. Raises EndRequested."""
         client_id = stranger.client_id
         if stranger.hello_number < self._newest_hello.get(client_id, 0):
             raise EndRequested(Status.REPLACED)  # a held report must not evict a live client
@@ -213,7 +213,7 @@ class Epochs:
         return epoch
 
     def withdraw(self, connection: Connection) -> None:
-        """Take out what an ended session has contributed to the open epoch."""
+        """Remove what an ended session has contributed to the open epoch."""
         client_id = connection.client_id
         entered = self.current.contributions.get(client_id)
         if entered and entered.giver is connection:
@@ -231,7 +231,7 @@ class Epochs:
             return None
         try:
             epoch.answers = self._answers(epoch)
-        except BaseException:  # an instructor's function may raise anything, and the server lives
+        except BaseException:  # an instructor's function may raise anything; the server goes on
             log.exception("epoch %d has no aggregate", epoch.number)
             epoch.aggregate = {}
             epoch.answers = {}
@@ -248,14 +248,17 @@ class Epochs:
         answers = {}
         for client_id, entry in given.items():
             head: dict[str, Json] = {"epoch": epoch.number, "round": entry.round_number}
-            personal = {**head, **own_part(entry.readings, total)}  # which it cannot overwrite
+            personal = {
+                **head,
+                **own_part(entry.readings, total),
+            }  # an aggregation cannot overwrite it
             answers[client_id] = ServerAggrResponse({**head, **epoch.aggregate, **personal})
-            _ = answers[client_id].body  # encoded here, so that it fails for all or for none
+            _ = answers[client_id].body  # encoded here, to fail for all members or for none
         return answers
 
 
 class Record(NamedTuple):
-    """A "report" was accepted, an "epoch" closed, or a connection came to its "end"."""
+    """A "report" was accepted, an "epoch" closed, or a connection reached its "end"."""
 
     what: str
     client_id: int  # 0: an epoch, or a connection that never named its client
@@ -289,7 +292,7 @@ class Member:
             self._serve()
         except (EndRequested, ProtocolError) as error:
             cause = error
-        except Exception as error:  # a defect of ours: it ends this session and no other
+        except Exception as error:  # a defect of ours, which must end no other session
             log.exception("%s: internal error", self)
             cause = error
         try:
@@ -374,7 +377,7 @@ class Server:
         return self._new_session(client_id, key, Direction.S2C)
 
     def _accept(self) -> None:
-        pause_s = 0.0  # longer while descriptors or threads are lacking, which is logged once
+        pause_s = 0.0  # longer while descriptors or threads are exhausted, which is logged once
         while not self._closing.wait(pause_s):
             try:
                 self._take_in(Member(self, self._listener.accept()[0]))
@@ -387,7 +390,7 @@ class Server:
 
     def _take_in(self, member: Member) -> None:
         thread = threading.Thread(target=member.run, daemon=True)
-        with self._changed:  # which the thread has to wait for before it can be forgotten
+        with self._changed:  # the thread must not end before it is listed
             try:
                 thread.start()
             except RuntimeError:  # out of threads
@@ -414,7 +417,7 @@ class Server:
         log.info("%s: established", member)
 
     def forget(self, member: Member, reason: Exception) -> None:
-        """Take out what an ended session leaves: its place, and its part in the open epoch."""
+        """Remove what an ended session leaves: its place, and its part in the open epoch."""
         client_id = member.client_id
         with self._changed:
             self._epochs.withdraw(member)
@@ -468,7 +471,7 @@ class Server:
         if epoch is None:
             return
         self._record(Record("epoch", 0, epoch))
-        if log.isEnabledFor(logging.DEBUG):  # to describe takes longer than to answer
+        if log.isEnabledFor(logging.DEBUG):  # describing takes longer than answering
             log.debug("%s", describe({"epoch": epoch.number, **epoch.aggregate}, 70))
 
     def summary(self) -> str:
@@ -504,7 +507,9 @@ def main() -> int:
         )
     parser.add_argument("--verbose", action="store_true", help="log every report and epoch")
     parser.add_argument("--generate-keys", metavar="DIR", help="write new key files, and exit")
-    parser.add_argument("--ids", type=id_list, default="1-5", help="for whom; default 1-5")
+    parser.add_argument(
+        "--ids", type=id_list, default="1-5", help="client ids for --generate-keys; default 1-5"
+    )
     options = parser.options()
     if options.generate_keys is not None:
         generate_keys(Path(options.generate_keys), options.ids)

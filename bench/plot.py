@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from bench.report import NAMES
 from bench.rivals import BODIES
-from classroom.drawing import Drawing
+from classroom.drawing import Picture, both_schemes
 from classroom.output import write_whole
 from program import Parser, UserError, escaped, output_path, read_text, run_program
 
@@ -215,17 +215,6 @@ def apart(wanted: Sequence[float], top: float, bottom: float) -> list[float]:
 # The picture --------------------------------------------------------------------------------------
 
 
-def style() -> str:
-    """Return the rules for both schemes; without variables, which not every viewer knows."""
-    light, dark = (
-        " ".join(
-            f".{name} {{ fill: {pair[at]}; stroke: {pair[at]}; }}" for name, pair in COLOURS.items()
-        )
-        for at in (0, 1)
-    )
-    return f"\n{light}\n@media (prefers-color-scheme: dark) {{ {dark} }}{STYLE}"
-
-
 def in_words(found: Measured, body: str) -> str:
     """Say what the picture shows, for those who do not see it."""
     names, parts = zip(*found.ladder)
@@ -263,30 +252,11 @@ def counted(clients: int) -> str:
     return "1 client" if clients == 1 else f"{clients} clients"
 
 
-class Plot(Drawing):
-    """The SVG; it is a file of its own, and brings its paper."""
+class Plot(Picture):
+    """The SVG."""
 
     def __init__(self, height: int, title: str, description: str) -> None:
-        super().__init__(height, "plot", title, description)
-        self._svg.attrib.update(
-            {
-                "xmlns": "http://www.w3.org/2000/svg",
-                "viewBox": f"0 0 {WIDTH} {height}",
-                "width": str(WIDTH),
-                "height": str(height),
-                "class": "plot",
-            }
-        )
-        self._put("style", style())
-        self._put("rect", width=WIDTH, height=height, class_="paper")
-
-    def write(
-        self, x: float, y: float, words: str, kind: str = "ink", anchor: str = "start"
-    ) -> None:
-        self._put("text", words, x=x, y=y, text_anchor=anchor, class_=kind)
-
-    def stroke(self, x1: float, y1: float, x2: float, y2: float, kind: str) -> None:
-        self._put("line", x1=x1, y1=y1, x2=x2, y2=y2, class_=kind)
+        super().__init__(WIDTH, height, "plot", title, description, both_schemes(COLOURS) + STYLE)
 
     def heading(self, top: float, title: str, note: str) -> None:
         self.write(MARGIN, top + 18, title, "ink title")

@@ -6,6 +6,7 @@ no protocol. Colours are those of the page around it, by class; none has a meani
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from xml.etree import ElementTree
 
 from classroom.wire import Wire
@@ -158,6 +159,45 @@ class Drawing:
         words = "1 round" if rounds == 1 else f"{rounds} rounds"
         note = f"{words} beside it" if rounds else "not in the log"
         self.text(LANES["server"] + 14, y + 4, note, "note", "start")
+
+
+class Picture(Drawing):
+    """An SVG that is a file of its own: it brings its paper, and its colours."""
+
+    def __init__(
+        self, width: int, height: int, name: str, title: str, description: str, style: str
+    ) -> None:
+        super().__init__(height, name, title, description)
+        self._svg.attrib.update(
+            {
+                "xmlns": "http://www.w3.org/2000/svg",
+                "viewBox": f"0 0 {width} {height}",
+                "width": str(width),
+                "height": str(height),
+                "class": name,
+            }
+        )
+        self._put("style", style)
+        self._put("rect", width=width, height=height, class_="paper")
+
+    def write(
+        self, x: float, y: float, words: str, kind: str = "ink", anchor: str = "start"
+    ) -> None:
+        self._put("text", words, x=x, y=y, text_anchor=anchor, class_=kind)
+
+    def stroke(self, x1: float, y1: float, x2: float, y2: float, kind: str) -> None:
+        self._put("line", x1=x1, y1=y1, x2=x2, y2=y2, class_=kind)
+
+
+def both_schemes(colours: Mapping[str, tuple[str, str]]) -> str:
+    """Return CSS for colours (light, dark) by class: no variables, which not every viewer knows."""
+    light, dark = (
+        " ".join(
+            f".{name} {{ fill: {pair[at]}; stroke: {pair[at]}; }}" for name, pair in colours.items()
+        )
+        for at in (0, 1)
+    )
+    return f"\n{light}\n@media (prefers-color-scheme: dark) {{ {dark} }}"
 
 
 def in_words(run: Run, wire: Wire) -> list[str]:

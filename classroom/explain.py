@@ -67,8 +67,8 @@ class Explained(NamedTuple):
 
 
 NO_KEY = (
-    "No key in the log gives this tag: the message was changed on its way, or nobody wrote "
-    "its keys down [P 3.6, step 5]"
+    "No key in the log gives this tag: the message was changed on its way, or its "
+    "keys were not logged [P 3.6, step 5]"
 )
 
 

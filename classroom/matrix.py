@@ -163,13 +163,13 @@ class Guest:
 
 
 class Pieces(NamedTuple):
-    """What a World is built from."""
+    """What a MemoryLab is built from."""
 
     session: type[Session] = Session
     roster: type[Roster[End]] = Roster
 
 
-class World(Stage):
+class MemoryLab(Stage):
     """What an attack sees of a Lab. Where nothing is under way, every deadline has passed."""
 
     def __init__(self, pieces: Pieces, seed: str = SEEDS[0]) -> None:
@@ -182,7 +182,7 @@ class World(Stage):
         self._epochs = Epochs(0.0, compute_aggregation)  # with a window of no time for others
         self._open()
 
-    def __enter__(self) -> World:
+    def __enter__(self) -> MemoryLab:
         self.tape = self.honest_session(VICTIM, READINGS)
         self.older_tape = self.honest_session(VICTIM, OLD_READINGS)
         self.other_tape = self.honest_session(OTHER, OLD_READINGS)
@@ -356,7 +356,7 @@ class World(Stage):
 
 
 def pieces(names: Names) -> Pieces:
-    """Return what a World is built from, without some rules."""
+    """Return what a MemoryLab is built from, without some rules."""
     weak = without(names)
     return Pieces(weak.session, cast(type[Roster[End]], weak.server.roster_class))
 
@@ -382,7 +382,7 @@ MEMORY = Trials(
     attacks=ATTACKS,
     rules={**SESSION_RULES, **ROSTER_RULES},
     parts=pieces,
-    lab=lambda pieces, number: World(pieces, SEEDS[number]),
+    lab=lambda pieces, number: MemoryLab(pieces, SEEDS[number]),
     heard=("session", "roster"),
     idle=idle,
 )

@@ -291,7 +291,7 @@ def page(runs: Sequence[Run], wire: Wire, claims_at: str, matrix: Sets | None = 
     runs = sorted(runs, key=lambda run: order.index(run.attack))
     views = [view_of(run, anchor, wire) for run, anchor in zip(runs, anchors_of(runs))]
     link_claims(views, told.claims)
-    elements, rows = matrix_rows(matrix or read_sets(wire.data / "sets.json"), views, wire)
+    rules, rows = matrix_rows(matrix or read_sets(wire.data / "sets.json"), views, wire)
     return filled(
         TEMPLATE,
         wire=wire,
@@ -299,7 +299,7 @@ def page(runs: Sequence[Run], wire: Wire, claims_at: str, matrix: Sets | None = 
         summary=summary(views),
         signs=SIGNS,
         kinds=KINDS,
-        elements=elements,
+        rules=rules,
         matrix=rows,
         redundant=told.redundant,
         claims=told.claims,

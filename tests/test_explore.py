@@ -33,7 +33,7 @@ from classroom.explore import (
     rounds_of,
     tell,
 )
-from classroom.matrix import SEEDS, Pieces, World
+from classroom.matrix import SEEDS, MemoryLab, Pieces
 from classroom.stage import on_sockets
 from classroom.story import CHANGES, OLD, ROUNDS, Notes, Step, broken, menu, theft_broken
 from crypto_utils import BLOCK_BYTES, NONCE_BYTES, TAG_BYTES, hmac_sha256
@@ -289,7 +289,7 @@ def test_a_binding_by_the_server_alone_is_covered_by_the_echo() -> None:
         (without(["echo"]).session, False),
         (both(BindsServerNonce, "echo"), True),
     ):
-        with World(Pieces(session)) as world:
+        with MemoryLab(Pieces(session)) as world:
             assert wins(attack, world) is is_won
 
 

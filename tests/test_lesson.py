@@ -1,4 +1,4 @@
-"""The run sheet and the event log: their commands are typed, and what they quote is looked for."""
+"""The run sheet, its notes, the event log: commands are typed, and what they quote looked for."""
 
 from __future__ import annotations
 
@@ -22,19 +22,21 @@ from tests.programs import TIMEOUT_S, Program, posix_only
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
 LESSON = (ROOT / "classroom" / "LESSON.md").read_text("utf-8")
+NOTES = (ROOT / "classroom" / "INSTRUCTOR.md").read_text("utf-8")
 EVENTS = (ROOT / "lab" / "EVENTS.md").read_text("utf-8")
 KEYLOG = (ROOT / "classroom" / "KEYLOG.md").read_text("utf-8")
 INSTALLING = {"python3 -m venv .venv", ". .venv/bin/activate", "pip install -r requirements.txt"}
-THREE_TERMINALS = "Minute 0"
-BYTES = "Minute 9"
+TWO_CLIENTS = "Two clients"
+BYTES = "One message"
+WIRESHARK = "In Wireshark"
 BY_HAND = "By hand"
 TROUBLE = "If something"
-QUICK = {"Minute 26"}  # where a defence is taken away for the first time; the rest is slow
+QUICK = {"100 becomes 900"}  # where a defence is taken away for the first time; the rest is slow
 CLASS_ADDRESS = "192.0.2.1"  # stands for the teacher's machine
 
 
 class Section(NamedTuple):
-    """What the run sheet has below one heading."""
+    """What the run sheet or its notes have below one heading."""
 
     commands: list[list[str]]
     looks: list[str]
@@ -59,15 +61,16 @@ def section(text: str) -> Section:
 
 
 def sections() -> dict[str, Section]:
-    """Return the sections by heading; `Minute 9: one message` is `Minute 9`."""
-    parts = re.split(r"^## (.*)\n", LESSON, flags=re.MULTILINE)[1:]
-    return {
-        heading.partition(":")[0]: section(text) for heading, text in zip(parts[::2], parts[1::2])
-    }
+    """Return the sections of both by heading."""
+    parts = re.split(r"^## (.*)\n", f"{LESSON}\n{NOTES}", flags=re.MULTILINE)
+    headings = parts[1::2]
+    assert len(headings) == len({*headings})
+    return {heading: section(text) for heading, text in zip(headings, parts[2::2])}
 
 
 def named(start: str) -> Section:
-    return next(found for heading, found in sections().items() if heading.startswith(start))
+    (found,) = (part for heading, part in sections().items() if heading.startswith(start))
+    return found
 
 
 def is_like(pattern: str, line: str) -> bool:
@@ -151,7 +154,7 @@ def play(commands: list[list[str]], folder: Path) -> list[list[str]]:
 PLAYED = [
     name
     for name in sections()
-    if name not in (THREE_TERMINALS, BYTES, BY_HAND) and sections()[name].commands
+    if not name.startswith((TWO_CLIENTS, BYTES, WIRESHARK, BY_HAND)) and sections()[name].commands
 ]
 
 
@@ -173,8 +176,8 @@ def test_the_commands_of_the_lesson_show_the_lines_that_it_quotes(name: str, cop
 
 @pytest.mark.slow
 @posix_only
-def test_three_terminals_show_what_the_lesson_says() -> None:
-    part = named(THREE_TERMINALS)
+def test_two_clients_show_what_the_lesson_says() -> None:
+    part = named(TWO_CLIENTS)
     server_flags, first_flags, second_flags, again_flags = (words[1:] for words in part.commands)
     with Program(*server_flags, "--port", "0") as server, contextlib.ExitStack() as stack:
         where = ("--port", server.wait_for("^listening on ").rpartition(":")[2])
@@ -243,6 +246,31 @@ def test_the_man_in_the_middle_by_hand_sees_what_the_lesson_says(copy: Path) -> 
         assert all(line.isascii() and len(line) <= 80 for line in proxy.lines["out"])
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("tshark"), reason="there is no tshark here")
+def test_the_filters_of_the_lesson_find_packets(tmp_path: Path) -> None:
+    part = named(WIRESHARK)
+    script = ("-X", "lua_script:classroom/wireshark/seclab.lua")
+    assert part.commands[1] == ["wireshark", *script, "run.pcapng"]
+    logged(tmp_path / "events.jsonl", "--seed", "1")
+    capture = str(tmp_path / "run.pcapng")
+    words = part.commands[0][1:3] + [str(tmp_path / "events.jsonl"), "-o", capture]
+    assert part.commands[0][1:] == [*words[:2], "events.jsonl", "-o", "run.pcapng"]
+    done = called(sys.executable, *words)
+    check_looks(part.looks, [done.replace(capture, "run.pcapng").splitlines()])
+    filters = "".join(blocks(LESSON, "filter")).splitlines()
+    assert len(filters) == 3
+    for shown in filters:
+        assert called("tshark", "-r", capture, *script, "-Y", shown), shown
+
+
+def called(*words: str) -> str:
+    """Run a program that must succeed, and return what it printed."""
+    return subprocess.run(
+        words, cwd=ROOT, text=True, capture_output=True, timeout=2 * TIMEOUT_S, check=True
+    ).stdout
+
+
 def put(program: Program, typed: str) -> None:
     assert program.process.stdin
     program.process.stdin.write(typed)
@@ -293,19 +321,45 @@ def test_a_port_that_is_taken_and_a_server_that_is_absent_are_named_as_the_lesso
     assert said.replace(port, "9999") == "".join(quoted)
 
 
-def test_the_minutes_of_the_lesson_rise_and_end_in_time() -> None:
-    headings = [int(minute) for minute in re.findall(r"^## Minute (\d+)", LESSON, re.MULTILINE)]
-    table = [int(minute) for minute in re.findall(r"^\| (\d+) \|", LESSON, re.MULTILINE)]
-    assert headings == table == sorted(set(table))
-    assert headings[-1] < 50
+def test_the_minutes_of_each_plan_rise_and_end_in_time() -> None:
+    plans = LESSON.partition("## Three plans")[2].partition("\n## ")[0]
+    tables = re.findall(r"(?:^\|.*\n)+", plans, re.MULTILINE)
+    for table, minutes in zip(tables, (50, 90, 90, 90), strict=True):
+        begins = [int(minute) for minute in re.findall(r"^\| (\d+) \|", table, re.MULTILINE)]
+        assert begins == sorted({0, *begins})
+        assert begins[-1] < minutes
+        assert len(begins) == table.count("\n") - 2
+
+
+def test_each_block_stands_in_a_plan_and_has_a_checkpoint_that_is_answered() -> None:
+    plans, _, rest = LESSON.partition("## Before class")
+    blocks_of = {
+        heading: text
+        for heading, text in re.findall(
+            r"^## ([^\n]*)\n(.*?)(?=^## |\Z)", rest, re.DOTALL | re.MULTILINE
+        )
+    }
+    for heading, text in blocks_of.items():
+        assert f"[{heading}](#" in plans or f"[{heading.lower()}](#" in plans
+        if heading not in ("Questions", "Homework"):
+            assert text.count("*Checkpoint*") == 1, heading
+            assert f"**{heading.partition(':')[0]}.**" in NOTES, heading
+
+
+def test_no_question_of_the_lesson_has_its_answer_beside_it() -> None:
+    questions = LESSON.partition("## Questions")[2].partition("## Homework")[0]
+    answers = NOTES.partition("## Answers to the questions")[2]
+    numbers = re.findall(r"^(\d)\. ", questions, re.MULTILINE)
+    assert numbers == re.findall(r"^(\d)\. ", answers, re.MULTILINE) != []
+    assert not blocks(questions, "sh") + blocks(questions, "text")
 
 
 def test_links_of_the_lesson_and_the_event_log_lead_somewhere() -> None:
     anchors = {
         re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
-        for heading in re.findall(r"^#+ (.*)$", LESSON + README, re.MULTILINE)
+        for heading in re.findall(r"^#+ (.*)$", LESSON + NOTES + README, re.MULTILINE)
     }
-    for folder, text in (("classroom", LESSON + KEYLOG), ("lab", EVENTS)):
+    for folder, text in (("classroom", LESSON + NOTES + KEYLOG), ("lab", EVENTS)):
         for target in re.findall(r"\]\(([^)]+)\)", text):
             path, _, anchor = target.partition("#")
             assert not path or (ROOT / folder / path).exists(), target

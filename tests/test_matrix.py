@@ -22,8 +22,8 @@ from classroom.matrix import (
     ROSTER_RULES,
     SERVER_RULES,
     SESSION_RULES,
+    MemoryLab,
     Pieces,
-    World,
     in_memory,
     pieces,
 )
@@ -56,7 +56,7 @@ KNOWN = [  # an attack, and one of the minimal sets that let it win
 
 
 def won(name: str, taken: Names) -> bool:
-    with World(pieces(taken)) as world:
+    with MemoryLab(pieces(taken)) as world:
         return wins(ATTACKS[name], world)
 
 
@@ -86,7 +86,7 @@ def found_by_search(name: str, size: int, brute: bool = False) -> frozenset[Name
 
 @pytest.mark.slow
 def test_memory_and_sockets_agree_while_nothing_is_taken_out() -> None:
-    with World(Pieces()) as world, Lab("agree", lambda *_: None) as lab:
+    with MemoryLab(Pieces()) as world, Lab("agree", lambda *_: None) as lab:
         for name in TRIED:
             attack = ATTACKS[name]
             here = world.suffer(attack)
@@ -103,7 +103,7 @@ def test_memory_and_sockets_agree_while_nothing_is_taken_out() -> None:
 
 @pytest.mark.parametrize("names", [[], ["documented"], *([name] for name in RULES)])
 def test_honest_sessions_work_in_memory_without(names: list[str]) -> None:
-    with World(pieces(frozenset(names))) as world:
+    with MemoryLab(pieces(frozenset(names))) as world:
         assert [len(tape) for tape in (world.tape, world.older_tape, world.other_tape)] == [9] * 3
         world.honest_session()
         assert world.outcome.answers == world.outcome.answered
@@ -115,7 +115,7 @@ def test_honest_sessions_that_fail_are_told() -> None:
         def seal(self, message: object) -> bytes:
             raise LocalError("nothing to say")
 
-    with pytest.raises(UserError, match="honest"), World(Pieces(Mute)):
+    with pytest.raises(UserError, match="honest"), MemoryLab(Pieces(Mute)):
         pass
 
 
@@ -129,19 +129,19 @@ class SaysNothingIfPaddingIsGood(without(["tag-first", "binding"]).session):  # 
 
 @pytest.mark.slow
 def test_the_padding_oracle_takes_silence_for_an_answer() -> None:
-    with World(Pieces(SaysNothingIfPaddingIsGood)) as world:
+    with MemoryLab(Pieces(SaysNothingIfPaddingIsGood)) as world:
         assert world.suffer(ATTACKS["padding-oracle"]).learned.startswith("[100.0,20.5,21.0")
 
 
 def test_the_world_is_the_same_again_whatever_came_before() -> None:
-    with World(Pieces()) as one, World(Pieces()) as other:
+    with MemoryLab(Pieces()) as one, MemoryLab(Pieces()) as other:
         one.suffer(ATTACKS["replay-session"])
         for name in ("flip-reading", "inject-report"):
             assert str(one.suffer(ATTACKS[name])) == str(other.suffer(ATTACKS[name]))
 
 
 def test_an_attack_that_stumbles_is_broken_and_no_loser() -> None:
-    with World(Pieces()) as world, pytest.raises(AttributeError):
+    with MemoryLab(Pieces()) as world, pytest.raises(AttributeError):
         wins(ATTACKS["slow-drip"], world)
 
 

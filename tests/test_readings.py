@@ -152,6 +152,22 @@ def test_a_client_reports_inside_its_with_block_only() -> None:
         Client(1, DEMO_KEYS).report([1.0])
 
 
+def test_a_client_without_a_with_block_connects_once_and_closes_as_often_as_it_likes() -> None:
+    with serving() as (server, journal):
+        client = client_for(server, 1)
+        client.close()
+        client.connect()
+        assert client.report([20.5, 21.0])["sum"] == 41.5
+        with pytest.raises(LocalError, match="one session"):
+            client.connect()
+        client.close()
+        client.close()
+        (ended,) = journal.wait("end", 1)
+        assert "GOODBYE" in str(ended.detail)
+        with pytest.raises(LocalError, match="one session"):
+            client.connect()
+
+
 def test_a_key_file_without_the_id_is_said_to_be_that() -> None:
     with pytest.raises(UserError, match="no key for client 8, only for 7"):
         Client(8, {7: bytes(16)})

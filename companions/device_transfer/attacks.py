@@ -445,13 +445,13 @@ def knock(lab: Lab, who: Identity, what: str) -> None:
 @outside("identity", "server", CertificateExpired)
 def expired_certificate(lab: Lab) -> None:
     """A certificate of the day before yesterday is shown."""
-    knock(lab, lab.pki.person(MALLORY, begins=-3, ends=-1), "who has an expired certificate")
+    knock(lab, lab.pki.person(MALLORY, begins=-3, ends=-1), "a device with an expired certificate")
 
 
 @outside("identity", "server", CertificateNotYetValid)
 def future_certificate(lab: Lab) -> None:
     """A certificate of tomorrow is shown."""
-    knock(lab, lab.pki.person(MALLORY, begins=1, ends=2), "who has a certificate of tomorrow")
+    knock(lab, lab.pki.person(MALLORY, begins=1, ends=2), "a device with a certificate of tomorrow")
 
 
 @outside("identity", "server", UntrustedCertificate)
@@ -472,14 +472,14 @@ def other_authority(lab: Lab) -> None:
 @outside("identity", "server", BadSignature)
 def borrowed_certificate(lab: Lab) -> None:
     """Device-1's certificate is shown, without its key."""
-    knock(lab, borrowed(lab, VICTIM), "who copied a certificate")
+    knock(lab, borrowed(lab, VICTIM), "a device with a copied certificate")
 
 
 @outside("revocation", "server", CertificateRevoked)
 def revoked_certificate(lab: Lab) -> None:
     """A device comes whose certificate was revoked."""
     lab.publish(lab.pki.people[MALLORY])
-    knock(lab, lab.pki.people[MALLORY], "who was revoked")
+    knock(lab, lab.pki.people[MALLORY], "a device that was revoked")
 
 
 @outside("revocation", "server", RevocationListRolledBack)
@@ -490,21 +490,21 @@ def old_revocation_list(lab: Lab) -> None:
     with lab.device(lab.pki.people[VICTIM]):
         pass  # so that the server sees the new one
     lab.revocations = older
-    knock(lab, lab.pki.people[MALLORY], "who was revoked")
+    knock(lab, lab.pki.people[MALLORY], "a device that was revoked")
 
 
 @outside("revocation", "server", RevocationListStale)
 def stale_revocation_list(lab: Lab) -> None:
     """New revocation lists are kept from the server."""
     lab.publish(ends=-1)  # its last, from before it was revoked
-    knock(lab, lab.pki.people[MALLORY], "who was revoked since")
+    knock(lab, lab.pki.people[MALLORY], "a device that was revoked since")
 
 
 @outside("revocation", "server", RevocationListUnusable)
 def forged_revocation_list(lab: Lab) -> None:
     """The server is handed a forged revocation list."""
     lab.publish(authority="elsewhere")
-    knock(lab, lab.pki.people[MALLORY], "who was revoked")
+    knock(lab, lab.pki.people[MALLORY], "a device that was revoked")
 
 
 # Devices that are let in, and behave badly --------------------------------------------------------
@@ -558,19 +558,19 @@ def more_than_announced(lab: Lab) -> None:
 @outside("files", "server", BadManifest)
 def wrong_digest(lab: Lab) -> None:
     """A manifest is signed for another file."""
-    misbehave(lab, "what was not signed", digest=hashlib.sha256(b"other").hexdigest())
+    misbehave(lab, "content that was not signed", digest=hashlib.sha256(b"other").hexdigest())
 
 
 @outside("files", "server", BadManifest)
 def old_manifest(lab: Lab) -> None:
     """A manifest is an hour old."""
-    misbehave(lab, "what was signed an hour ago", time=lab.pki.now - timedelta(hours=1))
+    misbehave(lab, "content that was signed an hour ago", time=lab.pki.now - timedelta(hours=1))
 
 
 @outside("files", "server", BadManifestSignature)
 def unsigned_file(lab: Lab) -> None:
     """A manifest is signed with another key."""
-    misbehave(lab, "what the device could deny", key=lab.pki.keys["elsewhere"])
+    misbehave(lab, "content that the device could deny", key=lab.pki.keys["elsewhere"])
 
 
 @outside("files", "server", TooLarge)
@@ -708,7 +708,7 @@ def stolen_device_key(lab: Lab) -> None:
     "",
     None,
     goal=learned,
-    noticed="who reads the list of issued certificates",
+    noticed="anyone who reads the list of issued certificates",
     wins="a device-1 with another key is let in",
 )
 def stolen_authority_key(lab: Lab) -> None:

@@ -387,7 +387,7 @@ def main() -> int:
         print("\n".join(table(pki, utc_now())))
     elif options.command == "create":
         create(pki, options.name, new_passphrase(f"the key of {pki}") if options.passphrase else "")
-        print(f"made {escaped(str(pki))}; its folder ca is for nobody else to see")
+        print(f"made {escaped(str(pki))}; keep its folder ca secret")
     elif options.command == "issue":
         passphrase = (
             new_passphrase(f"the key of {options.common_name}") if options.passphrase else ""

@@ -315,7 +315,7 @@ def read_chunk(content: BinaryIO, left: int) -> bytes:
 def explain(error: ProtocolError, session: Session) -> str:
     """Return the sentence for a person whose session ended before its time."""
     if isinstance(error, PeerFailed):
-        return "the server ended the session; its log says why, and nobody else is told"
+        return "the server ended the session; only its log says why"
     if isinstance(error, ConnectionCut) and not session.session_id:
         return (
             "the server closed the connection in the handshake, and never says why: an "

@@ -67,7 +67,7 @@ def load_party(options: argparse.Namespace, role: Role) -> tuple[Identity, Trust
         trust.check(identity.certificate.encoded, role)
     except RevocationListUnusable as error:
         log.warning(
-            "no revocation list that holds, so nobody is let in; ca refresh makes one: %s", error
+            "no valid revocation list, so no device is let in; ca refresh makes one: %s", error
         )
     except ProtocolError as error:
         log.warning("our own certificate does not hold: %s", error)

@@ -347,7 +347,7 @@ def borrowed_key(frames: Frames, lab: Lab) -> Frames:
     "",
     None,
     goal=learned,
-    noticed="who compares fingerprints",
+    noticed="anyone who compares fingerprints",
     wins=f"mallory is told: {FIRST}",
 )
 def first_contact(frames: Frames, lab: Lab) -> Frames:
@@ -496,7 +496,7 @@ def stolen_session_keys(frames: Frames, lab: Lab) -> Frames:
     "",
     None,
     noticed="alice, who is cut off",
-    wins="bob hears what was not said, or not like that",
+    wins="bob hears a text that was not sent, or not like that",
 )
 def stolen_identity(frames: Frames, lab: Lab) -> Frames:
     """Alice's private key is stolen, and used on the wire."""

@@ -147,7 +147,9 @@ def meet(stage: Stage) -> None:
     stage.node("bob", "alice", "bob")
     stage.listen(("alice", "no other is taken"), ("bob", "no other is taken"))
     lines = [(stage.folder / name / "known_peers").read_text().split() for name in ("alice", "bob")]
-    stage.check([line[0] for line in lines] == ["bob", "alice"], "they have not kept who came")
+    stage.check(
+        [line[0] for line in lines] == ["bob", "alice"], "they have not pinned each other's keys"
+    )
 
 
 def talk(stage: Stage) -> None:

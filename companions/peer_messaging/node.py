@@ -261,7 +261,7 @@ def load_trust(known: Path, peer: str, pin: str, *, pinned_only: bool) -> Trust:
 def introduce(screen: Screen, identity: Identity, is_new: bool) -> None:
     """Show our own fingerprint."""
     if is_new:
-        screen.notice(f"a new key is in {screen.known.parent / 'identity.pem'}, for nobody else")
+        screen.notice(f"a new key is in {screen.known.parent / 'identity.pem'}; keep it secret")
     screen.notice(f"our own fingerprint, for {screen.peer} to compare:")
     screen.fingerprint(identity.fingerprint)
 

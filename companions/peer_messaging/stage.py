@@ -76,7 +76,7 @@ def forged(outcome: Outcome) -> str:
     for end, name in VICTIMS.items():
         said = iter(outcome.said[OTHER_END[end]])
         if not all(text in said for text in outcome.heard[end]):
-            return f"{name} hears what was not said, or not like that"
+            return f"{name} hears a text that was not sent, or not like that"
     for end, name in VICTIMS.items():
         if len(outcome.confirmed[end]) > len(outcome.heard[OTHER_END[end]]):
             return f"{name} believes that a text has arrived"

@@ -124,7 +124,7 @@ class Screen:
             self.alarm(
                 f"Before you write what matters, compare it with the one that {self.peer}'s "
                 "own node has shown at its start: by telephone, or in person, and not "
-                "here. If they differ, somebody is in between.",
+                "here. If they differ, an attacker is in between.",
                 f"From now on no other is taken: {line_in(self.known, self.peer)}",
             )
         elif self.is_here:
@@ -146,8 +146,8 @@ class Screen:
             self.notice(f"{self.peer} has left")
         elif isinstance(error, PeerLeft):
             self.notice(
-                f"{self.peer} has ended the session, as it refused what came from us, or "
-                "what somebody made of it; another will begin"
+                f"{self.peer} has ended the session, because it refused a message of ours, or one "
+                "that was changed on the way; another will begin"
             )
         elif isinstance(error, PeerAway):
             self.notice(f"{self.peer} is away: nothing was heard for a while, not even a PONG")
@@ -196,8 +196,8 @@ class Screen:
         self._alarms.add(key)
         self.alarm(
             f"SOMEBODY SHOWS ANOTHER KEY FOR {self.peer}: {grouped(key)} ...",
-            f"It was refused. Either {self.peer} has a new installation, or somebody poses "
-            f"as {self.peer}, or the pin was mistyped. Ask {self.peer}, by another way than "
+            f"It was refused. Either {self.peer} has a new installation, or an attacker poses "
+            f"as {self.peer}, or the pin was mistyped. Ask {self.peer} by another way than "
             f"this one. Only if the new key is right: remove "
             f"{line_in(self.known, self.peer)}, and start this node again, best with "
             "--pin.",

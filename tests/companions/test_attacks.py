@@ -274,7 +274,7 @@ def test_the_program_fails_when_an_attack_wins(
 ) -> None:
     assert run(monkeypatch, "--json", "--without", "dates", "expired-certificate") == 1
     told = json.loads(capsys.readouterr().out)
-    assert told["won"] == "who has an expired certificate is let in"
+    assert told["won"] == "a device with an expired certificate is let in"
 
 
 def runs(monkeypatch: pytest.MonkeyPatch, folder: Path, *names: str) -> list[Run]:

@@ -602,7 +602,7 @@ def talks_first(raw: Raw) -> None:
         (goes_while_receiving, ConnectionCut, "connection lost; .* may not have arrived"),
         pytest.param(says_nothing, DeadlineExpired, "no answer in time", marks=pytest.mark.slow),
         (never_acknowledges, DeadlineExpired, "no answer in time; .* may not have arrived"),
-        (fails, PeerFailed, "the server ended the session; its log says why"),
+        (fails, PeerFailed, "the server ended the session; only its log says why"),
         (talks_first, UnexpectedKind, "session ended: UnexpectedKind"),
     ],
 )

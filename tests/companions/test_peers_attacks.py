@@ -149,7 +149,7 @@ SHOWN = (  # rules, attack, what is won; all others stand in SECURITY.md
     ("ephemeral", "stolen-identities", f"the recorded text: {FIRST}"),
     ("fresh-nonce", "eavesdrop", f"from one text the next: {SECOND[:23]}"),
     ("pin", "other-key", f"mallory is told: {FIRST}"),
-    ("replay", "replay-text", "bob hears what was not said, or not like that"),
+    ("replay", "replay-text", "bob hears a text that was not sent, or not like that"),
     ("memory,admission", "replay-hello", "bob gives up his session with alice"),
 )
 

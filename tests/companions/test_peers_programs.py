@@ -111,7 +111,7 @@ def test_two_strangers_meet_talk_and_leave_and_know_each_other_afterwards(tmp_pa
     pair = Pair(tmp_path, [])  # they make their own keys
     with pair.both() as (alice, bob):
         for program, name, peer in ((alice, "alice", "bob"), (bob, "bob", "alice")):
-            program.wait_for(f"^. a new key is in .*{name}|identity.pem, for nobody else")
+            program.wait_for(f"^. a new key is in .*{name}|identity.pem; keep it secret")
             assert grouped(pair.fingerprint(name)) in program.lines["out"], "our own"
             program.wait_for("here for the first time")
             program.wait_for(grouped(pair.fingerprint(peer)))

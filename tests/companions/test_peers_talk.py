@@ -87,7 +87,7 @@ def test_the_first_meeting_is_loud_and_later_ones_are_not() -> None:
     ("error", "words"),
     [
         (PeerAway("a word", "none"), "bob is away"),
-        (PeerLeft(Reason.VIOLATION), "bob has ended the session, as it refused what came"),
+        (PeerLeft(Reason.VIOLATION), "bob has ended the session, because it refused a"),
         (MessageLost(3, 5), "has ended, and another will begin: MessageLost: expected 3, got 5"),
     ],
 )

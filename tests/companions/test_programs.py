@@ -349,7 +349,7 @@ def test_what_is_wrong_is_said_in_a_sentence(
         line
         for line in done.stderr.splitlines()
         if not any(
-            remark in line for remark in ("our own certificate", "so nobody is let in", "GetPass")
+            remark in line for remark in ("our own certificate", "so no device is let in", "GetPass")
         )
     ]
     assert (done.returncode, done.stdout) == (code, ""), done
@@ -434,7 +434,9 @@ def test_a_server_that_is_stopped_tells_its_devices(
         assert server.program.finish() == 0
         assert server.program.lines["out"][-1] == "stopped"
         assert sender.finish() == 1
-        assert sender.lines["err"][-1].startswith("device: the server ended the session; its log")
+        assert sender.lines["err"][-1].startswith(
+            "device: the server ended the session; only its log"
+        )
         assert stranger.recv(1) == b""
     assert not files_in(server.received)
 
@@ -510,7 +512,7 @@ def test_a_full_disk_ends_a_session_and_not_the_server(pki: Path, tmp_path: Path
     with serving(pki, tmp_path / "received", limit="-f 2048") as server:  # 1 MiB, or 2
         done = run(command(pki, server.port, large))
         assert done.returncode == 1
-        assert "the server ended the session; its log says why" in done.stderr
+        assert "the server ended the session; only its log says why" in done.stderr
         server.program.wait_for("StoreFailed: expected room for .*, got File too large", "err")
         assert run(command(pki, server.port, small)).returncode == 0
         assert files_in(server.received) == {"small.png": b"small"}
