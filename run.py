@@ -172,6 +172,7 @@ def quietly(command):
         done = subprocess.run(
             command,
             cwd=HERE,  # a json.py where the user is would be taken for Python's
+            env=dict(os.environ, PYTHONIOENCODING="utf-8"),  # utf-16, say, could not be read
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -311,7 +312,7 @@ def install(python, requirements, wanted, names):
     say("installing %s into .venv, which may take a minute ..." % ", ".join(names))
     command = [python, "-m", "pip", "install", "--disable-pip-version-check", "-vv"]
     # whatever the user's configuration of pip says, it is this venv that is filled
-    command += ["--no-user", "--target="]
+    command += ["--require-virtualenv", "--no-user", "--target="]
     code, out, error = quietly(command + ["-r", os.path.join(HERE, requirements)])
     if code != 0:
         why = reason_of_pip(out + error) or "exit code %d" % code
@@ -367,7 +368,10 @@ def main(words):
             % (sys.version.split()[0], ".".join(map(str, NEEDED)))
         )
         return 2
-    os.environ.pop("PYTHONSAFEPATH", None)  # what it keeps from `python -m` is this folder
+    # what SAFEPATH keeps from `python -m` is this folder; the others make a Python take itself for
+    # another one, into which packages would go
+    for name in ("PYTHONSAFEPATH", "PYTHONHOME", "PYTHONEXECUTABLE"):
+        os.environ.pop(name, None)
     words = words or [DEFAULT]
     if words[0] in ("help", "-h", "--help"):
         sys.stdout.write(help_text())
