@@ -329,7 +329,7 @@ def install(python, requirements, wanted, names):
     command += ["--require-virtualenv", "--no-user", "--target="]
     code, out, error = quietly(command + ["-r", os.path.join(HERE, requirements)])
     if code != 0:
-        why = reason_of_pip(out + error) or "exit code %d" % code
+        why = reason_of_pip(out + error) or last_words((code, out, error))
         raise Problem("pip cannot install %s: %s" % (", ".join(names), why))
     lacking = missing(python, wanted)
     if lacking != []:

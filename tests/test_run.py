@@ -649,6 +649,7 @@ def test_a_pip_that_fetches_nothing_is_one_sentence_and_leaves_nothing(
         (NO_FILE, "Could not find a version"),
         (NOT_FOUND + "ERROR: ResolutionImpossible: see it\n", "ResolutionImpossible: see"),
         (CUT_SHORT, "nothing answers; "),
+        ("Usage:\npip: error: invalid float value: 'x'\n", "pip: error: invalid float"),
         ("ERROR: Exception:\nTraceback ...:\nOSError: no space\n", "OSError: no space"),
         ("", "exit code 1"),
     ],
