@@ -155,7 +155,9 @@ def plain_number(value: SupportsFloat) -> float:
 
 # Readings, from files and by hand -----------------------------------------------------------------
 
-NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
+NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
+# begins as a number does, or stands for a missing one: no title of a column
+VALUE = re.compile(r"[\W_]*(\d|(nan|inf|infinity|n/?a|null|none)$)|[-./?]+$", re.IGNORECASE)
 SEPARATORS = {
     "\t": "tabs",
     ";": "semicolons",
@@ -206,21 +208,23 @@ class Table:
     def _cut(self, file: Iterator[str]) -> Iterator[tuple[str, list[str]]]:
         numbered = ((n, line) for n, line in enumerate(file, 1) if n > self._skip and line.strip())
         number, first = next(numbered, (1, ""))
+        if "\0" in first:
+            raise UserError(f"{self._path} is not UTF-8 (UTF-16?); save it as UTF-8 text")
         self._separator = separator_of(first)
         rows = csv.reader(
             itertools.chain([first], file), delimiter=self._separator or "\t", strict=True
         )
         try:
             for cells in rows:
-                if len(cells) > 1 or any(map(str.strip, cells)):
+                if len(cells) > 1 or (cells and not cells[0].isspace()):
                     yield f"{self._path} line {number - 1 + rows.line_num}", cells
         except csv.Error as error:
             place = f"{self._path} line {number - 1 + rows.line_num}"
             raise UserError(f"cannot read {place} as CSV: {str(error)!a}") from None
 
     def _is_numeric(self, start: int, end: int) -> bool:
-        """Return whether one of these cells of the first row begins as a number does."""
-        return any(cell.lstrip("+-.,")[:1].isdecimal() for cell in self._cells[start:end])
+        """Return whether one of these cells of the first row is a value, and no title."""
+        return any(VALUE.match(cell) for cell in self._cells[start:end])
 
     def _find(self, column: str | None, where: str) -> int:
         """Return the index of the column to read, and note whether the first row is a header."""
@@ -231,22 +235,30 @@ class Table:
                 raise UserError(f"{where} has {words}")
             return count - 1
         name = column.strip()
+        numbers = [str(number) for number in range(1, count + 1)]
         if self._cells.count(name) > 1:
             raise UserError(f"{where}: {self._cells.count(name)} columns are named {name!a}")
+        if name in self._cells and name in numbers:
+            words = "may be a column's number, or its name in the first row; --skip a header of"
+            raise UserError(
+                f"{where}: {name!a} {words} numbers, and give a file without one titles"
+            )
         if name in self._cells:
             self._has_header = True
             return self._cells.index(name)
-        if not name.isdecimal() or not 1 <= int(name) <= count:
+        if name not in numbers:
             raise UserError(f"{where}: there is no column {name!a}; {self._hint()}")
-        self._has_header = not self._is_numeric(int(name) - 1, int(name))
-        return int(name) - 1
+        index = numbers.index(name)
+        self._has_header = not self._is_numeric(index, index + 1)
+        return index
 
     def _hint(self) -> str:
         cells = ", ".join(map(ascii, self._cells))
         return f"the first row has {cells}; --skip N leaves out N lines before the header"
 
     def readings(self) -> Iterator[list[float]]:
-        """Yield one reading per row."""
+        """Yield one reading per row, and at least one."""
+        number = -1
         for number, (where, cells) in enumerate(self._rows):
             if len(cells) != len(self._cells):
                 counts = f"{len(cells)} cells, and the first row has {len(self._cells)}"
@@ -260,6 +272,8 @@ class Table:
                 raise UserError(
                     f"{place}: {cell[:30]!a} is not a number up to 1e15{hint}"
                 ) from None
+        if number < 0:
+            raise UserError(f"there are no readings in {self._path}")
 
     def _with_point(self, cell: str, place: str) -> str:
         """Return a number with a decimal point, whichever sign its column has."""
@@ -280,7 +294,7 @@ def separator_of(line: str) -> str:
     """Return the first of tab, `;` and `,` that cuts a line into cells; nothing if none does."""
     for separator in SEPARATORS:
         with contextlib.suppress(csv.Error):
-            if len(next(csv.reader([line], delimiter=separator, strict=True), [])) > 1:
+            if len(next(csv.reader([line], delimiter=separator), [])) > 1:
                 return separator
     return ""
 
@@ -299,7 +313,7 @@ def typed(session: Session) -> Iterator[list[float]]:
                 print(session, *map(" ".join, session.fingerprints().items()), sep="\n")
                 continue
             try:
-                yield [reading(word) for word in line.split()]
+                yield [reading(word) for word in re.findall("[^ \t]+", line)]
             except ValueError:
                 print("numbers up to 1e15, please, with a decimal point and spaces between them")
 
@@ -313,8 +327,6 @@ def choose_reports(options: argparse.Namespace, session: Session) -> Iterator[li
     if options.file is not None:  # read whole, so that a bad cell is found before anything is sent
         table = Table(options.file, options.column, options.skip)
         readings = [*table.readings()]
-        if not readings:
-            raise UserError(f"there are no readings in {options.file}")
         to_stderr(str(table))
         return itertools.islice(readings, options.rounds)
     if options.column is not None or options.skip:
@@ -381,8 +393,8 @@ def explain(error: ProtocolError, session: Session) -> str:
 
 
 def as_value(word: str) -> str:
-    """Keep argparse from taking a number for a flag: it knows -1 and -1.5, but not -1e3."""
-    return f" {word}" if NUMBER.fullmatch(word) else word
+    """Keep argparse from taking a number for a flag: it knows -1 and -1.5, but not -1e3 or -1,5."""
+    return f" {word}" if re.match(r"-\.?\d", word) else word
 
 
 def main() -> int:

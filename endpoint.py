@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from crypto_utils import AES_KEY_BYTES, TAG_BYTES, fingerprint
-from program import Parser, UserError, flag_type, port_number, reason_of, to_stderr
+from program import Parser, UserError, flag_type, plain, port_number, reason_of, to_stderr
 from protocol_fsm import (
     HEADER,
     MIN_MASTER_KEY,
@@ -242,7 +242,7 @@ class EndpointParser(Parser):
 def id_list(text: str) -> list[int]:
     """Return the client ids in text like 1-40 or 1,3,7-9. Raises WrongValue."""
     ids: set[int] = set()
-    for part in text.split(","):
+    for part in plain(text).split(","):
         low, _, high = part.partition("-")
         if not 1 <= int(low) <= int(high or low) <= 255:
             raise ValueError(text)

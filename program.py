@@ -66,17 +66,24 @@ def flag_type(words: str) -> Callable[[Callable[[str], Value]], Callable[[str], 
             try:
                 return read(text)
             except ValueError:
-                raise WrongValue(f"{text!a} is not {words}") from None
+                raise WrongValue(f"{text.strip()!a} is not {words}") from None
 
         return checked
 
     return decorate
 
 
+def plain(text: str) -> str:
+    """Return text in which a number is digits, not 1_000 and not of another script. ValueError."""
+    if not text.isascii() or "_" in text:
+        raise ValueError(text)
+    return text
+
+
 @flag_type("a number of seconds above 0")
 def seconds(text: str) -> float:
     """Return a finite number above 0. Raises WrongValue."""
-    if not 0 < float(text) < math.inf:
+    if not 0 < float(plain(text)) < math.inf:
         raise ValueError(text)
     return float(text)
 
@@ -84,7 +91,7 @@ def seconds(text: str) -> float:
 @flag_type("a whole number")
 def whole(text: str) -> int:
     """Return a whole number from 0. Raises WrongValue."""
-    if not 0 <= int(text) <= sys.maxsize:
+    if not 0 <= int(plain(text)) <= sys.maxsize:
         raise ValueError(text)
     return int(text)
 
@@ -92,7 +99,7 @@ def whole(text: str) -> int:
 @flag_type("a whole number from 1")
 def positive(text: str) -> int:
     """Return a whole number above 0. Raises WrongValue."""
-    if not 1 <= int(text) <= sys.maxsize:
+    if not 1 <= int(plain(text)) <= sys.maxsize:
         raise ValueError(text)
     return int(text)
 
@@ -100,7 +107,7 @@ def positive(text: str) -> int:
 @flag_type("a port, 0 to 65535")
 def port_number(text: str) -> int:
     """Return a TCP port; 0 lets the system choose. Raises WrongValue."""
-    if not 0 <= int(text) <= 65_535:
+    if not 0 <= int(plain(text)) <= 65_535:
         raise ValueError(text)
     return int(text)
 

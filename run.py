@@ -19,7 +19,7 @@ import sys
 import time
 
 NEEDED = (3, 10)
-HERE = os.path.dirname(os.path.abspath(__file__))
+HERE = os.path.dirname(os.path.realpath(__file__))
 VENV = os.path.join(HERE, ".venv")
 PATIENCE_S = 600  # for another run.py that makes .venv
 DEFAULT = "attacks"
@@ -115,9 +115,21 @@ class Problem(Exception):
     """The message is a sentence for the user, which says what to do."""
 
 
+def tell(stream, text):
+    """Print, and return whether it is printed: on a full disk or a closed stream it is not."""
+    try:
+        stream.write(text)
+        stream.flush()
+    except AttributeError:  # it was closed when we began
+        return False
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        return False
+    return True
+
+
 def say(line):
-    sys.stderr.write("run.py: " + line + "\n")
-    sys.stderr.flush()
+    tell(sys.stderr, "run.py: " + line + "\n")
 
 
 def help_text():
@@ -133,7 +145,7 @@ def plan(words):
     name = next((name for name in (" ".join(words[:2]), words[0]) if name in COMMANDS), None)
     if name is None:
         raise Problem(
-            "there is no command %s; there are: %s, help" % (words[0], ", ".join(COMMANDS))
+            "there is no command %r; there are: %s, help" % (words[0], ", ".join(COMMANDS))
         )
     requirements, lines, _ = COMMANDS[name]
     rest = words[len(name.split()) :]
@@ -172,6 +184,8 @@ def quietly(command):
         done = subprocess.run(
             command,
             cwd=HERE,  # a json.py where the user is would be taken for Python's
+            # utf-16 could not be read, and warnings that are errors stop pip
+            env=dict(os.environ, PYTHONIOENCODING="utf-8", PYTHONWARNINGS=""),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -185,9 +199,10 @@ def quietly(command):
 def missing(python, wanted):
     """Return the names of what that interpreter lacks, or None if it does not work."""
     code, out, _ = quietly([python, "-c", PROBE] + sorted(wanted))
-    if code != 0:
+    answers = [line for line in out.splitlines() if line.startswith("{")]  # a venv may print more
+    if code != 0 or not answers:
         return None
-    found = json.loads(out.splitlines()[-1])
+    found = json.loads(answers[-1])
     return [
         name
         for name in sorted(wanted)
@@ -311,10 +326,10 @@ def install(python, requirements, wanted, names):
     say("installing %s into .venv, which may take a minute ..." % ", ".join(names))
     command = [python, "-m", "pip", "install", "--disable-pip-version-check", "-vv"]
     # whatever the user's configuration of pip says, it is this venv that is filled
-    command += ["--no-user", "--target="]
+    command += ["--require-virtualenv", "--no-user", "--target="]
     code, out, error = quietly(command + ["-r", os.path.join(HERE, requirements)])
     if code != 0:
-        why = reason_of_pip(out + error) or "exit code %d" % code
+        why = reason_of_pip(out + error) or last_words((code, out, error))
         raise Problem("pip cannot install %s: %s" % (", ".join(names), why))
     lacking = missing(python, wanted)
     if lacking != []:
@@ -332,6 +347,8 @@ def reason_of_pip(said):
     for pattern, advice in FAILURES if fetching else ():
         if re.search(pattern, fetching[0]):
             return "%s (pip: %s)" % (advice, re.sub("<.*?>: ", "", fetching[0].strip()))
+    if "ERROR: Exception:" in said:  # and pip's traceback, which ends with the reason
+        return said.strip().splitlines()[-1]
     errors = re.findall(r"^ERROR: (.*)", said, re.MULTILINE)
     return errors[0] if errors else ""
 
@@ -367,11 +384,13 @@ def main(words):
             % (sys.version.split()[0], ".".join(map(str, NEEDED)))
         )
         return 2
-    os.environ.pop("PYTHONSAFEPATH", None)  # what it keeps from `python -m` is this folder
+    # what SAFEPATH keeps from `python -m` is this folder; by the others a Python or pip takes
+    # itself for that of another place, into which the packages would go
+    for name in ("PYTHONSAFEPATH", "PYTHONHOME", "PYTHONEXECUTABLE", "PIP_PYTHON"):
+        os.environ.pop(name, None)
     words = words or [DEFAULT]
     if words[0] in ("help", "-h", "--help"):
-        sys.stdout.write(help_text())
-        return 0
+        return 0 if tell(sys.stdout, help_text()) else 2
     try:
         requirements, lines = plan(words)
         python = prepare(requirements)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
 from lab.frames import OTHER_END, Frame, Frames
-from program import UserError
+from program import UserError, escaped
 from protocol_fsm import LocalError, ProtocolError
 
 Goal = Callable[[Any], str]  # from an outcome to what the adversary has won; empty if nothing
@@ -86,7 +86,12 @@ class Stage(ABC):
         """Return what the victims have met."""
         expected = attack.error.__name__ if attack.error else ""
         met = [type(error).__name__ for error in self.outcome.errors.get(attack.who, [])]
-        return Evidence(attack.who, expected, met, attack.goal(self.outcome))
+        won = ""
+        try:
+            won = attack.goal(self.outcome)
+        except Exception as error:  # a mistake in the attack, too
+            self.outcome.broken = error
+        return Evidence(attack.who, expected, met, won)
 
     def has_harmed_victim(self, attack: Attack) -> bool:
         """Return whether an attack from outside has hurt an end that has nothing to refuse."""
@@ -143,8 +148,12 @@ class Catalogue:
             raise UserError(f"there are two attacks named {name}")
         if who not in ({""} if error is None else OTHER_END):
             raise UserError(f'{name} is refused by "client" or "server" with an error, or by ""')
+        if error is not None and not (isinstance(error, type) and issubclass(error, Exception)):
+            raise UserError(f"{name} is refused with an error's type, which {error!a} is not")
         wanted = {"goal": self._goal, **options}
-        self.attacks[name] = Attack(name, story, family, run, is_on_path, who, error, **wanted)
+        self.attacks[name] = Attack(
+            name, escaped(story), family, run, is_on_path, who, error, **wanted
+        )
 
 
 UNTOLD = "(an attack without a docstring)"
@@ -163,12 +172,16 @@ def attacked(attack: Attack, frames: Frames, lab: Stage) -> Frames:
     wire = watched()
     try:
         for frame in itertools.chain(attack.run(wire, lab), wire):
+            if frame.to not in OTHER_END:
+                raise ValueError(f"a frame goes to client or server, not to {frame.to!a}")
             lab.log(deed_of(frame, past), frame)
             past.append(frame)
             yield frame
-    except (CutHere, ProtocolError, LocalError, UserError):
+    except (CutHere, ProtocolError):
         pass
-    except (Exception, SystemExit) as error:  # a mistake in the attack is no defence
+    except GeneratorExit:
+        raise
+    except BaseException as error:  # a mistake in the attack is no defence; here is no Ctrl-C
         if not isinstance(error.__cause__, StopIteration):  # a next() that found no frame
             lab.outcome.broken = error
 
@@ -176,7 +189,8 @@ def attacked(attack: Attack, frames: Frames, lab: Stage) -> Frames:
 def run_outside(attack: Attack, lab: Stage) -> None:
     """Run an attack from outside; a client or connection of its own may be refused."""
     try:
-        attack.run(lab)
+        if attack.run(lab) is not None:  # a generator, which has not even begun
+            raise TypeError("an attack from outside is a function that returns nothing")
     except (ProtocolError, LocalError, UserError):
         pass
     except (Exception, SystemExit) as error:  # a mistake in the attack is no defence

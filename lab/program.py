@@ -22,7 +22,7 @@ from lab.frames import Frame, Log
 from lab.observer import Event, Observer
 from lab.rules import Names, Rules, expanded, glossary, rule_list
 from lab.verdict import Result, judge, should_win, summary
-from program import Parser, UserError, output_path, reason_of, write_text
+from program import Parser, UserError, escaped, output_path, reason_of, write_text
 
 NewLab = Callable[[argparse.Namespace, Log, Any, Observer | None], AbstractContextManager[Stage]]
 
@@ -131,7 +131,7 @@ class Teller:
     def say(self, text: str) -> None:
         """Print for a person; programs that read JSON are spared."""
         if not self._options.json:
-            print(text, flush=True)
+            print("\n".join(map(escaped, text.split("\n"))), flush=True)
 
     def play(self, attack: Attack, lab: Stage, can_win: bool | None = False) -> Result:
         """Run one attack, and tell of it; `can_win` as for `judge`."""

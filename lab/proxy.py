@@ -9,7 +9,7 @@ from __future__ import annotations
 import queue
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from contextlib import suppress
 
 from lab.frames import Frame, Frames, Tap
@@ -54,9 +54,16 @@ class Proxy:
             ends = {"client": client, "server": server}
             for to, sock in (("server", client), ("client", server)):
                 threading.Thread(target=self._listen, args=(to, sock), daemon=True).start()
-            for frame in self._tap(self._frames(ends)):
-                with suppress(OSError):  # one end may have closed; the other goes on
+            frames = self._tap(self._frames(ends))
+            for frame in frames:
+                try:
                     self._write_frame(ends[frame.to].sendall, frame.message)
+                except OSError:  # one end may have closed; the other goes on
+                    pass
+                except Exception as error:  # a frame that no length can tell, say
+                    if isinstance(frames, Generator):
+                        with suppress(StopIteration):
+                            frames.throw(error)
             for sock in ends.values():
                 with suppress(OSError):
                     sock.shutdown(socket.SHUT_RDWR)

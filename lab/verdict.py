@@ -14,6 +14,7 @@ from typing import NamedTuple
 from lab.catalogue import Attack, Stage
 from lab.claims import Sets
 from lab.rules import Names
+from program import escaped
 
 
 class Result(NamedTuple):
@@ -65,7 +66,7 @@ def judge(attack: Attack, lab: Stage, can_win: bool | None = False) -> Result:
     who, expected, met, won = lab.evidence(attack)
 
     def judged(as_expected: bool, words: str) -> Result:
-        return Result(attack, as_expected, words, won)
+        return Result(attack, as_expected, escaped(words), won)
 
     if broken := lab.outcome.broken:
         return judged(False, f"the attack raised {type(broken).__name__}: {broken}")

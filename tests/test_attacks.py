@@ -641,6 +641,10 @@ def test_a_file_of_attacks_is_known_to_all_flags(tmp_path: Path) -> None:
         ("import sys\nsys.exit(0)", "{} line 2: SystemExit: 0"),
         ("raise ValueError('a\\nb')", "{} line 1: ValueError: a b"),
         (OWN.replace("stale_answer", "flip_tag"), "{} line 10: UserError: there are two attacks"),
+        (
+            OWN.replace('"client", BadTag', '"client", "BadTag"'),
+            "{} line 10: UserError: stale-answer is refused with",
+        ),
         (OWN.replace('"client"', '"sever"'), "{} line 10: UserError: stale-answer is refused by"),
     ],
 )

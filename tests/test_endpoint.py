@@ -191,7 +191,7 @@ def test_a_key_file_that_others_can_access_is_refused(tmp_path: Path, mode: int)
         load_keys(path)
 
 
-@pytest.mark.parametrize("text", ["0", "4-1", "1-256", "1,,2", ""])
+@pytest.mark.parametrize("text", ["0", "4-1", "1-256", "1,,2", "1_0", "\u0662", ""])
 def test_a_list_of_ids_outside_its_limits_is_refused(text: str) -> None:
     with pytest.raises(ValueError):
         id_list(text)

@@ -8,6 +8,7 @@ import socket
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,7 +26,7 @@ from lab.proxy import Proxy
 from lab.rules import chosen, glossary, lacking, require_loopback, rule_list
 from lab.verdict import judge, should_win, summary
 from program import UserError
-from protocol_fsm import BadTag, ConnectionCut, Session, UnexpectedOpcode, Watchers
+from protocol_fsm import BadTag, ConnectionCut, LocalError, Session, UnexpectedOpcode, Watchers
 from tests.helpers import Pair, refusal
 from tests.network import at_once
 
@@ -223,6 +224,57 @@ def exits(frames: Frames, lab: Toy) -> Frames:
     sys.exit(0)
 
 
+def interrupts(frames: Frames, lab: Toy) -> Frames:
+    yield next(frames)
+    raise KeyboardInterrupt
+
+
+def uses_a_client_wrongly(frames: Frames, lab: Toy) -> Frames:
+    yield next(frames)
+    raise LocalError("not now")
+
+
+def addresses_nobody(frames: Frames, lab: Toy) -> Frames:
+    yield replace(next(frames), to="sever")
+
+
+def controls_the_terminal(frames: Frames, lab: Toy) -> Frames:
+    """\x1b[2J clears it."""
+    yield next(frames)
+    raise ValueError("\x1b[2J\nrefused")
+
+
+def yields_from_outside(lab: Toy) -> Frames:
+    yield Frame("server", b"never")
+
+
+@pytest.mark.parametrize(
+    ("tap", "words"),
+    [
+        (interrupts, "KeyboardInterrupt: "),
+        (uses_a_client_wrongly, "LocalError: not now"),
+        (addresses_nobody, "ValueError: a frame goes to client or server, not to 'sever'"),
+        (controls_the_terminal, r"ValueError: \x1b[2J\nrefused"),
+    ],
+)
+def test_a_mistake_of_any_kind_is_no_defence(tap: Callable[..., Frames], words: str) -> None:
+    assert words_of(Toy(BadTag()), catalogued(tap)) == (False, f"the attack raised {words}")
+    assert catalogued(tap).story.isprintable()
+
+
+def test_an_attack_from_outside_that_is_a_generator_is_broken() -> None:
+    lab = Toy(BadTag())
+    run_outside(catalogued(yields_from_outside, is_on_path=False), lab)
+    assert judge(catalogued(passes), lab).words.endswith("is a function that returns nothing")
+
+
+def test_a_goal_that_raises_is_a_mistake_in_the_attack() -> None:
+    attack = replace(catalogued(passes), goal=lambda outcome: outcome.no_such_thing)
+    as_expected, words = words_of(Toy(BadTag()), attack)
+    assert not as_expected
+    assert words.startswith("the attack raised AttributeError: ")
+
+
 def opens_no_file(lab: Toy) -> None:
     Path("nowhere at all").read_bytes()
 
@@ -412,6 +464,22 @@ def test_the_proxy_carries_any_framing_and_what_the_tap_yields() -> None:
         heard, told = at_once(serve, talk)
     assert heard == [b"HELLO", b"ECHO"]
     assert told == [b"echo", b"BYE"]
+
+
+def test_a_frame_that_cannot_be_written_is_a_mistake_in_the_attack() -> None:
+    def write_line(sendall: Callable[[bytes], object], message: bytes) -> None:
+        raise OverflowError("too big")
+
+    lab = Toy()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        tap = partial(attacked, catalogued(passes), lab=lab)
+        with (
+            Proxy(listener.getsockname(), tap, lambda recv: recv(1), write_line) as proxy,
+            socket.create_connection(proxy.address) as sock,
+        ):
+            sock.sendall(b"1")
+            assert sock.recv(1) == b"", "cut, as after any mistake"
+    assert isinstance(lab.outcome.broken, OverflowError)
 
 
 # The observer -------------------------------------------------------------------------------------

@@ -46,6 +46,8 @@ READ = {  # text, column, lines to skip, readings, how it says they are read
     "blanks around a name": (" temp ,x\n1,2\n", " temp", 0, [1.0], "column 1, 'temp'"),
     "a title line": (LOGGER, None, 1, [70.5, 71.0], "column 3, 'Temp, F': commas"),
     "a byte order mark": ("\ufeffa;b\n1;2,5\n", "a", 0, [1.0], "column 1, 'a'"),
+    "a title of two lines": ('t;"v, x\n(C)"\n1;2,5\n', None, 0, [2.5], "semicolons, decimal comma"),
+    "a row without anything": ("v\n5\n \n\n6\n", None, 0, [5.0, 6.0], "column 1, 'v'"),
     "lines of Windows": ("a,b\r\n1,2\r\n", None, 0, [2.0], "column 2, 'b'"),
 }
 REFUSED = {  # text, column, lines to skip, what the sentence says
@@ -82,6 +84,20 @@ REFUSED = {  # text, column, lines to skip, what the sentence says
     "digits of another script": ("v\n\u0661\n", None, 0, r"'\\u0661' is not a number"),
     "infinity": ("v\ninf\n", None, 0, "'inf' is not a number"),
     "too large a number": ("v\n1e16\n", None, 0, "'1e16' is not a number up to 1e15"),
+    "a missing value that is no title": ("NaN\n5\n", None, 0, "line 1, column 1: 'NaN' is not"),
+    "a missing value beside a text": ("x,n/a\ny,3\n", "2", 0, "line 1, column 2: 'n/a' is not"),
+    "a dash that is no title": ("--\n5\n", None, 0, "line 1, column 1: '--' is not"),
+    "another minus": ("\u22125\n5\n", None, 0, r"line 1, column 1: '\\u22125' is not"),
+    "a minus before a blank": ("- 5\n5\n", None, 0, "line 1, column 1: '- 5' is not"),
+    "a currency": ("$20\n5\n", None, 0, r"line 1, column 1: '\$20' is not"),
+    "quotes around nothing": ('v\n5\n""\n6\n', None, 0, "line 3, column 1: '' is not"),
+    "a number that may be a title": ("2,20.5\n3,21\n", "2", 0, "'2' may be a column's number"),
+    "a title that may be a number": ("t,2,3\n1,5,6\n", "2", 0, "'2' may be a column's number"),
+    "a number of a column without end": ("a,b\n1,2\n", "9" * 5000, 0, "there is no column '99"),
+    "a number without end": (f"v\n{'1' * 100_000}x\n", None, 0, "'1{30}' is not a number"),
+    "UTF-16": ("\0v\0\n\x005\0\n", None, 0, "is not UTF-8"),
+    "a header and nothing below": ("v\n", None, 0, "there are no readings in"),
+    "nothing": ("", None, 0, "there are no readings in"),
     "a cell for the terminal": ("v\n\x1b[2J\n", None, 0, r"'\\x1b\[2J' is not"),
 }
 
@@ -117,7 +133,7 @@ def test_what_is_no_such_number_is_no_reading(text: str) -> None:
 def test_a_typed_decimal_comma_is_asked_for_again(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("sys.stdin", io.StringIO("20,5\n20.5 21\nquit\n"))
+    monkeypatch.setattr("sys.stdin", io.StringIO("20,5\n1\u00a0234\n20.5 21\nquit\n"))
     session = Session(1, DEMO_KEYS[1], Direction.C2S)
     assert [*typed(session)] == [[20.5, 21.0]]
     assert "with a decimal point" in capsys.readouterr().out

@@ -253,7 +253,7 @@ def test_an_unknown_command_is_one_sentence_that_names_the_known_ones(
     run: Any, world: World, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sentence = fails(run, capsys, "teach")
-    assert sentence.startswith("there is no command teach; ")
+    assert sentence.startswith("there is no command 'teach'; ")
     assert all(name in sentence for name in [*run.COMMANDS, "help"])
 
 
@@ -430,6 +430,7 @@ def test_a_venv_is_made_once_with_what_the_command_needs_and_nothing_more(
             "install",
             "--disable-pip-version-check",
             "-vv",
+            "--require-virtualenv",
             "--no-user",
             "--target=",
             "-r",
@@ -551,13 +552,52 @@ def test_a_pip_that_installs_elsewhere_or_nothing_is_found_out(
     assert not os.path.exists(run.VENV)
 
 
-def test_safe_path_is_kept_from_what_run_py_starts(
-    run: Any, world: World, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("name", ["PYTHONSAFEPATH", "PYTHONHOME", "PYTHONEXECUTABLE", "PIP_PYTHON"])
+def test_what_leads_to_another_python_is_kept_from_what_run_py_starts(
+    run: Any, world: World, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setenv("PYTHONSAFEPATH", "1")
+    monkeypatch.setenv(name, "1")
     world.installed[sys.executable] = {"pycryptodome": "3.20"}
     assert run.main(["classroom"]) == 0
-    assert "PYTHONSAFEPATH" not in os.environ
+    assert name not in os.environ
+
+
+@pytest.mark.parametrize(
+    ("printed", "missing"), [('{"a": "1"}\nbye\n', []), ("hello\n", None), ("", None)]
+)
+def test_what_a_venv_prints_beside_the_answer_is_no_traceback(
+    run: Any, monkeypatch: pytest.MonkeyPatch, printed: str, missing: list[str] | None
+) -> None:
+    monkeypatch.setattr(run, "quietly", lambda command: (0, printed, ""))
+    assert run.missing("python", {"a": ()}) == missing
+
+
+def test_help_that_nobody_can_read_is_no_traceback() -> None:
+    command = [sys.executable, "run.py", "help"]
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "wb") as pipe:
+        done = subprocess.run(command, stdout=pipe, stderr=subprocess.PIPE, cwd=ROOT, text=True)
+    assert (done.returncode, done.stderr) == (2, "")
+
+
+def test_run_py_is_found_through_a_link(tmp_path: Path) -> None:
+    (tmp_path / "run.py").symlink_to(ROOT / "run.py")
+    spec = importlib.util.spec_from_file_location("linked", tmp_path / "run.py")
+    assert spec
+    assert spec.loader
+    module: Any = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert str(ROOT) == module.HERE
+
+
+def test_an_encoding_or_warnings_of_the_user_hide_no_package(
+    run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONIOENCODING", "utf-16")
+    monkeypatch.setenv("PYTHONWARNINGS", "error")
+    assert run.missing(sys.executable, {"pytest": (), "no-such-package": ()}) == ["no-such-package"]
+    assert run.quietly([sys.executable, "-c", "import warnings; warnings.warn('old')"])[0] == 0
 
 
 def test_modules_where_the_user_is_hide_none_of_python(
@@ -609,6 +649,8 @@ def test_a_pip_that_fetches_nothing_is_one_sentence_and_leaves_nothing(
         (NO_FILE, "Could not find a version"),
         (NOT_FOUND + "ERROR: ResolutionImpossible: see it\n", "ResolutionImpossible: see"),
         (CUT_SHORT, "nothing answers; "),
+        ("Usage:\npip: error: invalid float value: 'x'\n", "pip: error: invalid float"),
+        ("ERROR: Exception:\nTraceback ...:\nOSError: no space\n", "OSError: no space"),
         ("", "exit code 1"),
     ],
 )
