@@ -72,7 +72,7 @@ from companions.secure_chat.rooms import LOBBY, MAX_MEMBERS, Said
 from companions.secure_chat.server import Server
 from companions.secure_chat.storage import Database
 from companions.secure_chat.transcript import Transcript
-from program import Parser, positive, run_program, write_text
+from program import Parser, output_path, positive, run_program, write_text
 
 NAMES = {"tls": "signed, over TLS", "ours": "ours"}
 MESSAGES = 400
@@ -534,7 +534,7 @@ def parse() -> argparse.Namespace:
         parser.add_argument(
             name, type=positive, default=default, metavar="N", help=f"default {default}"
         )
-    parser.add_argument("--json", metavar="FILE", help="write all numbers there")
+    parser.add_argument("--json", type=output_path, metavar="FILE", help="write all numbers there")
     return parser.options()
 
 

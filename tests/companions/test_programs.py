@@ -349,7 +349,8 @@ def test_what_is_wrong_is_said_in_a_sentence(
         line
         for line in done.stderr.splitlines()
         if not any(
-            remark in line for remark in ("our own certificate", "so no device is let in", "GetPass")
+            remark in line
+            for remark in ("our own certificate", "so no device is let in", "GetPass")
         )
     ]
     assert (done.returncode, done.stdout) == (code, ""), done
