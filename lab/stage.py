@@ -267,7 +267,7 @@ class Lab(Stage):
         where = "{}:{}".format(*self.address)
         return (
             f"the program on {where} is not our server, or has other keys than the demo keys "
-            f"({type(error).__name__}); --seed 1 attacks a server of its own"
+            f"({type(error).__name__}); without --server the lab attacks one of its own"
         )
 
     def _proxy(self, tap: Tap) -> Proxy:
