@@ -22,10 +22,15 @@ NEEDED = (3, 10)
 HERE = os.path.dirname(os.path.realpath(__file__))
 VENV = os.path.join(HERE, ".venv")
 PATIENCE_S = 600  # for another run.py that makes .venv
-DEFAULT = "attacks"
+DEFAULT = "demo"
 # What to type: (which packages it needs, what Python is to run in turn, what it is for).
 COMMANDS = {
-    "attacks": ("requirements.txt", ["attacks.py"], "the adversary, and who stops it"),
+    "demo": (
+        "requirements.txt",
+        ["-m classroom.first"],
+        "one bit flips, then every attack is tried",
+    ),
+    "attacks": ("requirements.txt", ["attacks.py"], "the adversary; its flags follow"),
     "classroom": (
         "requirements.txt",
         ["-m classroom.demo"],

@@ -236,8 +236,8 @@ def test_without_a_command_the_default_runs(run: Any, world: World) -> None:
     assert run.DEFAULT in run.COMMANDS
     assert run.main([]) == 0
     _, lines = run.plan([run.DEFAULT])
-    assert lines == [["attacks.py"]]
-    assert run.started == [([sys.executable, str(Path(run.HERE) / "attacks.py")], None)]
+    assert lines == [["-m", "classroom.first"]]
+    assert run.started == [([sys.executable, "-m", "classroom.first"], run.HERE)]
 
 
 def test_server_and_client_run_where_the_user_is_so_that_paths_mean_what_they_say(
