@@ -14,7 +14,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from classroom.output import write_whole
-from classroom.report import link_to, page
+from classroom.report import page
 from classroom.wire import LAB, ROOT
 from lab.claims import Sets, read_sets
 from lab.events import Run, read_events, runs_of
@@ -64,7 +64,7 @@ def main() -> int:
         runs += runs_of(read_events(path)[0])
         to_stderr(f"{number} of {len(needed)}: {rules or 'all rules'}")
     output = options.folder / "report.html"
-    write_whole(output, page(runs, LAB, link_to(LAB.claims, output)).encode())
+    write_whole(output, page(runs, LAB).encode())
     print(f"wrote {escaped(str(output))}: {len(runs)} runs")
     return 0
 
