@@ -31,6 +31,16 @@ COMMANDS = {
         "one bit flips, then every attack is tried",
     ),
     "attacks": ("requirements.txt", ["attacks.py"], "the adversary; its flags follow"),
+    "report": (
+        "requirements-evidence.txt",
+        ["-m classroom.see report"],
+        "attacks, drawn on a page that opens; names of attacks may follow",
+    ),
+    "capture": (
+        "requirements-evidence.txt",
+        ["-m classroom.see capture"],
+        "the same as packets, in Wireshark",
+    ),
     "classroom": (
         "requirements.txt",
         ["-m classroom.demo"],
