@@ -358,6 +358,7 @@ def commands() -> Iterator[str]:
 ELSEWHERE = {  # run by others: tests of run.py and .ci/run, which install from nothing
     "python3 run.py",
     "python3 run.py test",
+    "python3 run.py offline wheelhouse",
     "python3 -m venv .venv",
     ". .venv/bin/activate",
     "pip install -r requirements.txt",
