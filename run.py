@@ -91,6 +91,11 @@ COMMANDS = {
         "style and types",
     ),
 }
+SLOW = {  # what is said before it starts
+    "test slow": "takes a quarter of an hour or more; -x stops at the first failure",
+    "mutate": "takes hours; --changed or --minutes 10 take less",
+    "bench": "takes some minutes; --quick takes some seconds",
+}
 # Asked in another interpreter: a venv may have a Python that is too old, or none any more.
 PROBE = """
 import importlib.metadata, json, sys
@@ -166,6 +171,8 @@ def plan(words):
         )
     requirements, lines, _ = COMMANDS[name]
     rest = words[len(name.split()) :]
+    if name in SLOW and not rest:
+        say("%s %s ..." % (name, SLOW[name]))
     return requirements, [line.split() + rest for line in lines]
 
 

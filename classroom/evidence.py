@@ -58,6 +58,7 @@ def main() -> int:
         raise UserError(f"cannot make {options.folder}: {reason_of(error)}") from None
     needed = runs_needed(read_sets(LAB.data / "sets.json"))
     runs: list[Run] = []
+    to_stderr(f"{len(needed)} runs of attacks.py, which take some minutes ...")
     for number, (rules, attacks) in enumerate(needed.items(), 1):
         path = options.folder / f"{rules.replace(',', '-') or 'all-rules'}.jsonl"
         play(rules, attacks, options.seed, path)

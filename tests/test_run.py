@@ -231,6 +231,18 @@ def test_a_command_is_planned_as(run: Any, words: str, requirements: str, lines:
     assert run.plan(words.split()) == (requirements, [line.split() for line in lines])
 
 
+def test_what_takes_long_says_so_before_it_starts(
+    run: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert {*run.SLOW} <= {*run.COMMANDS}
+    for name in run.COMMANDS:
+        run.plan(name.split())
+        said = capsys.readouterr().err
+        assert said == (f"run.py: {name} {run.SLOW[name]} ...\n" if name in run.SLOW else "")
+    run.plan(["bench", "--quick"])
+    assert capsys.readouterr().err == ""
+
+
 def test_without_a_command_the_default_runs(run: Any, world: World) -> None:
     world.installed[sys.executable] = {"pycryptodome": "3.20"}
     assert run.DEFAULT in run.COMMANDS
