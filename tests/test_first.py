@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 
@@ -17,7 +16,7 @@ from lab.stage import Parts
 from lab.verdict import Result
 from protocol_fsm import RoundMismatch
 from tests.network import serving
-from tests.programs import ROOT, posix_only
+from tests.programs import ROOT, posix_only, run
 
 ROWS = 40  # of one screen
 
@@ -75,14 +74,7 @@ def test_a_taken_port_is_said_and_not_connected_to(
 
 @pytest.mark.slow
 def test_the_whole_story_is_one_screen_of_plain_text_in_a_pipe() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "classroom.first"],
-        cwd=ROOT,
-        text=True,
-        capture_output=True,
-        timeout=60,
-        check=False,
-    )
+    done = run("-m", "classroom.first")
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
     assert max(map(len, lines)) < 80
@@ -148,12 +140,5 @@ def test_a_terminal_has_colours_unless_they_are_refused_and_its_own_width(
 
 
 def test_in_a_pipe_there_are_no_colours_and_nothing_passes() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", SAYS],
-        cwd=ROOT,
-        text=True,
-        capture_output=True,
-        timeout=30,
-        check=False,
-    )
+    done = run("-c", SAYS)
     assert (done.stdout, done.stderr) == ("79 red\n", "")
