@@ -2,6 +2,7 @@
 
     python attacks.py
     python attacks.py --without tag flip-reading
+    python attacks.py --server 127.0.0.1:9999
 
 `in_the_middle` is all that it takes to stand in the middle; then come the attacks, each a short
 story. An attack on path is a generator over the frames of the victim's connection: what it yields
@@ -15,6 +16,7 @@ from __future__ import annotations
 import guard  # noqa: F401 (before all else: it says what the others lack)
 import argparse
 import contextlib
+import os
 import secrets
 import socket
 from collections.abc import Generator, Sequence
@@ -58,7 +60,7 @@ from lab.stage import (
     learned,
     random_source,
 )
-from program import Parser, UserError, host_and_port, run_program
+from program import Parser, UserError, host_and_port, run_program, to_stderr
 from protocol_fsm import (
     CIPHERTEXT_AT,
     HEADER,
@@ -641,22 +643,34 @@ DOCUMENTED = (  # the six families that the documents announce, in their order
 
 
 def server_to_attack(options: argparse.Namespace) -> tuple[str, int] | None:
-    """Return where a server is that is not ours: the one asked for, or the one found. UserError."""
+    """Return the address that --server asks for, None for a server of our own. Raises UserError."""
     asked: tuple[str, int] | None = options.server
-    if options.seed is None and options.without is None:
-        with suppress(OSError), socket.create_connection(asked or (HOST, PORT), 1.0):
-            asked = asked or (HOST, PORT)
-    elif asked:
-        raise UserError("--seed and --without need the lab's own server")
-    if asked is None:
+    if not asked:
+        if not can_bind(HOST, PORT):
+            where = f"{HOST}:{PORT}"
+            to_stderr(f"something listens on {where}; attack it with: --server {where}")
         return None
+    if options.seed is not None or options.without is not None:
+        raise UserError("--seed and --without need the lab's own server")
     _, address = choose_keys(None, asked[0])  # the demo keys are for loopback only
     return address, asked[1]
 
 
+def can_bind(host: str, port: int) -> bool:
+    """Return whether a port is free; nothing is connected to, and nobody can connect to us."""
+    with socket.socket() as sock:
+        if os.name == "posix":  # as in server.py: connections that are over are no obstacle
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            sock.bind((host, port))
+        except OSError:
+            return False
+    return True
+
+
 def add_flags(parser: Parser) -> None:
     parser.add_argument("--server", type=host_and_port, metavar="HOST:PORT", help="attack this one")
-    parser.add_argument("--seed", help="repeat a run byte for byte, on a server of its own")
+    parser.add_argument("--seed", help="repeat a run byte for byte")
 
 
 def weakened_parts(names: Sequence[str]) -> Parts:
@@ -683,7 +697,7 @@ def title(message: bytes) -> str:
 def main() -> int:
     return run(
         Program(
-            description=f"Attacks the server on {HOST}:{PORT}, or one of its own.",
+            description="Attacks a server of its own, or the one that --server names.",
             module="attacks",
             attacks=ATTACKS,
             lab=new_lab,

@@ -22,10 +22,26 @@ NEEDED = (3, 10)
 HERE = os.path.dirname(os.path.realpath(__file__))
 VENV = os.path.join(HERE, ".venv")
 PATIENCE_S = 600  # for another run.py that makes .venv
-DEFAULT = "attacks"
+WHEELHOUSE = "wheelhouse"  # beside this file: packages are then taken from there, and no network
+DEFAULT = "demo"
 # What to type: (which packages it needs, what Python is to run in turn, what it is for).
 COMMANDS = {
-    "attacks": ("requirements.txt", ["attacks.py"], "the adversary, and who stops it"),
+    "demo": (
+        "requirements.txt",
+        ["-m classroom.first"],
+        "one bit flips, then every attack is tried",
+    ),
+    "attacks": ("requirements.txt", ["attacks.py"], "the adversary; its flags follow"),
+    "report": (
+        "requirements-evidence.txt",
+        ["-m classroom.see report"],
+        "attacks, drawn on a page that opens; names of attacks may follow",
+    ),
+    "capture": (
+        "requirements-evidence.txt",
+        ["-m classroom.see capture"],
+        "the same as packets, in Wireshark",
+    ),
     "classroom": (
         "requirements.txt",
         ["-m classroom.demo"],
@@ -74,6 +90,11 @@ COMMANDS = {
         ["-m ruff check .", "-m ruff format --check .", "-m mypy"],
         "style and types",
     ),
+}
+SLOW = {  # what is said before it starts
+    "test slow": "takes a quarter of an hour or more; -x stops at the first failure",
+    "mutate": "takes hours; --changed or --minutes 10 take less",
+    "bench": "takes some minutes; --quick takes some seconds",
 }
 # Asked in another interpreter: a venv may have a Python that is too old, or none any more.
 PROBE = """
@@ -136,7 +157,8 @@ def help_text():
     lines = ["  %-9s  %s\n" % (name, entry[2]) for name, entry in COMMANDS.items()]
     return (
         "python3 run.py COMMAND, or on Windows py run.py COMMAND, where COMMAND is one of\n"
-        "%s  help       this list\nWithout one it is %s.\n" % ("".join(lines), DEFAULT)
+        "%s  offline    DIR: fill it with all packages, for rooms without a network\n"
+        "  help       this list\nWithout one it is %s.\n" % ("".join(lines), DEFAULT)
     )
 
 
@@ -145,10 +167,12 @@ def plan(words):
     name = next((name for name in (" ".join(words[:2]), words[0]) if name in COMMANDS), None)
     if name is None:
         raise Problem(
-            "there is no command %r; there are: %s, help" % (words[0], ", ".join(COMMANDS))
+            "there is no command %r; there are: %s, offline, help" % (words[0], ", ".join(COMMANDS))
         )
     requirements, lines, _ = COMMANDS[name]
     rest = words[len(name.split()) :]
+    if name in SLOW and not rest:
+        say("%s %s ..." % (name, SLOW[name]))
     return requirements, [line.split() + rest for line in lines]
 
 
@@ -323,20 +347,50 @@ def last_words(result):
 
 def install(python, requirements, wanted, names):
     """Let pip put packages into .venv, and see that they are there. Raises Problem."""
-    say("installing %s into .venv, which may take a minute ..." % ", ".join(names))
+    wheels = os.path.join(HERE, WHEELHOUSE)
+    is_offline = os.path.isdir(wheels)
+    source = " from %s" % WHEELHOUSE if is_offline else ""
+    say("installing %s into .venv%s, which may take a minute ..." % (", ".join(names), source))
     command = [python, "-m", "pip", "install", "--disable-pip-version-check", "-vv"]
     # whatever the user's configuration of pip says, it is this venv that is filled
     command += ["--require-virtualenv", "--no-user", "--target="]
+    if is_offline:
+        command += ["--no-index", "--find-links", wheels]
     code, out, error = quietly(command + ["-r", os.path.join(HERE, requirements)])
     if code != 0:
         why = reason_of_pip(out + error) or last_words((code, out, error))
-        raise Problem("pip cannot install %s: %s" % (", ".join(names), why))
+        raise Problem("pip cannot install %s%s: %s" % (", ".join(names), source, why))
     lacking = missing(python, wanted)
     if lacking != []:
         raise Problem(
             "pip ends as if all were well, but .venv has no %s; look for prefix, root and the like "
             "in pip's configuration, and for variables PIP_..." % ", ".join(lacking or names)
         )
+
+
+def offline(words):
+    """Fill a folder with the packages of all commands but `test slow`. Raises Problem."""
+    if not words or words[0].startswith("-"):
+        raise Problem("say which folder to fill: offline DIR")
+    folder = os.path.abspath(words[0])
+    python = sys.executable
+    if missing(python, {"pip": ()}) != []:
+        python = prepare("requirements.txt")
+    say("fetching packages into %s, which may take some minutes ..." % folder)
+    command = [python, "-m", "pip", "download", "--disable-pip-version-check", "-vv"]
+    command += ["--dest", folder] + words[1:]
+    for name in sorted(set(entry[0] for key, entry in COMMANDS.items() if key != "test slow")):
+        command += ["-r", os.path.join(HERE, name)]
+    code, out, error = quietly(command)
+    if code != 0:
+        raise Problem(
+            "pip cannot fetch them: %s"
+            % (reason_of_pip(out + error) or last_words((code, out, error)))
+        )
+    say(
+        "%d packages are in %s; copy it beside run.py, with the name %s"
+        % (len(os.listdir(folder)), folder, WHEELHOUSE)
+    )
 
 
 def reason_of_pip(said):
@@ -392,6 +446,9 @@ def main(words):
     if words[0] in ("help", "-h", "--help"):
         return 0 if tell(sys.stdout, help_text()) else 2
     try:
+        if words[0] == "offline":
+            offline(words[1:])
+            return 0
         requirements, lines = plan(words)
         python = prepare(requirements)
     except Problem as problem:

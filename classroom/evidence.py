@@ -14,7 +14,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from classroom.output import write_whole
-from classroom.report import link_to, page
+from classroom.report import page
 from classroom.wire import LAB, ROOT
 from lab.claims import Sets, read_sets
 from lab.events import Run, read_events, runs_of
@@ -58,13 +58,14 @@ def main() -> int:
         raise UserError(f"cannot make {options.folder}: {reason_of(error)}") from None
     needed = runs_needed(read_sets(LAB.data / "sets.json"))
     runs: list[Run] = []
+    to_stderr(f"{len(needed)} runs of attacks.py, which take some minutes ...")
     for number, (rules, attacks) in enumerate(needed.items(), 1):
         path = options.folder / f"{rules.replace(',', '-') or 'all-rules'}.jsonl"
         play(rules, attacks, options.seed, path)
         runs += runs_of(read_events(path)[0])
         to_stderr(f"{number} of {len(needed)}: {rules or 'all rules'}")
     output = options.folder / "report.html"
-    write_whole(output, page(runs, LAB, link_to(LAB.claims, output)).encode())
+    write_whole(output, page(runs, LAB).encode())
     print(f"wrote {escaped(str(output))}: {len(runs)} runs")
     return 0
 

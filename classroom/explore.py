@@ -54,7 +54,7 @@ from classroom.story import CLIENTS, OLD, ROUNDS, Notes, Step, broken, menu, rea
 from endpoint import DEMO_KEYS
 from lab.claims import read_sets
 from lab.rules import Names, rule_list
-from lab.search import SPAWN, Told, progress, workers
+from lab.search import SPAWN, Told, progress, say, workers
 from lab.stage import LIMITS, random_source
 from lab.weakened import DOCUMENTED, without
 from program import Parser, UserError, positive, run_program, whole
@@ -772,10 +772,13 @@ def main() -> int:
     )
     parser.add_argument("--replay", action="store_true", help="play the stories on sockets, too")
     options = parser.options()
+    start = f"looking at up to {options.states:,} worlds at a time, which may take minutes ...\n"
     if options.without is None and not options.sets:
+        say(start)
         some = [ALL[: options.sessions]] if options.sessions else [ONE, TWO, TWICE, ALL]
         return max(explored(clients, options.states) for clients in some)
     sets = minimal_sets() if options.sets else [rules_of(options.without)]
+    say(start)
     code = 0
     looked_at = [names for names in sets if names <= LOOKED_AT]
     for tale in tell_all(looked_at, options.states, options.replay):

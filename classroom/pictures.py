@@ -82,7 +82,7 @@ def main() -> int:
         html = Path(folder, "report.html")
         for name, (attack, rules, scheme) in PICTURES.items():
             play(rules, [attack], "1", log)
-            html.write_text(page([*runs_of(read_events(log)[0])], LAB, "CLAIMS.md"), "utf-8")
+            html.write_text(page([*runs_of(read_events(log)[0])], LAB), "utf-8")
             photograph(chromium, html, scheme, options.folder / name)
             print(f"wrote {escaped(str(options.folder / name))}")
     return 0

@@ -4,6 +4,9 @@
     python -m classroom.proxy --listen 9000 --server 127.0.0.1:9999
     python client.py 1 --port 9000 --patient
 
+With `--without tag` it brings a server and a client of its own that lack that rule, and keeps a
+score: there you can win.
+
 Rules in this module:
 - nothing is delivered by itself: messages wait in a queue, and the first of them is in hand;
 - commands change the queue, and `undo` reverts the last change; a delivered message is gone;
@@ -14,6 +17,7 @@ It listens on loopback only. It has no keys but those of a key log, and never se
 
 from __future__ import annotations
 
+import argparse
 import cmd
 import contextlib
 import socket
@@ -27,8 +31,10 @@ from attacks import edited
 from channel import POLL_S
 from classroom.keylog import describe_message, dump_message, plaintext_of, read_keylog
 from classroom.proxy_commands import END, HELP, Command, parse, parse_script
+from classroom.proxy_pair import OwnPair
 from endpoint import HOST, OPCODE_NAMES, PORT
 from lab.frames import OTHER_END, Frame, flipped
+from lab.rules import rule_list
 from program import (
     NoConnection,
     Parser,
@@ -195,8 +201,11 @@ class Desk(NamedTuple):
 class Table(cmd.Cmd):
     """The queue, and the commands that change it; each do_ method is one of HELP."""
 
-    def __init__(self, port: int, server: tuple[str, int], keylog: str | None) -> None:
+    def __init__(
+        self, port: int, server: tuple[str, int], keylog: str | None, pair: OwnPair | None = None
+    ) -> None:
         super().__init__()
+        self._pair = pair
         self.prompt = "proxy> " if sys.stdin.isatty() and sys.stdout.isatty() else ""
         self.wire = Wire(port, server, self._begin, self._arrive)
         self._keylog = Path(keylog) if keylog else None
@@ -229,6 +238,12 @@ class Table(cmd.Cmd):
             sys.stdout.write(f"{text}\n{typed}")
             sys.stdout.flush()
 
+    def tell(self, text: str) -> None:
+        """Print what an end of the pair did, if there is anything to say."""
+        with self._changed:
+            if text:
+                self._say(text)
+
     def leave(self) -> None:
         """Ignore messages that still come, and end the line of the prompt."""
         with self._changed:
@@ -246,6 +261,8 @@ class Table(cmd.Cmd):
             if failure:
                 self._say(failure)
             else:
+                if self._pair:
+                    self._pair.score.begin()
                 self._connection += 1
                 self._say(f"connection {self._connection} has begun")
             self._settle()
@@ -501,6 +518,17 @@ class Table(cmd.Cmd):
         item = self._take(number, self._came, "has come") if number else self._desk.in_hand()
         self._say("\n".join([*self._described(item), *dump_message(item.frame.message)]))
 
+    def do_session(self) -> None:
+        self._own_pair().live(self.wire.address)
+
+    def do_score(self) -> None:
+        self._say(str(self._own_pair().score))
+
+    def _own_pair(self) -> OwnPair:
+        if not self._pair:
+            raise UserError("there is a client and a score only with --without")
+        return self._pair
+
     def do_help(self) -> None:  # type: ignore[override]
         self._say(HELP)
 
@@ -509,6 +537,25 @@ class Table(cmd.Cmd):
 
 
 def main() -> int:
+    options = read_options()
+    commands = parse_script(options.script) if options.script else []
+    if options.keylog:
+        read_keylog(Path(options.keylog))
+    if options.without is None:
+        server = options.server or (HOST, PORT)
+        reach(server).close()
+        return sit_down(Table(options.listen, server, options.keylog), commands)
+    told: list[Callable[[str], None]] = []  # the table, which needs the pair's address first
+    with OwnPair(options.without, lambda text: told[0](text)) as pair:
+        table = Table(options.listen, pair.address, options.keylog, pair)
+        told.append(table.tell)
+        code = sit_down(table, [("the start", Command("session")), *commands])
+    print(pair.score, flush=True)
+    return code
+
+
+def read_options() -> argparse.Namespace:
+    """Return the flags. Raises UserError."""
     parser = Parser("The man in the middle by hand, between your own programs.")
     parser.add_argument(
         "--listen",
@@ -520,20 +567,27 @@ def main() -> int:
     parser.add_argument(
         "--server",
         type=host_and_port,
-        default=(HOST, PORT),
         metavar="HOST:PORT",
         help=f"where the server listens; default {HOST}:{PORT}",
+    )
+    parser.add_argument(
+        "--without",
+        type=rule_list,
+        metavar="A,B",
+        help="bring a server and a client that lack these rules; attacks.py --rules names them",
     )
     parser.add_argument("--script", metavar="FILE", help="commands to begin with, one per line")
     parser.add_argument(
         "--keylog", metavar="FILE", help="show plaintexts; the server or the client writes it"
     )
     options = parser.options()
-    commands = parse_script(options.script) if options.script else []
-    if options.keylog:
-        read_keylog(Path(options.keylog))
-    reach(options.server).close()
-    table = Table(options.listen, options.server, options.keylog)
+    if options.without is not None and (options.server or options.keylog):
+        raise UserError("--without brings its own server, without --server and --keylog")
+    return options
+
+
+def sit_down(table: Table, commands: Sequence[tuple[str, Command]]) -> int:
+    """Obey the script and then the keyboard, and return the exit code. Raises UserError."""
     with table.wire:
         print(f"listening on {HOST}:{table.wire.address[1]}; help names the commands", flush=True)
         try:

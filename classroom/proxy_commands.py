@@ -43,6 +43,7 @@ The rest:
   until OPCODE or end   forward until such a message is in hand
   auto [off]            forward whatever comes
   cut, quit             end the connection without a word; leave
+  session, score        with --without: another session; what was accepted
 With no client connected, what you send goes over a connection of your own."""
 
 
@@ -72,6 +73,8 @@ GRAMMAR: dict[str, tuple[str, Callable[..., tuple[Any, ...]]]] = {  # for the re
     "list": ALONE,
     "cut": ALONE,
     "quit": ALONE,
+    "session": ALONE,
+    "score": ALONE,
     "release": NUMBER,
     "replay": NUMBER,
     "flip": (r"(-?\d{1,9})(?:\.([0-7]))?", lambda byte, bit: (int(byte), 1 << int(bit or 0))),

@@ -3,27 +3,24 @@
     python attacks.py --seed 1 --events events.jsonl
     python -m classroom.report events.jsonl -o report.html
 
-The page is one file, which loads nothing. Everything on it that happened comes from the log (see
-EVENTS.md), every claim from claims.toml, every minimal set from sets.json. A Wire says where those
-are and what a message looks like, so another protocol needs another Wire and nothing else. The
-page judges nothing: verdicts are those of the log.
+The page is one file, which loads nothing and links to nothing but itself. Everything on it that
+happened comes from the log (see EVENTS.md), every claim from claims.toml, every minimal set from
+sets.json. A Wire says where those are and what a message looks like, so another protocol needs
+another Wire and nothing else. The page judges nothing: verdicts are those of the log.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import quote
 
 from classroom.drawing import diagram, in_words
 from classroom.output import filled, write_whole
-from classroom.wire import LAB, Change, Wire, changes
+from classroom.wire import LAB, ROOT, Change, Wire, changes
 from lab.claims import Claim, Sets, read_claims, read_sets
 from lab.events import ENDS, KINDS, Run, Step, read_runs, shown
 from lab.observer import Event
@@ -284,8 +281,8 @@ def summary(views: Sequence[RunView]) -> list[tuple[str, dict[str, int]]]:
 # The page -----------------------------------------------------------------------------------------
 
 
-def page(runs: Sequence[Run], wire: Wire, claims_at: str, matrix: Sets | None = None) -> str:
-    """Return the page; `claims_at` is where CLAIMS.md is, as seen from it. Raises UserError."""
+def page(runs: Sequence[Run], wire: Wire, matrix: Sets | None = None) -> str:
+    """Return the page. Raises UserError."""
     told = read_claims(wire.data)
     order = [*dict.fromkeys(run.attack for run in runs)]  # runs of one attack stand together
     runs = sorted(runs, key=lambda run: order.index(run.attack))
@@ -303,17 +300,10 @@ def page(runs: Sequence[Run], wire: Wire, claims_at: str, matrix: Sets | None = 
         matrix=rows,
         redundant=told.redundant,
         claims=told.claims,
-        claims_at=f"{claims_at}#the-claims",
+        claims_in=wire.claims.relative_to(ROOT).as_posix(),
         most=MOST_MESSAGES,
         anchors={view.run.attack: view.anchor for view in reversed(views)},
     )
-
-
-def link_to(target: Path, page: Path) -> str:
-    """Return the relative link from a page to a file; another drive has none, and gets a URL."""
-    with contextlib.suppress(ValueError):
-        return quote(Path(os.path.relpath(target, page.resolve().parent)).as_posix())
-    return target.as_uri()
 
 
 def main(wire: Wire = LAB) -> int:
@@ -344,7 +334,7 @@ def main(wire: Wire = LAB) -> int:
     for path in options.events:
         runs += read_runs(path)
     matrix = read_sets(options.matrix) if options.matrix else None
-    text = page(runs, wire, link_to(wire.claims, options.output), matrix)
+    text = page(runs, wire, matrix)
     write_whole(options.output, text.encode("utf-8", "replace"))
     print(f"wrote {escaped(str(options.output))}: {len(runs)} runs")
     return 0

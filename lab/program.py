@@ -9,7 +9,7 @@ import shlex
 import sys
 import textwrap
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +21,7 @@ from lab.events import KINDS, Step, event_of, parsed, run_of, shown
 from lab.frames import Frame, Log
 from lab.observer import Event, Observer
 from lab.rules import Names, Rules, expanded, glossary, rule_list
+from lab.screen import columns, painted
 from lab.verdict import Result, judge, should_win, summary
 from program import Parser, UserError, escaped, output_path, reason_of, write_text
 
@@ -53,13 +54,15 @@ class Program:
     rules: Callable[[], tuple[Rules, Sequence[str]]] = no_rules  # and those of `documented`
     module: str = "__main__"  # of the attacks, from which a student's file imports
     sets: Path | None = None  # sets.json, if there is one
-    families: Mapping[str, Sequence[str]] = field(default_factory=dict)  # names for many attacks
+    families: Mapping[str, Sequence[str]] = field(default_factory=dict)  # beside those of claims
 
 
 def parse(program: Program) -> tuple[argparse.Namespace, list[Attack]]:
     """Return the options, and the attacks that they ask for. Raises UserError."""
     parser = Parser(program.description)
-    parser.add_argument("names", nargs="*", metavar="NAME", help="some of the attacks, in detail")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help="attacks, told in detail, or families"
+    )
     parser.add_argument("--list", action="store_true", help="name all attacks, and stop")
     parser.add_argument("--file", metavar="FILE", help="attacks of your own, beside the others")
     parser.add_argument(
@@ -76,11 +79,20 @@ def parse(program: Program) -> tuple[argparse.Namespace, list[Attack]]:
     options = parser.options()
     own = added_by(options.file, program) if options.file else []
     names: list[str] = []
+    families = {**families_of(program.attacks.values()), **program.families}
     for name in options.names or own or program.attacks:
-        names += program.families.get(name, [name])
+        names += families.get(name, [name])
     if unknown := {*names} - program.attacks.keys():
         raise UserError(f"no attack is named {min(unknown)}; --list names them all")
     return options, [program.attacks[name] for name in dict.fromkeys(names)]
+
+
+def families_of(attacks: Iterable[Attack]) -> dict[str, list[str]]:
+    """Return the names of attacks by family, both in the order of the catalogue."""
+    families: dict[str, list[str]] = {}
+    for attack in attacks:
+        families.setdefault(attack.family, []).append(attack.name)
+    return families
 
 
 def added_by(path: str, program: Program) -> list[str]:
@@ -109,7 +121,8 @@ class Teller:
     def __init__(self, program: Program, options: argparse.Namespace) -> None:
         self._program = program
         self._options = options
-        self._is_detailed = bool(options.verbose or options.names or options.file)
+        named = [name for name in options.names if name in program.attacks]
+        self._is_detailed = bool(options.verbose or named or options.file)
         self.observer = Observer() if options.events else None
         self.events: list[Event] = []
         self.attack = ""  # that is going on
@@ -148,7 +161,8 @@ class Teller:
             self.say(details(result, self.events[begin:], lab, self._program.title) + "\n")
         else:
             line = f"{attack.story:<53}{result.words}"
-            self.say(textwrap.fill(line, 79, subsequent_indent="  "))
+            told = textwrap.fill(line, columns(), subsequent_indent="  ")
+            self.say(told if result.kind == "refused" else painted(told, result.kind))
         self._conclude(result, lab, lab.rounds - rounds)
         return result
 
@@ -183,8 +197,10 @@ def run(program: Program) -> int:
         print(*glossary(*program.rules()), sep="\n")
         return 0
     if options.list:
-        for attack in program.attacks.values():
-            print(f"{attack.name:<30}{attack.story}")
+        for family, names in families_of(program.attacks.values()).items():
+            print(f"{family}:")
+            for name in names:
+                print(f"  {name:<28}{program.attacks[name].story}")
         return 0
     teller = Teller(program, options)
     logging.disable()  # what is refused is told here

@@ -206,6 +206,8 @@ def tasks_of(tries: Mapping[Names, set[str]], found: Found) -> list[Task]:
 def progress(what: str, done: Iterator[Done], tasks: Sequence[object]) -> Iterator[Done]:
     """Say on stderr how far it is: in one line, or in a line at the end if no person looks."""
     is_terminal = sys.stderr.isatty()
+    if is_terminal:
+        say(f"{what + ':   0% of ' + str(len(tasks)):<60}\r")
     for number, result in enumerate(done, 1):
         if is_terminal:
             say(f"\r{'':60}\r")  # what is said in between has the line for itself
@@ -329,6 +331,7 @@ class Matrix:
             raise UserError(f"no attack is named {min(unknown)}; attacks.py --list names them all")
         if options.write:
             output_path(str(output))  # now, and not after minutes of work
+        say(f"searching for sets of up to {options.size} rules, which may take minutes ...\n")
         found = self.found(names, options.size)
         if options.json:
             print(as_json(found), end="")

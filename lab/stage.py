@@ -169,17 +169,16 @@ class Lab(Stage):
         self._sessions = Counter[str]()
         self._changed = threading.Condition()
         self._connections = 0  # that have not ended yet
-        self._server: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
+        self._server: Server | None = None
         self.address = foreign or ("", 0)
         self.where = f"seed {seed}"
         self.again = f"--seed {shlex.quote(seed)}"
         self._timeout_s = FOREIGN_TIMEOUT_S
         if foreign is None:
-            server = self._parts.server(
+            self._server = self._parts.server(
                 DEMO_KEYS, port=0, limits=LIMITS, record=self._see, new_session=self.new_session
             )
-            self._server = server
-            self.address = server.address
+            self.address = self._server.address
             self._timeout_s = TIMEOUT_S
         else:
             self.where = "server {}:{}".format(*foreign)
@@ -187,7 +186,7 @@ class Lab(Stage):
 
     def __enter__(self) -> Lab:
         with contextlib.ExitStack() as stack:
-            stack.enter_context(self._server)
+            stack.enter_context(self._server or contextlib.nullcontext())
             self.tape = self.honest_session(VICTIM)  # HELLO, CHALLENGE, report, answer, report, ...
             self.older_tape = self.honest_session(VICTIM, OLD_READINGS)
             self.other_tape = self.honest_session(OTHER, OLD_READINGS)
@@ -267,7 +266,7 @@ class Lab(Stage):
         where = "{}:{}".format(*self.address)
         return (
             f"the program on {where} is not our server, or has other keys than the demo keys "
-            f"({type(error).__name__}); --seed 1 attacks a server of its own"
+            f"({type(error).__name__}); without --server the lab attacks one of its own"
         )
 
     def _proxy(self, tap: Tap) -> Proxy:
@@ -311,6 +310,8 @@ class Lab(Stage):
         outcome = self.outcome = Outcome()
         self.attack = attack.name
         self._sessions.clear()
+        if self._server:
+            self._server._epochs.current.number = 1  # the same bytes alone and after other attacks
         if attack.is_on_path:
             with self._proxy(partial(attacked, attack, lab=self)) as proxy:
                 self._live(proxy.address, attack)

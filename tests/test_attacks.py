@@ -16,7 +16,7 @@ from Crypto.Cipher import AES
 
 import attacks
 from attacks import ATTACKS, in_the_middle, up_to
-from endpoint import DEMO_KEYS
+from endpoint import DEMO_KEYS, HOST
 from lab.catalogue import Catalogue
 from lab.frames import Frame, Frames, flipped, xored
 from lab.line import Line
@@ -232,7 +232,7 @@ def test_a_broken_attack_without_a_docstring_is_told_and_exits_with_1(
 ) -> None:
     monkeypatch.setattr(attacks, "ATTACKS", {name: MADE_BADLY.attacks[name]})
     for flags, told in (
-        (["--list"], f"{name:<30}(an attack without a docstring)"),
+        (["--list"], f"  {name:<28}(an attack without a docstring)"),
         ([], "(an attack without a docstring)                      the attack raised"),
         ([name], "  the attack raised TypeError: no such thing"),
     ):
@@ -297,17 +297,34 @@ def test_a_foreign_server_that_looks_at_no_tag_is_found_out(name: str) -> None:
         assert not judge(ATTACKS[name], outside).as_expected
 
 
-def test_the_server_that_listens_where_servers_do_is_attacked(
+def test_only_the_server_that_is_asked_for_is_attacked(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with serving(window_s=0.2) as (server, _):
+    with serving(window_s=0.2) as (server, journal):
+        where = "{}:{}".format(*server.address)
         monkeypatch.setattr(attacks, "PORT", server.address[1])
-        monkeypatch.setattr(sys, "argv", ["attacks.py", "flip-tag"])
+        for flags in ([], ["--seed", "1"]):
+            monkeypatch.setattr(sys, "argv", ["attacks.py", "flip-tag", *flags])
+            assert attacks.main() == 0
+            told = capsys.readouterr()
+            assert "worked (seed " in told.out
+            assert told.err == f"something listens on {where}; attack it with: --server {where}\n"
+        assert not journal.records
+        monkeypatch.setattr(sys, "argv", ["attacks.py", "flip-tag", "--server", where])
         assert attacks.main() == 0
-        assert "worked (server 127.0.0.1:" in capsys.readouterr().out
-        monkeypatch.setattr(sys, "argv", ["attacks.py", "flip-tag", "--seed", "1"])
-        assert attacks.main() == 0
-        assert "worked (seed 1)" in capsys.readouterr().out
+        told = capsys.readouterr()
+        assert (f"worked (server {where})" in told.out, told.err) == (True, "")
+        assert journal.of("end", VICTIM)
+
+
+def test_a_port_that_is_taken_is_noticed_without_a_connection() -> None:
+    with socket.create_server((HOST, 0)) as taken:
+        taken.settimeout(0)
+        assert not attacks.can_bind(*taken.getsockname())
+        with pytest.raises(BlockingIOError):
+            taken.accept()
+        port = taken.getsockname()[1]
+    assert attacks.can_bind(HOST, port)
 
 
 @pytest.mark.slow
@@ -438,7 +455,7 @@ def test_programs_cannot_reach_weakened_rules() -> None:
 
 
 def run(*flags: str, given: str = "") -> subprocess.CompletedProcess[str]:
-    if not {*flags} & {"--server", "--seed", "--without"}:  # a server may run on this machine
+    if not {*flags} & {"--server", "--seed", "--without"}:
         flags = ("--seed", "test", *flags)
     return subprocess.run(
         [sys.executable, "attacks.py", *flags],
@@ -485,12 +502,27 @@ def test_one_attack_is_told_with_the_bytes_that_it_touched() -> None:
 def test_the_six_documented_families_can_be_asked_for() -> None:
     done = run("documented")
     for name in attacks.DOCUMENTED:
-        assert f"{name}: " in done.stdout
+        assert f"\n{ATTACKS[name].story}" in done.stdout
     assert done.returncode == 0
 
 
-def test_list_names_all_attacks() -> None:
-    assert [line.split()[0] for line in run("--list").stdout.splitlines()] == [*ATTACKS]
+def test_a_family_can_be_asked_for_by_name() -> None:
+    done = run("loss", "secrecy")
+    stories = [ATTACKS[name].story for name in ("drop-report", "drop-answer", "hold", "eavesdrop")]
+    told = [line[:53].rstrip() for line in done.stdout.splitlines()[1:5]]
+    assert (told, done.returncode) == (stories, 0)
+
+
+def test_list_names_all_attacks_below_their_families() -> None:
+    families: dict[str, list[str]] = {}
+    for line in run("--list").stdout.splitlines():
+        if line.startswith("  "):
+            families[[*families][-1]].append(line.split()[0])
+        else:
+            families[line.rstrip(":")] = []
+    assert {name: family for family in families for name in families[family]} == {
+        name: attack.family for name, attack in ATTACKS.items()
+    }
 
 
 def test_rules_are_named_with_what_is_done_without_them() -> None:

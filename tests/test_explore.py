@@ -582,6 +582,7 @@ def test_one_story_from_end_to_end_through_a_pipe() -> None:
     assert max(map(len, done.stdout.splitlines())) <= 80
     assert "\r" not in done.stderr
     assert "100%" in done.stderr
+    assert re.match(r"looking at up to [\d,]+ worlds at a time, .*\n", done.stderr)
 
 
 @pytest.mark.parametrize(

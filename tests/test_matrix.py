@@ -222,6 +222,7 @@ def test_two_attacks_from_end_to_end_through_a_pipe() -> None:
     assert max(map(len, done.stdout.splitlines())) <= 80
     assert "\r" not in done.stderr
     assert "100%" in done.stderr
+    assert done.stderr.startswith("searching for sets of up to ")
 
 
 @pytest.mark.parametrize("flags", [("--size", "1"), ("--attack", "hold")])

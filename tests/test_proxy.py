@@ -12,25 +12,32 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from classroom.proxy import Table
 from classroom.proxy_commands import GRAMMAR, HELP, Command, parse, parse_script
+from classroom.proxy_pair import Score
 from client import Client
 from endpoint import DEMO_KEYS, HOST, NewSession
+from lab.weakened import without
 from program import NoConnection, UserError
 from protocol_fsm import (
     BadTag,
+    ClientData,
     ClientHello,
     ConnectionCut,
     Direction,
     MalformedMessage,
     PeerTerminated,
     RoundMismatch,
+    ServerAggrResponse,
+    ServerChallenge,
     Session,
+    Status,
+    Terminate,
     UnexpectedOpcode,
     WrongDirection,
     WrongPeer,
@@ -38,7 +45,7 @@ from protocol_fsm import (
 from server import Contribution
 from tests.helpers import logging_to
 from tests.network import PATIENCE_S, Journal, serving
-from tests.programs import ROOT, TIMEOUT_S, Program, posix_only, running_server
+from tests.programs import ROOT, TIMEOUT_S, Program, posix_only, run, running_server
 
 
 class ImpatientTable(Table):
@@ -631,6 +638,132 @@ def test_help_names_every_command_and_fits_a_screen() -> None:
     for name in GRAMMAR:
         assert callable(getattr(Table, f"do_{name}"))
         assert name == "help" or any(f"{name}" in line[:22] for line in lines), name
+
+
+# A pair of its own
+
+
+class Scored:
+    """Two sessions without some rules, whose score is kept; messages go where the test says."""
+
+    def __init__(self, *missing: str) -> None:
+        self.score = Score()
+        self.said: list[str] = []
+        self.client = self._session(Direction.C2S, missing)
+        self.server = self._session(Direction.S2C, missing)
+        self.hello = self.client.seal(ClientHello())
+        self.server.open(self.hello)
+        self.client.open(self.server.seal(ServerChallenge()))
+
+    def _session(self, sends: Direction, missing: Sequence[str]) -> Session:
+        session: Session = without(missing).session(
+            1,
+            DEMO_KEYS[1],
+            sends,
+            watchers=[lambda seen: self.said.append(self.score.see(sends, seen))],
+        )
+        return session
+
+    def counts(self) -> tuple[int, int, int]:
+        return self.score.won, self.score.genuine, self.score.refused
+
+
+def test_what_arrives_as_it_was_sent_is_no_win() -> None:
+    pair = Scored()
+    pair.server.open(pair.client.seal(ClientData([100.0])))
+    pair.client.open(pair.server.seal(ServerAggrResponse({})))
+    with pytest.raises(PeerTerminated):
+        pair.server.open(pair.client.seal(Terminate(Status.GOODBYE)))
+    assert pair.counts() == (0, 4, 0)
+    assert "the server accepted TERMINATE, as it was sent" in pair.said
+
+
+def test_a_refused_message_is_no_win() -> None:
+    pair = Scored()
+    with pytest.raises(BadTag):
+        pair.server.open(pair.client.seal(ClientData([100.0]))[:-1] + b"?")
+    assert pair.counts() == (0, 1, 1)
+    assert pair.said[-2:] == ["the server refused CLIENT_DATA: BadTag", ""]
+
+
+def test_a_changed_message_that_is_accepted_is_one_win_and_told_with_its_text() -> None:
+    pair = Scored("tag", "ratchet")
+    flipped = bytearray(pair.client.seal(ClientData([100.0])))
+    flipped[24] ^= 8
+    pair.server.open(bytes(flipped))
+    assert pair.said[-1] == "YOU WIN: the server accepted CLIENT_DATA [900.0], which nobody sent"
+    pair.client.open(pair.server.seal(ServerAggrResponse({})))
+    pair.server.open(pair.client.seal(ClientData([101.0])))
+    assert pair.counts() == (1, 3, 0)
+
+
+def test_a_message_that_is_accepted_twice_is_a_win() -> None:
+    pair = Scored("round", "ratchet")
+    report = pair.client.seal(ClientData([100.0]))
+    pair.server.open(report)
+    pair.server.seal(ServerAggrResponse({}))
+    pair.server.open(report)
+    assert pair.said[-1].startswith("YOU WIN: the server accepted CLIENT_DATA [100.0]")
+    assert pair.counts() == (1, 2, 0)
+
+
+def test_a_goodbye_that_is_accepted_without_the_report_before_it_is_a_win() -> None:
+    pair = Scored("ratchet", "round")
+    pair.client.seal(ClientData([100.0]))
+    with pytest.raises(PeerTerminated):
+        pair.server.open(pair.client.seal(Terminate(Status.GOODBYE)))
+    assert pair.said[-1] == "YOU WIN: the server accepted TERMINATE, and does not miss 1 before it"
+    assert pair.counts() == (1, 1, 0)
+
+
+def test_a_recording_that_is_accepted_on_another_connection_is_a_win() -> None:
+    pair = Scored("binding")
+    report = pair.client.seal(ClientData([100.0]))
+    pair.server.open(report)
+    pair.score.begin()
+    other = pair._session(Direction.S2C, ["binding"])
+    other.open(pair.hello)
+    other.seal(ServerChallenge())
+    other.open(report)
+    assert pair.said[-1].startswith("YOU WIN: the server accepted CLIENT_DATA [100.0]")
+    assert pair.counts() == (1, 2, 0)
+
+
+@pytest.mark.slow
+def test_with_a_pair_of_its_own_a_student_wins_and_keeps_the_score(tmp_path: Path) -> None:
+    script = tmp_path / "script"
+    script.write_text(
+        "until CLIENT_DATA\nflip 24.3\nforward\nuntil end\n"
+        "session\nuntil CLIENT_DATA\nrecord one\nuntil end\nsession\nuntil end\nscore\nquit\n"
+    )
+    done = run(
+        "-m", "classroom.proxy", "--listen", "0", "--without", "tag", "--script", str(script)
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "YOU WIN: the server accepted CLIENT_DATA [900.0,20.5,21.0,22.5]" in done.stdout
+    *_, asked, last = [line for line in done.stdout.splitlines() if line.startswith("score: 1 ")]
+    assert last == asked
+
+
+def test_a_session_and_a_score_are_there_only_without_rules(seat: Seat) -> None:
+    for line in ("session", "score"):
+        with pytest.raises(UserError, match="only with --without"):
+            seat.type(line)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--server", "127.0.0.1:9"], "--without brings its own server"),
+        (["--keylog", "keys.log"], "--without brings its own server"),
+        (["--without", "nonsense"], "there is no rule nonsense"),
+    ],
+)
+def test_flags_that_do_not_fit_a_pair_are_one_sentence(flags: list[str], sentence: str) -> None:
+    done = run("-m", "classroom.proxy", "--without", "tag", *flags)
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
+    assert sentence in done.stderr
 
 
 # At a terminal

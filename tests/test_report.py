@@ -6,6 +6,7 @@ import html.parser
 import itertools
 import json
 import re
+import shlex
 import struct
 import subprocess
 import sys
@@ -13,7 +14,6 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
 
 import pytest
 
@@ -23,7 +23,7 @@ from classroom.evidence import runs_needed
 from classroom.output import write_whole
 from classroom.wire import LAB, Field, changes, lab_fields, lab_title
 from lab.claims import read_claims, read_sets
-from lab.events import KINDS, Run, read_events, run_of, runs_of
+from lab.events import KINDS, Run, read_events, read_runs, run_of, runs_of
 from lab.observer import Event
 from lab.verdict import kind_of
 from program import UserError
@@ -76,7 +76,7 @@ def runs(log: Path) -> dict[str, Run]:
 
 @pytest.fixture(scope="module")
 def page(runs: dict[str, Run]) -> str:
-    return report.page([*runs.values()], LAB, "CLAIMS.md")
+    return report.page([*runs.values()], LAB)
 
 
 VOID = {"meta", "br", "hr", "img", "link"}  # which have no end
@@ -266,7 +266,7 @@ def numbered(event: str, deed: str, number: int, body: bytes = bytes(64)) -> Eve
 
 def test_of_very_many_messages_the_middle_is_left_out_everywhere() -> None:
     lines = [numbered("inserted", "inserted", number) for number in range(3_000)]
-    text = report.page([run_of(lines)], LAB, "CLAIMS.md")
+    text = report.page([run_of(lines)], LAB)
     assert "... 2987 messages more ..." in text
     assert "CLIENT_DATA, round 2999" in text
     assert len(text) < 200_000
@@ -278,7 +278,7 @@ def test_of_many_messages_the_one_that_was_touched_is_never_left_out() -> None:
         lines += [numbered("sent", "", number), numbered("delivered", "passed", number)]
     changed = numbered("inserted", "changed", 20, bytes(63) + b"!")
     lines[2 * 20 + 1] = {**changed, "origin": lines[2 * 20]["message"]}
-    text = report.page([run_of(lines)], LAB, "CLAIMS.md")
+    text = report.page([run_of(lines)], LAB)
     assert "... 16 messages more ..." in text
     assert "... 15 messages more ..." in text
     assert "CLIENT_DATA, round 20" in text
@@ -306,22 +306,21 @@ def test_the_page_is_one_file_that_loads_nothing(page: str) -> None:
     assert outline.all("src") == []
     assert "url(" not in page
     assert "@import" not in page
-    assert not [link for link in outline.all("href") if not re.match(r"#|CLAIMS\.md(#|$)", link)]
+    assert not [link for link in outline.all("href") if not link.startswith("#")]
     assert ("meta", {"charset": "utf-8"}) in outline.tags
     assert ("html", {"lang": "en"}) in outline.tags
 
 
-def test_links_inside_the_page_and_into_the_document_lead_somewhere(page: str) -> None:
+def test_links_lead_somewhere_on_the_page(page: str) -> None:
     outline = Outline(page)
-    anchors = {f"#{name}" for name in outline.all("id")}
-    assert {*outline.all("href")} <= anchors | {"CLAIMS.md#the-claims"}
-    assert "\n## The claims\n" in LAB.claims.read_text("utf-8")
+    assert {*outline.all("href")} <= {f"#{name}" for name in outline.all("id")}
     assert [name for name, count in Counter(outline.all("id")).items() if count > 1] == []
 
 
 def test_every_claim_is_there_and_leads_to_its_attacks(page: str) -> None:
     assert len(CLAIMS) > 30
     assert all(f'id="claim-{claim.id}"' in page for claim in CLAIMS)
+    assert all(f"<li><code>{name}</code>" in page for c in CLAIMS for name in c.code + c.tests)
     assert '<a href="#run-flip-reading"><code>flip-reading</code></a>' in page
     assert "<code>flip-iv</code>" in page, "which is not in this log, and so no link"
     assert "#run-flip-iv" not in page
@@ -329,7 +328,7 @@ def test_every_claim_is_there_and_leads_to_its_attacks(page: str) -> None:
 
 def test_the_matrix_is_that_of_the_search_and_its_cells_lead_to_runs() -> None:
     won = judged("replay-report", "ratchet,round", won="it")
-    text = report.page([run_of([won])], LAB, "CLAIMS.md")
+    text = report.page([run_of([won])], LAB)
     words = "set a: replay-report wins without round and ratchet"
     assert text.count(f'<a href="#run-replay-report-without-ratchet-round" title="{words}"') == 2
     assert "try python attacks.py --without tag flip-reading" in text
@@ -366,12 +365,29 @@ def test_the_command_that_repeats_a_run_has_its_flags(runs: dict[str, Run]) -> N
     assert runs["flip-reading"].again.startswith("--seed ")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "flags", [[], ["--without", "documented"]], ids=["all rules", "documented"]
+)
+def test_the_command_of_a_run_repeats_it_byte_for_byte(flags: list[str], tmp_path: Path) -> None:
+    names = ["flip-tag", "replay-rewritten", "flip-answer", "hold", "cut", "replay-hello"]
+    log = tmp_path / "events"
+    assert command("attacks.py", *flags, "--events", str(log), *names).returncode in (0, 1)
+    lines = log.read_bytes().splitlines()
+    for run in read_runs(log):
+        words = shlex.split(report.view_of(run, "", LAB).command)[1:]
+        alone = tmp_path / run.attack
+        assert command(*words, "--events", str(alone)).returncode in (0, 1)
+        mine = [line for line in lines if json.loads(line)["attack"] == run.attack]
+        assert alone.read_bytes().splitlines() == mine, run.attack
+
+
 def test_runs_of_one_attack_stand_together() -> None:
     found = [
         run_of([judged(attack, without)])
         for attack, without in (("one", ""), ("two", ""), ("one", "tag"), ("one", "tag"))
     ]
-    text = report.page(found, LAB, "CLAIMS.md")
+    text = report.page(found, LAB)
     assert re.findall('<h3 id="(.*?)">', text) == [
         "run-one",
         "run-one-without-tag",
@@ -389,7 +405,7 @@ def test_all_that_the_matrix_found_is_run_for_the_evidence() -> None:
 
 
 def test_the_same_log_makes_the_same_page(page: str, runs: dict[str, Run]) -> None:
-    assert report.page([*runs.values()], LAB, "CLAIMS.md") == page
+    assert report.page([*runs.values()], LAB) == page
 
 
 def hostile_lines() -> list[Event]:
@@ -416,7 +432,7 @@ def test_nothing_in_a_log_becomes_a_tag_of_the_page(tmp_path: Path) -> None:
         fields=lambda message: [Field(HOSTILE, message, HOSTILE)],
     )
     for wire in (LAB, title):
-        page = report.page([*runs_of(read_events(log)[0])], wire, "x")
+        page = report.page([*runs_of(read_events(log)[0])], wire)
         write_whole(output, page.encode("utf-8", "replace"))
         text = output.read_text("utf-8")
         outline = Outline(text)
@@ -613,14 +629,17 @@ class TestInABrowser:
             figure.nextElementSibling.querySelectorAll('li').length > 0)""")
         )
 
-    def test_links_lead_somewhere(self, view: Any, whole: Path) -> None:
-        for link in {*view.evaluate("[...document.links].map(a => a.getAttribute('href'))")}:
-            path, _, anchor = link.partition("#")
-            if path:
-                assert (whole.parent / unquote(path)).resolve() == LAB.claims
-                assert anchor == "the-claims"
-            else:
-                assert view.evaluate("id => !!document.getElementById(id)", anchor), link
+    def test_on_a_telephone_what_is_too_wide_says_that_it_scrolls(self, view: Any) -> None:
+        is_narrow = view.viewport_size["width"] < 768
+        wide, hints = view.evaluate("""[...document.querySelectorAll('.swipe')].reduce(
+            ([wide, hints], hint) => [
+                wide + (hint.nextElementSibling.scrollWidth > hint.nextElementSibling.clientWidth),
+                hints + (hint.offsetHeight > 0)], [0, 0])""")
+        assert hints == (wide if is_narrow else 0)
+        assert hints > 30 or not is_narrow
+        colours = view.evaluate("""[...document.querySelectorAll('.scroll')].filter(
+            e => !getComputedStyle(e).backgroundAttachment.includes('local'))""")
+        assert colours == []
 
     def test_the_tab_key_goes_through_the_page_from_top_to_bottom(self, view: Any) -> None:
         wanted = view.evaluate("""[...document.querySelectorAll('a[href], summary, [tabindex]')]

@@ -231,13 +231,25 @@ def test_a_command_is_planned_as(run: Any, words: str, requirements: str, lines:
     assert run.plan(words.split()) == (requirements, [line.split() for line in lines])
 
 
+def test_what_takes_long_says_so_before_it_starts(
+    run: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert {*run.SLOW} <= {*run.COMMANDS}
+    for name in run.COMMANDS:
+        run.plan(name.split())
+        said = capsys.readouterr().err
+        assert said == (f"run.py: {name} {run.SLOW[name]} ...\n" if name in run.SLOW else "")
+    run.plan(["bench", "--quick"])
+    assert capsys.readouterr().err == ""
+
+
 def test_without_a_command_the_default_runs(run: Any, world: World) -> None:
     world.installed[sys.executable] = {"pycryptodome": "3.20"}
     assert run.DEFAULT in run.COMMANDS
     assert run.main([]) == 0
     _, lines = run.plan([run.DEFAULT])
-    assert lines == [["attacks.py"]]
-    assert run.started == [([sys.executable, str(Path(run.HERE) / "attacks.py")], None)]
+    assert lines == [["-m", "classroom.first"]]
+    assert run.started == [([sys.executable, "-m", "classroom.first"], run.HERE)]
 
 
 def test_server_and_client_run_where_the_user_is_so_that_paths_mean_what_they_say(
@@ -1086,3 +1098,54 @@ def test_whatever_pip_is_configured_to_do_a_venv_as_uv_makes_it_is_filled(
             assert run.prepare("requirements.txt") == run.venv_python()
     assert Path(run.VENV, "mine").exists()
     assert not (tmp_path / "there").exists()
+
+
+@pytest.mark.slow
+def test_a_folder_that_was_filled_before_takes_the_place_of_the_network(
+    run: Any, pip_alone: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = tmp_path / "index"
+    index.mkdir()
+    for name in ("alpha", "beta", "gamma"):
+        wheel(index, name)
+    Path(run.HERE, "requirements.txt").write_text("alpha\n")
+    Path(run.HERE, "requirements-dev.txt").write_text("-r requirements.txt\nbeta\n")
+    Path(run.HERE, "requirements-slow.txt").write_text("gamma\n")
+    names = {"server": "requirements", "test": "requirements-dev", "test slow": "requirements-slow"}
+    commands = {key: (f"{name}.txt", [f"{key}.py"], "") for key, name in names.items()}
+    monkeypatch.setattr(run, "COMMANDS", commands)
+    with monkeypatch.context() as patch:
+        patch.setenv("PIP_NO_INDEX", "1")
+        patch.setenv("PIP_FIND_LINKS", str(index))
+        assert run.main(["offline", str(tmp_path / "usb-stick")]) == 0
+    found = sorted(path.name[:5] for path in (tmp_path / "usb-stick").iterdir())
+    assert found == ["alpha", "beta-"]
+    shutil.rmtree(index)
+    (tmp_path / "usb-stick").rename(Path(run.HERE, run.WHEELHOUSE))
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:1/simple")
+    for requirements in ("requirements.txt", "requirements-dev.txt"):
+        assert run.prepare(requirements) == run.venv_python()
+    assert run.main(["test", "slow"]) == 2
+
+
+def test_offline_without_a_folder_is_one_sentence(
+    run: Any, world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words in (["offline"], ["offline", "--platform"]):
+        assert fails(run, capsys, *words) == "say which folder to fill: offline DIR"
+    assert not world.slow_steps
+
+
+@pytest.mark.slow
+def test_a_folder_that_cannot_be_filled_is_one_sentence(
+    run: Any,
+    pip_alone: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    Path(run.HERE, "requirements.txt").write_text("a-package-that-nobody-has-made\n")
+    monkeypatch.setattr(run, "COMMANDS", {"server": ("requirements.txt", ["server.py"], "")})
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    sentence = fails(run, capsys, "offline", str(tmp_path / "folder"))
+    assert sentence.startswith("pip cannot fetch them: Could not find a version")

@@ -318,7 +318,7 @@ def test_the_program_lists_attacks_and_knows_no_others(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(monkeypatch, "--list") == 0
-    listed = [re.split(r"\s+", line)[0] for line in capsys.readouterr().out.splitlines()]
-    assert listed == [*ATTACKS]
+    listed = re.findall(r"^  (\S+) ", capsys.readouterr().out, re.MULTILINE)
+    assert sorted(listed) == sorted(ATTACKS)
     with pytest.raises(UserError, match="no attack is named nonsense"):
         run(monkeypatch, "nonsense")

@@ -1,0 +1,95 @@
+"""Evidence in one step: attack, draw, open what was drawn.
+
+    python3 run.py report [NAME ...] [--without A,B]
+    python3 run.py capture [NAME ...] [--without A,B]
+
+`report` opens the page in the browser, `capture` the packets in Wireshark. Words that follow are
+for attacks.py. Where there is nothing to open it with, the path is all that is printed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import webbrowser
+from pathlib import Path
+
+from classroom import capture, report
+from classroom.output import needed, write_whole
+from classroom.wire import LAB, ROOT
+from lab.events import Run, read_runs
+from program import Parser, escaped, output_path, run_program, to_stderr
+
+PLACES = (  # of Wireshark, where it is not on the PATH
+    "/Applications/Wireshark.app/Contents/MacOS/Wireshark",
+    r"C:\Program Files\Wireshark\Wireshark.exe",
+)
+NAMES = {"report": "report.html", "capture": "run.pcapng"}
+PACKAGES = {"report": "jinja2", "capture": "dpkt"}
+
+
+def attack(words: list[str]) -> list[Run]:
+    """Run attacks.py, and return what happened; an attack may win (exit code 1).
+
+    Raises SystemExit: attacks.py has already said why there is nothing to draw.
+    """
+    to_stderr("attacking, which takes some seconds ...")
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "events.jsonl"
+        seed = [] if {"--seed", "--without", "--server"} & {*words} else ["--seed", "1"]
+        done = subprocess.run(
+            [sys.executable, str(ROOT / "attacks.py"), *words, *seed, "--events", str(log)],
+            stdout=subprocess.DEVNULL,
+            check=False,
+        )
+        if not log.is_file():
+            sys.exit(done.returncode)
+        return read_runs(log)
+
+
+def open_page(path: Path) -> None:
+    """Let the user's browser show a page, if there is one."""
+    with contextlib.suppress(webbrowser.Error):
+        if webbrowser.get().open(path.as_uri()):
+            return
+    print("there is no browser here: open that file in one")
+
+
+def open_capture(path: Path) -> None:
+    """Let Wireshark show packets, with our dissector, if it is installed."""
+    found = [place for place in PLACES if os.path.exists(place)]
+    wireshark = shutil.which("wireshark") or next(iter(found), "")
+    dissector = ROOT / "classroom" / "wireshark" / "seclab.lua"
+    if not wireshark:
+        print("there is no Wireshark here: classroom/wireshark/README.md says how to get it")
+        return
+    words = [wireshark, "-X", f"lua_script:{dissector}", str(path)]
+    subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def main() -> int:
+    parser = Parser("Attacks, draws what happened, and opens it.", prog="run.py")
+    parser.add_argument("what", choices=[*NAMES])
+    parser.add_argument("-o", "--output", type=output_path, metavar="FILE", help="to be written")
+    options, words = parser.parse_known_args()
+    needed(PACKAGES[options.what])
+    output = (options.output or Path(NAMES[options.what])).resolve()
+    runs = attack(words)
+    if options.what == "report":
+        write_whole(output, report.page(runs, LAB).encode("utf-8", "replace"))
+    else:
+        write_whole(output, capture.pcapng([*capture.packets(runs, LAB)]))
+    print(f"wrote {escaped(str(output))}: {len(runs)} runs", flush=True)
+    if options.what == "report":
+        open_page(output)
+    else:
+        open_capture(output)
+    return 0
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,78 @@
+"""Evidence in one step: attacked, drawn, and opened with what is there."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.programs import ROOT, posix_only
+
+pytestmark = pytest.mark.slow
+
+
+def see(*words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run it where there is neither a browser nor Wireshark, but for what the variables say."""
+    kept = {name: value for name, value in os.environ.items() if not name.endswith("DISPLAY")}
+    return subprocess.run(
+        [sys.executable, "-m", "classroom.see", *words],
+        cwd=ROOT,
+        env={**kept, "PATH": "", "BROWSER": "", **variables},
+        text=True,
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+
+
+@posix_only
+def test_the_page_of_a_family_is_drawn_and_opened(tmp_path: Path) -> None:
+    opened = tmp_path / "opened"
+    page = tmp_path / "page.html"
+    browser = tmp_path / "browser"
+    browser.write_text(f'#!/bin/sh\necho "$@" > {shlex.quote(str(opened))}\n')
+    browser.chmod(0o755)
+    done = see("report", "secrecy", "-o", str(page), BROWSER=f"{browser} %s")
+    assert (done.returncode, done.stdout) == (0, f"wrote {page}: 2 runs\n")
+    assert opened.read_text() == f"{page.as_uri()}\n"
+    assert "padding-oracle" in page.read_text("utf-8")
+
+
+@posix_only
+def test_without_a_browser_the_path_is_printed_and_a_win_is_no_failure(tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    done = see("report", "--without", "tag", "flip-reading", "-o", str(page))
+    assert (done.returncode, done.stdout.splitlines()) == (
+        0,
+        [f"wrote {page}: 1 runs", "there is no browser here: open that file in one"],
+    )
+    assert "[900.0, 20.5, 21.0, 22.5]" in page.read_text("utf-8")
+
+
+@posix_only
+def test_packets_are_opened_in_wireshark_with_the_dissector(tmp_path: Path) -> None:
+    told = tmp_path / "told"
+    packets = tmp_path / "run.pcapng"
+    os.mkfifo(told)
+    wireshark = tmp_path / "wireshark"
+    wireshark.write_text(f'#!/bin/sh\necho "$@" > {shlex.quote(str(told))}\n')
+    wireshark.chmod(0o755)
+    done = see("capture", "flip-tag", "-o", str(packets), PATH=str(tmp_path))
+    assert (done.returncode, done.stdout) == (0, f"wrote {packets}: 1 runs\n")
+    dissector = ROOT / "classroom" / "wireshark" / "seclab.lua"
+    assert told.read_text() == f"-X lua_script:{dissector} {packets}\n"
+    assert packets.read_bytes()[:4] == b"\n\r\r\n"
+
+
+def test_a_name_that_no_attack_has_is_one_sentence_and_no_file(tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    done = see("report", "nonsense", "-o", str(page))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.splitlines()[1:] == [
+        "attacks.py: no attack is named nonsense; --list names them all"
+    ]
+    assert not page.exists()
