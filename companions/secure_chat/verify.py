@@ -82,7 +82,10 @@ class Certificates:
         certificate = self._known.get(fingerprint)
         if certificate is None:
             raise Wrong(f"no certificate with the fingerprint {fingerprint[:16]}.. is given")
-        key = certificate.public_key()
+        try:
+            key = certificate.public_key()
+        except UNREADABLE:
+            key = None
         if not isinstance(key, PublicKey):
             raise Wrong("a certificate whose key is not RSA")
         if self._trust:
@@ -99,7 +102,7 @@ class Certificates:
         """Return the client's address in a known certificate. Raises Wrong."""
         try:
             return escaped(client_name(self._known[fingerprint]))
-        except BadCertificate as error:
+        except (*UNREADABLE, BadCertificate) as error:
             raise Wrong(f"a sender without an address: {error}") from None
 
     def revoked_later(self) -> list[str]:
