@@ -311,19 +311,18 @@ def test_part_of_a_line_on_a_full_disk_is_taken_away(
     first, second = say(Talk(whole.server), whole.alice, whole.bob, ["hello", "again"])
     stay.add(*first[0])
     write = os.write
+    written: list[int] = []
 
     def half(file: int, data: bytes) -> int:
-        monkeypatch.setattr(os, "write", full)
-        return write(file, data[:100])
-
-    def full(file: int, data: bytes) -> int:
-        raise OSError(errno.ENOSPC, "No space left on device")
+        if written:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written.append(write(file, data[:100]))
+        return written[0]
 
     with monkeypatch.context() as context:
         context.setattr(os, "write", half)
         with pytest.raises(EvidenceFailed):
             stay.add(*second[0])
-    monkeypatch.setattr(os, "write", write)
     stay.add(*second[0])
     stay.close()
     lines = (tmp_path / "transcript.txt").read_bytes()
@@ -832,8 +831,10 @@ def test_program_prints_what_holds_and_what_it_rests_on(
     assert run(monkeypatch, *files) == 0
     said = capsys.readouterr().out
     assert "6 message(s) in lobby" in said
-    assert "countersigned by the client" in said
+    names = "localhost, 127.0.0.1, ::1"
+    assert f"signed by the server {names}, countersigned by the client {ALICE}" in said
     assert "without --ca" in said
+    assert "without --crl" in said
     assert said.endswith("Valid\n")
     judged = ["--ca", whole.folder / "ca.pem", "--crl", whole.folder / "crl.pem"]
     more = ["--openings", whole.folder / "openings.jsonl", "--against", files[1]]
@@ -841,7 +842,23 @@ def test_program_prints_what_holds_and_what_it_rests_on(
     said = capsys.readouterr().out
     assert f"0 {ALICE}: hello" in said
     assert "tells the same history" in said
-    assert "without --ca" not in said
+    assert "without" not in said
+
+
+def test_empty_file_is_no_authority_and_no_list(
+    whole: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a file that a full disk left empty would switch a judgement off."""
+    files = [whole.folder / name for name in ("receipt.json", "transcript.txt", "certs.pem")]
+    (tmp_path / "empty").touch()
+    for judged in (
+        ["--ca", tmp_path / "empty"],
+        ["--ca", whole.folder / "ca.pem", "--crl", tmp_path / "empty"],
+    ):
+        with pytest.raises(UserError, match="not certificates"):
+            run(monkeypatch, *files, *judged)
+    with pytest.raises(UserError, match="needs the authority"):
+        run(monkeypatch, *files, "--crl", whole.folder / "crl.pem")
 
 
 def test_program_names_the_first_bad_line(
