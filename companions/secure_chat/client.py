@@ -68,6 +68,7 @@ from protocol_fsm import (
 
 NO_LIMIT_S = 1e6  # others may say nothing for days
 HISTORY = 1_000  # texts that `history` can show
+UNREADABLE = "\ufffd"  # what a terminal or a pipe puts in place of bytes that are no letter
 MAX_ANSWER = 4_096  # bytes of a line that a prompt takes
 MAX_PENDING = 20  # texts of ours that have not come back yet
 
@@ -380,6 +381,8 @@ class Talk:
         elif line.strip() == "history":
             for text in self._said:
                 self._show(text)
+        elif UNREADABLE in line:
+            self._show("[!] not sent: it has letters that cannot be read here, and you sign for it")
         else:
             try:
                 self._client.say(line)

@@ -449,7 +449,8 @@ def test_typed_lines_are_said_and_quit_leaves_with_a_receipt(
     shown: list[str] = []
     with house.members() as (alice, bob):
         typed = tmp_path / "typed.txt"
-        typed.write_text("\n".join(["first", "history", "x" * 5_000, "quit", "never said"]))
+        lines = [b"caf\xe9", b"first", b"history", b"x" * 5_000, b"quit", b"never said"]
+        typed.write_bytes(b"\n".join(lines))
         monkeypatch.setattr(sys, "stdin", typed.open(encoding="utf-8"))
         bob.say("\x1b[2Jfrom bob")
         assert hear(bob) == "\x1b[2Jfrom bob"
@@ -460,6 +461,7 @@ def test_typed_lines_are_said_and_quit_leaves_with_a_receipt(
     assert any(line.endswith(f"{BOB}: \\x1b[2Jfrom bob") for line in shown)
     assert len([line for line in shown if line.endswith(f"{ALICE}: first")]) == 2  # and history
     assert any(line.startswith("[!] not sent: a text has at most") for line in shown)
+    assert any(line.startswith("[!] not sent: it has letters") for line in shown)
     assert not any("never said" in line for line in shown)
 
 
