@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import secrets
 import unicodedata
 from concurrent.futures import ThreadPoolExecutor
@@ -20,8 +19,15 @@ import sqlalchemy as sql
 from argon2 import PasswordHasher, Type, extract_parameters
 from argon2.exceptions import InvalidHashError, VerificationError
 
-from companions.secure_chat.pki import Identity, fold
-from companions.secure_chat.storage import MAX_NAME_BYTES, Database, Taken, sessions, users
+from companions.secure_chat.pki import ADDRESS, Identity, fold
+from companions.secure_chat.storage import (
+    MAX_NAME_BYTES,
+    Database,
+    StorageFailed,
+    Taken,
+    sessions,
+    users,
+)
 from protocol_fsm import ProtocolError
 
 TOKEN_BYTES = 32
@@ -33,7 +39,6 @@ MAX_PASSES = 10
 MAX_LANES = 4
 MIN_PASSWORD = 8  # characters
 MAX_PASSWORD = 1_024  # bytes
-ADDRESS = re.compile(r"[^@\s]+@[^@\s]+")
 
 
 class Refused(ProtocolError):
@@ -94,7 +99,7 @@ class Accounts:
         self._check_binding(identity, email)
         if self._is_outdated(row.pwd_hash):
             self._store_hash(row.id, self._hash(password))
-        return Account(row.id, row.email.decode("utf-8"), row.username.decode("utf-8"))
+        return Account(row.id, row.email.decode("utf-8"), row.username.decode("utf-8", "replace"))
 
     # Sessions
 
@@ -170,7 +175,10 @@ class Accounts:
     def _find(self, email: str) -> sql.Row[int, bytes, bytes, bytes] | None:
         query = sql.select(users.c.id, users.c.email, users.c.username, users.c.pwd_hash)
         with self.database.transaction() as connection:
-            return connection.execute(query.where(users.c.email == name_key(email))).one_or_none()
+            row = connection.execute(query.where(users.c.email == name_key(email))).one_or_none()
+        if row and not all(isinstance(one, bytes) for one in row[1:]):
+            raise StorageFailed("names and hash as bytes", f"an edited row of {fold(email)}")
+        return row
 
     def _store_hash(self, user_id: int, pwd_hash: bytes) -> None:
         with self.database.transaction() as connection:

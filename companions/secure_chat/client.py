@@ -68,6 +68,8 @@ from protocol_fsm import (
 
 NO_LIMIT_S = 1e6  # others may say nothing for days
 HISTORY = 1_000  # texts that `history` can show
+UNREADABLE = "\ufffd"  # what a terminal or a pipe puts in place of bytes that are no letter
+MAX_ANSWER = 4_096  # bytes of a line that a prompt takes
 MAX_PENDING = 20  # texts of ours that have not come back yet
 
 
@@ -288,7 +290,7 @@ class Client:
 
 
 def ask(prompt: str) -> str:
-    """Return a line from standard input, and read nothing behind it. Raises EOFError."""
+    """Return a line from standard input, and read nothing behind it. Raises EOFError, UserError."""
     print(prompt, end="", flush=True)
     line = b""
     while not line.endswith(b"\n"):
@@ -298,13 +300,21 @@ def ask(prompt: str) -> str:
         if not byte:
             break
         line += byte
-    return line.decode(sys.stdin.encoding, "replace").strip("\r\n")
+        if len(line) > MAX_ANSWER:
+            raise UserError(f"an answer has at most {MAX_ANSWER:,} bytes")
+    try:
+        return line.decode(sys.stdin.encoding).strip("\r\n")
+    except UnicodeError:  # letters that are replaced would make many passwords one
+        raise UserError(f"an answer is text in {sys.stdin.encoding}") from None
 
 
 def ask_password(prompt: str) -> str:
-    """Return a password, which a terminal does not show. Raises EOFError."""
+    """Return a password, which a terminal does not show. Raises EOFError, UserError."""
     if sys.stdin.isatty():
-        return getpass.getpass(prompt)
+        try:
+            return getpass.getpass(prompt)
+        except UnicodeError:
+            raise UserError("a password is text") from None
     password = ask(prompt)
     print(flush=True)
     return password
@@ -371,6 +381,8 @@ class Talk:
         elif line.strip() == "history":
             for text in self._said:
                 self._show(text)
+        elif UNREADABLE in line:
+            self._show("[!] not sent: it has letters that cannot be read here, and you sign for it")
         else:
             try:
                 self._client.say(line)

@@ -13,6 +13,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
+from companions.secure_chat.authority import pem_of
+from companions.secure_chat.pki import parse_pem
 from companions.secure_chat.protocol import Kind, Message, Session, from_base64, to_base64
 from companions.secure_chat.rooms import SIGNATURE_BYTES, Entry, Said
 from companions.secure_chat.transcript import (
@@ -77,7 +79,8 @@ class Evidence:
         """Keep a certificate that is needed to verify the rest. Raises EvidenceFailed."""
         if pem not in self._shown:
             self._shown.add(pem)
-            self._certificates.append(pem.encode("ascii"))
+            for one in parse_pem(pem):  # what else a peer wrote there could spoil the whole file
+                self._certificates.append(pem_of(one))
 
     # Receipts
 

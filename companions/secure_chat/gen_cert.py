@@ -17,7 +17,7 @@ from classroom.output import write_whole
 from companions.asymmetric import new_identity, write_private
 from companions.secure_chat.authority import CERTIFICATE_DAYS, certificate, pem_of
 from companions.secure_chat.certs import CERTS, file_name, load_authority
-from companions.secure_chat.pki import Role, utc_now
+from companions.secure_chat.pki import BadCertificate, Role, Trust, utc_now
 from program import Parser, UserError, positive, reason_of, run_program
 
 
@@ -33,12 +33,15 @@ def issue(
         made = certificate(
             own.key, own.certificate, role, address, key.public_key(), utc_now(), days
         )
+        Trust(own.pem.encode("ascii"), bytes).identify(
+            pem_of(made).decode("ascii"), role, address, utc_now()
+        )  # as those will who are shown it
         if (certs / f"{name}_cert.pem").exists():
             raise FileExistsError
         write_private(path, key)
     except FileExistsError:
         raise UserError(f"{certs} has files of {name!r} already; --name gives others") from None
-    except (ValueError, OverflowError) as error:
+    except (ValueError, OverflowError, BadCertificate) as error:
         raise UserError(f"no certificate for {address!r}: {error}") from None
     except OSError as error:
         raise UserError(f"cannot write {path}: {reason_of(error)}") from None

@@ -27,7 +27,7 @@ class ChatParser(Parser):
 
     def __init__(self, description: str) -> None:
         super().__init__(description)
-        self.add_argument("--env", type=Path, default=Path(".env"), metavar="FILE")
+        self.add_argument("--env", type=Path, metavar="FILE", help="default: .env, if there is one")
         self.add_argument("--host", help="default: SERVER_HOST")
         self.add_argument("--port", type=port_number, help="default: SERVER_PORT")
         self.add_argument("--certs", type=Path, metavar="FOLDER", help="default: CERTS")
@@ -38,7 +38,9 @@ class ChatParser(Parser):
 
 def settings_of(options: argparse.Namespace) -> Settings:
     """Return the settings of `.env`, with what the flags say instead. Raises UserError."""
-    settings = load_settings(options.env)
+    if options.env and not options.env.is_file():
+        raise UserError(f"there is no file {options.env}")
+    settings = load_settings(options.env or Path(".env"))
     flags = {
         "server_host": options.host,
         "server_port": options.port,

@@ -10,6 +10,7 @@ the usage of one role. The typed errors are for the log and the audit table; the
 from __future__ import annotations
 
 import ipaddress
+import re
 import threading
 import unicodedata
 from collections.abc import Callable
@@ -33,6 +34,7 @@ MAX_CERTIFICATES = 2  # in one PEM: a leaf and, at most, one between it and the 
 MIN_RSA_BITS = 2_048
 MAX_RSA_BITS = 4_096  # verifying with a longer key is slow
 SKEW = timedelta(minutes=5)  # between two clocks: certificates and lists are backdated by it
+ADDRESS = re.compile(r"(?=.{3,254}\Z)[!-?A-~]+@[!-?A-~]+")  # no space, no second @
 USAGES = {"client": ExtendedKeyUsageOID.CLIENT_AUTH, "server": ExtendedKeyUsageOID.SERVER_AUTH}
 UNREADABLE = (
     ValueError,
@@ -154,6 +156,8 @@ def client_name(certificate: x509.Certificate) -> str:
     names = alternative_names(certificate)
     if len(names) != 1 or not isinstance(names[0], x509.RFC822Name):
         raise WrongName("one e-mail address as the only name", _words(names))
+    if not ADDRESS.fullmatch(names[0].value):
+        raise WrongName("an e-mail address of at most 254 printable characters", _words(names))
     return fold(names[0].value)
 
 

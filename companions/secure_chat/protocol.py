@@ -58,7 +58,7 @@ HASH_BYTES = 32
 LENGTH_BYTES = 4  # in front of a frame
 MAX_HANDSHAKE = 20_480  # bytes of a frame from a peer that has proved nothing yet
 MAX_FROM_CLIENT = 65_536
-MAX_FROM_SERVER = 262_144  # a room's members, with their certificates
+MAX_FROM_SERVER = 4_194_304  # a full room's members, with certificates of any size
 MAX_TEXT_BYTES = 4_096
 RECORD = struct.Struct(">BQ")  # direction and number of a record, under its tag [C 4]
 

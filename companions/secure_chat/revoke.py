@@ -22,6 +22,8 @@ from companions.secure_chat.certs import CERTS, Credentials, load_authority, loa
 from companions.secure_chat.pki import BadCertificate, list_number, parse_pem, utc_now
 from program import Parser, UserError, reason_of, run_program
 
+MAX_SERIAL_BITS = 159  # 20 bytes, and none of them for a minus
+
 
 def renew(certs: Path, serials: list[int]) -> x509.CertificateRevocationList:
     """Replace the list by the next one, with these serials revoked too. Raises UserError."""
@@ -40,7 +42,8 @@ def _renew(certs: Path, own: Credentials, serials: list[int]) -> x509.Certificat
     except BadCertificate as error:
         raise UserError(f"{path} is no list of this authority: {error}") from None
     known = {one.serial_number for one in before}
-    entries = [*before, *(revoked_entry(one, now) for one in serials if one not in known)]
+    new = [one for one in dict.fromkeys(serials) if one not in known]
+    entries = [*before, *(revoked_entry(one, now) for one in new)]
     made = revocation_list(own.key, own.certificate, list_number(before) + 1, entries, now)
     write_whole(path, pem_of(made))
     return made
@@ -63,8 +66,11 @@ def locked(path: Path) -> Iterator[None]:
 
 def serial_of(certs: Path, which: str) -> int:
     """Return the serial number of a certificate's file, or the one written in hex. UserError."""
-    if re.fullmatch("[0-9a-f]{1,40}", which) and not Path(which).exists():
-        return int(which, 16)
+    if re.fullmatch("[0-9a-fA-F]{1,40}", which) and not Path(which).exists():
+        serial = int(which, 16)
+        if not 1 <= serial.bit_length() <= MAX_SERIAL_BITS:
+            raise UserError(f"{which} is no serial number: it has 1 to {MAX_SERIAL_BITS} bits")
+        return serial
     try:
         found = parse_pem(Path(which).read_text("ascii", "replace"))[0]
         found.verify_directly_issued_by(load_authority(certs).certificate)

@@ -169,9 +169,15 @@ class Server:
                     oldest.channel.send_away(Status.TIMEOUT)
 
     def admit(self, connection: Connection) -> None:
-        """Let in a stranger that has logged in. Raises EndRequested if it was evicted."""
+        """Let in a stranger that has logged in. Raises EndRequested if it was evicted.
+
+        It replaces an older connection of the same name, by this certificate or a renewed one.
+        """
         with self._lock:
             connection.channel.check_request()
+            for other in self._connections:
+                if other.name == connection.name and not other.is_stranger:
+                    other.channel.request_end(Status.REPLACED)
             connection.is_stranger = False
 
     def room(self, name: str) -> SharedRoom:
@@ -334,8 +340,8 @@ class Connection:
             if self.session.state is not State.ENDED:  # found above the session
                 self.channel.fail(error)
             return error
-        except EndRequested as request:
-            return request
+        except (EndRequested, UserError) as reason:  # the second: of the disk
+            return reason
         except Exception as error:  # a defect of ours: it ends this session and no other
             log.exception("%s: internal error", self)
             return error

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from companions.secure_chat.storage import URL
@@ -30,6 +30,13 @@ class Settings(BaseSettings):
     certs: Path = Path("certs")
     transcripts: Path = Path("transcripts")
     server_log: Path = Path("logs/server.log")
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_text(cls, value: object) -> object:
+        if isinstance(value, str) and "\0" in value:
+            raise ValueError("a NUL is in it")
+        return value
 
 
 def load_settings(env_file: Path = Path(".env")) -> Settings:

@@ -116,6 +116,8 @@ class Database:
             SCHEMA.create_all(self._engine)
         except (ArgumentError, ModuleNotFoundError) as error:
             raise UserError(f"DATABASE_URL names no database: {error}") from None
+        except (ValueError, TypeError):  # their words may quote a password
+            raise UserError("DATABASE_URL has a port or an option that is none") from None
         except (SQLAlchemyError, OSError) as error:
             raise UserError(f"Database connection failed: {_short(error)}") from None
 
@@ -184,7 +186,7 @@ def _escaped(text: str | None) -> str | None:
 
 def _short(error: Exception) -> str:
     """Return what the driver says, without the statement and its parameters."""
-    return reason_of(getattr(error, "orig", None) or error).splitlines()[0][:200]
+    return reason_of(getattr(error, "orig", None) or error).partition("\n")[0][:200]
 
 
 def main() -> int:

@@ -13,6 +13,7 @@ it (its index, its clock, and the head in place of a ciphertext). Both ends writ
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import os
 from collections.abc import Mapping
@@ -109,9 +110,13 @@ class Lines:
             raise UserError(f"cannot keep evidence in {path}: {reason_of(error)}") from None
 
     def append(self, lines: bytes, *, is_synced: bool = True) -> None:
-        """Have the lines on the disk, or at least on their way. Raises EvidenceFailed."""
+        """Have the lines on the disk, or at least on their way. Raises EvidenceFailed.
+
+        On a full disk a part of them may get there, which is taken away: others go on behind it.
+        """
         if self._file < 0:
             return
+        before = os.fstat(self._file).st_size
         try:
             left = memoryview(lines)
             while left:
@@ -119,6 +124,8 @@ class Lines:
             if is_synced:
                 os.fsync(self._file)
         except OSError as error:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._file, before)
             raise EvidenceFailed("room for a line", reason_of(error)) from None
 
     def close(self) -> None:

@@ -4,10 +4,11 @@
         [--ca ca_cert.pem] [--crl ca_crl.pem] [--openings FILE] [--against OTHER_TRANSCRIPT]
 
 `cert.pem` holds every certificate whose fingerprint appears, one after the other. With `--ca`, each
-is judged at the time of each line that it signed; without, cert.pem is believed. `--crl` refuses
-what was revoked by then. The certificate inside a receipt is never trusted by itself. `--openings`
-compares disclosed texts with the commitments, `--against` another member's transcript with this
-one: a server that told two histories has signed both. The first bad line is named, and exit code 1.
+is judged at the time of each line that it signed; without, cert.pem is believed. `--crl`, beside
+`--ca`, refuses what was revoked by then. The certificate inside a receipt is never trusted by
+itself. `--openings` compares disclosed texts with the commitments, `--against` another member's
+transcript with this one: a server that told two histories has signed both. The first bad line is
+named, and exit code 1.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from companions.secure_chat.pki import (
     BadCertificate,
     Role,
     Trust,
+    alternative_names,
     client_name,
     fingerprint_of,
     parse_pem,
@@ -72,8 +74,12 @@ class Certificates:
         try:
             found = x509.load_pem_x509_certificates(bundle)
             self._known = {fingerprint_of(one): one for one in found}
-            self._trust = Trust(ca, lambda: b"") if ca else None
-            self._list = self._trust.signed_list(crl) if self._trust and crl else None
+            self._trust = None if ca is None else Trust(ca, lambda: b"")
+            self._list = None
+            if crl is not None:
+                if self._trust is None:
+                    raise UserError("a revocation list needs the authority that signed it: --ca")
+                self._list = self._trust.signed_list(crl)
         except (*UNREADABLE, BadCertificate) as error:
             raise UserError(f"not certificates, or not a list of this authority: {error}") from None
 
@@ -82,7 +88,10 @@ class Certificates:
         certificate = self._known.get(fingerprint)
         if certificate is None:
             raise Wrong(f"no certificate with the fingerprint {fingerprint[:16]}.. is given")
-        key = certificate.public_key()
+        try:
+            key = certificate.public_key()
+        except UNREADABLE:
+            key = None
         if not isinstance(key, PublicKey):
             raise Wrong("a certificate whose key is not RSA")
         if self._trust:
@@ -99,8 +108,16 @@ class Certificates:
         """Return the client's address in a known certificate. Raises Wrong."""
         try:
             return escaped(client_name(self._known[fingerprint]))
-        except BadCertificate as error:
+        except (*UNREADABLE, BadCertificate) as error:
             raise Wrong(f"a sender without an address: {error}") from None
+
+    def server_name(self, fingerprint: str) -> str:
+        """Return the names in a known certificate of a server. Raises Wrong."""
+        try:
+            names = alternative_names(self._known[fingerprint])
+        except UNREADABLE as error:
+            raise Wrong(f"a server without a name: {error}") from None
+        return escaped(", ".join(str(one.value) for one in names)) or "without a name"
 
     def revoked_later(self) -> list[str]:
         """Return the fingerprints of all that are on the list by now."""
@@ -191,7 +208,7 @@ class History:
         self.messages: dict[int, Message] = {}  # by index
         self._receipt = receipt
         parties = (signer, receipt.peer_cert_fingerprint)
-        self._server, self._client = parties if receipt.peer == "client" else parties[::-1]
+        self.server, self.client = parties if receipt.peer == "client" else parties[::-1]
         self._session = bytes.fromhex(receipt.session_id)
         self._start = b""
         self._head = bytes.fromhex(receipt.base_head)
@@ -223,7 +240,7 @@ class History:
         if message.room != self._receipt.room:
             raise Wrong("of another room")
         is_ours = message.session == self._session
-        if is_ours and message.sender != self._client:
+        if is_ours and message.sender != self.client:
             raise Wrong("in the receipt's session, but by another than its client")
         is_first = is_ours or message.seqno == 0  # others may have spoken before we came
         first = (0, NOTHING) if is_first else (message.seqno, message.previous)
@@ -239,7 +256,7 @@ class History:
         before = self._pending
         if before is None or not isinstance(before.content, Message):
             raise Wrong("a head, where a message was due")
-        if line.fingerprint != self._server:
+        if line.fingerprint != self.server:
             raise Wrong("a head that another than the receipt's server signed")
         index = self._receipt.first_seqno + len(self.messages)
         if (head.room, head.index) != (self._receipt.room, index):
@@ -395,16 +412,24 @@ def verify(
 
 def report(options: argparse.Namespace) -> list[str]:
     """Return what holds, in sentences. Raises Wrong and UserError."""
-    certificates = Certificates(read(options.certificates), read(options.ca), read(options.crl))
+    certificates = Certificates(
+        read(options.certificates),
+        read(options.ca) if options.ca else None,
+        read(options.crl) if options.crl else None,
+    )
     transcript = read(options.transcript, MAX_LINES)
     receipt, is_countersigned, history = verify(read(options.receipt), transcript, certificates)
     count = receipt.message_count
     said = [
         f"{count} message(s) in {escaped(receipt.room)}, {receipt.created_at}: every line holds"
     ]
-    other = "server" if receipt.peer == "client" else "client"
+    ends = [
+        f"the server {certificates.server_name(history.server)}",
+        f"the client {certificates.name(history.client)}",
+    ]
+    signer, peer = ends if receipt.peer == "client" else ends[::-1]
     confirmed = "countersigned by" if is_countersigned else f"{UNCOUNTERSIGNED}; not the word of"
-    said.append(f"receipt signed by the {other}, {confirmed} the {receipt.peer}")
+    said.append(f"receipt signed by {signer}, {confirmed} {peer}")
     if options.against:
         compare(history.lines, list(read_lines(read(options.against, MAX_LINES), certificates)))
         said.append("the other transcript tells the same history, as far as both go")
@@ -412,14 +437,14 @@ def report(options: argparse.Namespace) -> list[str]:
         said += check_openings(read(options.openings, MAX_LINES), history, certificates)
     if not options.ca:
         said.append("without --ca, the certificates are taken as they are")
+    if not options.crl:
+        said.append("without --crl, no certificate is taken as revoked")
     said += [f"revoked since: {one[:16]}.." for one in certificates.revoked_later()]
     return said
 
 
-def read(path: Path | None, limit: int = MAX_FILE) -> bytes:
-    """Return a file's bytes; nothing for no file. Raises UserError."""
-    if path is None:
-        return b""
+def read(path: Path, limit: int = MAX_FILE) -> bytes:
+    """Return a file's bytes. Raises UserError."""
     try:
         with path.open("rb") as file:
             data = file.read(limit + 1)

@@ -275,6 +275,26 @@ def test_row_that_holds_no_hash_of_ours_is_refused(
         some.login(alice, ALICE, PASSWORD)
 
 
+@pytest.mark.parametrize("column", ["username", "pwd_hash"])
+def test_row_that_was_edited_as_text_is_a_failure_with_its_reason(
+    some: Accounts, alice: Identity, database: Database, column: str
+) -> None:
+    some.register(alice, ALICE, "alice", PASSWORD)
+    with database.transaction() as connection:
+        connection.execute(sql.text(f"UPDATE users SET {column} = CAST({column} AS TEXT)"))
+    with pytest.raises(StorageFailed, match=f"an edited row of {ALICE}"):
+        some.login(alice, ALICE, PASSWORD)
+
+
+def test_name_that_was_edited_into_nonsense_can_be_shown(
+    some: Accounts, alice: Identity, database: Database
+) -> None:
+    some.register(alice, ALICE, "alice", PASSWORD)
+    with database.transaction() as connection:
+        connection.execute(sql.text("UPDATE users SET username = X'FF'"))
+    assert some.login(alice, ALICE, PASSWORD).username == "\ufffd"
+
+
 @pytest.mark.parametrize(
     "hasher",
     [
@@ -384,12 +404,26 @@ def test_lost_table_is_a_failure_with_one_line(database: Database) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["", "no url", "sqlite://", "sqlite:///no/such/folder/x.db", "nosuch://a/b"]
+    "url",
+    [
+        "",
+        "no url",
+        "sqlite://",
+        "sqlite:///no/such/folder/x.db",
+        "nosuch://a/b",
+        "mysql+pymysql://chat@localhost:hunter22/chat",
+        "sqlite:///x.db?timeout=hunter22",
+    ],
 )
 def test_url_of_no_database_is_one_sentence(url: str) -> None:
     with pytest.raises(UserError, match=r"Database connection failed|DATABASE_URL") as caught:
         Database(url)
     assert "\n" not in str(caught.value)
+    assert "hunter22" not in str(caught.value)
+
+
+def test_failure_without_words_is_told_too() -> None:
+    assert storage._short(OSError()) == ""
 
 
 def test_file_of_something_else_is_one_sentence(tmp_path: Path) -> None:
@@ -439,8 +473,9 @@ def test_secrets_of_the_settings_are_never_shown(tmp_path: Path) -> None:
     assert "hunter22" in settings.database_url.get_secret_value()
 
 
-def test_wrong_setting_is_one_sentence(tmp_path: Path) -> None:
-    (tmp_path / ".env").write_text("SERVER_PORT=70000\n")
-    with pytest.raises(UserError, match="SERVER_PORT: ") as caught:
+@pytest.mark.parametrize("line", ["SERVER_PORT=70000", "SERVER_HOST=a\0b", "CERTS=a\0b"])
+def test_wrong_setting_is_one_sentence(tmp_path: Path, line: str) -> None:
+    (tmp_path / ".env").write_text(f"{line}\n")
+    with pytest.raises(UserError, match=f"{line.partition('=')[0]}: ") as caught:
         load_settings(tmp_path / ".env")
     assert "\n" not in str(caught.value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import errno
+import hashlib
 import itertools
 import json
 import os
@@ -16,6 +17,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import padding
 from hypothesis import given
@@ -27,6 +29,7 @@ from companions.secure_chat import forms, pae, verify
 from companions.secure_chat.authority import pem_of
 from companions.secure_chat.certs import Credentials
 from companions.secure_chat.forms import NOTHING, Head, Message, Recipient
+from companions.secure_chat.pki import fingerprint_of
 from companions.secure_chat.transcript import (
     BadReceipt,
     EvidenceFailed,
@@ -51,6 +54,7 @@ from tests.companions.chat_helpers import (
     START,
     Authority,
     Talk,
+    changed,
     identity_of,
 )
 
@@ -297,6 +301,33 @@ def test_full_disk_is_told(whole: Case, tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(EvidenceFailed, match="No space left"):
         stay.add(*entry)
     assert stay.message_count == 0
+
+
+def test_part_of_a_line_on_a_full_disk_is_taken_away(
+    whole: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The room of a server goes on when there is space again, and its transcript holds."""
+    stay = Transcript(tmp_path / "transcript.txt", whole.server.fingerprint, START)
+    first, second = say(Talk(whole.server), whole.alice, whole.bob, ["hello", "again"])
+    stay.add(*first[0])
+    write = os.write
+    written: list[int] = []
+
+    def half(file: int, data: bytes) -> int:
+        if written:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written.append(write(file, data[:100]))
+        return written[0]
+
+    with monkeypatch.context() as context:
+        context.setattr(os, "write", half)
+        with pytest.raises(EvidenceFailed):
+            stay.add(*second[0])
+    stay.add(*second[0])
+    stay.close()
+    lines = (tmp_path / "transcript.txt").read_bytes()
+    assert len(list(verify.read_lines(lines, whole.certificates()))) == 4
+    assert hashlib.sha256(lines).hexdigest() == stay.hash()
 
 
 # The verifier -------------------------------------------------------------------------------------
@@ -708,6 +739,18 @@ def test_bundle_of_something_else_is_told(whole: Case) -> None:
         Certificates(whole.bundle, pem_of(whole.school.certificate), b"x")
 
 
+def test_sender_with_unreadable_names_is_told(whole: Case, keys: list[PrivateKey]) -> None:
+    names = x509.UnrecognizedExtension(x509.SubjectAlternativeName.oid, b"nonsense")
+    made = changed(
+        whole.alice.certificate,
+        keys[0],
+        without=(x509.SubjectAlternativeName,),
+        extra=[(names, False)],
+    )
+    with pytest.raises(Wrong, match="a sender without an address"):
+        Certificates(pem_of(made)).name(fingerprint_of(made))
+
+
 # A server that tells two histories ----------------------------------------------------------------
 
 
@@ -764,16 +807,16 @@ def test_disclosed_text_is_the_one_that_was_signed(whole: Case) -> None:
     assert [line.split(": ", 1)[1] for line in said[:3]] == TEXTS[:3]
     assert said[3] == rf"3 {BOB}: a|b\n"
     assert verify.check_openings(kept[2], history, whole.certificates()) == [f"2 {ALICE}: fine"]
-    for changed in (
+    for edited in (
         kept[0].replace(b"hello", b"hallo"),
         kept[0].replace(b'"index":0', b'"index":1'),
         kept[0].replace(b'"index":0', b'"index":9'),
         kept[0].replace(b'"index":0', b'"index":"0"'),
         b"nothing\n",
     ):
-        assert changed != kept[0]
+        assert edited != kept[0]
         with pytest.raises(Wrong, match=r"^opening 1: "):
-            verify.check_openings(changed, history, whole.certificates())
+            verify.check_openings(edited, history, whole.certificates())
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
@@ -788,8 +831,10 @@ def test_program_prints_what_holds_and_what_it_rests_on(
     assert run(monkeypatch, *files) == 0
     said = capsys.readouterr().out
     assert "6 message(s) in lobby" in said
-    assert "countersigned by the client" in said
+    names = "localhost, 127.0.0.1, ::1"
+    assert f"signed by the server {names}, countersigned by the client {ALICE}" in said
     assert "without --ca" in said
+    assert "without --crl" in said
     assert said.endswith("Valid\n")
     judged = ["--ca", whole.folder / "ca.pem", "--crl", whole.folder / "crl.pem"]
     more = ["--openings", whole.folder / "openings.jsonl", "--against", files[1]]
@@ -797,7 +842,23 @@ def test_program_prints_what_holds_and_what_it_rests_on(
     said = capsys.readouterr().out
     assert f"0 {ALICE}: hello" in said
     assert "tells the same history" in said
-    assert "without --ca" not in said
+    assert "without" not in said
+
+
+def test_empty_file_is_no_authority_and_no_list(
+    whole: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a file that a full disk left empty would switch a judgement off."""
+    files = [whole.folder / name for name in ("receipt.json", "transcript.txt", "certs.pem")]
+    (tmp_path / "empty").touch()
+    for judged in (
+        ["--ca", tmp_path / "empty"],
+        ["--ca", whole.folder / "ca.pem", "--crl", tmp_path / "empty"],
+    ):
+        with pytest.raises(UserError, match="not certificates"):
+            run(monkeypatch, *files, *judged)
+    with pytest.raises(UserError, match="needs the authority"):
+        run(monkeypatch, *files, "--crl", whole.folder / "crl.pem")
 
 
 def test_program_names_the_first_bad_line(

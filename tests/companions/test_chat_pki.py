@@ -386,6 +386,25 @@ def test_nothing_is_overwritten(certs: Path) -> None:
     assert {path: path.read_bytes() for path in certs.iterdir()} == before
 
 
+@pytest.mark.parametrize(
+    ("role", "name"),
+    [
+        ("server", "http://localhost"),
+        ("server", ""),
+        ("client", "a b@example.org"),
+        ("client", "a@b\n@example.org"),
+        ("client", f"alice@{'x' * 250}"),
+    ],
+)
+def test_certificate_that_nobody_would_accept_is_not_issued(
+    certs: Path, role: pki.Role, name: str
+) -> None:
+    before = sorted(certs.iterdir())
+    with pytest.raises(UserError, match="no certificate for"):
+        gen_cert.issue(certs, role, name, "some")
+    assert sorted(certs.iterdir()) == before
+
+
 def test_revoked_certificate_stays_on_every_later_list(certs: Path) -> None:
     made = gen_cert.issue(certs, "client", ALICE, "alice")
     serial = revoke.serial_of(certs, str(certs / "alice_cert.pem"))
@@ -397,6 +416,17 @@ def test_revoked_certificate_stays_on_every_later_list(certs: Path) -> None:
         load_trust(certs).verify(
             load_credentials(certs, "alice").pem, "client", ALICE, pki.utc_now()
         )
+
+
+@pytest.mark.parametrize("which", ["0", "f" * 40])
+def test_number_that_no_certificate_can_have_is_not_revoked(certs: Path, which: str) -> None:
+    with pytest.raises(UserError, match="no serial number"):
+        revoke.serial_of(certs, which)
+
+
+def test_certificate_that_is_named_twice_is_revoked_once(certs: Path) -> None:
+    assert revoke.serial_of(certs, "AB") == 0xAB
+    assert [one.serial_number for one in revoke.renew(certs, [0xAB, 0xAB])] == [0xAB]
 
 
 def test_two_lists_are_not_made_at_once(certs: Path) -> None:

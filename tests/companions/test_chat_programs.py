@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,15 @@ from companions.asymmetric import PrivateKey, write_private
 from companions.secure_chat import options, server
 from companions.secure_chat.accounts import Accounts
 from companions.secure_chat.authority import pem_of
-from companions.secure_chat.client import Client, Joined, Left, NotLetIn, Talk, explain
+from companions.secure_chat.client import (
+    Client,
+    Joined,
+    Left,
+    NotLetIn,
+    Talk,
+    ask_password,
+    explain,
+)
 from companions.secure_chat.evidence import Kept
 from companions.secure_chat.pki import BadCertificate, Revoked, utc_now
 from companions.secure_chat.protocol import Kind, Message, Party, PeerEnded, State
@@ -191,6 +200,58 @@ def test_newer_session_takes_the_place_of_an_older_one(house: House) -> None:
         with pytest.raises(PeerEnded, match="replaced"):
             hear(alice)
         assert again.settle().is_countersigned
+
+
+def test_account_has_one_session_even_outside_a_room(house: House) -> None:
+    """Else one member could hold any number of threads for an hour."""
+    with house.client() as alice, house.client() as again:
+        alice.register(ALICE, "alice", PASSWORDS[ALICE])
+        again.log_in(ALICE, PASSWORDS[ALICE])
+        end = house.await_record(lambda record: record.what == "end")
+        assert isinstance(end.detail, EndRequested)
+        assert end.detail.status is Status.REPLACED
+        again.join()
+
+
+def test_certificate_that_is_shown_with_nonsense_spoils_nobodys_evidence(house: House) -> None:
+    odd = house.party("client", BOB, 3)
+    odd = replace(odd, pem=f"nonsense\n{odd.pem.rstrip()}\n-----BEGIN X-----\n")
+    carol = house.party("client", "carol@example.org", 2)
+    with (
+        house.client() as alice,
+        house.client(BOB, party=odd) as bob,
+        house.client("carol", party=carol) as other,
+    ):
+        for client, name in ((alice, "alice"), (bob, "bob"), (other, "carol")):
+            client.register(client.party.identity.name, name, PASSWORDS[ALICE])
+            client.join()
+        for client in (bob, other):
+            client.say("hello")
+            assert hear(alice) == "hello"
+        kept = alice.settle()
+    [bundle] = (house.folder / ALICE).glob("certs_*.pem")
+    certificates = Certificates(bundle.read_bytes())
+    verify(kept.receipt.read_bytes(), kept.transcript.read_bytes(), certificates)
+
+
+def test_receipt_that_cannot_be_kept_ends_one_session_and_is_no_defect(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, *rest: object) -> None:
+        raise UserError(f"cannot write {path}: No space left on device")
+
+    defects: list[object] = []
+    with house.members() as (alice, bob):
+        with monkeypatch.context() as context:
+            context.setattr("companions.secure_chat.evidence.save_receipt", full)
+            context.setattr(server.log, "exception", lambda *words: defects.append(words))
+            with pytest.raises(PeerEnded, match="shutdown"):
+                alice.settle()
+            end = house.await_record(lambda record: record.what == "end")
+        assert isinstance(end.detail, UserError)
+        assert not defects
+        bob.say("on we go")
+        assert hear(bob) == "on we go"
 
 
 def test_second_stay_of_a_session_is_refused(house: House) -> None:
@@ -388,7 +449,8 @@ def test_typed_lines_are_said_and_quit_leaves_with_a_receipt(
     shown: list[str] = []
     with house.members() as (alice, bob):
         typed = tmp_path / "typed.txt"
-        typed.write_text("\n".join(["first", "history", "x" * 5_000, "quit", "never said"]))
+        lines = [b"caf\xe9", b"first", b"history", b"x" * 5_000, b"quit", b"never said"]
+        typed.write_bytes(b"\n".join(lines))
         monkeypatch.setattr(sys, "stdin", typed.open(encoding="utf-8"))
         bob.say("\x1b[2Jfrom bob")
         assert hear(bob) == "\x1b[2Jfrom bob"
@@ -399,7 +461,28 @@ def test_typed_lines_are_said_and_quit_leaves_with_a_receipt(
     assert any(line.endswith(f"{BOB}: \\x1b[2Jfrom bob") for line in shown)
     assert len([line for line in shown if line.endswith(f"{ALICE}: first")]) == 2  # and history
     assert any(line.startswith("[!] not sent: a text has at most") for line in shown)
+    assert any(line.startswith("[!] not sent: it has letters") for line in shown)
     assert not any("never said" in line for line in shown)
+
+
+@pytest.mark.parametrize(
+    "answer", [b"caf\xe9 caf\xe9\n", b"x" * 5_000], ids=["other letters", "very long"]
+)
+def test_answer_that_would_be_taken_for_another_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: bytes
+) -> None:
+    """Letters that are replaced by one and the same would make many passwords one."""
+    (tmp_path / "typed.txt").write_bytes(answer)
+    with (tmp_path / "typed.txt").open(encoding="utf-8", errors="replace") as typed:
+        monkeypatch.setattr(sys, "stdin", typed)
+        with pytest.raises(UserError, match="an answer"):
+            ask_password("Password: ")
+
+
+def test_settings_that_were_named_must_be_there(tmp_path: Path) -> None:
+    parser = options.ChatParser("")
+    with pytest.raises(UserError, match="there is no file"):
+        options.settings_of(parser.options(["--env", str(tmp_path / "no.env")]))
 
 
 PROGRAM = [sys.executable, "-W", "error", "-m"]

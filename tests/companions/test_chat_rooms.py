@@ -11,7 +11,14 @@ import pytest
 from companions.asymmetric import PrivateKey
 from companions.secure_chat import forms, rooms
 from companions.secure_chat.pae import sign
-from companions.secure_chat.protocol import Kind, Message
+from companions.canonical import canonical
+from companions.secure_chat.protocol import (
+    MAX_FROM_SERVER,
+    MAX_HANDSHAKE,
+    Kind,
+    Message,
+    to_base64,
+)
 from companions.secure_chat.rooms import (
     KNOWN_HEADS,
     MAX_MEMBERS,
@@ -288,6 +295,13 @@ def test_room_is_full_at_a_hundred(world: World) -> None:
         room.enter(Member(world.alice.identity, "", number.to_bytes(32, "big")))
     with pytest.raises(BadPayload):
         room.enter(Member(world.alice.identity, "", b"x" * 32))
+
+
+def test_full_room_fits_into_a_frame(world: World) -> None:
+    """Whatever certificates its members have shown."""
+    alice = Member(world.alice.identity, "x" * MAX_HANDSHAKE, bytes(32))
+    members = canonical({"members": [alice.encode()] * MAX_MEMBERS})
+    assert len(to_base64(members)) + 10_000 < MAX_FROM_SERVER
 
 
 def test_heads_that_are_remembered_are_bounded(world: World) -> None:
