@@ -12,6 +12,13 @@ CREATE TABLE audit_log (
   PRIMARY KEY (id)
 );
 
+CREATE TABLE login_tries (
+  subject VARCHAR(64) NOT NULL,
+  tries INTEGER NOT NULL,
+  free_at BIGINT NOT NULL,
+  PRIMARY KEY (subject)
+);
+
 CREATE TABLE users (
   id INTEGER NOT NULL AUTO_INCREMENT,
   email VARBINARY(255) NOT NULL,

@@ -1,4 +1,4 @@
-"""The database: accounts, sessions, and the audit log, in the document's tables.
+"""The database: accounts, sessions, and the audit log, in the document's tables; tries of logins.
 
 SQLite in a file unless the settings name another database; SQLAlchemy writes both. Names are kept
 as bytes, because databases disagree on which letters are the same: two names are one only if their
@@ -86,6 +86,13 @@ audit_log = sql.Table(
     sql.Column("reason", sql.String(255)),
     sql.Column("occurred_at", sql.TIMESTAMP, server_default=_now()),
     sql.Column("ip_address", sql.String(45)),
+)
+login_tries = sql.Table(  # see tries.py
+    "login_tries",
+    SCHEMA,
+    sql.Column("subject", HASH, primary_key=True),
+    sql.Column("tries", sql.Integer, nullable=False),
+    sql.Column("free_at", sql.BigInteger, nullable=False),  # in ms since 1970
 )
 
 

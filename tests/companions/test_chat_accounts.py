@@ -15,7 +15,7 @@ import sqlalchemy as sql
 from argon2 import PasswordHasher, Type
 
 from companions.asymmetric import PrivateKey
-from companions.secure_chat import accounts, storage
+from companions.secure_chat import accounts, storage, tries
 from companions.secure_chat.accounts import Account, Accounts, Refused
 from companions.secure_chat.pki import Identity, fold
 from companions.secure_chat.settings import Settings, load_settings
@@ -172,6 +172,7 @@ def test_twenty_registrations_at_once_give_one_account(
     some: Accounts, alice: Identity, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(some, "_hasher", PasswordHasher(1, 1_024, 1))  # so that they meet later
+    monkeypatch.setattr(tries, "FREE_TRIES", 20)  # so that each is judged
     start = threading.Barrier(20)
     made: list[Account] = []
     refused: list[Refused] = []
