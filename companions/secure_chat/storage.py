@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,20 @@ from sqlalchemy.engine import Connection, make_url
 from sqlalchemy.exc import ArgumentError, IntegrityError, SQLAlchemyError
 from sqlalchemy.schema import CreateTable
 
+from companions.secure_chat.pki import fold
 from program import Parser, UserError, reason_of, run_program
 from protocol_fsm import ProtocolError
 
 URL = "sqlite:///secure_chat.db"
 MAX_NAME_BYTES = 255  # of an e-mail address, a user name, a stored hash
 BUSY_S = 30  # how long SQLite waits for another writer
+MYSQL = {  # of each connection: times are in UTC, and nothing waits for ever
+    "charset": "utf8mb4",
+    "init_command": "SET time_zone = '+00:00'",
+    "connect_timeout": 5,
+    "read_timeout": BUSY_S,
+    "write_timeout": BUSY_S,
+}
 DIALECTS = {"mysql": mysql.dialect, "sqlite": sqlite.dialect}
 
 
@@ -42,6 +51,7 @@ class Taken(ProtocolError):
 
 NAME = sql.LargeBinary(MAX_NAME_BYTES).with_variant(mysql.VARBINARY(MAX_NAME_BYTES), "mysql")
 HASH = sql.String(64)  # SHA-256 in hex
+TIME = sql.TIMESTAMP().with_variant(sqlite.DATETIME(truncate_microseconds=True), "sqlite")
 SCHEMA = sql.MetaData()
 
 
@@ -84,7 +94,7 @@ audit_log = sql.Table(
     sql.Column("email", sql.String(255)),
     sql.Column("client_cert_fingerprint", HASH),
     sql.Column("reason", sql.String(255)),
-    sql.Column("occurred_at", sql.TIMESTAMP, server_default=_now()),
+    sql.Column("occurred_at", TIME, server_default=_now()),
     sql.Column("ip_address", sql.String(45)),
 )
 login_tries = sql.Table(  # see tries.py
@@ -110,17 +120,28 @@ def schema(dialect: str) -> str:
 
 
 class Database:
-    """One database, for all threads. The tables are made if there are none. Raises UserError."""
+    """One database, for all threads. Raises UserError.
 
-    def __init__(self, url: str = URL) -> None:
+    The tables are made if there are none, unless somebody only wants to read. A connection that
+    the database has closed meanwhile is found before it is used, and replaced.
+    """
+
+    def __init__(self, url: str = URL, *, is_read_only: bool = False) -> None:
         try:
             address = make_url(url)
-            if address.get_backend_name() == "sqlite":
-                _make_file(address.database)
-            self._engine = sql.create_engine(address, pool_pre_ping=True, hide_parameters=True)
-            if address.get_backend_name() == "sqlite":
+            is_sqlite = address.get_backend_name() == "sqlite"
+            if is_sqlite and not (is_read_only and Path(address.database or "").is_file()):
+                _make_file(address.database, is_read_only)
+            self._engine = sql.create_engine(
+                address,
+                pool_pre_ping=True,
+                hide_parameters=True,
+                connect_args={} if is_sqlite else MYSQL,
+            )
+            if is_sqlite:
                 sql.event.listen(self._engine, "connect", _prepare_sqlite)
-            SCHEMA.create_all(self._engine)
+            if not is_read_only:
+                SCHEMA.create_all(self._engine)
         except (ArgumentError, ModuleNotFoundError) as error:
             raise UserError(f"DATABASE_URL names no database: {error}") from None
         except (ValueError, TypeError):  # their words may quote a password
@@ -155,28 +176,43 @@ class Database:
             connection.execute(
                 audit_log.insert().values(
                     event_type=event_type,
-                    email=_escaped(email),
+                    email=_escaped(fold(email)) if email is not None else None,
                     client_cert_fingerprint=fingerprint,
                     reason=_escaped(reason),
                     ip_address=ip,
                 )
             )
 
-    def events(self, event_type: str) -> list[dict[str, Any]]:
-        """Return all events of a type as they are in the table, the oldest first. StorageFailed."""
-        query = audit_log.select().where(audit_log.c.event_type == event_type)
+    def events(
+        self,
+        event_type: str | None = None,
+        user: str | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+    ) -> list[dict[str, Any]]:
+        """Return the events of a type, a user, a time in UTC, the oldest first. StorageFailed."""
+        query = audit_log.select().order_by(audit_log.c.id)
+        if event_type is not None:
+            query = query.where(audit_log.c.event_type == event_type)
+        if user is not None:
+            query = query.where(audit_log.c.email == _escaped(fold(user)))
+        if since is not None:
+            query = query.where(audit_log.c.occurred_at >= since)
+        if until is not None:
+            query = query.where(audit_log.c.occurred_at < until)
         with self.transaction() as connection:
-            rows = connection.execute(query.order_by(audit_log.c.id)).mappings()
-            return [dict(row) for row in rows]
+            return [dict(row) for row in connection.execute(query).mappings()]
 
     def close(self) -> None:
         self._engine.dispose()
 
 
-def _make_file(path: str | None) -> None:
+def _make_file(path: str | None, is_read_only: bool) -> None:
     """Make the file, which only its owner can read. Raises OSError."""
     if not path or path == ":memory:":
         raise OSError("each thread would have its own database in memory; name a file")
+    if is_read_only:
+        raise OSError(f"there is no file {path}")
     os.close(os.open(Path(path), os.O_RDWR | os.O_CREAT, 0o600))
 
 
