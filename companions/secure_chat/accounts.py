@@ -106,12 +106,10 @@ class Accounts:
         names = {"email": name_key(email), "username": name_key(username)}
         row = {**names, "pwd_hash": self._hash(password)}
         try:
-            with self.database.transaction() as connection:
-                made = connection.execute(users.insert().values(**row))
+            made = self.database.insert(users, row)
         except Taken:  # the database decides, so that of many at once only one succeeds
             raise Refused("the e-mail address or the user name is taken") from None
-        assigned = made.inserted_primary_key
-        return Account(int(assigned[0]) if assigned else 0, fold(email), fold(username))
+        return Account(made, fold(email), fold(username))
 
     def login(self, identity: Identity, email: str, password: str, ip: str = LOOPBACK) -> Account:
         """Return the account of this address, password and certificate. Raises Refused."""

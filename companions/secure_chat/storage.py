@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,8 @@ from protocol_fsm import ProtocolError
 URL = "sqlite:///secure_chat.db"
 MAX_NAME_BYTES = 255  # of an e-mail address, a user name, a stored hash
 BUSY_S = 30  # how long SQLite waits for another writer
+DEADLOCK = 1213  # ER_LOCK_DEADLOCK
+MAX_DEADLOCKS = 50  # of one row, as others insert the same
 MYSQL = {  # of each connection: times are in UTC, and nothing waits for ever
     "charset": "utf8mb4",
     "init_command": "SET time_zone = '+00:00'",
@@ -43,6 +45,10 @@ class StorageFailed(ProtocolError):
     """The database is away, full, or not what it was."""
 
 
+class Deadlock(StorageFailed):
+    """The database gave up this one of two transactions that waited for each other."""
+
+
 class Taken(ProtocolError):
     """A row with this e-mail address, user name or token exists already."""
 
@@ -51,7 +57,8 @@ class Taken(ProtocolError):
 
 NAME = sql.LargeBinary(MAX_NAME_BYTES).with_variant(mysql.VARBINARY(MAX_NAME_BYTES), "mysql")
 HASH = sql.String(64)  # SHA-256 in hex
-TIME = sql.TIMESTAMP().with_variant(sqlite.DATETIME(truncate_microseconds=True), "sqlite")
+SECONDS: Any = sqlite.DATETIME  # without annotations of its own
+TIME = sql.TIMESTAMP().with_variant(SECONDS(truncate_microseconds=True), "sqlite")
 SCHEMA = sql.MetaData()
 
 
@@ -59,13 +66,24 @@ def _now() -> Any:
     return sql.text("CURRENT_TIMESTAMP")
 
 
+def _table(name: str, *columns: sql.Column[Any]) -> sql.Table:
+    """Return a table; its texts are UTF-8 and compared as bytes, whatever the database's are."""
+    return sql.Table(
+        name,
+        SCHEMA,
+        *columns,
+        mysql_engine="InnoDB",
+        mysql_charset="utf8mb4",
+        mysql_collate="utf8mb4_bin",
+    )
+
+
 def _key() -> sql.Column[int]:
     return sql.Column("id", sql.Integer, primary_key=True, autoincrement=True)
 
 
-users = sql.Table(
+users = _table(
     "users",
-    SCHEMA,
     _key(),
     sql.Column("email", NAME, unique=True, nullable=False),
     sql.Column("username", NAME, unique=True, nullable=False),
@@ -73,9 +91,8 @@ users = sql.Table(
     sql.Column("created_at", sql.TIMESTAMP, server_default=_now()),
     sql.Column("updated_at", sql.TIMESTAMP, server_default=_now(), onupdate=_now()),
 )
-sessions = sql.Table(
+sessions = _table(
     "sessions",
-    SCHEMA,
     _key(),
     sql.Column("user_id", sql.ForeignKey("users.id", ondelete="CASCADE"), nullable=False),
     sql.Column("session_token", HASH, unique=True, nullable=False),
@@ -86,9 +103,8 @@ sessions = sql.Table(
     sql.Column("ended_at", sql.TIMESTAMP, nullable=True),
     sql.Column("message_count", sql.Integer, server_default=sql.text("0")),
 )
-audit_log = sql.Table(
+audit_log = _table(
     "audit_log",
-    SCHEMA,
     _key(),
     sql.Column("event_type", sql.String(50), nullable=False),
     sql.Column("email", sql.String(255)),
@@ -97,9 +113,8 @@ audit_log = sql.Table(
     sql.Column("occurred_at", TIME, server_default=_now()),
     sql.Column("ip_address", sql.String(45)),
 )
-login_tries = sql.Table(  # see tries.py
+login_tries = _table(  # see tries.py
     "login_tries",
-    SCHEMA,
     sql.Column("subject", HASH, primary_key=True),
     sql.Column("tries", sql.Integer, nullable=False),
     sql.Column("free_at", sql.BigInteger, nullable=False),  # in ms since 1970
@@ -161,7 +176,19 @@ class Database:
         except IntegrityError:
             raise Taken("a row that is new", "one that exists") from None
         except SQLAlchemyError as error:
-            raise StorageFailed("a database that works", _short(error)) from None
+            kind = Deadlock if _is_deadlock(error) else StorageFailed
+            raise kind("a database that works", _short(error)) from None
+
+    def insert(self, table: sql.Table, row: Mapping[str, object]) -> int:
+        """Insert a row, and return its id, 0 if it has none. Raises Taken and StorageFailed.
+
+        Two that insert the same may wait for each other: whoever is given up tries again.
+        """
+        for _ in range(MAX_DEADLOCKS):
+            with contextlib.suppress(Deadlock), self.transaction() as connection:
+                assigned = connection.execute(table.insert().values(**row)).inserted_primary_key
+                return int(assigned[0]) if assigned and "id" in table.c else 0
+        raise StorageFailed("a database that works", f"{MAX_DEADLOCKS} deadlocks")
 
     def audit(
         self,
@@ -172,16 +199,16 @@ class Database:
         ip: str | None = None,
     ) -> None:
         """Keep an event. Texts are cut and escaped, whatever a peer put there. StorageFailed."""
-        with self.transaction() as connection:
-            connection.execute(
-                audit_log.insert().values(
-                    event_type=event_type,
-                    email=_escaped(fold(email)) if email is not None else None,
-                    client_cert_fingerprint=fingerprint,
-                    reason=_escaped(reason),
-                    ip_address=ip,
-                )
-            )
+        self.insert(
+            audit_log,
+            {
+                "event_type": event_type,
+                "email": _escaped(fold(email)) if email is not None else None,
+                "client_cert_fingerprint": fingerprint,
+                "reason": _escaped(reason),
+                "ip_address": ip,
+            },
+        )
 
     def events(
         self,
@@ -225,6 +252,12 @@ def _prepare_sqlite(connection: Any, record: object) -> None:
 def _escaped(text: str | None) -> str | None:
     """Return printable ASCII of at most 255 letters: no character set can refuse or change it."""
     return text if text is None else ascii(text)[1:-1][:255]
+
+
+def _is_deadlock(error: SQLAlchemyError) -> bool:
+    """Return whether MySQL or MariaDB says so, by its number."""
+    original = getattr(error, "orig", None)
+    return original is not None and original.args[:1] == (DEADLOCK,)
 
 
 def _short(error: Exception) -> str:

@@ -60,8 +60,8 @@ class Tries:
                 if changed.rowcount:  # the row is ours until the end of the transaction
                     return self._may(connection, subject)
             first = {"subject": subject.key, "tries": 0, "free_at": self._clock()}
-            with contextlib.suppress(Taken), self._database.transaction() as connection:
-                connection.execute(login_tries.insert().values(first))
+            with contextlib.suppress(Taken):
+                self._database.insert(login_tries, first)
 
     def _may(self, connection: Connection, subject: Subject) -> bool:
         row = sql.select(login_tries.c.tries, login_tries.c.free_at)

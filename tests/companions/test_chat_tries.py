@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 import sqlalchemy as sql
@@ -17,6 +17,7 @@ from companions.secure_chat.accounts import Accounts, Busy, Refused
 from companions.secure_chat.pki import Identity
 from companions.secure_chat.storage import Database, login_tries
 from companions.secure_chat.tries import FREE_OF_ADDRESS, FREE_TRIES
+from tests.companions.chat_databases import Place
 from tests.companions.chat_helpers import ALICE, BOB, NOW_MS, Authority, identity_of
 
 PASSWORD = "correct horse"
@@ -66,8 +67,9 @@ class Bank:
 
 
 @pytest.fixture
-def bank(tmp_path: Path, keys: list[PrivateKey]) -> Bank:
-    return Bank(Database(f"sqlite:///{tmp_path / 'chat.db'}"), keys)
+def bank(place: Place, keys: list[PrivateKey]) -> Iterator[Bank]:
+    with contextlib.closing(Database(place.url)) as database:
+        yield Bank(database, keys)
 
 
 def at_once(count: int, run: Callable[[], str]) -> list[str]:
