@@ -8,17 +8,23 @@ names, so a renewed certificate still logs in.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import secrets
+import threading
+import time
 import unicodedata
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 import sqlalchemy as sql
 from argon2 import PasswordHasher, Type, extract_parameters
 from argon2.exceptions import InvalidHashError, VerificationError
 
+from companions.secure_chat import tries
 from companions.secure_chat.pki import ADDRESS, Identity, fold
 from companions.secure_chat.storage import (
     MAX_NAME_BYTES,
@@ -28,6 +34,7 @@ from companions.secure_chat.storage import (
     sessions,
     users,
 )
+from companions.secure_chat.tries import Subject, Tries
 from protocol_fsm import ProtocolError
 
 TOKEN_BYTES = 32
@@ -39,6 +46,10 @@ MAX_PASSES = 10
 MAX_LANES = 4
 MIN_PASSWORD = 8  # characters
 MAX_PASSWORD = 1_024  # bytes
+MAX_QUEUE = 64  # passwords that may wait for a processor: some two seconds
+LOOPBACK = "127.0.0.1"
+
+Result = TypeVar("Result")
 
 
 class Refused(ProtocolError):
@@ -47,6 +58,10 @@ class Refused(ProtocolError):
     def __init__(self, reason: str) -> None:
         super().__init__(None, reason)
         self.reason = reason
+
+
+class Busy(Refused):
+    """Too many passwords wait to be hashed: this one was not looked at."""
 
 
 @dataclass(frozen=True)
@@ -61,34 +76,48 @@ class Account:
 class Accounts:
     """The accounts in a database, for all threads. Each rule is a method, for the lab to remove."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(
+        self,
+        database: Database,
+        clock: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+    ) -> None:
         self.database = database
+        self._clock = clock
+        self._tries = Tries(database, clock)
         self._hasher = PasswordHasher(
             time_cost=PASSES, memory_cost=MEMORY_KIB, parallelism=LANES, type=Type.ID
         )
-        self._workers = ThreadPoolExecutor(os.cpu_count())  # each keeps its 19 MiB
+        self.cores = os.cpu_count() or 1
+        self._workers = ThreadPoolExecutor(self.cores)  # each keeps its 19 MiB
+        self._places = threading.Semaphore(self.cores + MAX_QUEUE)
         self._nobody = self._hash(secrets.token_hex(16))
 
-    def register(self, identity: Identity, email: str, username: str, password: str) -> Account:
+    def register(
+        self, identity: Identity, email: str, username: str, password: str, ip: str = LOOPBACK
+    ) -> Account:
         """Make an account for the owner of a certificate. Raises Refused and StorageFailed."""
-        key = name_key(email)
+        with self._limited(identity, name_key(email), ip):
+            return self._made(identity, email, username, password)
+
+    def _made(self, identity: Identity, email: str, username: str, password: str) -> Account:
         if not ADDRESS.fullmatch(fold(email)):
             raise Refused("the e-mail address is none")
         self._check_binding(identity, email)
-        row = {"email": key, "username": name_key(username), "pwd_hash": self._hash(password)}
+        names = {"email": name_key(email), "username": name_key(username)}
+        row = {**names, "pwd_hash": self._hash(password)}
         try:
-            with self.database.transaction() as connection:
-                made = connection.execute(users.insert().values(**row))
+            made = self.database.insert(users, row)
         except Taken:  # the database decides, so that of many at once only one succeeds
             raise Refused("the e-mail address or the user name is taken") from None
-        assigned = made.inserted_primary_key
-        return Account(int(assigned[0]) if assigned else 0, fold(email), fold(username))
+        return Account(made, fold(email), fold(username))
 
-    def login(self, identity: Identity, email: str, password: str) -> Account:
-        """Return the account of this address, password and certificate. Raises Refused.
+    def login(self, identity: Identity, email: str, password: str, ip: str = LOOPBACK) -> Account:
+        """Return the account of this address, password and certificate. Raises Refused."""
+        with self._limited(identity, name_key(email), ip):
+            return self._judged(identity, email, password)
 
-        An unknown user's password is compared, too, with a hash that nobody's password has.
-        """
+    def _judged(self, identity: Identity, email: str, password: str) -> Account:
+        """Compare a password; an unknown user's, too, with a hash that nobody's password has."""
         row = self._find(email)
         stored = row.pwd_hash if row else self._unknown_user()
         is_right = self._is_right(stored, password)
@@ -141,6 +170,37 @@ class Accounts:
 
     # Rules
 
+    def _subjects(self, identity: Identity, email: bytes, ip: str) -> list[Subject]:
+        """Return whose tries this is one of."""
+        found = [
+            tries.of_account(email, identity.fingerprint),
+            tries.of_certificate(identity.fingerprint),
+            tries.of_address(ip, self._clock()),
+        ]
+        return [one for one in found if one]
+
+    @contextlib.contextmanager
+    def _limited(self, identity: Identity, email: bytes, ip: str) -> Iterator[None]:
+        """Count a try before the block judges it, and take back one that was right. Raises Refused.
+
+        The wait depends on the number of tries only, so that it tells nothing of an account.
+        """
+        subjects = self._subjects(identity, email, ip)
+        may = [self._tries.count(one) for one in subjects]
+        if not all(may):
+            raise Refused("too many tries: this one came too early")
+        try:
+            yield
+        except Busy:
+            for one in subjects:
+                self._tries.undo(one)
+            raise
+        for one in subjects:
+            if one.is_cleared:
+                self._tries.clear(one)
+            else:
+                self._tries.undo(one)
+
     def _check_binding(self, identity: Identity, email: str) -> None:
         """Raise Refused unless the certificate names this address."""
         if identity.role != "client" or identity.name != fold(email):
@@ -154,18 +214,27 @@ class Accounts:
         """Return what is stored for a password. Raises Refused for one too short or too long."""
         if len(password) < MIN_PASSWORD:
             raise Refused(f"a password of fewer than {MIN_PASSWORD} characters")
-        made = self._workers.submit(self._hasher.hash, password_bytes(password))
-        return made.result().encode("ascii")
+        secret = password_bytes(password)
+        return self._work(lambda: self._hasher.hash(secret)).encode("ascii")
 
     def _is_right(self, stored: bytes, password: str) -> bool:
         """Return whether the password is the stored one; a row asking for too much work is not."""
         is_bounded = _is_bounded(stored)
         known = stored if is_bounded else self._nobody
-        judged = self._workers.submit(self._hasher.verify, known, password_bytes(password))
+        secret = password_bytes(password)
         try:
-            return judged.result() and is_bounded
+            return self._work(lambda: self._hasher.verify(known, secret)) and is_bounded
         except (VerificationError, InvalidHashError):
             return False
+
+    def _work(self, hashing: Callable[[], Result]) -> Result:
+        """Wait in the queue, and hash, on as many processors as there are. Raises Busy."""
+        if not self._places.acquire(blocking=False):
+            raise Busy("too many passwords at once")
+        try:
+            return self._workers.submit(hashing).result()
+        finally:
+            self._places.release()
 
     def _is_outdated(self, stored: bytes) -> bool:
         return self._hasher.check_needs_rehash(stored.decode("ascii"))

@@ -17,8 +17,10 @@ import json
 import math
 import os
 import re
+import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -93,6 +95,7 @@ from companions.secure_chat.stage import (
     LIMITS,
     MALLORY,
     PASSWORDS,
+    PATIENCE_S,
     SECRET,
     SERVER,
     TEXT,
@@ -110,6 +113,7 @@ from companions.secure_chat.stage import (
     vanished,
 )
 from companions.secure_chat.transcript import TIME, UNCOUNTERSIGNED
+from companions.secure_chat.tries import FREE_TRIES
 from companions.secure_chat.verify import Certificates, Wrong, verify
 from crypto_utils import BLOCK_BYTES, aes_cbc_decrypt, hmac_verify, pkcs7_unpad
 from lab.catalogue import Catalogue, CutHere
@@ -734,8 +738,8 @@ def probe_names(lab: Lab) -> None:
     """Names are tried, to learn which there are."""
     lab.outcome.means = "times"
     times: dict[str, list[float]] = {ALICE: [], "nobody@example.org": []}
-    for _ in range(3):
-        with suppress(NotLetIn), lab.client(lab.pki.people[MALLORY]) as client:
+    for _ in range(3):  # with three certificates, each of which has five tries
+        with suppress(NotLetIn), lab.client(lab.pki.person(MALLORY)) as client:
             for name in [*times] * 2:
                 times[name].append(time_of(client, name))
     known, unknown = (min(found) for found in times.values())
@@ -748,6 +752,42 @@ def time_of(client: Client, name: str) -> float:
     with suppress(NotLetIn):
         client.log_in(name, "a wrong password")
     return time.perf_counter() - begun
+
+
+@outside("accounts", "server", Refused, goal=learned)
+def parallel_guesses(lab: Lab) -> None:
+    """Alice's stolen key is used to guess her password, six times at once and once more."""
+    lab.outcome.means = "steals"
+    wrong = [f"a wrong guess, {number}" for number in range(6)]
+    meet = threading.Barrier(len(wrong) + 1)
+
+    def guess(password: str) -> None:
+        with suppress(NotLetIn), lab.client(lab.pki.people[ALICE]) as client:
+            meet.wait(PATIENCE_S)
+            client.log_in(ALICE, password)
+
+    with ThreadPoolExecutor(len(wrong)) as threads, lab.client(lab.pki.people[ALICE]) as last:
+        guesses = [threads.submit(guess, one) for one in wrong]
+        meet.wait(PATIENCE_S)
+        for one in guesses:
+            one.result()
+        with suppress(NotLetIn):
+            last.log_in(ALICE, PASSWORDS[ALICE])
+            lab.outcome.learned = f"the password: {PASSWORDS[ALICE]}"
+
+
+@outside("accounts", "server", Refused, goal=learned)
+def lock_out(lab: Lab) -> None:
+    """Mallory tries Alice's account until it is locked, so that Alice cannot log in."""
+    with lab.client(lab.pki.people[ALICE]) as alice:
+        with lab.client(lab.pki.people[MALLORY]) as client:
+            for _ in range(FREE_TRIES):
+                with suppress(NotLetIn):
+                    client.log_in(ALICE, "a wrong password")
+        try:
+            alice.log_in(ALICE, PASSWORDS[ALICE])
+        except NotLetIn:
+            lab.outcome.learned = "Alice is locked out of her account"
 
 
 # A server that is bribed --------------------------------------------------------------------------

@@ -10,7 +10,14 @@ CREATE TABLE audit_log (
   occurred_at TIMESTAMP NULL DEFAULT CURRENT_TIMESTAMP,
   ip_address VARCHAR(45),
   PRIMARY KEY (id)
-);
+)ENGINE=InnoDB CHARSET=utf8mb4 COLLATE utf8mb4_bin;
+
+CREATE TABLE login_tries (
+  subject VARCHAR(64) NOT NULL,
+  tries INTEGER NOT NULL,
+  free_at BIGINT NOT NULL,
+  PRIMARY KEY (subject)
+)ENGINE=InnoDB CHARSET=utf8mb4 COLLATE utf8mb4_bin;
 
 CREATE TABLE users (
   id INTEGER NOT NULL AUTO_INCREMENT,
@@ -22,7 +29,7 @@ CREATE TABLE users (
   PRIMARY KEY (id),
   UNIQUE (email),
   UNIQUE (username)
-);
+)ENGINE=InnoDB CHARSET=utf8mb4 COLLATE utf8mb4_bin;
 
 CREATE TABLE sessions (
   id INTEGER NOT NULL AUTO_INCREMENT,
@@ -37,4 +44,4 @@ CREATE TABLE sessions (
   PRIMARY KEY (id),
   FOREIGN KEY(user_id) REFERENCES users (id) ON DELETE CASCADE,
   UNIQUE (session_token)
-);
+)ENGINE=InnoDB CHARSET=utf8mb4 COLLATE utf8mb4_bin;

@@ -418,9 +418,9 @@ class Connection:
         identity = self.session.peer
         if message.kind is Kind.REGISTER:
             return accounts.register(
-                identity, message["email"], message["username"], message["pwd"]
+                identity, message["email"], message["username"], message["pwd"], self.ip
             )
-        return accounts.login(identity, message["email"], message["pwd"])
+        return accounts.login(identity, message["email"], message["pwd"], self.ip)
 
     def _chat(self, room: SharedRoom) -> None:
         """Serve a member of a room until it leaves, and exchange receipts."""

@@ -41,7 +41,7 @@ from companions.secure_chat.pki import Identity, Role, Trust, client_name, finge
 from companions.secure_chat.protocol import Party, Session, read_frame, write_frame
 from companions.secure_chat.rooms import Entry, Room, Said
 from companions.secure_chat.server import Connection, Limits, Record, Server
-from companions.secure_chat.storage import Database
+from companions.secure_chat.storage import Database, login_tries
 from companions.secure_chat.transcript import Receipt
 from lab.catalogue import Attack, Stage, attacked, run_outside
 from lab.frames import Frame, Log, recorder
@@ -290,7 +290,8 @@ class Lab(Stage):
 
     def _accounts(self) -> Accounts:
         """Return accounts for everybody, with a hash that costs less than it should."""
-        accounts = self.parts.accounts(self.database)
+        begin = time.time_ns() // 1_000_000
+        accounts = self.parts.accounts(self.database, lambda: begin)  # no wait ends by itself
         accounts._hasher = PasswordHasher(1, MEMORY_KIB, 1)
         accounts._nobody = accounts._hash("nobody's password")
         for name, password in PASSWORDS.items():
@@ -368,6 +369,7 @@ class Lab(Stage):
         """Let Alice and Bob live an undisturbed session, and return a recording of hers."""
         tape: list[Frame] = []
         self.outcome = Outcome()
+        self._forget_tries()
         with (
             in_peace(),
             Proxy(self.address, recorder(tape), read_frame, write_frame) as proxy,
@@ -380,6 +382,11 @@ class Lab(Stage):
             raise UserError("no honest session")
         self.evidence_kept = dict(self.outcome.kept)
         return tape
+
+    def _forget_tries(self) -> None:
+        """Let nobody wait for what an earlier attack has tried."""
+        with self.database.transaction() as connection:
+            connection.execute(login_tries.delete())
 
     def bystanders_go_on(self) -> bool:
         """Return whether Carol can still say something in the room, and hear it."""
@@ -404,6 +411,7 @@ class Lab(Stage):
         self.attack = attack.name
         self.told = []
         self.publish()
+        self._forget_tries()
         try:
             if attack.is_on_path:
                 tap = partial(attacked, attack, lab=self)

@@ -1,4 +1,4 @@
-"""The database: accounts, sessions, and the audit log, in the document's tables.
+"""The database: accounts, sessions, and the audit log, in the document's tables; tries of logins.
 
 SQLite in a file unless the settings name another database; SQLAlchemy writes both. Names are kept
 as bytes, because databases disagree on which letters are the same: two names are one only if their
@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +22,31 @@ from sqlalchemy.engine import Connection, make_url
 from sqlalchemy.exc import ArgumentError, IntegrityError, SQLAlchemyError
 from sqlalchemy.schema import CreateTable
 
+from companions.secure_chat.pki import fold
 from program import Parser, UserError, reason_of, run_program
 from protocol_fsm import ProtocolError
 
 URL = "sqlite:///secure_chat.db"
 MAX_NAME_BYTES = 255  # of an e-mail address, a user name, a stored hash
 BUSY_S = 30  # how long SQLite waits for another writer
+DEADLOCK = 1213  # ER_LOCK_DEADLOCK
+MAX_DEADLOCKS = 50  # of one row, as others insert the same
+MYSQL = {  # of each connection: times are in UTC, and nothing waits for ever
+    "charset": "utf8mb4",
+    "init_command": "SET time_zone = '+00:00'",
+    "connect_timeout": 5,
+    "read_timeout": BUSY_S,
+    "write_timeout": BUSY_S,
+}
 DIALECTS = {"mysql": mysql.dialect, "sqlite": sqlite.dialect}
 
 
 class StorageFailed(ProtocolError):
     """The database is away, full, or not what it was."""
+
+
+class Deadlock(StorageFailed):
+    """The database gave up this one of two transactions that waited for each other."""
 
 
 class Taken(ProtocolError):
@@ -42,6 +57,8 @@ class Taken(ProtocolError):
 
 NAME = sql.LargeBinary(MAX_NAME_BYTES).with_variant(mysql.VARBINARY(MAX_NAME_BYTES), "mysql")
 HASH = sql.String(64)  # SHA-256 in hex
+SECONDS: Any = sqlite.DATETIME  # without annotations of its own
+TIME = sql.TIMESTAMP().with_variant(SECONDS(truncate_microseconds=True), "sqlite")
 SCHEMA = sql.MetaData()
 
 
@@ -49,13 +66,24 @@ def _now() -> Any:
     return sql.text("CURRENT_TIMESTAMP")
 
 
+def _table(name: str, *columns: sql.Column[Any]) -> sql.Table:
+    """Return a table; its texts are UTF-8 and compared as bytes, whatever the database's are."""
+    return sql.Table(
+        name,
+        SCHEMA,
+        *columns,
+        mysql_engine="InnoDB",
+        mysql_charset="utf8mb4",
+        mysql_collate="utf8mb4_bin",
+    )
+
+
 def _key() -> sql.Column[int]:
     return sql.Column("id", sql.Integer, primary_key=True, autoincrement=True)
 
 
-users = sql.Table(
+users = _table(
     "users",
-    SCHEMA,
     _key(),
     sql.Column("email", NAME, unique=True, nullable=False),
     sql.Column("username", NAME, unique=True, nullable=False),
@@ -63,9 +91,8 @@ users = sql.Table(
     sql.Column("created_at", sql.TIMESTAMP, server_default=_now()),
     sql.Column("updated_at", sql.TIMESTAMP, server_default=_now(), onupdate=_now()),
 )
-sessions = sql.Table(
+sessions = _table(
     "sessions",
-    SCHEMA,
     _key(),
     sql.Column("user_id", sql.ForeignKey("users.id", ondelete="CASCADE"), nullable=False),
     sql.Column("session_token", HASH, unique=True, nullable=False),
@@ -76,16 +103,21 @@ sessions = sql.Table(
     sql.Column("ended_at", sql.TIMESTAMP, nullable=True),
     sql.Column("message_count", sql.Integer, server_default=sql.text("0")),
 )
-audit_log = sql.Table(
+audit_log = _table(
     "audit_log",
-    SCHEMA,
     _key(),
     sql.Column("event_type", sql.String(50), nullable=False),
     sql.Column("email", sql.String(255)),
     sql.Column("client_cert_fingerprint", HASH),
     sql.Column("reason", sql.String(255)),
-    sql.Column("occurred_at", sql.TIMESTAMP, server_default=_now()),
+    sql.Column("occurred_at", TIME, server_default=_now()),
     sql.Column("ip_address", sql.String(45)),
+)
+login_tries = _table(  # see tries.py
+    "login_tries",
+    sql.Column("subject", HASH, primary_key=True),
+    sql.Column("tries", sql.Integer, nullable=False),
+    sql.Column("free_at", sql.BigInteger, nullable=False),  # in ms since 1970
 )
 
 
@@ -103,17 +135,28 @@ def schema(dialect: str) -> str:
 
 
 class Database:
-    """One database, for all threads. The tables are made if there are none. Raises UserError."""
+    """One database, for all threads. Raises UserError.
 
-    def __init__(self, url: str = URL) -> None:
+    The tables are made if there are none, unless somebody only wants to read. A connection that
+    the database has closed meanwhile is found before it is used, and replaced.
+    """
+
+    def __init__(self, url: str = URL, *, is_read_only: bool = False) -> None:
         try:
             address = make_url(url)
-            if address.get_backend_name() == "sqlite":
-                _make_file(address.database)
-            self._engine = sql.create_engine(address, pool_pre_ping=True, hide_parameters=True)
-            if address.get_backend_name() == "sqlite":
+            is_sqlite = address.get_backend_name() == "sqlite"
+            if is_sqlite and not (is_read_only and Path(address.database or "").is_file()):
+                _make_file(address.database, is_read_only)
+            self._engine = sql.create_engine(
+                address,
+                pool_pre_ping=True,
+                hide_parameters=True,
+                connect_args={} if is_sqlite else MYSQL,
+            )
+            if is_sqlite:
                 sql.event.listen(self._engine, "connect", _prepare_sqlite)
-            SCHEMA.create_all(self._engine)
+            if not is_read_only:
+                SCHEMA.create_all(self._engine)
         except (ArgumentError, ModuleNotFoundError) as error:
             raise UserError(f"DATABASE_URL names no database: {error}") from None
         except (ValueError, TypeError):  # their words may quote a password
@@ -133,7 +176,19 @@ class Database:
         except IntegrityError:
             raise Taken("a row that is new", "one that exists") from None
         except SQLAlchemyError as error:
-            raise StorageFailed("a database that works", _short(error)) from None
+            kind = Deadlock if _is_deadlock(error) else StorageFailed
+            raise kind("a database that works", _short(error)) from None
+
+    def insert(self, table: sql.Table, row: Mapping[str, object]) -> int:
+        """Insert a row, and return its id, 0 if it has none. Raises Taken and StorageFailed.
+
+        Two that insert the same may wait for each other: whoever is given up tries again.
+        """
+        for _ in range(MAX_DEADLOCKS):
+            with contextlib.suppress(Deadlock), self.transaction() as connection:
+                assigned = connection.execute(table.insert().values(**row)).inserted_primary_key
+                return int(assigned[0]) if assigned and "id" in table.c else 0
+        raise StorageFailed("a database that works", f"{MAX_DEADLOCKS} deadlocks")
 
     def audit(
         self,
@@ -144,32 +199,47 @@ class Database:
         ip: str | None = None,
     ) -> None:
         """Keep an event. Texts are cut and escaped, whatever a peer put there. StorageFailed."""
-        with self.transaction() as connection:
-            connection.execute(
-                audit_log.insert().values(
-                    event_type=event_type,
-                    email=_escaped(email),
-                    client_cert_fingerprint=fingerprint,
-                    reason=_escaped(reason),
-                    ip_address=ip,
-                )
-            )
+        self.insert(
+            audit_log,
+            {
+                "event_type": event_type,
+                "email": _escaped(fold(email)) if email is not None else None,
+                "client_cert_fingerprint": fingerprint,
+                "reason": _escaped(reason),
+                "ip_address": ip,
+            },
+        )
 
-    def events(self, event_type: str) -> list[dict[str, Any]]:
-        """Return all events of a type as they are in the table, the oldest first. StorageFailed."""
-        query = audit_log.select().where(audit_log.c.event_type == event_type)
+    def events(
+        self,
+        event_type: str | None = None,
+        user: str | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+    ) -> list[dict[str, Any]]:
+        """Return the events of a type, a user, a time in UTC, the oldest first. StorageFailed."""
+        query = audit_log.select().order_by(audit_log.c.id)
+        if event_type is not None:
+            query = query.where(audit_log.c.event_type == event_type)
+        if user is not None:
+            query = query.where(audit_log.c.email == _escaped(fold(user)))
+        if since is not None:
+            query = query.where(audit_log.c.occurred_at >= since)
+        if until is not None:
+            query = query.where(audit_log.c.occurred_at < until)
         with self.transaction() as connection:
-            rows = connection.execute(query.order_by(audit_log.c.id)).mappings()
-            return [dict(row) for row in rows]
+            return [dict(row) for row in connection.execute(query).mappings()]
 
     def close(self) -> None:
         self._engine.dispose()
 
 
-def _make_file(path: str | None) -> None:
+def _make_file(path: str | None, is_read_only: bool) -> None:
     """Make the file, which only its owner can read. Raises OSError."""
     if not path or path == ":memory:":
         raise OSError("each thread would have its own database in memory; name a file")
+    if is_read_only:
+        raise OSError(f"there is no file {path}")
     os.close(os.open(Path(path), os.O_RDWR | os.O_CREAT, 0o600))
 
 
@@ -182,6 +252,12 @@ def _prepare_sqlite(connection: Any, record: object) -> None:
 def _escaped(text: str | None) -> str | None:
     """Return printable ASCII of at most 255 letters: no character set can refuse or change it."""
     return text if text is None else ascii(text)[1:-1][:255]
+
+
+def _is_deadlock(error: SQLAlchemyError) -> bool:
+    """Return whether MySQL or MariaDB says so, by its number."""
+    original = getattr(error, "orig", None)
+    return original is not None and original.args[:1] == (DEADLOCK,)
 
 
 def _short(error: Exception) -> str:

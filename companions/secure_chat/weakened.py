@@ -9,14 +9,16 @@ loopback, and server.py and client.py cannot reach it.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import sqlalchemy as sql
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
@@ -24,8 +26,8 @@ from cryptography.x509 import verification
 
 from companions.asymmetric import PublicKey
 from companions.canonical import canonical
-from companions.secure_chat import dh, forms
-from companions.secure_chat.accounts import Accounts
+from companions.secure_chat import dh, forms, tries
+from companions.secure_chat.accounts import Accounts, Refused
 from companions.secure_chat.client import Client
 from companions.secure_chat.pae import pae
 from companions.secure_chat.pki import (
@@ -40,7 +42,9 @@ from companions.secure_chat.pki import (
 from companions.secure_chat.protocol import Direction, Kind, Party, Session, parse
 from companions.secure_chat.rooms import Entry, Member, Room
 from companions.secure_chat.server import Server
+from companions.secure_chat.storage import login_tries
 from companions.secure_chat.transcript import Receipt
+from companions.secure_chat.tries import Subject
 from crypto_utils import BLOCK_BYTES
 from endpoint import HOST
 from lab.rules import chosen, lacking, require_loopback
@@ -283,6 +287,40 @@ class NoDummyHash(Accounts):
         return bool(stored) and super()._is_right(stored, password)
 
 
+class NoAtomicLimit(Accounts):
+    @contextlib.contextmanager
+    def _limited(self, identity: Identity, email: bytes, ip: str) -> Iterator[None]:
+        """Read the counts, judge, and write them afterwards, as if nobody else were trying."""
+        subjects = self._subjects(identity, email, ip)
+        before = [self._read(one) for one in subjects]
+        if any(count >= one.free for one, count in zip(subjects, before)):
+            raise Refused("too many tries")
+        try:
+            yield
+        except Refused:
+            for one, count in zip(subjects, before):
+                self._write(one, count + 1)
+            raise
+
+    def _read(self, subject: Subject) -> int:
+        count = sql.select(login_tries.c.tries).where(login_tries.c.subject == subject.key)
+        with self.database.transaction() as connection:
+            return connection.scalar(count) or 0
+
+    def _write(self, subject: Subject, count: int) -> None:
+        row = {"subject": subject.key, "tries": count, "free_at": 0}
+        with self.database.transaction() as connection:
+            mine = login_tries.c.subject == subject.key
+            connection.execute(login_tries.delete().where(mine))
+            connection.execute(login_tries.insert().values(row))
+
+
+class NoOwnTries(Accounts):
+    def _subjects(self, identity: Identity, email: bytes, ip: str) -> list[Subject]:
+        """Count all tries for the account, whoever makes them."""
+        return [tries.of_account(email, "")]
+
+
 # Rules of Room ------------------------------------------------------------------------------------
 
 
@@ -423,6 +461,8 @@ RULES: dict[str, type] = {
     "server-hash": NoServerHash,
     "slow-hash": NoSlowHash,
     "dummy-hash": NoDummyHash,
+    "atomic-limit": NoAtomicLimit,
+    "own-tries": NoOwnTries,
     "session": NoSession,
     "message-signature": NoMessageSignature,
     "recipient": NoRecipient,

@@ -1,13 +1,16 @@
-"""What the tests of the companions share: RSA keys, which cost 50 to 200 ms each."""
+"""What the tests of the companions share: RSA keys, which cost 50 to 200 ms each; databases."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 if TYPE_CHECKING:
     from companions.asymmetric import PrivateKey
+    from tests.companions.chat_databases import MariaDb, Place
 
 
 @pytest.fixture(scope="session")
@@ -16,3 +19,30 @@ def keys() -> list[PrivateKey]:
     from companions.asymmetric import new_identity  # not everybody has its package
 
     return [new_identity() for _ in range(6)]
+
+
+@pytest.fixture(scope="session")
+def mariadb() -> Iterator[MariaDb]:
+    """A MariaDB server of this test run."""
+    from tests.companions.chat_databases import MariaDb
+
+    with MariaDb() as server:
+        yield server
+
+
+@pytest.fixture(
+    params=[
+        "sqlite",
+        pytest.param("mysql", marks=pytest.mark.slow),
+        pytest.param("mariadb", marks=pytest.mark.slow),
+    ]
+)
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
+    """A new database: in a file, or in MariaDB by either of SQLAlchemy's names for it."""
+    from tests.companions.chat_databases import SqliteFile
+
+    if request.param == "sqlite":
+        yield SqliteFile(tmp_path)
+    else:
+        with request.getfixturevalue("mariadb").place(request.param) as place:
+            yield place

@@ -53,13 +53,13 @@ PASSWORDS = {ALICE: "alices secret word", BOB: "bobs secret word"}
 class House:
     """An authority of today, a server that runs, and its members."""
 
-    def __init__(self, keys: list[PrivateKey], folder: Path) -> None:
+    def __init__(self, keys: list[PrivateKey], folder: Path, url: str = "") -> None:
         self.keys = keys
         self.folder = folder
         self.authority = Authority(keys[0])
         self.authority.publish(now=utc_now())
         self.trust = self.authority.trust()
-        self.database = Database(f"sqlite:///{folder / 'chat.db'}")
+        self.database = Database(url or f"sqlite:///{folder / 'chat.db'}")
         self.accounts = Accounts(self.database)
         self.accounts._hasher = PasswordHasher(1, 64, 1)  # these tests are about other things
         self.records: list[Record] = []

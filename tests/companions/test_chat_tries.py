@@ -1,0 +1,263 @@
+"""secure_chat: how often a password may be tried, and how many are hashed at once."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import sqlalchemy as sql
+from argon2 import PasswordHasher
+
+from companions.asymmetric import PrivateKey
+from companions.secure_chat import accounts, tries
+from companions.secure_chat.accounts import Accounts, Busy, Refused
+from companions.secure_chat.pki import Identity
+from companions.secure_chat.storage import Database, login_tries
+from companions.secure_chat.tries import FREE_OF_ADDRESS, FREE_TRIES
+from tests.companions.chat_databases import Place
+from tests.companions.chat_helpers import ALICE, BOB, NOW_MS, Authority, identity_of
+
+PASSWORD = "correct horse"
+WRONG = "battery staple"
+ELSEWHERE = "203.0.113.7"
+
+
+class Bank:
+    """Accounts whose clock is set by hand, two owners, and what became of their tries."""
+
+    def __init__(self, database: Database, keys: list[PrivateKey]) -> None:
+        self.now = NOW_MS
+        self.database = database
+        self.accounts = self.opened()
+        authority = Authority(keys[0])
+        self.alice = identity_of(authority.issue("client", ALICE, keys[1]), "client", ALICE)
+        self.bob = identity_of(authority.issue("client", BOB, keys[2]), "client", BOB)
+        self.renewed = identity_of(authority.issue("client", ALICE, keys[3]), "client", ALICE)
+        self.accounts.register(self.alice, ALICE, "alice", PASSWORD)
+        self.accounts.register(self.bob, BOB, "bob", PASSWORD)
+
+    def opened(self) -> Accounts:
+        """Return the accounts as another server on the same database has them."""
+        found = Accounts(self.database, lambda: self.now)
+        found._hasher = PasswordHasher(1, 64, 1)  # these tests are about other things
+        found._nobody = found._hash("nobody's password")
+        return found
+
+    def outcome(self, identity: Identity, email: str, password: str, ip: str = "::1") -> str:
+        """Return the reason of a refusal, or nothing."""
+        try:
+            self.accounts.login(identity, email, password, ip)
+        except Refused as error:
+            return error.reason.partition(":")[0]
+        return ""
+
+    def wait_ms(self, identity: Identity) -> int:
+        mine = login_tries.c.subject == tries.of_certificate(identity.fingerprint).key
+        with self.database.transaction() as connection:
+            free_at = connection.execute(sql.select(login_tries.c.free_at).where(mine)).scalar_one()
+        return int(free_at) - self.now
+
+    def count(self, subject: tries.Subject) -> int:
+        row = sql.select(login_tries.c.tries).where(login_tries.c.subject == subject.key)
+        with self.database.transaction() as connection:
+            return connection.scalar(row) or 0
+
+
+@pytest.fixture
+def bank(place: Place, keys: list[PrivateKey]) -> Iterator[Bank]:
+    with contextlib.closing(Database(place.url)) as database:
+        yield Bank(database, keys)
+
+
+def at_once(count: int, run: Callable[[], str]) -> list[str]:
+    """Run something in as many threads, which all start together."""
+    start = threading.Barrier(count)
+
+    def one() -> str:
+        start.wait()
+        return run()
+
+    with ThreadPoolExecutor(count) as pool:
+        futures = [pool.submit(one) for _ in range(count)]
+        return [future.result() for future in futures]
+
+
+# Waits --------------------------------------------------------------------------------------------
+
+
+def test_five_tries_are_free_and_then_waits_double_to_a_minute(bank: Bank) -> None:
+    for _ in range(FREE_TRIES):
+        assert bank.outcome(bank.alice, ALICE, WRONG) == "wrong password"
+    for wait_s in (1, 2, 4, 8, 16, 32, 60, 60):
+        assert bank.wait_ms(bank.alice) == 1_000 * wait_s
+        bank.now += 1_000 * wait_s
+        assert bank.outcome(bank.alice, ALICE, WRONG) == "wrong password"
+
+
+def test_right_password_is_refused_during_a_wait_and_taken_after_it(bank: Bank) -> None:
+    for _ in range(FREE_TRIES):
+        bank.outcome(bank.alice, ALICE, WRONG)
+    assert bank.outcome(bank.alice, ALICE, PASSWORD) == "too many tries"
+    bank.now += 999  # and what came too early makes the present wait no longer
+    assert bank.outcome(bank.alice, ALICE, PASSWORD) == "too many tries"
+    bank.now += 1
+    assert bank.outcome(bank.alice, ALICE, PASSWORD) == ""
+
+
+def test_unknown_users_are_waited_for_like_known_ones(bank: Bank) -> None:
+    seen = [
+        [bank.outcome(who, name, WRONG) == "too many tries" for _ in range(FREE_TRIES + 2)]
+        for who, name in ((bank.alice, ALICE), (bank.bob, "nobody@example.org"))
+    ]
+    assert seen[0] == seen[1] == [False] * FREE_TRIES + [True] * 2
+
+
+def test_right_password_clears_the_account_and_not_the_certificate(bank: Bank) -> None:
+    bank.outcome(bank.alice, BOB, WRONG)
+    bank.outcome(bank.alice, ALICE, WRONG)
+    assert bank.outcome(bank.alice, ALICE, PASSWORD) == ""
+    assert bank.count(tries.of_account(ALICE.encode(), bank.alice.fingerprint)) == 0
+    assert bank.count(tries.of_account(BOB.encode(), bank.alice.fingerprint)) == 1
+    assert bank.count(tries.of_certificate(bank.alice.fingerprint)) == 2
+
+
+def test_certificate_has_five_tries_for_all_accounts_together(bank: Bank) -> None:
+    names = [f"user{number}@example.org" for number in range(FREE_TRIES)]
+    for name in names:
+        assert bank.outcome(bank.alice, name, WRONG) == "unknown user"
+    assert bank.outcome(bank.alice, ALICE, PASSWORD) == "too many tries"
+
+
+def test_tries_with_another_certificate_do_not_lock_the_owner_out(bank: Bank) -> None:
+    for _ in range(20):
+        bank.outcome(bank.bob, ALICE, WRONG)
+        bank.outcome(bank.renewed, ALICE, WRONG)
+    assert bank.outcome(bank.alice, ALICE, PASSWORD) == ""
+
+
+def test_registrations_are_tries_too(bank: Bank) -> None:
+    for _ in range(FREE_TRIES):
+        with pytest.raises(Refused, match="taken"):
+            bank.accounts.register(bank.alice, ALICE, "bob", PASSWORD)
+    with pytest.raises(Refused, match="too many tries"):
+        bank.accounts.register(bank.alice, ALICE, "carol", PASSWORD)
+
+
+def test_tries_are_forgotten_after_fifteen_quiet_minutes(bank: Bank) -> None:
+    for _ in range(FREE_TRIES):
+        bank.outcome(bank.alice, ALICE, WRONG)
+    bank.now += tries.FORGET_MS + tries.FIRST_WAIT_MS + 1
+    for _ in range(FREE_TRIES):
+        assert bank.outcome(bank.alice, ALICE, WRONG) == "wrong password"
+    assert bank.outcome(bank.alice, ALICE, PASSWORD) == "too many tries"
+
+
+def test_restart_forgets_old_tries_only(bank: Bank) -> None:
+    bank.outcome(bank.bob, BOB, WRONG)
+    bank.now += tries.FORGET_MS + 1
+    for _ in range(FREE_TRIES):
+        bank.outcome(bank.alice, ALICE, WRONG)
+    bank.accounts = bank.opened()
+    assert bank.count(tries.of_certificate(bank.bob.fingerprint)) == 0
+    assert bank.outcome(bank.alice, ALICE, PASSWORD) == "too many tries"
+
+
+def test_clock_that_is_set_back_locks_nobody_out(bank: Bank) -> None:
+    for _ in range(FREE_TRIES):
+        bank.outcome(bank.alice, ALICE, WRONG)
+    bank.now -= tries.MAX_WAIT_MS
+    assert bank.outcome(bank.alice, ALICE, PASSWORD) == ""
+
+
+# Many at once -------------------------------------------------------------------------------------
+
+
+def test_sixty_four_wrong_logins_at_once_count_as_sixty_four(bank: Bank) -> None:
+    reasons = at_once(64, lambda: bank.outcome(bank.alice, ALICE, WRONG))
+    assert bank.count(tries.of_certificate(bank.alice.fingerprint)) == 64
+    assert bank.count(tries.of_account(ALICE.encode(), bank.alice.fingerprint)) == 64
+    assert reasons.count("wrong password") <= FREE_TRIES
+    assert set(reasons) == {"wrong password", "too many tries"}
+
+
+def test_two_servers_on_one_database_count_together(bank: Bank) -> None:
+    for _ in range(FREE_TRIES - 1):
+        bank.outcome(bank.alice, ALICE, WRONG)
+    bank.accounts = bank.opened()
+    assert bank.outcome(bank.alice, ALICE, WRONG) == "wrong password"
+    assert bank.outcome(bank.alice, ALICE, PASSWORD) == "too many tries"
+
+
+# Addresses ----------------------------------------------------------------------------------------
+
+
+def test_address_has_a_far_higher_rate_and_loopback_none(bank: Bank) -> None:
+    subject = tries.of_address(ELSEWHERE, bank.now)
+    assert subject
+    for _ in range(FREE_OF_ADDRESS):
+        bank.accounts._tries.count(subject)
+    assert bank.outcome(bank.alice, ALICE, PASSWORD, ELSEWHERE) == "too many tries"
+    assert bank.outcome(bank.alice, ALICE, PASSWORD, "203.0.113.8") == ""
+    assert bank.outcome(bank.alice, ALICE, PASSWORD, "127.0.0.1") == ""
+    bank.now += 60_000  # another minute
+    assert bank.outcome(bank.alice, ALICE, PASSWORD, ELSEWHERE) == ""
+
+
+@pytest.mark.parametrize("ip", ["127.0.0.1", "127.9.9.9", "::1", "::ffff:127.0.0.1"])
+def test_loopback_is_not_counted(ip: str) -> None:
+    assert tries.of_address(ip, NOW_MS) is None
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "is_same"),
+    [
+        ("2001:db8::1", "2001:db8::ffff:1", True),
+        ("2001:db8::1", "2001:db8:0:1::1", False),
+        ("fe80::1%eth0", "fe80::2", True),
+        ("::ffff:203.0.113.7", ELSEWHERE, True),
+        (ELSEWHERE, "203.0.113.6", False),
+    ],
+)
+def test_subscriber_is_one_address(one: str, other: str, is_same: bool) -> None:
+    assert (tries.of_address(one, NOW_MS) == tries.of_address(other, NOW_MS)) is is_same
+
+
+# The queue ----------------------------------------------------------------------------------------
+
+
+def test_full_queue_refuses_and_does_not_count(bank: Bank, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(accounts, "MAX_QUEUE", 1)
+    bank.accounts = bank.opened()
+    bank.outcome(bank.alice, ALICE, WRONG)
+    places = 0
+    while bank.accounts._places.acquire(blocking=False):
+        places += 1
+    assert places == bank.accounts.cores + 1
+    with pytest.raises(Busy):
+        bank.accounts.login(bank.alice, ALICE, PASSWORD)
+    assert bank.count(tries.of_account(ALICE.encode(), bank.alice.fingerprint)) == 1
+    bank.accounts._places.release()
+    assert bank.outcome(bank.alice, ALICE, PASSWORD) == ""
+
+
+def test_no_more_passwords_are_hashed_at_once_than_there_are_processors(bank: Bank) -> None:
+    bank.accounts = bank.opened()
+    lock = threading.Lock()
+    running = [0]
+    most = [0]
+    meet = threading.Barrier(bank.accounts.cores)
+
+    def hashing() -> str:
+        with lock:
+            running[0] += 1
+            most[0] = max(most[0], running[0])
+        meet.wait(60)
+        with lock:
+            running[0] -= 1
+        return ""
+
+    at_once(4 * bank.accounts.cores, lambda: bank.accounts._work(hashing))
+    assert most == [bank.accounts.cores]
