@@ -663,6 +663,9 @@ def test_a_file_of_attacks_is_known_to_all_flags(tmp_path: Path) -> None:
     assert judged["again"] == f"--seed test --file {path}"
 
 
+DECORATED = 10 if sys.version_info >= (3, 11) else 11  # where a failing decorator is shown
+
+
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
@@ -672,12 +675,18 @@ def test_a_file_of_attacks_is_known_to_all_flags(tmp_path: Path) -> None:
         ("\n\nnonsense", "{} line 3: NameError: name 'nonsense' is not defined"),
         ("import sys\nsys.exit(0)", "{} line 2: SystemExit: 0"),
         ("raise ValueError('a\\nb')", "{} line 1: ValueError: a b"),
-        (OWN.replace("stale_answer", "flip_tag"), "{} line 10: UserError: there are two attacks"),
+        (
+            OWN.replace("stale_answer", "flip_tag"),
+            f"{{}} line {DECORATED}: UserError: there are two attacks",
+        ),
         (
             OWN.replace('"client", BadTag', '"client", "BadTag"'),
-            "{} line 10: UserError: stale-answer is refused with",
+            f"{{}} line {DECORATED}: UserError: stale-answer is refused with",
         ),
-        (OWN.replace('"client"', '"sever"'), "{} line 10: UserError: stale-answer is refused by"),
+        (
+            OWN.replace('"client"', '"sever"'),
+            f"{{}} line {DECORATED}: UserError: stale-answer is refused by",
+        ),
     ],
 )
 def test_a_file_without_attacks_is_one_sentence(
