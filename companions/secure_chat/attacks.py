@@ -776,7 +776,7 @@ def parallel_guesses(lab: Lab) -> None:
             lab.outcome.learned = f"the password: {PASSWORDS[ALICE]}"
 
 
-@outside("accounts", "server", Refused, goal=learned)
+@outside("availability", "server", Refused, goal=learned)
 def lock_out(lab: Lab) -> None:
     """Mallory tries Alice's account until it is locked, so that Alice cannot log in."""
     with lab.client(lab.pki.people[ALICE]) as alice:

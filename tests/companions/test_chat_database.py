@@ -19,7 +19,7 @@ from companions.secure_chat.storage import Database, StorageFailed
 from program import UserError
 from tests.companions.chat_databases import MariaDb, MariaPlace, Place
 from tests.companions.chat_helpers import ALICE, BOB
-from tests.companions.test_chat_programs import LIMIT_S, PASSWORDS, PROGRAM, House, Typed, hear
+from tests.companions.chat_programs import LIMIT_S, PASSWORDS, PROGRAM, House, Typed, hear
 
 pytestmark = pytest.mark.slow
 

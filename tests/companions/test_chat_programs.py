@@ -9,25 +9,21 @@ import io
 import logging
 import os
 import socket
-import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from argon2 import PasswordHasher
 
 from channel import EndRequested
 from companions.asymmetric import PrivateKey, write_private
 from companions.secure_chat import options, server
-from companions.secure_chat.accounts import Accounts
 from companions.secure_chat.authority import pem_of
 from companions.secure_chat.client import (
     Client,
-    Joined,
     Left,
     NotLetIn,
     Talk,
@@ -36,82 +32,12 @@ from companions.secure_chat.client import (
 )
 from companions.secure_chat.evidence import Kept
 from companions.secure_chat.pki import BadCertificate, Revoked, utc_now
-from companions.secure_chat.protocol import Kind, Message, Party, PeerEnded, State
-from companions.secure_chat.rooms import Said
-from companions.secure_chat.server import Limits, Record, Server
-from companions.secure_chat.storage import Database
+from companions.secure_chat.protocol import Kind, Message, PeerEnded, State
 from companions.secure_chat.verify import Certificates, verify
 from program import NoConnection, UserError
 from protocol_fsm import ConnectionCut, DeadlineExpired, LocalError, Status
-from tests.companions.chat_helpers import ALICE, BOB, Authority
-
-ROOT = Path(__file__).parent.parent.parent
-LIMIT_S = 60.0  # for what must come: other tests may run beside these
-PASSWORDS = {ALICE: "alices secret word", BOB: "bobs secret word"}
-
-
-class House:
-    """An authority of today, a server that runs, and its members."""
-
-    def __init__(self, keys: list[PrivateKey], folder: Path, url: str = "") -> None:
-        self.keys = keys
-        self.folder = folder
-        self.authority = Authority(keys[0])
-        self.authority.publish(now=utc_now())
-        self.trust = self.authority.trust()
-        self.database = Database(url or f"sqlite:///{folder / 'chat.db'}")
-        self.accounts = Accounts(self.database)
-        self.accounts._hasher = PasswordHasher(1, 64, 1)  # these tests are about other things
-        self.records: list[Record] = []
-        self.changed = threading.Condition()
-        self.server: Server
-
-    def party(self, role: Any, name: str, key: int) -> Party:
-        own = self.authority.issue(role, name, self.keys[key], now=utc_now())
-        return Party(self.trust.identify(own.pem, role, None, utc_now()), own.pem, own.key)
-
-    @contextlib.contextmanager
-    def open(self, **changes: Any) -> Iterator[House]:
-        limits = Limits(**{"handshake_s": 5.0, **changes})
-        party = self.party("server", "localhost", 1)
-        with contextlib.closing(self.database):
-            self.server = Server(
-                party,
-                self.trust,
-                self.accounts,
-                self.folder / "server",
-                port=0,
-                limits=limits,
-                record=self.note,
-            )
-            with self.server:
-                yield self
-
-    def note(self, record: Record) -> None:
-        with self.changed:
-            self.records.append(record)
-            self.changed.notify_all()
-
-    def await_record(self, is_it: Callable[[Record], bool]) -> Record:
-        """Wait for an event at the server, and return it."""
-        with self.changed:
-            assert self.changed.wait_for(lambda: any(map(is_it, self.records)), LIMIT_S)
-            return next(filter(is_it, self.records))
-
-    def client(self, name: str = ALICE, key: int = 2, **options: Any) -> Client:
-        options.setdefault("timeout_s", LIMIT_S)
-        folder = self.folder / name
-        party = options.pop("party", None) or self.party("client", name, key)
-        return Client(party, self.trust, "localhost", folder, *self.server.address, **options)
-
-    @contextlib.contextmanager
-    def members(self) -> Iterator[tuple[Client, Client]]:
-        with self.client() as alice, self.client(BOB, 3) as bob:
-            for client, name in ((alice, ALICE), (bob, BOB)):
-                client.register(name, name.partition("@")[0], PASSWORDS[name])
-                client.join()
-            assert isinstance(alice.hear(LIMIT_S), Joined)
-            yield alice, bob
+from tests.companions.chat_helpers import ALICE, BOB
+from tests.companions.chat_programs import LIMIT_S, PASSWORDS, House, Typed, hear
 
 
 @pytest.fixture
@@ -125,13 +51,6 @@ def quiet() -> Iterator[None]:
     logging.disable()
     yield
     logging.disable(logging.NOTSET)
-
-
-def hear(client: Client) -> str | None:
-    """Return the next text."""
-    while not isinstance(event := client.hear(LIMIT_S), Said):
-        pass
-    return event.text
 
 
 # Members ------------------------------------------------------------------------------------------
@@ -483,62 +402,6 @@ def test_settings_that_were_named_must_be_there(tmp_path: Path) -> None:
     parser = options.ChatParser("")
     with pytest.raises(UserError, match="there is no file"):
         options.settings_of(parser.options(["--env", str(tmp_path / "no.env")]))
-
-
-PROGRAM = [sys.executable, "-W", "error", "-m"]
-
-
-class Typed:
-    """A folder with certificates in it, and programs that run there."""
-
-    def __init__(self, keys: list[PrivateKey], folder: Path) -> None:
-        self.folder = folder
-        house = Authority(keys[0])
-        house.publish(now=utc_now())
-        certs = folder / "certs"
-        certs.mkdir()
-        (certs / "ca_cert.pem").write_bytes(pem_of(house.certificate))
-        (certs / "ca_crl.pem").write_bytes(house.list)
-        for name, role, who, key in (
-            ("server", "server", "localhost", keys[1]),
-            ("client", "client", ALICE, keys[2]),
-        ):
-            own = house.issue(role, who, key, now=utc_now())  # type: ignore[arg-type]
-            (certs / f"{name}_cert.pem").write_text(own.pem)
-            write_private(certs / f"{name}_private_key.pem", key)
-        self.environment = {**os.environ, "PYTHONPATH": str(ROOT), "TZ": "Asia/Karachi"}
-
-    @contextlib.contextmanager
-    def server(self, *words: str) -> Iterator[str]:
-        process = subprocess.Popen(
-            [*PROGRAM, "companions.secure_chat.server", "--port", "0", *words],
-            cwd=self.folder,
-            env=self.environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        try:
-            line = process.stdout.readline() if process.stdout else ""
-            assert line.startswith("[*] Secure Chat Server listening on 127.0.0.1:")
-            yield line.strip().rpartition(":")[2]
-        finally:
-            process.terminate()
-            out, self.errors = process.communicate(timeout=LIMIT_S)
-        if os.name == "posix":
-            assert (process.returncode, out) == (0, "stopped\n")
-
-    def client(self, port: str, typed: str, *words: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [*PROGRAM, "companions.secure_chat.client", "--port", port, *words],
-            cwd=self.folder,
-            env=self.environment,
-            input=typed,
-            capture_output=True,
-            text=True,
-            timeout=LIMIT_S,
-            check=False,
-        )
 
 
 @pytest.mark.slow
