@@ -10,7 +10,8 @@ import os
 import sys
 from types import TracebackType
 
-PACKAGES = {"Crypto", "cryptography", "dpkt", "jinja2", "tomli", "tqdm", "zmq"}
+PACKAGES = {"Crypto", "argon2", "cryptography", "dpkt", "jinja2", "prompt_toolkit", "pydantic"}
+PACKAGES |= {"pydantic_settings", "pymysql", "sqlalchemy", "tomli", "tqdm", "zmq"}
 HERE = os.path.dirname(os.path.abspath(__file__))
 
 

@@ -133,7 +133,8 @@ def show(name: str, line: str) -> None:
 
 
 def show_all(lines: Sequence[str]) -> None:
-    print("\n".join(lines), flush=True)
+    for line in lines:
+        print(textwrap.fill(line, COLUMNS, subsequent_indent=" " * 4), flush=True)
 
 
 # The acts -----------------------------------------------------------------------------------------

@@ -38,7 +38,7 @@ from companions.secure_chat.authority import (
 from companions.secure_chat.client import Client, Left, NotLetIn
 from companions.secure_chat.evidence import Kept
 from companions.secure_chat.pki import Identity, Role, Trust, client_name, fingerprint_of, utc_now
-from companions.secure_chat.protocol import Party, Session, read_frame, write_frame
+from companions.secure_chat.protocol import Party, PeerEnded, Session, read_frame, write_frame
 from companions.secure_chat.rooms import Entry, Room, Said
 from companions.secure_chat.server import Connection, Limits, Record, Server
 from companions.secure_chat.storage import Database, login_tries
@@ -387,6 +387,12 @@ class Lab(Stage):
         """Let nobody wait for what an earlier attack has tried."""
         with self.database.transaction() as connection:
             connection.execute(login_tries.delete())
+
+    def has_harmed_victim(self, attack: Attack) -> bool:
+        """Return whether the victim met more than a newer session of its own account."""
+        errors = self.outcome.errors["client"]
+        is_replaced = [error.got == "replaced" for error in errors if isinstance(error, PeerEnded)]
+        return super().has_harmed_victim(attack) and not (is_replaced and all(is_replaced))
 
     def bystanders_go_on(self) -> bool:
         """Return whether Carol can still say something in the room, and hear it."""
