@@ -468,6 +468,7 @@ def test_a_server_out_of_descriptors_says_so_once_and_recovers() -> None:
             wires.close()
             with Client(2, DEMO_KEYS, *server.address, timeout_s=TIMEOUT_S) as newcomer:
                 assert newcomer.report([5])["own_sum"] == 5
-        said = [line.partition(" ")[2] for line in server.log() if "accept" in line]  # its time apart
+        # Each line has its time before it.
+        said = [line.partition(" ")[2] for line in server.log() if "accept" in line]
         assert said == [f"cannot accept: [Errno {errno.EMFILE}] {os.strerror(errno.EMFILE)}"]
         assert server.stop()[0] == 0
