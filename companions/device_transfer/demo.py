@@ -14,32 +14,24 @@ import itertools
 import os
 import re
 import shlex
-import textwrap
-from collections.abc import Sequence
 from pathlib import Path
 
-from classroom.demo import Crew
 from classroom.output import write_whole
-from companions.demo import COLUMNS, heading, perform
+from companions.demo import UNSHOWN, Programs, heading, perform, show, show_all
 from companions.device_transfer import media
 from program import run_program
 
 PROGRAMS = "companions.device_transfer"
-LIMIT_S = 120.0  # for all of it
-UNSHOWN = re.compile(r"^[\d-]+T[\d:]+Z | at [\d.]+:\d+(?=: )")  # time and address in a log
 SESSION_END = re.compile(r": (done|ended)\b")  # as the server's log has it
 ATTACKS_SHOWN = 6  # one by one, before the summary of all
 MEDIA = {"device-1": ("door.png", media.image), "device-2": ("door.avi", media.video)}
 
 
-class Stage(Crew):
+class Stage(Programs):
     """The processes, the folder that they work in, and what went wrong, as sentences."""
 
     def __init__(self, folder: Path) -> None:
-        super().__init__(LIMIT_S)
-        self.folder = folder
-        self.problems: list[str] = []
-        self.port = ""
+        super().__init__(folder)
         self.said: list[str] = []  # by the server
 
     def begin(self, name: str, program: str, *words: str | Path) -> None:
@@ -64,43 +56,11 @@ class Stage(Crew):
         ):
             show(*self.next_line())
 
-    def finish(self, program: str, *words: str | Path) -> list[str]:
-        """Run a program to its end, and return the lines that it prints."""
-        lines: list[str] = []
-        self.begin(program, program, *words)
-        while program not in self.ended:
-            name, line = self.next_line()
-            if name != program:
-                show(name, line)
-            elif line:
-                lines.append(line)
-        self.check_end(program)
-        return lines
-
-    def check_end(self, name: str, wanted: int = 0) -> None:
-        """Remember a program that did not end as it should."""
-        code = self.processes[name].wait()
-        self.check(code == wanted, f"{name} ended with exit code {code}, not {wanted}")
-
-    def check(self, is_well: bool, problem: str) -> None:
-        if not is_well:
-            self.problems.append(problem)
-
     def _session_ends(self) -> int:
         return len([line for line in self.said if SESSION_END.search(line)])
 
     def _short(self, line: str) -> str:
         return line.replace(f"{self.folder}{os.sep}", "")
-
-
-def show(name: str, line: str) -> None:
-    if line:
-        told = f"{name:<8} | {line}"
-        print(textwrap.fill(told, COLUMNS, subsequent_indent=" " * 9 + "| "), flush=True)
-
-
-def show_all(lines: Sequence[str]) -> None:
-    print("\n".join(lines), flush=True)
 
 
 # The acts -----------------------------------------------------------------------------------------

@@ -39,8 +39,9 @@ from companions.device_transfer.options import (
 from companions.device_transfer.protocol import Kind, Message, Session, State
 from companions.device_transfer.store import JOURNAL, Partial, Store
 from companions.device_transfer.transfer import Incoming, ItemKind, Manifest, parse_announcement
+from companions.listening import Listener, listen
 from endpoint import HOST
-from program import Lines, NoConnection, UserError, end_signals, positive, reason_of, run_program
+from program import Lines, UserError, end_signals, positive, run_program
 from protocol_fsm import ConnectionCut, ProtocolError, Status
 
 log = logging.getLogger("device_transfer.server")
@@ -69,7 +70,7 @@ class Record(NamedTuple):
     detail: Incoming | Exception | None
 
 
-class Server:
+class Server(Listener["Member"]):
     """Listens from the start, serves inside `with`, and tells every device FAIL after it.
 
     `folder` is made if need be, and is this server's alone. `record` is told of every event, in
@@ -98,13 +99,8 @@ class Server:
         self.new_session = new_session
         self.new_incoming = new_incoming
         self.record = record
-        self._lock = threading.Lock()  # guards what follows
-        self._members: list[Member] = []  # the oldest first
-        self._closing = threading.Event()
-        self._acceptor = threading.Thread(target=self._accept, daemon=True)
         with contextlib.ExitStack() as stack:
-            self._listener = stack.enter_context(listen(host, port))
-            self.address: tuple[str, int] = self._listener.getsockname()[:2]
+            super().__init__(stack.enter_context(listen(host, port)), limits.max_strangers, log)
             self.store = new_store(folder)
             self.journal = Journal(folder / JOURNAL)
             stack.callback(self.journal.close)
@@ -112,46 +108,8 @@ class Server:
                 log.warning("unfinished files of an earlier server, removed: %d", left)
             self.close = stack.pop_all().close  # for a server that never serves
 
-    def __enter__(self) -> Server:
-        self._acceptor.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._closing.set()
-        self._acceptor.join()
-        with self._lock:
-            members = [*self._members]
-        for member in members:
-            member.channel.request_end(Status.SHUTDOWN)
-        deadline = time.monotonic() + 2.0
-        for member in members:
-            member.thread.join(max(0.0, deadline - time.monotonic()))
-        self.close()
-
-    def _accept(self) -> None:
-        pause_s = 0.0  # longer while descriptors or threads are lacking, which is logged once
-        while not self._closing.wait(pause_s):
-            try:
-                self._begin(*self._listener.accept())
-                pause_s = 0.0
-            except TimeoutError:
-                continue
-            except Exception as error:  # a lack of descriptors, threads or memory passes
-                log.log(logging.DEBUG if pause_s else logging.ERROR, "cannot accept: %s", error)
-                pause_s = POLL_S
-
-    def _begin(self, sock: socket.socket, address: Sequence[object]) -> None:
-        """Serve a connection in a thread, and evict the oldest strangers if there are many."""
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(sock)
-            member = Member(self, sock, host_and_port_of(address))
-            with self._lock:  # which the thread has to wait for before it can be forgotten
-                member.thread.start()
-                stack.pop_all()
-                self._members.append(member)
-                strangers = [member for member in self._members if member.is_stranger]
-                for oldest in strangers[: -self.limits.max_strangers]:
-                    oldest.channel.send_away(Status.TIMEOUT)
+    def _connect(self, sock: socket.socket, address: Sequence[object]) -> Member:
+        return Member(self, sock, host_and_port_of(address))
 
     def admit(self, member: Member) -> None:
         """Let in a stranger that has proved its identity. Raises EndRequested if it was evicted."""
@@ -168,11 +126,6 @@ class Server:
             why = "connection lost" if isinstance(reason, ConnectionCut) else reason
             log.warning("%s: ended%s: %s", member, received, why)
         self.record(Record("end", member.name, reason))
-
-    def forget(self, member: Member) -> None:
-        """Take a closed connection off the list."""
-        with self._lock:
-            self._members = [other for other in self._members if other is not member]
 
 
 class Member:
@@ -289,17 +242,6 @@ def host_and_port_of(address: Sequence[object]) -> str:
     host = str(address[0])
     port = address[1]
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """Return a listening socket whose `accept` gives up now and then. Raises NoConnection."""
-    try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        listener = socket.create_server((host, port), family=family, backlog=1_024)
-    except (OSError, UnicodeError, OverflowError) as error:
-        raise NoConnection(f"cannot listen on {host}:{port}: {reason_of(error)}") from None
-    listener.settimeout(POLL_S / 4)
-    return listener
 
 
 def main() -> int:

@@ -12,20 +12,16 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shlex
 import subprocess
 import textwrap
-from collections.abc import Sequence
 from pathlib import Path
 
-from classroom.demo import ROOT, Crew
-from companions.demo import COLUMNS, heading, perform
+from classroom.demo import ROOT
+from companions.demo import COLUMNS, UNSHOWN, Programs, heading, perform, show, show_all
 from program import run_program
 
 PROGRAMS = "companions.secure_chat"
-LIMIT_S = 120.0  # for all of it
-UNSHOWN = re.compile(r"^[\d-]+T[\d:]+Z | at [\d.]+:\d+(?=: )")  # time and address in a log
 PEOPLE = {"alice": "sunflower of 1988", "bob": "correct battery"}
 PLAYED = (  # of the attacks: some on the wire, some by the server, some by members
     "eavesdrop",
@@ -43,14 +39,11 @@ PLAYED = (  # of the attacks: some on the wire, some by the server, some by memb
 )
 
 
-class Stage(Crew):
+class Stage(Programs):
     """The processes, the folder that they work in, and what went wrong, as sentences."""
 
     def __init__(self, folder: Path) -> None:
-        super().__init__(LIMIT_S)
-        self.folder = folder
-        self.problems: list[str] = []
-        self.port = ""
+        super().__init__(folder)
         self.heard: dict[str, list[str]] = {}  # the lines of each program
 
     def __exit__(self, *exception: object) -> None:
@@ -59,11 +52,11 @@ class Stage(Crew):
             if process.stdin:
                 process.stdin.close()
 
-    def begin(self, name: str, program: str, *words: str) -> None:
+    def begin(self, name: str, program: str, *words: str | Path) -> None:
         """Start a program of ours in our folder, and show the command."""
         self.ended.discard(name)
         self.heard[name] = []
-        command = " ".join(["$", program, *(shlex.quote(word) for word in words)])
+        command = " ".join(["$", program, *(shlex.quote(str(word)) for word in words)])
         print(
             textwrap.fill(command, COLUMNS, subsequent_indent=" " * 6, break_on_hyphens=False),
             flush=True,
@@ -73,7 +66,7 @@ class Stage(Crew):
             "-u",
             "-m",
             f"{PROGRAMS}.{program}",
-            *words,
+            *map(str, words),
             cwd=self.folder,
             stdin=subprocess.PIPE if program == "client" else subprocess.DEVNULL,
             env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -102,39 +95,6 @@ class Stage(Crew):
     def line_with(self, name: str, words: str) -> str:
         """Return the line in which a program has said these words; empty if it has not."""
         return next((line for line in self.heard[name] if words and words in line), "")
-
-    def finish(self, program: str, *words: str) -> list[str]:
-        """Run a program to its end, and return the lines that it prints."""
-        lines: list[str] = []
-        self.begin(program, program, *words)
-        while program not in self.ended:
-            name, line = self.next_line()
-            if name != program:
-                show(name, line)
-            elif line:
-                lines.append(line)
-        self.check_end(program)
-        return lines
-
-    def check_end(self, name: str, wanted: int = 0) -> None:
-        """Remember a program that did not end as it should."""
-        code = self.processes[name].wait()
-        self.check(code == wanted, f"{name} ended with exit code {code}, not {wanted}")
-
-    def check(self, is_well: bool, problem: str) -> None:
-        if not is_well:
-            self.problems.append(problem)
-
-
-def show(name: str, line: str) -> None:
-    if line:
-        told = f"{name:<8} | {line}"
-        print(textwrap.fill(told, COLUMNS, subsequent_indent=" " * 9 + "| "), flush=True)
-
-
-def show_all(lines: Sequence[str]) -> None:
-    for line in lines:
-        print(textwrap.fill(line, COLUMNS, subsequent_indent=" " * 4), flush=True)
 
 
 # The acts -----------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from channel import POLL_S, EndRequested
+from companions.listening import Listener, listen
 from companions.secure_chat import forms
 from companions.secure_chat.accounts import Account, Accounts, Refused
 from companions.secure_chat.certs import load_trust
@@ -54,7 +55,7 @@ from companions.secure_chat.settings import PORT
 from companions.secure_chat.storage import Database
 from companions.secure_chat.transcript import Transcript
 from endpoint import HOST
-from program import Lines, NoConnection, UserError, end_signals, reason_of, run_program
+from program import Lines, UserError, end_signals, run_program
 from protocol_fsm import BadPayload, ConnectionCut, LocalError, ProtocolError, Status
 
 log = logging.getLogger("secure_chat.server")
@@ -83,7 +84,7 @@ class Record(NamedTuple):
     detail: Any
 
 
-class Server:
+class Server(Listener["Connection"]):
     """Listens from the start, serves inside `with`, and tells everybody after it.
 
     `folder` is where transcripts and receipts go. `record` is told of every event, in the thread of
@@ -116,57 +117,14 @@ class Server:
         self._new_connection = new_connection or Connection
         self.record = record
         self.clock = clock
-        self._lock = threading.Lock()  # guards what follows
-        self._connections: list[Connection] = []  # the oldest first
-        self._closing = threading.Event()
-        self._acceptor = threading.Thread(target=self._accept, daemon=True)
         with contextlib.ExitStack() as stack:
-            self._listener = stack.enter_context(listen(host, port))
-            self.address: tuple[str, int] = self._listener.getsockname()[:2]
+            super().__init__(stack.enter_context(listen(host, port)), limits.max_strangers, log)
             self.rooms = {LOBBY: SharedRoom(LOBBY, self, new_room)}
             stack.callback(self.rooms[LOBBY].close)
             self.close = stack.pop_all().close  # for a server that never serves
 
-    def __enter__(self) -> Server:
-        self._acceptor.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._closing.set()
-        self._acceptor.join()
-        with self._lock:
-            connections = [*self._connections]
-        for connection in connections:
-            connection.channel.request_end(Status.SHUTDOWN)
-        deadline = time.monotonic() + 2.0
-        for connection in connections:
-            connection.thread.join(max(0.0, deadline - time.monotonic()))
-        self.close()
-
-    def _accept(self) -> None:
-        pause_s = 0.0  # longer while descriptors or threads are lacking, which is logged once
-        while not self._closing.wait(pause_s):
-            try:
-                self._begin(*self._listener.accept())
-                pause_s = 0.0
-            except TimeoutError:
-                continue
-            except Exception as error:  # a lack of descriptors, threads or memory passes
-                log.log(logging.DEBUG if pause_s else logging.ERROR, "cannot accept: %s", error)
-                pause_s = POLL_S
-
-    def _begin(self, sock: socket.socket, address: Sequence[object]) -> None:
-        """Serve a connection in a thread, and evict the oldest strangers if there are many."""
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(sock)
-            connection = self._new_connection(self, sock, address)
-            with self._lock:  # which the thread has to wait for before it can be forgotten
-                connection.thread.start()
-                stack.pop_all()
-                self._connections.append(connection)
-                strangers = [one for one in self._connections if one.is_stranger]
-                for oldest in strangers[: -self.limits.max_strangers]:
-                    oldest.channel.send_away(Status.TIMEOUT)
+    def _connect(self, sock: socket.socket, address: Sequence[object]) -> Connection:
+        return self._new_connection(self, sock, address)
 
     def admit(self, connection: Connection) -> None:
         """Let in a stranger that has logged in. Raises EndRequested if it was evicted.
@@ -203,11 +161,6 @@ class Server:
         if isinstance(reason, BadCertificate):
             self.audit("cert_invalid", connection, str(reason))
         self.record(Record("end", connection.name, reason))
-
-    def forget(self, connection: Connection) -> None:
-        """Take a closed connection off the list."""
-        with self._lock:
-            self._connections = [one for one in self._connections if one is not connection]
 
 
 # Rooms --------------------------------------------------------------------------------------------
@@ -478,17 +431,6 @@ def host_and_port_of(address: Sequence[object]) -> str:
     host = str(address[0])
     port = address[1]
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """Return a listening socket whose `accept` gives up now and then. Raises NoConnection."""
-    try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        listener = socket.create_server((host, port), family=family, backlog=1_024)
-    except (OSError, UnicodeError, OverflowError) as error:
-        raise NoConnection(f"cannot listen on {host}:{port}: {reason_of(error)}") from None
-    listener.settimeout(POLL_S / 4)
-    return listener
 
 
 # The program --------------------------------------------------------------------------------------

@@ -58,7 +58,7 @@ def serving(world: World, folder: Path, **options: Any) -> Iterator[tuple[Server
         for thread in set(threading.enumerate()) - before
         if "tqdm" not in type(thread).__module__
     ]
-    assert not server._members
+    assert not server._connections
     assert not [path.name for path in folder.iterdir() if path.name.startswith(".")]
 
 

@@ -20,6 +20,7 @@ import pytest
 
 from channel import EndRequested
 from companions.asymmetric import PrivateKey, write_private
+from companions.listening import listen
 from companions.secure_chat import options, server
 from companions.secure_chat.authority import pem_of
 from companions.secure_chat.client import (
@@ -351,7 +352,7 @@ def test_member_that_never_reads_is_sent_away_and_stops_nobody(
 
 def test_taken_port_and_missing_server_are_one_sentence(house: House, tmp_path: Path) -> None:
     with pytest.raises(NoConnection, match="cannot listen"):
-        server.listen(*house.server.address)
+        listen(*house.server.address)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     party = house.party("client", ALICE, 2)

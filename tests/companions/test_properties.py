@@ -566,4 +566,4 @@ def test_a_server_does_not_grow_with_its_connections(world: helpers.World, tmp_p
         for thread in {*threading.enumerate()} - before:
             thread.join(PATIENCE_S)
             assert not thread.is_alive()
-        assert host._members == []
+        assert host._connections == []
