@@ -268,6 +268,8 @@ def take(lock):
         except OSError as error:
             if error.errno != errno.EEXIST:
                 raise Problem("cannot make .venv in %s: %s" % (HERE, error.strerror))
+        if os.path.lexists(lock) and not os.path.isdir(lock):
+            raise Problem("%s is no folder of run.py's; move it away" % lock)
         if time.time() > give_up:
             raise Problem(
                 "another run.py has not finished making .venv; "

@@ -709,6 +709,15 @@ def test_two_terminals_do_not_make_the_same_venv(
     assert capsys.readouterr().err.startswith("run.py: waiting for the run.py ")
 
 
+def test_a_lock_that_is_no_folder_is_left_and_nobody_waits_for_it(
+    run: Any, world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lock = Path(run.VENV + ".lock")
+    lock.write_text("mine")
+    assert fails(run, capsys, "server").endswith("move it away")
+    assert lock.read_text() == "mine"
+
+
 def test_a_lock_that_stays_is_named(
     run: Any, world: World, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
