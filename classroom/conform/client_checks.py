@@ -280,7 +280,7 @@ def changed_answer(trial: ClientTrial, position: int, mask: int, farewell: str) 
 
 
 FLIPS = {
-    "flip-id": (1, 1, VIOLATION, "An answer with another client id is refused"),
+    "flip-id": (1, 1, VIOLATION, "An answer with a changed client id is refused"),
     "flip-round": (5, 2, DESYNC, "An answer of another round is refused for its round"),
     "flip-direction": (6, 1, VIOLATION, "An answer of the client's own direction is refused"),
     "flip-iv": (HEADER.size, 1, VIOLATION, "An answer with another IV is refused"),
@@ -316,6 +316,14 @@ def reflected_report(trial: ClientTrial) -> None:
     """The client's own report is refused when it comes back."""
     peer = trial.reported()
     refused(trial, peer, peer.heard[-1])
+
+
+@check("3.6")
+def id_of_another(trial: ClientTrial) -> None:
+    """An answer with another client id is refused, even under the right keys."""
+    peer = trial.reported()
+    other = peer.session.client_id % 255 + 1
+    refused(trial, peer, peer.forged(Opcode.SERVER_AGGR_RESPONSE, b"{}", client_id=other))
 
 
 @check("3.6")

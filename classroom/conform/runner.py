@@ -15,7 +15,6 @@ from classroom.conform.checks import Check, Result, Unable
 from classroom.conform.client_checks import ClientTrial, Start
 from classroom.conform.peer import Mismatch
 from classroom.conform.server_checks import Running, ServerTrial
-from program import UserError
 
 NOT_IMPLEMENTED = 89  # the exit code that says so, as in BoringSSL's runner
 SESSIONS = 16  # checks at a time on one server, each with an id of its own
@@ -53,7 +52,7 @@ def tried(check: Check[AnyTrial], trial: AnyTrial) -> Result:
     why = ""
     try:
         check.run(trial)
-    except (Mismatch, UserError) as error:
+    except Mismatch as error:
         end = "failed"
         why = str(error)
     except Unable as reason:

@@ -58,21 +58,28 @@ def filled(words: Sequence[str], values: Mapping[str, object]) -> list[str]:
 
 
 class Process:
-    """A program that runs, with its output in a file."""
+    """A program that runs. Of what it prints the end is kept, however much it is."""
 
-    def __init__(self, words: Sequence[str], log: Path) -> None:
-        self._log = log
+    def __init__(self, words: Sequence[str]) -> None:
         try:
-            with log.open("ab") as output:
-                self._process = subprocess.Popen(
-                    words,
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=os.name == "posix",  # a group, which is ended together
-                )
+            self._process = subprocess.Popen(
+                words,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                bufsize=0,
+                start_new_session=os.name == "posix",  # a group, which is ended together
+            )
         except (OSError, ValueError) as error:
             raise UserError(f"cannot start {words[0]!a}: {reason_of(error)}") from None
+        self._printed = b""
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        with self._process.stdout or contextlib.nullcontext() as stream:
+            while stream and (data := stream.read(65_536)):
+                self._printed = (self._printed + data)[-LAST_BYTES:]
 
     def code(self) -> int | None:
         """Return the exit code, None if it runs."""
@@ -99,13 +106,14 @@ class Process:
         else:
             self._process.kill()
         self._process.wait()
+        self._reader.join(END_S)
 
     def output(self) -> str:
         """Return its last lines, with nothing in them that moves a cursor."""
-        with self._log.open("rb") as log:
-            log.seek(max(0, log.seek(0, os.SEEK_END) - LAST_BYTES))
-            text = log.read().decode(errors="replace")
-        return "\n".join(escaped(line) for line in text.splitlines()[-LAST_LINES:])
+        if self.code() is not None:
+            self._reader.join(END_S)
+        lines = self._printed.decode(errors="replace").splitlines()
+        return "\n".join(escaped(line) for line in lines[-LAST_LINES:])
 
 
 class Workshop:
@@ -133,7 +141,7 @@ class Workshop:
         with self._lock:
             if self._is_closed:
                 raise Unable("stopped")
-            process = Process(words, self.folder / f"output-{len(self._processes)}")
+            process = Process(words)
             self._processes.append(process)
             return process
 
@@ -246,5 +254,7 @@ def await_listener(process: Process, port: int) -> None:
             return
         code = process.wait(0.05)  # the pause between two looks, too
         if code is not None:
-            raise Mismatch(f"a server on port {port}", f"its end with exit code {code}")
+            said = process.output().rpartition("\n")[2]
+            got = f"its end with exit code {code}"
+            raise Mismatch(f"a server on port {port}", f"{got} ({said})" if said else got)
     raise Mismatch(f"a server on port {port}", f"none within {START_S:g} s")
