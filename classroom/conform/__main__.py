@@ -7,14 +7,15 @@ Exits with 0 if no check failed and at least one passed, 1 if not, 2 for bad inp
 server. A tested program that exits with 89 says that it does not implement what the check needs.
 """
 
-# ruff: noqa: E402
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 
-# run.py starts this by its path, where the user is, so that the user's paths mean what they say
-sys.path[0] = str(Path(__file__).resolve().parents[2])
+if __name__ == "__main__":
+    # run.py starts this by its path, where the user is, so that the user's paths mean what they say
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+    sys.argv[0] = "conform"  # as whom errors are told
 
 import guard  # noqa: F401 (before all else that is ours: it says what the others lack)
 import argparse
@@ -91,9 +92,7 @@ def lines_of(result: Result) -> Iterator[str]:
 
 
 def wrapped(text: str) -> list[str]:
-    return textwrap.wrap(
-        text, columns(), subsequent_indent="    ", drop_whitespace=True, break_on_hyphens=False
-    )
+    return textwrap.wrap(text, columns(), subsequent_indent="    ", break_on_hyphens=False)
 
 
 def run_all(
@@ -146,13 +145,7 @@ def listing() -> Iterator[str]:
     """Yield lines about all checks."""
     for check in ALL.values():
         note = " (needs a server of its own)" if check.is_alone else ""
-        head = f"{check.name:<34} [P {check.section}]"
-        yield from textwrap.wrap(
-            f"{head:<42} {check.meaning}{note}",
-            columns(),
-            subsequent_indent=" " * 43,
-            break_on_hyphens=False,
-        )
+        yield from wrapped(f"{check.name} [P {check.section}] {check.meaning}{note}")
 
 
 def tell(result: Result) -> None:
@@ -173,8 +166,8 @@ def what_helps(results: Sequence[Result], output: str) -> Iterator[str]:
         yield from (f"    | {line}"[: columns()] for line in output.splitlines())
 
 
-def parsed() -> argparse.Namespace:
-    """Return the flags. Raises UserError."""
+def parsed(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """Return the flags of this command line, or of these words. Raises UserError."""
     parser = Parser("Checks of PROTOCOL.md against an implementation.", "run.py conform")
     tested = parser.add_mutually_exclusive_group()
     tested.add_argument(
@@ -194,14 +187,13 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--junit", type=output_path, metavar="FILE", help="write results for CI")
     parser.add_argument("--list", action="store_true", help="list all checks, and exit")
     parser.add_argument("checks", nargs="*", metavar="CHECK", help="default all")
-    options = parser.options()
+    options = parser.options(words)
     if not (options.list or options.server_cmd or options.client or options.server):
         raise UserError("say what to test: --server-cmd, --client or --server; or --list")
     return options
 
 
 def main() -> int:
-    sys.argv[0] = "conform"  # as whom errors are told
     options = parsed()
     if options.list:
         print("\n".join(listing()))
