@@ -70,7 +70,8 @@ class Peer:
             client_id, master_key, sends, watchers=[self._watch], key_log=self._hold
         )
         self.sent = b""  # the last message that we sent
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        with contextlib.suppress(OSError):  # the other end may be gone already
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def _hold(self, keys: Keys) -> None:
         self.keys = keys
