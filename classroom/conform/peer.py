@@ -42,6 +42,7 @@ PATIENCE_S = 5.0  # for whatever must come; longer than every deadline that is n
 LINGER_0 = struct.pack("hh" if os.name == "nt" else "ii", 1, 0)  # closing sends a reset
 
 CLOSED = "the end of the connection"
+RESET = "a reset, by which data can be lost"  # an end, too, except where a farewell is at stake
 NOTHING = "nothing"
 VIOLATION = "TERMINATE (VIOLATION)"
 DESYNC = "KEY_DESYNC_ERROR (VIOLATION)"
@@ -166,7 +167,7 @@ class Peer:
         except ConnectionCut as error:
             return "a frame that is cut short" if error.mid_frame else CLOSED
         except OSError:
-            return CLOSED  # a reset is one
+            return RESET
         except ProtocolError as error:
             return f"bytes that are no frame ({error})"
         return self.heard[-1]
@@ -197,7 +198,9 @@ class Peer:
         """Expect a farewell, if one is named, and that the connection then closes."""
         if farewell:
             self.expect(*farewell)
-        self.expect(CLOSED)
+        heard = self.hear()
+        if heard not in (CLOSED, RESET):
+            raise Mismatch(CLOSED, named(heard))
 
 
 def opcode_of(message: bytes) -> str:
