@@ -87,6 +87,11 @@ COMMANDS = {
         "whether a test misses each check that is taken out",
     ),
     "bench": ("requirements.txt", ["-m bench.bench"], "our channel beside TLS, measured"),
+    "conform": (
+        "requirements.txt",
+        ["classroom/conform/__main__.py"],
+        "whether your own server or client, in any language, is right",
+    ),
     "check": (
         "requirements-check.txt",
         ["-m ruff check .", "-m ruff format --check .", "-m mypy"],
