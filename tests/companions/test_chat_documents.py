@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from companions.secure_chat import accounts, pki, protocol, rooms, storage
+from companions.secure_chat import accounts, pki, protocol, rooms, server, storage
 from companions.secure_chat.forms import Head, Message
 from companions.secure_chat.protocol import ERROR_TYPES, MEMBERS, Kind
 from companions.secure_chat.server import Limits
@@ -90,6 +90,10 @@ def test_every_error_is_named() -> None:
         ("1 Frames and messages", protocol.MAX_HANDSHAKE),
         ("1 Frames and messages", protocol.MAX_FROM_CLIENT),
         ("1 Frames and messages", protocol.MAX_FROM_SERVER),
+        ("8 Rooms", rooms.MAX_ROOM_NAME),
+        ("8 Rooms", rooms.MAX_MEMBERS),
+        ("8 Rooms", Limits().max_rooms),
+        ("8 Rooms", server.MAX_STAYS),
         ("9 Messages", protocol.MAX_TEXT_BYTES),
         ("9 Messages", rooms.KNOWN_HEADS),
         ("12 Certificates", pki.MAX_PEM),
@@ -178,8 +182,8 @@ class Typist:
         return done.stdout + done.stderr
 
 
-@pytest.fixture
-def server(tmp_path: Path) -> Typist:
+@pytest.fixture(name="server")
+def started(tmp_path: Path) -> Typist:
     """A typist who has done all up to the server, and who will start it."""
     typist = Typist(tmp_path)
     assert "Certificate not found" in typist("secure_chat.server", code=2)
