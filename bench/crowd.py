@@ -509,10 +509,10 @@ def table(seen: Mapping[str, Sequence[Slice]]) -> str:
 
 def sentences(seen: Mapping[str, Sequence[Slice]]) -> list[str]:
     """Return what else was found, each in a line."""
-    lines = []
+    lines = ["the server's processor time, and what it held in the end:"]
     for rival, slices in seen.items():
         share = sum(one.server_s for one in slices) / len(slices)
-        lines.append(f"{NAMES[rival]}: server {share:.1f} s of a processor; {slices[-1].usage}")
+        lines.append(f"{NAMES[rival]:17} {share:6.1f} s, {slices[-1].usage}")
     for one in seen["attacked"]:
         words = ", ".join(f"{value:,.4g} {name}" for name, value in sorted(one.flood.items()))
         lines.append(f"flood: {words}")

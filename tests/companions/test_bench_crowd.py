@@ -81,6 +81,7 @@ def test_table_fits_a_terminal_and_compares_within_a_turn() -> None:
     assert attacked.split()[2:6] == ["40", "3", "0", "1.50"]
     told = sentences({name: [slice_of(one) for one in each] for name, each in seen.items()})
     assert any("12 logins" in line for line in told)
+    assert max(map(len, told)) <= 79
 
 
 @pytest.mark.slow
