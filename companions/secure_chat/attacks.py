@@ -39,6 +39,7 @@ from companions.secure_chat.authority import pem_of
 from companions.secure_chat.client import Client, Left, NotLetIn
 from companions.secure_chat.evidence import Kept
 from companions.secure_chat.pae import sign
+from companions.secure_chat.pins import OtherKey
 from companions.secure_chat.pki import (
     Expired,
     Identity,
@@ -435,6 +436,14 @@ def other_server(frames: Frames, lab: Lab) -> Frames:
 def borrowed_server_certificate(frames: Frames, lab: Lab) -> Frames:
     """The server is played with its certificate alone."""
     yield from impostor(frames, lab, borrowed(lab, SERVER))
+
+
+@on_path("identity", "client", OtherKey, goal=learned)
+def second_certificate(frames: Frames, lab: Lab) -> Frames:
+    """The authority certifies another key for a server that Alice knows."""
+    lab.alice.pins = lab.known
+    key = lab.pki.keys[MALLORY]
+    yield from impostor(frames, lab, lab.pki.person(SERVER, "server", key=key))
 
 
 @on_path("identity", "client", UnknownIssuer, goal=learned)
@@ -1117,7 +1126,7 @@ def stolen_session_keys(frames: Frames, lab: Lab) -> Frames:
     wins=f"the password: {PASSWORDS[ALICE]}",
 )
 def stolen_authority_key(frames: Frames, lab: Lab) -> Frames:
-    """The authority's key is stolen, and makes a server."""
+    """The authority's key is stolen, and makes a server for a newcomer."""
     key = lab.pki.keys[MALLORY]
     yield from impostor(frames, lab, lab.pki.person(SERVER, "server", key=key))
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import getpass
 import os
+import re
 import signal
 import socket
 import sys
@@ -34,7 +35,9 @@ from companions.secure_chat.evidence import Evidence, Kept
 from companions.secure_chat.forms import Recipient
 from companions.secure_chat.options import ChatParser, load_party, log_frame, settings_of, start_log
 from companions.secure_chat.certs import load_trust
-from companions.secure_chat.pki import BadCertificate, Trust
+from companions.secure_chat.pins import FILE as KNOWN_KEYS
+from companions.secure_chat.pins import OtherKey, Pins, key_fingerprint
+from companions.secure_chat.pki import BadCertificate, Identity, Trust
 from companions.secure_chat.protocol import (
     BAD_CERT,
     Kind,
@@ -59,7 +62,16 @@ from companions.secure_chat.rooms import (
 from companions.secure_chat.settings import PORT
 from companions.terminal import QUIT, reading_lines
 from endpoint import HOST
-from program import NoConnection, UserError, escaped, reason_of, run_program, to_stderr, end_signals
+from program import (
+    NoConnection,
+    UserError,
+    end_signals,
+    escaped,
+    flag_type,
+    reason_of,
+    run_program,
+    to_stderr,
+)
 from protocol_fsm import (
     BadPayload,
     ConnectionCut,
@@ -99,8 +111,9 @@ class Client:
     """A session with one server, named by its certificate: begins with `with`, ends with bye.
 
     `folder` is where transcripts and receipts go; `timeout_s` is the limit for each answer that the
-    server owes us. Raises UserError and NoConnection before there is a session; any ProtocolError
-    has ended it. One thread owns it; others may `channel.post` and `channel.request_end`.
+    server owes us; `pins` are the keys that we have met, by default none. Raises UserError and
+    NoConnection before there is a session; any ProtocolError has ended it. One thread owns it;
+    others may `channel.post` and `channel.request_end`.
     """
 
     def __init__(
@@ -115,6 +128,7 @@ class Client:
         timeout_s: float = 10.0,
         new_session: Callable[..., Session] = Session,
         new_room: Callable[..., Room] = Room,
+        pins: Pins | None = None,
         clock: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
     ) -> None:
         self.party = party
@@ -122,6 +136,9 @@ class Client:
         self.folder = folder
         self.timeout_s = timeout_s
         self.clock = clock
+        self.pins = pins or Pins()
+        self.is_first_meeting = False  # with the server
+        self.renewed: list[Identity] = []  # members with another key than before, to be told
         self.session = new_session(party, trust, server_name)
         self.username = ""
         self.kept: Kept | None = None  # of the last room that we have left
@@ -141,7 +158,9 @@ class Client:
         try:
             self.channel.send(Message(Kind.HELLO))
             self._receive()
+            self._check_server()
             self._agree()
+            self.is_first_meeting = self.pins.meet(self.session.peer) is None
         except BaseException:
             self.channel.leave(Status.SHUTDOWN)
             raise
@@ -154,6 +173,14 @@ class Client:
         finally:
             self.channel.leave(Status.GOODBYE)
             self.keep()
+
+    def _check_server(self) -> None:
+        """Go on only with a server whose key is that of before. Raises OtherKey."""
+        try:
+            self.pins.check_key(self.session.peer)
+        except OtherKey as error:
+            self.channel.fail(error)
+            raise
 
     def _agree(self) -> None:
         """Exchange fresh shares: new keys follow."""
@@ -223,7 +250,11 @@ class Client:
     def _member(self, values: object) -> Member:
         if not isinstance(values, dict):
             raise BadPayload("a member", type(values).__name__)
-        return parse_member(values, self.trust, self.session.now())
+        member = parse_member(values, self.trust, self.session.now())
+        key = key_fingerprint(member.identity.public_key)
+        if self.pins.meet(member.identity) not in (None, key):
+            self.renewed.append(member.identity)
+        return member
 
     def say(self, text: str) -> None:
         """Say a text, of at most 4,096 bytes, to everybody in the room. Raises LocalError."""
@@ -403,6 +434,7 @@ class Talk:
         """Show what happened; no text can look like words of our own, which begin with [."""
         if isinstance(event, Joined):
             self._show(f"[*] {escaped(event.member.identity.name)} joined")
+            tell_renewed(self._client, self._show)
         elif isinstance(event, Left):
             self._show(f"[*] {escaped(event.member.identity.name)} left")
         elif isinstance(event, Said) and event.text is not None:
@@ -413,12 +445,27 @@ class Talk:
             self._show(f"[*] {escaped(event.member.identity.name)} said something to others only")
 
 
+def tell_renewed(client: Client, show: Callable[[str], object]) -> None:
+    """Show whose key is not that of before: they may have a new one, or somebody poses as them."""
+    for one in client.renewed:
+        key = key_fingerprint(one.public_key)
+        show(
+            f"[!] {escaped(one.name)} has another key than before, {key}; ask whether it is theirs"
+        )
+    client.renewed.clear()
+
+
 def clock_of(said: Said) -> str:
     return datetime.fromtimestamp(said.message.ts / 1_000, timezone.utc).strftime("%H:%M:%S")
 
 
 def explain(error: ProtocolError) -> str:
     """Return the sentence for a person whose session ended before its time."""
+    if isinstance(error, OtherKey):
+        return (
+            "Certificate validation failed: the server's holds, but with another key than the one"
+            f" we know: {error.got}; if its owner says that it is right, give it with --pin"
+        )
     if isinstance(error, BadCertificate):
         return f"Certificate validation failed: the server's: {error}"
     if isinstance(error, PeerEnded) and error.got == BAD_CERT:
@@ -455,12 +502,16 @@ def chat(client: Client, room: str, stop: list[int]) -> int:
 
     with client:
         show(f"[*] connected to {client.session.peer.name}, whose certificate holds")
+        if client.is_first_meeting:
+            key = key_fingerprint(client.session.peer.public_key)
+            show(f"[*] it is new to us; from now on its key must be {key}")
         enter(client)
         for number in end_signals():
             signal.signal(number, leave)
         members = client.join(room)
         names = ", ".join(sorted({one.identity.name for one in members}))
         show(f"[*] logged in as {escaped(client.username)}; in {room}: {escaped(names)}")
+        tell_renewed(client, show)
         Talk(client, show).run()
     return 0
 
@@ -471,11 +522,23 @@ def report(kept: Kept) -> None:
     show(f"[*] receipt: {kept.receipt}, {state}")
 
 
+@flag_type("the SHA-256 of a key, in 64 hexadecimal digits")
+def sha256(text: str) -> str:
+    """Return the value of --pin, in lower case. Raises WrongValue."""
+    digits = text.strip().lower()
+    if not re.fullmatch("[0-9a-f]{64}", digits):
+        raise ValueError(text)
+    return digits
+
+
 def main() -> int:
     parser = ChatParser("Chat, with a certificate and an account.")
     parser.add_argument("--name", default="client", help="of the certificate's files")
     parser.add_argument("--server", metavar="NAME", help="in the server's certificate")
     parser.add_argument("--room", type=room_name, default=LOBBY, help=f"default: {LOBBY}")
+    parser.add_argument(
+        "--pin", type=sha256, metavar="SHA256", help="the server's key must be this one"
+    )
     options = parser.options()
     settings = settings_of(options)
     start_log(options.log, None, debug=options.debug)
@@ -488,6 +551,7 @@ def main() -> int:
         settings.server_host,
         settings.server_port,
         new_session=partial(Session, watchers=[log_frame]),
+        pins=Pins(settings.certs / KNOWN_KEYS, options.pin),
     )
     stop: list[int] = []
     try:

@@ -58,8 +58,8 @@ TRIALS = Trials(
     rules=RULES,
     parts=lambda names: Parts(*without(names)),
     lab=lambda parts, number: Lab(lambda *_: None, parts, None, pki()),
-    heard=("session", "trust", "accounts", "room"),
-    also_checks=("check_revocation",),
+    heard=("session", "trust", "pins", "accounts", "room"),
+    also_checks=("check_revocation", "check_key"),
     idle=idle,
 )
 

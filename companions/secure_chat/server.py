@@ -40,6 +40,7 @@ from companions.secure_chat.options import (
     start_log,
 )
 from companions.secure_chat.pae import sign
+from companions.secure_chat.pins import key_fingerprint
 from companions.secure_chat.pki import BadCertificate, Trust
 from companions.secure_chat.protocol import Kind, Message, Party, Session, State, to_base64
 from companions.secure_chat.rooms import (
@@ -482,6 +483,7 @@ def main() -> int:
         settings.server_port,
         new_session=partial(Session, watchers=[log_frame]),
     ) as server:
+        log.info("our key is %s", key_fingerprint(party.identity.public_key))
         where = host_and_port_of(server.address)
         print(f"[*] Secure Chat Server listening on {where}", flush=True)
         while not stop:
