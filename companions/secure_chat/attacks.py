@@ -786,6 +786,35 @@ def parallel_guesses(lab: Lab) -> None:
             lab.outcome.learned = f"the password: {PASSWORDS[ALICE]}"
 
 
+def resume(lab: Lab, who: Party, token: str) -> None:
+    """Try to get into Alice's account with a token."""
+    with suppress(NotLetIn), lab.client(who) as client:
+        client.resume(token)
+        lab.outcome.learned = "in the account of Alice"
+
+
+@outside("accounts", "server", Refused, goal=learned)
+def used_token(lab: Lab) -> None:
+    """Alice's token is used after her, with her stolen key."""
+    token = lab.alice.token
+    with lab.client(lab.pki.people[ALICE]) as alice:
+        alice.resume(token)
+        resume(lab, lab.pki.people[ALICE], token)
+
+
+@outside("accounts", "server", Refused, goal=learned)
+def late_token(lab: Lab) -> None:
+    """Alice's token is used a day later, with her stolen key."""
+    lab.let_tokens_expire()
+    resume(lab, lab.pki.people[ALICE], lab.alice.token)
+
+
+@outside("accounts", "server", Refused, goal=impersonated)
+def stolen_token(lab: Lab) -> None:
+    """Alice's token is used with Mallory's certificate."""
+    resume(lab, lab.pki.people[MALLORY], lab.alice.token)
+
+
 @outside("availability", "server", Refused, goal=learned)
 def lock_out(lab: Lab) -> None:
     """Mallory tries Alice's account until it is locked, so that Alice cannot log in."""

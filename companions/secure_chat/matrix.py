@@ -9,6 +9,7 @@ import functools
 from collections.abc import Sequence
 from pathlib import Path
 
+from companions.secure_chat.accounts import Refused
 from companions.secure_chat.attacks import ATTACKS
 from companions.secure_chat.pki import WrongPurpose
 from companions.secure_chat.protocol import BadGroup, BadSignature
@@ -26,6 +27,7 @@ NEEDS_ERROR = {
     BadTag: {"number", "direction-keys"},
     BadGroup: {"group"},
     WrongPurpose: {"purpose"},
+    Refused: {"single-use"},
     DeadlineExpired: {"deadline"},
 }
 NEEDS_MEANS = {

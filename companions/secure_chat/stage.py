@@ -42,7 +42,7 @@ from companions.secure_chat.pki import Identity, Role, Trust, client_name, finge
 from companions.secure_chat.protocol import Party, PeerEnded, Session, read_frame, write_frame
 from companions.secure_chat.rooms import Entry, Room, Said
 from companions.secure_chat.server import Connection, Limits, Record, Server
-from companions.secure_chat.storage import Database, login_tries
+from companions.secure_chat.storage import Database, login_tries, resumable
 from companions.secure_chat.transcript import Receipt
 from lab.catalogue import Attack, Stage, attacked, run_outside
 from lab.frames import Frame, Log, recorder
@@ -397,6 +397,11 @@ class Lab(Stage):
         """Let nobody wait for what an earlier attack has tried."""
         with self.database.transaction() as connection:
             connection.execute(login_tries.delete())
+
+    def let_tokens_expire(self) -> None:
+        """Let half a day pass for all sessions that could be resumed."""
+        with self.database.transaction() as connection:
+            connection.execute(resumable.update().values(expires_at=0))
 
     def has_harmed_victim(self, attack: Attack) -> bool:
         """Return whether the victim met more than a newer session of its own account."""

@@ -330,6 +330,22 @@ class NoOwnTries(Accounts):
         return [tries.of_account(email, "")]
 
 
+class NoSingleUse(Accounts):
+    def _spend(self, session: int) -> bool:
+        """Let a token be used again and again."""
+        return True
+
+
+class NoTokenExpiry(Accounts):
+    def _check_expiry(self, expires_at: int) -> None:
+        """Let a token be used at any time."""
+
+
+class NoTokenHolder(Accounts):
+    def _check_holder(self, identity: Identity, fingerprint: str) -> None:
+        """Let anybody with a certificate use a token."""
+
+
 # Rules of Room ------------------------------------------------------------------------------------
 
 
@@ -478,6 +494,9 @@ RULES: dict[str, type] = {
     "dummy-hash": NoDummyHash,
     "atomic-limit": NoAtomicLimit,
     "own-tries": NoOwnTries,
+    "single-use": NoSingleUse,
+    "token-expiry": NoTokenExpiry,
+    "token-holder": NoTokenHolder,
     "room": NoRoom,
     "session": NoSession,
     "message-signature": NoMessageSignature,
