@@ -427,6 +427,7 @@ class Talk:
             waiting = self._client.channel
             self._client = client
         client.channel.post(waiting.act)
+        client.channel.post(self._go_on)
 
     def typed(self, line: str) -> None:
         """Take a line; an empty one is the end."""

@@ -19,7 +19,7 @@ import pytest
 from companions.asymmetric import PrivateKey, new_identity
 from companions.secure_chat import client as program
 from companions.secure_chat.accounts import TOKEN_LIFE_MS, Account, Accounts, Refused
-from companions.secure_chat.client import Client, NotLetIn, Run
+from companions.secure_chat.client import Client, NotLetIn, Run, Talk
 from companions.secure_chat.pki import Identity
 from companions.secure_chat.protocol import Party, PeerEnded, to_base64
 from companions.secure_chat.storage import Database
@@ -299,6 +299,23 @@ def test_person_whose_session_is_cut_goes_on_and_is_told_what_may_be_lost(
         "uncountersigned",
         "countersigned by the server",
     ]
+
+
+def test_line_that_waited_for_the_old_session_is_done_in_the_new_one(
+    house: House, person: Person
+) -> None:
+    with house.members() as (alice, _), contextlib.ExitStack() as stack:
+        cut(house)
+
+        def come_back() -> Client:
+            again = stack.enter_context(house.client(party=alice.party))
+            again.resume(alice.token)
+            again.join()
+            return again
+
+        talk = Talk(alice, person.shown.append, come_back)
+        talk._typed.append("quit")  # as if a text had not come back yet
+        assert talk.run().is_countersigned
 
 
 def test_session_that_cannot_be_resumed_ends_as_it_was_cut(house: House, person: Person) -> None:
