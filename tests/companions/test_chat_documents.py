@@ -116,6 +116,8 @@ def test_times_and_costs_are_those_of_the_code() -> None:
     assert "have 10 seconds in all, each try of a login 60 seconds, a frame 5" in text
     assert "silent for an hour" in text
     assert "(19 MiB, 2 passes, 1 lane)" in section("7 Accounts")
+    assert accounts.TOKEN_LIFE_MS == 12 * 3_600_000
+    assert "good once, for 12 hours," in section("7 Accounts")
 
 
 def test_every_improvement_and_warning_of_the_document_is_answered() -> None:
