@@ -169,7 +169,7 @@ def vectors(dialect: Dialect) -> Sources:
 
 
 def protocol(dialect: Dialect) -> str:
-    """Return PROTOCOL.md with the formulas of a dialect, and without what is generated elsewhere."""
+    """Return PROTOCOL.md with the formulas of a dialect, without what is generated elsewhere."""
     text = _read("PROTOCOL.md")
     for line in re.findall(r"^    \S+ +?= SHA-256\(.*$", text, re.MULTILINE):
         text = text.replace(line, _formula(dialect, line), 1)
