@@ -169,6 +169,12 @@ def checks_padding_length(bench: Bench) -> None:
             "pkcs7_unpad(data)",
             data=bench.data(31) + bytes([last]),
         )
+    for last in (17, 32):
+        bench.same(
+            f"[P 1] A padding of {last} bytes is longer than a block: ValueError.",
+            "pkcs7_unpad(data)",
+            data=bytes([last]) * 32,
+        )
     for length in (0, 1, 15, 17):
         bench.same(
             f"[P 1] {length} bytes are not a positive number of whole blocks: ValueError.",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import base64
 import json
+import re
 from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -161,10 +162,10 @@ def numbers(words: str) -> list[int]:
     """Return the numbers of tasks in text like 1,3-5. Raises UserError."""
     found = set()
     for word in words.split(","):
-        first, _, last = word.partition("-")
-        if not (first.isdecimal() and (last or first).isdecimal()):
+        ends = re.fullmatch(r"([0-9]{1,2})(?:-([0-9]{1,2}))?", word)
+        if not ends:
             raise UserError(f"{escaped(words)} is no list of tasks like 1,3-5")
-        found |= set(range(int(first), int(last or first) + 1))
+        found |= set(range(int(ends[1]), int(ends[2] or ends[1]) + 1))
     if not found <= {task.number for task in TASKS}:
         raise UserError(f"tasks are numbered 1 to {len(TASKS)}")
     return sorted(found)
