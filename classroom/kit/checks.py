@@ -926,6 +926,12 @@ def closes_when_complete(bench: Bench) -> None:
     late = [["add", two, [3.0], start + 5.9], ["close", start + 6.01], ["close", start + 9]]
     plays(bench, say, *steps, ["add", three, [2.0], start + 5], ["close", start + 5.1], *late)
     plays(bench, say, *steps, *again, ["gone", two], ["close", start + 5.6])
+    other = [["add", one, [2.0], start + 5], ["add", three, [3.0], start + 5]]
+    plays(bench, say, *steps, *other, ["close", start + 5.5], ["close", start + 6.1])
+    alone = [["add", one, [2.0], start + 5], ["close", start + 6.1]]
+    plays(bench, say, *steps, *alone, ["add", one, [4.0], start + 9], ["close", start + 9.1])
+    say = "[P 4] A second report of an id in an epoch, by a newer session, takes the first's place."
+    plays(bench, say, ["add", one, [1.0], start], ["add", one, [2.0], start], ["close", start])
 
 
 @check(9, 1)

@@ -1,8 +1,9 @@
 """A child process with limits, which answers questions about a folder of modules.
 
-The child sees its own folder, Python and its packages, and nothing else, where bubblewrap is
-installed; it has no network, no place to write, and no other process to see. Where it is not, the
-limits of the operating system and the audit hook of drive.py remain, and `Jail.warning` says so.
+Where there is bubblewrap, or unshare and the kernel's leave, the child sees its own folder, Python
+and its packages, and nothing else; it has no network, no place to write, and no other process to
+see. Elsewhere the limits of the operating system and the audit hook of drive.py remain, and
+`Jail.warning` says so.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ TOTAL_BYTES = 50_000_000  # of all that one process says
 START_S = 10.0  # until its modules are imported
 SYSTEM = ("/usr", "/lib", "/lib64", "/bin", "/etc/ld.so.cache", "/etc/alternatives")
 NOT_ISOLATED = (
-    "not isolated: this system has no working bwrap (Debian, Ubuntu: apt install bubblewrap), so a "
-    "submission can read this machine's files, and the other tasks' solutions beside its own"
+    "not isolated: this system has neither bwrap (Debian, Ubuntu: apt install bubblewrap) nor "
+    "unshare, so a submission can read this machine's files, and the reference's other functions"
 )
 
 
@@ -68,9 +69,11 @@ class Jail:
     def command(self, folder: Path) -> list[str]:
         """Return the command line up to the path of drive.py in `folder`."""
         python = [sys.executable, "-I", "-B", "-X", "utf8"]
-        if self.name != "bwrap":
-            return [*python, str(folder / DRIVE.name)]
-        return [*bubble(folder, self.user), *python, f"/task/{DRIVE.name}"]
+        if self.name == "bwrap":
+            return [*bubble(folder, self.user), *python, f"/task/{DRIVE.name}"]
+        if self.name == "unshare":
+            return [*unshared(folder), *python, f"/task/{DRIVE.name}"]
+        return [*python, str(folder / DRIVE.name)]
 
 
 def bubble(folder: Path, user: str) -> list[str]:
@@ -88,6 +91,43 @@ def bubble(folder: Path, user: str) -> list[str]:
         flags += ["--ro-bind-try", place, place]
     flags += ["--dev", "/dev", "--ro-bind", str(folder), "/task", "--chdir", "/task"]
     return ["bwrap", "--die-with-parent", "--new-session", *flags, "--remount-ro", "/"]
+
+
+# An empty root with Python and one folder in it, by what every Linux has; it stops at what fails.
+NEW_ROOT = """
+set -e
+folder=$1
+shift
+root=$folder/root
+mount -t tmpfs -o size=1m,mode=755 tmpfs "$root"
+mkdir "$root/task" "$root/dev" "$root/old" "$root/proc"
+mount -t proc proc "$root/proc"
+while [ "$1" != -- ]; do
+    if [ -d "$1" ]; then mkdir -p "$root$1"; mount --bind "$1" "$root$1"; fi
+    if [ -f "$1" ]; then mkdir -p "$root${1%/*}"; : > "$root$1"; mount --bind "$1" "$root$1"; fi
+    if [ -e "$1" ]; then mount -o remount,bind,ro "$root$1"; fi
+    shift
+done
+shift
+for device in null urandom; do
+    : > "$root/dev/$device"
+    mount --bind "/dev/$device" "$root/dev/$device"
+done
+mount --bind "$folder" "$root/task"
+mount -o remount,bind,ro "$root/task"
+cd "$root"
+mount -o remount,ro "$root" || true
+pivot_root . old
+umount -l /old
+exec setpriv --bounding-set=-all --inh-caps=-all --no-new-privs "$@"
+"""
+
+
+def unshared(folder: Path) -> list[str]:
+    """Return unshare and a script that leaves nothing but Python and one folder to be seen."""
+    flags = ["--map-root-user", "--mount", "--net", "--pid", "--ipc", "--uts"]
+    script = ["sh", "-c", NEW_ROOT, "sh", str(folder), *python_places(), "--"]
+    return ["unshare", *flags, "--fork", "--kill-child", *script]
 
 
 def python_places() -> list[str]:
@@ -108,9 +148,9 @@ def best_jail() -> Jail:
     """Return the first way of starting a child that works here."""
     is_root = hasattr(os, "geteuid") and os.geteuid() == 0
     jails = [Jail("plain", "same", NOT_ISOLATED)]
-    if shutil.which("bwrap"):
-        jails.insert(0, Jail("bwrap", "same"))
-    if is_root:
+    isolating = [Jail(name, "same") for name in ("bwrap", "unshare") if shutil.which(name)]
+    jails = [*isolating, *jails]
+    if is_root:  # which no limit of processes holds
         jails = [Jail(jail.name, "nobody", jail.warning) for jail in jails] + jails
         jails.sort(key=lambda jail: bool(jail.warning))
     return next(filter(works, jails), jails[-1])
@@ -138,6 +178,7 @@ class Folder:
             (self._path / name).parent.mkdir(exist_ok=True)
             (self._path / name).write_text(text, encoding="utf-8", newline="\n")
         shutil.copyfile(DRIVE, self._path / DRIVE.name)
+        (self._path / "root").mkdir()  # where `unshare` makes its own
         self._path.chmod(0o755)  # nobody reads it, too
         return self._path
 
