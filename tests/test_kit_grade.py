@@ -370,6 +370,17 @@ def test_submission_that_asks_without_end_is_stopped(
 
 
 @pytest.mark.slow
+def test_tests_that_fail_from_their_second_run_on_find_nothing(
+    tmp_path: Path, reference: Sources, dialect: Dialect
+) -> None:
+    counting = (
+        "RUNS = []\n\n\ndef test_once(other):\n    RUNS.append(1)\n    assert len(RUNS) < 2\n"
+    )
+    report = graded(tmp_path, {**reference, "mine.py": counting}, dialect, (13,))
+    assert report.points == 1  # it is no wrong test
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["bwrap", "unshare"])
 def test_isolated_child_sees_neither_the_grader_nor_other_processes(name: str) -> None:
     jail = Jail(name, "same")

@@ -18,7 +18,7 @@ from classroom.kit import checks, others  # noqa: F401 (others registers the che
 from classroom.kit.checks import CHECKS, CORE, Bench, Check, Failed
 from classroom.kit.dialect import Dialect, sources, vectors
 from classroom.kit.graft import Unreadable, grafted, modules_of, submission
-from classroom.kit.sandbox import Asked, Folder, Gone, Jail, Raised, Side, best_jail
+from classroom.kit.sandbox import START_S, Asked, Folder, Gone, Jail, Raised, Side, best_jail
 from classroom.kit.skeleton import Sources, find
 from classroom.kit.tasks import TASKS, Task
 
@@ -67,7 +67,7 @@ class Restarting(Asked):
             raise Gone("has used up the time of its task")
         try:
             if self._side is None:
-                self._side = self._start()
+                self._side = self._start(min(START_S, self._left_s))
             if self._side.import_error:
                 name = checks.named(self._side.import_error)
                 raise Gone(f"cannot be imported, which raises {name}")
@@ -79,6 +79,9 @@ class Restarting(Asked):
             raise
         finally:
             self._left_s -= time.monotonic() - began
+
+    def restart(self) -> None:
+        self.close()
 
     def close(self) -> None:
         if self._side:

@@ -15,6 +15,7 @@ from classroom.kit.tasks import BUGS, TASKS, Bug
 
 MOST_TESTS = 40
 BUGS_EACH = 3  # planted bugs of a task that are met, drawn anew for each run
+REFERENCES = 3  # which are met among them, so that a test that fails by chance is found out
 KILLED = 2  # of them, or all if there are fewer
 RUNNER = """
 def performed(handle, method, arguments):
@@ -105,20 +106,31 @@ def results(bench: Bench) -> Found:
 
 
 def all_results(bench: Bench) -> Found:
-    reference = bench.shared["reference"]
     try:
-        names, wrong = sorted_tests(bench, reference)
-        counts: dict[tuple[int, ...], tuple[int, int]] = {}
-        for group in GROUPS:
-            bugs = [bug for bug in BUGS if bug.task in group and is_met(bug)]
-            met = bench.random.sample(bugs, min(BUGS_EACH, len(bugs)))
-            killed = sum(is_killed(bench, reference, names, bug) for bug in met)
-            counts[group] = (len(met), killed)
-        return Found(wrong, counts)
+        return all_found(bench, bench.shared["reference"])
     except Gone as error:
         return Found(0, {}, f"[P 3] The tests have to run. Yours {error.why}.")
     except Failed as error:
         return Found(0, {}, str(error))
+
+
+def all_found(bench: Bench, reference: Any) -> Found:
+    """Try the tests on planted bugs, and on the reference among them. Raises Gone, Failed."""
+    names, wrong = sorted_tests(bench, reference)
+    met: list[tuple[tuple[int, ...], Bug | None]] = [((), None)] * REFERENCES
+    for group in GROUPS:
+        bugs = [bug for bug in BUGS if bug.task in group and is_met(bug)]
+        met += [(group, bug) for bug in bench.random.sample(bugs, min(BUGS_EACH, len(bugs)))]
+    bench.random.shuffle(met)
+    counts = {group: (0, 0) for group in GROUPS}
+    for group, bug in met:
+        has_failed = is_killed(bench, reference, names, bug)
+        if bug is None and has_failed:
+            raise Failed("[P 3] A test passes the reference once, and fails it another time.")
+        if bug is not None:
+            count, killed = counts[group]
+            counts[group] = (count + 1, killed + has_failed)
+    return Found(wrong, counts)
 
 
 def is_met(bug: Bug) -> bool:
@@ -144,9 +156,12 @@ def sorted_tests(bench: Bench, reference: Any) -> tuple[list[str], int]:
     return good, len(names) - len(good)
 
 
-def is_killed(bench: Bench, reference: Any, names: list[str], bug: Bug) -> bool:
-    """Return whether a test fails where a bug is planted. Raises Gone."""
-    with World(planted(reference.sources, bug), reference.jail) as world:
+def is_killed(bench: Bench, reference: Any, names: list[str], bug: Bug | None) -> bool:
+    """Return whether a test fails where a bug is planted, or none. Raises Gone."""
+    bench.student.restart()  # so that no test knows how often it has run
+    bench.student.do(RUNNER)
+    sources = planted(reference.sources, bug) if bug else reference.sources
+    with World(sources, reference.jail) as world:
         if world.import_error:
             return True
         return not all(passes(bench.student, name, world) for name in names)

@@ -34,7 +34,7 @@ CPU_S = 20  # of one process
 MEMORY_MB = 512
 LINE_BYTES = 2_000_000  # of one answer
 TOTAL_BYTES = 50_000_000  # of all that one process says
-START_S = 10.0  # until its modules are imported
+START_S = 5.0  # until its modules are imported
 SYSTEM = ("/usr", "/lib", "/lib64", "/bin", "/etc/ld.so.cache", "/etc/alternatives")
 NOT_ISOLATED = (
     "not isolated: this system has neither bwrap (Debian, Ubuntu: apt install bubblewrap) nor "
@@ -201,6 +201,9 @@ class Asked:
     ) -> Any:
         raise NotImplementedError
 
+    def restart(self) -> None:
+        """Forget the child, so that the next question meets a new one."""
+
 
 class Raw:
     """An answer as it came from a child, to be passed on to another."""
@@ -213,11 +216,11 @@ class Side(Asked):
     """One child. It can be asked until it ends, is silent, or says too much."""
 
     def __init__(
-        self, folder: Path, modules: Sequence[str], jail: Jail, user: str | None = None
+        self, folder: Path, modules: Sequence[str], jail: Jail, start_s: float = START_S
     ) -> None:
         self._outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._inbox: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-        arguments = [",".join(modules), str(CPU_S), str(MEMORY_MB), user or jail.user]
+        arguments = [",".join(modules), str(CPU_S), str(MEMORY_MB), jail.user]
         self._process = subprocess.Popen(
             [*jail.command(folder), *arguments],
             stdin=subprocess.PIPE,
@@ -231,7 +234,7 @@ class Side(Asked):
         threading.Thread(target=self._receive, daemon=True).start()
         self.import_error = ""
         try:
-            ready = self._next(START_S).get("ready")
+            ready = self._next(start_s).get("ready")
         except Gone:
             self.close()
             raise

@@ -36,7 +36,7 @@ def test_padding(other: Other) -> None:
         padded = other.call("pkcs7_pad", data)
         assert padded == data + bytes([missing]) * missing
         assert other.call("pkcs7_unpad", padded) == data
-    for wrong in (b"", bytes(15), bytes(16), bytes(15) + b"\x11", b"\x01" * 17):
+    for wrong in (b"", bytes(15), bytes(16), bytes(15) + b"\x11", b"\x01" * 17, b"\x11" * 32):
         assert refusal(other.call, "pkcs7_unpad", wrong) == "ValueError"
     for ending in (b"\x00\x02", b"\x03\x02\x03", b"\x02\x03\x03"):
         wrong = bytes(16 - len(ending)) + ending
@@ -127,8 +127,13 @@ def test_table(other: Other) -> None:
         assert refusal(server.seal, "answer", {}) == "LocalError"
         server.open(client.seal("report", [1.5]))
         assert client.state() == server.state() == "ANSWER"
+        assert client.round_number() == server.round_number() == number
         assert refusal(client.seal, "report", []) == "LocalError"
         client.open(server.seal("answer", {"sum": 1.5}))
+    client, server = begun(other)
+    server.open(client.seal("report", []))
+    server.seal("answer", {})  # which the client has not seen when it leaves
+    assert refusal(server.open, client.seal("terminate", 1)) == "PeerTerminated"
     for has_report in (False, True):
         for who in (0, 1):
             for farewell in (("terminate", 2), ("desync", None)):
@@ -190,13 +195,17 @@ def test_open(other: Other) -> None:
     for place in range(71):
         client, server = begun(other)
         report = bytearray(client.seal("report", [1.5]))
-        report[place] ^= 1
+        report[place] ^= 4
         assert refusal(server.open, bytes(report)) == expected.get(
             place, "RoundMismatch" if 1 < place < 5 else "BadTag"
         )
         assert server.state() == "ENDED"
         assert not server.keys()
     check_order(other)
+    client, server = other.client(KEY), other.server(KEY)
+    hello = client.seal("hello")
+    assert refusal(server.open, hello[:-1] + bytes([hello[-1] ^ 1])) == "BadTag"
+    assert not server.keys()
     client, server = begun(other)
     keys = server.keys()
     template = client.seal("report", [1.5])
