@@ -274,19 +274,17 @@ def test_syntax_error_costs_the_tasks_of_its_file_and_no_others(
 # Hostile submissions ------------------------------------------------------------------------------
 
 READ_ALL = """
-import os, sys
+import itertools, os, sys
 store = []
 places, sys.places = getattr(sys, "places", ("/", {here!r}, os.getcwd(), sys.path[0])), ()
 for place in places:
-    for folder, _, names in os.walk(place):
+    for folder, _, names in itertools.islice(os.walk(place), 40):
         for name in names:
             try:
                 with open(os.path.join(folder, name), "rb") as file:
                     store.append(file.read(9_000))
             except OSError:
                 pass
-        if len(store) > 300:
-            break
 try:
     with open({stored!r}, "wb") as file:
         file.write(b"".join(store))

@@ -62,6 +62,9 @@ def grafted(
         }
         base = ast.parse(sources[name])
         _merge(base, trees[name], wanted, "")
+        if task.number == 13:  # a test that the student has deleted is none
+            own = {found for node in trees[name].body for found in names_in(node)}
+            base.body = [node for node in base.body if not (names_in(node) & wanted) - own]
         sources[name] = ast.unparse(ast.fix_missing_locations(base)) + "\n"
     return sources, trees
 
