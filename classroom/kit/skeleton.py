@@ -7,12 +7,20 @@ tree and removed by lines, so that docstrings and all else stay byte for byte.
 from __future__ import annotations
 
 import ast
+import functools
 from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 from classroom.kit.tasks import Task
 
 Sources = dict[str, str]  # texts by file name
 Named = ast.FunctionDef | ast.ClassDef | ast.AnnAssign
+
+
+@functools.lru_cache(maxsize=64)
+def tree(text: str) -> ast.Module:
+    """Return the syntax tree of a source, which nobody may change."""
+    return ast.parse(text)
 
 
 def find(tree: ast.Module | ast.ClassDef, qualname: str) -> Named:
@@ -37,7 +45,7 @@ def statements(node: Named) -> Sequence[ast.stmt]:
 
 def edited(text: str, qualname: str, old: str, new: str) -> str:
     """Return a source whose `qualname` has `new` for `old`, which stands there once. ValueError."""
-    node = find(ast.parse(text), qualname)
+    node = find(tree(text), qualname)
     lines = text.splitlines(keepends=True)
     first, last = node.lineno - 1, node.end_lineno or node.lineno
     part = "".join(lines[first:last])
@@ -49,32 +57,39 @@ def edited(text: str, qualname: str, old: str, new: str) -> str:
 def cut(sources: Mapping[str, str], tasks: Iterable[Task]) -> Sources:
     """Return sources in which the functions of these tasks have no bodies, and tables no rows."""
     skeleton = dict(sources)
-    for task in tasks:
-        for place in task.functions:
-            module, _, qualname = place.partition(":")
-            skeleton[f"{module}.py"] = _without(skeleton[f"{module}.py"], qualname, task.number)
+    places = [(task, *place.split(":")) for task in tasks for place in task.functions]
+    for module in {module for _, module, _ in places}:
+        text = sources[f"{module}.py"]
+        lines = text.splitlines(keepends=True)
+        cuts = [
+            _cut(find(tree(text), name), lines, task.number)
+            for task, where, name in places
+            if where == module
+        ]
+        for part in sorted(cuts, reverse=True):  # from the end, so that numbers of lines stay
+            lines[part.start : part.end] = [part.stub]
+        skeleton[f"{module}.py"] = "".join(lines)
     return skeleton
 
 
-def _without(text: str, qualname: str, number: int) -> str:
-    node = find(ast.parse(text), qualname)
-    lines = text.splitlines(keepends=True)
-    if isinstance(node, ast.AnnAssign):
-        return _without_value(lines, node, number)
+class Cut(NamedTuple):
+    """Lines, counted from 0, and the one that takes their place."""
+
+    start: int
+    end: int
+    stub: str
+
+
+def _cut(node: Named, lines: Sequence[str], number: int) -> Cut:
     body = statements(node)
     start = body[0].lineno - 1
+    end = body[-1].end_lineno or len(lines)
+    if isinstance(node, ast.AnnAssign):
+        head = lines[start].partition(" = ")[0]
+        empty = "{}" if isinstance(node.value, ast.Dict) else "()"
+        return Cut(start, end, f"{head} = {empty}  # task {number}\n")
     while lines[start - 1].lstrip().startswith("#"):  # a comment belongs to what is cut
         start -= 1
-    stub = " " * body[0].col_offset + f'raise NotImplementedError("task {number}")\n'
-    return "".join([*lines[:start], stub, *lines[body[-1].end_lineno :]])
-
-
-def _without_value(lines: list[str], node: ast.AnnAssign, number: int) -> str:
-    """Empty a constant, whose name and type stay."""
-    value = node.value
-    if value is None or value.end_lineno is None:
-        raise ValueError("a constant has a value")
-    head = lines[value.lineno - 1].encode()[: value.col_offset].decode()
-    empty = "{}" if isinstance(value, ast.Dict) else "()"
-    line = f"{head}{empty}  # task {number}\n"
-    return "".join([*lines[: value.lineno - 1], line, *lines[value.end_lineno :]])
+    return Cut(
+        start, end, f'{" " * body[0].col_offset}raise NotImplementedError("task {number}")\n'
+    )

@@ -34,6 +34,16 @@ TASKS = (
     "tests of your own",
 )
 PATIENCE_S = 20
+STEPS = (
+    "MalformedMessage",
+    "WrongPeer",
+    "WrongDirection",
+    "UnexpectedOpcode",
+    "RoundMismatch",
+    "BadTag",
+    "BadPadding",
+    "BadPayload",
+)
 Vector = dict[str, Any]
 
 
@@ -300,9 +310,7 @@ def made(message: Vector) -> Any:
 
 def check_7() -> None:
     sessions = {session["name"]: session for session in load("sessions")}
-    errors = ("MalformedMessage", "WrongPeer", "WrongDirection", "UnexpectedOpcode")
-    errors += ("RoundMismatch", "BadTag", "BadPadding", "BadPayload")
-    for case in rejected(*errors):
+    for case in rejected(*STEPS):
         ends = Ends(sessions[case["session"]], case["accepted"])
         error = ends.receive(case)
         check(error == case["error"], f"{case['name']}: {error or 'accepted'}; {case['why']}")
@@ -331,11 +339,13 @@ def check_8() -> None:
         check(error == "EchoMismatch", f"{case['name']}: {error or 'accepted'}")
     messages = next(iter(sessions.values()))["messages"]
     sent: list[bytes] = []
-    answers = iter(raw(message["message"]) for message in messages if message["from"] == "server")
-    replay(
-        [raw(message["message"]) for message in messages],
-        lambda message: (sent.append(message), next(answers, b""))[1],
-    )
+    answers = [raw(message["message"]) for message in messages if message["from"] == "server"]
+
+    def send(message: bytes) -> bytes:
+        sent.append(message)
+        return b"".join(answers[len(sent) - 1 : len(sent)])
+
+    replay([raw(message["message"]) for message in messages], send)
     wanted = [raw(message["message"]) for message in messages if message["from"] == "client"]
     check(sent[: len(wanted) - 1] == wanted[:-1], "the server does not get what the client said")
 
