@@ -252,7 +252,7 @@ def first_refusal(one: Any, other: Any) -> tuple[str, int]:
     key = b"a key of 16 byte"
     client = one.Session(1, key, one.Direction.C2S)
     server = other.Session(1, key, other.Direction.S2C)
-    messages = [(one, "ClientHello", ()), (other, "ServerChallenge", ())]
+    messages: list[Any] = [(one, "ClientHello", ()), (other, "ServerChallenge", ())]
     for _ in (1, 2):
         messages += [(one, "ClientData", ([1.5],)), (other, "ServerAggrResponse", ({"a": 1},))]
     for count, (module, name, content) in enumerate(messages):

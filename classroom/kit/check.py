@@ -82,7 +82,7 @@ def of_bug(bug: Bug, dialect: Dialect) -> Finding:
 def name_of(bug: Bug) -> str:
     """Return what the finding about a bug depends on: all of the kit, the core, and the bug."""
     whole = hashlib.sha256(repr((bug.task, bug.function, bug.old, bug.new)).encode())
-    places = [*sorted(HERE.glob("*.py")), *sorted((HERE / "work").glob("*.py"))]
+    places = [*sorted(HERE.glob("*.py")), *sorted((HERE / "student").glob("*.py"))]
     for path in places:
         if path.name not in ("tasks.py", "export.py", "grade.py", "check.py", "__main__.py"):
             whole.update(path.read_bytes())

@@ -22,7 +22,7 @@ from program import UserError, escaped, reason_of
 ROOT = Path(__file__).parent.parent.parent
 CORE = ("guard", "crypto_utils", "protocol_fsm", "channel", "program", "endpoint")
 MODULES = (*CORE, "server", "client")
-OWN = ("breaking", "mine", "other_side")  # in classroom/kit/work
+OWN = ("breaking", "mine", "other_side")  # in classroom/kit/student
 MIN_CLASS_KEY = 16  # bytes
 MAX_STUDENT = 64  # characters
 
@@ -86,7 +86,7 @@ REFERENCE_EDITS = (  # (module, function, old); what is new stands in _new_texts
 def sources(dialect: Dialect) -> Sources:
     """Return the solutions in a dialect: the core, and the files of the students."""
     texts = {f"{name}.py": _read(f"{name}.py") for name in MODULES}
-    texts |= {f"{name}.py": _read(f"classroom/kit/work/{name}.py") for name in OWN}
+    texts |= {f"{name}.py": _read(f"classroom/kit/student/{name}.py") for name in OWN}
     for (module, function, old), new in zip(REFERENCE_EDITS, _new_texts(dialect)):
         name = f"{module}.py"
         texts[name] = edited(texts[name], function, old, new)

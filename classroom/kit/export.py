@@ -22,7 +22,7 @@ from lab.weakened import DOCUMENTED, RULES
 from program import Parser, UserError, escaped, reason_of
 
 AS_THEY_ARE = ("LICENSE", "requirements.txt")
-CHECKER = "classroom/kit/work/check.py"
+CHECKER = "classroom/kit/student/check.py"
 HANDED_IN = ("crypto_utils.py", "protocol_fsm.py", "server.py", "breaking.py", "mine.py")
 
 

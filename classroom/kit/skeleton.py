@@ -57,14 +57,14 @@ def edited(text: str, qualname: str, old: str, new: str) -> str:
 def cut(sources: Mapping[str, str], tasks: Iterable[Task]) -> Sources:
     """Return sources in which the functions of these tasks have no bodies, and tables no rows."""
     skeleton = dict(sources)
-    places = [(task, *place.split(":")) for task in tasks for place in task.functions]
-    for module in {module for _, module, _ in places}:
+    places = [(task, place.partition(":")) for task in tasks for place in task.functions]
+    for module in {place[0] for _, place in places}:
         text = sources[f"{module}.py"]
         lines = text.splitlines(keepends=True)
         cuts = [
-            _cut(find(tree(text), name), lines, task.number)
-            for task, where, name in places
-            if where == module
+            _cut(find(tree(text), place[2]), lines, task.number)
+            for task, place in places
+            if place[0] == module
         ]
         for part in sorted(cuts, reverse=True):  # from the end, so that numbers of lines stay
             lines[part.start : part.end] = [part.stub]
