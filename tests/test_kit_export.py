@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import difflib
 import hashlib
+import json
 import re
 import subprocess
 import sys
@@ -19,8 +20,9 @@ from classroom.kit import dialect, export, skeleton
 from classroom.kit.dialect import MODULES, OWN, Dialect
 from classroom.kit.export import HANDED_IN
 from classroom.kit.tasks import BUGS, TASKS
+from classroom.keylog import PairOfKeys, plaintext_of
 from program import UserError
-from protocol_fsm import KEY_LABELS
+from protocol_fsm import KEY_LABELS, Direction
 from tests import diagrams
 from tests.house import ROOT, tracked_files
 
@@ -326,6 +328,30 @@ def test_the_page_of_a_dialect_differs_in_its_formulas_only() -> None:
     assert all("SHA-256(" in line or "`vectors/`" in line for line in new)
     assert "labels are ASCII, 16 bytes" in "\n".join(new)
     assert not any("generated" in line or "ratchet.svg" in line for line in theirs)
+
+
+@pytest.mark.parametrize("chosen", [ALICE, BOB], ids=["alice", "bob"])
+def test_a_dialect_leaves_the_messages_as_they_are_so_that_a_key_log_opens_them(
+    chosen: Dialect,
+) -> None:
+    ours = json.loads((ROOT / "tests" / "vectors" / "sessions.json").read_text("ascii"))
+    theirs = json.loads(dialect.vectors(chosen)["sessions.json"])
+    opened = 0
+    for our, their in zip(ours["sessions"], theirs["sessions"]):
+        keys = their["keys"]
+        assert keys != our["keys"]
+        for one, other in zip(our["messages"], their["messages"]):
+            for name in ("name", "round", "random", "plaintext", "state_after", "iv"):
+                assert one[name] == other[name]
+            message = bytes.fromhex(other["message"])
+            assert message[:7].hex() == one["message"][:14]
+            way = "C2S" if message[6] == 0 else "S2C"
+            pair = [bytes.fromhex(keys[f"{way}-{use}"]) for use in ("ENC", "MAC")]
+            log = {(int(Direction[way]), message[1]): [PairOfKeys(pair[0][:16], pair[1])]}
+            assert plaintext_of(log, message) == bytes.fromhex(other["plaintext"])
+            opened += 1
+            keys = other["keys_after"] or keys
+    assert opened > 20
 
 
 # Slow only because every task starts a process
