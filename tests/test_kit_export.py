@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import types
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -47,15 +48,15 @@ def load(sources: dict[str, str]) -> Any:
     return protocol
 
 
-def statements_of(texts: dict[str, str]) -> list[str]:
-    """Return every statement of Python files, each as one line in one spelling."""
-    return [
+def statements_of(texts: dict[str, str]) -> Counter[str]:
+    """Count the statements of Python files, each as one line in one spelling."""
+    return Counter(
         ast.unparse(node)
         for name, text in texts.items()
         if name.endswith(".py")
         for node in ast.walk(ast.parse(text))
         if isinstance(node, ast.stmt)
-    ]
+    )
 
 
 def removed_statements(sources: dict[str, str]) -> Iterator[str]:
@@ -79,13 +80,12 @@ def test_no_removed_statement_is_anywhere_in_an_export() -> None:
     exported = {name: text.decode() for name, text in export.files(ALICE, "alice").items()}
     complete = statements_of({**sources, "check.py": exported["check.py"]})
     left = statements_of(exported)
-    removed = [*removed_statements(sources)]
-    assert len(removed) > 200
-    for statement in {*removed}:
-        kept = complete.count(statement) - removed.count(statement)
-        assert left.count(statement) == kept, statement
+    removed = Counter(removed_statements(sources))
+    assert removed.total() > 200
+    for statement, count in removed.items():
+        assert left[statement] == complete[statement] - count, statement
     prose = " ".join(text for name, text in exported.items() if not name.endswith(".py"))
-    for statement in {*removed}:
+    for statement in removed:
         assert len(statement) < 20 or statement not in prose
 
 
@@ -121,6 +121,14 @@ def test_every_function_of_a_task_is_cut_and_no_two_tasks_share_one() -> None:
             assert is_stub or written.endswith(("= {}", "= ()")), place
     assert sum(task.points for task in TASKS) == 100
     assert [task.number for task in TASKS] == [*range(1, 14)]
+
+
+def test_comments_before_what_is_cut_are_cut_too() -> None:
+    text = "def one() -> int:\n    # the reason\n    return 1\n\n\ntwo = 2\n"
+    task = TASKS[0]._replace(functions=("file:one",))
+    stub = '    raise NotImplementedError("task 1")\n'
+    wanted = {"file.py": f"def one() -> int:\n{stub}\n\ntwo = 2\n"}
+    assert skeleton.cut({"file.py": text}, [task]) == wanted
 
 
 def test_an_edit_that_fits_nowhere_or_twice_is_an_error() -> None:
@@ -229,6 +237,7 @@ def test_a_dialect_depends_on_the_class_key_and_the_student() -> None:
     assert len({chosen.word for chosen in drawn}) == 200
     for flag in FLAGS:
         assert {getattr(chosen, flag) for chosen in drawn} == {True, False}
+    assert len({chosen[1:] for chosen in drawn}) > 16
     assert dialect.of(CLASS_KEY + b"2", "alice") != ALICE
 
 
@@ -318,6 +327,30 @@ def test_the_formulas_of_a_dialect_are_those_of_its_code(flag: str) -> None:
             values = {label.replace("-", "_"): keys[label], **moves[direction]}
             moved[label] = formula(text, f"{label}'", **values)
         assert moved == evolve(keys, b"one", b"two")
+
+
+@pytest.mark.parametrize("flag", ["word", *FLAGS])
+def test_the_vectors_of_a_dialect_are_those_of_its_code(flag: str) -> None:
+    chosen = BOB if flag == "word" else PLAIN._replace(**{flag: True})  # type: ignore[arg-type]
+    code = load(dialect.sources(chosen))
+    for case in json.loads(dialect.vectors(chosen)["key_schedule.json"])["cases"]:
+        texts = {name: value for name, value in case.items() if isinstance(value, str)}
+        nonces = [bytes.fromhex(texts[f"{end}_nonce"]) for end in ("client", "server")]
+        keys = hashes(case["start"])
+        master_key = bytes.fromhex(texts["master_key"])
+        assert keys == {label: code.derive_key(master_key, label) for label in KEY_LABELS}
+        bound = code.bind_keys(keys, *nonces)
+        assert bound == hashes(case["binding"])
+        for name, evolve, message, values in (
+            ("c2s_ratchet", code.evolve_c2s, "client_data", ("ciphertext", "nonce")),
+            ("s2c_ratchet", code.evolve_s2c, "server_aggr_response", ("body", "status")),
+        ):
+            moved = evolve(bound, *(bytes.fromhex(case[message][value]) for value in values))
+            assert moved == bound | hashes(case[name])
+
+
+def hashes(steps: dict[str, dict[str, str]]) -> dict[str, bytes]:
+    return {label: bytes.fromhex(step["output"]) for label, step in steps.items()}
 
 
 def test_the_page_of_a_dialect_differs_in_its_formulas_only() -> None:
@@ -411,6 +444,7 @@ def test_every_planted_bug_changes_the_code_in_every_dialect() -> None:
         for bug in BUGS:
             module, _, name = bug.function.partition(":")
             text = skeleton.edited(sources[f"{module}.py"], name, bug.old, bug.new)
+            assert text != sources[f"{module}.py"], bug
             made.add((module, text))
         assert len(made) == len(BUGS)
     for module, text in made:  # differing by layout only would be differing text
