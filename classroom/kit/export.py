@@ -92,5 +92,5 @@ def main(words: list[str] | None = None) -> int:
     chosen = dialect.of(dialect.class_key(options.class_key), options.student)
     folder = Path(options.folder).absolute()
     write(folder, files(chosen, options.student))
-    print(f"wrote the assignment of {options.student} to {escaped(str(folder))}")
+    print(f"wrote the assignment of {escaped(options.student)} to {escaped(str(folder))}")
     return 0
