@@ -23,7 +23,7 @@ from classroom.kit.skeleton import Sources, find
 from classroom.kit.tasks import TASKS, Task
 
 TASK_S = 5.5  # for all checks of a task, as far as the submission uses it up
-LONGER_S = {12: 20.0, 13: 30.0}  # for six sessions under attack, and for many planted bugs
+LONGER_S = {11: 12.0, 12: 15.0, 13: 30.0}  # thousands of queries, sessions, planted bugs
 TRUSTED_S = 100.0  # of the reference, for all tasks
 
 

@@ -66,7 +66,7 @@ def passes(student: Asked, name: str, world: Side) -> bool:
         try:
             return world.do(
                 "local.perform(handle, method, arguments)",
-                within_s=1.0,
+                within_s=3.0,
                 is_raw=True,
                 handle=question[1] if len(question) > 1 else None,
                 method=question[2] if len(question) > 2 else None,
@@ -80,7 +80,7 @@ def passes(student: Asked, name: str, world: Side) -> bool:
 
     world.do("local = Local()")
     try:
-        student.do("run_test(name)", told=told, name=name)
+        student.do("run_test(name)", within_s=6.0, told=told, name=name)
     except Raised:
         return False
     return not failures
@@ -142,8 +142,8 @@ def sorted_tests(bench: Bench, reference: Any) -> tuple[list[str], int]:
     """Return the tests that the reference passes, and how many it fails. Raises Gone, Failed."""
     say = "[P 3] mine.py has to have tests, functions named test_..., that the reference passes."
     try:
-        names = bench.student.do(LISTED)
-        bench.student.do(RUNNER)
+        names = bench.student.do(LISTED, within_s=6.0)
+        bench.student.do(RUNNER, within_s=6.0)
     except Raised as error:
         raise Failed(f"{say} Yours raised {named(error.name)}.") from None
     if not isinstance(names, list) or not all(isinstance(n, str) and len(n) < 200 for n in names):
@@ -159,7 +159,7 @@ def sorted_tests(bench: Bench, reference: Any) -> tuple[list[str], int]:
 def is_killed(bench: Bench, reference: Any, names: list[str], bug: Bug | None) -> bool:
     """Return whether a test fails where a bug is planted, or none. Raises Gone."""
     bench.student.restart()  # so that no test knows how often it has run
-    bench.student.do(RUNNER)
+    bench.student.do(RUNNER, within_s=6.0)
     sources = planted(reference.sources, bug) if bug else reference.sources
     with World(sources, reference.jail) as world:
         if world.import_error:
