@@ -84,6 +84,7 @@ from companions.secure_chat.rooms import (
     Said,
     Untimely,
     WrongRecipient,
+    WrongRoom,
     WrongSender,
     WrongSeqno,
 )
@@ -901,6 +902,16 @@ def earlier_session(frames: Frames, lab: Lab) -> Frames:
     yield from frames
 
 
+@outside("honesty", "client", WrongRoom)
+def other_room(lab: Lab) -> None:
+    """What Alice said in one room is told in another, which begins with the same head."""
+    said, opening = next((entry, opening) for name, entry, opening in lab.told if name == BOB)
+    lab.start = forms.parse_message(said.signed).seen
+    lab.move("elsewhere")
+    again = Story(lab, lab.bob).tell(said.signed, said.signature, opening)
+    lab.bribe = to_bob(lambda entry, opening: [again, (entry, opening)])
+
+
 @outside("honesty", "client", WrongRecipient, goal=overheard)
 def forwarded_message(lab: Lab) -> None:
     """Bob is told what Alice said only to the others."""
@@ -939,6 +950,20 @@ def two_histories(lab: Lab) -> None:
 
     lab.bribe = to_bob(change)
     speak(lab, "I pay 10")
+
+
+@outside(
+    "honesty",
+    "",
+    None,
+    goal=divided,
+    noticed="two members who compare heads or transcripts",
+    wins="Alice and Bob have receipts of two histories",
+)
+def uncrossed_histories(lab: Lab) -> None:
+    """The same, but Alice and Bob leave before anything crosses."""
+    two_histories(lab)
+    lab.move("elsewhere")
 
 
 @outside("honesty", "client", BadHead, goal=divided)

@@ -14,6 +14,7 @@ after Ctrl-C (143 after SIGTERM).
 
 from __future__ import annotations
 
+import argparse
 import getpass
 import os
 import signal
@@ -46,12 +47,14 @@ from companions.secure_chat.protocol import (
 )
 from companions.secure_chat.rooms import (
     LOBBY,
+    MAX_ROOM_NAME,
     Member,
     Room,
     Said,
     Seat,
     parse_member,
     parse_number,
+    parse_room_name,
 )
 from companions.secure_chat.settings import PORT
 from companions.terminal import QUIT, reading_lines
@@ -183,7 +186,10 @@ class Client:
     # In a room
 
     def join(self, name: str = LOBBY) -> list[Member]:
-        """Enter a room, and return who is in it, ourselves included."""
+        """Enter a room, which the first to come makes; return who is in it, ourselves included.
+
+        A session has one stay in each room, and is in one room at a time.
+        """
         self.channel.send(Message(Kind.JOIN, {"room": name}))
         try:
             self._enter(name, self._receive())
@@ -367,7 +373,7 @@ class Talk:
         """Do what was typed, but do not run ahead of the server: it could not answer us."""
         while self._typed and self._client.seat.pending < MAX_PENDING:
             line = self._typed[0]
-            if line.strip() in ("", QUIT, "history") and self._client.seat.pending:
+            if line.strip() in ("", QUIT, "history", "head") and self._client.seat.pending:
                 return  # until all that we said has come back
             self._typed.popleft()
             self._taken()
@@ -381,6 +387,10 @@ class Talk:
         elif line.strip() == "history":
             for text in self._said:
                 self._show(text)
+        elif line.strip() == "head":
+            room = self._client.seat.room
+            self._show(f"[*] {room.name}, message {room.index}: others must have the same head")
+            self._show(f"    {room.head.hex()}")
         elif UNREADABLE in line:
             self._show("[!] not sent: it has letters that cannot be read here, and you sign for it")
         else:
@@ -426,8 +436,17 @@ def show(line: str) -> None:
     print(line, flush=True)
 
 
-def chat(client: Client, stop: list[int]) -> int:
-    """Live a session from the prompts to the receipt, and return the exit code."""
+def room_name(text: str) -> str:
+    try:
+        return parse_room_name(text)
+    except BadPayload:
+        raise argparse.ArgumentTypeError(
+            f"{text!a}: a room's name is of a-z, 0-9 and hyphens, at most {MAX_ROOM_NAME} of them"
+        ) from None
+
+
+def chat(client: Client, room: str, stop: list[int]) -> int:
+    """Live a session in a room, from the prompts to the receipt; return the exit code."""
 
     def leave(number: int, _: object) -> None:
         stop.append(number)
@@ -439,9 +458,9 @@ def chat(client: Client, stop: list[int]) -> int:
         enter(client)
         for number in end_signals():
             signal.signal(number, leave)
-        members = client.join()
+        members = client.join(room)
         names = ", ".join(sorted({one.identity.name for one in members}))
-        show(f"[*] logged in as {escaped(client.username)}; in {LOBBY}: {escaped(names)}")
+        show(f"[*] logged in as {escaped(client.username)}; in {room}: {escaped(names)}")
         Talk(client, show).run()
     return 0
 
@@ -456,6 +475,7 @@ def main() -> int:
     parser = ChatParser("Chat, with a certificate and an account.")
     parser.add_argument("--name", default="client", help="of the certificate's files")
     parser.add_argument("--server", metavar="NAME", help="in the server's certificate")
+    parser.add_argument("--room", type=room_name, default=LOBBY, help=f"default: {LOBBY}")
     options = parser.options()
     settings = settings_of(options)
     start_log(options.log, None, debug=options.debug)
@@ -471,7 +491,7 @@ def main() -> int:
     )
     stop: list[int] = []
     try:
-        return chat(client, stop)
+        return chat(client, options.room, stop)
     except EndRequested:
         to_stderr("client: stopped")
         return 128 + stop[0]

@@ -52,6 +52,16 @@ def settings_of(options: argparse.Namespace) -> Settings:
     return settings.model_copy(update=given)
 
 
+def require_folder(path: Path) -> None:
+    """Make a folder to keep evidence in, unless there is one. Raises UserError."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot keep evidence in {path}: {reason_of(error)}") from None
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise UserError(f"cannot keep evidence in {path}: it cannot be written to")
+
+
 # Certificates -------------------------------------------------------------------------------------
 
 

@@ -32,7 +32,8 @@ from companions.secure_chat.protocol import (
 from protocol_fsm import BadPayload, LocalError, ProtocolError
 
 LOBBY = "lobby"
-ROOM_NAME = re.compile("[a-z0-9-]{1,32}")
+MAX_ROOM_NAME = 32
+ROOM_NAME = re.compile(f"[a-z0-9-]{{1,{MAX_ROOM_NAME}}}")
 MAX_MEMBERS = 100
 WINDOW_MS = 300_000  # a message may be that old, or that early, by the receiver's clock
 KNOWN_HEADS = 4_096  # a head seen longer ago cannot be told from one of another history
@@ -154,7 +155,7 @@ def parse_number(value: int) -> int:
 
 def parse_room_name(name: str) -> str:
     if not ROOM_NAME.fullmatch(name):
-        raise BadPayload("a name of letters, digits and hyphens", "another")
+        raise BadPayload("a name of a-z, 0-9 and hyphens", "another")
     return name
 
 

@@ -17,7 +17,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -35,6 +35,7 @@ from companions.secure_chat.options import (
     describe,
     load_party,
     log_frame,
+    require_folder,
     settings_of,
     start_log,
 )
@@ -42,7 +43,6 @@ from companions.secure_chat.pae import sign
 from companions.secure_chat.pki import BadCertificate, Trust
 from companions.secure_chat.protocol import Kind, Message, Party, Session, State, to_base64
 from companions.secure_chat.rooms import (
-    LOBBY,
     Entry,
     Member,
     Room,
@@ -58,6 +58,8 @@ from endpoint import HOST
 from program import Lines, UserError, end_signals, run_program
 from protocol_fsm import BadPayload, ConnectionCut, LocalError, ProtocolError, Status
 
+MAX_STAYS = 100  # of one session, each in another room
+
 log = logging.getLogger("secure_chat.server")
 
 
@@ -71,6 +73,7 @@ class Limits:
     silence_s: float = 3_600.0  # of a member
     max_strangers: int = 64  # one more evicts the oldest
     max_tries: int = 5  # of a login, on one connection
+    max_rooms: int = 100  # at once
 
 
 class Record(NamedTuple):
@@ -114,13 +117,14 @@ class Server(Listener["Connection"]):
         self.folder = folder
         self.limits = limits
         self.new_session = new_session
+        self._new_room = new_room
         self._new_connection = new_connection or Connection
         self.record = record
         self.clock = clock
         with contextlib.ExitStack() as stack:
             super().__init__(stack.enter_context(listen(host, port)), limits.max_strangers, log)
-            self.rooms = {LOBBY: SharedRoom(LOBBY, self, new_room)}
-            stack.callback(self.rooms[LOBBY].close)
+            self._rooms_lock = threading.Lock()  # guards what follows
+            self._rooms: dict[str, SharedRoom] = {}
             self.close = stack.pop_all().close  # for a server that never serves
 
     def _connect(self, sock: socket.socket, address: Sequence[object]) -> Connection:
@@ -138,11 +142,28 @@ class Server(Listener["Connection"]):
                     other.channel.request_end(Status.REPLACED)
             connection.is_stranger = False
 
-    def room(self, name: str) -> SharedRoom:
-        """Return a room. Raises BadPayload if there is none of this name."""
-        room = self.rooms.get(parse_room_name(name))
-        if room is None:
-            raise BadPayload("a room that there is", name)
+    @contextlib.contextmanager
+    def room(self, name: str) -> Iterator[SharedRoom]:
+        """Yield a room for a stay: the first guest makes it, the last ends it.
+
+        Raises BadPayload if there are too many, and UserError.
+        """
+        with self._rooms_lock:
+            room = self._rooms.get(name) or self._make_room(name)
+            room.guests += 1
+        try:
+            yield room
+        finally:
+            with self._rooms_lock:
+                room.guests -= 1
+                if not room.guests:
+                    del self._rooms[name]
+                    room.close()
+
+    def _make_room(self, name: str) -> SharedRoom:
+        if len(self._rooms) >= self.limits.max_rooms:
+            raise BadPayload(f"at most {self.limits.max_rooms} rooms", "one more")
+        room = self._rooms[name] = SharedRoom(name, self, self._new_room)
         return room
 
     def audit(self, event: str, connection: Connection, reason: str, email: str = "") -> None:
@@ -167,17 +188,21 @@ class Server(Listener["Connection"]):
 
 
 class SharedRoom:
-    """A room, and the connections of those who are in it: one thing after another happens here."""
+    """A room, and the connections of those who are in it: one thing after another happens here.
+
+    A room that was empty and is made again has a new start: it is another room of the same name.
+    """
 
     def __init__(self, name: str, server: Server, new_room: Callable[..., Room]) -> None:
         self.name = name
+        self.guests = 0  # connections for which the server keeps it
         self._server = server
         self._lock = threading.Lock()  # guards what follows
         start = os.urandom(forms.HASH_BYTES)
         self._room = new_room(name, start, 0, start, server.clock)
         self._seats: dict[bytes, Connection] = {}  # by session
-        path = server.folder / f"room_{name}_{start[:4].hex()}.txt"
-        self._transcript = Transcript(path, server.party.identity.fingerprint, start)
+        path = server.folder / f"room_{name}_{self._room.start[:4].hex()}.txt"
+        self._transcript = Transcript(path, server.party.identity.fingerprint, self._room.start)
 
     def close(self) -> None:
         self._transcript.close()
@@ -265,7 +290,6 @@ class Connection:
         self.name = ""
         self.fingerprint = ""
         self._token = b""
-        self._room: SharedRoom | None = None
         self._been_in: set[str] = set()  # a session has one stay in each room
         self._evidence: Evidence | None = None
 
@@ -299,8 +323,6 @@ class Connection:
             log.exception("%s: internal error", self)
             return error
         finally:
-            if self._room:
-                self._room.leave(self)
             self._keep_evidence()
         return None
 
@@ -314,10 +336,7 @@ class Connection:
             message = self._receive()
             if message.kind is Kind.BYE:
                 return
-            if message["room"] in self._been_in:
-                raise BadPayload("a room that this session has not been in", message["room"])
-            self._been_in.add(message["room"])
-            self._chat(self._server.room(message["room"]))
+            self._chat(parse_room_name(message["room"]))
 
     def _deadline(self, seconds: float) -> float:
         return time.monotonic() + seconds
@@ -375,14 +394,18 @@ class Connection:
             )
         return accounts.login(identity, message["email"], message["pwd"], self.ip)
 
-    def _chat(self, room: SharedRoom) -> None:
+    def _chat(self, name: str) -> None:
         """Serve a member of a room until it leaves, and exchange receipts."""
-        self._room = room
-        self.channel.send(room.join(self))
-        while (message := self._receive()).kind is Kind.MSG:
-            room.say(self, message)
-        room.leave(self)
-        self._room = None
+        if name in self._been_in or len(self._been_in) >= MAX_STAYS:
+            raise BadPayload(f"one of {MAX_STAYS} rooms, each for one stay", name)
+        self._been_in.add(name)
+        with self._server.room(name) as room:
+            try:
+                self.channel.send(room.join(self))
+                while (message := self._receive()).kind is Kind.MSG:
+                    room.say(self, message)
+            finally:
+                room.leave(self)
         self.channel.act()  # what was relayed to us before
         self._exchange_receipts()
 
@@ -445,6 +468,7 @@ def main() -> int:
     start_log(settings.server_log, lines, debug=options.debug)
     trust = load_trust(settings.certs)
     party = load_party(settings.certs, options.name, "server", trust)
+    require_folder(settings.transcripts)
     database = Database(settings.database_url.get_secret_value())
     stop: list[int] = []  # not an Event, whose lock a second signal would find taken
     for number in end_signals():

@@ -244,6 +244,7 @@ class Lab(Stage):
         self.bribe: Bribe | None = None
         self.told: list[tuple[str, Entry, bytes]] = []  # by the server, in this session
         self.seats: dict[str, Connection] = {}  # at the server, by name
+        self.start = b""  # of the rooms that the bribed server makes; empty: by chance
         self._log = log
         self._observer = observer
         self._list_number = 0
@@ -268,7 +269,7 @@ class Lab(Stage):
                 port=0,
                 limits=LIMITS,
                 new_session=self.new_session,
-                new_room=self.parts.room,
+                new_room=self.new_room,
                 new_connection=partial(Bribed, self),
                 record=self._see,
             )
@@ -307,6 +308,10 @@ class Lab(Stage):
         """Hand all ends a new revocation list."""
         self._list_number += 1
         self.revocations = self.pki.revocations(self._list_number, revoked, days, authority)
+
+    def new_room(self, name: str, start: bytes, index: int, head: bytes, *rest: Any) -> Room:
+        """Return a room of the server's, which begins as the adversary wants."""
+        return self.parts.room(name, self.start or start, index, self.start or head, *rest)
 
     # Those who live on it
 
@@ -427,6 +432,7 @@ class Lab(Stage):
                 self._live(self.address, lambda: run_outside(attack, self))
         finally:
             self.bribe = None
+            self.start = b""
             self.publish()  # a good one, by which Carol judges who came meanwhile
         self._await_the_end()
         return outcome
@@ -460,10 +466,22 @@ class Lab(Stage):
             pass
         bob.leave()
         for client in (alice, bob):
-            name = client.party.identity.name
-            while not isinstance(event := client.hear(client.timeout_s), Kept):
-                self._note(client, event)
-            self.outcome.kept[name] = event
+            self._settle(client)
+
+    def _settle(self, client: Client) -> None:
+        """Hear the rest, up to the receipts; what counts is the first room that was left."""
+        while not isinstance(event := client.hear(client.timeout_s), Kept):
+            self._note(client, event)
+        self.outcome.kept.setdefault(client.party.identity.name, event)
+
+    def move(self, room: str) -> None:
+        """Let Alice and Bob leave in peace, and meet again in another room."""
+        for client in (self.alice, self.bob):
+            client.leave()
+            self._settle(client)
+        self.bribe = None  # which was about the room that they have left
+        for client in (self.alice, self.bob):
+            client.join(room)
 
     def _say(self, speaker: Client, text: str) -> None:
         self.outcome.said.append((speaker.party.identity.name, text))

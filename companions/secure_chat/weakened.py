@@ -324,6 +324,11 @@ class NoOwnTries(Accounts):
 # Rules of Room ------------------------------------------------------------------------------------
 
 
+class NoRoom(Room):
+    def _check_room(self, message: forms.Message) -> None:
+        """Take a message that was said in another room."""
+
+
 class NoSession(Room):
     def _check_sender(self, message: forms.Message) -> Member:
         """Take a message of any session of somebody in the room."""
@@ -463,6 +468,7 @@ RULES: dict[str, type] = {
     "dummy-hash": NoDummyHash,
     "atomic-limit": NoAtomicLimit,
     "own-tries": NoOwnTries,
+    "room": NoRoom,
     "session": NoSession,
     "message-signature": NoMessageSignature,
     "recipient": NoRecipient,
@@ -492,6 +498,7 @@ DOCUMENTED = (  # what the seed document does without
     "direction-keys",
     "binding",
     "server-hash",
+    "room",
     "session",
     "recipient",
     "future",

@@ -35,6 +35,7 @@ from companions.secure_chat.stage import (
 )
 from companions.secure_chat.stage import SECRET as TO_OTHERS
 from companions.secure_chat.weakened import DOCUMENTED, RULES, without
+from companions.secure_chat.verify import Wrong, compare, read_lines
 from lab.catalogue import Attack
 from lab.frames import Frame
 from lab.verdict import Result, judge
@@ -115,6 +116,19 @@ def test_members_live_a_whole_session_when_nobody_attacks(lab: Lab) -> None:
     assert outcome.errors == {"client": [], "server": []}
     for goal in (alone, divided, forged, impersonated, overheard, vanished):
         assert goal(outcome) == ""
+
+
+@pytest.mark.slow
+def test_histories_that_never_cross_are_exposed_by_comparing(lab: Lab) -> None:
+    suffer(lab, "uncrossed-histories")
+    told = [
+        list(read_lines(kept.transcript.read_bytes(), attacks.bundle(kept)))
+        for kept in (lab.outcome.kept[name] for name in (ALICE, BOB))
+    ]
+    heads = [lines[-1].content for lines in told]
+    assert heads[0] != heads[1]
+    with pytest.raises(Wrong, match="two histories"):
+        compare(*told)
 
 
 # Against weakened ends ----------------------------------------------------------------------------

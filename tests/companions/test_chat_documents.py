@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from companions.secure_chat import accounts, pki, protocol, rooms, storage
+from companions.secure_chat import accounts, pki, protocol, rooms, server, storage
 from companions.secure_chat.forms import Head, Message
 from companions.secure_chat.protocol import ERROR_TYPES, MEMBERS, Kind
 from companions.secure_chat.server import Limits
@@ -90,6 +90,10 @@ def test_every_error_is_named() -> None:
         ("1 Frames and messages", protocol.MAX_HANDSHAKE),
         ("1 Frames and messages", protocol.MAX_FROM_CLIENT),
         ("1 Frames and messages", protocol.MAX_FROM_SERVER),
+        ("8 Rooms", rooms.MAX_ROOM_NAME),
+        ("8 Rooms", rooms.MAX_MEMBERS),
+        ("8 Rooms", Limits().max_rooms),
+        ("8 Rooms", server.MAX_STAYS),
         ("9 Messages", protocol.MAX_TEXT_BYTES),
         ("9 Messages", rooms.KNOWN_HEADS),
         ("12 Certificates", pki.MAX_PEM),
@@ -112,6 +116,39 @@ def test_times_and_costs_are_those_of_the_code() -> None:
     assert "have 10 seconds in all, each try of a login 60 seconds, a frame 5" in text
     assert "silent for an hour" in text
     assert "(19 MiB, 2 passes, 1 lane)" in section("7 Accounts")
+
+
+def test_every_improvement_and_warning_of_the_document_is_answered() -> None:
+    text = section("In production")
+    improvements = table(text, "future improvement")
+    warnings = table(text, "warning")
+    assert (len(improvements), len(warnings)) == (8, 10)
+    for row, words in zip(
+        [*improvements, *warnings],
+        (
+            "Perfect Forward Secrecy",
+            "Certificate pinning",
+            "Rate limiting",
+            "Key rotation",
+            "Multi-party messaging",
+            "Persistent session store",
+            "TLS upgrade path",
+            "Hardware security module",
+            "TLS/SSL",
+            "HSM",
+            "certificate revocation",
+            "rate limiting",
+            "connection pooling",
+            "audit logging",
+            "Rotate certificates",
+            "random number generation",
+            "API authentication",
+            "security audits",
+        ),
+        strict=True,
+    ):
+        assert words in row[0]
+        assert row[1]
 
 
 # The document's commands --------------------------------------------------------------------------
@@ -178,8 +215,8 @@ class Typist:
         return done.stdout + done.stderr
 
 
-@pytest.fixture
-def server(tmp_path: Path) -> Typist:
+@pytest.fixture(name="server")
+def started(tmp_path: Path) -> Typist:
     """A typist who has done all up to the server, and who will start it."""
     typist = Typist(tmp_path)
     assert "Certificate not found" in typist("secure_chat.server", code=2)

@@ -181,11 +181,11 @@ def test_second_stay_of_a_session_is_refused(house: House) -> None:
             alice.join()
 
 
-def test_unknown_room_is_refused(house: House) -> None:
+def test_room_with_another_kind_of_name_is_refused(house: House) -> None:
     with house.client() as alice:
         alice.register(ALICE, "alice", PASSWORDS[ALICE])
         with pytest.raises(PeerEnded, match="violation"):
-            alice.join("no-such-room")
+            alice.join("No such room")
 
 
 def test_member_that_is_cut_off_has_an_uncountersigned_receipt_and_is_said_to_have_left(
