@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import getpass
+import math
 import os
 import signal
 import socket
@@ -52,6 +53,7 @@ from companions.secure_chat.rooms import (
     Room,
     Said,
     Seat,
+    encode_text,
     parse_member,
     parse_number,
     parse_room_name,
@@ -92,7 +94,13 @@ class Left(NamedTuple):
     member: Member
 
 
-Event = Said | Joined | Left | Kept
+class Updated(NamedTuple):
+    """There are new keys, whoever asked for them; old ones are forgotten."""
+
+    keys: dict[str, str]  # their fingerprints, by label
+
+
+Event = Said | Joined | Left | Updated | Kept
 
 
 class Client:
@@ -130,6 +138,8 @@ class Client:
         self._address = (host, port)
         self._new_room = new_room
         self._evidence: Evidence | None = None
+        self._held: deque[Callable[[], object]] = deque()  # until there are new keys
+        self._update_by = math.inf  # monotonic; by then the server has to have sent its share
 
     def __enter__(self) -> Client:
         try:
@@ -226,12 +236,50 @@ class Client:
         return parse_member(values, self.trust, self.session.now())
 
     def say(self, text: str) -> None:
-        """Say a text, of at most 4,096 bytes, to everybody in the room. Raises LocalError."""
-        self.channel.send(self.seat.compose(text, self.clock()))
+        """Say a text, of at most 4,096 bytes, to everybody in the room. Raises LocalError.
+
+        During a key update it is held until there are new keys.
+        """
+        encode_text(text)  # it is not held if it can never be said
+        self._do_or_hold(lambda: self.channel.send(self.seat.compose(text, self.clock())))
+
+    @property
+    def pending(self) -> int:
+        """How many of our texts have not come back yet."""
+        return self.seat.pending + len(self._held)
+
+    def _do_or_hold(self, action: Callable[[], object]) -> None:
+        if self.session.state is State.UPDATING:
+            self._held.append(action)
+        else:
+            action()
+
+    def update(self) -> None:
+        """Ask for new keys; `hear` returns Updated when they are there. Raises LocalError."""
+        if self.session.state is State.UPDATING:
+            return
+        self.channel.send(Message(Kind.DH_CLIENT))
+        self._update_by = time.monotonic() + self.timeout_s
+        self.channel.hurry(self.timeout_s)
+
+    def _updated(self) -> Updated:
+        """Say under the new keys what was held."""
+        self._update_by = math.inf
+        while self._held:
+            self._held.popleft()()
+        return Updated(self.session.fingerprints())
 
     def hear(self, timeout_s: float = NO_LIMIT_S) -> Event:
         """Return what happens next; our own texts come back, too, when the server has them."""
-        message = self.channel.receive(time.monotonic() + timeout_s)
+        deadline = time.monotonic() + timeout_s
+        while True:
+            if self.session.is_update_due and self.session.state is State.CHAT:
+                self.update()
+            message = self.channel.receive(min(deadline, self._update_by))
+            if message.kind is not Kind.UPDATE:
+                break
+            if self.session.state is State.ASKED:  # else it has crossed our share, or our leave
+                self.update()
         try:
             return self._take(message)
         except ProtocolError as error:
@@ -240,6 +288,8 @@ class Client:
 
     def _take(self, message: Message) -> Event:
         """Return what a message of the server means. Raises ProtocolError."""
+        if message.kind is Kind.DH_SERVER:
+            return self._updated()
         room = self.seat.room
         evidence = self._evidence
         if evidence is None or message.members.get("room", room.name) != room.name:
@@ -261,7 +311,8 @@ class Client:
 
     def leave(self) -> None:
         """Say that we leave; what was said before still comes, and then the server's receipt."""
-        self.channel.send(Message(Kind.LEAVE, {"room": self.seat.room.name}))
+        leave = Message(Kind.LEAVE, {"room": self.seat.room.name})
+        self._do_or_hold(lambda: self.channel.send(leave))
         self.channel.hurry(self.timeout_s)
 
     def settle(self) -> Kept:
@@ -371,9 +422,9 @@ class Talk:
 
     def _go_on(self) -> None:
         """Do what was typed, but do not run ahead of the server: it could not answer us."""
-        while self._typed and self._client.seat.pending < MAX_PENDING:
+        while self._typed and self._client.pending < MAX_PENDING:
             line = self._typed[0]
-            if line.strip() in ("", QUIT, "history", "head") and self._client.seat.pending:
+            if line.strip() in ("", QUIT, "history", "head") and self._client.pending:
                 return  # until all that we said has come back
             self._typed.popleft()
             self._taken()
@@ -391,6 +442,8 @@ class Talk:
             room = self._client.seat.room
             self._show(f"[*] {room.name}, message {room.index}: others must have the same head")
             self._show(f"    {room.head.hex()}")
+        elif line.strip() == "update":
+            self._client.update()
         elif UNREADABLE in line:
             self._show("[!] not sent: it has letters that cannot be read here, and you sign for it")
         else:
@@ -403,6 +456,8 @@ class Talk:
         """Show what happened; no text can look like words of our own, which begin with [."""
         if isinstance(event, Joined):
             self._show(f"[*] {escaped(event.member.identity.name)} joined")
+        elif isinstance(event, Updated):
+            self._show("[*] new keys; the old ones are forgotten")
         elif isinstance(event, Left):
             self._show(f"[*] {escaped(event.member.identity.name)} left")
         elif isinstance(event, Said) and event.text is not None:

@@ -39,7 +39,7 @@ from companions.secure_chat.pki import (
     alternative_names,
     usages_of,
 )
-from companions.secure_chat.protocol import Direction, Kind, Party, Session, parse
+from companions.secure_chat.protocol import Direction, Kind, Party, Session, State, parse
 from companions.secure_chat.rooms import Entry, Member, Room
 from companions.secure_chat.server import Server
 from companions.secure_chat.storage import login_tries
@@ -235,6 +235,23 @@ class NoDirectionKeys(Session):
     def _key(self, sender: Direction, use: str) -> bytes:
         """Use the keys of one direction for both."""
         return self._keys[f"C2S-{use}"]
+
+
+class NoUpdate(Session):
+    def _next_keys(self) -> None:
+        """Go on with the keys of the session after a key update, too."""
+        before = self._keys
+        super()._next_keys()
+        if self.state is State.UPDATING:
+            self._keys = before
+
+
+class NoUpdateSecret(Session):
+    def _next_keys(self) -> None:
+        """Derive the next keys from the last ones, as a ratchet without new secrets does."""
+        if self.state is State.UPDATING:
+            self._shared = self._keys["C2S-MAC"]
+        super()._next_keys()
 
 
 # Rules of Accounts --------------------------------------------------------------------------------
@@ -458,6 +475,8 @@ RULES: dict[str, type] = {
     "range": NoRange,
     "subgroup": NoSubgroup,
     "ephemeral": NoEphemeral,
+    "update": NoUpdate,
+    "update-secret": NoUpdateSecret,
     "encryption": NoEncryption,
     "tag": NoTag,
     "number": NoNumber,
@@ -493,6 +512,7 @@ DOCUMENTED = (  # what the seed document does without
     "possession",
     "range",
     "subgroup",
+    "update",
     "tag",
     "number",
     "direction-keys",
