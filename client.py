@@ -156,8 +156,7 @@ def plain_number(value: SupportsFloat) -> float:
 # Readings, from files and by hand -----------------------------------------------------------------
 
 NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
-# begins as a number does, or stands for a missing one: no title of a column
-VALUE = re.compile(r"[\W_]*(\d|(nan|inf|infinity|n/?a|null|none)$)|[-./?]+$", re.IGNORECASE)
+MISSING = re.compile(r"[\W_]*(nan|inf|infinity|n/?a|null|none)$|[-./?]+$", re.IGNORECASE)  # a value
 SEPARATORS = {
     "\t": "tabs",
     ";": "semicolons",
@@ -224,7 +223,7 @@ class Table:
 
     def _is_numeric(self, start: int, end: int) -> bool:
         """Return whether one of these cells of the first row is a value, and no title."""
-        return any(VALUE.match(cell) for cell in self._cells[start:end])
+        return not all(map(is_title, self._cells[start:end]))
 
     def _find(self, column: str | None, where: str) -> int:
         """Return the index of the column to read, and note whether the first row is a header."""
@@ -288,6 +287,12 @@ class Table:
         cells = SEPARATORS[self._separator] if self._separator else "one cell a row"
         sign = "comma" if "," in self._signs else "point"
         return f"reads column {self._column + 1}, {title}: {cells}, decimal {sign}"
+
+
+def is_title(cell: str) -> bool:
+    """Return whether it may stand above a column: it begins with a letter, or is a mere sign."""
+    first = next(filter(str.isalnum, cell), "a")
+    return first.isalpha() and not MISSING.match(cell)
 
 
 def separator_of(line: str) -> str:

@@ -25,6 +25,8 @@ PATIENCE_S = 600  # for another run.py that makes .venv
 WHEELHOUSE = "wheelhouse"  # beside this file: packages are then taken from there, and no network
 DEFAULT = "demo"
 # What to type: (which packages it needs, what Python is to run in turn, what it is for).
+# One process more than cores: many a test waits for a socket most of its time.
+TESTS = "-m pytest -n %d --dist worksteal" % ((os.cpu_count() or 1) + 1)
 COMMANDS = {
     "demo": (
         "requirements.txt",
@@ -66,25 +68,30 @@ COMMANDS = {
     "client": ("requirements.txt", ["client.py"], "a client; its id and flags follow"),
     "test": (
         "requirements-dev.txt",
-        ["-m pytest -n auto"],
+        [TESTS],
         "the tests; flags for pytest may follow",
     ),
     "test core": (
         "requirements-dev.txt",
         [
-            "-m pytest -n auto tests/test_crypto_utils.py tests/test_protocol_fsm.py "
+            TESTS + " tests/test_crypto_utils.py tests/test_protocol_fsm.py "
             "tests/test_vectors.py tests/test_channel.py tests/test_server.py "
             "tests/test_programs.py"
         ],
         "only those of the protocol, the server and the client",
     ),
-    "test slow": ("requirements-slow.txt", ["-m pytest -n auto -m slow"], "those that take long"),
+    "test slow": ("requirements-slow.txt", [TESTS + " -m slow"], "those that take long"),
     "mutate": (
         "requirements-dev.txt",
         ["-m tests.mutants"],
         "whether a test misses each check that is taken out",
     ),
     "bench": ("requirements.txt", ["-m bench.bench"], "our channel beside TLS, measured"),
+    "conform": (
+        "requirements.txt",
+        ["classroom/conform/__main__.py"],
+        "whether your own server or client, in any language, is right",
+    ),
     "check": (
         "requirements-check.txt",
         ["-m ruff check .", "-m ruff format --check .", "-m mypy"],
@@ -266,6 +273,8 @@ def take(lock):
         except OSError as error:
             if error.errno != errno.EEXIST:
                 raise Problem("cannot make .venv in %s: %s" % (HERE, error.strerror))
+        if os.path.lexists(lock) and not os.path.isdir(lock):
+            raise Problem("%s is no folder of run.py's; move it away" % lock)
         if time.time() > give_up:
             raise Problem(
                 "another run.py has not finished making .venv; "

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import itertools
 import json
 import os
 import socket
@@ -54,7 +53,7 @@ from bench.measure import (
 )
 from bench.process import Usage, usage_of
 from bench.rivals import HOST, tls_context
-from companions.asymmetric import new_identity
+from companions.asymmetric import PrivateKey, new_identity
 from companions.secure_chat import authority, forms, gen_ca, gen_cert
 from companions.secure_chat.accounts import LANES, MEMORY_KIB, PASSES, Accounts
 from companions.secure_chat.certs import (
@@ -65,6 +64,7 @@ from companions.secure_chat.certs import (
 )
 from companions.secure_chat.client import Client
 from companions.secure_chat.forms import NOTHING, OPENING_BYTES, Recipient
+from companions.secure_chat.options import start_log
 from companions.secure_chat.pae import is_signed, sign
 from companions.secure_chat.pki import Role, utc_now
 from companions.secure_chat.protocol import Party
@@ -120,6 +120,7 @@ def our_client(folder: Path, own: Party, address: tuple[str, int]) -> Iterator[C
 
 def serve_ours(pipe: Connection, folder: Path) -> None:
     """In the server's process: tell the address, then processor time and usage when asked."""
+    start_log(None, None)
     accounts = Accounts(Database(f"sqlite:///{folder / 'chat.db'}"))
     own = party(folder, "server", "server")
     with Server(own, load_trust(folder), accounts, folder / "kept", HOST, 0) as server:
@@ -208,24 +209,43 @@ def serve_tls(pipe: Connection, folder: Path) -> None:
 
 def relay_lean(folder: Path, alice: BinaryIO, bob: BinaryIO) -> None:
     """Put what Alice says in order, until she is gone."""
-    own = load_credentials(folder, "server")
-    key = load_credentials(folder, "alice").key.public_key()
-    lines = Transcript(folder / "kept" / f"tls_{os.getpid()}.txt", own.fingerprint, START)
-    head = START
-    for index in itertools.count():
-        signed, signature, opening = read(alice, 3)
+    room = LeanRoom(folder, LOBBY)
+    room.streams = [alice, bob]
+    while room.relay(read(alice, 3)):
+        pass
+    room.lines.close()
+
+
+class LeanRoom:
+    """A room of the lean rival, in which all have Alice's key: verifies, orders, signs, keeps."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.streams: list[BinaryIO] = []  # of those who hear what is said
+        self.lock = threading.Lock()  # for a server in which several speak
+        self._name = name
+        self._own = load_credentials(folder, "server")
+        self._key = load_credentials(folder, "alice").key.public_key()
+        self._index = 0
+        self._head = START
+        path = folder / "kept" / f"tls_{os.getpid()}_{name}.txt"
+        self.lines = Transcript(path, self._own.fingerprint, START)
+
+    def relay(self, said: Sequence[bytes]) -> bool:
+        """Tell everybody what was said; return whether anything was."""
+        signed, signature, opening = said
         if not signed:
-            break
+            return False
         message = forms.parse_message(signed)
-        if not is_signed(key, signed, signature) or not opens(message, opening):
+        if not is_signed(self._key, signed, signature) or not opens(message, opening):
             sys.exit("what came is not what was signed")
-        head = forms.next_head(head, signed, signature)
-        place = forms.Head(LOBBY, START, index, now_ms(), head).encode()
-        entry = (signed, signature, place, sign(own.key, place))
-        lines.add(*entry)
-        for stream in (alice, bob):
+        self._head = forms.next_head(self._head, signed, signature)
+        place = forms.Head(self._name, START, self._index, now_ms(), self._head).encode()
+        self._index += 1
+        entry = (signed, signature, place, sign(self._own.key, place))
+        self.lines.add(*entry)
+        for stream in self.streams:
             write(stream, *entry, opening)
-    lines.close()
+        return True
 
 
 def opens(message: forms.Message, opening: bytes) -> bool:
@@ -237,15 +257,25 @@ def now_ms() -> int:
 
 
 class LeanMember:
-    """One end of the lean rival: signs, verifies, and keeps its lines."""
+    """One end of the lean rival, with Alice's key: signs, verifies, and keeps its lines."""
 
-    def __init__(self, folder: Path, name: str, address: tuple[str, int]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        address: tuple[str, int],
+        room: str = LOBBY,
+        session: bytes = SESSIONS["alice"],
+        others: Sequence[bytes] = (SESSIONS["bob"],),
+    ) -> None:
         context = tls_context("tls13", folder, is_server=False)
         self.stream = lean_stream(socket.create_connection(address), context, is_server=False)
-        self.own = load_credentials(folder, name)
-        self.alice = load_credentials(folder, "alice")
-        self.bob = load_credentials(folder, "bob")
+        self.own = load_credentials(folder, "alice")
         self.server = load_credentials(folder, "server")
+        self.room = room
+        self.session = session
+        bob = load_credentials(folder, "bob").fingerprint
+        self.others = tuple(Recipient(bob, one) for one in sorted(others))
         path = folder / "kept" / f"tls_{os.getpid()}_{name}.txt"
         self.lines = Transcript(path, self.server.fingerprint, START)
         self.head = START
@@ -259,13 +289,13 @@ class LeanMember:
         self.stream.close()
         self.lines.close()
 
-    def say(self) -> None:
-        opening = os.urandom(OPENING_BYTES) + TEXT.encode()
+    def say(self, stream: BinaryIO, text: str = TEXT) -> None:
+        opening = os.urandom(OPENING_BYTES) + text.encode()
         message = forms.Message(
-            SESSIONS["alice"],
-            LOBBY,
+            self.session,
+            self.room,
             self.own.fingerprint,
-            (Recipient(self.bob.fingerprint, SESSIONS["bob"]),),
+            self.others,
             self.seqno,
             now_ms(),
             self.previous,
@@ -276,14 +306,14 @@ class LeanMember:
         signed = message.encode()
         self.previous = forms.message_hash(signed)
         self.seqno += 1
-        write(self.stream, signed, sign(self.own.key, signed), opening)
+        write(stream, signed, sign(self.own.key, signed), opening)
 
-    def hear(self) -> None:
+    def hear(self) -> str:
         signed, signature, head, head_signature, opening = read(self.stream, 5)
         message = forms.parse_message(signed)
         self.head = forms.next_head(self.head, signed, signature)
         is_good = (
-            is_signed(self.alice.key.public_key(), signed, signature)
+            is_signed(self.own.key.public_key(), signed, signature)
             and is_signed(self.server.key.public_key(), head, head_signature)
             and forms.parse_head(head).head == self.head
             and opens(message, opening)
@@ -291,6 +321,7 @@ class LeanMember:
         if not is_good:
             sys.exit("what came is not what was sent")
         self.lines.add(signed, signature, head, head_signature)
+        return opening[OPENING_BYTES:].decode()
 
 
 def hear_tls(pipe: Connection, folder: Path, address: tuple[str, int], count: int) -> None:
@@ -307,7 +338,7 @@ def say_tls(pipe: Connection, folder: Path, address: tuple[str, int], count: int
 
         def say(messages: int) -> None:
             for number in range(messages):
-                alice.say()
+                alice.say(alice.stream)
                 if number >= WINDOW - 1:
                     alice.hear()
             for _ in range(min(messages, WINDOW - 1)):
@@ -422,9 +453,19 @@ class Held(NamedTuple):
     spread_s: float
 
 
+def certified(folder: Path, name: str, key: PrivateKey) -> Party:
+    """Return a client with a certificate of today."""
+    own = load_authority(folder)
+    address = f"{name}@example.org"
+    made = authority.certificate(
+        own.key, own.certificate, "client", address, key.public_key(), utc_now()
+    )
+    pem = authority.pem_of(made).decode("ascii")
+    return our_party(folder, Credentials(pem, made, key), "client")
+
+
 def fill(pipe: Connection, folder: Path, address: tuple[str, int], count: int) -> None:
     """In the clients' process: so many clients in one room, with a thread for each."""
-    own = load_authority(folder)
     key = new_identity()  # one for all: a key takes long to make
     accounts = Accounts(Database(f"sqlite:///{folder / 'chat.db'}"))
     heard = threading.Semaphore(0)
@@ -432,13 +473,8 @@ def fill(pipe: Connection, folder: Path, address: tuple[str, int], count: int) -
     first = threading.Event()
 
     def live(number: int) -> None:
-        address_of = f"client{number}@example.org"
-        made = authority.certificate(
-            own.key, own.certificate, "client", address_of, key.public_key(), utc_now()
-        )
-        pem = authority.pem_of(made).decode("ascii")
-        mine = our_party(folder, Credentials(pem, made, key), "client")
-        accounts.register(mine.identity, address_of, f"client{number}", PASSWORD)
+        mine = certified(folder, f"client{number}", key)
+        accounts.register(mine.identity, mine.identity.name, f"client{number}", PASSWORD)
         with our_client(folder, mine, address) as client:
             client.join()
             here.release()

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -59,12 +60,14 @@ def usage_of(pid: int) -> Usage:
 
 
 class ServerProcess:
-    """server.py on a free loopback port; its log goes to a file, so that it never waits for us."""
+    """A server on a free loopback port; its log goes to a file, so that it never waits for us."""
 
-    def __init__(self, *flags: str, most_descriptors: int = 0) -> None:
+    def __init__(
+        self, *flags: str, most_descriptors: int = 0, program: Sequence[str] = ("server.py",)
+    ) -> None:
         self._directory = tempfile.TemporaryDirectory()
         self._log = Path(self._directory.name) / "log"
-        command = [sys.executable, "-u", str(ROOT / "server.py"), "--port", "0", *flags]
+        command = [sys.executable, "-u", *program, "--port", "0", *flags]
         if most_descriptors:
             command = ["sh", "-c", f'ulimit -n {most_descriptors}; exec "$@"', "sh", *command]
         with open(self._log, "w") as log:
@@ -78,7 +81,7 @@ class ServerProcess:
             )
         assert self.process.stdout is not None
         words = self.process.stdout.readline()
-        if not words.startswith("listening on "):
+        if "listening on " not in words.lower():
             raise RuntimeError(f"the server did not start: {self.log()}")
         self.address = HOST, int(words.rpartition(":")[2])
 

@@ -16,6 +16,7 @@ import socket
 import tempfile
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -31,7 +32,6 @@ TIMEOUT_S = 20.0  # for an answer; a busy machine is no fault of the server
 KEPT_EPOCHS = 1_000  # unchecked, because answers of the last ones may still be on their way
 GROWTH_KB = 20 * 1024  # of the server, after the first tenth of the time
 LINGER_0 = b"\x01\0\0\0\0\0\0\0"  # for SO_LINGER: closing the socket sends a reset
-DEATHS = ("goodbye", "cut", "reset", "unanswered", "mid-frame", "stranger")
 SHARED = ("participants", "count", "sum", "mean", "min", "max")
 
 
@@ -125,18 +125,20 @@ class Ledger:
         return "" if got == expected else f"expected {expected[1:]}, got {got[1:]}"
 
 
-class Herd:
-    """Clients that live and die at random until they are told to stop."""
+class Herd(ABC):
+    """Clients that live and die at random until they are told to stop; faults are in `wrong`."""
 
-    def __init__(self, address: tuple[str, int], keys: Mapping[int, bytes], seed: str) -> None:
-        self.ledger = Ledger()
+    deaths: Sequence[str]  # each as likely as the others
+    kept_descriptors = 0  # that the server may open once and keep
+
+    def __init__(self, address: tuple[str, int], clients: Sequence[int], seed: str) -> None:
+        self.wrong: list[str] = []
         self.lives = Counter[str]()
         self.longest_s = 0.0  # that anybody waited for an answer
+        self.stop = threading.Event()
         self._address = address
-        self._keys = keys
         self._seed = seed
-        self._stop = threading.Event()
-        self._threads = [threading.Thread(target=self._live, args=(n,)) for n in keys]
+        self._threads = [threading.Thread(target=self._live, args=(n,)) for n in clients]
 
     def __enter__(self) -> Herd:
         for thread in self._threads:
@@ -144,40 +146,67 @@ class Herd:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._stop.set()
+        self.stop.set()
         for thread in self._threads:
             thread.join()
-        self.ledger.settle()
+
+    @abstractmethod
+    def told(self) -> str:
+        """Say what was checked so far."""
+
+    @abstractmethod
+    def live(self, number: int, rng: random.Random, death: str) -> None:
+        """Live a client's life up to a death. ProtocolError, UserError, OSError are faults."""
 
     def progress(self) -> str:
-        return (
-            f"{self.ledger.answers} answers, {sum(self.lives.values())} lives, "
-            f"{len(self.ledger.wrong)} wrong"
-        )
+        return f"{self.told()}, {sum(self.lives.values())} lives, {len(self.wrong)} wrong"
 
-    def _live(self, client_id: int) -> None:
-        rng = random.Random(f"{self._seed}/{client_id}")
-        while not self._stop.wait(rng.uniform(0, 2)):
-            death = rng.choice(DEATHS)
+    def waited(self, began: float) -> None:
+        """Note for how long somebody has waited, since a moment of the monotonic clock."""
+        self.longest_s = max(self.longest_s, time.monotonic() - began)
+
+    def _live(self, number: int) -> None:
+        rng = random.Random(f"{self._seed}/{number}")
+        while not self.stop.wait(rng.uniform(0, 2)):
+            death = rng.choice(self.deaths)
             try:
                 if death == "stranger":  # it connects, says nothing and leaves
                     with socket.create_connection(self._address, TIMEOUT_S):
-                        self._stop.wait(rng.uniform(0, 1))
+                        self.stop.wait(rng.uniform(0, 1))
                 else:
-                    self._session(client_id, rng, death)
+                    self.live(number, rng, death)
             except (ProtocolError, UserError, OSError) as error:
-                self.ledger.wrong.append(f"client {client_id}, which would {death}: {error!r}")
+                self.wrong.append(f"client {number}, which would {death}: {error!r}")
             self.lives[death] += 1
 
-    def _session(self, client_id: int, rng: random.Random, death: str) -> None:
-        with Client(client_id, self._keys, *self._address, timeout_s=TIMEOUT_S) as client:
+
+class Reporters(Herd):
+    """Clients of the core, which report readings."""
+
+    deaths = ("goodbye", "cut", "reset", "unanswered", "mid-frame", "stranger")
+
+    def __init__(self, address: tuple[str, int], keys: Mapping[int, bytes], seed: str) -> None:
+        super().__init__(address, [*keys], seed)
+        self.ledger = Ledger()
+        self.wrong = self.ledger.wrong
+        self._keys = keys
+
+    def __exit__(self, *exception: object) -> None:
+        super().__exit__(*exception)
+        self.ledger.settle()
+
+    def told(self) -> str:
+        return f"{self.ledger.answers} answers in {self.ledger.epochs} epochs, every sum checked"
+
+    def live(self, number: int, rng: random.Random, death: str) -> None:
+        with Client(number, self._keys, *self._address, timeout_s=TIMEOUT_S) as client:
             for round_number in range(1, rng.randint(2, 20)):
                 readings = [float(rng.randrange(-(10**6), 10**6)) for _ in range(rng.randint(0, 8))]
                 began = time.monotonic()
                 answer = client.report(readings)
-                self.longest_s = max(self.longest_s, time.monotonic() - began)
-                self.ledger.answered(client_id, round_number, readings, answer)
-                if self._stop.is_set():
+                self.waited(began)
+                self.ledger.answered(number, round_number, readings, answer)
+                if self.stop.is_set():
                     return
                 client.channel.idle(0.001 + min(rng.expovariate(1.0), 5.0))
             if death != "goodbye":
@@ -214,7 +243,7 @@ class Watch:
         next_line = self._every_s
         while (passed := time.monotonic() - self._began) < self._length_s:
             if self._server.process.poll() is not None:
-                self._herd.ledger.wrong.append("the server ended by itself")
+                self._herd.wrong.append("the server ended by itself")
                 return
             usage = self._server.usage()
             self.peak = higher(self.peak, usage)
@@ -231,17 +260,18 @@ def soak(server: ServerProcess, herd: Herd, length_s: float, every_s: float) -> 
     watch = Watch(server, herd, length_s, every_s)
     with contextlib.suppress(KeyboardInterrupt), herd:
         watch.run()
-    after = settled(server, watch.first)
-    ledger = herd.ledger
-    if after[1:] != watch.first[1:]:
-        ledger.wrong.append(f"not back where it began: {watch.first} before, {after} after")
+    most = watch.first.descriptors + herd.kept_descriptors
+    after = settled(server, watch.first._replace(descriptors=most))
+    is_back = watch.first.descriptors <= after.descriptors <= most
+    if after.threads != watch.first.threads or not is_back:
+        herd.wrong.append(f"not back where it began: {watch.first} before, {after} after")
     if watch.peak.resident_kb - watch.early.resident_kb > GROWTH_KB:
-        ledger.wrong.append(f"it grew: {watch.early} in the first tenth, {watch.peak} later")
+        herd.wrong.append(f"it grew: {watch.early} in the first tenth, {watch.peak} later")
     code, stop_s = server.stop()
     if code != 0 or "Traceback" in "\n".join(server.log()):
-        ledger.wrong.append(f"exit code {code}, and the log ends with {server.log()[-20:]}")
+        herd.wrong.append(f"exit code {code}, and the log ends with {server.log()[-20:]}")
     return [
-        f"{ledger.answers} answers in {ledger.epochs} epochs, every sum checked",
+        herd.told(),
         f"{sum(herd.lives.values())} lives: "
         + ", ".join(f"{number} {death}" for death, number in sorted(herd.lives.items())),
         f"longest wait for an answer {herd.longest_s:.2f} s; stopped in {stop_s:.2f} s",
@@ -249,23 +279,30 @@ def soak(server: ServerProcess, herd: Herd, length_s: float, every_s: float) -> 
         f"first tenth {watch.early}",
         f"peak        {watch.peak}",
         f"after       {after}",
-        f"{len(ledger.wrong)} wrong",
-        *ledger.wrong[:20],
+        f"{len(herd.wrong)} wrong",
+        *herd.wrong[:20],
     ]
 
 
+class SoakParser(Parser):
+    """The flags of every soak."""
+
+    def __init__(self, description: str, clients: int) -> None:
+        super().__init__(description)
+        self.add_argument("--minutes", type=seconds, default=10.0, help="default 10")
+        self.add_argument("--clients", type=positive, default=clients, help=f"default {clients}")
+        self.add_argument("--seed", default=secrets.token_hex(4), help="of what the clients do")
+        self.add_argument(
+            "--progress",
+            type=seconds,
+            default=15.0,
+            metavar="S",
+            help="seconds between two lines of progress; default 15",
+        )
+
+
 def main() -> int:
-    parser = Parser("Many clients for many minutes; every sum is checked.")
-    parser.add_argument("--minutes", type=seconds, default=10.0, help="default 10")
-    parser.add_argument("--clients", type=positive, default=200, help="1 to 255; default 200")
-    parser.add_argument("--seed", default=secrets.token_hex(4), help="of what the clients do")
-    parser.add_argument(
-        "--progress",
-        type=seconds,
-        default=15.0,
-        metavar="S",
-        help="seconds between two lines of progress; default 15",
-    )
+    parser = SoakParser("Many clients for many minutes; every sum is checked.", clients=200)
     options = parser.options()
     if options.clients > 255:
         raise UserError("there are ids for 255 clients only")
@@ -276,9 +313,9 @@ def main() -> int:
         generate_keys(Path(directory) / "keys", [*range(1, options.clients + 1)])
         path = str(Path(directory) / "keys" / "server.keys")
         with ServerProcess("--keys", path) as server:
-            herd = Herd(server.address, choose_keys(path, HOST)[0], options.seed)
+            herd = Reporters(server.address, choose_keys(path, HOST)[0], options.seed)
             print(*soak(server, herd, 60 * options.minutes, options.progress), sep="\n")
-    return int(bool(herd.ledger.wrong))
+    return int(bool(herd.wrong))
 
 
 if __name__ == "__main__":

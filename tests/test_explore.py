@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 import subprocess
 import sys
@@ -655,11 +656,12 @@ def test_every_minimal_set_has_a_story_that_works_on_sockets() -> None:
 
 @pytest.mark.slow
 def test_stories_of_minimal_sets_break_nothing_in_the_real_protocol() -> None:
-    for names in minimal_sets():
-        if names <= LOOKED_AT:
-            tale = tell((names, 100_000, False))
-            assert tale.shortest.story
-            assert tale.needed, "a story that needs nothing to be missing"
-            assert tale.whole.story or tale.whole.is_complete
-            for found in (tale.shortest, tale.whole):
-                assert not any(explorer(REAL, seed=seed).play(found.story) for seed in SEEDS), names
+    sets = [names for names in minimal_sets() if names <= LOOKED_AT]
+    for names in random.sample(sets, 4):  # others in each run: all of them take minutes
+        print("without", sorted(names))
+        tale = tell((names, 100_000, False))
+        assert tale.shortest.story
+        assert tale.needed, "a story that needs nothing to be missing"
+        assert tale.whole.story or tale.whole.is_complete
+        for found in (tale.shortest, tale.whole):
+            assert not any(explorer(REAL, seed=seed).play(found.story) for seed in SEEDS)

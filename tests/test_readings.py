@@ -86,6 +86,8 @@ REFUSED = {  # text, column, lines to skip, what the sentence says
     "too large a number": ("v\n1e16\n", None, 0, "'1e16' is not a number up to 1e15"),
     "a missing value that is no title": ("NaN\n5\n", None, 0, "line 1, column 1: 'NaN' is not"),
     "a missing value beside a text": ("x,n/a\ny,3\n", "2", 0, "line 1, column 2: 'n/a' is not"),
+    "a half that is no title": ("½\n5\n", None, 0, r"line 1, column 1: '\\xbd' is not"),
+    "a Roman numeral that is no title": ("Ⅷ\n5\n", None, 0, "line 1, column 1: .* is not"),
     "a dash that is no title": ("--\n5\n", None, 0, "line 1, column 1: '--' is not"),
     "another minus": ("\u22125\n5\n", None, 0, r"line 1, column 1: '\\u22125' is not"),
     "a minus before a blank": ("- 5\n5\n", None, 0, "line 1, column 1: '- 5' is not"),

@@ -30,6 +30,7 @@ from tests.programs import named_signal
 
 ROOT = Path(__file__).resolve().parent.parent
 LIMIT_S = 60  # for what should take a second or two
+TESTS = f"-m pytest -n {(os.cpu_count() or 1) + 1} --dist worksteal"
 NOT_FOUND = "Could not fetch URL http://x/simple/: 404 Client Error: Not Found - skipping\n"
 NO_FILE = "ERROR: Could not find a version that satisfies the requirement x (from versions: none)\n"
 CUT_SHORT = "ERROR: Exception:\nTraceback (most recent call last):\nReadTimeoutError: timed out.\n"
@@ -206,18 +207,18 @@ def test_the_version_is_checked_before_anything_else(
         ),
         ("server --port 0", "requirements.txt", ["server.py --port 0"]),
         ("client 1 --values 2 -3", "requirements.txt", ["client.py 1 --values 2 -3"]),
-        ("test", "requirements-dev.txt", ["-m pytest -n auto"]),
-        ("test -k slow", "requirements-dev.txt", ["-m pytest -n auto -k slow"]),
+        ("test", "requirements-dev.txt", [TESTS]),
+        ("test -k slow", "requirements-dev.txt", [TESTS + " -k slow"]),
         (
             "test core -x",
             "requirements-dev.txt",
             [
-                "-m pytest -n auto tests/test_crypto_utils.py tests/test_protocol_fsm.py "
+                TESTS + " tests/test_crypto_utils.py tests/test_protocol_fsm.py "
                 "tests/test_vectors.py tests/test_channel.py tests/test_server.py "
                 "tests/test_programs.py -x"
             ],
         ),
-        ("test slow", "requirements-slow.txt", ["-m pytest -n auto -m slow"]),
+        ("test slow", "requirements-slow.txt", [TESTS + " -m slow"]),
         ("mutate --changed", "requirements-dev.txt", ["-m tests.mutants --changed"]),
         ("bench --quick", "requirements.txt", ["-m bench.bench --quick"]),
         (
@@ -706,6 +707,15 @@ def test_two_terminals_do_not_make_the_same_venv(
     assert not world.slow_steps
     assert not lock.exists()
     assert capsys.readouterr().err.startswith("run.py: waiting for the run.py ")
+
+
+def test_a_lock_that_is_no_folder_is_left_and_nobody_waits_for_it(
+    run: Any, world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lock = Path(run.VENV + ".lock")
+    lock.write_text("mine")
+    assert fails(run, capsys, "server").endswith("move it away")
+    assert lock.read_text() == "mine"
 
 
 def test_a_lock_that_stays_is_named(

@@ -78,7 +78,7 @@ def test_properties_are_answered_by_a_run_and_limits_by_a_condition() -> None:
     readme = (ROOT / "README.md").read_text("utf-8")
     table = readme[readme.index("\n| property |") + 1 :].split("\n\n")[0].splitlines()
     [_, *protocols], _, *rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table]
-    assert len(rows) == 11
+    assert len(rows) == 12
     assert protocols[0] == "core"
     for number, protocol in enumerate(protocols, 1):
         for row in rows:
@@ -87,6 +87,21 @@ def test_properties_are_answered_by_a_run_and_limits_by_a_condition() -> None:
             assert match[3] or match[1] != "limited", row
             assert quoted(match[2]), row
             assert not {*quoted(match[2])} - BOOKS[protocol].attacks.keys(), row
+
+
+def test_reader_is_sent_to_attacks_that_exist_in_the_protocols_named() -> None:
+    readme = (ROOT / "README.md").read_text("utf-8")
+    lines = readme[readme.index("\n| question |") + 1 :].split("\n\n")[0].splitlines()[2:]
+    named = set()
+    for line in lines:
+        _, where, attacks = [cell.strip() for cell in line.split("|")[1:-1]]
+        protocols = [name for name in BOOKS if re.search(rf"\b{name}\b", where)]
+        assert protocols, line
+        known = set().union(*(BOOKS[name].attacks for name in protocols))
+        assert quoted(attacks), line
+        assert not {*quoted(attacks)} - known, line
+        named |= {*protocols}
+    assert named == {*BOOKS}
 
 
 # The core's page, as a class reads it -------------------------------------------------------------

@@ -18,7 +18,7 @@ import unicodedata
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import sqlalchemy as sql
 from argon2 import PasswordHasher, Type, extract_parameters
@@ -31,6 +31,7 @@ from companions.secure_chat.storage import (
     Database,
     StorageFailed,
     Taken,
+    resumable,
     sessions,
     users,
 )
@@ -38,6 +39,7 @@ from companions.secure_chat.tries import Subject, Tries
 from protocol_fsm import ProtocolError
 
 TOKEN_BYTES = 32
+TOKEN_LIFE_MS = 12 * 3_600_000  # a day's work
 MEMORY_KIB = 19 * 1024  # these three are the OWASP cheat sheet's: some 50 ms
 PASSES = 2
 LANES = 1
@@ -142,21 +144,24 @@ class Accounts:
         latest = sql.select(sessions.c.client_cert_fingerprint).where(mine)
         with self.database.transaction() as connection:
             before = connection.scalar(latest.order_by(sessions.c.id.desc()).limit(1))
-            connection.execute(
+            made = connection.execute(
                 sessions.insert().values(
                     user_id=account.user_id,
-                    session_token=hashlib.sha256(token).hexdigest(),
+                    session_token=token_hash(token),
                     client_cert_fingerprint=client_fp,
                     server_cert_fingerprint=server_fp,
                 )
             )
+            expires_at = self._clock() + TOKEN_LIFE_MS
+            row = {"session_id": made.lastrowid, "expires_at": expires_at}
+            connection.execute(resumable.insert().values(row))
         if before not in (None, client_fp):
             self.database.audit("other_certificate", account.email, client_fp, f"before: {before}")
         return token
 
     def end_session(self, token: bytes, transcript_hash: str, message_count: int) -> None:
         """Keep what the session's transcript was. Raises StorageFailed."""
-        mine = sessions.c.session_token == hashlib.sha256(token).hexdigest()
+        mine = sessions.c.session_token == token_hash(token)
         with self.database.transaction() as connection:
             connection.execute(
                 sessions.update()
@@ -168,7 +173,57 @@ class Accounts:
                 )
             )
 
+    def resume(self, identity: Identity, token: bytes) -> Account:
+        """Return the account of the session that had this token, for once. Raises Refused.
+
+        A token that is shown too late, or with another certificate, is spent as well: then somebody
+        has it who should not.
+        """
+        found = self._session_of(token)
+        if found is None or not self._spend(found.id):
+            raise Refused("an unknown or used token")
+        self._check_expiry(found.expires_at)
+        self._check_holder(identity, found.client_cert_fingerprint)
+        username = found.username.decode("utf-8", "replace")
+        return Account(found.user_id, found.email.decode("utf-8"), username)
+
+    def forget_token(self, token: bytes) -> None:
+        """Let nobody resume a session that ended in peace. Raises StorageFailed."""
+        found = self._session_of(token)
+        if found:
+            self._spend(found.id)
+
+    def _session_of(self, token: bytes) -> Any:
+        """Return the session that can be resumed with a token, and its account."""
+        query = sql.select(
+            sessions.c.id,
+            sessions.c.user_id,
+            sessions.c.client_cert_fingerprint,
+            resumable.c.expires_at,
+            users.c.email,
+            users.c.username,
+        )
+        query = query.join_from(sessions, resumable).join(users)
+        with self.database.transaction() as connection:
+            mine = sessions.c.session_token == token_hash(token)
+            return connection.execute(query.where(mine)).one_or_none()
+
     # Rules
+
+    def _spend(self, session: int) -> bool:
+        """Return whether this is the first use of a session's token: of many at once, one is."""
+        with self.database.transaction() as connection:
+            mine = resumable.c.session_id == session
+            return connection.execute(resumable.delete().where(mine)).rowcount == 1
+
+    def _check_expiry(self, expires_at: int) -> None:
+        if self._clock() >= expires_at:
+            raise Refused("a token that has expired")
+
+    def _check_holder(self, identity: Identity, fingerprint: str) -> None:
+        """Raise Refused unless the token was given to the owner of this very certificate."""
+        if identity.fingerprint != fingerprint:
+            raise Refused(f"a token of another certificate than that of {identity.name}")
 
     def _subjects(self, identity: Identity, email: bytes, ip: str) -> list[Subject]:
         """Return whose tries this is one of."""
@@ -253,6 +308,11 @@ class Accounts:
         with self.database.transaction() as connection:
             mine = users.c.id == user_id
             connection.execute(users.update().where(mine).values(pwd_hash=pwd_hash))
+
+
+def token_hash(token: bytes) -> str:
+    """Return what is stored of a token (hex): who has the table can resume nothing."""
+    return hashlib.sha256(token).hexdigest()
 
 
 def name_key(name: str) -> bytes:

@@ -40,6 +40,7 @@ from companions.secure_chat.authority import pem_of
 from companions.secure_chat.client import Client, Left, NotLetIn
 from companions.secure_chat.evidence import Kept
 from companions.secure_chat.pae import sign
+from companions.secure_chat.pins import OtherKey
 from companions.secure_chat.pki import (
     Expired,
     Identity,
@@ -438,6 +439,14 @@ def borrowed_server_certificate(frames: Frames, lab: Lab) -> Frames:
     yield from impostor(frames, lab, borrowed(lab, SERVER))
 
 
+@on_path("identity", "client", OtherKey, goal=learned)
+def second_certificate(frames: Frames, lab: Lab) -> Frames:
+    """The authority certifies another key for a server that Alice knows."""
+    lab.alice.pins = lab.known
+    key = lab.pki.keys[MALLORY]
+    yield from impostor(frames, lab, lab.pki.person(SERVER, "server", key=key))
+
+
 @on_path("identity", "client", UnknownIssuer, goal=learned)
 def leaf_issues(frames: Frames, lab: Lab) -> Frames:
     """A client's certificate issues one for the server."""
@@ -776,6 +785,35 @@ def parallel_guesses(lab: Lab) -> None:
         with suppress(NotLetIn):
             last.log_in(ALICE, PASSWORDS[ALICE])
             lab.outcome.learned = f"the password: {PASSWORDS[ALICE]}"
+
+
+def resume(lab: Lab, who: Party, token: str) -> None:
+    """Try to get into Alice's account with a token."""
+    with suppress(NotLetIn), lab.client(who) as client:
+        client.resume(token)
+        lab.outcome.learned = "in the account of Alice"
+
+
+@outside("accounts", "server", Refused, goal=learned)
+def used_token(lab: Lab) -> None:
+    """Alice's token is used after her, with her stolen key."""
+    token = lab.alice.token
+    with lab.client(lab.pki.people[ALICE]) as alice:
+        alice.resume(token)
+        resume(lab, lab.pki.people[ALICE], token)
+
+
+@outside("accounts", "server", Refused, goal=learned)
+def late_token(lab: Lab) -> None:
+    """Alice's token is used a day later, with her stolen key."""
+    lab.let_tokens_expire()
+    resume(lab, lab.pki.people[ALICE], lab.alice.token)
+
+
+@outside("accounts", "server", Refused, goal=impersonated)
+def stolen_token(lab: Lab) -> None:
+    """Alice's token is used with Mallory's certificate."""
+    resume(lab, lab.pki.people[MALLORY], lab.alice.token)
 
 
 @outside("availability", "server", Refused, goal=learned)
@@ -1181,7 +1219,7 @@ def going_on(lab: Lab, name: str, sends: Direction) -> Session:
     wins=f"the password: {PASSWORDS[ALICE]}",
 )
 def stolen_authority_key(frames: Frames, lab: Lab) -> Frames:
-    """The authority's key is stolen, and makes a server."""
+    """The authority's key is stolen, and makes a server for a newcomer."""
     key = lab.pki.keys[MALLORY]
     yield from impostor(frames, lab, lab.pki.person(SERVER, "server", key=key))
 

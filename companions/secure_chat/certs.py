@@ -2,6 +2,7 @@
 
     ca_cert.pem, ca_crl.pem                    everybody; ca_private_key.pem only the authority
     NAME_cert.pem, NAME_private_key.pem        an end, called client or server unless it has a name
+    known_keys.txt                             the clients, see pins.py
 
 Private keys have mode 0600 from their first byte. Nothing but the list is ever overwritten.
 """

@@ -15,12 +15,15 @@ after Ctrl-C (143 after SIGTERM).
 from __future__ import annotations
 
 import argparse
+import contextlib
 import getpass
 import math
 import os
+import re
 import signal
 import socket
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -29,13 +32,15 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from channel import EndRequested
+from channel import POLL_S, EndRequested
 from companions.secure_chat.duplex import Duplex
 from companions.secure_chat.evidence import Evidence, Kept
 from companions.secure_chat.forms import Recipient
 from companions.secure_chat.options import ChatParser, load_party, log_frame, settings_of, start_log
 from companions.secure_chat.certs import load_trust
-from companions.secure_chat.pki import BadCertificate, Trust
+from companions.secure_chat.pins import FILE as KNOWN_KEYS
+from companions.secure_chat.pins import OtherKey, Pins, key_fingerprint
+from companions.secure_chat.pki import BadCertificate, Identity, Trust
 from companions.secure_chat.protocol import (
     BAD_CERT,
     Kind,
@@ -61,7 +66,16 @@ from companions.secure_chat.rooms import (
 from companions.secure_chat.settings import PORT
 from companions.terminal import QUIT, reading_lines
 from endpoint import HOST
-from program import NoConnection, UserError, escaped, reason_of, run_program, to_stderr, end_signals
+from program import (
+    NoConnection,
+    UserError,
+    end_signals,
+    escaped,
+    flag_type,
+    reason_of,
+    run_program,
+    to_stderr,
+)
 from protocol_fsm import (
     BadPayload,
     ConnectionCut,
@@ -75,6 +89,7 @@ NO_LIMIT_S = 1e6  # others may say nothing for days
 HISTORY = 1_000  # texts that `history` can show
 UNREADABLE = "\ufffd"  # what a terminal or a pipe puts in place of bytes that are no letter
 MAX_ANSWER = 4_096  # bytes of a line that a prompt takes
+RETRY_S = (0.2, 1.0, 2.0, 4.0, 8.0)  # waits before each try to come back after a cut
 MAX_PENDING = 20  # texts of ours that have not come back yet
 
 
@@ -107,8 +122,9 @@ class Client:
     """A session with one server, named by its certificate: begins with `with`, ends with bye.
 
     `folder` is where transcripts and receipts go; `timeout_s` is the limit for each answer that the
-    server owes us. Raises UserError and NoConnection before there is a session; any ProtocolError
-    has ended it. One thread owns it; others may `channel.post` and `channel.request_end`.
+    server owes us; `pins` are the keys that we have met, by default none. Raises UserError and
+    NoConnection before there is a session; any ProtocolError has ended it. One thread owns it;
+    others may `channel.post` and `channel.request_end`.
     """
 
     def __init__(
@@ -123,6 +139,7 @@ class Client:
         timeout_s: float = 10.0,
         new_session: Callable[..., Session] = Session,
         new_room: Callable[..., Room] = Room,
+        pins: Pins | None = None,
         clock: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
     ) -> None:
         self.party = party
@@ -130,8 +147,12 @@ class Client:
         self.folder = folder
         self.timeout_s = timeout_s
         self.clock = clock
+        self.pins = pins or Pins()
+        self.is_first_meeting = False  # with the server
+        self.renewed: list[Identity] = []  # members with another key than before, to be told
         self.session = new_session(party, trust, server_name)
         self.username = ""
+        self.token = ""  # with which this session can be resumed; in memory only
         self.kept: Kept | None = None  # of the last room that we have left
         self.seat: Seat
         self.channel: Duplex
@@ -151,7 +172,9 @@ class Client:
         try:
             self.channel.send(Message(Kind.HELLO))
             self._receive()
+            self._check_server()
             self._agree()
+            self.is_first_meeting = self.pins.meet(self.session.peer) is None
         except BaseException:
             self.channel.leave(Status.SHUTDOWN)
             raise
@@ -164,6 +187,14 @@ class Client:
         finally:
             self.channel.leave(Status.GOODBYE)
             self.keep()
+
+    def _check_server(self) -> None:
+        """Go on only with a server whose key is that of before. Raises OtherKey."""
+        try:
+            self.pins.check_key(self.session.peer)
+        except OtherKey as error:
+            self.channel.fail(error)
+            raise
 
     def _agree(self) -> None:
         """Exchange fresh shares: new keys follow."""
@@ -185,12 +216,17 @@ class Client:
         """Log in to an account. Raises NotLetIn; then try again, five times at most."""
         self._let_in(Message(Kind.LOGIN, {"email": email, "pwd": password}))
 
+    def resume(self, token: str) -> None:
+        """Come back, with the `token` of a session that was cut, for once. Raises NotLetIn."""
+        self._let_in(Message(Kind.RESUME, {"session_token": token}))
+
     def _let_in(self, credentials: Message) -> None:
         self.channel.send(credentials)
         answer = self._receive()
         if answer.kind is Kind.REFUSED:
             raise NotLetIn
         self.username = answer["username"]
+        self.token = answer["session_token"]
         self._agree()
 
     # In a room
@@ -233,7 +269,11 @@ class Client:
     def _member(self, values: object) -> Member:
         if not isinstance(values, dict):
             raise BadPayload("a member", type(values).__name__)
-        return parse_member(values, self.trust, self.session.now())
+        member = parse_member(values, self.trust, self.session.now())
+        key = key_fingerprint(member.identity.public_key)
+        if self.pins.meet(member.identity) not in (None, key):
+            self.renewed.append(member.identity)
+        return member
 
     def say(self, text: str) -> None:
         """Say a text, of at most 4,096 bytes, to everybody in the room. Raises LocalError.
@@ -244,19 +284,19 @@ class Client:
         self._do_or_hold(lambda: self.channel.send(self.seat.compose(text, self.clock())))
 
     @property
-    def pending(self) -> int:
-        """How many of our texts have not come back yet."""
-        return self.seat.pending + len(self._held)
+    def is_updating(self) -> bool:
+        """Whether what we say is held until there are new keys."""
+        return self.session.state is State.UPDATING
 
     def _do_or_hold(self, action: Callable[[], object]) -> None:
-        if self.session.state is State.UPDATING:
+        if self.is_updating:
             self._held.append(action)
         else:
             action()
 
     def update(self) -> None:
         """Ask for new keys; `hear` returns Updated when they are there. Raises LocalError."""
-        if self.session.state is State.UPDATING:
+        if self.is_updating:
             return
         self.channel.send(Message(Kind.DH_CLIENT))
         self._update_by = time.monotonic() + self.timeout_s
@@ -396,9 +436,17 @@ def enter(client: Client) -> None:
 class Talk:
     """Stands between a person and a client: shows what happens, and does what is typed."""
 
-    def __init__(self, client: Client, show: Callable[[str], object]) -> None:
+    def __init__(
+        self,
+        client: Client,
+        show: Callable[[str], object],
+        come_back: Callable[[], Client | None] = lambda: None,
+    ) -> None:
+        """Take a client, and what gives another one, in its room again, when it was cut."""
         self._client = client
         self._show = show
+        self._come_back = come_back
+        self._lock = threading.Lock()  # guards whose turn it is to get typed lines
         self._said: deque[str] = deque(maxlen=HISTORY)
         self._typed: deque[str] = deque()
         self._is_leaving = False
@@ -406,25 +454,46 @@ class Talk:
 
     def run(self) -> Kept:
         """Go on until the person quits, and the receipts are there."""
-        post = self._client.channel.post
-        with reading_lines(lambda line: post(partial(self.typed, line))) as self._taken:
+        with reading_lines(self._post) as self._taken:
             while True:
-                event = self._client.hear()
-                self.tell(event)
-                if isinstance(event, Kept):
-                    return event
-                self._go_on()
+                try:
+                    event = self._client.hear()
+                    self.tell(event)
+                    if isinstance(event, Kept):
+                        return event
+                    self._go_on()
+                except ConnectionCut:
+                    client = None if self._is_leaving else self._come_back()
+                    if client is None:
+                        raise
+                    self._go_on_with(client)
+
+    def _post(self, line: str) -> None:
+        with self._lock:
+            self._client.channel.post(partial(self.typed, line))
+
+    def _go_on_with(self, client: Client) -> None:
+        """Do by another client what was typed meanwhile, and what is typed from now on."""
+        with self._lock:
+            waiting = self._client.channel
+            self._client = client
+        client.channel.post(waiting.act)
+        client.channel.post(self._go_on)
 
     def typed(self, line: str) -> None:
         """Take a line; an empty one is the end."""
         self._typed.append(line)
         self._go_on()
 
+    def _may_go_on(self) -> bool:
+        is_free = self._client.seat.pending < MAX_PENDING and not self._client.is_updating
+        return bool(self._typed) and is_free
+
     def _go_on(self) -> None:
         """Do what was typed, but do not run ahead of the server: it could not answer us."""
-        while self._typed and self._client.pending < MAX_PENDING:
+        while self._may_go_on():
             line = self._typed[0]
-            if line.strip() in ("", QUIT, "history", "head") and self._client.pending:
+            if line.strip() in ("", QUIT, "history", "head") and self._client.seat.pending:
                 return  # until all that we said has come back
             self._typed.popleft()
             self._taken()
@@ -456,6 +525,7 @@ class Talk:
         """Show what happened; no text can look like words of our own, which begin with [."""
         if isinstance(event, Joined):
             self._show(f"[*] {escaped(event.member.identity.name)} joined")
+            tell_renewed(self._client, self._show)
         elif isinstance(event, Updated):
             self._show("[*] new keys; the old ones are forgotten")
         elif isinstance(event, Left):
@@ -468,12 +538,27 @@ class Talk:
             self._show(f"[*] {escaped(event.member.identity.name)} said something to others only")
 
 
+def tell_renewed(client: Client, show: Callable[[str], object]) -> None:
+    """Show whose key is not that of before: they may have a new one, or somebody poses as them."""
+    for one in client.renewed:
+        key = key_fingerprint(one.public_key)
+        show(
+            f"[!] {escaped(one.name)} has another key than before, {key}; ask whether it is theirs"
+        )
+    client.renewed.clear()
+
+
 def clock_of(said: Said) -> str:
     return datetime.fromtimestamp(said.message.ts / 1_000, timezone.utc).strftime("%H:%M:%S")
 
 
 def explain(error: ProtocolError) -> str:
     """Return the sentence for a person whose session ended before its time."""
+    if isinstance(error, OtherKey):
+        return (
+            "Certificate validation failed: the server's holds, but with another key than the one"
+            f" we know: {error.got}; if its owner says that it is right, give it with --pin"
+        )
     if isinstance(error, BadCertificate):
         return f"Certificate validation failed: the server's: {error}"
     if isinstance(error, PeerEnded) and error.got == BAD_CERT:
@@ -500,24 +585,83 @@ def room_name(text: str) -> str:
         ) from None
 
 
-def chat(client: Client, room: str, stop: list[int]) -> int:
-    """Live a session in a room, from the prompts to the receipt; return the exit code."""
+class Run:
+    """One run of the program: a session from the prompts to the receipt, or more after cuts."""
 
-    def leave(number: int, _: object) -> None:
-        stop.append(number)
-        client.channel.request_end(Status.SHUTDOWN)
+    def __init__(self, new_client: Callable[[], Client], room: str) -> None:
+        self.stop: list[int] = []  # the signal that ends it
+        self._new_client = new_client
+        self._room = room
+        self._client = new_client()
+        self._stack = contextlib.ExitStack()  # has left the last client before the next comes
+
+    def chat(self) -> None:
+        """Go on until the person quits. Raises what ended it before."""
+        try:
+            with self._stack:
+                client = self._stack.enter_context(self._client)
+                show(f"[*] connected to {client.session.peer.name}, whose certificate holds")
+                if client.is_first_meeting:
+                    key = key_fingerprint(client.session.peer.public_key)
+                    show(f"[*] it is new to us; from now on its key must be {key}")
+                enter(client)
+                for number in end_signals():
+                    signal.signal(number, self._leave)
+                self._join("logged in")
+                Talk(client, show, self._come_back).run()
+        finally:
+            self._report()
+
+    def _leave(self, number: int, _: object) -> None:
+        self.stop.append(number)
+        self._client.channel.request_end(Status.SHUTDOWN)
         signal.signal(number, signal.SIG_DFL)
 
-    with client:
-        show(f"[*] connected to {client.session.peer.name}, whose certificate holds")
-        enter(client)
-        for number in end_signals():
-            signal.signal(number, leave)
-        members = client.join(room)
+    def _join(self, verb: str) -> None:
+        client = self._client
+        members = client.join(self._room)
         names = ", ".join(sorted({one.identity.name for one in members}))
-        show(f"[*] logged in as {escaped(client.username)}; in {room}: {escaped(names)}")
-        Talk(client, show).run()
-    return 0
+        show(f"[*] {verb} as {escaped(client.username)}; in {self._room}: {escaped(names)}")
+        tell_renewed(client, show)
+
+    def _report(self) -> None:
+        if self._client.kept:
+            report(self._client.kept)
+        self._client.kept = None
+
+    def _come_back(self) -> Client | None:
+        """Resume a session that was cut; None if that cannot be. Raises what ends the new one."""
+        token = self._client.token
+        texts = self._client.seat.unheard
+        self._stack.close()
+        self._report()
+        show("[!] connection lost; coming back")
+        for text in texts:
+            show(f"[!] this may not have been said: {escaped(text)}")
+        for wait_s in RETRY_S:
+            self._wait(wait_s)
+            with contextlib.suppress(NoConnection, ConnectionCut):
+                return self._resume(token)
+            self._stack.close()
+            token = self._client.token or token  # a new one, if it was the new session that was cut
+        return None
+
+    def _wait(self, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while (left_s := deadline - time.monotonic()) > 0 and not self.stop:
+            time.sleep(min(left_s, POLL_S))
+        if self.stop:
+            raise EndRequested(Status.SHUTDOWN)
+
+    def _resume(self, token: str) -> Client | None:
+        """Return a session in place of the one with this token; None if it is too late for that."""
+        client = self._client = self._stack.enter_context(self._new_client())
+        try:
+            client.resume(token)
+        except NotLetIn:
+            return None
+        self._join("back")
+        return client
 
 
 def report(kept: Kept) -> None:
@@ -526,16 +670,29 @@ def report(kept: Kept) -> None:
     show(f"[*] receipt: {kept.receipt}, {state}")
 
 
+@flag_type("the SHA-256 of a key, in 64 hexadecimal digits")
+def sha256(text: str) -> str:
+    """Return the value of --pin, in lower case. Raises WrongValue."""
+    digits = text.strip().lower()
+    if not re.fullmatch("[0-9a-f]{64}", digits):
+        raise ValueError(text)
+    return digits
+
+
 def main() -> int:
     parser = ChatParser("Chat, with a certificate and an account.")
     parser.add_argument("--name", default="client", help="of the certificate's files")
     parser.add_argument("--server", metavar="NAME", help="in the server's certificate")
     parser.add_argument("--room", type=room_name, default=LOBBY, help=f"default: {LOBBY}")
+    parser.add_argument(
+        "--pin", type=sha256, metavar="SHA256", help="the server's key must be this one"
+    )
     options = parser.options()
     settings = settings_of(options)
     start_log(options.log, None, debug=options.debug)
     trust = load_trust(settings.certs)
-    client = Client(
+    new_client = partial(
+        Client,
         load_party(settings.certs, options.name, "client", trust),
         trust,
         options.server or settings.server_name,
@@ -543,21 +700,20 @@ def main() -> int:
         settings.server_host,
         settings.server_port,
         new_session=partial(Session, watchers=[log_frame]),
+        pins=Pins(settings.certs / KNOWN_KEYS, options.pin),
     )
-    stop: list[int] = []
+    run = Run(new_client, options.room)
     try:
-        return chat(client, options.room, stop)
+        run.chat()
+        return 0
     except EndRequested:
         to_stderr("client: stopped")
-        return 128 + stop[0]
+        return 128 + run.stop[0]
     except EOFError:
         raise UserError("the input ended before there was a login") from None
     except ProtocolError as error:
         to_stderr(f"client: {explain(error)}")
         return 3 if isinstance(error, (ConnectionCut, DeadlineExpired)) else 1
-    finally:
-        if client.kept:
-            report(client.kept)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import functools
 from collections.abc import Sequence
 from pathlib import Path
 
+from companions.secure_chat.accounts import Refused
 from companions.secure_chat.attacks import ATTACKS
 from companions.secure_chat.pki import WrongPurpose
 from companions.secure_chat.protocol import BadGroup, BadSignature
@@ -26,6 +27,7 @@ NEEDS_ERROR = {
     BadTag: {"number", "direction-keys"},
     BadGroup: {"group"},
     WrongPurpose: {"purpose"},
+    Refused: {"single-use"},
     DeadlineExpired: {"deadline"},
 }
 NEEDS_MEANS = {
@@ -58,8 +60,8 @@ TRIALS = Trials(
     rules=RULES,
     parts=lambda names: Parts(*without(names)),
     lab=lambda parts, number: Lab(lambda *_: None, parts, None, pki()),
-    heard=("session", "trust", "accounts", "room"),
-    also_checks=("check_revocation",),
+    heard=("session", "trust", "pins", "accounts", "room"),
+    also_checks=("check_revocation", "check_key"),
     idle=idle,
 )
 

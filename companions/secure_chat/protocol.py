@@ -76,6 +76,7 @@ class Kind(str, Enum):
     DH_SERVER = "dh_server"
     REGISTER = "register"
     LOGIN = "login"
+    RESUME = "resume"
     WELCOME = "welcome"
     REFUSED = "refused"
     JOIN = "join"
@@ -104,6 +105,7 @@ MEMBERS: Mapping[Kind, Mapping[str, type]] = {  # of each message, besides its t
     Kind.DH_SERVER: {"B": int, "sig": str},
     Kind.REGISTER: {"email": str, "username": str, "pwd": str},
     Kind.LOGIN: {"email": str, "pwd": str},
+    Kind.RESUME: {"session_token": str},
     Kind.WELCOME: {"username": str, "session_token": str},
     Kind.REFUSED: {},
     Kind.JOIN: {"room": str},
@@ -308,6 +310,7 @@ class ProtocolFSM(StateMachine[State, Kind, Direction]):
         (State.SHARE_BACK, Kind.DH_SERVER, Direction.S2C): State.CREDENTIALS,
         (State.CREDENTIALS, Kind.REGISTER, Direction.C2S): State.JUDGING,
         (State.CREDENTIALS, Kind.LOGIN, Direction.C2S): State.JUDGING,
+        (State.CREDENTIALS, Kind.RESUME, Direction.C2S): State.JUDGING,
         (State.JUDGING, Kind.REFUSED, Direction.S2C): State.CREDENTIALS,
         (State.JUDGING, Kind.WELCOME, Direction.S2C): State.SESSION_SHARE,
         (State.SESSION_SHARE, Kind.DH_CLIENT, Direction.C2S): State.SESSION_SHARE_BACK,

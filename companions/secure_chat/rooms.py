@@ -434,6 +434,11 @@ class Seat:
         """How many of our messages have not come back yet."""
         return len(self._pending)
 
+    @property
+    def unheard(self) -> list[str]:
+        """The texts of these messages, which may not have been said."""
+        return [opening[OPENING_BYTES:].decode("utf-8") for _, opening in self._pending]
+
     def hear(self, relay: Message) -> Said:
         """Return what was said, after every check; the room has moved on. Raises ProtocolError."""
         room = self.room

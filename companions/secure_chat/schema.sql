@@ -45,3 +45,10 @@ CREATE TABLE sessions (
   FOREIGN KEY(user_id) REFERENCES users (id) ON DELETE CASCADE,
   UNIQUE (session_token)
 )ENGINE=InnoDB CHARSET=utf8mb4 COLLATE utf8mb4_bin;
+
+CREATE TABLE resumable (
+  session_id INTEGER NOT NULL,
+  expires_at BIGINT NOT NULL,
+  PRIMARY KEY (session_id),
+  FOREIGN KEY(session_id) REFERENCES sessions (id) ON DELETE CASCADE
+)ENGINE=InnoDB CHARSET=utf8mb4 COLLATE utf8mb4_bin;

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 from channel import POLL_S, EndRequested
 from companions.listening import Listener, listen
 from companions.secure_chat import forms
-from companions.secure_chat.accounts import Account, Accounts, Refused
+from companions.secure_chat.accounts import TOKEN_BYTES, Account, Accounts, Refused
 from companions.secure_chat.certs import load_trust
 from companions.secure_chat.duplex import Duplex
 from companions.secure_chat.evidence import Evidence
@@ -41,8 +41,17 @@ from companions.secure_chat.options import (
     start_log,
 )
 from companions.secure_chat.pae import sign
+from companions.secure_chat.pins import key_fingerprint
 from companions.secure_chat.pki import BadCertificate, Trust
-from companions.secure_chat.protocol import Kind, Message, Party, Session, State, to_base64
+from companions.secure_chat.protocol import (
+    Kind,
+    Message,
+    Party,
+    Session,
+    State,
+    from_base64,
+    to_base64,
+)
 from companions.secure_chat.rooms import (
     Entry,
     Member,
@@ -346,6 +355,7 @@ class Connection:
         while True:
             message = self._receive()
             if message.kind is Kind.BYE:
+                self._server.accounts.forget_token(self._token)
                 return
             self._chat(parse_room_name(message["room"]))
 
@@ -381,8 +391,9 @@ class Connection:
                 break
             except Refused as error:
                 log.warning("%s: %s refused: %s", self, message.kind.value, error.reason)
-                event = "login_failure" if message.kind is Kind.LOGIN else "register_failure"
-                self._server.audit(event, self, error.reason, message["email"])
+                event = f"{message.kind.value}_failure"
+                email = message.members.get("email", self.name)
+                self._server.audit(event, self, error.reason, email)
                 self._server.record(Record("refused", self.name, error))
                 self.channel.send(Message(Kind.REFUSED))
                 if not left:
@@ -397,9 +408,13 @@ class Connection:
         return account
 
     def _judge(self, message: Message) -> Account:
-        """Return the account that is registered or logged in to. Raises Refused."""
+        """Return the account that is registered, logged in to, or come back to. Raises Refused."""
         accounts = self._server.accounts
         identity = self.session.peer
+        if message.kind is Kind.RESUME:
+            return accounts.resume(
+                identity, from_base64(message["session_token"], TOKEN_BYTES, TOKEN_BYTES)
+            )
         if message.kind is Kind.REGISTER:
             return accounts.register(
                 identity, message["email"], message["username"], message["pwd"], self.ip
@@ -520,6 +535,7 @@ def main() -> int:
         settings.server_port,
         new_session=partial(Session, watchers=[log_frame]),
     ) as server:
+        log.info("our key is %s", key_fingerprint(party.identity.public_key))
         where = host_and_port_of(server.address)
         print(f"[*] Secure Chat Server listening on {where}", flush=True)
         while not stop:

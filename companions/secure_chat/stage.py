@@ -37,11 +37,12 @@ from companions.secure_chat.authority import (
 )
 from companions.secure_chat.client import Client, Left, NotLetIn, Updated
 from companions.secure_chat.evidence import Kept
+from companions.secure_chat.pins import Pins
 from companions.secure_chat.pki import Identity, Role, Trust, client_name, fingerprint_of, utc_now
 from companions.secure_chat.protocol import Party, PeerEnded, Session, read_frame, write_frame
 from companions.secure_chat.rooms import Entry, Room, Said
 from companions.secure_chat.server import Connection, Limits, Record, Server
-from companions.secure_chat.storage import Database, login_tries
+from companions.secure_chat.storage import Database, login_tries, resumable
 from companions.secure_chat.transcript import Receipt
 from lab.catalogue import Attack, Stage, attacked, run_outside
 from lab.frames import Frame, Log, recorder
@@ -153,6 +154,7 @@ class Parts(NamedTuple):
     receipt: type[Receipt] = Receipt
     server: Callable[..., Server] = Server
     client: Callable[..., Client] = Client
+    pins: Callable[..., Pins] = Pins
 
 
 class Pki:
@@ -241,6 +243,7 @@ class Lab(Stage):
         self.harm: list[Exception] = []  # that has come to her: there must be none
         self.alice: Client  # while they are connected
         self.bob: Client
+        self.known = self.parts.pins()  # by Alice, from her undisturbed session
         self.bribe: Bribe | None = None
         self.told: list[tuple[str, Entry, bytes]] = []  # by the server, in this session
         self.seats: dict[str, Connection] = {}  # at the server, by name
@@ -379,7 +382,9 @@ class Lab(Stage):
             in_peace(),
             Proxy(self.address, recorder(tape), read_frame, write_frame) as proxy,
             self._client(self.pki.people[BOB], self.address, PATIENCE_S) as bob,
-            self._client(self.pki.people[ALICE], proxy.address, PATIENCE_S) as alice,
+            self._client(
+                self.pki.people[ALICE], proxy.address, PATIENCE_S, pins=self.known
+            ) as alice,
         ):
             self._talk(alice, bob, lambda: None, EARLIER)
         self._await_the_end()
@@ -392,6 +397,11 @@ class Lab(Stage):
         """Let nobody wait for what an earlier attack has tried."""
         with self.database.transaction() as connection:
             connection.execute(login_tries.delete())
+
+    def let_tokens_expire(self) -> None:
+        """Let half a day pass for all sessions that could be resumed."""
+        with self.database.transaction() as connection:
+            connection.execute(resumable.update().values(expires_at=0))
 
     def has_harmed_victim(self, attack: Attack) -> bool:
         """Return whether the victim met more than a newer session of its own account."""

@@ -1,4 +1,4 @@
-"""The database: accounts, sessions, and the audit log, in the document's tables; tries of logins.
+"""The database: accounts, sessions, and the audit log, in the document's tables; two more of ours.
 
 SQLite in a file unless the settings name another database; SQLAlchemy writes both. Names are kept
 as bytes, because databases disagree on which letters are the same: two names are one only if their
@@ -102,6 +102,11 @@ sessions = _table(
     sql.Column("started_at", sql.TIMESTAMP, server_default=_now()),
     sql.Column("ended_at", sql.TIMESTAMP, nullable=True),
     sql.Column("message_count", sql.Integer, server_default=sql.text("0")),
+)
+resumable = _table(  # sessions whose token has not been used yet
+    "resumable",
+    sql.Column("session_id", sql.ForeignKey("sessions.id", ondelete="CASCADE"), primary_key=True),
+    sql.Column("expires_at", sql.BigInteger, nullable=False),  # in ms since 1970
 )
 audit_log = _table(
     "audit_log",

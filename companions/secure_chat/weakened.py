@@ -1,8 +1,8 @@
 """Endpoints with rules taken out, one by one, to see which attack each rule holds back.
 
-A rule of Trust, Session, Accounts, Room, Receipt or Server is taken out of both ends by overriding
-what it is made of. A weakened lab still lives through honest sessions. It refuses every address but
-loopback, and server.py and client.py cannot reach it.
+A rule of Trust, Pins, Session, Accounts, Room, Receipt or Server is taken out of both ends by
+overriding what it is made of. A weakened lab still lives through honest sessions. It refuses every
+address but loopback, and server.py and client.py cannot reach it.
 
     python -m companions.secure_chat.attacks --without shares man-in-the-middle
 """
@@ -30,6 +30,7 @@ from companions.secure_chat import dh, forms, tries
 from companions.secure_chat.accounts import Accounts, Refused
 from companions.secure_chat.client import Client
 from companions.secure_chat.pae import pae
+from companions.secure_chat.pins import Pins
 from companions.secure_chat.pki import (
     USAGES,
     Identity,
@@ -126,6 +127,14 @@ class NoListNumber(Trust):
 class NoListDates(Trust):
     def _check_list_dates(self, latest: x509.CertificateRevocationList, now: datetime) -> None:
         """Take a list that should have been replaced."""
+
+
+# Rules of Pins ------------------------------------------------------------------------------------
+
+
+class NoPin(Pins):
+    def check_key(self, server: Identity) -> None:
+        """Take any certificate of the authority, as if we had never met its owner."""
 
 
 # Rules of Session ---------------------------------------------------------------------------------
@@ -338,6 +347,22 @@ class NoOwnTries(Accounts):
         return [tries.of_account(email, "")]
 
 
+class NoSingleUse(Accounts):
+    def _spend(self, session: int) -> bool:
+        """Let a token be used again and again."""
+        return True
+
+
+class NoTokenExpiry(Accounts):
+    def _check_expiry(self, expires_at: int) -> None:
+        """Let a token be used at any time."""
+
+
+class NoTokenHolder(Accounts):
+    def _check_holder(self, identity: Identity, fingerprint: str) -> None:
+        """Let anybody with a certificate use a token."""
+
+
 # Rules of Room ------------------------------------------------------------------------------------
 
 
@@ -467,6 +492,7 @@ RULES: dict[str, type] = {
     "revocation": NoRevocation,
     "list-number": NoListNumber,
     "list-dates": NoListDates,
+    "pin": NoPin,
     "possession": NoPossession,
     "role": NoRole,
     "shares": NoShares,
@@ -487,6 +513,9 @@ RULES: dict[str, type] = {
     "dummy-hash": NoDummyHash,
     "atomic-limit": NoAtomicLimit,
     "own-tries": NoOwnTries,
+    "single-use": NoSingleUse,
+    "token-expiry": NoTokenExpiry,
+    "token-holder": NoTokenHolder,
     "room": NoRoom,
     "session": NoSession,
     "message-signature": NoMessageSignature,
@@ -509,6 +538,7 @@ DOCUMENTED = (  # what the seed document does without
     "revocation",
     "list-number",
     "list-dates",
+    "pin",
     "possession",
     "range",
     "subgroup",
@@ -542,6 +572,7 @@ class Weakened(NamedTuple):
     receipt: type[Receipt]
     server: type[Server]
     client: type[Client]
+    pins: type[Pins]
 
 
 def without(names: Iterable[str]) -> Weakened:
@@ -555,4 +586,5 @@ def without(names: Iterable[str]) -> Weakened:
         lacking(Receipt, rules),
         lacking(Server, rules, LoopbackServer),
         LoopbackClient,
+        lacking(Pins, rules),
     )

@@ -44,6 +44,7 @@ MSG: Mapping[str, Any] = {
 SAID: Mapping[Kind, Mapping[str, Any]] = {  # legal members of each message that has any
     Kind.REGISTER: {"email": ALICE, "username": "alice", "pwd": "a password"},
     Kind.LOGIN: LOGIN.members,
+    Kind.RESUME: {"session_token": "AAAA"},
     Kind.WELCOME: WELCOME.members,
     Kind.JOIN: {"room": ROOM},
     Kind.ROOM: FOUND,

@@ -116,6 +116,41 @@ def test_times_and_costs_are_those_of_the_code() -> None:
     assert "have 10 seconds in all, each try of a login 60 seconds, a frame 5" in text
     assert "silent for an hour" in text
     assert "(19 MiB, 2 passes, 1 lane)" in section("7 Accounts")
+    assert accounts.TOKEN_LIFE_MS == 12 * 3_600_000
+    assert "good once, for 12 hours," in section("7 Accounts")
+
+
+def test_every_improvement_and_warning_of_the_document_is_answered() -> None:
+    text = section("In production")
+    improvements = table(text, "future improvement")
+    warnings = table(text, "warning")
+    assert (len(improvements), len(warnings)) == (8, 10)
+    for row, words in zip(
+        [*improvements, *warnings],
+        (
+            "Perfect Forward Secrecy",
+            "Certificate pinning",
+            "Rate limiting",
+            "Key rotation",
+            "Multi-party messaging",
+            "Persistent session store",
+            "TLS upgrade path",
+            "Hardware security module",
+            "TLS/SSL",
+            "HSM",
+            "certificate revocation",
+            "rate limiting",
+            "connection pooling",
+            "audit logging",
+            "Rotate certificates",
+            "random number generation",
+            "API authentication",
+            "security audits",
+        ),
+        strict=True,
+    ):
+        assert words in row[0]
+        assert row[1]
 
 
 # The document's commands --------------------------------------------------------------------------

@@ -1,0 +1,574 @@
+"""A class in many rooms of secure_chat: what is lost, what comes twice, and how long it takes.
+
+    python -m bench.crowd [--clients N] [--rooms N] [--seconds N] [--rate N] [--json FILE]
+
+All clients are connected at once, and say texts in turn, so many a second in all, whatever has come
+back. Every text must be heard once by everybody in its room, its sender included, and by nobody
+else. The clock of a text runs until one of them has heard it, verified it and put it on the disk.
+In turns (measure.py):
+
+- tls: the lean relay of chat.py over Python's TLS 1.3, with the same signed messages, heads,
+  transcripts and verifications. A client has two connections, one for each direction: no two
+  threads may be in one.
+- ours: server and clients as they are.
+- attacked: the same, while others log in with wrong passwords and fresh certificates as fast as
+  they can, strangers connect and say nothing, and in each room one member never reads.
+
+The server has a process of its own, the clients are threads of another, the flood is in a third.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import json
+import socket
+import ssl
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from multiprocessing.connection import Connection
+from pathlib import Path
+from statistics import quantiles
+from typing import NamedTuple
+
+from bench.chat import (
+    PASSWORD,
+    LeanMember,
+    LeanRoom,
+    ask,
+    certified,
+    certify,
+    lean_stream,
+    our_client,
+    party,
+    read,
+    serve_ours,
+    tell,
+    write,
+)
+from bench.measure import (
+    LIMIT_S,
+    Failed,
+    Spread,
+    by_rival,
+    hear,
+    machine,
+    measurement,
+    process,
+    ratio,
+    turns,
+)
+from bench.process import Usage, raise_descriptor_limit
+from bench.rivals import HOST, tls_context
+from companions.asymmetric import PrivateKey, new_identity
+from companions.secure_chat.accounts import Accounts
+from companions.secure_chat.certs import load_trust
+from companions.secure_chat.client import Client, Joined, NotLetIn
+from companions.secure_chat.evidence import Kept
+from companions.secure_chat.rooms import Said
+from companions.secure_chat.storage import Database
+from program import NoConnection, Parser, output_path, positive, run_program, write_text
+from protocol_fsm import LocalError, ProtocolError
+
+NAMES = {"tls": "signed, over TLS", "ours": "ours", "attacked": "ours, attacked"}
+AT_ONCE = 4  # clients that log in: all at once would wait for the same two processors
+FLOODERS = 2  # threads that log in with wrong passwords
+STRANGERS = 80  # connections that say nothing; more than the server lets wait
+
+
+class Plan(NamedTuple):
+    """How many clients are in how many rooms, and what they say."""
+
+    clients: int
+    rooms: int
+    seconds: float
+    rate: float  # texts a second, of all of them together
+
+    def members(self) -> dict[str, list[str]]:
+        """Return the names of the members of each room."""
+        found: dict[str, list[str]] = {f"room-{number}": [] for number in range(self.rooms)}
+        for number in range(self.clients):
+            found[f"room-{number % self.rooms}"].append(f"client{number}")
+        return found
+
+
+class Found(NamedTuple):
+    """What a crowd has heard, and the seconds that half and 99 % of it took at most."""
+
+    said: int
+    heard: int
+    lost: int
+    doubled: int
+    strange: int  # heard in another room, or never said
+    p50_s: float
+    p99_s: float
+
+
+class Tally:
+    """What was said, and by whom it was heard."""
+
+    def __init__(self, members: Mapping[str, Sequence[str]]) -> None:
+        self._members = members
+        self._said: dict[str, tuple[str, float]] = {}  # room and time
+        self._heard = Counter[tuple[str, str]]()
+        self._latencies_s: list[float] = []
+        self._changed = threading.Condition()
+
+    def say(self, room: str, text: str) -> None:
+        """Start the clock of a text."""
+        with self._changed:
+            self._said[text] = (room, time.perf_counter())
+
+    def hear(self, name: str, text: str | None) -> None:
+        """Note that somebody has heard a text; None: it was not said to them."""
+        now_s = time.perf_counter()
+        with self._changed:
+            if text in self._said:
+                self._latencies_s.append(now_s - self._said[text][1])
+            self._heard[name, str(text)] += 1
+            self._changed.notify_all()
+
+    def found(self, within_s: float = 0.0) -> Found:
+        """Return what has come, as soon as all has, or at the end of this time."""
+        with self._changed:
+            expected = {
+                (name, text)
+                for text, (room, _) in self._said.items()
+                for name in self._members[room]
+            }
+            self._changed.wait_for(lambda: expected <= self._heard.keys(), within_s)
+            cuts = quantiles([*self._latencies_s, *self._latencies_s], n=100, method="inclusive")
+            return Found(
+                len(self._said),
+                self._heard.total(),
+                len(expected - self._heard.keys()),
+                sum(count - 1 for count in self._heard.values()),
+                len(self._heard.keys() - expected),
+                cuts[49],
+                cuts[98],
+            )
+
+
+class Crowd:
+    """Members that are all there: each can be told to say something, until it is over."""
+
+    def __init__(self, tally: Tally) -> None:
+        self.tally = tally
+        self.speakers: dict[str, tuple[str, Callable[[str], object]]] = {}  # with their rooms
+        self.over = threading.Event()
+        self._changed = threading.Condition()
+
+    def come(self, name: str, room: str, say: Callable[[str], object]) -> None:
+        with self._changed:
+            self.speakers[name] = (room, say)
+            self._changed.notify_all()
+
+    def wait(self, count: int) -> None:
+        """Wait until so many are there, and know each other. Raises Failed."""
+        with self._changed:
+            if not self._changed.wait_for(lambda: len(self.speakers) == count, 3 * LIMIT_S):
+                raise Failed(f"{len(self.speakers)} of {count} clients came")
+
+    def talk(self, plan: Plan) -> Found:
+        """Let them speak in turn, at the plan's rate, and return what was heard."""
+        began = time.perf_counter()
+        speakers = [*self.speakers.items()]
+        for number in range(round(plan.seconds * plan.rate)):
+            time.sleep(max(0.0, began + number / plan.rate - time.perf_counter()))
+            name, (room, say) = speakers[number % len(speakers)]
+            text = f"{name} says {number} " + "x" * 80
+            self.tally.say(room, text)
+            say(text)
+        return self.tally.found(LIMIT_S)
+
+
+def run_crowd(
+    pipe: Connection, folder: Path, address: tuple[str, int], plan: Plan, rival: str
+) -> None:
+    """In the clients' process: come, tell, talk when told to, tell what was found, and go."""
+    raise_descriptor_limit()
+    members = plan.members()
+    crowd = Crowd(Tally(members))
+    begin = begin_lean if rival == "tls" else begin_ours
+    threads = begin(crowd, folder, address, members, has_idlers=rival == "attacked")
+    crowd.wait(plan.clients)
+    pipe.send("all are here")
+    pipe.recv()
+    pipe.send(crowd.talk(plan))
+    pipe.recv()
+    crowd.over.set()
+    for thread in threads:
+        thread.join(LIMIT_S)
+    pipe.send(sum(thread.is_alive() for thread in threads))
+
+
+# Ours ---------------------------------------------------------------------------------------------
+
+
+def begin_ours(
+    crowd: Crowd,
+    folder: Path,
+    address: tuple[str, int],
+    members: Mapping[str, Sequence[str]],
+    *,
+    has_idlers: bool,
+) -> list[threading.Thread]:
+    """Start a thread for each client, after those that will never read."""
+    key = new_identity()  # one for all: a key takes long to make
+    here = threading.Semaphore(0)
+    idlers = [*members] if has_idlers else []
+    for room in idlers:
+        arguments = (crowd, folder, address, key, f"idle-{room}", room, here)
+        threading.Thread(target=idle, args=arguments, daemon=True).start()
+    for _ in idlers:
+        here.acquire()
+    gate = threading.Semaphore(AT_ONCE)
+    threads = []
+    for room, names in members.items():
+        for name in names:
+            size = len(names) + bool(has_idlers)
+            given = (crowd, folder, address, key, name, room, size, gate)
+            threads.append(threading.Thread(target=live_ours, args=given, daemon=True))
+    for thread in threads:
+        thread.start()
+    return threads
+
+
+def live_ours(
+    crowd: Crowd,
+    folder: Path,
+    address: tuple[str, int],
+    key: PrivateKey,
+    name: str,
+    room: str,
+    size: int,
+    gate: threading.Semaphore,
+) -> None:
+    """Live the life of a member: hear all, say what it is told to, and leave with a receipt."""
+    with contextlib.ExitStack() as stack:
+        with gate:
+            client = stack.enter_context(our_client(folder, certified(folder, name, key), address))
+            count = len(client.join(room))
+        if count == size:
+            crowd.come(name, room, partial(say_ours, client))
+        threading.Thread(target=leave_when_over, args=(crowd, client), daemon=True).start()
+        while not isinstance(event := client.hear(), Kept):
+            if isinstance(event, Said):
+                crowd.tally.hear(name, event.text)
+            elif isinstance(event, Joined) and len(client.seat.room.members) == size:
+                crowd.come(name, room, partial(say_ours, client))
+
+
+def say_ours(client: Client, text: str) -> None:
+    client.channel.post(lambda: client.say(text))
+
+
+def leave_when_over(crowd: Crowd, client: Client) -> None:
+    crowd.over.wait()
+    client.channel.post(client.leave)
+
+
+def idle(
+    crowd: Crowd,
+    folder: Path,
+    address: tuple[str, int],
+    key: PrivateKey,
+    name: str,
+    room: str,
+    here: threading.Semaphore,
+) -> None:
+    """Come into a room, and never read."""
+    with our_client(folder, certified(folder, name, key), address) as client:
+        client.join(room)
+        client.channel._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+        here.release()
+        crowd.over.wait()
+
+
+# The same over TLS --------------------------------------------------------------------------------
+
+
+def session_of(name: str) -> bytes:
+    return hashlib.sha256(name.encode()).digest()
+
+
+def begin_lean(
+    crowd: Crowd,
+    folder: Path,
+    address: tuple[str, int],
+    members: Mapping[str, Sequence[str]],
+    *,
+    has_idlers: bool,
+) -> list[threading.Thread]:
+    """Start a thread for each client of the lean relay; none of them ends by itself."""
+    if has_idlers:
+        raise Failed("the lean relay would wait for them for ever")
+    for room, names in members.items():
+        for name in names:
+            given = (crowd, folder, address, name, room, names)
+            threading.Thread(target=live_lean, args=given, daemon=True).start()
+    return []
+
+
+def live_lean(
+    crowd: Crowd,
+    folder: Path,
+    address: tuple[str, int],
+    name: str,
+    room: str,
+    names: Sequence[str],
+) -> None:
+    others = [session_of(one) for one in names if one != name]
+    context = tls_context("tls13", folder, is_server=False)
+    member = LeanMember(folder, name, address, room, session_of(name), others)
+    write(member.stream, b"down", room.encode())
+    read(member.stream, 1)
+    up = lean_stream(socket.create_connection(address), context, is_server=False)
+    write(up, b"up", room.encode())
+    crowd.come(name, room, partial(member.say, up))
+    while True:  # until the process ends
+        crowd.tally.hear(name, member.hear())
+
+
+def serve_lean(pipe: Connection, folder: Path) -> None:
+    """In the server's process: relay what comes up to all who have come down."""
+    context = tls_context("tls13", folder, is_server=True)
+    lock = threading.Lock()
+    rooms: dict[str, LeanRoom] = {}
+
+    def serve(sock: socket.socket) -> None:
+        with lean_stream(sock, context, is_server=True) as stream:
+            way, name = (part.decode() for part in read(stream, 2))
+            with lock:
+                if name not in rooms:
+                    rooms[name] = LeanRoom(folder, name)
+                room = rooms[name]
+            if way == "down":
+                with room.lock:
+                    room.streams.append(stream)
+                write(stream, b"here")
+                threading.Event().wait()  # until the process ends
+            while True:
+                said = read(stream, 3)
+                with room.lock:
+                    if not room.relay(said):
+                        return
+
+    def accept(listener: socket.socket) -> None:
+        while True:
+            threading.Thread(target=serve, args=listener.accept()[:1], daemon=True).start()
+
+    with socket.create_server((HOST, 0), backlog=256) as listener:
+        threading.Thread(target=accept, args=(listener,), daemon=True).start()
+        tell(pipe, listener.getsockname())
+
+
+# The flood ----------------------------------------------------------------------------------------
+
+
+def flood(pipe: Connection, folder: Path, address: tuple[str, int]) -> None:
+    """In a process of its own: log in, wrongly, as fast as it goes; tell how often, at the end."""
+    raise_descriptor_limit()
+    key = new_identity()
+    tries = Counter[str]()
+    begun = threading.Event()
+    over = threading.Event()
+
+    def guess() -> None:
+        while not over.is_set():
+            mallory = certified(folder, "mallory", key)  # a new certificate has five tries
+            with contextlib.suppress(ProtocolError, LocalError, NoConnection):
+                with Client(mallory, load_trust(folder), "localhost", folder, *address) as client:
+                    while not over.is_set():
+                        with contextlib.suppress(NotLetIn):
+                            client.log_in("client0@example.org", "a wrong password")
+                        tries["logins"] += 1
+                        begun.set()
+
+    def knock() -> None:
+        socks: list[socket.socket] = []
+        while not over.wait(0.05):
+            with contextlib.suppress(OSError):
+                socks.append(socket.create_connection(address, 1.0))
+                tries["strangers"] += 1
+            for old in socks[:-STRANGERS]:
+                old.close()
+            del socks[:-STRANGERS]
+        for sock in socks:
+            sock.close()
+
+    threads = [threading.Thread(target=guess, daemon=True) for _ in range(FLOODERS)]
+    threads.append(threading.Thread(target=knock, daemon=True))
+    for thread in threads:
+        thread.start()
+    begun.wait(LIMIT_S)
+    pipe.send("begun")
+    pipe.recv()
+    over.set()
+    for thread in threads:
+        thread.join(LIMIT_S)
+    pipe.send(dict(tries))
+
+
+@contextlib.contextmanager
+def flooded(
+    folder: Path, address: tuple[str, int], tries: dict[str, float], *, is_on: bool
+) -> Iterator[None]:
+    """Flood a server meanwhile, if asked to; `tries` gets what the flood did. Raises Failed."""
+    if not is_on:
+        yield
+        return
+    with process(flood, folder, address) as pipe:
+        hear(pipe)
+        yield
+        began = time.perf_counter()
+        with our_client(folder, party(folder, "bob", "client"), address):
+            tries["a login took, s"] = time.perf_counter() - began
+        pipe.send("stop")
+        tries.update(hear(pipe))
+
+
+# One slice ----------------------------------------------------------------------------------------
+
+
+class Slice(NamedTuple):
+    """What one turn of a rival showed: of the crowd, of the server, and of the flood."""
+
+    found: Found
+    server_s: float  # of its processor
+    usage: Usage
+    flood: dict[str, float]
+
+
+def run_slice(rival: str, folder: Path, plan: Plan) -> Slice:
+    """Let a crowd talk over a rival. Raises Failed."""
+    tries: dict[str, float] = {}
+    serve = serve_lean if rival == "tls" else serve_ours
+    with process(serve, folder) as server:
+        address = hear(server)
+        with process(run_crowd, folder, address, plan, rival) as crowd:
+            hear(crowd)
+            with flooded(folder, address, tries, is_on=rival == "attacked"):
+                before_s, _ = ask(server)
+                crowd.send("go")
+                found: Found = hear(crowd)
+                after_s, usage = ask(server)
+            crowd.send("over")
+            if stuck := hear(crowd):
+                raise Failed(f"{stuck} clients did not leave")
+        server.send(None)
+    return Slice(found, after_s - before_s, usage, tries)
+
+
+def enroll(folder: Path, plan: Plan) -> None:
+    """Make an account for everybody who will come."""
+    key = new_identity()
+    accounts = Accounts(Database(f"sqlite:///{folder / 'chat.db'}"))
+    names = [f"client{number}" for number in range(plan.clients)]
+    for name in [*names, *(f"idle-{room}" for room in plan.members())]:
+        identity = certified(folder, name, key).identity
+        accounts.register(identity, identity.name, name, PASSWORD)
+    accounts.database.close()
+
+
+# What it tells ------------------------------------------------------------------------------------
+
+
+def of(seen: Mapping[str, Sequence[Slice]], rival: str, name: str) -> Spread:
+    """Return a latency of a rival, as a multiple of that over TLS, turn by turn."""
+    ours, theirs = ([getattr(one.found, name) for one in seen[key]] for key in (rival, "tls"))
+    return ratio(ours, theirs)
+
+
+def table(seen: Mapping[str, Sequence[Slice]]) -> str:
+    """Return the table, in ASCII of at most 79 columns."""
+    lines = [
+        "                   heard   lost  twice     p50, of that      p99, of that",
+        "                            or elsewhere   over TLS          over TLS",
+    ]
+    for rival, slices in seen.items():
+        heard, lost, wrong = (
+            sum(numbers)
+            for numbers in zip(
+                *((one.heard, one.lost, one.doubled + one.strange) for one, *_ in slices)
+            )
+        )
+        ratios = [str(of(seen, rival, name)) for name in ("p50_s", "p99_s")]
+        if rival == "tls":
+            ratios = ["1", "1"]
+        line = f"{NAMES[rival]:17} {heard:6,} {lost:6,} {wrong:6,}     "
+        lines.append(f"{line}{ratios[0]:17} {ratios[1]}")
+    return "\n".join(lines)
+
+
+def sentences(seen: Mapping[str, Sequence[Slice]]) -> list[str]:
+    """Return what else was found, each in a line."""
+    lines = ["the server's processor time, and what it held in the end:"]
+    for rival, slices in seen.items():
+        share = sum(one.server_s for one in slices) / len(slices)
+        lines.append(f"{NAMES[rival]:17} {share:6.1f} s, {slices[-1].usage}")
+    for one in seen["attacked"]:
+        words = ", ".join(f"{value:,.4g} {name}" for name, value in sorted(one.flood.items()))
+        lines.append(f"flood: {words}")
+    return lines
+
+
+def is_whole(seen: Mapping[str, Sequence[Slice]]) -> bool:
+    """Return whether everything was heard, once, and in its room."""
+    return not any(
+        one.found.lost or one.found.doubled or one.found.strange
+        for slices in seen.values()
+        for one in slices
+    )
+
+
+def parse() -> argparse.Namespace:
+    parser = Parser("Many clients in many rooms of secure_chat: counted, timed, and attacked.")
+    for name, default in {
+        "--clients": 100,
+        "--rooms": 10,
+        "--seconds": 30,
+        "--rate": 10,
+        "--turns": 3,
+    }.items():
+        parser.add_argument(
+            name, type=positive, default=default, metavar="N", help=f"default {default}"
+        )
+    parser.add_argument("--json", type=output_path, metavar="FILE", help="write all numbers there")
+    return parser.options()
+
+
+@measurement
+def main() -> int:
+    options = parse()
+    plan = Plan(options.clients, options.rooms, options.seconds, options.rate)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        certify(folder)
+        enroll(folder, plan)
+
+        def run_one(rival: str) -> Slice:
+            print(f"{NAMES[rival]} ...", file=sys.stderr, flush=True)
+            return run_slice(rival, folder, plan)
+
+        seen = by_rival(turns([*NAMES], options.turns, run_one))
+    print(f"{plan.clients} clients in {plan.rooms} rooms, {plan.rate} texts/s, {plan.seconds} s")
+    print("", table({name: seen[name] for name in NAMES}), "", *sentences(seen), sep="\n")
+    if options.json:
+        numbers = {rival: [one._asdict() for one in each] for rival, each in seen.items()}
+        found = {**machine(), "openssl": ssl.OPENSSL_VERSION, **plan._asdict(), "slices": numbers}
+        write_text(options.json, json.dumps(found, indent=1) + "\n")
+    if not is_whole(seen):
+        print("some texts were lost, or heard twice, or elsewhere", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,219 @@
+"""The tester's end of one connection: it says what it likes, and names what it hears.
+
+Its session is the core's own; what that would never send is forged beside it, under the same keys.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import socket
+import struct
+import time
+
+from crypto_utils import (
+    AES_KEY_BYTES,
+    NONCE_BYTES,
+    aes_cbc_encrypt,
+    derive_key,
+    hmac_sha256,
+    pkcs7_pad,
+)
+from endpoint import OPCODE_NAMES
+from protocol_fsm import (
+    HEADER,
+    KEY_LABELS,
+    ConnectionCut,
+    Direction,
+    Keys,
+    Message,
+    Opcode,
+    PeerTerminated,
+    ProtocolError,
+    Seen,
+    Session,
+    read_frame,
+    write_frame,
+)
+
+PATIENCE_S = 5.0  # for whatever must come; longer than every deadline that is not itself checked
+
+LINGER_0 = struct.pack("hh" if os.name == "nt" else "ii", 1, 0)  # closing sends a reset
+
+CLOSED = "the end of the connection"
+RESET = "a reset, by which data can be lost"  # an end, too, except where a farewell is at stake
+NOTHING = "nothing"
+VIOLATION = "TERMINATE (VIOLATION)"
+DESYNC = "KEY_DESYNC_ERROR (VIOLATION)"
+TIMEOUT = "TERMINATE (TIMEOUT)"
+REPLACED = "TERMINATE (REPLACED)"
+
+
+class Mismatch(Exception):
+    """The implementation did something else than the protocol says."""
+
+    def __init__(self, expected: str, got: str) -> None:
+        super().__init__(f"expected {expected}, got {got}")
+
+
+class Peer:
+    """One end of one session. `sends` C2S plays a client to a server, S2C a server to a client."""
+
+    def __init__(
+        self, sock: socket.socket, client_id: int, master_key: bytes, sends: Direction
+    ) -> None:
+        self.socket = sock
+        self.keys: Keys = {label: derive_key(master_key, label) for label in KEY_LABELS}
+        self.heard: list[bytes] = []  # all messages that came
+        self.plaintexts: list[bytes] = []  # of those that were accepted
+        self.session = Session(
+            client_id, master_key, sends, watchers=[self._watch], key_log=self._hold
+        )
+        self.sent = b""  # the last message that we sent
+        with contextlib.suppress(OSError):  # the other end may be gone already
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def _hold(self, keys: Keys) -> None:
+        self.keys = keys
+
+    def _watch(self, seen: Seen) -> None:
+        if seen.verdict == "accepted":
+            self.plaintexts.append(seen.plaintext)
+
+    # What it says
+
+    def say(self, *messages: Message | bytes) -> None:
+        """Send messages of the session, or bytes in place of one, in one segment."""
+        frames = bytearray()
+        for message in messages:
+            self.sent = message if isinstance(message, bytes) else self.session.seal(message)
+            write_frame(frames.extend, self.sent)
+        self.pour(bytes(frames))
+
+    def pour(self, data: bytes) -> None:
+        """Send bytes without a frame; a connection that is closed already takes none."""
+        with contextlib.suppress(OSError):
+            self.socket.settimeout(PATIENCE_S)
+            self.socket.sendall(data)
+
+    def finish(self) -> None:
+        """Close our sending half."""
+        with contextlib.suppress(OSError):
+            self.socket.shutdown(socket.SHUT_WR)
+
+    def forged(
+        self,
+        opcode: int,
+        body: bytes,
+        *,
+        sender: Direction | None = None,
+        client_id: int | None = None,
+        round_number: int | None = None,
+        plaintext: bytes | None = None,
+        padded: bytes | None = None,
+        keys: Keys | None = None,
+    ) -> bytes:
+        """Return a message under the keys of now, with a right tag; it moves none of them.
+
+        C2S a nonce goes before the body, S2C the status OK; `plaintext` replaces both, and `padded`
+        what is encrypted.
+        """
+        sends = self.session.sends if sender is None else sender
+        head = secrets.token_bytes(NONCE_BYTES) if sends is Direction.C2S else b"\0"
+        blocks = pkcs7_pad(head + body if plaintext is None else plaintext)
+        chain = keys or self.keys
+        header = HEADER.pack(
+            opcode,
+            self.session.client_id if client_id is None else client_id,
+            self.session.round_number if round_number is None else round_number,
+            sends,
+        )
+        iv = secrets.token_bytes(16)
+        encryption_key = chain[f"{sends.name}-ENC"][:AES_KEY_BYTES]
+        ciphertext = aes_cbc_encrypt(blocks if padded is None else padded, encryption_key, iv)
+        untagged = header + iv + ciphertext
+        return untagged + hmac_sha256(chain[f"{sends.name}-MAC"], untagged)
+
+    def reset(self) -> None:
+        """Close as a process does that is killed."""
+        with contextlib.suppress(OSError):
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_0)
+        self.socket.close()
+
+    # What it hears
+
+    def hear(self, patience_s: float = PATIENCE_S) -> str | Message:
+        """Return the next message, or the name of what came in place of one."""
+        came = self._read(patience_s)
+        return came if isinstance(came, str) else self._opened(came)
+
+    def raw_opcode(self) -> str:
+        """Return the opcode of the next message, unopened, or the name of what came instead."""
+        came = self._read(PATIENCE_S)
+        return came if isinstance(came, str) else opcode_of(came)
+
+    def _read(self, patience_s: float) -> str | bytes:
+        deadline = time.monotonic() + patience_s
+
+        def recv(wanted: int) -> bytes:
+            self.socket.settimeout(max(0.001, deadline - time.monotonic()))
+            return self.socket.recv(wanted)
+
+        try:
+            self.heard.append(read_frame(recv))
+        except TimeoutError:
+            return NOTHING
+        except ConnectionCut as error:
+            return "a frame that is cut short" if error.mid_frame else CLOSED
+        except OSError:
+            return RESET
+        except ProtocolError as error:
+            return f"bytes that are no frame ({error})"
+        return self.heard[-1]
+
+    def _opened(self, message: bytes) -> str | Message:
+        try:
+            return self.session.open(message)
+        except PeerTerminated as error:
+            return f"{error.opcode.name} ({error.status.name})"
+        except ProtocolError as error:
+            return f"{opcode_of(message)}, which has to be refused ({error})"
+
+    def expect(self, *wanted: str, patience_s: float = PATIENCE_S) -> str:
+        """Return which of these came. Raises Mismatch for anything else."""
+        heard = self.hear(patience_s)
+        if heard not in wanted:
+            raise Mismatch(" or ".join(wanted), named(heard))
+        return str(heard)
+
+    def expect_message(self, opcode: Opcode) -> Message:
+        """Return the message, which has to be this one and acceptable. Raises Mismatch."""
+        heard = self.hear()
+        if isinstance(heard, str) or heard.opcode is not opcode:
+            raise Mismatch(opcode.name, named(heard))
+        return heard
+
+    def expect_end(self, *farewell: str) -> None:
+        """Expect a farewell, if one is named, and that the connection then closes."""
+        if farewell:
+            self.expect(*farewell)
+        heard = self.hear()
+        if heard not in (CLOSED, RESET):
+            raise Mismatch(CLOSED, named(heard))
+
+
+def opcode_of(message: bytes) -> str:
+    return OPCODE_NAMES.get(message[0], f"opcode {message[0]}")
+
+
+def named(heard: str | Message) -> str:
+    """Return what a failure says of what was heard."""
+    return heard if isinstance(heard, str) else heard.opcode.name
+
+
+def flipped(message: bytes, position: int, mask: int = 1) -> bytes:
+    """Return a message with the bits of `mask` flipped in one byte."""
+    changed = bytearray(message)
+    changed[position] ^= mask
+    return bytes(changed)

@@ -1,0 +1,166 @@
+"""Run checks beside each other, and tell how each ended."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import queue
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import AbstractContextManager
+from typing import Any, Protocol, TypeVar
+
+from classroom.conform.checks import Check, Result, Unable
+from classroom.conform.client_checks import ClientTrial, Start
+from classroom.conform.peer import Mismatch
+from classroom.conform.server_checks import Running, ServerTrial
+
+NOT_IMPLEMENTED = 89  # the exit code that says so, as in BoringSSL's runner
+SESSIONS = 16  # checks at a time on one server, each with an id of its own
+FRESH = 3  # servers at a time beside that one
+CLIENTS = 6  # at a time
+DYING_S = 0.5  # until a program that has closed its connections has ended
+
+AnyTrial = TypeVar("AnyTrial", bound=AbstractContextManager[Any])
+
+
+class AnyServer(Running, Protocol):
+    """A server under test, and what can be known of its process."""
+
+    def wait(self, patience_s: float) -> int | None:
+        """Wait for its end, and return the exit code; None if it goes on, or nobody knows."""
+
+    def output(self) -> str:
+        """Return its last lines."""
+
+
+class Servers(Protocol):
+    """Where servers come from."""
+
+    keys: Mapping[int, bytes]
+    is_ours: bool  # to be started as often as needed, and to be had alone
+
+    def start(self) -> AbstractContextManager[AnyServer]:
+        """Give a server that listens. Raises Mismatch if it does not, and UserError."""
+
+
+def tried(check: Check[AnyTrial], trial: AnyTrial) -> Result:
+    """Run one check, and return how it ended."""
+    began = time.monotonic()
+    end = "passed"
+    why = ""
+    try:
+        check.run(trial)
+    except Mismatch as error:
+        end = "failed"
+        why = str(error)
+    except Unable as reason:
+        end = "skipped"
+        why = str(reason)
+    return Result(check, end, why, time.monotonic() - began)
+
+
+def with_exit_code(result: Result, code: int | None, output: str) -> Result:
+    """Return a result in the light of how the tested program has ended."""
+    if result.end != "failed":
+        return result
+    if code == NOT_IMPLEMENTED:
+        return result._replace(end="not implemented", why="")
+    why = result.why if code is None else f"{result.why}; the program ended with exit code {code}"
+    return result._replace(why=why, output=output)
+
+
+class ServerRun:
+    """Checks of servers: most share one, each with an id of its own; some have a fresh one."""
+
+    def __init__(self, servers: Servers, stop: Callable[[], object] = lambda: None) -> None:
+        self._servers = servers
+        self._stop = stop
+        self._ids: queue.SimpleQueue[int] = queue.SimpleQueue()
+        for client_id in sorted(servers.keys)[:SESSIONS]:
+            self._ids.put(client_id)
+        self.output = ""  # of the shared server, in the end
+
+    def results(self, checks: Sequence[Check[ServerTrial]]) -> Iterator[Result]:
+        """Yield results as they come. Raises Mismatch if no server listens, and UserError."""
+        alone = [check for check in checks if check.is_alone]
+        others = [check for check in checks if not check.is_alone]
+        with self._servers.start() as shared, pool(FRESH, self._stop) as few:
+            with pool(SESSIONS, self._stop) as many:
+                futures = [few.submit(self._alone, check) for check in alone]
+                futures += [many.submit(self._together, check, shared) for check in others]
+                for future in as_completed(futures):
+                    yield future.result()
+            self.output = shared.output()
+
+    def _together(self, check: Check[ServerTrial], server: AnyServer) -> Result:
+        client_id = self._ids.get()
+        try:
+            with ServerTrial(server, self._servers.keys, client_id) as trial:
+                result = tried(check, trial)
+        finally:
+            self._ids.put(client_id)
+        if result.end == "failed" and server.wait(DYING_S) is not None:
+            return self._alone(check)  # any of those that ran may have killed it
+        return result
+
+    def _alone(self, check: Check[ServerTrial]) -> Result:
+        if not self._servers.is_ours:
+            return Result(check, "skipped", "needs a server of its own: --server-cmd")
+        client_id = min(self._servers.keys)
+        try:
+            with self._servers.start() as server:
+                with ServerTrial(server, self._servers.keys, client_id) as trial:
+                    result = tried(check, trial)
+                code = server.wait(DYING_S) if result.end == "failed" else None
+                return with_exit_code(result, code, server.output())
+        except Mismatch as error:
+            return Result(check, "failed", str(error))
+
+
+class ClientRun:
+    """Checks of clients: each starts its own."""
+
+    output = ""
+
+    def __init__(
+        self,
+        start: Start,
+        keys: Mapping[int, bytes],
+        stop: Callable[[], object] = lambda: None,
+    ) -> None:
+        self._start = start
+        self._keys = keys
+        self._stop = stop
+
+    def results(self, checks: Sequence[Check[ClientTrial]]) -> Iterator[Result]:
+        """Yield results as they come."""
+        with pool(CLIENTS, self._stop) as clients:
+            ids = itertools.cycle(sorted(self._keys))
+            futures = [
+                clients.submit(self._run, check, client_id) for check, client_id in zip(checks, ids)
+            ]
+            for future in as_completed(futures):
+                yield future.result()
+
+    def _run(self, check: Check[ClientTrial], client_id: int) -> Result:
+        with ClientTrial(self._start, self._keys, client_id) as trial:
+            result = tried(check, trial)
+            client = trial.client
+            if client is None or result.end != "failed":
+                return result
+            return with_exit_code(result, client.wait(DYING_S), client.output())
+
+
+@contextlib.contextmanager
+def pool(workers: int, stop: Callable[[], object]) -> Iterator[ThreadPoolExecutor]:
+    """Give threads; an interrupt starts no more of them, and ends what the others wait for."""
+    executor = ThreadPoolExecutor(workers)
+    try:
+        yield executor
+    except BaseException:
+        stop()
+        executor.shutdown(cancel_futures=True)
+        raise
+    executor.shutdown()

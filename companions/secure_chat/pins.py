@@ -1,0 +1,91 @@
+"""Keys that a client has met before: the one thing that a second certificate cannot repeat.
+
+    localhost 3f9c...    a name, and the SHA-256 (hex) of its public key
+
+Whoever has the authority's key makes another certificate for any name, and it is as good as the
+first. A certificate renewed for the same key is no change. Lines are only added, and the last of a
+name counts: the file tells which keys a name had, and several clients may share it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from pathlib import Path
+
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from companions.asymmetric import PublicKey
+from companions.secure_chat.pki import BadCertificate, Identity, fold
+from program import UserError, reason_of
+
+FILE = "known_keys.txt"  # in the folder of certificates
+LINE = re.compile(r"([!-~]+) ([0-9a-f]{64})")
+
+
+class OtherKey(BadCertificate):
+    """A certificate that holds, for a name that we know by another key."""
+
+
+def key_fingerprint(key: PublicKey) -> str:
+    """Return the SHA-256 (hex) of a public key in DER, as `openssl pkey -pubin` writes it."""
+    return hashlib.sha256(
+        key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    ).hexdigest()
+
+
+class Pins:
+    """Which key each name had last, in a file, or in memory only if there is no path.
+
+    `expected` is the key that a server must have, whatever it had before; without it that of
+    before, or at the first meeting any. Raises UserError.
+    """
+
+    def __init__(self, path: Path | None = None, expected: str | None = None) -> None:
+        self._path = path
+        self._expected = expected
+        self._known = _read(path) if path else {}
+
+    def check_key(self, server: Identity) -> None:
+        """Raise OtherKey if this is not the key that we expect of a server."""
+        expected = self._expected or self._known.get(fold(server.name))
+        found = key_fingerprint(server.public_key)
+        if expected and found != expected:
+            raise OtherKey(f"the key {expected}", found)
+
+    def meet(self, somebody: Identity) -> str | None:
+        """Remember somebody's key, and return the one of before; None at the first meeting."""
+        name = fold(somebody.name)
+        found = key_fingerprint(somebody.public_key)
+        before = self._known.get(name)
+        if found != before:
+            self._add(f"{name} {found}\n")
+            self._known[name] = found
+        return before
+
+    def _add(self, line: str) -> None:
+        if self._path is None:
+            return
+        try:
+            file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+            with open(file, "a", encoding="ascii") as lines:
+                lines.write(line)
+        except OSError as error:
+            raise UserError(f"cannot write {self._path}: {reason_of(error)}") from None
+
+
+def _read(path: Path) -> dict[str, str]:
+    try:
+        lines = path.read_text("ascii").splitlines()
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeError) as error:
+        raise UserError(f"cannot read {path}: {reason_of(error)}") from None
+    known = {}
+    for number, line in enumerate(lines, 1):
+        match = LINE.fullmatch(line)
+        if match is None:
+            raise UserError(f"{path}: line {number} is no name with the SHA-256 of a key")
+        known[match[1]] = match[2]
+    return known

@@ -1,0 +1,359 @@
+"""Sessions of secure_chat that are resumed: by whom, how often, until when; what a person sees."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from companions.asymmetric import PrivateKey, new_identity
+from companions.secure_chat import client as program
+from companions.secure_chat.accounts import TOKEN_LIFE_MS, Account, Accounts, Refused
+from companions.secure_chat.client import Client, NotLetIn, Run, Talk
+from companions.secure_chat.pki import Identity
+from companions.secure_chat.protocol import Party, PeerEnded, to_base64
+from companions.secure_chat.storage import Database
+from program import end_signals
+from protocol_fsm import ConnectionCut
+from tests.companions.chat_databases import Place
+from tests.companions.chat_helpers import ALICE, BOB, Authority, identity_of
+from tests.companions.chat_programs import LIMIT_S, PASSWORDS, House, hear
+
+PASSWORD = "correct horse"
+
+
+@pytest.fixture(scope="module")
+def keys() -> list[PrivateKey]:
+    return [new_identity() for _ in range(4)]
+
+
+@pytest.fixture
+def house(keys: list[PrivateKey], tmp_path: Path) -> Iterator[House]:
+    with House(keys, tmp_path).open() as house:
+        yield house
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> Iterator[None]:
+    logging.disable()
+    yield
+    logging.disable(logging.NOTSET)
+
+
+# Tokens -------------------------------------------------------------------------------------------
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1_700_000_000_000
+
+    def __call__(self) -> int:
+        return self.now
+
+
+class Desk:
+    """Accounts, and Alice's, with a clock that stands still."""
+
+    def __init__(self, database: Database, keys: list[PrivateKey]) -> None:
+        self.clock = Clock()
+        self.accounts = Accounts(database, self.clock)
+        authority = Authority(keys[0])
+        self.alice = identity_of(authority.issue("client", ALICE, keys[1]), "client", ALICE)
+        self.bob = identity_of(authority.issue("client", BOB, keys[2]), "client", BOB)
+        self.account = self.accounts.register(self.alice, ALICE, "alice", PASSWORD)
+
+    def token(self) -> bytes:
+        return self.accounts.new_session(self.account, self.alice.fingerprint, "2" * 64)
+
+    def resume(self, who: Identity, token: bytes) -> Account | str:
+        """Return the account, or why it was refused."""
+        try:
+            return self.accounts.resume(who, token)
+        except Refused as error:
+            return error.reason
+
+
+@pytest.fixture
+def desk(place: Place, keys: list[PrivateKey]) -> Iterator[Desk]:
+    with contextlib.closing(Database(place.url)) as database:
+        yield Desk(database, keys)
+
+
+def test_token_is_good_for_one_use(desk: Desk) -> None:
+    token = desk.token()
+    other = desk.token()
+    assert desk.resume(desk.alice, bytes(32)) == "an unknown or used token"
+    assert desk.resume(desk.alice, token) == desk.account
+    assert desk.resume(desk.alice, token) == "an unknown or used token"
+    assert desk.resume(desk.alice, other) == desk.account
+
+
+def test_of_many_uses_at_once_one_succeeds(desk: Desk) -> None:
+    token = desk.token()
+    meet = threading.Barrier(8)
+
+    def use() -> Account | str:
+        meet.wait(LIMIT_S)
+        return desk.resume(desk.alice, token)
+
+    with ThreadPoolExecutor(8) as threads:
+        found = [one.result() for one in [threads.submit(use) for _ in range(8)]]
+    assert found.count(desk.account) == 1
+    assert found.count("an unknown or used token") == 7
+
+
+def test_token_expires_to_the_millisecond(desk: Desk) -> None:
+    tokens = [desk.token(), desk.token()]
+    desk.clock.now += TOKEN_LIFE_MS - 1
+    assert desk.resume(desk.alice, tokens[0]) == desk.account
+    desk.clock.now += 1
+    assert desk.resume(desk.alice, tokens[1]) == "a token that has expired"
+
+
+def test_token_shown_with_another_certificate_is_spent(desk: Desk, keys: list[PrivateKey]) -> None:
+    renewed = identity_of(Authority(keys[0]).issue("client", ALICE, keys[1]), "client", ALICE)
+    for who in (desk.bob, renewed):
+        token = desk.token()
+        assert desk.resume(who, token) == f"a token of another certificate than that of {who.name}"
+        assert desk.resume(desk.alice, token) == "an unknown or used token"
+
+
+def test_forgotten_token_resumes_nothing(desk: Desk) -> None:
+    tokens = [desk.token(), desk.token()]
+    desk.accounts.forget_token(tokens[0])
+    desk.accounts.forget_token(tokens[0])
+    assert desk.resume(desk.alice, tokens[0]) == "an unknown or used token"
+    assert desk.resume(desk.alice, tokens[1]) == desk.account
+
+
+# Sessions -----------------------------------------------------------------------------------------
+
+
+def cut(house: House, name: str = ALICE) -> None:
+    """Cut a client's connection, as a network does."""
+    for connection in house.server._connections:
+        if connection.name == name:
+            connection.channel._sock.shutdown(socket.SHUT_RDWR)
+
+
+def test_session_that_was_cut_is_resumed_with_fresh_keys_and_no_password(house: House) -> None:
+    with house.members() as (alice, bob):
+        cut(house)
+        with pytest.raises(ConnectionCut):
+            alice.hear(LIMIT_S)
+        with house.client(party=alice.party) as again:
+            again.resume(alice.token)
+            assert again.username == "alice"
+            assert again.session.session_id != alice.session.session_id
+            assert set(again.session.fingerprints()) == set(alice.session.fingerprints())
+            for label, key in alice.session.fingerprints().items():
+                assert again.session.fingerprints()[label] != key
+            assert again.token not in ("", alice.token)
+            again.join()
+            again.say("back")
+            assert [hear(again), hear(bob)] == ["back", "back"]
+
+
+def test_refusals_are_uniform_and_the_reason_is_in_the_table(house: House) -> None:
+    with house.members() as (alice, bob):
+        cut(house)
+        with house.client(party=alice.party) as again:
+            again.resume(alice.token)
+        for token in (
+            alice.token,  # used
+            again.token,  # of a session that ended in peace
+            to_base64(bytes(32)),
+            bob.token,
+        ):
+            with house.client(party=alice.party) as thief, pytest.raises(NotLetIn):
+                thief.resume(token)
+    events = house.database.events("resume_failure")
+    assert [event["email"] for event in events] == [ALICE] * 4
+    assert {event["reason"] for event in events} == {
+        "an unknown or used token",
+        f"a token of another certificate than that of {ALICE}",
+    }
+
+
+def test_session_that_the_server_still_has_is_replaced(house: House) -> None:
+    with house.members() as (alice, _), house.client(party=alice.party) as again:
+        again.resume(alice.token)
+        again.join()
+        with pytest.raises(PeerEnded, match="replaced"):
+            alice.hear(LIMIT_S)
+
+
+# The program --------------------------------------------------------------------------------------
+
+
+class Gate:
+    """A room's lock, which holds the first that comes."""
+
+    def __init__(self) -> None:
+        self.reached = threading.Event()
+        self.opened = threading.Event()
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> None:
+        self.reached.set()
+        assert self.opened.wait(LIMIT_S)
+        self._lock.acquire()
+
+    def __exit__(self, *exception: object) -> None:
+        self._lock.release()
+
+
+class Person:
+    """Types into the program, and reads what it shows."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        reading, self._writing = os.pipe()
+        self._stdin = os.fdopen(reading, encoding="utf-8")
+        monkeypatch.setattr(sys, "stdin", self._stdin)
+        monkeypatch.setattr(program, "show", self._show)
+        self.shown: list[str] = []
+        self._changed = threading.Condition()
+
+    def _show(self, line: str) -> None:
+        with self._changed:
+            self.shown.append(line)
+            self._changed.notify_all()
+
+    def types(self, *lines: str) -> None:
+        os.write(self._writing, "".join(f"{line}\n" for line in lines).encode())
+
+    def sees(self, words: str) -> None:
+        """Wait until something has been shown that ends so."""
+
+        def is_there() -> bool:
+            return any(line.endswith(words) for line in self.shown)
+
+        with self._changed:
+            assert self._changed.wait_for(is_there, LIMIT_S), self.shown
+
+    def leaves(self) -> None:
+        os.close(self._writing)
+        self._stdin.close()
+
+
+@pytest.fixture
+def person(monkeypatch: pytest.MonkeyPatch) -> Iterator[Person]:
+    handlers = {number: signal.getsignal(number) for number in end_signals()}
+    person = Person(monkeypatch)
+    yield person
+    person.leaves()
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def member(house: House) -> Party:
+    """Return Alice, who has an account."""
+    alice = house.party("client", ALICE, 2)
+    house.accounts.register(alice.identity, ALICE, "alice", PASSWORDS[ALICE])
+    return alice
+
+
+def live(run: Run, what_happens: Callable[[], None]) -> None:
+    """Run the program here, where signals are, and what happens to it in another thread."""
+    with ThreadPoolExecutor(1) as threads:
+        happened = threads.submit(what_happens)
+        run.chat()
+        happened.result()
+
+
+def test_person_whose_session_is_cut_goes_on_and_is_told_what_may_be_lost(
+    house: House, person: Person
+) -> None:
+    alice = member(house)
+    gate = Gate()
+    person.types("login", PASSWORDS[ALICE], "before")
+
+    def happens() -> None:
+        person.sees(f"{ALICE}: before")
+        room = house.server._rooms["lobby"]
+        room._lock, lock = gate, room._lock  # type: ignore[assignment]
+        person.types("in between")
+        assert gate.reached.wait(LIMIT_S)
+        cut(house)
+        person.sees("this may not have been said: in between")
+        person.types("after")
+        gate.opened.set()
+        person.sees(f"{ALICE}: after")
+        room._lock = lock
+        person.types("quit")
+
+    live(Run(partial(house.client, party=alice), "lobby"), happens)
+    assert any(line.startswith("[*] back as alice; in lobby: ") for line in person.shown)
+    receipts = [line for line in person.shown if line.startswith("[*] receipt: ")]
+    assert [line.rpartition(", ")[2] for line in receipts] == [
+        "uncountersigned",
+        "countersigned by the server",
+    ]
+
+
+def test_line_that_waited_for_the_old_session_is_done_in_the_new_one(
+    house: House, person: Person
+) -> None:
+    with house.members() as (alice, _), contextlib.ExitStack() as stack:
+        cut(house)
+
+        def come_back() -> Client:
+            again = stack.enter_context(house.client(party=alice.party))
+            again.resume(alice.token)
+            again.join()
+            return again
+
+        talk = Talk(alice, person.shown.append, come_back)
+        talk._typed.append("quit")  # as if a text had not come back yet
+        assert talk.run().is_countersigned
+
+
+def test_session_that_cannot_be_resumed_ends_as_it_was_cut(house: House, person: Person) -> None:
+    alice = member(house)
+    person.types("login", PASSWORDS[ALICE], "before")
+    run = Run(partial(house.client, party=alice), "lobby")
+
+    def happens() -> None:
+        person.sees(f"{ALICE}: before")
+        with house.database.transaction() as connection:
+            connection.exec_driver_sql("DELETE FROM resumable")
+        cut(house)
+        person.sees("coming back")
+
+    with pytest.raises(ConnectionCut):
+        live(run, happens)
+    assert len([line for line in person.shown if line.startswith("[*] receipt: ")]) == 1
+
+
+def test_server_that_stays_away_is_given_up(
+    house: House, person: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alice = member(house)
+    monkeypatch.setattr(program, "RETRY_S", (0.0, 0.0))
+    person.types("login", PASSWORDS[ALICE], "before")
+    ports = [house.server.address[1]]
+
+    def new_client() -> Client:
+        client = house.client(party=alice)
+        client._address = (client._address[0], ports[0])
+        return client
+
+    def happens() -> None:
+        person.sees(f"{ALICE}: before")
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            ports[0] = free.getsockname()[1]
+        cut(house)
+
+    with pytest.raises(ConnectionCut):
+        live(Run(new_client, "lobby"), happens)
+    assert len([line for line in person.shown if line.startswith("[*] receipt: ")]) == 1

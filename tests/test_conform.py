@@ -1,0 +1,410 @@
+"""The conformance checks: the program around them, and whether they see what is wrong."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import secrets
+import shlex
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from classroom.conform.__main__ import ALL, junit, lines_of, main, parsed, run_all
+from classroom.conform.checks import Result, read_skips
+from classroom.conform.client_checks import CLIENT, READINGS
+from classroom.conform.runner import SESSIONS, ClientRun, ServerRun
+from classroom.conform.server_checks import SERVER
+from classroom.conform.targets import Process, filled, words_of
+from client import Client
+from endpoint import DEMO_KEYS, generate_keys
+from lab.weakened import RULES, Weakened, without
+from program import UserError
+from protocol_fsm import ConnectionCut, DeadlineExpired, LocalError, ProtocolError
+from server import Server
+from tests.network import wait_until
+from tests.programs import ROOT, Program, posix_only, running_server
+
+KEYS = {**{n: secrets.token_bytes(32) for n in range(1, SESSIONS + 1)}, **DEMO_KEYS}
+SILENT = {"server/silent-stranger", "server/stranger-without-report"}  # take 10 s
+SEEN_BY = {  # a check that names the rule when it is missing
+    "tag": "server/flip-tag-last",
+    "tag-on-terminate": "server/farewell-tag",
+    "header-in-tag": "server/handshake",
+    "iv-in-tag": "server/handshake",
+    "uniform-answers": "server/padding-first",
+    "round": "server/replay",
+    "turn": "client/early-answer",
+    "direction": "server/direction",
+    "id": "server/id-of-another",
+    "payload": "server/nan",
+    "echo": "client/echo",
+    "ratchet": "server/three-rounds",
+    "binding": "server/one-round",
+    "direction-keys": "server/handshake",
+    "client-keys": "client/one-report",
+    "encryption": "server/handshake",
+    "fresh-iv": "server/fresh-iv",
+    "finality": "server/finality",
+    "cut-is-not-goodbye": "client/cut",
+    "established": "server/hello-replaces-nobody",
+    "hello-order": "server/late-report",
+    "frame-deadline": "server/slow-frame",
+    "stranger-cap": "server/stranger-65",
+}
+INVISIBLE = {  # why no check can see that the rule is missing
+    "tag-first": "a wrong tag and a wrong padding get the same answer; only their times differ",
+    "decoy": "an unknown id meets the same silent close without the work; only its time differs",
+}
+
+
+class ServerHere:
+    """A server in this process."""
+
+    def __init__(self, server: Server) -> None:
+        self.address = server.address
+        self._closing = contextlib.ExitStack()
+        self._closing.enter_context(server)
+        self.stop = self._closing.close
+
+    def wait(self, patience_s: float) -> None:
+        """It has no process that could end."""
+
+    def output(self) -> str:
+        return ""
+
+
+class ServersHere:
+    """Servers in this process, with some rules taken out."""
+
+    is_ours = True
+    keys: Mapping[int, bytes] = KEYS
+
+    def __init__(self, weak: Weakened) -> None:
+        self._weak = weak
+
+    @contextlib.contextmanager
+    def start(self) -> Iterator[ServerHere]:
+        server = ServerHere(self._weak.server(KEYS, port=0, new_session=self._weak.session))
+        try:
+            yield server
+        finally:
+            server.stop()
+
+
+class ClientHere(threading.Thread):
+    """A client in a thread, with the exit codes of client.py."""
+
+    def __init__(self, weak: Weakened, address: tuple[str, int], client_id: int) -> None:
+        super().__init__(daemon=True)
+        self._client: Client = weak.client(
+            client_id, KEYS, *address, timeout_s=2.0, new_session=weak.session
+        )
+        self._code = 1
+        self.start()
+
+    def run(self) -> None:
+        try:
+            with self._client as client:
+                for reading in READINGS:
+                    if client.session.round_number > 1:
+                        client.channel.idle(0.2)
+                    client.report([reading])
+            self._code = 0
+        except (ConnectionCut, DeadlineExpired):
+            self._code = 3
+        except (ProtocolError, LocalError):
+            self._code = 1
+
+    def code(self) -> int | None:
+        return None if self.is_alive() else self._code
+
+    def wait(self, patience_s: float) -> int | None:
+        self.join(patience_s)
+        return self.code()
+
+    def end(self) -> None:
+        self.join(10)
+
+    def output(self) -> str:
+        return ""
+
+
+def results_without(*rules: str) -> list[Result]:
+    """Return how the checks end at endpoints without these rules."""
+    weak = without(rules)
+    servers = ServerRun(ServersHere(weak))
+    clients = ClientRun(lambda address, n: ClientHere(weak, address, n), KEYS)
+    checks = [check for check in SERVER.values() if check.name not in SILENT]
+    return [*servers.results(checks), *clients.results([*CLIENT.values()])]
+
+
+def failing(results: list[Result]) -> set[str]:
+    return {result.check.name for result in results if result.end != "passed"}
+
+
+# What the checks see
+
+
+@pytest.mark.slow
+def test_endpoints_with_all_rules_pass_every_check() -> None:
+    assert not failing(results_without())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rule", SEEN_BY)
+def test_a_missing_rule_is_named_by_a_check(rule: str) -> None:
+    assert SEEN_BY[rule] in failing(results_without(rule))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rule", INVISIBLE)
+def test_a_rule_of_which_only_the_time_tells_is_named_by_none(rule: str) -> None:
+    assert not failing(results_without(rule))
+
+
+def test_every_rule_is_either_seen_or_has_a_reason() -> None:
+    assert {*SEEN_BY} | {*INVISIBLE} == {*RULES}
+    assert {*SEEN_BY.values()} <= {*ALL}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("flag", "command"),
+    [
+        ("--server-cmd", "server.py --port {port} --keys {keys}"),
+        ("--client", "client.py {id} --host {host} --port {port} --keys {keys} --file {readings}"),
+    ],
+)
+def test_our_own_programs_pass_every_check(flag: str, command: str, tmp_path: Path) -> None:
+    python = shlex.quote(sys.executable) if os.name == "posix" else f'"{sys.executable}"'
+    report = tmp_path / "report.xml"
+    done = conform(flag, f"{python} {ROOT / command}", "--junit", str(report))
+    assert done.returncode == 0, done.stdout + done.stderr
+    side = CLIENT if flag == "--client" else SERVER
+    suite = ElementTree.parse(report).getroot()
+    assert [suite.get(name) for name in ("tests", "failures")] == [str(len(side)), "0"]
+
+
+# The program
+
+
+def conform(*words: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    """Run the program as run.py does: by its path."""
+    return subprocess.run(
+        [sys.executable, str(ROOT / "classroom" / "conform" / "__main__.py"), *words],
+        cwd=cwd,
+        text=True,
+        capture_output=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def program(tmp_path: Path, *lines: str) -> str:
+    """Write a program of Python, and return a command that runs it with a port and a key file."""
+    path = tmp_path / "implementation.py"
+    path.write_text("\n".join(["import signal, socket, subprocess, sys", *lines]))
+    python = shlex.quote(sys.executable) if os.name == "posix" else f'"{sys.executable}"'
+    return f"{python} {path} {{port}} {{keys}}"
+
+
+def test_the_list_has_every_check_with_its_section_in_80_columns() -> None:
+    done = conform("--list")
+    assert done.returncode == 0
+    assert max(map(len, done.stdout.splitlines())) < 80
+    for check in ALL.values():
+        assert re.search(rf"^{check.name} \[P {check.section}\] \w", done.stdout, re.MULTILINE)
+
+
+def test_every_check_cites_a_section_of_the_protocol_and_says_what_it_checks() -> None:
+    protocol = (ROOT / "PROTOCOL.md").read_text("utf-8")
+    for check in ALL.values():
+        assert re.search(rf"^##+ {re.escape(check.section)} ", protocol, re.MULTILINE), check.name
+        assert not check.meaning[0].islower(), check.name
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ([], "say what to test"),
+        (["--server-cmd", "x {keys}"], r"the command has no \{port\}"),
+        (["--server-cmd", "x {port}"], r"the command has no \{keys\}"),
+        (["--client", "x {port} {readings}"], r"the command has no \{key\} or \{keys\}"),
+        (["--client", "x '{port} {readings} {key}"], "cannot cut .* into words"),
+        (["--client", "no-such-program {port} {readings} {key}"], "cannot start 'no-such-program'"),
+        (["--server-cmd", "no-such-program {port} {keys}"], "cannot start 'no-such-program'"),
+        (["--server-cmd", "x {port} {keys}", "client/cut"], "there is no such check here"),
+        (["--server-cmd", "x {port} {keys}", "--keys", "y"], "--keys goes with --server"),
+        (["--server-cmd", "x {port} {keys}", "--skip", "no-such-file"], "cannot read no-such-file"),
+        (["--server", "127.0.0.1:1"], "with 16 ids or more; there are 0"),
+        (["--server", "somewhere"], "is not HOST:PORT"),
+    ],
+)
+def test_bad_input_is_one_sentence(
+    words: list[str],
+    sentence: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["conform", *words])
+    with pytest.raises(UserError, match=sentence) as caught:
+        main()
+    assert "\n" not in str(caught.value)
+    assert not [*tmp_path.iterdir()]
+
+
+def test_the_commands_of_the_readme_are_understood() -> None:
+    readme = (ROOT / "README.md").read_text("utf-8")
+    lines = re.findall(r"^python3 run\.py conform (.*)$", readme, re.MULTILINE)
+    assert len(lines) == 2
+    for line in lines:
+        options = parsed(shlex.split(line))
+        command = options.server_cmd or options.client
+        assert words_of(command, [["port"], ["key", "keys"]])[0] == "node"
+
+
+def test_a_command_is_cut_into_words_and_given_to_no_shell() -> None:
+    words = words_of("'my server' --port={port} ; {keys} $HOME", [["port"], ["keys"]])
+    assert filled(words, {"port": 7, "keys": "a b"}) == [
+        "my server" if os.name == "posix" else "'my server'",
+        "--port=7",
+        ";",
+        "a b",
+        "$HOME",
+    ]
+
+
+@pytest.mark.parametrize("line", ["server/nan", "server/nan  ", "1:00112233 secret", "nan why"])
+def test_a_line_of_skips_that_is_not_a_check_and_a_reason_is_refused_unseen(line: str) -> None:
+    with pytest.raises(UserError, match="line 3 of the skips") as caught:
+        read_skips(f"# known\n\n{line}\n", ALL)
+    assert line.split()[0] not in str(caught.value)
+
+
+def test_skipped_checks_are_named_with_their_reasons_and_not_run(tmp_path: Path) -> None:
+    skips = read_skips("client/cut  other exit codes #7\n", ALL)
+    run = ClientRun(lambda *_: pytest.fail("a client was started"), KEYS)
+    (result,) = run_all(run, [CLIENT["client/cut"]], skips)
+    assert (result.end, result.why) == ("skipped", "other exit codes #7")
+    assert next(lines_of(result)).startswith("SKIPPED client/cut [P 3.7]")
+
+
+def test_the_report_for_build_servers_has_failures_and_reasons() -> None:
+    check = SERVER["server/nan"]
+    ends = ["passed", "failed", "skipped", "not implemented"]
+    results = [Result(check, end, f"<{end}>", 0.5, "said & done") for end in ends]
+    suite = ElementTree.fromstring(junit(results))
+    assert [suite.get(name) for name in ("tests", "failures", "skipped")] == ["4", "1", "2"]
+    assert [case.get("classname") for case in suite] == 4 * ["conform.server"]
+    (failure,) = suite.iter("failure")
+    assert failure.get("message") == "[P 3.3] NaN is refused: <failed>"
+    assert failure.text == "said & done"
+    assert [skip.get("message") for skip in suite.iter("skipped")] == [
+        "<skipped>",
+        "<not implemented>",
+    ]
+
+
+def test_a_failure_says_what_was_expected_and_what_came_in_80_columns() -> None:
+    result = Result(
+        SERVER["server/stranger-without-report"],
+        "failed",
+        "expected A, got B",
+        output="x" * 200,
+    )
+    lines = [*lines_of(result)]
+    assert max(map(len, lines)) < 80
+    assert lines[0].startswith("FAILED server/stranger-without-report [P 5]")
+    assert "    expected A, got B" in lines
+
+
+# Programs that misbehave
+
+
+def test_a_server_that_does_not_start_is_one_sentence_with_its_last_line(tmp_path: Path) -> None:
+    command = program(tmp_path, "print('no such luck')", "sys.exit(5)")
+    done = conform("--server-cmd", command)
+    assert done.returncode == 2
+    assert re.fullmatch(
+        r"conform: expected a server on port \d+, got its end with exit code 5 \(no such luck\)\n",
+        done.stderr,
+    )
+
+
+def test_a_program_that_prints_without_end_fills_no_memory(tmp_path: Path) -> None:
+    process = Process([sys.executable, "-c", "print('x' * 3_000_000); print('the\x1b[31m end')"])
+    try:
+        assert process.wait(30) == 0
+        lines = process.output().splitlines()
+        assert lines[-1] == "the\\x1b[31m end"
+        assert sum(map(len, lines)) < 5_000
+    finally:
+        process.end()
+
+
+@pytest.mark.slow
+@posix_only
+def test_a_program_that_will_not_end_is_ended_with_what_it_started() -> None:
+    deaf = "import signal; signal.signal(15, signal.SIG_IGN); print('deaf', flush=True); "
+    child = f"subprocess.Popen([sys.executable, '-c', {deaf + 'signal.pause()'!r}]); "
+    parent = f"import subprocess, sys; {child}{deaf}signal.pause()"
+    process = Process([sys.executable, "-c", parent])
+    wait_until(lambda: process.output().count("deaf") == 2)
+    process.end()  # the output ends when both have
+    assert process.code() == -9
+    assert not process._reader.is_alive()
+
+
+@pytest.mark.slow
+def test_exit_code_89_is_not_implemented_and_a_crash_fails_one_check(tmp_path: Path) -> None:
+    """Both servers end at the first byte, and each check is then tried on one of its own."""
+    listening = ["s = socket.create_server(('127.0.0.1', int(sys.argv[1])))", "while True:"]
+    once = "    if s.accept()[0].recv(1): sys.exit(CODE)"
+    names = ["server/handshake", "server/nan"]
+    for code, words in ((89, "2 not implemented"), (7, "2 failed")):
+        command = program(tmp_path, *listening, once.replace("CODE", str(code)))
+        done = conform("--server-cmd", command, *names)
+        assert done.returncode == 1
+        assert done.stdout.splitlines()[-1].endswith(f": {words}")
+    assert "the program ended with exit code 7" in " ".join(done.stdout.split())
+
+
+@pytest.mark.slow
+def test_a_server_that_runs_is_checked_but_for_what_needs_one_alone(tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    generate_keys(keys, [*range(1, 21)])
+    with running_server("--keys", str(keys / "server.keys")) as (_, port):
+        where = ["--server", f"127.0.0.1:{port}", "--keys", str(keys / "server.keys")]
+        done = conform(*where, "server/handshake", "server/window", "server/unknown-id")
+    assert done.returncode == 0, done.stdout
+    assert "SKIPPED server/window" in done.stdout
+    assert done.stdout.splitlines()[-1].endswith(": 2 passed, 1 skipped")
+
+
+@pytest.mark.slow
+@posix_only
+def test_ctrl_c_leaves_no_server_behind(tmp_path: Path) -> None:
+    command = program(
+        tmp_path,
+        "s = socket.create_server(('127.0.0.1', int(sys.argv[1])))",
+        f"open({str(tmp_path / 'port')!r}, 'w').write(sys.argv[1])",
+        "kept = []",
+        "while True: kept.append(s.accept())",
+    )
+    main_path = str(ROOT / "classroom" / "conform" / "__main__.py")
+    with Program(main_path, "--server-cmd", command) as running:
+        wait_until((tmp_path / "port").exists)
+        running.interrupt()
+        assert running.finish() == 130
+    port = int((tmp_path / "port").read_text())
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port))
