@@ -37,7 +37,7 @@ from companions.canonical import canonical
 from companions.secure_chat import dh, forms
 from companions.secure_chat.accounts import Refused
 from companions.secure_chat.authority import pem_of
-from companions.secure_chat.client import Client, Left, NotLetIn
+from companions.secure_chat.client import Client, Left, NotLetIn, Updated
 from companions.secure_chat.evidence import Kept
 from companions.secure_chat.pae import sign
 from companions.secure_chat.pins import OtherKey
@@ -612,6 +612,19 @@ def revoked_certificate(lab: Lab) -> None:
     """A client comes whose certificate was revoked."""
     lab.publish(lab.pki.people[MALLORY])
     knock(lab, lab.pki.people[MALLORY], "a revoked certificate")
+
+
+@outside("certificates", "server", Revoked)
+def revoked_meanwhile(lab: Lab) -> None:
+    """A member's certificate is revoked while it is in a room, until the next key update."""
+    with lab.client(lab.pki.people[MALLORY]) as client:
+        client.log_in(MALLORY, PASSWORDS[MALLORY])
+        client.join("elsewhere")  # who is told of her by a newer list would not stay with her
+        lab.publish(lab.pki.people[MALLORY])
+        client.update()
+        while not isinstance(client.hear(PATIENCE_S), Updated):
+            pass
+        lab.outcome.learned = "a revoked member goes on under new keys"
 
 
 @outside("certificates", "server", RolledBackList)

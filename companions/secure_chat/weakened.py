@@ -263,6 +263,11 @@ class NoUpdateSecret(Session):
         super()._next_keys()
 
 
+class NoRecheck(Session):
+    def _check_again(self) -> None:
+        """Do not look at a certificate again once its session has begun."""
+
+
 # Rules of Accounts --------------------------------------------------------------------------------
 
 
@@ -503,6 +508,7 @@ RULES: dict[str, type] = {
     "ephemeral": NoEphemeral,
     "update": NoUpdate,
     "update-secret": NoUpdateSecret,
+    "recheck": NoRecheck,
     "encryption": NoEncryption,
     "tag": NoTag,
     "number": NoNumber,
@@ -543,6 +549,7 @@ DOCUMENTED = (  # what the seed document does without
     "range",
     "subgroup",
     "update",
+    "recheck",
     "tag",
     "number",
     "direction-keys",

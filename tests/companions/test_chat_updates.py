@@ -13,13 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from companions.asymmetric import PrivateKey
-from companions.secure_chat.client import Client, Talk, Updated
+from companions.secure_chat.client import Client, Left, Talk, Updated, explain
 from companions.secure_chat.evidence import Kept
+from companions.secure_chat.pki import Revoked, utc_now
 from companions.secure_chat.protocol import (
     BadSignature,
     Direction,
     Kind,
     Message,
+    Party,
+    PeerEnded,
     Session,
     State,
     chained,
@@ -313,6 +316,36 @@ def test_member_that_does_not_answer_the_request_is_ended(
             house.await_record(lambda record: record.what == "end")
         end = house.await_record(lambda record: record.what == "end")
         assert isinstance(end.detail, DeadlineExpired)
+
+
+def revoke(house: House, party: Party) -> None:
+    house.authority.revoke([party.identity.certificate], utc_now())
+    house.authority.publish(now=utc_now())
+
+
+def test_member_revoked_meanwhile_goes_at_the_next_update(house: House) -> None:
+    with house.members() as (alice, bob):
+        revoke(house, bob.party)
+        house.server.update()
+        with pytest.raises(PeerEnded) as ended:
+            hear_update(bob)
+        assert "the server refuses ours (bad-cert)" in explain(ended.value)
+        end = house.await_record(lambda record: record.what == "end")
+        assert isinstance(end.detail, Revoked)
+        while not isinstance(alice.hear(LIMIT_S), Left):
+            pass
+        assert alice.settle().is_countersigned
+
+
+def test_server_revoked_meanwhile_is_left_at_the_next_update(house: House) -> None:
+    with house.client() as alice:
+        alice.register(ALICE, "alice", "alices secret word")
+        alice.join()
+        revoke(house, house.server.party)
+        alice.update()
+        with pytest.raises(Revoked) as ended:
+            hear_update(alice)
+        assert explain(ended.value).startswith("Certificate validation failed: the server's")
 
 
 def test_typed_update_is_told_and_the_lines_behind_it_are_said(
