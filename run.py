@@ -64,6 +64,11 @@ COMMANDS = {
         ["-m companions.secure_chat.demo"],
         "members talk in a room; signed evidence, and their adversary",
     ),
+    "live": (
+        "classroom/live/requirements.txt",
+        ["-m classroom.live"],
+        "the man in the middle in a browser: your hand on the wire",
+    ),
     "server": ("requirements.txt", ["server.py"], "the server; its flags follow, as in: server -h"),
     "client": ("requirements.txt", ["client.py"], "a client; its id and flags follow"),
     "test": (
