@@ -72,7 +72,7 @@ def step_view(step: Step, wire: Wire) -> View:
         "on": step.goes_on,
         "touched": step.is_touched,
         "sent": bytes_view(step.sent, wire) if step.sent else None,
-        "got": bytes_view(step.arrived, wire) if step.arrived and step.is_changed else None,
+        "got": bytes_view(step.arrived, wire) if step.arrived not in (b"", step.sent) else None,
         "what": wire.what_changed(step.sent, step.arrived) if step.is_changed else "",
         "verdict": step.refused,
     }

@@ -21,13 +21,19 @@ export function chooser(label, options, onchange, chosen = "") {
   return select;
 }
 
-// Bring a list of children up to date without touching those that are the same.
+// Bring a list of children up to date without touching those that are the same. What had the focus
+// keeps it, in its new form.
 export function show(parent, key, make) {
   const text = JSON.stringify(key);
   if (parent.shown === text) return;
   parent.shown = text;
+  const focused = parent.contains(document.activeElement) ? nameOf(document.activeElement) : null;
   parent.replaceChildren(...[make()].flat().filter(Boolean));
+  if (focused) [...parent.querySelectorAll("button, input, select, summary")].find((each) => nameOf(each) === focused)?.focus();
 }
+
+const nameOf = (element) =>
+  element.dataset.at ?? element.dataset.bit ?? element.dataset.key ?? element.getAttribute("aria-label") ?? element.textContent;
 
 export function claimLinks(ids) {
   return ids.flatMap((id, at) => [at ? ", " : "", el("a", { href: `#claim-${id}` }, id)]);

@@ -35,17 +35,17 @@ export class Hand {
 
   showActions(table) {
     const has = Boolean(table.hand);
+    const act = (text, line, title, isPossible = has, props = {}) =>
+      button(text, () => this.type(line), { title, "data-key": text, "aria-disabled": isPossible ? null : "true", ...props });
     show(this.actions, [has, table.undo, table.auto, table.connected], () => [
-      button("Forward", () => this.type("forward"), { disabled: !has, class: "main", title: "F" }),
-      button("Drop", () => this.type("drop"), { disabled: !has, title: "D" }),
-      button("Hold", () => this.type("hold"), { disabled: !has, title: "H" }),
-      button("Reflect", () => this.type("reflect"), { disabled: !has, title: "R" }),
-      button("Undo", () => this.type("undo"), { disabled: !table.undo, title: "Ctrl-Z", "aria-keyshortcuts": "Control+Z" }),
-      button(table.auto ? "Stop forwarding all" : "Forward all", () => this.type(table.auto ? "auto off" : "auto"), {
-        "aria-pressed": String(table.auto),
-      }),
-      button("Cut", () => this.type("cut"), { disabled: !table.connected }),
-      button("New session", () => this.type("session"), { disabled: table.connected }),
+      act("Forward", "forward", "F", has, { class: "main" }),
+      act("Drop", "drop", "D"),
+      act("Hold", "hold", "H"),
+      act("Reflect", "reflect", "R"),
+      act("Undo", "undo", "Ctrl-Z", table.undo, { "aria-keyshortcuts": "Control+Z" }),
+      act("Forward all", table.auto ? "auto off" : "auto", "whatever comes", true, { "aria-pressed": String(table.auto) }),
+      act("Cut", "cut", "both sides, without a word", table.connected),
+      act("New session", "session", "of the client", !table.connected),
     ]);
   }
 
@@ -148,6 +148,7 @@ export class Hand {
           min: 0,
           max: most,
           value: value[name],
+          "aria-label": name,
           onchange: (event) => this.type(`edit ${field}=${event.target.value}`),
         }),
       );

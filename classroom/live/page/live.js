@@ -65,7 +65,7 @@ function showSaid(lines) {
   list.append(
     ...lines.map((line) => {
       const kind = line.startsWith("YOU WIN") ? "win" : / refused /.test(line) ? "refusal" : line.startsWith("> ") ? "typed" : "";
-      return el("li", { class: kind }, line);
+      return el("p", { class: kind }, line);
     }),
   );
   while (list.childElementCount > MOST_LINES) list.firstElementChild.remove();
