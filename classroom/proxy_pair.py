@@ -110,6 +110,7 @@ class OwnPair:
         self._client = threading.Thread()
         self._is_recording = True
         self.score = Score()
+        self.reports: Sequence[list[float]] = READINGS  # in a session of the client
         self.tapes: dict[str, list[Frame]] = {}
         limits = PATIENT if is_patient else IMPATIENT
         self._times: dict[str, Any] = {}
@@ -146,7 +147,7 @@ class OwnPair:
 
     def _live(self, address: tuple[str, int]) -> None:
         with contextlib.suppress(ProtocolError, UserError, OSError):
-            self._report(CLIENT_ID, address, READINGS)
+            self._report(CLIENT_ID, address, self.reports)
 
     def _report(
         self, client_id: int, address: tuple[str, int], reports: Sequence[list[float]]

@@ -7,7 +7,12 @@ import contextlib
 import http.client
 import json
 import re
-from collections.abc import Callable, Iterator
+import signal
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Awaitable, Callable, Iterator
 from http.cookies import SimpleCookie
 from pathlib import Path
 from typing import Any
@@ -15,7 +20,7 @@ from typing import Any
 import pytest
 
 from tests.network import PATIENCE_S
-from tests.programs import run
+from tests.programs import ROOT, posix_only, run
 
 pytest.importorskip("aiohttp")
 
@@ -25,6 +30,22 @@ from classroom.live import app
 from classroom.live.app import FILES, MOST_REQUEST, in_background
 from classroom.live.room import Room
 from classroom.live.safe import Door
+from classroom.live.scene import MOST_ROWS, Feeds, Scene
+from classroom.live.views import (
+    MOST_BYTES,
+    PROTOCOLS,
+    bytes_view,
+    facts,
+    folder_of,
+    log_view,
+    protocol_of,
+)
+from classroom.wire import LAB
+from lab.claims import read_sets
+from lab.frames import Frame, flipped
+from program import UserError
+from protocol_fsm import ClientData
+from tests.helpers import Pair
 
 
 class Reader:
@@ -225,20 +246,24 @@ class Talk:
         return found or {"name": ""}
 
 
-def talk(rules: str, scene: Callable[[Talk], Any]) -> Room:
-    """Let a coroutine talk to a lab of its own, which lacks these rules."""
+Scenario = Callable[[Talk], Awaitable[None]]
 
-    async def run(door: Door) -> None:
-        reader = Reader(door)
-        await asyncio.to_thread(reader.enter)
-        headers = {"Cookie": reader.cookie, "Origin": door.origin}
-        async with ClientSession() as session:
-            address = f"ws://{door.host}/ws"
-            async with session.ws_connect(address, headers=headers, max_msg_size=0) as socket:
-                await scene(Talk(socket))
 
+async def with_page(door: Door, scene: Scenario) -> None:
+    """Let a coroutine talk to a lab."""
+    reader = Reader(door)
+    await asyncio.to_thread(reader.enter)
+    headers = {"Cookie": reader.cookie, "Origin": door.origin}
+    async with ClientSession() as session:
+        address = f"ws://{door.host}/ws"
+        async with session.ws_connect(address, headers=headers, max_msg_size=0) as socket:
+            await scene(Talk(socket))
+
+
+def talk(rules: str, scene: Scenario) -> Room:
+    """Let a coroutine talk to a lab of its own, which lacks these rules; return the lab."""
     with Room(rules) as room, in_background(room) as door:
-        asyncio.run(run(door))
+        asyncio.run(with_page(door, scene))
     return room
 
 
@@ -346,3 +371,172 @@ def test_too_long_a_request_ends_the_talk_and_not_the_lab(room: Room, reader: Re
     reader.enter()
     asyncio.run(run())
     assert reader.ask("/")[0] == 200
+
+
+# What is told -------------------------------------------------------------------------------------
+
+
+def flipped_report() -> tuple[Frame, Frame]:
+    pair = Pair()
+    pair.hello()
+    pair.challenge()
+    report = Frame("server", pair.client.seal(ClientData([100.0])))
+    return report, flipped(report, 24, 8)
+
+
+def test_a_message_is_told_by_its_fields_whose_bytes_are_all_of_it() -> None:
+    report, _ = flipped_report()
+    view = bytes_view(report.message, LAB)
+    assert "".join(field["hex"] for field in view["fields"]) == report.message.hex()
+    places = [field["at"] for field in view["fields"]]
+    assert places == [0, 1, 2, 6, 7, 23, 23 + 48 - 16]
+    long = bytes_view(report.message[:23] + bytes(4_096) + report.message[-32:], LAB)
+    (ciphertext,) = [field for field in long["fields"] if field["name"] == "ciphertext"]
+    assert (ciphertext["size"], len(ciphertext["hex"])) == (4_096, 2 * MOST_BYTES)
+    assert long["fields"][-1]["hex"] == report.message[-32:].hex(), "what is cut hides no tag"
+
+
+def test_every_error_of_the_nine_steps_has_its_step_and_claims_that_are_there() -> None:
+    told = facts()
+    ids = {claim["id"] for claim in told["claims"]}
+    steps = {name: error["step"] for name, error in told["errors"].items() if error["step"]}
+    assert steps == {
+        "MalformedMessage": 1,
+        "WrongPeer": 2,
+        "WrongDirection": 2,
+        "UnexpectedOpcode": 3,
+        "RoundMismatch": 4,
+        "BadTag": 5,
+        "BadPadding": 7,
+        "BadPayload": 8,
+        "EchoMismatch": 8,
+    }
+    for name in steps:
+        assert told["errors"][name]["claims"], name
+        assert {*told["errors"][name]["claims"]} <= ids, name
+
+
+def test_the_rows_of_a_scene_are_those_that_an_event_log_of_it_has() -> None:
+    report, changed = flipped_report()
+    other = Frame("server", report.message[::-1])
+    scene = Scene(Feeds())
+    scene.begin(1)
+    scene.sent(1, report)
+    scene.waits({1: "in hand"})
+    (row,) = scene.rows_view(scene.ids()[1:])
+    assert (row["kind"], row["words"]) == ("in hand", "in your hand")
+    scene.delivered(changed)
+    scene.judged("server", changed.message, "BadTag", "")
+    scene.sent(2, other)
+    scene.waits({2: "aside"})
+    scene.delivered(report)
+    scene.delivered(report)
+    scene.delivered(other)
+    rows = scene.rows_view(scene.ids()[1:])
+    assert [(row["kind"], row["number"], row["verdict"]) for row in rows] == [
+        ("changed", 1, "BadTag"),
+        ("held", 2, ""),
+        ("late", 0, ""),
+        ("again", 0, ""),
+        ("late", 0, ""),
+    ]
+    assert rows[0]["what"] == f"ciphertext: {report.message[24]:02x} -> {changed.message[24]:02x}"
+
+
+def test_a_bit_that_is_flipped_back_leaves_a_message_as_it_was() -> None:
+    report, changed = flipped_report()
+    scene = Scene(Feeds())
+    scene.begin(1)
+    scene.sent(1, report)
+    scene.delivered(flipped(changed, 24, 8))
+    (row,) = scene.rows_view(scene.ids()[1:])
+    assert (row["kind"], row["got"]) == ("passed", None)
+
+
+def test_what_the_ends_see_is_told_only_while_it_is_asked_for() -> None:
+    report, _ = flipped_report()
+    scene = Scene(Feeds())
+    scene.begin(1)
+    scene.sent(1, report)
+    scene.judged("client", report.message, "sealed", "[100.0]")
+    assert "inside" not in scene.rows_view(scene.ids())[1]
+    scene.show_inside(True)
+    assert scene.rows_view(scene.ids())[1]["inside"] == ["[100.0]", None]
+    scene.show_inside(False)
+    assert "100.0" not in json.dumps(scene.rows_view(scene.ids()))
+
+
+def test_old_rows_leave_the_page_and_no_memory_behind() -> None:
+    report, _ = flipped_report()
+    scene = Scene(Feeds())
+    scene.begin(1)
+    for number in range(1, MOST_ROWS + 101):
+        scene.sent(number, Frame("server", report.message + number.to_bytes(4, "big")))
+    assert len(scene.ids()) == MOST_ROWS
+    assert scene.first() == scene.ids()[0] == 102  # and the note of the beginning
+    assert len(scene._row_of) == MOST_ROWS
+
+
+def test_a_browser_that_reads_nothing_holds_up_no_end() -> None:
+    with Room() as room, in_background(room) as door:
+        table = room.table
+
+        def over() -> bool:
+            with table._changed:
+                return table._changed.wait_for(lambda: table._ended, PATIENCE_S)
+
+        async def scene(page: Talk) -> None:
+            await page.has("CLIENT_HELLO")
+            await page.type("auto")  # from here on nothing is read
+            assert await asyncio.to_thread(over)
+
+        asyncio.run(with_page(door, scene))
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_log_s_protocol_is_found_by_its_attacks(protocol: str) -> None:
+    sets = read_sets(folder_of(protocol) / "sets.json")
+    assert protocol_of([*sets.sets, *sets.not_prevented]) == protocol
+
+
+def test_a_log_that_is_none_or_of_no_protocol_is_one_sentence() -> None:
+    with pytest.raises(UserError, match="the log line 1 is not an event"):
+        log_view("{}", "")
+    with pytest.raises(UserError, match="there is no protocol 'no'"):
+        log_view('{"attack": "a", "event": "ended", "by": "client", "error": "e"}', "no")
+    view = log_view('{"attack": "a", "event": "ended", "by": "client", "error": "e"}', "")
+    assert (view["protocol"], view["runs"][0]["ended"]) == ("classroom", ["client: e (1)"])
+
+
+def test_a_played_attack_enters_the_board_under_its_rules_and_is_a_run() -> None:
+    with Room("tag") as room:
+        room._play(["flip-reading"], "tag")
+        (cell,) = room.plays.board["tag"].values()
+        assert (cell["kind"], "900.0" in cell["won"]) == ("won", True)
+        run = room.plays.run_view()
+        assert run is not None
+        assert run["verdict"]["kind"] == "won"
+        assert run["command"].endswith("--without tag flip-reading")
+        assert [row["kind"] for row in run["rows"]][:3] == ["passed", "passed", "changed"]
+
+
+@pytest.mark.slow
+@posix_only
+def test_the_program_serves_until_it_is_stopped() -> None:
+    words = [sys.executable, "-m", "classroom.live", "--no-browser", "--without", "tag"]
+    with subprocess.Popen(words, cwd=ROOT, text=True, stdout=subprocess.PIPE) as program:
+        assert program.stdout
+        line = program.stdout.readline()
+        match = re.fullmatch(r"open this, once: (http://127\.0\.0\.1:\d+)/\?token=\S+\n", line)
+        assert match
+        with pytest.raises(urllib.error.HTTPError, match="403"):
+            urllib.request.urlopen(match[1], timeout=PATIENCE_S)
+        program.send_signal(signal.SIGINT)
+        assert program.wait(PATIENCE_S) == 0
+
+
+@pytest.mark.slow
+def test_wrong_flags_are_one_sentence() -> None:
+    for flags in (["--without", "nonsense"], ["--port", "x"], ["--without", ""]):
+        done = run("-m", "classroom.live", "--no-browser", *flags)
+        assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1), flags

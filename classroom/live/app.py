@@ -40,7 +40,7 @@ MOST_BROWSERS = 8
 MOST_REQUEST = 140_000  # bytes: the longest message of the protocol in hexadecimal fits
 MOST_LOG = 64 * 2**20  # bytes of an event log
 ROWS_AT_ONCE = 200
-PAUSE_S = 0.02  # between two tellings: no screen shows more
+PAUSE_S = 0.01  # between two tellings: no screen shows more
 
 
 class Live:

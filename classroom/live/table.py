@@ -116,7 +116,7 @@ class LiveTable(Table):
     def view(self) -> View:
         """Show what is on the table."""
         desk = self._desk  # one value: whoever holds the lock is not waited for
-        hand = desk.waiting[0] if desk.waiting else None
+        hand = desk.waiting[0] if desk.waiting and not self._auto else None
         return {
             "hand": self._hand_view(hand) if hand and hand.frame.message else None,
             "waiting": [self._name(item) for item in desk.waiting[1:] if item.frame.message],

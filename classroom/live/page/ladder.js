@@ -151,21 +151,22 @@ export class Ladder {
     this.list = list;
     this.replay = replay;
     this.items = new Map();
+    this.added = document.createDocumentFragment();
   }
 
-  update(rows, facts) {
-    const atEnd = this.list.scrollHeight - this.list.scrollTop - this.list.clientHeight < 80;
-    const added = document.createDocumentFragment();
-    for (const row of rows) {
-      let item = this.items.get(row.id);
-      if (!item) {
-        item = el("li", { "data-at": row.at });
-        this.items.set(row.id, item);
-        added.append(item);
-      }
-      fill(item, row, facts, this.replay);
+  put(row, facts) {
+    let item = this.items.get(row.id);
+    if (!item) {
+      item = el("li", { "data-at": row.at });
+      this.items.set(row.id, item);
+      this.added.append(item);
     }
-    this.list.append(added);
+    fill(item, row, facts, this.replay);
+  }
+
+  settle() {
+    const atEnd = this.list.scrollHeight - this.list.scrollTop - this.list.clientHeight < 80;
+    this.list.append(this.added);
     if (atEnd) this.list.scrollTop = this.list.scrollHeight;
   }
 

@@ -63,7 +63,7 @@ function showState(state) {
 function showSaid(lines) {
   const list = byId("said");
   list.append(
-    ...lines.map((line) => {
+    ...lines.slice(-MOST_LINES).map((line) => {
       const kind = line.startsWith("YOU WIN") ? "win" : / refused /.test(line) ? "refusal" : line.startsWith("> ") ? "typed" : "";
       return el("p", { class: kind }, line);
     }),
@@ -76,31 +76,55 @@ function showScript(text) {
   byId("script").textContent = text;
 }
 
-// What came since the last picture is shown with the next one.
-let waiting = [];
-function draw() {
-  const told = waiting;
-  waiting = [];
-  for (const message of told) {
-    if (message.facts && !facts) {
-      facts = message.facts;
-      rules.build(facts);
-      attacks.build(facts);
-      logs.build(facts);
-      buildClaims(facts);
-    }
-    if (message.rows) ladder.update(message.rows, facts);
-    if (message.state) showState(message.state);
-    if (message.said) showSaid(message.said);
-    if (message.script !== undefined) showScript(message.script);
-    if (message.board) attacks.showBoard(message.board);
-    if (message.run) attacks.showRun(message.run);
+// What came since the last picture is shown with the next one: the newest form of each row and of the
+// rest. A picture takes no longer than PICTURE_MS; what is left goes into the one after it.
+const PICTURE_MS = 8;
+const waiting = { rows: new Map(), said: [] };
+let isAsked = false;
+
+function begin(found) {
+  facts = found;
+  rules.build(facts);
+  attacks.build(facts);
+  logs.build(facts);
+  buildClaims(facts);
+}
+
+function drawRows() {
+  const end = performance.now() + PICTURE_MS;
+  for (const [id, row] of waiting.rows) {
+    waiting.rows.delete(id);
+    ladder.put(row, facts);
+    if (performance.now() > end) break;
   }
+  ladder.settle();
+}
+
+function draw() {
+  isAsked = false;
+  if (!facts) begin(waiting.facts);
+  if (waiting.rows.size) drawRows();
+  const { state, said, script, board, run } = waiting;
+  Object.assign(waiting, { state: null, said: [], script: null, board: null, run: null });
+  if (state) showState(state);
+  if (said.length) showSaid(said);
+  if (script) showScript(script);
+  if (board) attacks.showBoard(board);
+  if (run) attacks.showRun(run);
+  if (waiting.rows.size) ask();
+}
+
+function ask() {
+  if (!isAsked) requestAnimationFrame(draw);
+  isAsked = true;
 }
 
 function hear(event) {
-  if (!waiting.length) requestAnimationFrame(draw);
-  waiting.push(JSON.parse(event.data));
+  const { rows = [], said = [], ...rest } = JSON.parse(event.data);
+  for (const row of rows) waiting.rows.set(row.id, row);
+  waiting.said.push(...said);
+  Object.assign(waiting, rest);
+  ask();
 }
 
 function connect() {
