@@ -126,8 +126,21 @@ export class Attacks {
         {},
         el("tr", {}, ["attack", "all rules", ...columns.slice(1).map((name) => `without ${name.replaceAll(",", ", ")}`)].map((name) => el("th", { scope: "col" }, name))),
       ),
-      el("tbody", {}, this.facts.attacks.map((attack) => this.line(attack, columns, board, open.has(attack.name)))),
+      ...this.families().map(([family, attacks]) =>
+        el(
+          "tbody",
+          {},
+          el("tr", {}, el("th", { scope: "rowgroup", class: "family", colspan: columns.length + 1 }, family)),
+          attacks.map((attack) => this.line(attack, columns, board, open.has(attack.name))),
+        ),
+      ),
     ]);
+  }
+
+  families() {
+    const found = new Map();
+    for (const attack of this.facts.attacks) found.set(attack.family, [...(found.get(attack.family) ?? []), attack]);
+    return [...found];
   }
 
   line(attack, columns, board, isOpen) {
@@ -147,7 +160,7 @@ export class Attacks {
       el(
         "th",
         { scope: "row" },
-        button(attack.name, () => this.send({ play: [attack.name] }), { "data-attack": attack.name }),
+        button(attack.name, () => this.play(attack.name), { "data-attack": attack.name }),
         el("span", { class: "story" }, attack.story),
         details,
       ),
@@ -160,9 +173,17 @@ export class Attacks {
     return el("td", {}, el("span", { class: `verdict ${KINDS[result.kind]}` }, el("span", { "aria-hidden": "true" }, `${SIGNS[result.kind]} `), result.words));
   }
 
+  // A verdict is there when the attack is over.
   showRun(run) {
-    if (!run) return;
-    byId("run").replaceChildren(...(run.now ? [el("p", { class: "soft" }, `${run.now} is going on`)] : []), ...runView(run, this.facts));
+    const going = run.now ? [el("p", { class: "soft" }, `${run.now} is going on`)] : [];
+    byId("run").replaceChildren(...going, ...runView(run.now ? { ...run, verdict: null } : run, this.facts));
+    if (this.isAsked) byId("attacks").scrollIntoView();
+    this.isAsked = false;
+  }
+
+  play(name) {
+    this.isAsked = true;
+    this.send({ play: [name] });
   }
 }
 
