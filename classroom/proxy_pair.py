@@ -113,19 +113,22 @@ class OwnPair:
         self.reports: Sequence[list[float]] = READINGS  # in a session of the client
         self.tapes: dict[str, list[Frame]] = {}
         limits = PATIENT if is_patient else IMPATIENT
-        self._times: dict[str, Any] = {}
-        if is_patient:
-            self._times = {"timeout_s": math.inf, "frame_timeout_s": math.inf}
+        self._is_patient = is_patient
+        self._times: dict[str, Any] = {}  # that a client waits; the usual ones for recordings
         self._server = self._parts.server(
             DEMO_KEYS, port=0, limits=limits, record=self.see, new_session=self._new_session
         )
         self.address: tuple[str, int] = self._server.address
 
     def __enter__(self) -> OwnPair:
-        self._server.__enter__()
-        self.tapes = {"older": self._recorded(CLIENT_ID), "other": self._recorded(OTHER)}
-        self._server._epochs.current.number = 1  # as if it had just begun
-        self._is_recording = False
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self._server)
+            self.tapes = {"older": self._recorded(CLIENT_ID), "other": self._recorded(OTHER)}
+            self._server._epochs.current.number = 1  # as if it had just begun
+            self._is_recording = False
+            stack.pop_all()
+        if self._is_patient:
+            self._times = {"timeout_s": math.inf, "frame_timeout_s": math.inf}
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -164,9 +167,13 @@ class OwnPair:
         return client
 
     def _recorded(self, client_id: int) -> list[Frame]:
+        """Return the recording of an honest session. Raises UserError."""
         tape: list[Frame] = []
-        with Proxy(self.address, recorder(tape), read_frame, write_frame) as proxy:
-            self._report(client_id, proxy.address, OLD_READINGS)
+        try:
+            with Proxy(self.address, recorder(tape), read_frame, write_frame) as proxy:
+                self._report(client_id, proxy.address, OLD_READINGS)
+        except ProtocolError as error:
+            raise UserError(f"no honest session: {error}") from None
         return tape
 
     def _new_session(self, client_id: int, key: bytes, sends: Direction) -> Session:

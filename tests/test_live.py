@@ -43,6 +43,7 @@ from classroom.live.views import (
 from classroom.wire import LAB
 from lab.claims import read_sets
 from lab.frames import Frame, flipped
+from lab.weakened import RULES
 from program import UserError
 from protocol_fsm import ClientData
 from tests.helpers import Pair
@@ -331,6 +332,16 @@ def test_the_script_of_a_scene_replays_it_in_the_proxy(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     assert "YOU WIN: the server accepted CLIENT_DATA [900.0,20.5,21.0,22.5]" in done.stdout
     assert "older 1 in its place" in done.stdout
+
+
+def test_the_ends_are_there_whatever_rules_they_lack() -> None:
+    with Room(",".join(RULES)) as room:
+        for rules in ("documented", ""):
+            room._restart(rules, is_patient=True)
+            assert {*room.pair.tapes} == {"older", "other"}
+            assert all(tape[-1].to == "server" for tape in room.pair.tapes.values())
+            room.table.type("until CLIENT_HELLO")
+            assert room.view()["ends"]["client"]["state"] == "CHALLENGE"
 
 
 def test_what_cannot_be_understood_is_said_and_harms_nothing() -> None:

@@ -29,6 +29,8 @@ from protocol_fsm import (
 )
 from server import Contribution, Epoch, Record
 
+MOST_LETTERS = 600  # of a plaintext
+
 
 class LivePair(OwnPair):
     """A server, the client under attack, and a bystander that reports whenever that one does."""
@@ -137,4 +139,5 @@ class LivePair(OwnPair):
 
 def inside_of(message: bytes, plaintext: bytes) -> str:
     """Return a plaintext in words, as whoever holds the key log reads it."""
-    return words_of(Header(*HEADER.unpack_from(message)), plaintext).removeprefix("plaintext: ")
+    words = words_of(Header(*HEADER.unpack_from(message)), plaintext).removeprefix("plaintext: ")
+    return words if len(words) <= MOST_LETTERS else f"{words[:MOST_LETTERS]} ..."

@@ -77,8 +77,9 @@ class Room:
         self.scene.clear()
         self.rules = rules
         self.is_patient = is_patient
-        self.scene.say(f"the ends have begun anew, {f'without {rules}' if rules else 'all rules'}")
         self._open()
+        words = f"without {rules}" if rules else "with all rules"
+        self.scene.say(f"the ends have begun anew, {words}")
 
     def play(self, names: Sequence[str]) -> None:
         """Play attacks of the catalogue under these rules, soon."""

@@ -23,7 +23,7 @@ SAFE_METHODS = {"GET", "HEAD"}
 
 
 class Door:
-    """Lets in requests of one browser to one address. `used` tells of the token's only use."""
+    """Lets in one browser: the first that brings the token, and then its cookie."""
 
     def __init__(self, port: int) -> None:
         self.host = f"{HOST}:{port}"

@@ -15,7 +15,7 @@ export class Hand {
     this.actions = el("div", { class: "actions" });
     this.edits = el("div", { class: "edits" });
     this.more = el("details", { class: "more" });
-    this.body.append(this.actions, this.bytes, this.bits, this.edits, this.more);
+    this.body.append(this.actions, this.bits, this.bytes, this.edits, this.more);
     this.bytes.addEventListener("keydown", (event) => this.move(event));
     byId("hand").addEventListener("keydown", (event) => this.shortcut(event));
   }

@@ -145,13 +145,16 @@ export function fill(item, row, facts, replay = null) {
   item.replaceChildren(...cells.filter(Boolean));
 }
 
-// The ladder of what passes now. Rows change in place; the view stays at the end if it was there.
+// The ladder of what passes now. Rows change in place, and the end stays in view.
 export class Ladder {
   constructor(list, replay) {
     this.list = list;
     this.replay = replay;
     this.items = new Map();
     this.added = document.createDocumentFragment();
+    this.follows = true; // until the user scrolls up
+    this.top = 0;
+    list.addEventListener("scroll", () => this.scrolled());
   }
 
   put(row, facts) {
@@ -165,9 +168,26 @@ export class Ladder {
   }
 
   settle() {
-    const atEnd = this.list.scrollHeight - this.list.scrollTop - this.list.clientHeight < 80;
     this.list.append(this.added);
-    if (atEnd) this.list.scrollTop = this.list.scrollHeight;
+    if (!this.follows) return;
+    this.toEnd();
+    requestAnimationFrame(() => this.toEnd()); // heights of new rows are guesses until they are drawn
+  }
+
+  toEnd() {
+    this.list.scrollTop = this.list.scrollHeight;
+    this.top = this.list.scrollTop;
+  }
+
+  scrolled() {
+    const toGo = this.list.scrollHeight - this.list.scrollTop - this.list.clientHeight;
+    if (toGo < 40) this.follows = true;
+    else if (this.list.scrollTop < this.top - 5) this.follows = false;
+  }
+
+  clear() {
+    this.items.clear();
+    this.list.replaceChildren();
   }
 
   dropBefore(first) {

@@ -6,6 +6,7 @@ import { Ladder } from "./ladder.js";
 import { Attacks, Ends, Logs, Rules, buildClaims } from "./panels.js";
 
 const MOST_LINES = 300;
+const AGAIN_MS = 2000;
 let socket = null;
 let facts = null;
 
@@ -82,7 +83,13 @@ const PICTURE_MS = 8;
 const waiting = { rows: new Map(), said: [] };
 let isAsked = false;
 
+// The lab tells all there is: at first, and again when a connection to it was lost.
 function begin(found) {
+  waiting.facts = null;
+  document.body.classList.remove("gone");
+  ladder.clear();
+  byId("said").replaceChildren();
+  if (facts) return;
   facts = found;
   rules.build(facts);
   attacks.build(facts);
@@ -102,7 +109,7 @@ function drawRows() {
 
 function draw() {
   isAsked = false;
-  if (!facts) begin(waiting.facts);
+  if (waiting.facts) begin(waiting.facts);
   if (waiting.rows.size) drawRows();
   const { state, said, script, board, run } = waiting;
   Object.assign(waiting, { state: null, said: [], script: null, board: null, run: null });
@@ -133,6 +140,7 @@ function connect() {
   socket.addEventListener("close", () => {
     byId("status").textContent = "the lab is gone; start it again: python3 run.py live";
     document.body.classList.add("gone");
+    setTimeout(connect, AGAIN_MS);
   });
 }
 
