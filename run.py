@@ -66,7 +66,7 @@ COMMANDS = {
     ),
     "live": (
         "classroom/live/requirements.txt",
-        ["-m classroom.live"],
+        ["-m classroom.live.show"],
         "the man in the middle in a browser: your hand on the wire",
     ),
     "server": ("requirements.txt", ["server.py"], "the server; its flags follow, as in: server -h"),

@@ -519,6 +519,14 @@ def test_a_log_that_is_none_or_of_no_protocol_is_one_sentence() -> None:
     assert (view["protocol"], view["runs"][0]["ended"]) == ("classroom", ["client: e (1)"])
 
 
+def test_a_log_whose_protocol_lacks_a_package_names_the_command(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(PROTOCOLS, "secure_chat", "there_is_no_such_package")
+    with pytest.raises(UserError, match=r"pip install -r companions/secure_chat/requirements\.txt"):
+        log_view('{"attack": "a", "event": "ended", "by": "client", "error": "e"}', "secure_chat")
+
+
 def test_a_played_attack_enters_the_board_under_its_rules_and_is_a_run() -> None:
     with Room("tag") as room:
         room._play(["flip-reading"], "tag")
@@ -534,7 +542,7 @@ def test_a_played_attack_enters_the_board_under_its_rules_and_is_a_run() -> None
 @pytest.mark.slow
 @posix_only
 def test_the_program_serves_until_it_is_stopped() -> None:
-    words = [sys.executable, "-m", "classroom.live", "--no-browser", "--without", "tag"]
+    words = [sys.executable, "-m", "classroom.live.show", "--no-browser", "--without", "tag"]
     with subprocess.Popen(words, cwd=ROOT, text=True, stdout=subprocess.PIPE) as program:
         assert program.stdout
         line = program.stdout.readline()
@@ -549,5 +557,6 @@ def test_the_program_serves_until_it_is_stopped() -> None:
 @pytest.mark.slow
 def test_wrong_flags_are_one_sentence() -> None:
     for flags in (["--without", "nonsense"], ["--port", "x"], ["--without", ""]):
-        done = run("-m", "classroom.live", "--no-browser", *flags)
+        done = run("-m", "classroom.live.show", "--no-browser", *flags)
         assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1), flags
+        assert done.stderr.startswith("show.py: ")

@@ -24,6 +24,11 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not pictures.find_chromium(), reason="there is no Chromium"),
 ]
+SHOW_ALL = """() => {
+    const sheet = new CSSStyleSheet();
+    sheet.replaceSync("* { content-visibility: visible !important; }");
+    document.adoptedStyleSheets = [sheet];
+}"""
 AT_900 = 24  # the byte of a report in which one bit makes 100 a 900
 LOGS = {  # of each protocol: what writes one, and the name that the page finds for it
     "classroom": ("attacks.py", "1 runs of the lab's own protocol"),
@@ -228,7 +233,7 @@ def test_an_attack_of_the_catalogue_is_a_button_with_its_story_and_enters_the_sc
     page: Page,
 ) -> None:
     attack = page.view.locator("tr:has(button[data-attack='flip-reading'])")
-    assert "One bit flips, to make the reading 100 a 900." in attack.inner_text()
+    assert "One bit flips, to make the reading 100 a 900." in attack.text_content()
     attack.locator("button[data-attack]").click()
     page.has("refused by the server: BadTag", "#run")
     page.has("server: BadTag", "#board td")
@@ -246,6 +251,7 @@ def test_as_documented_is_one_button(page: Page) -> None:
     page.has("10 taken out", "#rules-title")
     page.view.click("button[data-attack='replay-session']")
     page.has("won:", "#run")
+    page.has("as documented", "#board thead")
     page.view.click("#all-rules")
     page.has("all in place", "#rules-title")
 
@@ -302,6 +308,7 @@ def test_it_never_scrolls_sideways_and_letters_are_large(page: Page) -> None:
     page.has("refused: BadTag", "#ladder .row")
     page.view.click("button[data-attack='flip-reading']")
     page.has("refused by the server", "#run")
+    page.view.evaluate(SHOW_ALL)
     assert page.view.evaluate("document.documentElement.scrollWidth <= innerWidth")
     smallest = page.view.evaluate("""Math.min(...[...document.querySelectorAll('body *')]
         .filter(e => e.innerText && !e.children.length)
@@ -322,6 +329,7 @@ def test_axe_finds_nothing(page: Page) -> None:
     page.has("refused by the server", "#run")
     page.view.click(".more summary")
     page.view.click("details:has(#script) > summary")
+    page.view.evaluate(SHOW_ALL)
     found = axe.Axe().run(page.view)
     assert [
         (rule["id"], [node["html"] for node in rule["nodes"]][:3])

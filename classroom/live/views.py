@@ -82,7 +82,7 @@ def step_view(step: Step, wire: Wire) -> View:
 
 
 def run_view(run: Run, wire: Wire) -> View:
-    """Show a run of a log: its ladder, its verdict, how the names of keys moved."""
+    """Show a run of a log: its ladder, its verdict, and how to see it again."""
     verdict = verdict_of(run)
     return {
         "attack": run.attack,
@@ -91,8 +91,6 @@ def run_view(run: Run, wire: Wire) -> View:
         "command": command_of(run, wire) if run.verdict else "",
         "verdict": {"kind": verdict.kind, "words": verdict.words},
         "ended": [f"{end}: {error} ({n})" for (end, error), n in run.ended.items()],
-        "bystanders": run.bystanders,
-        "keys": [{"by": line["by"], "keys": line["keys"]} for line in run.keys],
         "rows": [
             {**step_view(step, wire), "id": number} for number, step in enumerate(run.steps, 1)
         ],

@@ -3,6 +3,7 @@
 import { button, claimLinks, el } from "./dom.js";
 
 const SIGNS = { accepted: "\u2713" };
+const BLOCK = 25; // rows
 const SHORT = 4; // bytes of a field that are shown in a row
 
 export const hexOf = (hex, from = 0, to = hex.length / 2) => {
@@ -145,16 +146,12 @@ export function fill(item, row, facts, replay = null) {
   item.replaceChildren(...cells.filter(Boolean));
 }
 
-// The ladder of what passes now. Rows change in place, and the end stays in view.
+// The ladder of what passes now; rows change in place. (The style sheet keeps its end in view.)
 export class Ladder {
-  constructor(list, replay) {
-    this.list = list;
+  constructor(place, replay) {
+    this.place = place;
     this.replay = replay;
     this.items = new Map();
-    this.added = document.createDocumentFragment();
-    this.follows = true; // until the user scrolls up
-    this.top = 0;
-    list.addEventListener("scroll", () => this.scrolled());
   }
 
   put(row, facts) {
@@ -162,32 +159,23 @@ export class Ladder {
     if (!item) {
       item = el("li", { "data-at": row.at });
       this.items.set(row.id, item);
-      this.added.append(item);
+      this.block().append(item);
     }
     fill(item, row, facts, this.replay);
   }
 
-  settle() {
-    this.list.append(this.added);
-    if (!this.follows) return;
-    this.toEnd();
-    requestAnimationFrame(() => this.toEnd()); // heights of new rows are guesses until they are drawn
-  }
-
-  toEnd() {
-    this.list.scrollTop = this.list.scrollHeight;
-    this.top = this.list.scrollTop;
-  }
-
-  scrolled() {
-    const toGo = this.list.scrollHeight - this.list.scrollTop - this.list.clientHeight;
-    if (toGo < 40) this.follows = true;
-    else if (this.list.scrollTop < this.top - 5) this.follows = false;
+  // Lists of some rows each: a browser passes over those that are out of sight.
+  block() {
+    const last = this.place.lastElementChild;
+    if (last && last.childElementCount < BLOCK) return last;
+    const made = el("ol");
+    this.place.append(made);
+    return made;
   }
 
   clear() {
     this.items.clear();
-    this.list.replaceChildren();
+    this.place.replaceChildren();
   }
 
   dropBefore(first) {
@@ -195,6 +183,8 @@ export class Ladder {
       if (id >= first) break;
       item.remove();
       this.items.delete(id);
+      const oldest = this.place.firstElementChild;
+      if (!oldest.childElementCount) oldest.remove();
     }
   }
 }

@@ -104,7 +104,6 @@ function drawRows() {
     ladder.put(row, facts);
     if (performance.now() > end) break;
   }
-  ladder.settle();
 }
 
 function draw() {

@@ -124,7 +124,7 @@ export class Attacks {
       el(
         "thead",
         {},
-        el("tr", {}, ["attack", "all rules", ...columns.slice(1).map((name) => `without ${name.replaceAll(",", ", ")}`)].map((name) => el("th", { scope: "col" }, name))),
+        el("tr", {}, ["attack", "all rules", ...columns.slice(1).map((names) => this.head(names))].map((name) => el("th", { scope: "col" }, name))),
       ),
       ...this.families().map(([family, attacks]) =>
         el(
@@ -135,6 +135,11 @@ export class Attacks {
         ),
       ),
     ]);
+  }
+
+  head(names) {
+    const isDocumented = names === [...this.facts.documented].sort().join();
+    return isDocumented ? "as documented" : `without ${names.replaceAll(",", ", ")}`;
   }
 
   families() {

@@ -6,7 +6,6 @@ becomes of each message.
 
 from __future__ import annotations
 
-import guard  # noqa: F401 (before all else: it says what the others lack)
 import argparse
 import asyncio
 import logging
@@ -22,7 +21,7 @@ from program import Parser, port_number, run_program
 
 def read_options() -> argparse.Namespace:
     """Return the flags. Raises UserError."""
-    parser = Parser("The man in the middle in a browser.", prog="live")
+    parser = Parser("The man in the middle in a browser.")
     parser.add_argument(
         "--port",
         type=port_number,
