@@ -312,7 +312,7 @@ def test_without_the_tag_the_same_click_makes_a_900() -> None:
 def test_the_script_of_a_scene_replays_it_in_the_proxy(tmp_path: Path) -> None:
     async def scene(page: Talk) -> None:
         await up_to_report(page)
-        for line in ("hold", "release 3", "flip 24.3", "forward"):
+        for line in ("list", "hold", "release 3", "flip 24.3", "show", "forward"):
             await page.type(line)
         await page.has("SERVER_AGGR_RESPONSE")
         for line in ("cut", "session"):
@@ -325,6 +325,7 @@ def test_the_script_of_a_scene_replays_it_in_the_proxy(tmp_path: Path) -> None:
     script = tmp_path / "scene.txt"
     text = talk("tag", scene).script()
     assert text.startswith("# python -m classroom.proxy --without tag --script FILE\n")
+    assert not re.search("^(list|show)", text, re.MULTILINE), "what changes nothing is left out"
     script.write_text(f"{text}until SERVER_CHALLENGE\nquit\n")
     done = run(
         "-m", "classroom.proxy", "--listen", "0", "--without", "tag", "--script", str(script)
@@ -369,14 +370,17 @@ def test_what_cannot_be_understood_is_said_and_harms_nothing() -> None:
 
 
 def test_too_long_a_request_ends_the_talk_and_not_the_lab(room: Room, reader: Reader) -> None:
+    async def to_the_end(socket: Any) -> None:
+        async for _ in socket:
+            pass
+
     async def run() -> None:
         headers = {"Cookie": reader.cookie, "Origin": reader.door.origin}
         async with ClientSession() as session:
             address = f"ws://{reader.door.host}/ws"
             async with session.ws_connect(address, headers=headers, max_msg_size=0) as socket:
                 await socket.send_str("x" * (MOST_REQUEST + 1))
-                async for _ in socket:
-                    pass
+                await asyncio.wait_for(to_the_end(socket), PATIENCE_S)
                 assert socket.close_code == 1009
 
     reader.enter()
