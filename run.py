@@ -64,6 +64,21 @@ COMMANDS = {
         ["-m companions.secure_chat.demo"],
         "members talk in a room; signed evidence, and their adversary",
     ),
+    "kit": (
+        "requirements-evidence.txt",
+        ["-m classroom.kit"],
+        "a course week: new DIR writes a student's assignment",
+    ),
+    "grade": (
+        "requirements-evidence.txt",
+        ["-m classroom.kit grade"],
+        "grades what a student has handed in; DIR and flags follow",
+    ),
+    "live": (
+        "classroom/live/requirements.txt",
+        ["-m classroom.live.show"],
+        "the man in the middle in a browser: your hand on the wire",
+    ),
     "server": ("requirements.txt", ["server.py"], "the server; its flags follow, as in: server -h"),
     "client": ("requirements.txt", ["client.py"], "a client; its id and flags follow"),
     "test": (

@@ -569,6 +569,11 @@ def needs(taken: Names, story: Story, has_thief: bool = False) -> Names:
     return taken
 
 
+def needs_all(taken: Names, story: Story, has_thief: bool = False) -> bool:
+    """Return whether `needs` would return all of them, as soon as one is seen to be idle."""
+    return not any(lasts(taken - {name}, story, has_thief) for name in sorted(taken))
+
+
 class Tale(NamedTuple):
     """What the explorer tells of a set of rules that are missing."""
 
@@ -600,7 +605,7 @@ def tell(task: tuple[Names, int, bool]) -> Tale:
         whole = explorer(taken, few, has_thief=has_thief).search(
             limit,
             is_enough=lambda story: (
-                lasts(taken, story, has_thief) and needs(taken, story, has_thief) == taken
+                needs_all(taken, story, has_thief) and lasts(taken, story, has_thief)
             ),
         )
     played = ("", "")

@@ -20,10 +20,13 @@ def needed(name: str) -> Any:
 
 
 def filled(template: str, **values: object) -> str:
-    """Return a page made from a template of this folder, with escaping on. Raises UserError."""
+    """Return what a template of this folder makes; HTML is escaped. Raises UserError."""
     jinja2 = needed("jinja2")
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        autoescape=template.endswith(".html.j2"),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    text = Path(__file__).with_name(template).read_text("utf-8")
+    text = (Path(__file__).parent / template).read_text("utf-8")
     return str(environment.from_string(text).render(**values))

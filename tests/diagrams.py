@@ -1,4 +1,4 @@
-"""Draw what documents show: state machines from the code, a session from a vector, the claims.
+"""Draw what documents show: state machines, a session of the vectors, claims, planted bugs.
 
 python -m tests.diagrams            rewrite the generated parts of the documents
 """
@@ -13,11 +13,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from classroom.kit.tasks import BUGS, TASKS
 from lab.claims import Claims, Sets, read_claims, read_sets
 from protocol_fsm import ProtocolState
 
 ROOT = Path(__file__).parent.parent
 VECTORS = ROOT / "tests" / "vectors" / "sessions.json"
+PLACES = ("*.md", "companions/*/*.md", "classroom/kit/*.md")  # of documents with drawn parts
 PART = re.compile(
     r"(<!-- generated from (\S+) by: [^>]*-->\n)(.*?)"
     r"(<!-- end of generated part -->)",
@@ -241,8 +243,24 @@ def claims_part(folder: Path) -> str:
     )
 
 
+def tables_of_bugs() -> str:
+    """Return the planted bugs of the kit, one table for each task."""
+    parts = []
+    for task in TASKS:
+        rows = (
+            (in_code([bug.function.split(":")[1]]), bug.idea, bug.say)
+            for bug in BUGS
+            if bug.task == task.number
+        )
+        heading = f"### {task.number} {task.title}"
+        parts.append(f"{heading}\n\n{markdown(('in', 'the wrong idea', 'what to say'), rows)}")
+    return "\n\n".join(parts)
+
+
 def part(source: str) -> str:
     """Return what stands in the documents for `source`."""
+    if source == "classroom/kit/tasks.py":
+        return tables_of_bugs()
     if source.endswith("claims.toml"):
         return claims_part((ROOT / source).parent)
     if source == "tests/vectors/sessions.json":
@@ -257,7 +275,7 @@ def updated(text: str) -> str:
 
 
 def main() -> None:
-    for path in sorted([*ROOT.glob("*.md"), *ROOT.glob("companions/*/*.md")]):
+    for path in sorted(path for place in PLACES for path in ROOT.glob(place)):
         text = path.read_text("utf-8")
         if PART.search(text):
             path.write_text(updated(text), "utf-8")

@@ -1,0 +1,132 @@
+"""A submission's functions in the reference: one task of the student's, all others ours.
+
+Only what a task asks for is taken, with the helpers, imports and classes that the student has added
+beside it. A mistake elsewhere in a submission can therefore cost no points here.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from classroom.kit.skeleton import Sources, cut
+from classroom.kit.tasks import Task
+
+MAX_FILE = 400_000  # bytes of one file of a submission
+Scope = ast.Module | ast.ClassDef
+
+
+class Unreadable(Exception):
+    """A file of a submission is none, or no Python; the message is our sentence."""
+
+
+def submission(folder: Path, names: Iterable[str]) -> dict[str, str | Unreadable]:
+    """Return the files of a submission that are graded."""
+    return {name: _read(folder / name) for name in names}
+
+
+def _read(path: Path) -> str | Unreadable:
+    try:
+        if path.is_symlink() or not path.is_file():
+            return Unreadable(f"{path.name} is missing.")
+        if path.stat().st_size > MAX_FILE:
+            return Unreadable(f"{path.name} is longer than {MAX_FILE:,} bytes.")
+        return path.read_text("utf-8-sig")
+    except OSError:
+        return Unreadable(f"{path.name} cannot be read.")
+    except UnicodeError:
+        return Unreadable(f"{path.name} is not in UTF-8.")
+
+
+def modules_of(task: Task) -> list[str]:
+    """Return the file names in which a task is solved."""
+    return sorted({place.partition(":")[0] + ".py" for place in task.functions})
+
+
+def grafted(
+    reference: Sources, submitted: Mapping[str, str | Unreadable], task: Task
+) -> tuple[Sources, dict[str, ast.Module]]:
+    """Return the reference with a submission's functions for one task. Raises Unreadable."""
+    sources = cut(reference, [task])
+    trees = {}
+    for name in modules_of(task):
+        text = submitted[name]
+        if isinstance(text, Unreadable):
+            raise text
+        trees[name] = parsed(name, text)
+        wanted = {
+            place.partition(":")[2]
+            for place in task.functions
+            if place.startswith(name.removesuffix("py")[:-1] + ":")
+        }
+        base = ast.parse(sources[name])
+        _merge(base, trees[name], wanted, "")
+        if task.number == 13:  # a test that the student has deleted is none
+            own = {found for node in trees[name].body for found in names_in(node)}
+            base.body = [node for node in base.body if not (names_in(node) & wanted) - own]
+        sources[name] = ast.unparse(ast.fix_missing_locations(base)) + "\n"
+    return sources, trees
+
+
+def parsed(name: str, text: str) -> ast.Module:
+    """Return the syntax tree of a file. Raises Unreadable."""
+    try:
+        tree = ast.parse(text)
+        ast.unparse(tree)  # which may be too deep for it
+        return tree
+    except SyntaxError as error:
+        raise Unreadable(f"{name} is no Python: look at line {error.lineno}.") from None
+    except (ValueError, RecursionError, MemoryError):
+        raise Unreadable(f"{name} is no Python.") from None
+
+
+def names_in(node: ast.stmt) -> set[str]:
+    """Return the names that a statement defines."""
+    if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+        return {node.name}
+    if isinstance(node, ast.Assign):
+        return {ast.unparse(target) for target in node.targets}
+    if isinstance(node, ast.AnnAssign):
+        return {ast.unparse(node.target)}
+    return set()
+
+
+def _merge(base: Scope, own: Scope, wanted: set[str], prefix: str) -> None:
+    """Put into `base` what is wanted of `own`, and what `own` has in addition, in its places."""
+    known = {name: node for node in base.body for name in names_in(node)}
+    same = {ast.dump(node) for node in base.body}
+    after: ast.stmt | None = None  # the statement of ours behind which additions go
+    for node in own.body:
+        names = names_in(node)
+        old = next((known[name] for name in names if name in known), None)
+        if old is None:
+            if not (_is_text(node) or ast.dump(node) in same or _is_future(node)):
+                place = base.body.index(after) + 1 if after else _start(base)
+                base.body.insert(place, node)
+                after = node
+            continue
+        qualnames = {prefix + name for name in names}
+        if isinstance(old, ast.ClassDef) and isinstance(node, ast.ClassDef):
+            _merge(old, node, wanted, f"{prefix}{node.name}.")
+        elif qualnames & wanted:
+            base.body[base.body.index(old)] = node
+            known.update(dict.fromkeys(names, node))
+            old = node
+        after = old
+
+
+def _start(base: Scope) -> int:
+    """Return the place behind a docstring and the imports from __future__."""
+    place = 0
+    while place < len(base.body) and (_is_text(base.body[place]) or _is_future(base.body[place])):
+        place += 1
+    return place
+
+
+def _is_text(node: ast.stmt) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+
+
+def _is_future(node: ast.stmt) -> bool:
+    return isinstance(node, ast.ImportFrom) and node.module == "__future__"

@@ -1,0 +1,202 @@
+"""Task 13: a submission's tests, and the implementations that they meet on the other side.
+
+The tests run in a child that holds nothing of the protocol. What they ask for goes to the
+reference, or to the reference with one planted bug, in a child of its own.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from classroom.kit.checks import CORE, Bench, Failed, check, named
+from classroom.kit.sandbox import Asked, Folder, Gone, Raised, Side
+from classroom.kit.skeleton import Sources, edited
+from classroom.kit.tasks import BUGS, TASKS, Bug
+
+MOST_TESTS = 40
+BUGS_EACH = 3  # planted bugs of a task that are met, drawn anew for each run
+REFERENCES = 3  # which are met among them, so that a test that fails by chance is found out
+KILLED = 2  # of them, or all if there are fewer
+RUNNER = """
+def performed(handle, method, arguments):
+    return ask("perform", handle, method, arguments)
+
+def run_test(name):
+    getattr(mine, name)(other_side.Other(performed))
+    return True
+"""
+LISTED = "sorted(n for n, f in vars(mine).items() if n.startswith('test_') and callable(f))"
+FILES = (*CORE, "other_side.py")
+GROUPS: tuple[tuple[int, ...], ...] = (
+    (1, 2),
+    (3,),
+    (4,),
+    (5,),
+    (6,),
+    (7,),
+)  # of tasks whose bugs make one check
+
+
+class World:
+    """One implementation on the other side."""
+
+    def __init__(self, sources: Sources, jail: Any) -> None:
+        self._folder = Folder({name: sources[name] for name in FILES})
+        self._jail = jail
+
+    def __enter__(self) -> Side:
+        folder = self._folder.__enter__()
+        try:
+            self._side = Side(folder, ["other_side"], self._jail)
+        except BaseException:
+            self._folder.__exit__()
+            raise
+        return self._side
+
+    def __exit__(self, *exception: object) -> None:
+        self._side.close()
+        self._folder.__exit__(*exception)
+
+
+def passes(student: Asked, name: str, world: Side) -> bool:
+    """Return whether a test passes. Raises Gone if the submission's child is gone."""
+    failures: list[Gone] = []
+
+    def told(question: list[Any]) -> object:
+        try:
+            return world.do(
+                "local.perform(handle, method, arguments)",
+                within_s=3.0,
+                is_raw=True,
+                handle=question[1] if len(question) > 1 else None,
+                method=question[2] if len(question) > 2 else None,
+                arguments=question[3] if len(question) > 3 else None,
+            )
+        except Raised:
+            return ["refused", "WrongQuestion"]
+        except Gone as error:  # a planted bug that never answers is noticed by the test
+            failures.append(error)
+            return ["refused", "Gone"]
+
+    world.do("local = Local()")
+    try:
+        student.do("run_test(name)", within_s=6.0, told=told, name=name)
+    except Raised:
+        return False
+    return not failures
+
+
+class Found(NamedTuple):
+    """What a submission's tests have found."""
+
+    wrong: int  # tests that the reference fails
+    killed: dict[tuple[int, ...], tuple[int, int]]  # by group: planted bugs met, and noticed
+    why: str = ""  # nothing was found
+
+
+def results(bench: Bench) -> Found:
+    """Return what the tests find, which is tried once. Raises Failed."""
+    if "found" not in bench.shared:
+        bench.shared["found"] = Found(0, {}, "[P 3] The tests have to run.")
+        bench.shared["found"] = all_results(bench)
+    found: Found = bench.shared["found"]
+    if found.why:
+        raise Failed(found.why)
+    return found
+
+
+def all_results(bench: Bench) -> Found:
+    try:
+        return all_found(bench, bench.shared["reference"])
+    except Gone as error:
+        return Found(0, {}, f"[P 3] The tests have to run. Yours {error.why}.")
+    except Failed as error:
+        return Found(0, {}, str(error))
+
+
+def all_found(bench: Bench, reference: Any) -> Found:
+    """Try the tests on planted bugs, and on the reference among them. Raises Gone, Failed."""
+    names, wrong = sorted_tests(bench, reference)
+    met: list[tuple[tuple[int, ...], Bug | None]] = [((), None)] * REFERENCES
+    for group in GROUPS:
+        bugs = [bug for bug in BUGS if bug.task in group and is_met(bug)]
+        met += [(group, bug) for bug in bench.random.sample(bugs, min(BUGS_EACH, len(bugs)))]
+    bench.random.shuffle(met)
+    counts = {group: (0, 0) for group in GROUPS}
+    for group, bug in met:
+        has_failed = is_killed(bench, reference, names, bug)
+        if bug is None and has_failed:
+            raise Failed("[P 3] A test passes the reference once, and fails it another time.")
+        if bug is not None:
+            count, killed = counts[group]
+            counts[group] = (count + 1, killed + has_failed)
+    return Found(wrong, counts)
+
+
+def is_met(bug: Bug) -> bool:
+    """Return whether a bug is in what a test can reach."""
+    return bug.function.partition(":")[0] + ".py" in FILES
+
+
+def sorted_tests(bench: Bench, reference: Any) -> tuple[list[str], int]:
+    """Return the tests that the reference passes, and how many it fails. Raises Gone, Failed."""
+    say = "[P 3] mine.py has to have tests, functions named test_..., that the reference passes."
+    try:
+        names = bench.student.do(LISTED, within_s=6.0)
+        bench.student.do(RUNNER, within_s=6.0)
+    except Raised as error:
+        raise Failed(f"{say} Yours raised {named(error.name)}.") from None
+    if not isinstance(names, list) or not all(isinstance(n, str) and len(n) < 200 for n in names):
+        raise Failed(say)
+    names = names[:MOST_TESTS]
+    with World(reference.sources, reference.jail) as world:
+        good = [name for name in names if passes(bench.student, name, world)]
+    if not good:
+        raise Failed(f"{say} None of yours does.")
+    return good, len(names) - len(good)
+
+
+def is_killed(bench: Bench, reference: Any, names: list[str], bug: Bug | None) -> bool:
+    """Return whether a test fails where a bug is planted, or none. Raises Gone."""
+    bench.student.restart()  # so that no test knows how often it has run
+    bench.student.do(RUNNER, within_s=6.0)
+    sources = planted(reference.sources, bug) if bug else reference.sources
+    with World(sources, reference.jail) as world:
+        if world.import_error:
+            return True
+        return not all(passes(bench.student, name, world) for name in names)
+
+
+def planted(sources: Sources, bug: Bug) -> Sources:
+    """Return the reference with a bug in it."""
+    module, _, qualname = bug.function.partition(":")
+    name = f"{module}.py"
+    return {**sources, name: edited(sources[name], qualname, bug.old, bug.new)}
+
+
+@check(13, 1)
+def are_right(bench: Bench) -> None:
+    """The reference passes all tests."""
+    wrong = results(bench).wrong
+    if wrong:
+        raise Failed(f"[P 3] The reference fails {wrong} of your tests, so they do not count.")
+
+
+def kills(group: tuple[int, ...]) -> None:
+    """Register the check for the bugs of some tasks."""
+    titles = ", ".join(TASKS[number - 1].title for number in group)
+
+    def run(bench: Bench) -> None:
+        met, killed = results(bench).killed[group]
+        if killed < min(KILLED, met) or not met:
+            raise Failed(
+                f"[P 3] Of {met} planted bugs ({titles}) your tests notice {killed}, and have to "
+                f"notice {min(KILLED, met)}."
+            )
+
+    run.__doc__ = f"Planted bugs are noticed ({titles})."
+    check(13, 1)(run)
+
+
+for _group in GROUPS:
+    kills(_group)

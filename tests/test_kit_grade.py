@@ -1,0 +1,400 @@
+"""The grader: what a submission earns, that nothing of it reaches the report, and hostile ones."""
+
+from __future__ import annotations
+
+import base64
+import json
+import random
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from classroom.kit import grade
+from classroom.kit.check import ends, of_bug
+from classroom.kit.checks import CHECKS
+from classroom.kit.dialect import Dialect, of, sources
+from classroom.kit.graft import MAX_FILE, Unreadable, grafted, submission
+from classroom.kit.grading import Report, Result, reports
+from classroom.kit.sandbox import Folder, Gone, Jail, Raised, Side, best_jail, works
+from classroom.kit.skeleton import Sources, cut
+from classroom.kit.tasks import BUGS, TASKS
+from program import UserError
+
+KEY = b"a class key of the tests"
+STUDENT = "s1234567"
+PADDING = TASKS[0]
+
+
+@pytest.fixture(scope="module")
+def dialect() -> Dialect:
+    return of(KEY, STUDENT)
+
+
+@pytest.fixture(scope="module")
+def reference(dialect: Dialect) -> Sources:
+    return sources(dialect)
+
+
+@pytest.fixture(scope="module")
+def side() -> Iterator[Side]:
+    with Folder({"mod.py": "def double(x):\n    return x + x\n"}) as folder:
+        with Side(folder, ["mod"], best_jail()) as started:
+            yield started
+
+
+def graded(folder: Path, files: Sources, dialect: Dialect, tasks: Sequence[int] = (1,)) -> Report:
+    for name, text in files.items():
+        (folder / name).write_text(text, "utf-8")
+    *_, report = reports(folder, STUDENT, dialect, [TASKS[number - 1] for number in tasks])
+    return report
+
+
+def with_padding(reference: Sources, body: str) -> Sources:
+    """Return the reference with other statements before the right ones of pkcs7_pad."""
+    marker = "    missing = BLOCK_BYTES - len(data)"
+    lines = "".join(f"    {line}\n" for line in body.splitlines())
+    text = reference["crypto_utils.py"]
+    assert text.count(marker) == 1
+    return {**reference, "crypto_utils.py": text.replace(marker, lines + marker)}
+
+
+# What is checked ----------------------------------------------------------------------------------
+
+
+def test_checks_are_worth_what_their_tasks_are_worth() -> None:
+    for task in TASKS:
+        assert sum(check.points for check in CHECKS if check.task == task.number) == task.points
+    assert sum(task.points for task in TASKS) == 100
+
+
+def test_names_of_checks_differ_so_that_reports_can_be_read() -> None:
+    assert len({(check.task, check.name) for check in CHECKS}) == len(CHECKS)
+
+
+# A child ------------------------------------------------------------------------------------------
+
+
+def test_child_computes_and_tells_which_error_was_raised(side: Side) -> None:
+    assert side.do("double(x)", x=b"ab") == b"abab"
+    with pytest.raises(Raised) as caught:
+        side.do("double(None)")
+    assert caught.value.name == "TypeError"
+
+
+def test_true_one_and_one_point_zero_are_three_answers(side: Side) -> None:
+    answers = [side.do(code) for code in ("True", "1", "1.0")]
+    assert [type(answer) for answer in answers] == [bool, int, float]
+
+
+def test_child_that_exits_or_asks_nonsense_is_gone() -> None:
+    with Folder({"mod.py": ""}) as folder:
+        with Side(folder, ["mod"], best_jail()) as side, pytest.raises(Gone, match="understood"):
+            side.do("ask({})", told=lambda question: question)
+        with Side(folder, ["mod"], best_jail()) as side, pytest.raises(Gone, match="ended"):
+            side.do("__import__('os')._exit(0)")
+
+
+def test_exit_that_can_be_caught_is_an_error_like_any_other(side: Side) -> None:
+    with pytest.raises(Raised, match="SystemExit"):
+        side.do("exit(3)")
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "open('/etc/passwd').read()",
+        "open('stored', 'w')",
+        "__import__('os').fork()",
+        "__import__('os').remove('mod.py')",
+        "__import__('subprocess').run(['id'])",
+        "__import__('socket').socket().connect(('127.0.0.1', 9))",
+    ],
+)
+def test_child_is_refused_what_a_solution_has_no_use_for(side: Side, code: str) -> None:
+    with pytest.raises(Raised, match="PermissionError"):
+        side.do(code)
+
+
+def test_folder_of_a_child_is_gone_afterwards() -> None:
+    with Folder({"mod.py": ""}) as folder:
+        assert (folder / "drive.py").is_file()
+    assert not folder.exists()
+
+
+# Grafts -------------------------------------------------------------------------------------------
+
+
+def test_graft_takes_functions_of_the_task_and_what_was_added(reference: Sources) -> None:
+    own = reference["crypto_utils.py"].replace("def pkcs7_pad(", "LIMIT = 7\n\n\ndef pkcs7_pad(")
+    own = own.replace("NONCE_BYTES = 16", "NONCE_BYTES = 99").replace("hashlib.sha256", "broken")
+    files = {**reference, "crypto_utils.py": own}
+    text = grafted(reference, {**files}, PADDING)[0]["crypto_utils.py"]
+    assert "LIMIT = 7" in text
+    assert "NONCE_BYTES = 16" in text
+    assert "broken" not in text
+
+
+def test_graft_of_a_skeleton_holds_no_body_of_the_task(reference: Sources) -> None:
+    for task in (TASKS[0], TASKS[4], TASKS[11]):  # functions, a table, and a constant
+        skeleton = cut(reference, [task])
+        graft, _ = grafted(reference, {**skeleton}, task)
+        whole, _ = grafted(reference, {**reference}, task)
+        assert graft != whole
+        for name, text in graft.items():
+            if skeleton[name] != reference[name]:
+                assert "NotImplementedError" in text or "MINIMAL_SET" in text
+
+
+def test_missing_huge_and_broken_files_are_sentences(tmp_path: Path, reference: Sources) -> None:
+    (tmp_path / "huge.py").write_bytes(b"#" * (MAX_FILE + 1))
+    (tmp_path / "latin.py").write_bytes(b"# \xe9")
+    (tmp_path / "folder.py").mkdir()
+    names = ["absent.py", "huge.py", "latin.py", "folder.py"]
+    found = submission(tmp_path, names)
+    assert all(isinstance(found[name], Unreadable) for name in names)
+    for text in ("def (:\n", "x = " + "-" * 200_000 + "1", "(" * 5_000, "x\0y"):
+        with pytest.raises(Unreadable, match=r"crypto_utils\.py is no Python"):
+            grafted(reference, {**reference, "crypto_utils.py": text}, PADDING)
+
+
+# Reports ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def report() -> Report:
+    sentence = "[P 1] A sentence <of> ours."
+    results = [Result(CHECKS[0], 2, "", 0.1), Result(CHECKS[1], 0, sentence, 0.2)]
+    return Report(STUDENT, results, "not isolated: for the test")
+
+
+def test_text_names_points_sentences_and_missing_isolation(report: Report) -> None:
+    lines = grade.text(report).splitlines()
+    assert lines[0].split() == ["1", "Padding", "2", "of", "5"]
+    assert lines[1].strip() == "[P 1] A sentence <of> ours."
+    assert lines[-1] == "not isolated: for the test"
+
+
+def test_gradescope_has_a_test_for_each_check_and_hides_none(report: Report) -> None:
+    found = json.loads(grade.gradescope(report))
+    assert found["score"] == 2
+    assert [test["status"] for test in found["tests"]] == ["passed", "failed"]
+    assert {test["visibility"] for test in found["tests"]} == {"visible"}
+    assert [test["max_score"] for test in found["tests"]] == [2, 1]
+
+
+def test_junit_is_xml_with_its_failures(report: Report) -> None:
+    root = ElementTree.fromstring(grade.junit(report))
+    assert [suite.get("name") for suite in root] == [task.title for task in TASKS]
+    assert [failure.get("message") for failure in root.iter("failure")] == [
+        "[P 1] A sentence <of> ours."
+    ]
+
+
+def test_exercism_is_version_3_with_tasks(report: Report) -> None:
+    found = json.loads(grade.exercism(report))
+    assert (found["version"], found["status"]) == (3, "fail")
+    assert [test["status"] for test in found["tests"]] == ["pass", "fail"]
+    assert {test["task_id"] for test in found["tests"]} == {1}
+
+
+def test_classroom_is_a_step_output_in_base64(report: Report) -> None:
+    name, _, data = grade.classroom(report).partition("=")
+    found = json.loads(base64.b64decode(data))
+    assert (name, found["version"], found["max_score"]) == ("result", 1, 100)
+    assert [test["score"] for test in found["tests"]] == [2, 0]
+
+
+def test_ags_is_a_line_that_is_pending_until_all_is_graded(report: Report) -> None:
+    found = json.loads(grade.ags(report))
+    assert (found["userId"], found["scoreGiven"], found["scoreMaximum"]) == (STUDENT, 2, 100)
+    assert found["gradingProgress"] == "Pending"
+    assert json.loads(grade.ags(report._replace(is_complete=True)))["gradingProgress"] == (
+        "FullyGraded"
+    )
+
+
+@pytest.mark.parametrize("words", ["", "0", "14", "a", "1-", "3,-4"])
+def test_wrong_lists_of_tasks_are_refused(words: str) -> None:
+    with pytest.raises(UserError):
+        grade.numbers(words)
+
+
+def test_lists_of_tasks_are_read() -> None:
+    assert grade.numbers("1,3-5") == [1, 3, 4, 5]
+
+
+# The invariant ------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_untouched_skeleton_gets_nothing_and_reference_everything(dialect: Dialect) -> None:
+    for finding in ends(dialect):
+        assert finding.is_right, finding
+
+
+@pytest.mark.slow
+def test_planted_bug_costs_points_of_its_task_alone(dialect: Dialect) -> None:
+    for bug in random.sample(BUGS, 5):  # others in each run; run.py kit check tries all
+        finding = of_bug(bug, dialect)
+        assert finding.is_right, finding
+
+
+@pytest.mark.slow
+def test_program_writes_the_result_anew_after_each_task(
+    tmp_path: Path, reference: Sources, dialect: Dialect
+) -> None:
+    key = tmp_path / "class.key"
+    key.write_bytes(KEY)
+    folder = tmp_path / "work"
+    folder.mkdir()
+    for name, text in reference.items():
+        (folder / name).write_text(text, "utf-8")
+    output = tmp_path / "results.json"
+    flags = ["--student", STUDENT, "--class-key", str(key), "--format", "gradescope"]
+    flags += ["--output", str(output), "--tasks", "1-2"]
+    assert grade.main([str(folder), *flags]) == 0
+    assert json.loads(output.read_text())["score"] == 12
+
+
+@pytest.mark.slow
+def test_syntax_error_costs_the_tasks_of_its_file_and_no_others(
+    tmp_path: Path, reference: Sources, dialect: Dialect
+) -> None:
+    files = {**reference, "crypto_utils.py": "def (:\n"}
+    report = graded(tmp_path, files, dialect, (1, 2, 3, 4))
+    assert [sum(r.points for r in report.of_task(n)) for n in (1, 2, 3, 4)] == [0, 0, 0, 7]
+    assert report.results[0].sentence == "crypto_utils.py is no Python: look at line 1."
+
+
+# Hostile submissions ------------------------------------------------------------------------------
+
+READ_ALL = """
+import itertools, os, sys
+store = []
+places, sys.places = getattr(sys, "places", ("/", {here!r}, os.getcwd(), sys.path[0])), ()
+for place in places:
+    for folder, _, names in itertools.islice(os.walk(place), 40):
+        for name in names:
+            try:
+                with open(os.path.join(folder, name), "rb") as file:
+                    store.append(file.read(9_000))
+            except OSError:
+                pass
+try:
+    with open({stored!r}, "wb") as file:
+        file.write(b"".join(store))
+except OSError:
+    pass
+print(store)
+sys.stderr.write(repr([vars(module) for module in [*sys.modules.values()][:50]])[:10_000])
+"""
+LOUD = """
+import os
+for number in range(40):
+    try:
+        os.write(number, b'{{"id": "0", "value": true, "score": 100}}\\n' * 2_000)
+    except OSError:
+        pass
+"""
+HOSTILE = {  # what it does: (statements, points of task 1, of which 3 do not need pkcs7_pad)
+    "it exits": ("import os\nos._exit(0)", 3),
+    "it raises SystemExit": ("raise SystemExit(0)", 3),
+    "it forks": ("import os\nwhile True: os.fork()", 3),
+    "it forks, and goes on": ("import os\ntry: os.fork()\nexcept OSError: pass", 5),
+    "it prints results": ("print('{{\"score\": 100}}', flush=True)", 5),
+    "it deletes files": (
+        "import os, shutil\n"
+        "for delete, what in ((shutil.rmtree, {here!r}), (os.remove, {stored!r})):\n"
+        "    try: delete(what)\n    except OSError: pass",
+        5,
+    ),
+    "it loops": ("while True: pass", 3),
+    "it sleeps": ("import time\ntime.sleep(1e6)", 3),
+    "it allocates": ("x = [bytes(1 << 26) for _ in range(1_000)]", 3),
+    "it answers with what equals everything": (
+        "class All(bytes):\n    def __eq__(self, other): return True\n"
+        "class Any:\n    __eq__ = lambda self, other: True\nreturn Any()",
+        3,
+    ),
+    "it floods": (LOUD, 3),
+    "it makes thousands of files": (
+        "for n in range(5_000):\n    try: open(f'f{{n}}', 'w').close()\n    except OSError: pass",
+        5,
+    ),
+    "it reads and stores all it can reach": (READ_ALL, 5),
+    "it closes its pipes": ("import os\nos.closerange(0, 50)", 3),
+    "it answers with much": ("return bytes(40_000_000)", 3),
+    "it raises an error with a long name": ("raise type('x' * 9_999, (Exception,), {{}})", 3),
+    "it kills its group": ("import os, signal\nos.killpg(0, signal.SIGKILL)", 3),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_submission_gets_what_it_has_earned_and_harms_nothing(
+    name: str, tmp_path: Path, reference: Sources, dialect: Dialect
+) -> None:
+    body, points = HOSTILE[name]
+    folder = tmp_path / "work"
+    folder.mkdir()
+    stored = tmp_path / "stored"
+    stored.write_text("canary")
+    body = body.format(here=str(tmp_path), stored=str(stored))
+    report = graded(folder, with_padding(reference, body), dialect, (1, 2))
+    assert [sum(r.points for r in report.of_task(n)) for n in (1, 2)] == [points, 7]
+    assert stored.read_text() == "canary"
+    assert len([*folder.iterdir()]) == len(reference)
+    assert all(len(result.sentence) < 300 for result in report.results)
+    assert "xxx" not in grade.text(report)
+    assert "score" not in grade.text(report)
+
+
+@pytest.mark.slow
+def test_submission_that_asks_without_end_is_stopped(
+    tmp_path: Path, reference: Sources, dialect: Dialect
+) -> None:
+    text = reference["breaking.py"]
+    loop = "    while True:\n        is_padded(message)\n"
+    marker = "    second = CIPHERTEXT_AT"
+    files = {**reference, "breaking.py": text.replace(marker, loop + marker)}
+    report = graded(tmp_path, files, dialect, (11,))
+    assert report.points == 0
+    assert "1,024" in report.results[0].sentence
+
+
+@pytest.mark.slow
+def test_tests_that_fail_from_their_second_run_on_find_nothing(
+    tmp_path: Path, reference: Sources, dialect: Dialect
+) -> None:
+    counting = (
+        "RUNS = []\n\n\ndef test_once(other):\n    RUNS.append(1)\n    assert len(RUNS) < 2\n"
+    )
+    report = graded(tmp_path, {**reference, "mine.py": counting}, dialect, (13,))
+    assert report.points == 1  # it is no wrong test
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["bwrap", "unshare"])
+def test_isolated_child_sees_neither_the_grader_nor_other_processes(name: str) -> None:
+    jail = Jail(name, "same")
+    if not (shutil.which(name) and works(jail)):
+        pytest.skip(f"no working {name} on this system")
+    root = str(Path(grade.__file__).parents[2])
+    with Folder({"mod.py": ""}) as folder, Side(folder, ["mod"], jail) as side:
+        assert side.do("__import__('posix').getpid() < 10")
+        listing = "__import__('os').path.exists(path)"
+        assert side.do(listing, path="/task/mod.py")
+        assert not side.do(listing, path=f"{root}/protocol_fsm.py")
+        assert not side.do(listing, path=str(folder))
+
+
+def test_without_isolation_the_report_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    best_jail.cache_clear()
+    try:
+        assert best_jail().warning.startswith("not isolated: ")
+    finally:
+        best_jail.cache_clear()
