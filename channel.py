@@ -10,10 +10,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import select
 import socket
 import time
 from collections.abc import Callable
-from typing import Generic, Protocol, TypeVar
+from typing import IO, Generic, Protocol, TypeVar
 
 from protocol_fsm import ConnectionCut, DeadlineExpired, ProtocolError, Status, Watchers
 
@@ -156,6 +157,11 @@ class Channel(Generic[AnyMessage]):
         except OSError:
             pass  # a reset connection is a closed one
         self.receive(time.monotonic() + self._frame_timeout_s)
+
+    def hear_before(self, file: IO[str]) -> None:
+        """Wait until a file can be read, and open a farewell that comes before (not on Windows)."""
+        select.select([file.fileno(), self._sock.fileno()], [], [])
+        self.hear()
 
     def fail(self, error: ProtocolError) -> None:
         """End the session because of `error`, which something above it may have found."""

@@ -18,6 +18,7 @@ import itertools
 import json
 import math
 import numbers
+import os
 import random
 import re
 import signal
@@ -178,8 +179,9 @@ class Table:
 
     Cells are separated by the first of tab, `;` and `,` that the first row has. A decimal comma is
     read only where that is a tab or `;`, and no column has both decimal signs. All rows have as
-    many cells as the first. Without `column` (a name, or a number from 1) the last one is read, and
-    a file of several columns needs a header. Everything here raises UserError.
+    many cells as the first, and none begins with a word (Total) where that has a value. Without
+    `column` (a name, or a number from 1) the last one is read, and a file of several columns needs
+    a header. Everything here raises UserError.
     """
 
     def __init__(self, path: str, column: str | None = None, skip: int = 0) -> None:
@@ -258,10 +260,10 @@ class Table:
     def readings(self) -> Iterator[list[float]]:
         """Yield one reading per row, and at least one."""
         number = -1
+        label = ""
         for number, (where, cells) in enumerate(self._rows):
-            if len(cells) != len(self._cells):
-                counts = f"{len(cells)} cells, and the first row has {len(self._cells)}"
-                raise UserError(f"{where} has {counts}; {self._hint()}")
+            label = label or cells[0].strip()
+            self._check_row(where, cells, label)
             cell = cells[self._column].strip()
             place = f"{where}, column {self._column + 1}"
             try:
@@ -273,6 +275,18 @@ class Table:
                 ) from None
         if number < 0:
             raise UserError(f"there are no readings in {self._path}")
+
+    def _check_row(self, where: str, cells: list[str], label: str) -> None:
+        """Refuse a row of another shape, and one with a word where the first has a value: a sum."""
+        if len(cells) != len(self._cells):
+            counts = f"{len(cells)} cells, and the first row has {len(self._cells)}"
+            raise UserError(f"{where} has {counts}; {self._hint()}")
+        own = cells[0].strip()
+        if self._column and label and own and not is_title(label) and is_title(own):
+            raise UserError(
+                f"{where} begins with {own[:30]!a}, and rows before it with values like "
+                f"{label[:30]!a}; if it is a sum or a remark, leave it out of the file"
+            )
 
     def _with_point(self, cell: str, place: str) -> str:
         """Return a number with a decimal point, whichever sign its column has."""
@@ -310,10 +324,11 @@ def simulated(client_id: int) -> Iterator[list[float]]:
         yield [round(20 + client_id + math.sin(step / 4) + random.uniform(-0.2, 0.2), 2)]
 
 
-def typed(session: Session) -> Iterator[list[float]]:
-    """Yield what a person types, until `quit` or the end of the input."""
+def typed(client: Client) -> Iterator[list[float]]:
+    """Yield what a person types, until `quit` or the end of the input. Raises ProtocolError."""
+    session = client.session
     with contextlib.suppress(EOFError):
-        while (line := input("numbers, status, quit> ").strip()) != "quit":
+        while (line := asked(client).strip()) != "quit":
             if line == "status":
                 print(session, *map(" ".join, session.fingerprints().items()), sep="\n")
                 continue
@@ -323,10 +338,22 @@ def typed(session: Session) -> Iterator[list[float]]:
                 print("numbers up to 1e15, please, with a decimal point and spaces between them")
 
 
-def choose_reports(options: argparse.Namespace, session: Session) -> Iterator[list[float]]:
+def asked(client: Client) -> str:
+    """Return the next line; a person at a terminal hears of the server's end before it."""
+    print("numbers, status, quit> ", end="", flush=True)
+    if os.name == "posix" and sys.stdin.isatty():  # elsewhere nothing waits for a line and a socket
+        try:
+            client.channel.hear_before(sys.stdin)
+        except ProtocolError:
+            print()  # the prompt has a line of its own
+            raise
+    return input()
+
+
+def choose_reports(options: argparse.Namespace, client: Client) -> Iterator[list[float]]:
     """Return the reports; an empty one establishes. Raises UserError before anything is sent."""
     if options.interactive:
-        return itertools.chain([[]], itertools.islice(typed(session), options.rounds))
+        return itertools.chain([[]], itertools.islice(typed(client), options.rounds))
     if options.file == "-":
         return itertools.chain([[]], itertools.islice(streamed(options), options.rounds))
     if options.file is not None:  # read whole, so that a bad cell is found before anything is sent
@@ -431,7 +458,7 @@ def main() -> int:
         new_session=session_factory(options),
     )
     try:
-        run(client, choose_reports(options, client.session), options)
+        run(client, choose_reports(options, client), options)
     except EndRequested:
         pass  # Ctrl-C, and GOODBYE has been said
     except LocalError as error:

@@ -10,7 +10,16 @@ import os
 import sys
 from types import TracebackType
 
-PACKAGES = {"Crypto", "argon2", "cryptography", "dpkt", "jinja2", "prompt_toolkit", "pydantic"}
+PACKAGES = {
+    "Crypto",
+    "aiohttp",
+    "argon2",
+    "cryptography",
+    "dpkt",
+    "jinja2",
+    "prompt_toolkit",
+    "pydantic",
+}
 PACKAGES |= {"pydantic_settings", "pymysql", "sqlalchemy", "tomli", "tqdm", "zmq"}
 HERE = os.path.dirname(os.path.abspath(__file__))
 

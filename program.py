@@ -33,6 +33,10 @@ class UserError(Exception):
     exit_code = 2
 
 
+class Ended(BaseException):
+    """A signal other than Ctrl-C has asked this program to end; `args` are its number."""
+
+
 class NoConnection(UserError):
     """There is no server to reach, or no port to listen on."""
 
@@ -230,14 +234,15 @@ def _partial(path: Path) -> Path:
 def write_whole(path: Path, data: bytes) -> None:
     """Write a file whole or not at all. Raises UserError."""
     try:
-        partial = _partial(path)
         if path.exists() and not path.is_file():  # a pipe, for example
             path.write_bytes(data)
             return
+        target = Path(os.path.realpath(path))  # a link stays one, as /dev/stdout has to
+        partial = _partial(target)
         try:
             with partial.open("xb") as file:
                 file.write(data)
-            partial.replace(path)
+            partial.replace(target)
         finally:
             partial.unlink(missing_ok=True)
     except (OSError, ValueError) as error:  # ValueError: the path has no name
@@ -256,8 +261,9 @@ def output_path(text: str) -> Path:
         if path.is_dir():
             raise OSError(errno.EISDIR, "")
         if path.is_file() or not path.exists():
-            _partial(path).touch(exist_ok=False)
-            _partial(path).unlink()
+            partial = _partial(Path(os.path.realpath(path)))
+            partial.touch(exist_ok=False)
+            partial.unlink()
     except (OSError, ValueError) as error:
         raise WrongValue(f"cannot write {path}: {reason_of(error)}") from None
     return path
@@ -271,11 +277,16 @@ def end_signals() -> list[signal.Signals]:
     return found
 
 
+def end(number: int, _: object) -> NoReturn:
+    """Raise what no handler of a mistake takes for one, be it an attack's own exit."""
+    raise Ended(number)
+
+
 def run_program(main: Callable[[], int]) -> NoReturn:
     """Run `main`, and exit with its code or with one sentence on stderr; tidily on signals too."""
     for ending in end_signals():
         if ending is not signal.SIGINT:  # which is a KeyboardInterrupt
-            signal.signal(ending, lambda number, _: sys.exit(128 + number))
+            signal.signal(ending, end)
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:  # closed by whoever started us
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
@@ -286,6 +297,8 @@ def run_program(main: Callable[[], int]) -> NoReturn:
     except UserError as error:
         to_stderr(escaped(f"{Path(sys.argv[0]).name}: {error}"))  # in one line
         code = error.exit_code
+    except Ended as error:
+        code = 128 + int(*error.args)
     except (KeyboardInterrupt, EOFError):
         code = 130  # before there was a session to end
     except BrokenPipeError:  # whoever read our output is gone, as after `| head`

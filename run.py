@@ -74,6 +74,11 @@ COMMANDS = {
         ["classroom/kit/__main__.py grade"],
         "grades what a student has handed in; DIR and flags follow",
     ),
+    "live": (
+        "classroom/live/requirements.txt",
+        ["-m classroom.live.show"],
+        "the man in the middle in a browser: your hand on the wire",
+    ),
     "server": ("requirements.txt", ["server.py"], "the server; its flags follow, as in: server -h"),
     "client": ("requirements.txt", ["client.py"], "a client; its id and flags follow"),
     "test": (

@@ -42,6 +42,7 @@ TEMPLATE = "explain.html.j2"
 WIDTH = 79  # columns
 ROW = 8  # bytes
 MOST_ROWS = 16  # of a part
+MOST_CELLS = 65_536  # of a part, on a page
 COLUMN = 33  # where the name of a part begins
 
 
@@ -226,9 +227,9 @@ class Shown(NamedTuple):
     same_as: int = 0
     made_from: int = 0
 
-    def cells(self, part: Part) -> list[Cell]:
-        """Return the bytes of a part of the outside."""
-        places = range(part.at, part.at + len(part.data))
+    def cells(self, part: Part, most: int = MOST_CELLS) -> list[Cell]:
+        """Return the first bytes of a part of the outside: what is no message has any length."""
+        places = range(part.at, part.at + len(part.data))[:most]
         return [
             Cell(
                 ".." if place in self.found.missing else f"{byte:02x}", place in self.found.touched
@@ -251,7 +252,7 @@ def all_shown(found: Sequence[Recorded], log: KeyLog) -> list[Shown]:
     for number, one in enumerate(found, 1):
         same_as = first.setdefault(one._replace(where=""), number)
         explained = explain_recorded(one, log)
-        made_from = first.get(Recorded("", one.before), 0)
+        made_from = first.get(Recorded("", one.before), 0) if one.before else 0
         shown.append(Shown(number, one, explained, 0 if same_as == number else same_as, made_from))
     return shown
 
@@ -264,9 +265,9 @@ def as_text(shown: Shown) -> str:
     if shown.same_as:
         return "\n".join([*lines, f"   the same bytes as {shown.same_as}."])
     for part in explained.parts:
-        cells = shown.cells(part)
-        if not shown.made_from or any(cell.is_touched for cell in cells):
-            lines += rows(part, cells)
+        places = range(part.at, part.at + len(part.data))
+        if not shown.made_from or not shown.found.touched.isdisjoint(places):
+            lines += rows(part, shown.cells(part, MOST_ROWS * ROW))
     if shown.made_from:
         lines.append(f"   all other bytes are those of {shown.made_from}.")
     if explained.inside:
@@ -286,11 +287,11 @@ def wrapped(text: str, width: int, **options: Any) -> list[str]:
 
 def rows(part: Part, cells: Sequence[Cell]) -> list[str]:
     """Put bytes, name and meaning of a part side by side."""
-    words = [f"{'*' if cell.is_touched else ' '}{cell.text}" for cell in cells]
+    words = [f"{'*' if cell.is_touched else ' '}{cell.text}" for cell in cells[: MOST_ROWS * ROW]]
     starts = range(0, len(words), ROW)
-    left = [f"{part.at + at:>6} {''.join(words[at : at + ROW])}" for at in starts[:MOST_ROWS]]
-    if len(starts) > MOST_ROWS:
-        left.append(f"{len(words) - MOST_ROWS * ROW:>6}  bytes more")
+    left = [f"{part.at + at:>6} {''.join(words[at : at + ROW])}" for at in starts]
+    if len(part.data) > len(words):
+        left.append(f"{len(part.data) - len(words):>6}  bytes more")
     right = wrapped(part.meaning, WIDTH - COLUMN - 14, max_lines=MOST_ROWS, placeholder=" ...")
     lines = itertools.zip_longest(left, right, fillvalue="")
     return [
@@ -312,9 +313,10 @@ def main() -> int:
     options = parser.options()
     log: KeyLog = {}
     if options.keylog is not None:
-        if not Path(options.keylog).exists():
-            raise UserError(f"there is no key log {options.keylog}")
-        log = read_keylog(Path(options.keylog))
+        path = Path(options.keylog)
+        log = read_keylog(path)
+        if not log and not path.exists():
+            raise UserError(f"there is no key log {path}")
     notes: list[str] = []
 
     def say(note: str) -> None:

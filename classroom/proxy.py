@@ -5,7 +5,7 @@
     python client.py 1 --port 9000 --patient
 
 With `--without tag` it brings a server and a client of its own that lack that rule, and keeps a
-score: there you can win.
+score: there you can win. With `--own` they have all rules.
 
 Rules in this module:
 - nothing is delivered by itself: messages wait in a queue, and the first of them is in hand;
@@ -215,7 +215,8 @@ class Table(cmd.Cmd):
         self._desks = [Desk()]  # the last is the present one; the others are for undo
         self._came: list[Item] = []
         self._forwarded: set[int] = set()
-        self._tapes: dict[str, list[Item]] = {}
+        tapes = pair.tapes if pair else {}
+        self._tapes = {name: [Item(0, 0, frame) for frame in tape] for name, tape in tapes.items()}
         self._connection = 0
         self._connected = False
         self._closed: set[str] = set()
@@ -275,8 +276,7 @@ class Table(cmd.Cmd):
             item = Item(number, self._connection, Frame(OTHER_END[sender], message))
             if message:
                 self._came.append(item)
-                waits = " (it waits)" if self._desk.waiting else ""
-                self._say("\n".join(self._described(item, waits)))
+                self._announce(item)
             self._desks = [desk._replace(waiting=(*desk.waiting, item)) for desk in self._desks]
             self._settle()
 
@@ -316,6 +316,10 @@ class Table(cmd.Cmd):
         self._changed.notify_all()
 
     # How messages are shown
+
+    def _announce(self, item: Item) -> None:
+        waits = " (it waits)" if self._desk.waiting else ""
+        self._say("\n".join(self._described(item, waits)))
 
     def _name(self, item: Item) -> str:
         message = item.frame.message
@@ -451,6 +455,14 @@ class Table(cmd.Cmd):
         self._desks.append(self._desk.changed(edit))
         self._say(f"header: {frame.message[:7].hex(' ')} -> {edit.message[:7].hex(' ')}")
 
+    def do_splice(self, name: str, number: int) -> None:
+        tape = self._tapes.get(name, [])
+        if not 1 <= number <= len(tape):
+            raise UserError(f"there is no recording {name} with a message {number}")
+        frame = self._desk.in_hand().frame.replaced(tape[number - 1].frame)
+        self._desks.append(self._desk.changed(frame))
+        self._say(f"{name} {number} in its place: {frame.message[:7].hex(' ')}")
+
     def do_inject(self, message: bytes, to: str) -> None:
         self._desks.append(self._desk.behind(Item(0, self._connection, Frame(to, message))))
 
@@ -519,14 +531,17 @@ class Table(cmd.Cmd):
         self._say("\n".join([*self._described(item), *dump_message(item.frame.message)]))
 
     def do_session(self) -> None:
-        self._own_pair().live(self.wire.address)
+        pair = self._own_pair()
+        # where the connection is over, its client may need a moment longer
+        self._wait(lambda: self._connected or not pair.is_living)
+        pair.live(self.wire.address)
 
     def do_score(self) -> None:
         self._say(str(self._own_pair().score))
 
     def _own_pair(self) -> OwnPair:
         if not self._pair:
-            raise UserError("there is a client and a score only with --without")
+            raise UserError("there is a client and a score only with --without or --own")
         return self._pair
 
     def do_help(self) -> None:  # type: ignore[override]
@@ -541,12 +556,13 @@ def main() -> int:
     commands = parse_script(options.script) if options.script else []
     if options.keylog:
         read_keylog(Path(options.keylog))
-    if options.without is None:
+    if options.without is None and not options.own:
         server = options.server or (HOST, PORT)
         reach(server).close()
         return sit_down(Table(options.listen, server, options.keylog), commands)
     told: list[Callable[[str], None]] = []  # the table, which needs the pair's address first
-    with OwnPair(options.without, lambda text: told[0](text)) as pair:
+    names = options.without or ""
+    with OwnPair(names, lambda text: told[0](text), not options.deadlines) as pair:
         table = Table(options.listen, pair.address, options.keylog, pair)
         told.append(table.tell)
         code = sit_down(table, [("the start", Command("session")), *commands])
@@ -576,13 +592,22 @@ def read_options() -> argparse.Namespace:
         metavar="A,B",
         help="bring a server and a client that lack these rules; attacks.py --rules names them",
     )
+    parser.add_argument(
+        "--own", action="store_true", help="bring a server and a client that have all rules"
+    )
+    parser.add_argument(
+        "--deadlines", action="store_true", help="with --without or --own: they do not wait for you"
+    )
     parser.add_argument("--script", metavar="FILE", help="commands to begin with, one per line")
     parser.add_argument(
         "--keylog", metavar="FILE", help="show plaintexts; the server or the client writes it"
     )
     options = parser.options()
-    if options.without is not None and (options.server or options.keylog):
-        raise UserError("--without brings its own server, without --server and --keylog")
+    brings_own = options.without is not None or options.own
+    if brings_own and (options.server or options.keylog):
+        raise UserError("--without and --own bring a server, without --server and --keylog")
+    if options.deadlines and not brings_own:
+        raise UserError("--deadlines is for --without and --own")
     return options
 
 

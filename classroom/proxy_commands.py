@@ -23,14 +23,14 @@ FIELDS = {
 }
 NUMBERS = {**{name: code for code, name in OPCODE_NAMES.items()}, "C2S": 0, "S2C": 1}
 HELP = """\
-Messages wait in a queue, the first one is in hand. A message is named by its
-number, a byte by its place: 0 is the opcode, -1 the last one.
+The first message is in hand. Byte 0 is its opcode, -1 its last one.
   forward, or Enter     deliver the message in hand, as it is now
   drop                  throw it away
   hold                  put it aside
   reflect               send it back where it came from
   flip BYTE[.BIT]       flip a bit in it, 0 (the lowest) to 7
   edit FIELD=VALUE      opcode, client_id, round or direction; names or numbers
+  splice NAME N         put message N of a recording in its place
 These put a message before it, which then is in hand:
   release N             one that was put aside
   replay N              any one once more, as it came
@@ -43,7 +43,7 @@ The rest:
   until OPCODE or end   forward until such a message is in hand
   auto [off]            forward whatever comes
   cut, quit             end the connection without a word; leave
-  session, score        with --without: another session; what was accepted
+  session, score        with --without or --own: another session; the score
 With no client connected, what you send goes over a connection of your own."""
 
 
@@ -84,6 +84,7 @@ GRAMMAR: dict[str, tuple[str, Callable[..., tuple[Any, ...]]]] = {  # for the re
         lambda text, to: (bytes.fromhex(text), to or "server"),
     ),
     "play": (r"(\w+)(?: (client|server))?", lambda name, to: (name, to or "server")),
+    "splice": (r"(\w+) (\d{1,9})", lambda name, number: (name, int(number))),
     "record": (r"(\w+)", lambda name: (name,)),
     "show": (r"(\d{1,9})?", lambda number: (int(number or 0),)),
     "until": (rf"({'|'.join([*OPCODE_NAMES.values(), END])})", lambda kind: (kind,)),

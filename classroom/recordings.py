@@ -54,7 +54,7 @@ def recorded(source: str, attack: str | None, say: Say) -> list[Recorded]:
             data = path.read_bytes()
     except (OSError, ValueError) as error:  # a name may be too long, or have a NUL in it
         if not is_hex(source):
-            raise UserError(f"cannot read {source[:60]}: {reason_of(error)}") from None
+            raise UserError(f"cannot read {str(path)[:60]}: {reason_of(error)}") from None
     if not data and not is_hex(source):
         raise UserError(f"{source[:60]} is neither a file with something in it nor hexadecimal")
     found = messages_in(str(path), unpacked(data, path, say) or source.encode(), attack, say)

@@ -214,11 +214,16 @@ def rows_of_step(
     return rows
 
 
-def view_of(run: Run, anchor: str, wire: Wire) -> RunView:
+def command_of(run: Run, wire: Wire) -> str:
+    """Return what to type to see a run again."""
     command = f"{wire.attacks} {run.again}".strip()
     if run.without:
         command += f" --without {','.join(sorted(run.without))}"
-    view = RunView(run, anchor, verdict_of(run), f"{command} {run.attack}")
+    return f"{command} {run.attack}"
+
+
+def view_of(run: Run, anchor: str, wire: Wire) -> RunView:
+    view = RunView(run, anchor, verdict_of(run), command_of(run, wire))
     view.labels, view.keys = key_rows(run, wire)
     view.messages = message_views(run, wire)
     if run.steps:

@@ -132,18 +132,22 @@ class Stream:
     def take(self, place: int, count: int) -> Taken:
         """Return some bytes of a stream whose segments were joined."""
         data = bytearray(count)
-        missing = {*range(count)}
+        missing: set[int] = set()
         number = 0
-        for piece in self.pieces[self.index(place) :]:
+        reached = place
+        for at in range(self.index(place), len(self.pieces)):
+            piece = self.pieces[at]
             if piece.place >= place + count:
                 break
             start = max(place, piece.place)
             end = min(place + count, piece.end)
             if start < end:
-                there = slice(start - place, end - place)
-                data[there] = piece.data[start - piece.place : end - piece.place]
-                missing.difference_update(range(len(data))[there])
+                there = slice(start - piece.place, end - piece.place)
+                data[start - place : end - place] = piece.data[there]
+                missing.update(range(reached - place, start - place))
+                reached = end
                 number = max(number, piece.ends[bisect_left(piece.ends, (end, 0))][1])
+        missing.update(range(reached - place, count))
         return Taken(bytes(data), frozenset(missing), number)
 
     def end_of_piece(self, place: int) -> int:
@@ -236,7 +240,8 @@ def tcp_in(packet: Packet, dpkt: Any) -> tuple[Any, int]:
     except (dpkt.Error, IndexError):
         raise NotRead("Cut before its TCP header, or no packet at all:") from None
     is_6 = isinstance(ip, dpkt.ip6.IP6)
-    if not isinstance(ip, (dpkt.ip.IP, dpkt.ip6.IP6)) or ip.p != dpkt.ip.IP_PROTO_TCP:
+    is_ip = isinstance(ip, (dpkt.ip.IP, dpkt.ip6.IP6))
+    if not is_ip or getattr(ip, "p", None) != dpkt.ip.IP_PROTO_TCP:  # encrypted IPv6 has no p
         raise NotRead("Not TCP, and so not read:")
     if FRAGMENT in ip.extension_hdrs if is_6 else ip.offset or ip.mf:
         raise NotRead("A fragment of an IP packet, and so not read:")

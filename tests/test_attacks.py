@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -700,3 +701,12 @@ def test_a_file_without_attacks_is_one_sentence(
         attacks.main()
     assert str(caught.value).startswith(sentence.format(path))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no such signals")
+def test_a_signal_in_the_middle_of_an_attack_ends_the_program(tmp_path: Path) -> None:
+    path = tmp_path / "my.py"
+    path.write_text(OWN.replace("line.sent(lab.tape[0])", "import os; os.kill(os.getpid(), 15)"))
+    done = run("--file", str(path), "with-a-typo")
+    assert (done.returncode, done.stderr) == (143, "")

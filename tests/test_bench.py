@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from classroom import pictures
 from bench import against, ladder, report
 from bench.bench import parse
 from bench.certificate import write_certificate
@@ -343,3 +344,17 @@ def test_a_quick_run_prints_tables_bars_and_a_ladder_and_writes_json(tmp_path: P
     tls12 = [case["of_tls12"] for case in found["cases"] if case["rival"] == "tls12"]
     assert tls12 == [[1.0, 1.0, 1.0]] * 4
     assert [*found["ladder"]] == ["small", "large"]
+
+
+@pytest.mark.slow
+def test_the_delays_of_the_live_page_are_measured_in_a_browser() -> None:
+    pytest.importorskip("aiohttp")
+    pytest.importorskip("playwright")
+    if not pictures.find_chromium():
+        pytest.skip("there is no Chromium")
+    done = ran("-m", "bench.live", "--rounds", "20")
+    assert done.returncode == 0, done.stderr
+    titles = [line.partition(":")[0] for line in done.stdout.splitlines()[::3]]
+    assert titles == ["by hand", "by itself", "by hand, below all these"]
+    assert done.stdout.count("message to screen") == done.stdout.count("picture to picture") == 3
+    assert all(len(line) < 80 for line in done.stdout.splitlines())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import re
 import secrets
 import shlex
@@ -159,9 +160,10 @@ def test_endpoints_with_all_rules_pass_every_check() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rule", SEEN_BY)
-def test_a_missing_rule_is_named_by_a_check(rule: str) -> None:
-    assert SEEN_BY[rule] in failing(results_without(rule))
+def test_a_missing_rule_is_named_by_a_check() -> None:
+    for rule in random.sample(sorted(SEEN_BY), 6):  # others in each run: all take minutes
+        print("without", rule)
+        assert SEEN_BY[rule] in failing(results_without(rule))
 
 
 @pytest.mark.slow

@@ -355,6 +355,7 @@ FILES = {
         (["{}/odd", "--attack", "y"], "--attack is for event logs"),
         (["00", "--keylog", "{}/keys"], "is no key log: line 1 is none"),
         (["00", "--keylog", "{}/nowhere"], "no key log"),
+        ([""], r"cannot read \.: "),
         (["00", "--keylog", "{}"], "cannot read"),
         ([], "required"),
         (["00", "--frobnicate"], "unrecognized"),
@@ -373,9 +374,27 @@ def test_bad_input_is_one_sentence(
     assert len(str(caught.value)) < 250
 
 
+def test_a_key_log_that_cannot_be_looked_for_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["explain", "00", "--keylog", "k" * 300])
+    with pytest.raises(UserError, match=r"cannot read kkk.*: "):
+        main()
+
+
 @pytest.mark.slow
 def test_it_is_a_command(session: Session) -> None:
     done = run("-m", "classroom.explain", session.messages[0].hex())
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines()[1] == "   CLIENT_HELLO, client 1, round 0, C2S, 87 bytes"
     assert run("-m", "classroom.explain", "xyz").returncode == 2
+
+
+def test_of_what_is_no_message_the_beginning_is_shown_and_the_rest_counted() -> None:
+    found = Recorded("", bytes(200_000), nonsense=ILLEGAL)
+    (one,) = all_shown([found], {})
+    assert "199872  bytes more" in as_text(one)
+    assert "and 134464 bytes more" in as_html([one])
+
+
+def test_an_empty_message_is_made_from_no_other() -> None:
+    (one,) = all_shown([Recorded("", b"")], {})
+    assert "all other bytes" not in as_text(one)

@@ -74,6 +74,7 @@ def removed_statements(sources: dict[str, str]) -> Iterator[str]:
 # The skeleton
 
 
+@pytest.mark.slow
 def test_no_removed_statement_is_anywhere_in_an_export() -> None:
     """Statements that stand in code that stays, too, are counted."""
     sources = dialect.sources(ALICE)
@@ -196,6 +197,7 @@ def class_key(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_kit_new_writes_the_folder_of_a_student(tmp_path: Path, class_key: Path) -> None:
     folder = tmp_path / "alice"
     flags = ("--student", "alice", "--class-key", class_key)
@@ -457,6 +459,7 @@ def test_there_are_planted_bugs_for_every_task() -> None:
         assert {bug.function for bug in BUGS if bug.task == task.number} <= {*task.functions}
 
 
+@pytest.mark.slow
 def test_every_planted_bug_changes_the_code_in_every_dialect() -> None:
     for chosen in (PLAIN, ALICE, BOB):
         sources = dialect.sources(chosen)

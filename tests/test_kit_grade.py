@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import random
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -245,13 +246,10 @@ def test_untouched_skeleton_gets_nothing_and_reference_everything(dialect: Diale
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", range(1, 14))
-def test_first_planted_bug_of_a_task_costs_points_there_alone(
-    dialect: Dialect, number: int
-) -> None:
-    bug = next(bug for bug in BUGS if bug.task == number)
-    finding = of_bug(bug, dialect)
-    assert finding.is_right, finding
+def test_planted_bug_costs_points_of_its_task_alone(dialect: Dialect) -> None:
+    for bug in random.sample(BUGS, 5):  # others in each run; run.py kit check tries all
+        finding = of_bug(bug, dialect)
+        assert finding.is_right, finding
 
 
 @pytest.mark.slow

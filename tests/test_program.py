@@ -34,7 +34,7 @@ from program import (
     to_stderr,
     write_text,
 )
-from tests.programs import run
+from tests.programs import posix_only, run
 
 
 @pytest.mark.parametrize(
@@ -90,6 +90,16 @@ def test_a_file_that_cannot_be_written_is_reported_in_one_sentence(tmp_path: Pat
     with pytest.raises(UserError, match=r"cannot write .*No such file"):
         write_text(tmp_path / "nowhere" / "some.txt", "one\n")
     assert [*tmp_path.iterdir()] == [tmp_path / "some.txt"]
+
+
+@posix_only
+def test_a_link_stays_a_link_when_its_file_is_written(tmp_path: Path) -> None:
+    (link := tmp_path / "link").symlink_to(tmp_path / "there")
+    for text in ("new\n", "newer\n"):  # as /dev/stdout leads to a file
+        assert output_path(str(link)) == link
+        write_text(link, text)
+        assert link.is_symlink()
+        assert (tmp_path / "there").read_text() == text
 
 
 def test_where_a_program_will_write_is_tried_before_the_work(tmp_path: Path) -> None:

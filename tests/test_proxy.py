@@ -755,8 +755,8 @@ def test_a_session_and_a_score_are_there_only_without_rules(seat: Seat) -> None:
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
-        (["--server", "127.0.0.1:9"], "--without brings its own server"),
-        (["--keylog", "keys.log"], "--without brings its own server"),
+        (["--server", "127.0.0.1:9"], "--without and --own bring a server"),
+        (["--keylog", "keys.log"], "--without and --own bring a server"),
         (["--without", "nonsense"], "there is no rule nonsense"),
     ],
 )
@@ -764,6 +764,43 @@ def test_flags_that_do_not_fit_a_pair_are_one_sentence(flags: list[str], sentenc
     done = run("-m", "classroom.proxy", "--without", "tag", *flags)
     assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
     assert sentence in done.stderr
+
+
+def test_a_splice_puts_a_message_of_a_recording_in_the_place_of_the_one_in_hand(seat: Seat) -> None:
+    seat.client()
+    seat.type("until CLIENT_DATA", "record one", "until end")
+    seat.client()
+    seat.type("until CLIENT_DATA")
+    with pytest.raises(UserError, match="no recording one with a message 4"):
+        seat.type("splice one 4")
+    with pytest.raises(UserError, match="no recording two with a message 1"):
+        seat.type("splice two 1")
+    assert "one 3 in its place: 1e 01 00 00 00 01 00" in seat.type("splice one 3")
+    seat.type("forward")
+    assert isinstance(seat.refusal(2), BadTag)
+    seat.end()
+
+
+@pytest.mark.slow
+def test_a_pair_of_its_own_with_all_rules_refuses_and_has_recordings(tmp_path: Path) -> None:
+    script = tmp_path / "script"
+    script.write_text(
+        "until CLIENT_DATA\nsplice older 3\nforward\nuntil end\nsession\nuntil CLIENT_DATA\n"
+        "splice other 3\nforward\nuntil end\nscore\nquit\n"
+    )
+    flags = ["--listen", "0", "--own", "--deadlines", "--script", str(script)]
+    done = run("-m", "classroom.proxy", *flags)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "the server refused CLIENT_DATA: BadTag" in done.stdout
+    assert "the server refused CLIENT_DATA: WrongPeer" in done.stdout
+    assert done.stdout.splitlines()[-1].startswith("score: 0 ")
+
+
+@pytest.mark.slow
+def test_deadlines_are_for_a_pair_of_its_own() -> None:
+    done = run("-m", "classroom.proxy", "--deadlines")
+    assert done.returncode == 2
+    assert done.stderr == "proxy.py: --deadlines is for --without and --own\n"
 
 
 # At a terminal

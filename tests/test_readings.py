@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import io
+import os
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -13,8 +14,9 @@ import pytest
 from client import Client, Table, plain_number, reading, typed
 from endpoint import DEMO_KEYS
 from program import UserError
-from protocol_fsm import MAX_MAGNITUDE, Direction, LocalError, Session
+from protocol_fsm import MAX_MAGNITUDE, LocalError, PeerTerminated, Status
 from tests.network import client_for, serving
+from tests.programs import posix_only
 
 Read = Callable[..., tuple[list[float], str]]
 
@@ -48,6 +50,8 @@ READ = {  # text, column, lines to skip, readings, how it says they are read
     "a byte order mark": ("\ufeffa;b\n1;2,5\n", "a", 0, [1.0], "column 1, 'a'"),
     "a title of two lines": ('t;"v, x\n(C)"\n1;2,5\n', None, 0, [2.5], "semicolons, decimal comma"),
     "a row without anything": ("v\n5\n \n\n6\n", None, 0, [5.0, 6.0], "column 1, 'v'"),
+    "words and empty cells": ("d,v\n1.1.,2\n,3\nn/a,4\n", None, 0, [2.0, 3.0, 4.0], "column 2"),
+    "a column of words": ("room,v\nattic,2\nTotal,3\n", None, 0, [2.0, 3.0], "column 2"),
     "lines of Windows": ("a,b\r\n1,2\r\n", None, 0, [2.0], "column 2, 'b'"),
 }
 REFUSED = {  # text, column, lines to skip, what the sentence says
@@ -65,6 +69,7 @@ REFUSED = {  # text, column, lines to skip, what the sentence says
         "line 3, column 2: '2,5', but a col",
     ),
     "a comma where commas separate nothing": ("v\n1,234\n", None, 0, "'1,234' is not a number"),
+    "a row of sums": ("d;kWh\n1.1.;12\nTotal;12\n", None, 0, "line 3 begins with 'Total'"),
     "no header and several cells": ("2023,2024\n1,2\n", None, 0, "--column 1 to 2"),
     "a short row": ("a,b\n1,2\n3\n", None, 0, "line 3 has 1 cells, and the first row has 2"),
     "a long row": ("temp,x\n1,22,5\n", "temp", 0, "line 2 has 3 cells, and the first row has 2"),
@@ -136,9 +141,25 @@ def test_a_typed_decimal_comma_is_asked_for_again(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO("20,5\n1\u00a0234\n20.5 21\nquit\n"))
-    session = Session(1, DEMO_KEYS[1], Direction.C2S)
-    assert [*typed(session)] == [[20.5, 21.0]]
+    assert [*typed(Client(1, DEMO_KEYS))] == [[20.5, 21.0]]
     assert "with a decimal point" in capsys.readouterr().out
+
+
+@posix_only
+def test_a_person_at_the_prompt_hears_of_the_servers_end_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    _, terminal = os.openpty()  # where nobody types anything
+    with open(terminal) as stdin:
+        monkeypatch.setattr("sys.stdin", stdin)
+        with serving() as (server, _):
+            client = client_for(server, 1)
+            client.connect()
+            client.report([])
+        with pytest.raises(PeerTerminated) as caught:
+            next(typed(client))
+    client.close()
+    assert caught.value.status is Status.SHUTDOWN
 
 
 def test_a_report_takes_any_real_numbers_and_names_the_limit_otherwise() -> None:

@@ -395,7 +395,8 @@ def test_what_is_not_read_is_named_with_its_packets(tmp_path: Path) -> None:
     fragment = tcp(1, SENT[0], mf=1)
     strange = tcp(1, b"GET / HTTP/1.1\r\n\r\n", ports=(80, 81))
     first = tcp(1, SENT[0])
-    wraps = [udp, first, fragment, strange, udp, first[:30], b"", b"\x45" + bytes(3)]
+    secret = bytes(dpkt.ip6.IP6(src=HERE_6, dst=HERE_6, nxt=50, plen=24, data=bytes(24)))  # ESP
+    wraps = [udp, first, fragment, strange, secret, first[:30], b"", b"\x45" + bytes(3)]
     parts = [section("<", 101, 127), *(enhanced(0, packet) for packet in wraps)]
     parts.append(enhanced(1, PACKETS[1]))
     found, said = found_in(b"".join(parts) + b"\6\0\0", tmp_path)

@@ -525,7 +525,7 @@ def test_a_key_log_that_is_not_there_or_is_none_does_no_harm(tmp_path: Path) -> 
     (tmp_path / "noise").write_bytes(
         bytes(range(256)) + b"\ncore-text a b\ncore-text client sealed"
     )
-    for name in ("nowhere", "noise"):
+    for name in ("nowhere", "noise", ""):
         assert remarks(path, "-o", f"seclab.keylog:{tmp_path}/{name}") == [["unsealed"]] * 7
 
 

@@ -81,6 +81,7 @@ end
 local function read_more()
     local file = io.open(seclab.prefs.keylog, "rb")
     if not file then return end
+    if not file:read(0) then return file:close() end  -- empty, or a folder
     file:seek("set", log.place)
     for line in file:lines("*L") do
         if line:sub(-1) ~= "\n" then break end

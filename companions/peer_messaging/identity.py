@@ -211,7 +211,7 @@ def _lines(path: Path) -> list[str]:
                 raise UserError(f"others can write {own}; make it yours: chmod go-w {own}")
         if not path.is_file():
             raise OSError("it is no file")
-        return path.read_text("utf-8-sig").splitlines()
+        return path.read_text("utf-8-sig").split("\n")
     except (OSError, UnicodeError) as error:
         raise UserError(f"cannot read {path}: {reason_of(error)}") from None
 

@@ -42,6 +42,7 @@ from program import (
     Parser,
     UserError,
     end_signals,
+    flag_type,
     host_and_port,
     port_number,
     reason_of,
@@ -141,12 +142,7 @@ class Node:
 
     def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
         self._closing.set()
-        try:
-            self._thread.join()
-            with self._lock:
-                self._send(self._peer.leave())
-        finally:
-            self._context.destroy(int(1_000 * LINGER_S))
+        self._thread.join()
         if kind is None:
             self.check()
 
@@ -165,6 +161,16 @@ class Node:
             self._send(self._peer.say(text))
 
     def _run(self) -> None:
+        """Live, then close the sockets: libzmq aborts if another thread closes one in use."""
+        try:
+            self._exchange()
+        except Exception as error:
+            self._failure = error
+        finally:
+            with self._lock:
+                self._context.destroy(int(1_000 * LINGER_S))
+
+    def _exchange(self) -> None:
         try:
             while not self._closing.is_set():
                 with self._lock:
@@ -173,8 +179,9 @@ class Node:
                 if message is not None:
                     with self._lock:
                         self._send(self._peer.receive(message))
-        except Exception as error:
-            self._failure = error
+        finally:
+            with self._lock:
+                self._send(self._peer.leave())
 
     def _next_message(self) -> bytes | None:
         """Return a message if one comes within POLL_S; one of several parts counts as empty.
@@ -218,19 +225,13 @@ class Node:
 # The program --------------------------------------------------------------------------------------
 
 
-peer_name.__name__ = "name without spaces or #"  # for argparse, which quotes these
-peer_fingerprint.__name__ = "fingerprint of 64 hex digits"
-
-
+@flag_type("HOST:PORT")
 def peer_address(text: str) -> tuple[str, int]:
-    """Return the two parts of HOST:PORT; a port to connect to is not 0. Raises ValueError."""
+    """Return the two parts of HOST:PORT; a port to connect to is not 0. Raises WrongValue."""
     host, port = host_and_port(text)
     if not port:
         raise ValueError(text)
     return host, port
-
-
-peer_address.__name__ = "HOST:PORT"  # for argparse, which quotes it
 
 
 def keep(known: Path, peer: str, pinned: str) -> None:
@@ -277,14 +278,18 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--host", default=HOST, help=f"to listen on; default {HOST}")
     parser.add_argument("--port", type=port_number, default=PORT, help=f"default {PORT}")
     parser.add_argument(
-        "--peer", type=peer_name, required=True, metavar="NAME", help="what we call the peer"
+        "--peer",
+        type=flag_type("a name without spaces or #")(peer_name),
+        required=True,
+        metavar="NAME",
+        help="what we call the peer",
     )
     parser.add_argument(
         "--at", type=peer_address, required=True, metavar="HOST:PORT", help="where the peer listens"
     )
     parser.add_argument(
         "--pin",
-        type=peer_fingerprint,
+        type=flag_type("a fingerprint of 64 hex digits")(peer_fingerprint),
         metavar="FINGERPRINT",
         help="of the peer's key: 64 hex digits, in quotes if with spaces",
     )

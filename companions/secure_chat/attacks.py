@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import base64
+import copy
 import json
 import math
 import os
@@ -36,7 +37,7 @@ from companions.canonical import canonical
 from companions.secure_chat import dh, forms
 from companions.secure_chat.accounts import Refused
 from companions.secure_chat.authority import pem_of
-from companions.secure_chat.client import Client, Left, NotLetIn
+from companions.secure_chat.client import Client, Left, NotLetIn, Updated
 from companions.secure_chat.evidence import Kept
 from companions.secure_chat.pae import sign
 from companions.secure_chat.pins import OtherKey
@@ -613,6 +614,19 @@ def revoked_certificate(lab: Lab) -> None:
     knock(lab, lab.pki.people[MALLORY], "a revoked certificate")
 
 
+@outside("certificates", "server", Revoked)
+def revoked_meanwhile(lab: Lab) -> None:
+    """A member's certificate is revoked while it is in a room, until the next key update."""
+    with lab.client(lab.pki.people[MALLORY]) as client:
+        client.log_in(MALLORY, PASSWORDS[MALLORY])
+        client.join("elsewhere")  # who is told of her by a newer list would not stay with her
+        lab.publish(lab.pki.people[MALLORY])
+        client.update()
+        while not isinstance(client.hear(PATIENCE_S), Updated):
+            pass
+        lab.outcome.learned = "a revoked member goes on under new keys"
+
+
 @outside("certificates", "server", RolledBackList)
 def old_list(lab: Lab) -> None:
     """The server is handed an older revocation list."""
@@ -1132,18 +1146,81 @@ def stolen_key_and_password(lab: Lab) -> None:
     "",
     None,
     goal=learned,
-    noticed="nothing, until the session ends",
-    wins=f"up to the last text: {LAST}",
+    noticed="nothing, until the next key update",
+    wins=f"up to the update: {TEXT}",
 )
 def stolen_session_keys(frames: Frames, lab: Lab) -> Frames:
     """The session's keys are stolen in the middle of it."""
-    keys: dict[str, bytes] = {}
+    lab.outcome.means = "steals"
+    message = yield from up_to(frames, Kind.MSG)
+    found = readable(unsealed(lab.alice.session._keys, Direction.C2S, message.message))
+    lab.outcome.learned = f"up to the update: {found}"
+    yield message
+
+
+@on_path("theft", "", None, goal=learned)
+def keys_before_update(frames: Frames, lab: Lab) -> Frames:
+    """Session keys are stolen, then comes a key update, and the thief listens on."""
+    lab.outcome.means = "steals"
+    message = yield from up_to(frames, Kind.MSG)
+    keys = dict(lab.alice.session._keys)
+    running = lab.alice.session._running
+    yield message
+    for kind, to in ((Kind.DH_CLIENT, "server"), (Kind.DH_SERVER, "client")):
+        share = yield from up_to(frames, kind, to=to)
+        running = chained(running, share.message)
+        yield share
+    message = yield from up_to(frames, Kind.MSG)
+    for candidate in (keys, keys_of(running, keys["C2S-MAC"])):  # the same, or derived from them
+        if found := readable(unsealed(candidate, Direction.C2S, message.message)):
+            lab.outcome.learned = f"after the update: {found}"
+    yield message
+
+
+@on_path("theft", "", None, goal=learned)
+def keys_after_update(frames: Frames, lab: Lab) -> Frames:
+    """Session keys are stolen after a key update, for what was recorded before it."""
+    lab.outcome.means = "steals"
+    recorded = yield from up_to(frames, Kind.MSG)
+    yield recorded
+    message = yield from up_to(frames, Kind.MSG)
+    keys = lab.alice.session._keys
+    if found := readable(unsealed(keys, Direction.C2S, recorded.message)):
+        lab.outcome.learned = f"before the update: {found}"
+    yield message
+
+
+@on_path("theft", "server", BadSignature, goal=learned)
+def keys_in_the_middle(frames: Frames, lab: Lab) -> Frames:
+    """Whoever has stolen session keys puts their own shares into a key update."""
+    message = yield from up_to(frames, Kind.MSG)
+    to_client = going_on(lab, SERVER, Direction.S2C)
+    to_server = going_on(lab, ALICE, Direction.C2S)
+    yield message
     for frame in frames:
-        if kind_name(frame.message) == Kind.MSG.value:
-            keys = keys or dict(lab.alice.session._keys)
-            text = unsealed(keys, Direction.C2S, frame.message)[32:].decode("utf-8", "replace")
-            lab.outcome.learned = f"up to the last text: {text}"
-        yield frame
+        if frame.to == "client":
+            yield frame.changed(to_client.seal(to_server.open(frame.message)))
+            continue
+        said = to_client.open(frame.message)
+        if said.kind is Kind.MSG:
+            text = readable(to_client.decrypt(base64.b64decode(said["ct"])))
+            lab.outcome.learned = f"after the update: {text}"
+            return
+        yield frame.changed(to_server.seal(said))
+
+
+def going_on(lab: Lab, name: str, sends: Direction) -> Session:
+    """Return an end that has the session keys of Alice's session, and nobody's signing key."""
+    stolen = lab.alice.session
+    session = posing(lab, borrowed(lab, name), sends)
+    session.fsm = copy.copy(stolen.fsm)
+    session._keys = dict(stolen._keys)
+    session._number = dict(stolen._number)
+    session._running = stolen._running
+    other = lab.pki.people[ALICE if name == SERVER else SERVER]
+    session.peer_pem = other.pem
+    session._peer = other.identity
+    return session
 
 
 @on_path(

@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import getpass
+import math
 import os
 import re
 import signal
@@ -57,6 +58,7 @@ from companions.secure_chat.rooms import (
     Room,
     Said,
     Seat,
+    encode_text,
     parse_member,
     parse_number,
     parse_room_name,
@@ -107,7 +109,13 @@ class Left(NamedTuple):
     member: Member
 
 
-Event = Said | Joined | Left | Kept
+class Updated(NamedTuple):
+    """There are new keys, whoever asked for them; old ones are forgotten."""
+
+    keys: dict[str, str]  # their fingerprints, by label
+
+
+Event = Said | Joined | Left | Updated | Kept
 
 
 class Client:
@@ -151,6 +159,8 @@ class Client:
         self._address = (host, port)
         self._new_room = new_room
         self._evidence: Evidence | None = None
+        self._held: deque[Callable[[], object]] = deque()  # until there are new keys
+        self._update_by = math.inf  # monotonic; by then the server has to have sent its share
 
     def __enter__(self) -> Client:
         try:
@@ -266,12 +276,50 @@ class Client:
         return member
 
     def say(self, text: str) -> None:
-        """Say a text, of at most 4,096 bytes, to everybody in the room. Raises LocalError."""
-        self.channel.send(self.seat.compose(text, self.clock()))
+        """Say a text, of at most 4,096 bytes, to everybody in the room. Raises LocalError.
+
+        During a key update it is held until there are new keys.
+        """
+        encode_text(text)  # it is not held if it can never be said
+        self._do_or_hold(lambda: self.channel.send(self.seat.compose(text, self.clock())))
+
+    @property
+    def is_updating(self) -> bool:
+        """Whether what we say is held until there are new keys."""
+        return self.session.state is State.UPDATING
+
+    def _do_or_hold(self, action: Callable[[], object]) -> None:
+        if self.is_updating:
+            self._held.append(action)
+        else:
+            action()
+
+    def update(self) -> None:
+        """Ask for new keys; `hear` returns Updated when they are there. Raises LocalError."""
+        if self.is_updating:
+            return
+        self.channel.send(Message(Kind.DH_CLIENT))
+        self._update_by = time.monotonic() + self.timeout_s
+        self.channel.hurry(self.timeout_s)
+
+    def _updated(self) -> Updated:
+        """Say under the new keys what was held."""
+        self._update_by = math.inf
+        while self._held:
+            self._held.popleft()()
+        return Updated(self.session.fingerprints())
 
     def hear(self, timeout_s: float = NO_LIMIT_S) -> Event:
         """Return what happens next; our own texts come back, too, when the server has them."""
-        message = self.channel.receive(time.monotonic() + timeout_s)
+        deadline = time.monotonic() + timeout_s
+        while True:
+            if self.session.is_update_due and self.session.state is State.CHAT:
+                self.update()
+            message = self.channel.receive(min(deadline, self._update_by))
+            if message.kind is not Kind.UPDATE:
+                break
+            if self.session.state is State.ASKED:  # else it has crossed our share, or our leave
+                self.update()
         try:
             return self._take(message)
         except ProtocolError as error:
@@ -280,6 +328,8 @@ class Client:
 
     def _take(self, message: Message) -> Event:
         """Return what a message of the server means. Raises ProtocolError."""
+        if message.kind is Kind.DH_SERVER:
+            return self._updated()
         room = self.seat.room
         evidence = self._evidence
         if evidence is None or message.members.get("room", room.name) != room.name:
@@ -301,7 +351,8 @@ class Client:
 
     def leave(self) -> None:
         """Say that we leave; what was said before still comes, and then the server's receipt."""
-        self.channel.send(Message(Kind.LEAVE, {"room": self.seat.room.name}))
+        leave = Message(Kind.LEAVE, {"room": self.seat.room.name})
+        self._do_or_hold(lambda: self.channel.send(leave))
         self.channel.hurry(self.timeout_s)
 
     def settle(self) -> Kept:
@@ -434,9 +485,13 @@ class Talk:
         self._typed.append(line)
         self._go_on()
 
+    def _may_go_on(self) -> bool:
+        is_free = self._client.seat.pending < MAX_PENDING and not self._client.is_updating
+        return bool(self._typed) and is_free
+
     def _go_on(self) -> None:
         """Do what was typed, but do not run ahead of the server: it could not answer us."""
-        while self._typed and self._client.seat.pending < MAX_PENDING:
+        while self._may_go_on():
             line = self._typed[0]
             if line.strip() in ("", QUIT, "history", "head") and self._client.seat.pending:
                 return  # until all that we said has come back
@@ -456,6 +511,8 @@ class Talk:
             room = self._client.seat.room
             self._show(f"[*] {room.name}, message {room.index}: others must have the same head")
             self._show(f"    {room.head.hex()}")
+        elif line.strip() == "update":
+            self._client.update()
         elif UNREADABLE in line:
             self._show("[!] not sent: it has letters that cannot be read here, and you sign for it")
         else:
@@ -469,6 +526,8 @@ class Talk:
         if isinstance(event, Joined):
             self._show(f"[*] {escaped(event.member.identity.name)} joined")
             tell_renewed(self._client, self._show)
+        elif isinstance(event, Updated):
+            self._show("[*] new keys; the old ones are forgotten")
         elif isinstance(event, Left):
             self._show(f"[*] {escaped(event.member.identity.name)} left")
         elif isinstance(event, Said) and event.text is not None:

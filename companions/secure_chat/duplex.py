@@ -34,6 +34,7 @@ class Duplex(Channel[Message]):
         frame_timeout_s: float = FRAME_S,
     ) -> None:
         super().__init__(sock, session, frame_timeout_s)
+        self.tick: Action = lambda: None  # done by the owner now and then, while it waits
         self._lock = threading.Lock()  # guards what follows
         self._posted: deque[Action] = deque()
         self._waker, self._wakened = socket.socketpair()
@@ -83,6 +84,7 @@ class Duplex(Channel[Message]):
     def _wait_for_bytes(self, most: int) -> bytes:
         while True:
             self.act()
+            self.tick()
             self.check_request()
             left_s = self._deadline - time.monotonic()
             if left_s <= 0:

@@ -32,7 +32,7 @@ NEEDS_ERROR = {
 }
 NEEDS_MEANS = {
     "listens": {"encryption", "group"},
-    "steals": {"ephemeral", "server-hash", "slow-hash"},
+    "steals": {"ephemeral", "server-hash", "slow-hash", "update", "update-secret"},
     "times": {"dummy-hash"},
     "judges": {"receipt-fields"},
 }

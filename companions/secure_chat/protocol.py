@@ -60,6 +60,7 @@ MAX_HANDSHAKE = 20_480  # bytes of a frame from a peer that has proved nothing y
 MAX_FROM_CLIENT = 65_536
 MAX_FROM_SERVER = 4_194_304  # a full room's members, with certificates of any size
 MAX_TEXT_BYTES = 4_096
+UPDATE_EVERY = 1_000  # records, of both directions together, after which keys are due [C 3]
 RECORD = struct.Struct(">BQ")  # direction and number of a record, under its tag [C 4]
 
 
@@ -84,6 +85,7 @@ class Kind(str, Enum):
     LEFT = "left"
     MSG = "msg"
     RELAY = "relay"
+    UPDATE = "update"
     LEAVE = "leave"
     RECEIPT = "receipt"
     COUNTERSIGN = "countersign"
@@ -123,6 +125,7 @@ MEMBERS: Mapping[Kind, Mapping[str, type]] = {  # of each message, besides its t
         "sig": str,
     },
     Kind.RELAY: {"msg": str, "sig": str, "head": str, "head_sig": str, "opening": str},
+    Kind.UPDATE: {},
     Kind.LEAVE: {"room": str},
     Kind.RECEIPT: {"receipt": dict, "countersignature": str},
     Kind.COUNTERSIGN: {"countersignature": str},
@@ -258,6 +261,8 @@ class State(Enum):
     READY = "READY"
     JOINING = "JOINING"
     CHAT = "CHAT"
+    ASKED = "ASKED"
+    UPDATING = "UPDATING"
     LEAVING = "LEAVING"
     RECEIPT = "RECEIPT"
     COUNTERSIGN = "COUNTERSIGN"
@@ -265,12 +270,13 @@ class State(Enum):
 
 
 HANDSHAKE = frozenset({State.HELLO, State.HELLO_BACK, State.SHARE, State.SHARE_BACK})
+DUPLEX = frozenset({State.CHAT, State.ASKED, State.UPDATING, State.LEAVING})  # both ends speak
 PHASE: Mapping[State, ProtocolState] = {
     **{state: ProtocolState.ACTIVE for state in State},
     **{state: ProtocolState.INIT for state in HANDSHAKE},
     State.ENDED: ProtocolState.TERMINATED,
 }
-SPEAKER: Mapping[State, Direction] = {  # of the next message; in CHAT it may be either
+SPEAKER: Mapping[State, Direction] = {  # of the next message; in CHAT and ASKED it may be either
     State.HELLO: Direction.C2S,
     State.HELLO_BACK: Direction.S2C,
     State.SHARE: Direction.C2S,
@@ -282,10 +288,16 @@ SPEAKER: Mapping[State, Direction] = {  # of the next message; in CHAT it may be
     State.READY: Direction.C2S,
     State.JOINING: Direction.S2C,
     State.CHAT: Direction.C2S,
+    State.ASKED: Direction.C2S,
+    State.UPDATING: Direction.S2C,
     State.LEAVING: Direction.S2C,
     State.RECEIPT: Direction.C2S,
     State.COUNTERSIGN: Direction.S2C,
 }
+
+
+TOLD = (Kind.RELAY, Kind.JOINED, Kind.LEFT)  # by the server, to everybody in a room
+RENEWING = frozenset({State.SESSION_SHARE_BACK, State.UPDATING})  # keys, when the server answers
 
 
 class ProtocolFSM(StateMachine[State, Kind, Direction]):
@@ -307,13 +319,21 @@ class ProtocolFSM(StateMachine[State, Kind, Direction]):
         (State.JOINING, Kind.ROOM, Direction.S2C): State.CHAT,
         # in a room both ends speak at any time
         (State.CHAT, Kind.MSG, Direction.C2S): State.CHAT,
-        (State.CHAT, Kind.RELAY, Direction.S2C): State.CHAT,
-        (State.CHAT, Kind.JOINED, Direction.S2C): State.CHAT,
-        (State.CHAT, Kind.LEFT, Direction.S2C): State.CHAT,
+        **{(State.CHAT, kind, Direction.S2C): State.CHAT for kind in TOLD},
         (State.CHAT, Kind.LEAVE, Direction.C2S): State.LEAVING,
-        (State.LEAVING, Kind.RELAY, Direction.S2C): State.LEAVING,
-        (State.LEAVING, Kind.JOINED, Direction.S2C): State.LEAVING,
-        (State.LEAVING, Kind.LEFT, Direction.S2C): State.LEAVING,
+        # a key update: the client is silent from its share to the server's, so each end knows under
+        # which keys a record is; the server's request may cross a share, or a leave, and is void
+        (State.CHAT, Kind.UPDATE, Direction.S2C): State.ASKED,
+        (State.CHAT, Kind.DH_CLIENT, Direction.C2S): State.UPDATING,
+        **{(State.ASKED, kind, Direction.S2C): State.ASKED for kind in TOLD},
+        (State.ASKED, Kind.MSG, Direction.C2S): State.ASKED,
+        (State.ASKED, Kind.LEAVE, Direction.C2S): State.LEAVING,
+        (State.ASKED, Kind.DH_CLIENT, Direction.C2S): State.UPDATING,
+        **{(State.UPDATING, kind, Direction.S2C): State.UPDATING for kind in TOLD},
+        (State.UPDATING, Kind.UPDATE, Direction.S2C): State.UPDATING,
+        (State.UPDATING, Kind.DH_SERVER, Direction.S2C): State.CHAT,
+        (State.LEAVING, Kind.UPDATE, Direction.S2C): State.LEAVING,
+        **{(State.LEAVING, kind, Direction.S2C): State.LEAVING for kind in TOLD},
         (State.LEAVING, Kind.RECEIPT, Direction.S2C): State.RECEIPT,
         (State.RECEIPT, Kind.RECEIPT, Direction.C2S): State.COUNTERSIGN,
         (State.COUNTERSIGN, Kind.COUNTERSIGN, Direction.S2C): State.READY,
@@ -323,15 +343,15 @@ class ProtocolFSM(StateMachine[State, Kind, Direction]):
         (State.HELLO_BACK, Kind.ERROR, Direction.S2C): State.ENDED,
         (State.HELLO_BACK, Kind.ERROR, Direction.C2S): State.ENDED,
         (State.SHARE, Kind.ERROR, Direction.C2S): State.ENDED,
-        # sealed; but a client that waits for the server's session share cannot know under which
-        # keys the server would read it
+        # sealed; but a client that waits for the server's share cannot know under which keys the
+        # server would read it
         **{
             (state, Kind.ERROR, sender): State.ENDED
             for state in State
             for sender in Direction
             if state not in HANDSHAKE
             and state is not State.ENDED
-            and (state, sender) != (State.SESSION_SHARE_BACK, Direction.C2S)
+            and (sender is Direction.S2C or state not in RENEWING)
         },
     }
     FIRST = State.HELLO
@@ -375,6 +395,7 @@ class Session:
     """
 
     write_frame = staticmethod(write_frame)
+    update_every = UPDATE_EVERY
 
     def __init__(
         self,
@@ -398,11 +419,12 @@ class Session:
         self._server_name = server_name
         self.peer_pem = ""  # the peer's certificate as it was shown
         self._peer: Identity | None = None
-        self._running = b""  # hash of all frames up to the last exchange of shares
+        self._running = b""  # hash of all frames but those that both ends send at any time
         self._exponent: int | None = None
         self._shared = b""  # the secret that both shares lead to
         self._keys: dict[str, bytes] = {}
         self._number = {Direction.C2S: 0, Direction.S2C: 0}  # of the next record
+        self._records = 0  # under these keys
         self._last_fingerprints: dict[str, str] = {}
 
     @property
@@ -427,6 +449,11 @@ class Session:
     def has_farewell(self) -> bool:
         """Whether we may say a sealed error now: not in the handshake, and not after the end."""
         return bool(self._keys) and self.fsm.allows(Kind.ERROR, self.sends)
+
+    @property
+    def is_update_due(self) -> bool:
+        """Whether these keys have protected as many records as they should."""
+        return self._records >= self.update_every
 
     def read_frame(self, recv: Callable[[int], bytes]) -> bytes:
         """Return the next message from a stream. Raises MalformedMessage and ConnectionCut."""
@@ -489,7 +516,7 @@ class Session:
         return dh.GENERATOR, dh.PRIME
 
     def _under_signature(self, kind: Kind, share: Mapping[str, Any]) -> bytes:
-        """Return the bytes to sign: the role, all that was said before, and the share [C 2]."""
+        """Return the bytes to sign: the role, what was said before, and the share [C 2]."""
         unsigned = canonical({**share, "type": kind.value})
         return pae(self._role_of(kind), self._running, unsigned)
 
@@ -597,6 +624,8 @@ class Session:
         self._peer = self.trust.verify(self.peer_pem, role, self._server_name, self.now())
 
     def _check_share(self, kind: Kind, members: Mapping[str, Any]) -> None:
+        if self.state in DUPLEX:
+            self._check_again()
         share = {name: value for name, value in members.items() if name not in ("sig", "type")}
         self._check_signature(kind, share, from_base64(members["sig"], 1, 512))
         if kind is Kind.DH_CLIENT:
@@ -607,6 +636,10 @@ class Session:
         if self._exponent is None:
             self._exponent = dh.new_exponent()
         self._shared = self._agree(value)
+
+    def _check_again(self) -> None:
+        """Judge the peer's certificate anew: it may have been revoked or have expired."""
+        self.trust.verify(self.peer_pem, self.peer.role, self._server_name, self.now())
 
     def _check_signature(self, kind: Kind, share: Mapping[str, Any], signature: bytes) -> None:
         signed = self._under_signature(kind, share)
@@ -637,7 +670,8 @@ class Session:
         """Move keys, numbers and state together; the only place where they move."""
         if self._keys:
             self._number[sender] += 1
-        if self.state is not State.CHAT and self.state is not State.LEAVING:
+            self._records += 1
+        if self.state not in DUPLEX or kind in SHARES:
             self._running = chained(self._running, frame)
         if kind is Kind.DH_SERVER:  # by now both ends have offered a share
             self._next_keys()
@@ -649,6 +683,7 @@ class Session:
         """Derive the four keys anew, and forget what led to them."""
         self.session_id = self.session_id or self._running
         self._keys = keys_of(self._running, self._shared)
+        self._records = 0
         self._exponent = None
         self._shared = b""
 

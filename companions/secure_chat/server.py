@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import signal
 import socket
@@ -80,6 +81,7 @@ class Limits:
     credentials_s: float = 60.0  # for each try: a person may be typing
     frame_s: float = 5.0  # from a frame's first byte to its last
     silence_s: float = 3_600.0  # of a member
+    update_s: float = 600.0  # of a member's keys, until the server asks for new ones
     max_strangers: int = 64  # one more evicts the oldest
     max_tries: int = 5  # of a login, on one connection
     max_rooms: int = 100  # at once
@@ -174,6 +176,12 @@ class Server(Listener["Connection"]):
             raise BadPayload(f"at most {self.limits.max_rooms} rooms", "one more")
         room = self._rooms[name] = SharedRoom(name, self, self._new_room)
         return room
+
+    def update(self) -> None:
+        """Ask everybody in a room for new keys, before their time."""
+        with self._lock:
+            for connection in self._connections:
+                connection.channel.post(connection.ask_for_update)
 
     def audit(self, event: str, connection: Connection, reason: str, email: str = "") -> None:
         """Keep an event, with its true reason, in the database."""
@@ -301,6 +309,8 @@ class Connection:
         self._token = b""
         self._been_in: set[str] = set()  # a session has one stay in each room
         self._evidence: Evidence | None = None
+        self._ask_at = math.inf  # monotonic, for new keys
+        self._answer_by = math.inf  # monotonic, since we have asked
 
     def __str__(self) -> str:
         return f"{self.name or 'a stranger'} at {self._address}"
@@ -341,6 +351,7 @@ class Connection:
         self._server.admit(self)
         self._server.record(Record("login", self.name, account))
         self._share(self._deadline(self._server.limits.handshake_s))
+        self._expect_update()
         while True:
             message = self._receive()
             if message.kind is Kind.BYE:
@@ -352,7 +363,8 @@ class Connection:
         return time.monotonic() + seconds
 
     def _receive(self) -> Message:
-        return self.channel.receive(self._deadline(self._server.limits.silence_s))
+        deadline = self._deadline(self._server.limits.silence_s)
+        return self.channel.receive(min(deadline, self._answer_by))
 
     def _shake_hands(self, deadline: float) -> None:
         self.channel.receive(deadline)
@@ -417,12 +429,38 @@ class Connection:
         with self._server.room(name) as room:
             try:
                 self.channel.send(room.join(self))
-                while (message := self._receive()).kind is Kind.MSG:
-                    room.say(self, message)
+                while (message := self._receive()).kind is not Kind.LEAVE:
+                    if message.kind is Kind.MSG:
+                        room.say(self, message)
+                    else:
+                        self._update()
             finally:
                 room.leave(self)
+        self._answer_by = math.inf
         self.channel.act()  # what was relayed to us before
         self._exchange_receipts()
+
+    def _update(self) -> None:
+        """Answer a share; nothing is posted to us between it and our own."""
+        self.channel.send(Message(Kind.DH_SERVER))
+        self._expect_update()
+        log.info("%s: new keys", self)
+
+    def _expect_update(self) -> None:
+        self._answer_by = math.inf
+        self._ask_at = self._deadline(self._server.limits.update_s)
+        self.channel.tick = self._ask_if_due
+
+    def _ask_if_due(self) -> None:
+        if time.monotonic() >= self._ask_at:
+            self.ask_for_update()
+
+    def ask_for_update(self) -> None:
+        """Ask a member for new keys, if it is in a room and was not asked; for the owner."""
+        if self.session.state is State.CHAT:
+            self.channel.send(Message(Kind.UPDATE))
+            self._answer_by = self._deadline(self._server.limits.handshake_s)
+            self.channel.hurry(self._server.limits.handshake_s)
 
     def _exchange_receipts(self) -> None:
         if self._evidence is None:

@@ -35,7 +35,7 @@ from companions.secure_chat.authority import (
     revocation_list,
     revoked_entry,
 )
-from companions.secure_chat.client import Client, Left, NotLetIn
+from companions.secure_chat.client import Client, Left, NotLetIn, Updated
 from companions.secure_chat.evidence import Kept
 from companions.secure_chat.pins import Pins
 from companions.secure_chat.pki import Identity, Role, Trust, client_name, fingerprint_of, utc_now
@@ -461,12 +461,15 @@ class Lab(Stage):
     def _talk(
         self, alice: Client, bob: Client, meanwhile: Callable[[], object], first: str = TEXT
     ) -> None:
-        """Let two members come, talk, and leave with receipts."""
+        """Let two members come, talk, and leave with receipts; Alice asks for new keys."""
         for client, name in ((bob, BOB), (alice, ALICE)):
             client.log_in(name, PASSWORDS[name])
             client.join()
         self._say(alice, first)
         self._hear(alice, bob)
+        alice.update()
+        while not isinstance(event := alice.hear(alice.timeout_s), Updated):
+            self._note(alice, event)
         meanwhile()
         self._say(bob, ANSWER)
         self._hear(bob, alice)

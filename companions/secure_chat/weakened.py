@@ -40,7 +40,7 @@ from companions.secure_chat.pki import (
     alternative_names,
     usages_of,
 )
-from companions.secure_chat.protocol import Direction, Kind, Party, Session, parse
+from companions.secure_chat.protocol import Direction, Kind, Party, Session, State, parse
 from companions.secure_chat.rooms import Entry, Member, Room
 from companions.secure_chat.server import Server
 from companions.secure_chat.storage import login_tries
@@ -244,6 +244,28 @@ class NoDirectionKeys(Session):
     def _key(self, sender: Direction, use: str) -> bytes:
         """Use the keys of one direction for both."""
         return self._keys[f"C2S-{use}"]
+
+
+class NoUpdate(Session):
+    def _next_keys(self) -> None:
+        """Go on with the keys of the session after a key update, too."""
+        before = self._keys
+        super()._next_keys()
+        if self.state is State.UPDATING:
+            self._keys = before
+
+
+class NoUpdateSecret(Session):
+    def _next_keys(self) -> None:
+        """Derive the next keys from the last ones, as a ratchet without new secrets does."""
+        if self.state is State.UPDATING:
+            self._shared = self._keys["C2S-MAC"]
+        super()._next_keys()
+
+
+class NoRecheck(Session):
+    def _check_again(self) -> None:
+        """Do not look at a certificate again once its session has begun."""
 
 
 # Rules of Accounts --------------------------------------------------------------------------------
@@ -484,6 +506,9 @@ RULES: dict[str, type] = {
     "range": NoRange,
     "subgroup": NoSubgroup,
     "ephemeral": NoEphemeral,
+    "update": NoUpdate,
+    "update-secret": NoUpdateSecret,
+    "recheck": NoRecheck,
     "encryption": NoEncryption,
     "tag": NoTag,
     "number": NoNumber,
@@ -523,6 +548,8 @@ DOCUMENTED = (  # what the seed document does without
     "possession",
     "range",
     "subgroup",
+    "update",
+    "recheck",
     "tag",
     "number",
     "direction-keys",

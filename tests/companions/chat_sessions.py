@@ -57,7 +57,7 @@ SAID: Mapping[Kind, Mapping[str, Any]] = {  # legal members of each message that
     Kind.COUNTERSIGN: {"countersignature": ""},
     Kind.ERROR: {"error_type": "violation"},
 }
-CONVERSATION: Sequence[tuple[Direction, Kind]] = (  # through every state but those of an error
+CONVERSATION: Sequence[tuple[Direction, Kind]] = (  # through every state but those of an update
     (C2S, Kind.HELLO),
     (S2C, Kind.SERVER_HELLO),
     (C2S, Kind.DH_CLIENT),
@@ -73,6 +73,10 @@ CONVERSATION: Sequence[tuple[Direction, Kind]] = (  # through every state but th
     (C2S, Kind.RECEIPT),
     (S2C, Kind.COUNTERSIGN),
 )
+DETOURS: Mapping[State, tuple[Direction, Kind]] = {  # from CHAT
+    State.ASKED: (S2C, Kind.UPDATE),
+    State.UPDATING: (C2S, Kind.DH_CLIENT),
+}
 
 
 def message(kind: Kind) -> Message:
@@ -130,9 +134,14 @@ class Pair:
     def up_to(self, state: State) -> Pair:
         """Go on until both ends are in a state."""
         moves = ProtocolFSM.VALID_TRANSITIONS
-        while self.client.state is not state:
+        for direction, kind in CONVERSATION:
             here = self.client.state
-            direction, kind = next(m for m in CONVERSATION if (here, m[1], m[0]) in moves)
+            if here is state or (here is State.CHAT and state in DETOURS):
+                break
+            if (here, kind, direction) in moves:
+                self.say(direction, message(kind))
+        if state in DETOURS:
+            direction, kind = DETOURS[state]
             self.say(direction, message(kind))
         assert self.client.state is self.server.state is state
         return self

@@ -254,7 +254,7 @@ def test_revoked_client_is_told_bad_cert_and_the_table_why(house: House) -> None
     assert event["reason"].startswith("Revoked")
 
 
-def test_certificate_revoked_between_two_sessions_ends_no_session_that_lives(house: House) -> None:
+def test_revoked_certificate_ends_no_session_before_its_key_update(house: House) -> None:
     with house.members() as (alice, bob):
         house.authority.revoke([bob.party.identity.certificate], utc_now())
         house.authority.publish(now=utc_now())

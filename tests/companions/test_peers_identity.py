@@ -256,7 +256,7 @@ def test_whom_we_remember_has_a_line_of_its_own_whatever_an_editor_left(tmp_path
 
 def test_a_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
     path = tmp_path / "known_peers"
-    path.write_bytes(b"\xef\xbb\xbf" + f"bob {ONE}\n".encode())
+    path.write_bytes(b"\xef\xbb\xbf" + f"bob {ONE} # a\u2028b\n".encode())
     remember(path, "carol", TWO)
     assert known_peers(path) == {"bob": ONE, "carol": TWO}
 

@@ -422,6 +422,30 @@ def test_an_error_in_the_nodes_own_thread_is_raised_to_whoever_uses_it(
     assert one._context.closed
 
 
+def test_only_the_nodes_own_thread_closes_its_sockets(
+    people: tuple[Identity, Identity], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C may come while the end waits; a socket closed in use makes libzmq abort."""
+    closing: list[threading.Thread] = []
+    destroy = zmq.Context.destroy
+
+    def closed(context: zmq.Context[Any], linger: int | None = None) -> None:
+        closing.append(threading.current_thread())
+        destroy(context, linger)
+
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(zmq.Context, "destroy", closed)
+    one = Node(people[0], Trust("peer"), (HOST, free_port()), limits=QUICK)
+    join = one._thread.join
+    monkeypatch.setattr(one._thread, "join", interrupted)
+    with pytest.raises(KeyboardInterrupt), one:
+        pass
+    join(LIMIT_S)
+    assert closing == [one._thread]
+
+
 def test_a_peer_that_cannot_be_remembered_ends_the_node(
     people: tuple[Identity, Identity], tmp_path: Path
 ) -> None:
@@ -476,15 +500,15 @@ GOOD = ["--peer", "bob", "--at", "127.0.0.1:5556"]
         (["a"], "required: --peer, --at"),
         (GOOD, "required: FOLDER"),
         (["a", *GOOD, "--at", "127.0.0.1"], "is not HOST:PORT"),
-        (["a", *GOOD, "--at", "127.0.0.1:0"], "--at: invalid HOST:PORT value"),
+        (["a", *GOOD, "--at", "127.0.0.1:0"], "'127.0.0.1:0' is not HOST:PORT"),
         (["a", *GOOD, "--at", "127.0.0.1:65536"], "is not HOST:PORT"),
-        (["a", *GOOD, "--peer", "b#b"], "--peer: invalid"),
-        (["a", *GOOD, "--peer", ""], "--peer: inv"),
-        (["a", *GOOD, "--peer", "b b"], "--peer: invalid"),
-        (["a", *GOOD, "--peer", "b\x1b"], "--peer: invalid"),
-        (["a", *GOOD, "--peer", "b" * 65], "--peer: invalid"),
-        (["a", *GOOD, "--pin", "12"], "--pin: invalid fingerprint"),
-        (["a", *GOOD, "--pin", PRINT + "0"], "--pin: invalid fingerprint"),
+        (["a", *GOOD, "--peer", "b#b"], "is not a name without spaces"),
+        (["a", *GOOD, "--peer", ""], "is not a name without spaces"),
+        (["a", *GOOD, "--peer", "b b"], "is not a name without spaces"),
+        (["a", *GOOD, "--peer", "b\x1b"], "is not a name without spaces"),
+        (["a", *GOOD, "--peer", "b" * 65], "is not a name without spaces"),
+        (["a", *GOOD, "--pin", "12"], "is not a fingerprint of 64"),
+        (["a", *GOOD, "--pin", PRINT + "0"], "is not a fingerprint of 64"),
         (["a", *GOOD, "--port", "-1"], "is not a port"),
         (["a", *GOOD, "--patience", "0"], "is not a number of seconds"),
     ],

@@ -1,0 +1,566 @@
+"""The live page without a browser: who is let in, what is told, and that nobody waits for it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import http.client
+import json
+import re
+import signal
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Awaitable, Callable, Iterator
+from http.cookies import SimpleCookie
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.network import PATIENCE_S
+from tests.programs import ROOT, posix_only, run
+
+pytest.importorskip("aiohttp")
+
+from aiohttp import ClientSession, WSServerHandshakeError
+
+from classroom.live import app
+from classroom.live.app import FILES, MOST_REQUEST, in_background
+from classroom.live.room import Room
+from classroom.live.safe import Door
+from classroom.live.scene import MOST_ROWS, Feeds, Scene
+from classroom.live.views import (
+    MOST_BYTES,
+    PROTOCOLS,
+    bytes_view,
+    facts,
+    folder_of,
+    log_view,
+    protocol_of,
+)
+from classroom.wire import LAB
+from lab.claims import read_sets
+from lab.frames import Frame, flipped
+from lab.weakened import RULES
+from program import UserError
+from protocol_fsm import ClientData
+from tests.helpers import Pair
+
+
+class Reader:
+    """A browser that may be let in: it asks for pages, and keeps its cookie."""
+
+    def __init__(self, door: Door) -> None:
+        self.door = door
+        self.cookie = ""
+
+    def ask(
+        self, path: str, method: str = "GET", body: bytes | None = None, **headers: str
+    ) -> tuple[int, http.client.HTTPMessage, str]:
+        """Return status, headers and text; `headers` in place of those that a browser sends."""
+        wanted = {"Host": self.door.host, "Cookie": self.cookie, **headers}
+        connection = http.client.HTTPConnection("127.0.0.1", int(self.door.host.split(":")[1]))
+        with contextlib.closing(connection):
+            connection.putrequest(method, path, skip_host=True)
+            for name, value in wanted.items():
+                if value:
+                    connection.putheader(name, value)
+            if body is not None:
+                connection.putheader("Content-Length", str(len(body)))
+            connection.endheaders(body)
+            answer = connection.getresponse()
+            return answer.status, answer.headers, answer.read().decode()
+
+    def enter(self) -> None:
+        """Swap the token for the cookie."""
+        status, headers, _ = self.ask(self.door.address.removeprefix(self.door.origin))
+        assert status == 303
+        self.cookie = headers["Set-Cookie"].split(";")[0]
+
+
+@pytest.fixture(scope="module")
+def room() -> Iterator[Room]:
+    with Room() as found:
+        yield found
+
+
+@pytest.fixture
+def reader(room: Room) -> Iterator[Reader]:
+    with in_background(room) as door:
+        yield Reader(door)
+
+
+# Who is let in ------------------------------------------------------------------------------------
+
+
+def test_the_token_is_swapped_for_a_cookie_and_leaves_the_address(reader: Reader) -> None:
+    status, headers, _ = reader.ask(reader.door.address.removeprefix(reader.door.origin))
+    assert (status, headers["Location"]) == (303, "/")
+    (cookie,) = SimpleCookie(headers["Set-Cookie"]).values()
+    assert (cookie["httponly"], cookie["samesite"], cookie["path"]) == (True, "Strict", "/")
+    assert cookie["domain"] == ""
+    assert cookie.value not in reader.door.address
+    reader.cookie = f"{cookie.key}={cookie.value}"
+    assert reader.ask("/")[0] == 200
+
+
+def test_a_token_opens_the_page_once(reader: Reader) -> None:
+    path = reader.door.address.removeprefix(reader.door.origin)
+    assert reader.ask(path)[0] == 303
+    status, headers, text = reader.ask(path)
+    assert (status, headers["Set-Cookie"]) == (403, None)
+    assert text.startswith("the address that the terminal shows opens this page once")
+    assert reader.ask("/?token=")[0] == 403  # the used one is nothing now
+
+
+@pytest.mark.parametrize("path", [*FILES, "/ws", "/nothing", "/?token=wrong", "/live.js?token=x"])
+def test_without_the_cookie_there_is_nothing(reader: Reader, path: str) -> None:
+    assert reader.ask(path)[0] == 403
+    assert reader.ask(path, Cookie=f"live{reader.door.host.split(':')[1]}=wrong")[0] == 403
+
+
+def test_a_token_is_not_spent_on_another_path_or_method(reader: Reader) -> None:
+    query = reader.door.address.partition("?")[2]
+    assert reader.ask(f"/live.js?{query}")[0] == 403
+    assert reader.ask(f"/?{query}", "POST", b"", Origin=reader.door.origin)[0] == 403
+    reader.enter()
+
+
+@pytest.mark.parametrize("host", ["evil.example", "localhost:{port}", "127.0.0.1", "[::1]:{port}"])
+def test_another_host_is_refused_even_with_the_cookie(reader: Reader, host: str) -> None:
+    reader.enter()
+    port = reader.door.host.split(":")[1]
+    status, _, text = reader.ask("/", Host=host.format(port=port))
+    assert (status, text) == (403, "this is another host")
+
+
+@pytest.mark.parametrize(
+    "origin", ["null", "http://evil.example", "https://{host}", "http://{host}0"]
+)
+def test_another_origin_is_refused_even_with_the_cookie(reader: Reader, origin: str) -> None:
+    reader.enter()
+    status, _, text = reader.ask("/", Origin=origin.format(host=reader.door.host))
+    assert (status, text) == (403, "this comes from another page")
+    assert reader.ask("/", Origin=reader.door.origin)[0] == 200
+
+
+def test_what_is_posted_must_name_its_origin(reader: Reader) -> None:
+    reader.enter()
+    assert reader.ask("/log", "POST", b"{}")[0] == 403
+    assert reader.ask("/log", "POST", b"{}", Origin=reader.door.origin)[0] == 200
+
+
+@pytest.mark.parametrize("path", ["/", "/live.js", "/nothing"])
+@pytest.mark.parametrize("is_in", [True, False])
+def test_every_answer_has_the_headers(reader: Reader, path: str, is_in: bool) -> None:
+    if is_in:
+        reader.enter()
+    _, headers, _ = reader.ask(path)
+    policy = dict(part.split(" ", 1) for part in headers["Content-Security-Policy"].split("; "))
+    assert policy == {
+        "default-src": "'none'",
+        "script-src": "'self'",
+        "style-src": "'self'",
+        "img-src": "'self'",
+        "connect-src": f"'self' ws://{reader.door.host}",
+        "frame-ancestors": "'none'",
+        "base-uri": "'none'",
+        "form-action": "'none'",
+    }
+    assert headers["Referrer-Policy"] == "no-referrer"
+    assert headers["X-Content-Type-Options"] == "nosniff"
+    assert headers["Cache-Control"] == "no-store"
+
+
+def test_only_the_page_s_own_files_are_served(reader: Reader) -> None:
+    reader.enter()
+    for path, (_, kind) in FILES.items():
+        status, headers, _ = reader.ask(path)
+        assert (status, headers["Content-Type"]) == (200, f"{kind}; charset=utf-8")
+    for path in ("/app.py", "/../app.py", "/%2e%2e/app.py", "/page/live.js"):
+        assert reader.ask(path)[0] == 404
+
+
+def test_the_page_makes_no_html_of_text_and_loads_nothing_from_elsewhere() -> None:
+    texts = {name: (app.PAGE / name).read_text("utf-8") for name, _ in FILES.values()}
+    for name, text in texts.items():
+        found = re.findall(r"innerHTML|outerHTML|insertAdjacent|document\.write|eval\(", text)
+        assert not found, f"{name}: {found}"
+        links = re.findall(r"https?://(?!www\.w3\.org/2000/svg)\S+", text)
+        assert not links, f"{name}: {links}"
+    assert not re.search(r"<script(?! type=\"module\" src=)|\son\w+=|style=", texts["index.html"])
+
+
+# The WebSocket
+
+
+async def handshake(door: Door, headers: dict[str, str]) -> int:
+    async with ClientSession() as session:
+        try:
+            async with session.ws_connect(f"ws://{door.host}/ws", headers=headers) as talk:
+                await talk.close()
+                return 101
+        except WSServerHandshakeError as error:
+            return error.status
+
+
+def test_a_websocket_has_to_name_our_origin(reader: Reader) -> None:
+    reader.enter()
+    own = {"Cookie": reader.cookie, "Origin": reader.door.origin}
+    assert asyncio.run(handshake(reader.door, own)) == 101
+    assert asyncio.run(handshake(reader.door, {"Cookie": reader.cookie})) == 403
+    assert asyncio.run(handshake(reader.door, {**own, "Origin": "http://evil.example"})) == 403
+    assert asyncio.run(handshake(reader.door, {**own, "Host": "evil.example"})) == 403
+    assert asyncio.run(handshake(reader.door, {"Origin": reader.door.origin})) == 403
+
+
+class Talk:
+    """A page's WebSocket, without the page."""
+
+    def __init__(self, socket: Any) -> None:
+        self.socket = socket
+        self.rows: dict[int, dict[str, Any]] = {}
+        self.said: list[str] = []
+        self.told: dict[str, Any] = {}
+
+    async def type(self, line: str) -> None:
+        await self.socket.send_str(json.dumps({"type": line}))
+
+    async def until(self, seen: Callable[[], object]) -> None:
+        """Listen until it is so."""
+        while not seen():
+            told = await asyncio.wait_for(self.socket.receive(), PATIENCE_S)
+            message = json.loads(told.data)
+            self.rows.update({row["id"]: row for row in message.pop("rows", [])})
+            self.said += message.pop("said", [])
+            self.told.update(message)
+
+    async def has(self, kind: str) -> None:
+        """Wait until a message of this kind is in hand."""
+        await self.until(lambda: kind in self.hand["name"])
+
+    @property
+    def hand(self) -> dict[str, Any]:
+        found = self.told.get("state", {}).get("table", {}).get("hand")
+        return found or {"name": ""}
+
+
+Scenario = Callable[[Talk], Awaitable[None]]
+
+
+async def with_page(door: Door, scene: Scenario) -> None:
+    """Let a coroutine talk to a lab."""
+    reader = Reader(door)
+    await asyncio.to_thread(reader.enter)
+    headers = {"Cookie": reader.cookie, "Origin": door.origin}
+    async with ClientSession() as session:
+        address = f"ws://{door.host}/ws"
+        async with session.ws_connect(address, headers=headers, max_msg_size=0) as socket:
+            await scene(Talk(socket))
+
+
+def talk(rules: str, scene: Scenario) -> Room:
+    """Let a coroutine talk to a lab of its own, which lacks these rules; return the lab."""
+    with Room(rules) as room, in_background(room) as door:
+        asyncio.run(with_page(door, scene))
+    return room
+
+
+async def up_to_report(page: Talk) -> None:
+    await page.has("CLIENT_HELLO")
+    await page.type("forward")
+    await page.has("SERVER_CHALLENGE")
+    await page.type("forward")
+    await page.has("CLIENT_DATA")
+
+
+def test_a_flipped_bit_is_refused_by_step_5_and_the_row_says_so() -> None:
+    async def scene(page: Talk) -> None:
+        await up_to_report(page)
+        await page.type("flip 24.3")
+        await page.until(lambda: page.hand.get("changed") == [24])
+        await page.type("forward")
+        await page.until(lambda: any(row.get("verdict") == "BadTag" for row in page.rows.values()))
+        (row,) = [row for row in page.rows.values() if row.get("verdict") == "BadTag"]
+        assert (row["kind"], row["to"], row["number"]) == ("changed", "server", 3)
+        assert row["what"].startswith("ciphertext: ")
+        assert "inside" not in row
+        await page.until(lambda: page.told["state"]["ends"]["server"]["state"] == "ENDED")
+        assert page.told["facts"]["errors"]["BadTag"]["step"] == 5
+
+    talk("", scene)
+
+
+def test_without_the_tag_the_same_click_makes_a_900() -> None:
+    async def scene(page: Talk) -> None:
+        await page.socket.send_str(json.dumps({"inside": True}))
+        await up_to_report(page)
+        for line in ("flip 24.3", "undo", "flip 24.3", "forward"):
+            await page.type(line)
+        await page.until(lambda: any("[900.0,20.5" in line for line in page.said))
+        await page.until(
+            lambda: any("900.0" in str(row.get("inside")) for row in page.rows.values())
+        )
+        await page.until(lambda: page.told["state"]["ends"]["score"]["won"] == 1)
+
+    talk("tag", scene)
+
+
+@pytest.mark.slow
+def test_the_script_of_a_scene_replays_it_in_the_proxy(tmp_path: Path) -> None:
+    async def scene(page: Talk) -> None:
+        await up_to_report(page)
+        for line in ("list", "hold", "release 3", "flip 24.3", "show", "forward"):
+            await page.type(line)
+        await page.has("SERVER_AGGR_RESPONSE")
+        for line in ("cut", "session"):
+            await page.type(line)
+        await page.has("CLIENT_HELLO")
+        for line in ("drop", "undo", "splice older 1", "forward"):
+            await page.type(line)
+        await page.until(lambda: page.told["script"].endswith("splice older 1\nforward\n"))
+
+    script = tmp_path / "scene.txt"
+    text = talk("tag", scene).script()
+    assert text.startswith("# python -m classroom.proxy --without tag --script FILE\n")
+    assert not re.search("^(list|show)", text, re.MULTILINE), "what changes nothing is left out"
+    script.write_text(f"{text}until SERVER_CHALLENGE\nquit\n")
+    done = run(
+        "-m", "classroom.proxy", "--listen", "0", "--without", "tag", "--script", str(script)
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "YOU WIN: the server accepted CLIENT_DATA [900.0,20.5,21.0,22.5]" in done.stdout
+    assert "older 1 in its place" in done.stdout
+
+
+def test_the_ends_are_there_whatever_rules_they_lack() -> None:
+    with Room(",".join(RULES)) as room:
+        for rules in ("documented", ""):
+            room._restart(rules, is_patient=True)
+            assert {*room.pair.tapes} == {"older", "other"}
+            assert all(tape[-1].to == "server" for tape in room.pair.tapes.values())
+            room.table.type("until CLIENT_HELLO")
+            assert room.view()["ends"]["client"]["state"] == "CHALLENGE"
+
+
+def test_what_cannot_be_understood_is_said_and_harms_nothing() -> None:
+    async def scene(page: Talk) -> None:
+        for text in ("", "[", "[]", '{"type": 1}', '{"rules": ["tag"]}', '{"play": [1]}', "1" * 9):
+            await page.socket.send_str(text)
+        await page.until(lambda: sum("cannot be understood" in line for line in page.said) == 7)
+        for line in (
+            "quit",
+            "nonsense",
+            "flip 999",
+            "until TERMINATE x",
+            "release 5",
+            "splice x 1",
+        ):
+            await page.type(line)
+        await page.until(lambda: any("no recording x" in line for line in page.said))
+        await page.socket.send_str(json.dumps({"rules": ["nonsense"], "patient": True}))
+        await page.until(lambda: any("no rule nonsense" in line for line in page.said))
+        await page.socket.send_str(json.dumps({"play": ["nonsense"]}))
+        await page.until(lambda: any("no attack is named" in line for line in page.said))
+        await up_to_report(page)
+
+    talk("", scene)
+
+
+def test_too_long_a_request_ends_the_talk_and_not_the_lab(room: Room, reader: Reader) -> None:
+    async def to_the_end(socket: Any) -> None:
+        async for _ in socket:
+            pass
+
+    async def run() -> None:
+        headers = {"Cookie": reader.cookie, "Origin": reader.door.origin}
+        async with ClientSession() as session:
+            address = f"ws://{reader.door.host}/ws"
+            async with session.ws_connect(address, headers=headers, max_msg_size=0) as socket:
+                await socket.send_str("x" * (MOST_REQUEST + 1))
+                await asyncio.wait_for(to_the_end(socket), PATIENCE_S)
+                assert socket.close_code == 1009
+
+    reader.enter()
+    asyncio.run(run())
+    assert reader.ask("/")[0] == 200
+
+
+# What is told -------------------------------------------------------------------------------------
+
+
+def flipped_report() -> tuple[Frame, Frame]:
+    pair = Pair()
+    pair.hello()
+    pair.challenge()
+    report = Frame("server", pair.client.seal(ClientData([100.0])))
+    return report, flipped(report, 24, 8)
+
+
+def test_a_message_is_told_by_its_fields_whose_bytes_are_all_of_it() -> None:
+    report, _ = flipped_report()
+    view = bytes_view(report.message, LAB)
+    assert "".join(field["hex"] for field in view["fields"]) == report.message.hex()
+    places = [field["at"] for field in view["fields"]]
+    assert places == [0, 1, 2, 6, 7, 23, 23 + 48 - 16]
+    long = bytes_view(report.message[:23] + bytes(4_096) + report.message[-32:], LAB)
+    (ciphertext,) = [field for field in long["fields"] if field["name"] == "ciphertext"]
+    assert (ciphertext["size"], len(ciphertext["hex"])) == (4_096, 2 * MOST_BYTES)
+    assert long["fields"][-1]["hex"] == report.message[-32:].hex(), "what is cut hides no tag"
+
+
+def test_every_error_of_the_nine_steps_has_its_step_and_claims_that_are_there() -> None:
+    told = facts()
+    ids = {claim["id"] for claim in told["claims"]}
+    steps = {name: error["step"] for name, error in told["errors"].items() if error["step"]}
+    assert steps == {
+        "MalformedMessage": 1,
+        "WrongPeer": 2,
+        "WrongDirection": 2,
+        "UnexpectedOpcode": 3,
+        "RoundMismatch": 4,
+        "BadTag": 5,
+        "BadPadding": 7,
+        "BadPayload": 8,
+        "EchoMismatch": 8,
+    }
+    for name in steps:
+        assert told["errors"][name]["claims"], name
+        assert {*told["errors"][name]["claims"]} <= ids, name
+
+
+def test_the_rows_of_a_scene_are_those_that_an_event_log_of_it_has() -> None:
+    report, changed = flipped_report()
+    other = Frame("server", report.message[::-1])
+    scene = Scene(Feeds())
+    scene.begin(1)
+    scene.sent(1, report)
+    scene.waits({1: "in hand"})
+    (row,) = scene.rows_view(scene.ids()[1:])
+    assert (row["kind"], row["words"]) == ("in hand", "in your hand")
+    scene.delivered(changed)
+    scene.judged("server", changed.message, "BadTag", "")
+    scene.sent(2, other)
+    scene.waits({2: "aside"})
+    scene.delivered(report)
+    scene.delivered(report)
+    scene.delivered(other)
+    rows = scene.rows_view(scene.ids()[1:])
+    assert [(row["kind"], row["number"], row["verdict"]) for row in rows] == [
+        ("changed", 1, "BadTag"),
+        ("held", 2, ""),
+        ("late", 0, ""),
+        ("again", 0, ""),
+        ("late", 0, ""),
+    ]
+    assert rows[0]["what"] == f"ciphertext: {report.message[24]:02x} -> {changed.message[24]:02x}"
+
+
+def test_a_bit_that_is_flipped_back_leaves_a_message_as_it_was() -> None:
+    report, changed = flipped_report()
+    scene = Scene(Feeds())
+    scene.begin(1)
+    scene.sent(1, report)
+    scene.delivered(flipped(changed, 24, 8))
+    (row,) = scene.rows_view(scene.ids()[1:])
+    assert (row["kind"], row["got"]) == ("passed", None)
+
+
+def test_what_the_ends_see_is_told_only_while_it_is_asked_for() -> None:
+    report, _ = flipped_report()
+    scene = Scene(Feeds())
+    scene.begin(1)
+    scene.sent(1, report)
+    scene.judged("client", report.message, "sealed", "[100.0]")
+    assert "inside" not in scene.rows_view(scene.ids())[1]
+    scene.show_inside(True)
+    assert scene.rows_view(scene.ids())[1]["inside"] == ["[100.0]", None]
+    scene.show_inside(False)
+    assert "100.0" not in json.dumps(scene.rows_view(scene.ids()))
+
+
+def test_old_rows_leave_the_page_and_no_memory_behind() -> None:
+    report, _ = flipped_report()
+    scene = Scene(Feeds())
+    scene.begin(1)
+    for number in range(1, MOST_ROWS + 101):
+        scene.sent(number, Frame("server", report.message + number.to_bytes(4, "big")))
+    assert len(scene.ids()) == MOST_ROWS
+    assert scene.first() == scene.ids()[0] == 102  # and the note of the beginning
+    assert len(scene._row_of) == MOST_ROWS
+
+
+def test_a_browser_that_reads_nothing_holds_up_no_end() -> None:
+    with Room() as room, in_background(room) as door:
+        table = room.table
+
+        def over() -> bool:
+            with table._changed:
+                return table._changed.wait_for(lambda: table._ended, PATIENCE_S)
+
+        async def scene(page: Talk) -> None:
+            await page.has("CLIENT_HELLO")
+            await page.type("auto")  # from here on nothing is read
+            assert await asyncio.to_thread(over)
+
+        asyncio.run(with_page(door, scene))
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_log_s_protocol_is_found_by_its_attacks(protocol: str) -> None:
+    sets = read_sets(folder_of(protocol) / "sets.json")
+    assert protocol_of([*sets.sets, *sets.not_prevented]) == protocol
+
+
+def test_a_log_that_is_none_or_of_no_protocol_is_one_sentence() -> None:
+    with pytest.raises(UserError, match="the log line 1 is not an event"):
+        log_view("{}", "")
+    with pytest.raises(UserError, match="there is no protocol 'no'"):
+        log_view('{"attack": "a", "event": "ended", "by": "client", "error": "e"}', "no")
+    view = log_view('{"attack": "a", "event": "ended", "by": "client", "error": "e"}', "")
+    assert (view["protocol"], view["runs"][0]["ended"]) == ("classroom", ["client: e (1)"])
+
+
+def test_a_log_whose_protocol_lacks_a_package_names_the_command(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(PROTOCOLS, "secure_chat", "there_is_no_such_package")
+    with pytest.raises(UserError, match=r"pip install -r companions/secure_chat/requirements\.txt"):
+        log_view('{"attack": "a", "event": "ended", "by": "client", "error": "e"}', "secure_chat")
+
+
+def test_a_played_attack_enters_the_board_under_its_rules_and_is_a_run() -> None:
+    with Room("tag") as room:
+        room._play(["flip-reading"], "tag")
+        (cell,) = room.plays.board["tag"].values()
+        assert (cell["kind"], "900.0" in cell["won"]) == ("won", True)
+        run = room.plays.run_view()
+        assert run is not None
+        assert run["verdict"]["kind"] == "won"
+        assert run["command"].endswith("--without tag flip-reading")
+        assert [row["kind"] for row in run["rows"]][:3] == ["passed", "passed", "changed"]
+
+
+@pytest.mark.slow
+@posix_only
+def test_the_program_serves_until_it_is_stopped() -> None:
+    words = [sys.executable, "-m", "classroom.live.show", "--no-browser", "--without", "tag"]
+    with subprocess.Popen(words, cwd=ROOT, text=True, stdout=subprocess.PIPE) as program:
+        assert program.stdout
+        line = program.stdout.readline()
+        match = re.fullmatch(r"open this, once: (http://127\.0\.0\.1:\d+)/\?token=\S+\n", line)
+        assert match
+        with pytest.raises(urllib.error.HTTPError, match="403"):
+            urllib.request.urlopen(match[1], timeout=PATIENCE_S)
+        program.send_signal(signal.SIGINT)
+        assert program.wait(PATIENCE_S) == 0
+
+
+@pytest.mark.slow
+def test_wrong_flags_are_one_sentence() -> None:
+    for flags in (["--without", "nonsense"], ["--port", "x"], ["--without", ""]):
+        done = run("-m", "classroom.live.show", "--no-browser", *flags)
+        assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1), flags
+        assert done.stderr.startswith("show.py: ")
