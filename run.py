@@ -66,12 +66,12 @@ COMMANDS = {
     ),
     "kit": (
         "requirements-evidence.txt",
-        ["-m classroom.kit"],
+        ["classroom/kit/__main__.py"],
         "a course week: new DIR writes a student's assignment",
     ),
     "grade": (
         "requirements-evidence.txt",
-        ["-m classroom.kit grade"],
+        ["classroom/kit/__main__.py grade"],
         "grades what a student has handed in; DIR and flags follow",
     ),
     "live": (

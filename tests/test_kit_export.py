@@ -405,6 +405,26 @@ def checked(folder: Path) -> list[str]:
 
 
 @pytest.mark.slow
+def test_paths_of_the_kit_are_those_of_where_the_user_is(tmp_path: Path) -> None:
+    (tmp_path / "class.key").write_text("k" * 40)
+    flags = ["--student", "s", "--class-key", "class.key"]
+    for words in (["kit", "new", "work", *flags], ["grade", "work", *flags, "--tasks", "1"]):
+        command = [sys.executable, str(ROOT / "run.py"), *words]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=LIMIT_S)
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / "work" / "HANDOUT.md").exists()
+
+
+@pytest.mark.parametrize("word", ["0", "99", "three", "\u00b2"])
+def test_the_checker_refuses_a_task_that_there_is_not(word: str) -> None:
+    checker = ROOT / export.CHECKER
+    command = [sys.executable, "-X", "utf8", str(checker), word]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False)
+    said = "check.py: tasks are numbered 1 to 13\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", said)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("chosen", [ALICE, BOB, PLAIN], ids=["alice", "bob", "plain"])
 def test_the_checker_passes_the_solutions_and_none_of_a_skeleton(
     tmp_path: Path, chosen: Dialect

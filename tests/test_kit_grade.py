@@ -160,6 +160,16 @@ def test_missing_huge_and_broken_files_are_sentences(tmp_path: Path, reference: 
             grafted(reference, {**reference, "crypto_utils.py": text}, PADDING)
 
 
+def test_additions_are_grafted_in_their_order_and_between_ours(reference: Sources) -> None:
+    text = reference["crypto_utils.py"] + "\nFIRST = 1\nSECOND = FIRST\nTHIRD = SECOND\n"
+    text = text.replace("def pkcs7_unpad", "EARLY = 0\n\n\ndef pkcs7_unpad")
+    sources, _ = grafted(reference, {**reference, "crypto_utils.py": text}, PADDING)
+    found = sources["crypto_utils.py"]
+    ours = [found.index(name) for name in ("def pkcs7_pad", "EARLY = 0", "def pkcs7_unpad")]
+    added = [found.index(name) for name in ("FIRST = 1", "SECOND = FIRST", "THIRD = SECOND")]
+    assert ours + added == sorted(ours + added)
+
+
 # Reports ------------------------------------------------------------------------------------------
 
 

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
-import guard  # noqa: F401 (before all else: it says what the others lack)
 import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    # run.py starts this by its path, where the user is, so that the user's paths mean what they say
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+    sys.argv[0] = "run.py"  # as whom errors are told
+
+import guard  # noqa: F401 (before all else that is ours: it says what the others lack)
 
 from classroom.kit import check, export, grade
 from program import UserError, run_program
@@ -19,6 +26,9 @@ def main() -> int:
         return check.main(words)
     if command == "grade":
         return grade.main(words)
+    if command in ("-h", "--help"):
+        print(f"usage: run.py {USAGE}")
+        return 0
     raise UserError(f"say what to do: {USAGE}")
 
 

@@ -172,7 +172,7 @@ def numbers(words: str) -> list[int]:
 
 
 def options_of(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser("Grades a submission, whose code runs in child processes only.", "grade")
+    parser = Parser("Grades a submission, whose code runs in child processes only.", "run.py grade")
     parser.add_argument("folder", type=Path, metavar="DIR", help="what the student has handed in")
     parser.add_argument("--student", required=True, metavar="ID", help="whose dialect it is")
     parser.add_argument("--class-key", required=True, metavar="FILE", help="the course's secret")

@@ -13,7 +13,7 @@ from pathlib import Path
 from classroom.kit.skeleton import Sources, cut
 from classroom.kit.tasks import Task
 
-MAX_FILE = 400_000  # bytes of one file of a submission
+MAX_FILE = 150_000  # bytes of one file of a submission
 Scope = ast.Module | ast.ClassDef
 
 
@@ -96,15 +96,14 @@ def _merge(base: Scope, own: Scope, wanted: set[str], prefix: str) -> None:
     """Put into `base` what is wanted of `own`, and what `own` has in addition, in its places."""
     known = {name: node for node in base.body for name in names_in(node)}
     same = {ast.dump(node) for node in base.body}
-    after: ast.stmt | None = None  # the statement of ours behind which additions go
+    place = _start(base)  # where the next addition goes
     for node in own.body:
         names = names_in(node)
         old = next((known[name] for name in names if name in known), None)
         if old is None:
             if not (_is_text(node) or ast.dump(node) in same or _is_future(node)):
-                place = base.body.index(after) + 1 if after else _start(base)
                 base.body.insert(place, node)
-                after = node
+                place += 1
             continue
         qualnames = {prefix + name for name in names}
         if isinstance(old, ast.ClassDef) and isinstance(node, ast.ClassDef):
@@ -113,7 +112,7 @@ def _merge(base: Scope, own: Scope, wanted: set[str], prefix: str) -> None:
             base.body[base.body.index(old)] = node
             known.update(dict.fromkeys(names, node))
             old = node
-        after = old
+        place = base.body.index(old) + 1
 
 
 def _start(base: Scope) -> int:

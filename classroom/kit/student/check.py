@@ -467,9 +467,12 @@ def inside(number: int) -> int:
 def main(words: list[str]) -> int:
     if words[:1] == ["--inside"]:
         return inside(int(words[1]))
-    numbers = [int(word) for word in words if word.isdigit()] or range(1, len(TASKS) + 1)
+    numbers = range(1, len(TASKS) + 1)
+    if not {*words} <= {str(number) for number in numbers}:
+        print(f"check.py: tasks are numbered 1 to {len(TASKS)}", file=sys.stderr)
+        return 2
     wrong = 0
-    for number in numbers:
+    for number in [int(word) for word in words] or numbers:
         command = [sys.executable, __file__, "--inside", str(number)]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
