@@ -121,6 +121,11 @@ def test_without_the_cookie_there_is_nothing(reader: Reader, path: str) -> None:
     assert reader.ask(path, Cookie=f"live{reader.door.host.split(':')[1]}=wrong")[0] == 403
 
 
+def test_a_cookie_that_is_no_utf_8_is_a_wrong_one(reader: Reader) -> None:
+    name = f"live{reader.door.host.split(':')[1]}"
+    assert reader.ask("/", Cookie=f"{name}=\xff\xfe")[0] == 403  # sent as Latin-1
+
+
 def test_a_token_is_not_spent_on_another_path_or_method(reader: Reader) -> None:
     query = reader.door.address.partition("?")[2]
     assert reader.ask(f"/live.js?{query}")[0] == 403

@@ -94,5 +94,7 @@ class Door:
 
 
 def same(one: str, other: str) -> bool:
-    """Compare two secrets in constant time."""
-    return secrets.compare_digest(one.encode(), other.encode())
+    """Compare two secrets in constant time; bytes in a header that are no UTF-8 are surrogates."""
+    return secrets.compare_digest(
+        one.encode("utf-8", "surrogatepass"), other.encode("utf-8", "surrogatepass")
+    )
