@@ -150,6 +150,7 @@ class Client:
         self.pins = pins or Pins()
         self.is_first_meeting = False  # with the server
         self.renewed: list[Identity] = []  # members with another key than before, to be told
+        self.distrusted: list[Identity] = []  # members whose certificate is no longer good, as well
         self.session = new_session(party, trust, server_name)
         self.username = ""
         self.token = ""  # with which this session can be resumed; in memory only
@@ -270,6 +271,9 @@ class Client:
         if not isinstance(values, dict):
             raise BadPayload("a member", type(values).__name__)
         member = parse_member(values, self.trust, self.session.now())
+        if not member.is_trusted:
+            self.distrusted.append(member.identity)
+            return member
         key = key_fingerprint(member.identity.public_key)
         if self.pins.meet(member.identity) not in (None, key):
             self.renewed.append(member.identity)
@@ -525,7 +529,7 @@ class Talk:
         """Show what happened; no text can look like words of our own, which begin with [."""
         if isinstance(event, Joined):
             self._show(f"[*] {escaped(event.member.identity.name)} joined")
-            tell_renewed(self._client, self._show)
+            tell_doubts(self._client, self._show)
         elif isinstance(event, Updated):
             self._show("[*] new keys; the old ones are forgotten")
         elif isinstance(event, Left):
@@ -534,12 +538,21 @@ class Talk:
             line = f"{clock_of(event)} {escaped(event.member.identity.name)}: {escaped(event.text)}"
             self._said.append(line)
             self._show(line)
+        elif isinstance(event, Said) and not event.member.is_trusted:
+            name = escaped(event.member.identity.name)
+            self._show(f"[!] {name} said something, with a revoked or expired certificate")
         elif isinstance(event, Said):  # which the transcript has, so it is told
             self._show(f"[*] {escaped(event.member.identity.name)} said something to others only")
 
 
-def tell_renewed(client: Client, show: Callable[[str], object]) -> None:
-    """Show whose key is not that of before: they may have a new one, or somebody poses as them."""
+def tell_doubts(client: Client, show: Callable[[str], object]) -> None:
+    """Show who may not be who they seem: whose key is another than before, and who is revoked."""
+    for one in client.distrusted:
+        show(
+            f"[!] the certificate of {escaped(one.name)} is revoked or expired: they are not told"
+            " what you say, and what they say is not shown"
+        )
+    client.distrusted.clear()
     for one in client.renewed:
         key = key_fingerprint(one.public_key)
         show(
@@ -622,7 +635,7 @@ class Run:
         members = client.join(self._room)
         names = ", ".join(sorted({one.identity.name for one in members}))
         show(f"[*] {verb} as {escaped(client.username)}; in {self._room}: {escaped(names)}")
-        tell_renewed(client, show)
+        tell_doubts(client, show)
 
     def _report(self) -> None:
         if self._client.kept:

@@ -68,15 +68,24 @@ class Pins:
         if self._path is None:
             return
         try:
+            line = "\n" * self._is_cut() + line
             file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
             with open(file, "a", encoding="ascii") as lines:
                 lines.write(line)
         except OSError as error:
             raise UserError(f"cannot write {self._path}: {reason_of(error)}") from None
 
+    def _is_cut(self) -> bool:
+        """Return whether the last line has no end, as some editors leave it."""
+        if self._path is None or not self._path.exists():
+            return False
+        return not (b"\n" + self._path.read_bytes()).endswith(b"\n")
+
 
 def _read(path: Path) -> dict[str, str]:
     try:
+        if os.name == "posix" and path.stat().st_mode & 0o022:
+            raise UserError(f"others can write {path}; look through it, then chmod 600 {path}")
         lines = path.read_text("ascii").splitlines()
     except FileNotFoundError:
         return {}

@@ -625,7 +625,7 @@ class Session:
 
     def _check_share(self, kind: Kind, members: Mapping[str, Any]) -> None:
         if self.state in DUPLEX:
-            self._check_again()
+            self.check_again()
         share = {name: value for name, value in members.items() if name not in ("sig", "type")}
         self._check_signature(kind, share, from_base64(members["sig"], 1, 512))
         if kind is Kind.DH_CLIENT:
@@ -637,7 +637,7 @@ class Session:
             self._exponent = dh.new_exponent()
         self._shared = self._agree(value)
 
-    def _check_again(self) -> None:
+    def check_again(self) -> None:
         """Judge the peer's certificate anew: it may have been revoked or have expired."""
         self.trust.verify(self.peer_pem, self.peer.role, self._server_name, self.now())
 

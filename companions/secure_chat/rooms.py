@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from companions.secure_chat import forms
 from companions.secure_chat.forms import NOTHING, OPENING_BYTES, Recipient
 from companions.secure_chat.pae import is_signed, sign
-from companions.secure_chat.pki import Identity, Trust
+from companions.secure_chat.pki import Expired, Identity, Revoked, Trust, parse_pem
 from companions.secure_chat.protocol import (
     MAX_TEXT_BYTES,
     Kind,
@@ -192,6 +192,7 @@ class Member:
     session: bytes
     seqno: int = 0  # of the next message
     previous: bytes = NOTHING  # the hash of the last one
+    is_trusted: bool = True  # else the certificate is revoked or expired: we do not talk with them
 
     @property
     def address(self) -> Recipient:
@@ -207,15 +208,24 @@ class Member:
 
 
 def parse_member(values: Mapping[str, Any], trust: Trust, now: datetime) -> Member:
-    """Return a member whose certificate holds. Raises BadPayload, BadCertificate."""
+    """Return a member, trusted or not any more. Raises BadPayload, BadCertificate."""
     if {name: type(value) for name, value in values.items()} != MEMBER:
         raise BadPayload("a member", ", ".join(sorted(values))[:80])
+    pem = values["certificate"]
+    try:
+        identity = trust.verify(pem, "client", None, now)
+        is_trusted = True
+    except (Revoked, Expired) as error:  # the server may have judged it earlier, or by another list
+        last = parse_pem(pem)[0].not_valid_after_utc
+        identity = trust.identify(pem, "client", None, last if isinstance(error, Expired) else now)
+        is_trusted = False
     return Member(
-        trust.verify(values["certificate"], "client", None, now),
-        values["certificate"],
+        identity,
+        pem,
         from_hex(values["session"]),
         parse_number(values["seqno"]),
         from_hex(values["previous"]),
+        is_trusted,
     )
 
 
@@ -376,7 +386,7 @@ class Room:
 
 
 class Said(NamedTuple):
-    """What a member has heard: from whom, and the text; None if it was not said to us."""
+    """What a member has heard: from whom, and the text; None if not said to us, or not trusted."""
 
     member: Member
     message: forms.Message
@@ -400,12 +410,13 @@ class Seat:
         self._pending: deque[tuple[bytes, bytes]] = deque()  # signed bytes and opening, on the way
 
     def compose(self, text: str, ts: int) -> Message:
-        """Return the `msg` that says this to everybody here. Raises LocalError."""
+        """Return the `msg` that says this to everybody trusted here. Raises LocalError."""
         room = self.room
         if room.me is None:
             raise LocalError("the server says nothing in a room")
         opening = os.urandom(OPENING_BYTES) + encode_text(text)
-        others = [one.address for one in room.members.values() if one.address != room.me]
+        trusted = [one.address for one in room.members.values() if one.is_trusted]
+        others = [one for one in trusted if one != room.me]
         message = forms.Message(
             session=room.me.session,
             room=room.name,
@@ -453,6 +464,7 @@ class Seat:
             opening = self._own(entry)
         elif opening or room.me in message.recipients:
             room.check_opening(message, opening)
+            opening = opening if member.is_trusted else b""
         room.extend(member, entry.signed, head)
         text = opening[OPENING_BYTES:].decode("utf-8") if opening else None
         return Said(member, message, entry, opening, text)

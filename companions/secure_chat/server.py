@@ -425,6 +425,7 @@ class Connection:
         """Serve a member of a room until it leaves, and exchange receipts."""
         if name in self._been_in or len(self._been_in) >= MAX_STAYS:
             raise BadPayload(f"one of {MAX_STAYS} rooms, each for one stay", name)
+        self.session.check_again()  # it may have been outside of rooms, without updates, for long
         self._been_in.add(name)
         with self._server.room(name) as room:
             try:

@@ -264,7 +264,7 @@ class NoUpdateSecret(Session):
 
 
 class NoRecheck(Session):
-    def _check_again(self) -> None:
+    def check_again(self) -> None:
         """Do not look at a certificate again once its session has begun."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.hashes import SHA256, Hash
 
 from companions.asymmetric import PrivateKey, new_identity, write_private
-from companions.secure_chat.client import Joined, Talk, explain, tell_renewed
+from companions.secure_chat.client import Joined, Talk, explain, tell_doubts
 from companions.secure_chat.pins import OtherKey, Pins, key_fingerprint
 from companions.secure_chat.pki import Identity, utc_now
 from program import UserError
@@ -98,6 +99,7 @@ def test_expected_key_counts_for_more_than_the_known_one(
 def test_line_that_cannot_be_read_is_named(tmp_path: Path, line: str) -> None:
     path = tmp_path / "known_keys.txt"
     path.write_text(f"localhost {'0' * 64}\n{line}\n")
+    path.chmod(0o600)
     with pytest.raises(UserError, match="line 2 is no name"):
         Pins(path)
 
@@ -108,6 +110,29 @@ def test_file_that_cannot_be_used_is_one_sentence(keys: list[PrivateKey], tmp_pa
     pins = Pins(tmp_path / "missing" / "known_keys.txt")
     with pytest.raises(UserError, match="cannot write"):
         pins.meet(server_of(Authority(keys[0]), keys[1]))
+
+
+def test_line_without_its_end_is_not_joined_to_the_next(
+    keys: list[PrivateKey], tmp_path: Path
+) -> None:
+    path = tmp_path / "known_keys.txt"
+    for before in ("", f"other {'0' * 64}", f"other {'0' * 64}\n"):
+        path.write_text(before)
+        path.chmod(0o600)
+        server = server_of(Authority(keys[0]), keys[1])
+        Pins(path).meet(server)
+        Pins(path).check_key(server)
+        assert len(path.read_text().splitlines()) == (2 if before else 1)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions are those of POSIX")
+@pytest.mark.parametrize("mode", [0o620, 0o602])
+def test_file_that_others_can_write_is_not_believed(tmp_path: Path, mode: int) -> None:
+    path = tmp_path / "known_keys.txt"
+    path.write_text(f"localhost {'0' * 64}\n")
+    path.chmod(mode)
+    with pytest.raises(UserError, match="others can write"):
+        Pins(path)
 
 
 # Servers and members ------------------------------------------------------------------------------
@@ -164,8 +189,8 @@ def test_member_who_is_there_already_is_told_of_too(house: House, keys: list[Pri
         for client, name in ((bob, BOB), (alice, ALICE)):
             client.register(name, name.partition("@")[0], PASSWORDS[name])
             client.join()
-        tell_renewed(alice, shown.append)
-        tell_renewed(alice, shown.append)
+        tell_doubts(alice, shown.append)
+        tell_doubts(alice, shown.append)
     assert [line.partition(" has ")[0] for line in shown] == [f"[!] {BOB}"]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from companions.asymmetric import PrivateKey
 from companions.secure_chat import forms, rooms
 from companions.secure_chat.pae import sign
+from companions.secure_chat.pki import UnknownIssuer
 from companions.canonical import canonical
 from companions.secure_chat.protocol import (
     MAX_FROM_SERVER,
@@ -46,7 +48,7 @@ from companions.secure_chat.rooms import (
     parse_said,
 )
 from protocol_fsm import BadPayload, LocalError, ProtocolError
-from tests.companions.chat_helpers import ALICE, BOB, NOW, NOW_MS, ROOM, START
+from tests.companions.chat_helpers import ALICE, BOB, NOW, NOW_MS, ROOM, START, Authority
 from tests.companions.chat_sessions import Rooms, World
 
 
@@ -321,6 +323,21 @@ def test_member_is_shown_with_a_certificate_that_holds(world: World) -> None:
             parse_member({**alice.encode(), **change}, trust, NOW)
     with pytest.raises(ProtocolError):
         parse_member({**alice.encode(), "certificate": world.server.pem}, trust, NOW)
+
+
+def test_member_revoked_or_expired_meanwhile_is_shown_and_not_trusted(world: World) -> None:
+    alice = Member(world.alice.identity, world.alice.pem, bytes(32))
+    last = world.alice.identity.certificate.not_valid_after_utc
+    later = Authority(world.keys[0])
+    later.publish(now=last)
+    late = parse_member(alice.encode(), later.trust(), last + timedelta(seconds=1))
+    revoking = Authority(world.keys[0])
+    revoking.revoke([world.alice.identity.certificate])
+    for member in (late, parse_member(alice.encode(), revoking.trust(), NOW)):
+        assert (member.identity, member.is_trusted) == (alice.identity, False)
+    stranger = Authority(world.keys[1]).issue("client", ALICE, world.keys[2])
+    with pytest.raises(UnknownIssuer):
+        parse_member({**alice.encode(), "certificate": stranger.pem}, world.authority.trust(), NOW)
 
 
 # Bad input ----------------------------------------------------------------------------------------

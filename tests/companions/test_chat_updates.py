@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from companions.asymmetric import PrivateKey
-from companions.secure_chat.client import Client, Left, Talk, Updated, explain
+from companions.secure_chat.client import Client, Left, Talk, Updated, explain, tell_doubts
 from companions.secure_chat.evidence import Kept
+from companions.secure_chat.pins import Pins
 from companions.secure_chat.pki import Revoked, utc_now
 from companions.secure_chat.protocol import (
     BadSignature,
@@ -30,8 +31,8 @@ from companions.secure_chat.protocol import (
 )
 from companions.secure_chat.rooms import Said
 from protocol_fsm import BadTag, DeadlineExpired, LocalError
-from tests.companions.chat_helpers import ALICE
-from tests.companions.chat_programs import LIMIT_S, House, hear
+from tests.companions.chat_helpers import ALICE, BOB, Authority
+from tests.companions.chat_programs import LIMIT_S, PASSWORDS, House, hear
 from tests.companions.chat_sessions import C2S, S2C, Pair, World, in_state, message, refusal
 
 
@@ -335,6 +336,53 @@ def test_member_revoked_meanwhile_goes_at_the_next_update(house: House) -> None:
         while not isinstance(alice.hear(LIMIT_S), Left):
             pass
         assert alice.settle().is_countersigned
+
+
+def test_member_revoked_outside_of_rooms_gets_into_none(house: House) -> None:
+    with house.members() as (alice, bob):
+        assert bob.settle().is_countersigned
+        revoke(house, bob.party)
+        with pytest.raises(PeerEnded) as ended:
+            bob.join("parlour")
+        assert "the server refuses ours (bad-cert)" in explain(ended.value)
+        assert isinstance(alice.hear(LIMIT_S), Left)
+        assert alice.settle().is_countersigned
+
+
+@pytest.mark.parametrize("comes_first", [True, False])
+def test_revoked_member_makes_nobody_leave(house: House, comes_first: bool) -> None:
+    """Bob is on a list that Alice has and the server has not yet; Carol has it not either."""
+    shown: list[str] = []
+    newer = Authority(house.keys[0])
+    pins = Pins()
+    with house.client(BOB, 3) as bob, house.client(pins=pins) as alice:
+        newer.revoke([bob.party.identity.certificate], now=utc_now())
+        newer.publish(now=utc_now())
+        alice.trust = newer.trust()
+        for client, name in ((bob, BOB), (alice, ALICE)):
+            client.register(name, name.partition("@")[0], PASSWORDS[name])
+        for client in (bob, alice) if comes_first else (alice, bob):
+            client.join()
+        talk = Talk(alice, shown.append)
+        if comes_first:
+            tell_doubts(alice, shown.append)
+        else:
+            talk.tell(alice.hear(LIMIT_S))
+        bob.say("let me in")
+        talk.tell(said := alice.hear(LIMIT_S))
+        assert isinstance(said, Said)
+        assert (said.text, said.opening) == (None, b"")
+        alice.say("nothing for bob")
+        assert hear(alice) == "nothing for bob"
+        assert hear(bob) == "let me in"
+        assert hear(bob) is None
+        assert alice.settle().is_countersigned
+        assert pins.meet(bob.party.identity) is None  # the key was not learnt
+    warnings = [line for line in shown if line.startswith("[!]")]
+    assert len(warnings) == 2
+    assert warnings[0].startswith(f"[!] the certificate of {BOB} is revoked or expired")
+    assert warnings[1] == f"[!] {BOB} said something, with a revoked or expired certificate"
+    assert "let me in" not in "".join(shown)
 
 
 def test_server_revoked_meanwhile_is_left_at_the_next_update(house: House) -> None:
