@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import functools
 import importlib.util
+import signal
 import sys
 from pathlib import Path
 
@@ -12,6 +13,10 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LEFT_OUT: dict[str, list[str]] = {}  # packages that are missing, by test file
+
+# Whoever starts us in the background may ignore Ctrl-C, and our programs would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 if importlib.util.find_spec("hypothesis"):
     from hypothesis import settings

@@ -19,7 +19,8 @@ PROGRAMS = [
         *ROOT.glob("*.py"),
         *(path for name in FOLDERS for path in (ROOT / name).rglob("*.py")),
     ]
-    if "__main__" in path.read_text("utf-8") and path.name != "run.py"
+    if "__main__" in path.read_text("utf-8")
+    and path.name not in ("run.py", "drive.py")  # which need none
 ]
 QUICK = {Path("server.py"), Path("companions/peer_messaging/node.py")}
 
