@@ -19,7 +19,7 @@ from typing import NamedTuple
 import sqlalchemy as sql
 from sqlalchemy.engine import Connection
 
-from companions.secure_chat.storage import Database, Taken, login_tries
+from companions.secure_chat.storage import Database, Deadlock, Taken, login_tries
 
 FREE_TRIES = 5
 FREE_OF_ADDRESS = 100  # in each minute: a school may be behind one address
@@ -54,7 +54,7 @@ class Tries:
     def count(self, subject: Subject) -> bool:
         """Count a try, and return whether it may be judged. Raises StorageFailed."""
         while True:
-            with self._database.transaction() as connection:
+            with contextlib.suppress(Deadlock), self._database.transaction() as connection:
                 one_more = {"tries": login_tries.c.tries + 1}
                 changed = connection.execute(_update(subject).values(one_more))
                 if changed.rowcount:  # the row is ours until the end of the transaction
