@@ -11,6 +11,7 @@ import pytest
 if TYPE_CHECKING:
     from companions.asymmetric import PrivateKey
     from tests.companions.chat_databases import MariaDb, Place
+    from tests.companions.chat_programs import House
 
 
 @pytest.fixture(scope="session")
@@ -46,3 +47,12 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
     else:
         with request.getfixturevalue("mariadb").place(request.param) as place:
             yield place
+
+
+@pytest.fixture
+def house(keys: list[PrivateKey], tmp_path: Path) -> Iterator[House]:
+    """A server of secure_chat, with what its members need."""
+    from tests.companions.chat_programs import House
+
+    with House(keys, tmp_path).open() as house:
+        yield house

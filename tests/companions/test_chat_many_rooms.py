@@ -25,12 +25,6 @@ from tests.companions.chat_helpers import ALICE, BOB
 from tests.companions.chat_programs import LIMIT_S, PASSWORDS, House, Typed, hear
 
 
-@pytest.fixture
-def house(keys: list[PrivateKey], tmp_path: Path) -> Iterator[House]:
-    with House(keys, tmp_path).open() as house:
-        yield house
-
-
 @pytest.fixture(autouse=True)
 def quiet() -> Iterator[None]:
     logging.disable()

@@ -11,7 +11,7 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.hashes import SHA256, Hash
 
-from companions.asymmetric import PrivateKey, new_identity, write_private
+from companions.asymmetric import PrivateKey, write_private
 from companions.secure_chat.client import Joined, Talk, explain, tell_doubts
 from companions.secure_chat.pins import OtherKey, Pins, key_fingerprint
 from companions.secure_chat.pki import Identity, utc_now
@@ -20,17 +20,6 @@ from tests.companions.chat_helpers import ALICE, BOB, Authority
 from tests.companions.chat_programs import LIMIT_S, PASSWORDS, House, Typed
 
 SERVER = "localhost"
-
-
-@pytest.fixture(scope="module")
-def keys() -> list[PrivateKey]:
-    return [new_identity() for _ in range(5)]
-
-
-@pytest.fixture
-def house(keys: list[PrivateKey], tmp_path: Path) -> Iterator[House]:
-    with House(keys, tmp_path).open() as house:
-        yield house
 
 
 @pytest.fixture(autouse=True)

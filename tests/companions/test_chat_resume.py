@@ -12,11 +12,10 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
 
 import pytest
 
-from companions.asymmetric import PrivateKey, new_identity
+from companions.asymmetric import PrivateKey
 from companions.secure_chat import client as program
 from companions.secure_chat.accounts import TOKEN_LIFE_MS, Account, Accounts, Refused
 from companions.secure_chat.client import Client, NotLetIn, Run, Talk
@@ -30,17 +29,6 @@ from tests.companions.chat_helpers import ALICE, BOB, Authority, identity_of
 from tests.companions.chat_programs import LIMIT_S, PASSWORDS, House, hear
 
 PASSWORD = "correct horse"
-
-
-@pytest.fixture(scope="module")
-def keys() -> list[PrivateKey]:
-    return [new_identity() for _ in range(4)]
-
-
-@pytest.fixture
-def house(keys: list[PrivateKey], tmp_path: Path) -> Iterator[House]:
-    with House(keys, tmp_path).open() as house:
-        yield house
 
 
 @pytest.fixture(autouse=True)
