@@ -119,7 +119,7 @@ class NoId(Session):
 
 class NoPayload(Session):
     def _check_payload(self, header: Header, plaintext: bytes) -> Message:
-        """Take a payload that breaks the rules for an empty message."""
+        """Take a wrong payload for an empty one."""
         try:
             return super()._check_payload(header, plaintext)
         except BadPayload:

@@ -402,7 +402,7 @@ def taken_answer(trial: ClientTrial, body: bytes) -> None:
 TAKEN_BODIES = {
     "no-members": (b"{}", "An answer may have no members"),
     "unknown-members": (b'{"note":"caf\xc3\xa9","none":null}', "Any members are accepted"),
-    "repeated-members": (b'{"sum":{"a":true},"sum":[1,"2",null]}', "The last of equal names counts"),
+    "repeated-members": (b'{"sum":{"a":true},"sum":[1,"2",null]}', "The last of its name counts"),
     "paired-surrogates": (b'{"note":"\\ud83d\\ude00"}', "A pair of escaped surrogates is text"),
     "body-65455": (b" { } ".ljust(MAX_BODY), "A body of 65,455 bytes is accepted"),
 }

@@ -6,7 +6,7 @@
   a WebSocket has to name its origin.
 - The page loads our own files and nothing else, and no other page can frame it.
 
-Cookies know no ports: if the same browser visits another server on 127.0.0.1, it sends the cookie there, too.
+Cookies know no ports: if the same browser visits another server on 127.0.0.1, that gets it, too.
 """
 
 from __future__ import annotations
