@@ -682,7 +682,7 @@ DECORATED = 10 if sys.version_info >= (3, 11) else 11  # where a failing decorat
         ),
         (
             OWN.replace('"client", BadTag', '"client", "BadTag"'),
-            f"{{}} line {DECORATED}: UserError: stale-answer is refused with",
+            f"{{}} line {DECORATED}: UserError: stale-answer: the error must be",
         ),
         (
             OWN.replace('"client"', '"sever"'),

@@ -353,7 +353,7 @@ FILES = {
         (["{}/pcap"], "there is no message in"),
         (["{}/events", "--attack", "y"], "has no attack y; it has x$"),
         (["{}/odd", "--attack", "y"], "--attack is for event logs"),
-        (["00", "--keylog", "{}/keys"], "is no key log: line 1 is none"),
+        (["00", "--keylog", "{}/keys"], "is no key log: line 1 cannot be in one"),
         (["00", "--keylog", "{}/nowhere"], "no key log"),
         ([""], r"cannot read \.: "),
         (["00", "--keylog", "{}"], "cannot read"),

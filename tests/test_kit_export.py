@@ -254,7 +254,7 @@ def test_a_class_key_is_a_file_with_a_secret(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot read"):
         dialect.class_key(str(path))
     path.write_bytes(b"too short\n" + b" " * 20)
-    with pytest.raises(UserError, match="less than 16 bytes"):
+    with pytest.raises(UserError, match="fewer than 16 bytes"):
         dialect.class_key(str(path))
     path.write_bytes(CLASS_KEY + b"\r\n")
     assert dialect.class_key(str(path)) == CLASS_KEY
