@@ -388,6 +388,7 @@ def test_it_is_a_command(session: Session) -> None:
     assert run("-m", "classroom.explain", "xyz").returncode == 2
 
 
+@pytest.mark.slow
 def test_of_what_is_no_message_the_beginning_is_shown_and_the_rest_counted() -> None:
     found = Recorded("", bytes(200_000), nonsense=ILLEGAL)
     (one,) = all_shown([found], {})

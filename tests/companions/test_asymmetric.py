@@ -63,6 +63,7 @@ ascii_text = st.text(st.characters(max_codepoint=127), max_size=40)
 # Signatures ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_another_library_accepts_our_signature_with_32_bytes_of_salt(
     keys: list[PrivateKey],
 ) -> None:
@@ -199,6 +200,7 @@ def test_a_sort_that_nobody_knows_is_refused() -> None:
         parse_public(f"-----BEGIN PUBLIC KEY-----\n{unknown}\n-----END PUBLIC KEY-----\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("passphrase", ["", "correct horse", "\u0142\u00f3d\u017a"])
 def test_a_private_key_survives_its_file(
     tmp_path: Path, keys: list[PrivateKey], passphrase: str
@@ -210,6 +212,7 @@ def test_a_private_key_survives_its_file(
     assert private_pem(key) == private_pem(keys[0])
 
 
+@pytest.mark.slow
 def test_a_wrong_passphrase_is_told_and_not_shown(tmp_path: Path, keys: list[PrivateKey]) -> None:
     write_private(tmp_path / "key.pem", keys[0], "correct horse")
     with pytest.raises(UserError, match="the passphrase is wrong") as caught:
@@ -228,6 +231,7 @@ def test_a_passphrase_is_stretched_by_scrypt(tmp_path: Path, keys: list[PrivateK
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.slow
 def test_a_public_key_has_the_usual_exponent() -> None:
     odd = rsa.generate_private_key(public_exponent=3, key_size=2_048).public_key()
     with pytest.raises(ValueError, match="as we write it"):

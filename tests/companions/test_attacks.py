@@ -102,6 +102,7 @@ def test_an_attack_is_met_by_the_error_it_names_and_the_bystander_goes_on(
     assert result.won == ATTACKS[name].wins
 
 
+@pytest.mark.slow
 def test_the_victim_lives_a_whole_session_when_nobody_attacks(lab: Lab) -> None:
     def nothing(frames: Frames, lab: Lab) -> Frames:
         return iter(())

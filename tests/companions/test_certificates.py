@@ -332,6 +332,7 @@ def test_no_member_crashes_the_parsers(keys: list[PrivateKey], data: st.DataObje
             assert parse(other).encoded == other
 
 
+@pytest.mark.slow
 @given(st.data())
 def test_a_changed_byte_is_noticed(keys: list[PrivateKey], data: st.DataObject) -> None:
     world = World(keys)

@@ -342,6 +342,7 @@ def test_honest_evidence_holds(whole: Case) -> None:
     assert list(history.messages) == [0, 1, 2, 3, 4, 5]
 
 
+@pytest.mark.slow
 @given(st.data())
 def test_changed_byte_is_found_in_its_line(whole: Case, data: st.DataObject) -> None:
     lines = bytearray(whole.lines)

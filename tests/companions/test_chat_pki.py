@@ -210,6 +210,7 @@ BAD: dict[Maker, type[pki.BadCertificate]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", BAD, ids=lambda make: make.__name__)
 def test_bad_certificate_is_refused_with_its_reason(
     school: Authority, keys: Keys, make: Maker
@@ -405,6 +406,7 @@ def test_certificate_that_nobody_would_accept_is_not_issued(
     assert sorted(certs.iterdir()) == before
 
 
+@pytest.mark.slow
 def test_revoked_certificate_stays_on_every_later_list(certs: Path) -> None:
     made = gen_cert.issue(certs, "client", ALICE, "alice")
     serial = revoke.serial_of(certs, str(certs / "alice_cert.pem"))
@@ -466,6 +468,7 @@ def test_key_of_another_certificate_is_refused(certs: Path) -> None:
         load_credentials(certs, "alice")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("openssl"), reason="needs openssl")
 def test_openssl_agrees_on_chain_purpose_and_list(certs: Path) -> None:
     gen_cert.issue(certs, "client", ALICE, "alice")

@@ -688,6 +688,7 @@ def test_an_empty_journal_is_said_to_be_one(
     assert capsys.readouterr() == ("0 lines\n", "")
 
 
+@pytest.mark.slow
 @given(
     st.text(st.characters(codec="utf-8")),
     st.from_regex(r"[\w.\x1b-]{1,64}"),

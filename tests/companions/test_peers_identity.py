@@ -261,6 +261,7 @@ def test_a_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
     assert known_peers(path) == {"bob": ONE, "carol": TWO}
 
 
+@pytest.mark.slow
 def test_names_are_written_in_utf_8_whatever_the_locale(tmp_path: Path) -> None:
     path = tmp_path / "known_peers"
     code = (
@@ -391,6 +392,7 @@ def on_a_full_disk(call: str, folder: Path, room: int) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 @posix_only
 @pytest.mark.parametrize("room", [0, 100])
 def test_a_key_for_which_there_is_no_room_leaves_nothing_behind(tmp_path: Path, room: int) -> None:
@@ -399,6 +401,7 @@ def test_a_key_for_which_there_is_no_room_leaves_nothing_behind(tmp_path: Path, 
     assert [*tmp_path.iterdir()] == []
 
 
+@pytest.mark.slow
 @posix_only
 @pytest.mark.parametrize("room", [0, 10])
 def test_a_peer_for_whom_there_is_no_room_leaves_the_others(tmp_path: Path, room: int) -> None:
@@ -411,6 +414,7 @@ def test_a_peer_for_whom_there_is_no_room_leaves_the_others(tmp_path: Path, room
     assert known_peers(path) == {"bob": ONE, "carol": TWO}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("has_links", [True, False])
 def test_of_two_nodes_that_begin_at_once_one_has_the_key(
     monkeypatch: pytest.MonkeyPatch, keys: Sequence[PrivateKey], tmp_path: Path, has_links: bool
