@@ -323,6 +323,7 @@ def test_a_page_is_drawn_from_the_event_log(
     assert report.main(wire.WIRE) == 0
     text = page.read_text("utf-8")
     assert "BadSignature" in text
+    assert "attacks misbinding</code>, with new keys and other bytes" in text
     assert 'href="' in text
     assert "D-9" in text
 
