@@ -14,7 +14,7 @@ from classroom.demo import Crew
 from program import Parser, UserError, escaped, reason_of
 
 COLUMNS = 79
-LIMIT_S = 120.0  # for all of a demo
+LIMIT_S = 300.0  # for all of a demo
 UNSHOWN = re.compile(r"^[\d-]+T[\d:]+Z | at [\d.]+:\d+(?=: )")  # time and address in a log
 
 
