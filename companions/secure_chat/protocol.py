@@ -188,7 +188,7 @@ def to_base64(data: bytes) -> str:
 
 
 def from_base64(text: str, low: int = 0, high: int = MAX_FROM_SERVER) -> bytes:
-    """Return `low` to `high` bytes of the only base64 that there is for them. Raises BadPayload."""
+    """Return the `low` to `high` bytes of their only valid base64. Raises BadPayload."""
     try:
         data = base64.b64decode(text, validate=True)
     except ValueError:
@@ -338,7 +338,7 @@ class ProtocolFSM(StateMachine[State, Kind, Direction]):
         (State.RECEIPT, Kind.RECEIPT, Direction.C2S): State.COUNTERSIGN,
         (State.COUNTERSIGN, Kind.COUNTERSIGN, Direction.S2C): State.READY,
         (State.READY, Kind.BYE, Direction.C2S): State.ENDED,
-        # in clear, and only for certificates: whoever refuses one has not moved on yet
+        # in the clear, and only for certificates: an end that refuses one has not moved on yet
         (State.HELLO, Kind.ERROR, Direction.S2C): State.ENDED,
         (State.HELLO_BACK, Kind.ERROR, Direction.S2C): State.ENDED,
         (State.HELLO_BACK, Kind.ERROR, Direction.C2S): State.ENDED,
