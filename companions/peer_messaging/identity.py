@@ -33,7 +33,7 @@ KEY_BYTES = 451  # the PEM encoding of every RSA-2048 public key with exponent 6
 
 
 class UnusableKey(ProtocolError):
-    """Bytes that are no public key, where one should be."""
+    """Bytes that are not a public key, where one should be."""
 
 
 class UnknownPeer(ProtocolError):

@@ -115,7 +115,7 @@ def test_two_strangers_meet_talk_and_leave_and_know_each_other_afterwards(tmp_pa
             assert grouped(pair.fingerprint(name)) in program.lines["out"], "our own"
             program.wait_for("here for the first time")
             program.wait_for(grouped(pair.fingerprint(peer)))
-            program.wait_for("From now on no other is taken: line 1 of")
+            program.wait_for("From now on no other is accepted: line 1 of")
             assert known_peers(tmp_path / name / "known_peers") == {peer: pair.fingerprint(peer)}
             if os.name == "posix":
                 for file in ("identity.pem", "known_peers"):
