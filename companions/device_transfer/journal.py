@@ -9,7 +9,7 @@ a changed order. `received` and `stored_as` are the server's word and not signed
 near the signed time, and the file that the second names must have the signed digest.
 
 A certificate is compared with the time in the manifest. A later revocation does not undo what was
-signed before, and is only remarked. But a stolen key can backdate signatures.
+signed before, and is only noted. But a stolen key can backdate signatures.
 """
 
 from __future__ import annotations
