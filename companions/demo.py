@@ -59,7 +59,7 @@ class Programs(Crew):
 
 
 def show(name: str, line: str) -> None:
-    """Print what a program has said behind its name."""
+    """Print what a program has said, after its name."""
     if line:
         told = f"{name:<8} | {line}"
         print(textwrap.fill(told, COLUMNS, subsequent_indent=" " * 9 + "| "), flush=True)

@@ -450,8 +450,10 @@ def expired_certificate(lab: Lab) -> None:
 
 @outside("identity", "server", CertificateNotYetValid)
 def future_certificate(lab: Lab) -> None:
-    """A certificate of tomorrow is shown."""
-    knock(lab, lab.pki.person(MALLORY, begins=1, ends=2), "a device with a certificate of tomorrow")
+    """A certificate that is not yet valid is shown."""
+    knock(
+        lab, lab.pki.person(MALLORY, begins=1, ends=2), "a device with a certificate not yet valid"
+    )
 
 
 @outside("identity", "server", UntrustedCertificate)

@@ -573,8 +573,8 @@ def expired_certificate(lab: Lab) -> None:
 
 @outside("certificates", "server", NotYetValid)
 def future_certificate(lab: Lab) -> None:
-    """A certificate of tomorrow is shown."""
-    knock(lab, lab.pki.person(MALLORY, begins=1), "a certificate of tomorrow")
+    """A certificate that is not yet valid is shown."""
+    knock(lab, lab.pki.person(MALLORY, begins=1), "a certificate not yet valid")
 
 
 @outside("certificates", "server", UnknownIssuer)

@@ -240,7 +240,7 @@ def read_frame(recv: Callable[[int], bytes], max_message: int = MAX_FROM_SERVER)
 
 
 def write_frame(sendall: Callable[[bytes], object], message: bytes) -> None:
-    """Send `message` behind its length, in one piece."""
+    """Send `message` after its length, in one piece."""
     sendall(len(message).to_bytes(LENGTH_BYTES, "big") + message)
 
 

@@ -532,12 +532,7 @@ def test_head_of_another_server_is_refused(whole: Case, keys: list[PrivateKey]) 
     [(entry, _)] = say(Talk(other), whole.alice, whole.bob, ["hello"])
     case = replace(whole, bundle=whole.bundle + other.pem.encode())
     lines = whole_of(replace(case, server=other), [entry])
-    refuse(
-        case,
-        "^line 2: a head that the receipt's server did not",
-        lines,
-        receipt_over(whole, lines, 1),
-    )
+    refuse(case, "^line 2: a head that the receipt's", lines, receipt_over(whole, lines, 1))
 
 
 def test_messages_in_a_session_of_the_receipt_are_its_clients(whole: Case) -> None:

@@ -466,8 +466,8 @@ def test_a_folder_that_others_can_write_may_have_had_a_file_that_they_took(tmp_p
 PLACES: dict[str, tuple[Callable[[Path], object], str]] = {
     "a link that leads nowhere": (lambda path: path.symlink_to("nowhere"), "No such file"),
     "a link that leads to itself": (lambda path: path.symlink_to(path), "Too many levels"),
-    "a FIFO": (lambda path: os.mkfifo(path, 0o600), "it is no file"),
-    "a folder": (lambda path: path.mkdir(), "it is no file"),
+    "a FIFO": (lambda path: os.mkfifo(path, 0o600), "it is not a regular file"),
+    "a folder": (lambda path: path.mkdir(), "it is not a regular file"),
 }
 
 

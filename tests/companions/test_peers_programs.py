@@ -403,7 +403,7 @@ CASES = {
         "cannot listen on 192.0.2.1 port 0: ",
     ),
     "a file for a folder": ("{tmp}/file --peer bob --at 127.0.0.1:1", 2, "file/identity.pem"),
-    "a key that is none": ("{tmp}/noise --peer bob --at 127.0.0.1:1", 2, "it is no private key"),
+    "a key that is none": ("{tmp}/noise --peer bob --at 127.0.0.1:1", 2, "it is not a private key"),
     "known_peers that are none": (
         "{tmp}/odd --port 0 --peer bob --at 127.0.0.1:1",
         2,

@@ -232,7 +232,7 @@ CASES = {
     "a key that is none": (
         "device --identity {lab}/noise --to home --text x",
         2,
-        "cannot open the key .*: it is no private key",
+        "cannot open the key .*: it is not a private key",
     ),
     "nobody types the passphrase": (
         "device --identity {pki}/locked --to home --text x",
