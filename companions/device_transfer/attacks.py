@@ -714,7 +714,7 @@ def stolen_device_key(lab: Lab) -> None:
     wins="a device-1 with another key is let in",
 )
 def stolen_authority_key(lab: Lab) -> None:
-    """The authority's key is stolen, and certifies a false device-1."""
+    """A stolen authority key certifies a false device-1."""
     knock(lab, lab.pki.person(VICTIM, key=lab.pki.keys[MALLORY]), "a device-1 with another key")
 
 

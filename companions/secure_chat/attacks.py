@@ -1232,7 +1232,7 @@ def going_on(lab: Lab, name: str, sends: Direction) -> Session:
     wins=f"the password: {PASSWORDS[ALICE]}",
 )
 def stolen_authority_key(frames: Frames, lab: Lab) -> Frames:
-    """The authority's key is stolen, and certifies a false server for a newcomer."""
+    """A stolen authority key certifies a false server, for a newcomer."""
     key = lab.pki.keys[MALLORY]
     yield from impostor(frames, lab, lab.pki.person(SERVER, "server", key=key))
 

@@ -464,7 +464,7 @@ def test_key_of_another_certificate_is_refused(certs: Path) -> None:
     gen_cert.issue(certs, "client", ALICE, "alice")
     gen_cert.issue(certs, "client", BOB, "bob")
     shutil.copy(certs / "bob_cert.pem", certs / "alice_cert.pem")
-    with pytest.raises(UserError, match="does not fit"):
+    with pytest.raises(UserError, match="does not match"):
         load_credentials(certs, "alice")
 
 

@@ -116,7 +116,7 @@ def test_an_encrypted_key_asks_for_its_passphrase(world: World, tmp_path: Path) 
 def test_a_key_that_is_none_is_never_overwritten(tmp_path: Path) -> None:
     (tmp_path / "identity.pem").write_bytes(b"not a key")
     (tmp_path / "identity.pem").chmod(0o600)
-    with pytest.raises(UserError, match="no private key"):
+    with pytest.raises(UserError, match="not a private key"):
         load_identity(tmp_path, never_asked)
     assert (tmp_path / "identity.pem").read_bytes() == b"not a key"
 

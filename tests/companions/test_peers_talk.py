@@ -72,7 +72,7 @@ def test_the_first_meeting_is_loud_and_later_ones_are_not() -> None:
     seen.screen.met(Event("met", PRINT, 1))
     assert grouped(PRINT) in seen
     assert all(line.startswith("!!! ") for line in seen if line != grouped(PRINT))
-    assert "compare it with the one that bob's own node has shown" in seen.joined
+    assert "compare it with the one that bob's own node showed" in seen.joined
     seen.clear()
     seen.screen.ended(Event("ended", error=PeerLeft(Reason.GOODBYE)))
     seen.screen.met(Event("met", PRINT))
