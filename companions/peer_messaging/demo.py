@@ -141,7 +141,7 @@ def meet(stage: Stage) -> None:
     stage.node("alice", "bob", "alice")
     stage.listen(("alice", "^. listening "))
     stage.node("bob", "alice", "bob")
-    stage.listen(("alice", "no other is taken"), ("bob", "no other is taken"))
+    stage.listen(("alice", "no other is accepted"), ("bob", "no other is accepted"))
     lines = [(stage.folder / name / "known_peers").read_text().split() for name in ("alice", "bob")]
     stage.check(
         [line[0] for line in lines] == ["bob", "alice"], "they have not pinned each other's keys"

@@ -258,7 +258,7 @@ def test_a_key_file_is_for_its_owner_alone(tmp_path: Path, keys: list[PrivateKey
 
 def test_a_folder_is_refused_as_a_key(tmp_path: Path) -> None:
     (tmp_path / "key.pem").mkdir(mode=0o755)
-    with pytest.raises(UserError, match=r"cannot read the key .*: it is no file"):
+    with pytest.raises(UserError, match=r"cannot read the key .*: it is not a regular file"):
         read_private(tmp_path / "key.pem", never)
 
 
@@ -269,7 +269,7 @@ def test_what_is_no_rsa_key_of_2048_bits_is_refused(tmp_path: Path) -> None:
     for content in (b"", b"nonsense", private_pem(small), private_pem(curve), private_pem(DSA)):
         path.write_bytes(content)
         path.chmod(0o600)
-        with pytest.raises(UserError, match=r"it is no private key|is not RSA"):
+        with pytest.raises(UserError, match=r"it is not a private key|is not RSA"):
             read_private(path, never)
     with pytest.raises(UserError, match="No such file"):
         read_private(tmp_path / "none.pem", never)

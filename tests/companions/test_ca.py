@@ -571,7 +571,7 @@ def test_a_key_of_another_authority_signs_nothing(tmp_path: Path, pki: Path) -> 
     ca.create(tmp_path / "other")
     (tmp_path / "other" / "ca" / "private_key.pem").replace(pki / "ca" / "private_key.pem")
     for attempt in (lambda: ca.issue(pki, "phone", Role.DEVICE), lambda: ca.refresh(pki)):
-        with pytest.raises(UserError, match="does not fit"):
+        with pytest.raises(UserError, match="does not match"):
             attempt()
 
 

@@ -783,7 +783,7 @@ def test_an_encrypted_identity_asks(world: World, folder: Path) -> None:
 def test_a_key_that_does_not_fit_its_certificate_is_refused(world: World, folder: Path) -> None:
     (folder / "private_key.pem").unlink()
     write_private(folder / "private_key.pem", world.other_device)
-    with pytest.raises(UserError, match="does not fit"):
+    with pytest.raises(UserError, match="does not match"):
         load_identity(folder, ask)
 
 

@@ -89,7 +89,7 @@ def test_line_that_cannot_be_read_is_named(tmp_path: Path, line: str) -> None:
     path = tmp_path / "known_keys.txt"
     path.write_text(f"localhost {'0' * 64}\n{line}\n")
     path.chmod(0o600)
-    with pytest.raises(UserError, match="line 2 is no name"):
+    with pytest.raises(UserError, match="line 2 is not a name"):
         Pins(path)
 
 

@@ -434,7 +434,7 @@ def test_certificate_that_is_named_twice_is_revoked_once(certs: Path) -> None:
 def test_two_lists_are_not_made_at_once(certs: Path) -> None:
     before = (certs / "ca_crl.pem").read_bytes()
     with revoke.locked(certs / "ca_crl.lock"):
-        with pytest.raises(UserError, match="another program makes a list"):
+        with pytest.raises(UserError, match="another program is making a list"):
             revoke.renew(certs, [1])
     assert (certs / "ca_crl.pem").read_bytes() == before
     revoke.renew(certs, [1])
@@ -464,7 +464,7 @@ def test_key_of_another_certificate_is_refused(certs: Path) -> None:
     gen_cert.issue(certs, "client", ALICE, "alice")
     gen_cert.issue(certs, "client", BOB, "bob")
     shutil.copy(certs / "bob_cert.pem", certs / "alice_cert.pem")
-    with pytest.raises(UserError, match="does not fit"):
+    with pytest.raises(UserError, match="does not match"):
         load_credentials(certs, "alice")
 
 

@@ -390,7 +390,7 @@ def test_typed_lines_are_said_and_quit_leaves_with_a_receipt(
     assert any(line.endswith(f"{BOB}: \\x1b[2Jfrom bob") for line in shown)
     assert len([line for line in shown if line.endswith(f"{ALICE}: first")]) == 2  # and history
     assert any(line.startswith("[!] not sent: a text has at most") for line in shown)
-    assert any(line.startswith("[!] not sent: it has letters") for line in shown)
+    assert any(line.startswith("[!] not sent: it has characters") for line in shown)
     assert not any("never said" in line for line in shown)
 
 

@@ -258,10 +258,10 @@ def test_a_pipe_is_no_journal(
     tmp_path: Path, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     os.mkfifo(tmp_path / JOURNAL)
-    with pytest.raises(UserError, match=r"cannot keep a journal in .*: it is no file"):
+    with pytest.raises(UserError, match=r"cannot keep a journal in .*: it is not a regular file"):
         Journal(tmp_path / JOURNAL)
     monkeypatch.setattr(Path, "open", lambda *_: pytest.fail("it would wait for a writer"))
-    with pytest.raises(UserError, match=r"cannot read .*: it is no file"):
+    with pytest.raises(UserError, match=r"cannot read .*: it is not a regular file"):
         next(verify(tmp_path, world.trust()))
 
 

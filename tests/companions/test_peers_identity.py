@@ -116,7 +116,7 @@ def test_an_encrypted_key_asks_for_its_passphrase(world: World, tmp_path: Path) 
 def test_a_key_that_is_none_is_never_overwritten(tmp_path: Path) -> None:
     (tmp_path / "identity.pem").write_bytes(b"not a key")
     (tmp_path / "identity.pem").chmod(0o600)
-    with pytest.raises(UserError, match="no private key"):
+    with pytest.raises(UserError, match="not a private key"):
         load_identity(tmp_path, never_asked)
     assert (tmp_path / "identity.pem").read_bytes() == b"not a key"
 
@@ -466,8 +466,8 @@ def test_a_folder_that_others_can_write_may_have_had_a_file_that_they_took(tmp_p
 PLACES: dict[str, tuple[Callable[[Path], object], str]] = {
     "a link that leads nowhere": (lambda path: path.symlink_to("nowhere"), "No such file"),
     "a link that leads to itself": (lambda path: path.symlink_to(path), "Too many levels"),
-    "a FIFO": (lambda path: os.mkfifo(path, 0o600), "it is no file"),
-    "a folder": (lambda path: path.mkdir(), "it is no file"),
+    "a FIFO": (lambda path: os.mkfifo(path, 0o600), "it is not a regular file"),
+    "a folder": (lambda path: path.mkdir(), "it is not a regular file"),
 }
 
 
