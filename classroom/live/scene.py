@@ -24,6 +24,7 @@ from lab.events import Step, add_deed, event_of
 from lab.frames import Frame
 
 MOST_ROWS = 2_000  # on the page; older ones leave it
+TOGETHER_S = 0.005  # a message is sent, is in hand and changes an end almost at once: one picture
 MOST_LINES = 500  # of what was said
 WAITS = {"in hand": "in your hand", "waiting": "waits behind it", "aside": "put aside"}
 
@@ -48,8 +49,9 @@ class Feed:
             self._loop.call_soon_threadsafe(self._wake.set)
 
     async def changes(self) -> tuple[set[int], set[str]]:
-        """Wait for a change, and return all rows and topics that have changed."""
+        """Wait for a change and what comes with it; return all rows and topics that changed."""
         await self._wake.wait()
+        await asyncio.sleep(TOGETHER_S)
         self._wake.clear()
         with self._lock:
             rows = self._rows
@@ -88,7 +90,7 @@ class Row:
     note: str = ""
     step: Step | None = None
     number: int = 0  # as the proxy counts; 0: an end did not send it just now
-    verdict: str = ""  # "accepted", or the error of the end that it was delivered to
+    verdict: str = ""  # of the end that it was delivered to: "accepted", "won" or the error
 
 
 class Scene:
@@ -174,7 +176,7 @@ class Scene:
             added = self._ids[-1]
             self._rows[added].step = self._steps[-1]
             self._delivered[frame.to, frame.message] = added
-            touched = {added, *self._open()}
+            touched = [*self._ids] if deed == "late" else [added]  # one of them was held
         self._feeds.touch(touched, ["state"])
 
     def waits(self, fates: Mapping[int, str]) -> None:
@@ -193,18 +195,13 @@ class Scene:
             row = self._delivered.get((end, message), 0)
             if row in self._rows and verdict != "sealed":
                 self._rows[row].verdict = verdict
-            touched = [row] if row in self._rows else self._open()
-        self._feeds.touch(touched, ["state"])
+        self._feeds.touch([row], ["state"])
 
     def show_inside(self, is_on: bool) -> None:
         with self._lock:
             self.shows_inside = is_on
             touched = [*self._rows]
         self._feeds.touch(touched, ["state"])
-
-    def _open(self) -> list[int]:
-        """Return the rows whose messages have not been delivered."""
-        return [key for key in self._ids[-20:] if key in self._rows]
 
     def _add(self, row: Row) -> int:
         key = self._next

@@ -2,7 +2,7 @@
 
 import { button, claimLinks, el } from "./dom.js";
 
-const SIGNS = { accepted: "\u2713" };
+const TAKEN = { accepted: ["held", "\u2713 accepted"], won: ["won", "\u2717 accepted: you win"] }; // else an error
 const BLOCK = 25; // rows
 const SHORT = 4; // bytes of a field that are shown in a row
 
@@ -66,20 +66,14 @@ function half(row, kind, facts) {
   if (!view) return cell;
   const parts = [el("span", { class: "title" }, view.title)];
   if (kind === "on" && row.verdict) {
-    const isGood = row.verdict === "accepted";
-    parts.push(
-      el(
-        "strong",
-        { class: `verdict ${isGood ? "held" : "refused"}` },
-        `${SIGNS[row.verdict] ?? "\u2717"} ${isGood ? "accepted" : `refused: ${row.verdict}`}`,
-      ),
-    );
+    const [look, words] = TAKEN[row.verdict] ?? ["refused", `\u2717 refused: ${row.verdict}`];
+    parts.push(el("strong", { class: `verdict ${look}` }, words));
   }
   cell.append(el("span", { class: "head" }, ...parts), el("span", { class: "arrow", "aria-hidden": "true" }));
   if (kind === "in" || isOther || !row.in) cell.append(chips(view, isOther ? row.sent : null));
   const inside = row.inside?.[kind === "in" ? 0 : 1];
   if (inside && (kind === "in" || isOther || !row.in)) cell.append(el("span", { class: "inside" }, `inside: ${inside}`));
-  if (kind === "on" && row.verdict && row.verdict !== "accepted") cell.append(...refusal(row.verdict, facts));
+  if (kind === "on" && row.verdict && !(row.verdict in TAKEN)) cell.append(...refusal(row.verdict, facts));
   return cell;
 }
 
@@ -154,14 +148,17 @@ export class Ladder {
     this.items = new Map();
   }
 
-  put(row, facts) {
-    let item = this.items.get(row.id);
-    if (!item) {
-      item = el("li", { "data-at": row.at });
-      this.items.set(row.id, item);
-      this.block().append(item);
-    }
-    fill(item, row, facts, this.replay);
+  // Make room for a row, in the order of their ids.
+  add(row) {
+    if (this.items.has(row.id)) return;
+    const item = el("li", { "data-at": row.at });
+    this.items.set(row.id, item);
+    this.block().append(item);
+  }
+
+  fill(row, facts) {
+    const item = this.items.get(row.id);
+    if (item) fill(item, row, facts, this.replay);
   }
 
   // Lists of some rows each: a browser skips those that are out of sight.
@@ -197,13 +194,14 @@ export function runView(run, facts) {
     fill(item, row, facts);
     list.append(item);
   }
+  const heads = el("p", { class: "heads", "aria-hidden": "true" }, ...["Client", "Adversary", "Server"].map((name) => el("span", {}, name)));
   const verdict = run.verdict ? el("p", {}, el("strong", { class: `verdict ${run.verdict.kind}` }, run.verdict.words)) : null;
   return [
-    el("h3", {}, run.title ?? run.attack),
+    el("h2", {}, run.title ?? run.attack),
     run.story ? el("p", {}, run.story) : null,
     verdict,
-    run.rows.length ? list : el("p", { class: "soft" }, "No whole message of this attack went over the wire."),
-    run.ended?.length ? el("p", { class: "soft" }, `How sessions ended: ${run.ended.join(", ")}`) : null,
+    run.rows.length ? [heads, list] : el("p", { class: "soft" }, "No whole message of this attack went over the wire."),
+    run.ended ? el("p", { class: "soft" }, `How sessions ended: ${run.ended}`) : null,
     run.command ? el("p", {}, el("code", {}, run.command)) : null,
-  ].filter(Boolean);
+  ].flat().filter(Boolean);
 }

@@ -19,14 +19,11 @@ const ladder = new Ladder(byId("ladder"), (number) => type(`replay ${number}`));
 const hand = new Hand(type);
 const ends = new Ends();
 const rules = new Rules((names, patient) => send({ rules: names, patient }));
-const attacks = new Attacks(send);
-const logs = new Logs();
-
-const switches = el("p", { class: "switches" });
-byId("ends").before(switches);
+const attacks = new Attacks(send, showLeft);
+const logs = new Logs(showLeft);
 
 function showSwitches(state) {
-  show(switches, [state.inside, state.patient], () => [
+  show(byId("switches"), [state.inside, state.patient], () => [
     el(
       "label",
       {},
@@ -51,12 +48,12 @@ function showSwitches(state) {
 function showState(state) {
   const table = state.table;
   ladder.dropBefore(state.first);
-  ends.update(state.ends, table, facts);
+  ends.update(state.ends, facts);
   hand.update(table);
   rules.update(state);
-  attacks.update(state);
   showSwitches(state);
   const out = rules.out.length ? `without ${rules.out.join(", ")}` : "all rules in place";
+  attacks.update(state, out);
   const text = `${table.connected ? `connection ${table.connection}` : "no connection"}, ${out}`;
   if (byId("status").textContent !== text) byId("status").textContent = text;
 }
@@ -74,11 +71,35 @@ function showSaid(lines) {
 }
 
 function showScript(text) {
-  byId("script").textContent = text;
+  byId("commands").textContent = text;
+}
+
+// On the right is the panel that the address names; on the left the wire, or the run of that panel.
+
+const RUNS = { attacks: "run", logs: "log-run" };
+const target = () => document.getElementById(location.hash.slice(1));
+const panelOf = (place) => place?.closest(".panel") ?? byId("hand");
+
+function showLeft() {
+  const run = byId(RUNS[panelOf(target()).id]);
+  const shown = run?.childElementCount ? run : byId("wire");
+  for (const each of byId("left").children) each.hidden = each !== shown;
+}
+
+function showPanel() {
+  const panel = panelOf(target());
+  for (const each of document.querySelectorAll(".panel")) each.hidden = each !== panel;
+  for (const link of document.querySelectorAll("nav a")) {
+    if (link.hash === `#${panel.id}`) link.setAttribute("aria-current", "true");
+    else link.removeAttribute("aria-current");
+  }
+  showLeft();
+  target()?.scrollIntoView();
+  target()?.focus({ preventScroll: true });
 }
 
 // What came since the last picture is shown with the next one: the newest form of each row and of the
-// rest. A picture takes no longer than PICTURE_MS; what is left goes into the one after it.
+// rest. The newest rows come first; those for which PICTURE_MS is not enough are filled in later.
 const PICTURE_MS = 8;
 const waiting = { rows: new Map(), said: [] };
 let isAsked = false;
@@ -91,17 +112,21 @@ function begin(found) {
   byId("said").replaceChildren();
   if (facts) return;
   facts = found;
+  hand.build(facts);
   rules.build(facts);
   attacks.build(facts);
   logs.build(facts);
   buildClaims(facts);
+  showPanel();
 }
 
 function drawRows() {
   const end = performance.now() + PICTURE_MS;
-  for (const [id, row] of waiting.rows) {
-    waiting.rows.delete(id);
-    ladder.put(row, facts);
+  const rows = [...waiting.rows.values()].sort((one, other) => one.id - other.id);
+  for (const row of rows) ladder.add(row);
+  for (const row of rows.reverse()) {
+    ladder.fill(row, facts);
+    waiting.rows.delete(row.id);
     if (performance.now() > end) break;
   }
 }
@@ -151,7 +176,7 @@ byId("command").addEventListener("submit", (event) => {
 });
 
 byId("save").addEventListener("click", () => {
-  const address = URL.createObjectURL(new Blob([byId("script").textContent], { type: "text/plain" }));
+  const address = URL.createObjectURL(new Blob([byId("commands").textContent], { type: "text/plain" }));
   el("a", { href: address, download: "scene.txt" }).click();
   setTimeout(() => URL.revokeObjectURL(address), 1000);
 });
@@ -164,4 +189,5 @@ document.addEventListener("keydown", (event) => {
   }
 });
 
+window.addEventListener("hashchange", showPanel);
 connect();
