@@ -16,6 +16,7 @@ export class Hand {
     this.more = el("details", { class: "more" });
     byId("hand-top").append(this.actions, this.bits);
     byId("hand-body").append(this.bytes, this.more);
+    this.bytes.addEventListener("click", (event) => this.choose(Number(event.target.dataset.at)));
     this.bytes.addEventListener("keydown", (event) => this.move(event));
     byId("hand").addEventListener("keydown", (event) => this.shortcut(event));
   }
@@ -76,14 +77,15 @@ export class Hand {
           { class: "row-of-bytes" },
           hexOf(field.hex).map((byte, place) => {
             const at = field.at + place;
-            return button(byte, () => this.choose(at), {
+            return el("span", {
+              role: "button",
               class: `byte${changed.has(at) ? " changed" : ""}`,
               tabindex: at === this.at ? "0" : "-1",
               "data-at": at,
               "aria-pressed": String(at === this.at),
               "aria-label": `byte ${at}, ${byte}, ${field.name}${changed.has(at) ? ", changed" : ""}`,
-            });
-          }),
+            }, byte);
+          }).flatMap((byte) => [byte, " "]),
           field.size > field.hex.length / 2 ? el("span", { class: "soft" }, ` and ${field.size - field.hex.length / 2} more bytes`) : "",
         ),
       ),
@@ -131,6 +133,7 @@ export class Hand {
 
   // In the bytes: arrows move, digits flip bits.
   move(event) {
+    if (event.target.dataset.at === undefined) return;
     const steps = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -16, ArrowDown: 16 };
     if (event.ctrlKey || event.altKey || event.metaKey) return;
     if (event.key in steps) this.choose(this.at + steps[event.key], true);

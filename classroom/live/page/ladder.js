@@ -140,20 +140,31 @@ export function fill(item, row, facts, replay = null) {
   item.replaceChildren(...cells.filter(Boolean));
 }
 
-// The ladder of what passes now; rows change in place. (The style sheet keeps its end in view.)
+// The ladder of what passes now; rows change in place. (The style sheet keeps its end in view.) Blocks
+// of rows that are far out of sight leave the document, with a gap of their height in their place.
 export class Ladder {
-  constructor(place, replay) {
+  constructor(view, place, replay) {
     this.place = place;
     this.replay = replay;
     this.items = new Map();
+    this.watch = new IntersectionObserver((seen) => seen.forEach((each) => this.look(each)), { root: view, rootMargin: "100%" });
+  }
+
+  look({ target, isIntersecting, boundingClientRect, rootBounds }) {
+    if (!rootBounds.height || isIntersecting === !target.isAway) return; // the whole wire may be hidden
+    target.isAway = !isIntersecting;
+    target.style.height = target.isAway ? `${boundingClientRect.height}px` : "";
+    target.replaceChildren(...(target.isAway ? [] : target.rows.values()));
   }
 
   // Make room for a row, in the order of their ids.
   add(row) {
     if (this.items.has(row.id)) return;
     const item = el("li", { "data-at": row.at });
+    const block = this.block();
     this.items.set(row.id, item);
-    this.block().append(item);
+    block.rows.set(row.id, item);
+    if (!block.isAway) block.append(item);
   }
 
   fill(row, facts) {
@@ -161,27 +172,29 @@ export class Ladder {
     if (item) fill(item, row, facts, this.replay);
   }
 
-  // Lists of some rows each: a browser skips those that are out of sight.
   block() {
     const last = this.place.lastElementChild;
-    if (last && last.childElementCount < BLOCK) return last;
-    const made = el("ol");
+    if (last && last.rows.size < BLOCK) return last;
+    const made = Object.assign(el("ol"), { rows: new Map(), isAway: false });
     this.place.append(made);
+    this.watch.observe(made);
     return made;
   }
 
   clear() {
+    this.watch.disconnect();
     this.items.clear();
     this.place.replaceChildren();
   }
 
+  // Forget blocks whose rows have all left the lab's memory.
   dropBefore(first) {
-    for (const [id, item] of this.items) {
-      if (id >= first) break;
-      item.remove();
-      this.items.delete(id);
-      const oldest = this.place.firstElementChild;
-      if (!oldest.childElementCount) oldest.remove();
+    for (const block of [...this.place.children]) {
+      const ids = [...block.rows.keys()];
+      if (ids.at(-1) >= first) return;
+      for (const id of ids) this.items.delete(id);
+      this.watch.unobserve(block);
+      block.remove();
     }
   }
 }

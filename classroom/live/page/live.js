@@ -15,7 +15,7 @@ const send = (asked) => {
 };
 const type = (line) => send({ type: line });
 
-const ladder = new Ladder(byId("ladder"), (number) => type(`replay ${number}`));
+const ladder = new Ladder(byId("view"), byId("ladder"), (number) => type(`replay ${number}`));
 const hand = new Hand(type);
 const ends = new Ends();
 const rules = new Rules((names, patient) => send({ rules: names, patient }));

@@ -18,7 +18,7 @@ function endCard(name, end, facts) {
       { class: "keys", "aria-label": `Names of the keys of the ${name}` },
       Object.entries(end.keys).map(([label, print]) => el("li", {}, el("span", { class: "soft" }, label), " ", el("code", {}, print))),
     ),
-    end.fate ? el("p", { class: "fate" }, end.fate, error?.claims.length ? [" ", ...claimLinks(error.claims)] : "") : null,
+    end.fate ? el("p", { class: error?.step ? "fate refused" : "fate" }, end.fate, error?.claims.length ? [" ", ...claimLinks(error.claims)] : "") : null,
   ];
 }
 
