@@ -5,8 +5,8 @@
 A lab and a headless Chromium on this machine. First messages that are forwarded one by one, as in
 class; then a session of 500 rounds that passes by itself, about a thousand messages; then some by
 hand again, below those. The delay goes from the arrival of a message at the proxy to the end of
-the first picture with its row, of several rows that of the newest; the clock is one and the same. It needs the packages of
-requirements-slow.txt and a Chromium.
+the first picture with its row, and of several rows in one picture the newest counts; the clock is
+one and the same. It needs the packages of requirements-slow.txt and a Chromium.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ globalThis.gaps = [];
 globalThis.shown = new Set();
 const now = () => performance.timeOrigin + performance.now();
 new MutationObserver(changes => {
-  const rows = changes.map(change => change.target).filter(row => row.dataset.at && !shown.has(row));
+  const touched = changes.map(change => change.target);
+  const rows = touched.filter(row => row.dataset.at && !shown.has(row));
   if (!rows.length) return;
   for (const row of rows) shown.add(row);
   const drawn = new MessageChannel(); // heard when this picture is done

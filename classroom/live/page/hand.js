@@ -34,14 +34,14 @@ export class Hand {
     this.showActions(table);
     this.showBytes(hand);
     this.showBits();
-    show(this.more, [table.tapes, table.held, table.waiting, table.came], () => this.makeMore(table));
+    show(this.more, [table.tapes, table.waiting], () => this.makeMore(table));
   }
 
   showActions(table) {
     const has = Boolean(table.hand);
     const act = (text, line, title, isPossible = has, props = {}) =>
       button(text, () => this.type(line), { title, "data-key": text, "aria-disabled": isPossible ? null : "true", ...props });
-    show(this.actions, [has, table.undo, table.auto, table.connected], () => [
+    show(this.actions, [has, table.undo, table.auto, table.connected, table.held], () => [
       act("Forward", "forward", "F", has, { class: "main" }),
       act("Drop", "drop", "D"),
       act("Hold", "hold", "H"),
@@ -50,6 +50,7 @@ export class Hand {
       act("Forward all", table.auto ? "auto off" : "auto", "whatever comes", true, { "aria-pressed": String(table.auto) }),
       act("Cut", "cut", "both sides, without a farewell", table.connected),
       act("New session", "session", "of the client", !table.connected),
+      ...table.held.map((item) => act(`Release #${item.number}`, `release ${item.number}`, item.name, true)),
     ]);
   }
 
@@ -178,15 +179,12 @@ export class Hand {
     const name = el("input", { "aria-label": "name of the recording", value: "mine", pattern: "\\w+" });
     const hex = el("input", { "aria-label": "bytes in hexadecimal", placeholder: "3c01\u2026", spellcheck: "false" });
     return [
-      el("summary", {}, "Recordings, held messages, bytes of your own"),
+      el("summary", {}, "Recordings, and bytes of your own"),
       el("p", {}, button("Splice in its place", () => this.type(`splice ${pick.value}`)), pick),
       el("p", {}, button("Play a recording", () => this.type(`play ${tape.value}`)), tape),
       el("p", {}, button("Record this connection", () => this.type(`record ${name.value}`)), name),
       el("p", {}, button("Forward until", () => this.type(`until ${until.value}`)), until),
       el("p", {}, button("Send bytes to the server", () => this.type(`inject ${hex.value}`)), hex),
-      table.held.length
-        ? el("p", {}, "Put aside: ", table.held.map((item) => button(`Release ${item.name}`, () => this.type(`release ${item.number}`))))
-        : el("p", { class: "soft" }, "Nothing is put aside."),
       table.waiting.length ? el("p", { class: "soft" }, `Behind it wait: ${table.waiting.join("; ")}`) : null,
     ];
   }

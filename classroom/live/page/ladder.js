@@ -110,6 +110,9 @@ const directions = (row) => {
   return row.in ? `from the ${from} to the ${row.to}` : `to the ${row.to}`;
 };
 
+// In a run rows are counted; on the wire only what an end sent just now has a number, that of the proxy.
+const nameOf = (row) => (row.number === undefined ? `${row.id}` : row.number ? `#${row.number}` : "");
+
 // Fill a list item with one row; `replay` is what its button does, if it has one.
 export function fill(item, row, facts, replay = null) {
   if (row.note) {
@@ -119,16 +122,16 @@ export function fill(item, row, facts, replay = null) {
   }
   const isOpen = item.querySelector("details")?.open ?? false;
   item.className = `row ${row.kind.replace(" ", "-")}${row.touched ? " touched" : ""}`;
-  const name = row.number ? `#${row.number}` : `${row.id}`;
+  const name = nameOf(row);
   const title = (row.sent ?? row.got)?.title ?? "";
   const detail = el(
     "details",
     { class: "detail", open: isOpen },
-    el("summary", { "aria-label": `Message ${name}, ${title}, ${directions(row)}, ${row.words}: its bytes` }, `${name} ${row.kind}`),
+    el("summary", { "aria-label": `${name || "Message"}, ${title}, ${directions(row)}, ${row.words}: its bytes` }, `${name} ${row.kind}`.trim()),
   );
   const fillDetail = () => {
     if (detail.open && detail.childElementCount === 1 && row.sent) {
-      const body = el("div", { class: "scroll", tabindex: "0", role: "group", "aria-label": `Bytes of ${name}` }, ...bytesTable(row));
+      const body = el("div", { class: "scroll", tabindex: "0", role: "group", "aria-label": `Bytes of ${name || title}` }, ...bytesTable(row));
       const more = [el("p", { class: "soft" }, row.what ? `${row.words}: ${row.what}` : row.words)];
       if (replay && row.number) more.push(button(`Replay ${name}`, () => replay(row.number)));
       detail.append(el("div", { class: "opened" }, ...more, body));

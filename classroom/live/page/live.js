@@ -162,7 +162,7 @@ function connect() {
   socket = new WebSocket(`ws://${location.host}/ws`);
   socket.addEventListener("message", hear);
   socket.addEventListener("close", () => {
-    byId("status").textContent = "the lab is gone; start it again: python3 run.py live";
+    byId("status").textContent = "the lab is gone; start it again, and open its new address";
     document.body.classList.add("gone");
     setTimeout(connect, AGAIN_MS);
   });

@@ -5,6 +5,7 @@ import { runView } from "./ladder.js";
 
 const NAMES = { client: "Client", server: "Server" };
 const SIGNS = { refused: "\u2713", "not prevented": "\u25cb", won: "\u2717", wrong: "?" };
+const CLAIMS = { holds: "held", limited: "open" }; // by verdict; else nothing is claimed
 const KINDS = { refused: "held", "not prevented": "open", won: "won", wrong: "wrong" };
 
 function endCard(name, end, facts) {
@@ -245,7 +246,7 @@ export function buildClaims(facts) {
       el(
         "div",
         { id: `claim-${claim.id}`, tabindex: "-1" },
-        el("dt", {}, claim.id, " ", el("span", { class: "verdict held" }, claim.verdict)),
+        el("dt", {}, claim.id, " ", el("span", { class: `verdict ${CLAIMS[claim.verdict] ?? ""}` }, claim.verdict)),
         el("dd", {}, claim.claim.replaceAll("`", ""), claim.condition ? el("span", { class: "soft" }, ` (${claim.condition.replaceAll("`", "")})`) : ""),
       ),
     ),
