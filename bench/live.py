@@ -24,17 +24,15 @@ ROUNDS = 500
 BY_HAND = 20  # messages that are forwarded one by one
 LIMIT_MS = 120_000
 WATCH = """
+const now = () => performance.timeOrigin + performance.now();
 globalThis.delays = []; // of the newest row of each picture
 globalThis.gaps = [];
-globalThis.shown = new Set();
-const now = () => performance.timeOrigin + performance.now();
+let seen = now(); // the arrival of the newest row so far
 new MutationObserver(changes => {
-  const touched = changes.map(change => change.target);
-  const rows = touched.filter(row => row.dataset.at && !shown.has(row));
-  if (!rows.length) return;
-  for (const row of rows) shown.add(row);
+  const newest = Math.max(...changes.map(change => change.target.dataset.at ?? 0));
+  if (newest <= seen) return;
+  seen = newest;
   const drawn = new MessageChannel(); // heard when this picture is done
-  const newest = Math.max(...rows.map(row => row.dataset.at));
   drawn.port1.onmessage = () => delays.push(now() - newest);
   drawn.port2.postMessage(null);
 }).observe(document.getElementById("ladder"), { childList: true, subtree: true });

@@ -24,7 +24,7 @@ from classroom.live import app
 from classroom.live.app import FILES, MOST_REQUEST, in_background
 from classroom.live.room import Room
 from classroom.live.safe import Door
-from classroom.live.scene import MOST_ROWS, Feeds, Scene
+from classroom.live.scene import MOST_ROWS, ROWS_AT_ONCE, Feed, Feeds, Scene
 from classroom.live.views import (
     MOST_BYTES,
     MOST_LETTERS,
@@ -236,6 +236,7 @@ class Talk:
         """Listen until it is so."""
         while not seen():
             told = await asyncio.wait_for(self.socket.receive(), PATIENCE_S)
+            await self.socket.send_str('{"drawn": true}')
             message = json.loads(told.data)
             self.rows.update({row["id"]: row for row in message.pop("rows", [])})
             self.said += message.pop("said", [])
@@ -513,6 +514,23 @@ def test_old_rows_leave_the_page_and_no_memory_behind() -> None:
     assert len(scene.ids()) == MOST_ROWS
     assert scene.first() == scene.ids()[0] == 102  # and the note of the beginning
     assert len(scene._row_of) == MOST_ROWS
+
+
+def test_a_browser_is_told_the_newest_rows_first_and_more_when_it_has_drawn_them() -> None:
+    async def scene() -> None:
+        feed = Feed()
+        feed.touch(range(1, 2 * ROWS_AT_ONCE + 1), ["state"])
+        feed.drawn.set()
+        rows, topics = await feed.changes()
+        assert (rows, topics) == ([*range(ROWS_AT_ONCE + 1, 2 * ROWS_AT_ONCE + 1)], {"state"})
+        later = asyncio.ensure_future(feed.changes())
+        done, _ = await asyncio.wait({later}, timeout=0.05)
+        assert not done, "it has not drawn these yet"
+        feed.touch([99], ["said"])
+        feed.drawn.set()
+        assert await later == ([*range(2, ROWS_AT_ONCE + 1), 99], {"said"})
+
+    asyncio.run(scene())
 
 
 def test_a_browser_that_reads_nothing_holds_up_no_end() -> None:

@@ -230,6 +230,20 @@ def test_a_session_goes_by_itself_and_the_epoch_is_shown(page: Page) -> None:
     page.has("connection 2 has begun", "#ladder .note")
 
 
+def test_rows_out_of_sight_leave_the_document_and_come_back(page: Page) -> None:
+    page.room.pair.reports = [[100.0]] * 40
+    page.has("CLIENT_HELLO")
+    page.press("Forward all")
+    page.has("connection 1 is over", "#ladder .note")
+    page.press("New session")
+    page.has("connection 2 is over", "#ladder .note")
+    first = page.view.locator("#ladder .row summary").filter(has_text="#1 passed")
+    first.wait_for(state="detached")
+    page.view.evaluate("() => { document.getElementById('view').scrollTop = -1e6; }")
+    first.wait_for()
+    page.has("SERVER_AGGR_RESPONSE, round 1", "#ladder .row")
+
+
 # Attacks ------------------------------------------------------------------------------------------
 
 

@@ -2,8 +2,8 @@
 
 Rules in this module:
 - any thread may change the scene, and none waits for a browser: a change is only marked;
-- a browser is told what has changed when it has time, as it stands then: one that is slow or gone
-  misses steps in between, and costs no memory;
+- a browser is told what has changed when it has drawn what it was told before, the newest rows
+  first: one that is slow or gone misses steps in between, and costs no memory;
 - rows are those of an event log [EVENTS.md], made from its lines as they happen.
 """
 
@@ -25,6 +25,7 @@ from lab.frames import Frame
 
 MOST_ROWS = 2_000  # on the page; older ones leave it
 TOGETHER_S = 0.005  # a message is sent, is in hand and changes an end almost at once: one picture
+ROWS_AT_ONCE = 12  # in one picture; hardly more are in sight
 MOST_LINES = 500  # of what was said
 WAITS = {"in hand": "in your hand", "waiting": "waits behind it", "aside": "put aside"}
 
@@ -35,6 +36,7 @@ class Feed:
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._wake = asyncio.Event()
+        self.drawn = asyncio.Event()  # by the browser: all that it has been told
         self._lock = threading.Lock()
         self._rows: set[int] = set()
         self._topics: set[str] = set()
@@ -48,16 +50,20 @@ class Feed:
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._wake.set)
 
-    async def changes(self) -> tuple[set[int], set[str]]:
-        """Wait for a change and what comes with it; return all rows and topics that changed."""
+    async def changes(self) -> tuple[list[int], set[str]]:
+        """Wait for changes and the browser; return the newest rows and all topics that changed."""
+        await self.drawn.wait()
         await self._wake.wait()
         await asyncio.sleep(TOGETHER_S)
+        self.drawn.clear()
         self._wake.clear()
         with self._lock:
-            rows = self._rows
+            rows = sorted(self._rows)[-ROWS_AT_ONCE:]
             topics = self._topics
-            self._rows = set()
+            self._rows.difference_update(rows)
             self._topics = set()
+            if self._rows:
+                self._wake.set()
         return rows, topics
 
 

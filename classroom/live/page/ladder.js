@@ -150,6 +150,7 @@ export class Ladder {
     this.place = place;
     this.replay = replay;
     this.items = new Map();
+    this.newest = 0;
     this.watch = new IntersectionObserver((seen) => seen.forEach((each) => this.look(each)), { root: view, rootMargin: "100%" });
   }
 
@@ -160,19 +161,29 @@ export class Ladder {
     target.replaceChildren(...(target.isAway ? [] : target.rows.values()));
   }
 
-  // Make room for a row, in the order of their ids.
-  add(row) {
-    if (this.items.has(row.id)) return;
-    const item = el("li", { "data-at": row.at });
+  // Show some rows, of which the oldest in the lab's memory is `first`. The newest are told first, so
+  // that there may be room to make for others, in the order of their ids.
+  put(rows, first, facts) {
+    this.dropBefore(first);
+    const newest = rows.at(-1)?.id ?? 0;
+    for (let id = Math.max(this.newest + 1, first); id <= newest; id++) this.add(id);
+    for (const row of rows) this.fill(row, facts);
+  }
+
+  add(id) {
+    const item = el("li");
     const block = this.block();
-    this.items.set(row.id, item);
-    block.rows.set(row.id, item);
+    this.newest = id;
+    this.items.set(id, item);
+    block.rows.set(id, item);
     if (!block.isAway) block.append(item);
   }
 
   fill(row, facts) {
     const item = this.items.get(row.id);
-    if (item) fill(item, row, facts, this.replay);
+    if (!item) return;
+    item.dataset.at = row.at;
+    fill(item, row, facts, this.replay);
   }
 
   block() {
@@ -187,6 +198,7 @@ export class Ladder {
   clear() {
     this.watch.disconnect();
     this.items.clear();
+    this.newest = 0;
     this.place.replaceChildren();
   }
 

@@ -47,7 +47,6 @@ function showSwitches(state) {
 
 function showState(state) {
   const table = state.table;
-  ladder.dropBefore(state.first);
   ends.update(state.ends, facts);
   hand.update(table);
   rules.update(state);
@@ -98,15 +97,11 @@ function showPanel() {
   target()?.focus({ preventScroll: true });
 }
 
-// What came since the last picture is shown with the next one: the newest form of each row and of the
-// rest. The newest rows come first; those for which PICTURE_MS is not enough are filled in later.
-const PICTURE_MS = 8;
-const waiting = { rows: new Map(), said: [] };
-let isAsked = false;
+// The lab tells one picture at a time, and the next one after it has heard that this one is being
+// drawn: all that has changed meanwhile, as it stands then. So a slow browser lags behind by no more.
 
 // The lab tells everything: at first, and again after a lost connection.
 function begin(found) {
-  waiting.facts = null;
   document.body.classList.remove("gone");
   ladder.clear();
   byId("said").replaceChildren();
@@ -120,42 +115,20 @@ function begin(found) {
   showPanel();
 }
 
-function drawRows() {
-  const end = performance.now() + PICTURE_MS;
-  const rows = [...waiting.rows.values()].sort((one, other) => one.id - other.id);
-  for (const row of rows) ladder.add(row);
-  for (const row of rows.reverse()) {
-    ladder.fill(row, facts);
-    waiting.rows.delete(row.id);
-    if (performance.now() > end) break;
-  }
-}
-
-function draw() {
-  isAsked = false;
-  if (waiting.facts) begin(waiting.facts);
-  if (waiting.rows.size) drawRows();
-  const { state, said, script, board, run } = waiting;
-  Object.assign(waiting, { state: null, said: [], script: null, board: null, run: null });
-  if (state) showState(state);
-  if (said.length) showSaid(said);
-  if (script) showScript(script);
-  if (board) attacks.showBoard(board);
-  if (run) attacks.showRun(run);
-  if (waiting.rows.size) ask();
-}
-
-function ask() {
-  if (!isAsked) requestAnimationFrame(draw);
-  isAsked = true;
+function draw(told) {
+  send({ drawn: true });
+  if (told.facts) begin(told.facts);
+  if (told.rows) ladder.put(told.rows, told.first, facts);
+  if (told.state) showState(told.state);
+  if (told.said) showSaid(told.said);
+  if (told.script) showScript(told.script);
+  if (told.board) attacks.showBoard(told.board);
+  if (told.run) attacks.showRun(told.run);
 }
 
 function hear(event) {
-  const { rows = [], said = [], ...rest } = JSON.parse(event.data);
-  for (const row of rows) waiting.rows.set(row.id, row);
-  waiting.said.push(...said);
-  Object.assign(waiting, rest);
-  ask();
+  const told = JSON.parse(event.data);
+  requestAnimationFrame(() => draw(told));
 }
 
 function connect() {
