@@ -144,70 +144,81 @@ export function fill(item, row, facts, replay = null) {
 }
 
 // The ladder of what passes now; rows change in place. (The style sheet keeps its end in view.) Blocks
-// of rows that are far out of sight leave the document, with a gap of their height in their place.
+// of rows that are far out of sight leave the document, with a gap of their height in their place, and
+// are drawn when they come back.
 export class Ladder {
-  constructor(view, place, replay) {
-    this.place = place;
+  constructor(view, list, replay) {
+    this.list = list;
     this.replay = replay;
-    this.items = new Map();
+    this.places = new Map(); // by the id of a row: its item, its block, and what is to be drawn in it
     this.newest = 0;
     this.watch = new IntersectionObserver((seen) => seen.forEach((each) => this.look(each)), { root: view, rootMargin: "100%" });
+  }
+
+  build(facts) {
+    this.facts = facts;
   }
 
   look({ target, isIntersecting, boundingClientRect, rootBounds }) {
     if (!rootBounds.height || isIntersecting === !target.isAway) return; // the whole wire may be hidden
     target.isAway = !isIntersecting;
     target.style.height = target.isAway ? `${boundingClientRect.height}px` : "";
-    target.replaceChildren(...(target.isAway ? [] : target.rows.values()));
+    const places = target.isAway ? [] : target.ids.map((id) => this.places.get(id));
+    target.replaceChildren(...places.map((place) => place.item));
+    for (const place of places) this.draw(place);
   }
 
   // Show some rows, of which the oldest in the lab's memory is `first`. The newest are told first, so
   // that there may be room to make for others, in the order of their ids.
-  put(rows, first, facts) {
+  put(rows, first) {
     this.dropBefore(first);
     const newest = rows.at(-1)?.id ?? 0;
     for (let id = Math.max(this.newest + 1, first); id <= newest; id++) this.add(id);
-    for (const row of rows) this.fill(row, facts);
+    for (const row of rows) {
+      const place = this.places.get(row.id);
+      if (!place) continue;
+      place.row = row;
+      if (!place.block.isAway) this.draw(place);
+    }
+  }
+
+  draw(place) {
+    if (!place.row) return;
+    place.item.dataset.at = place.row.at;
+    fill(place.item, place.row, this.facts, this.replay);
+    place.row = null;
   }
 
   add(id) {
     const item = el("li");
     const block = this.block();
     this.newest = id;
-    this.items.set(id, item);
-    block.rows.set(id, item);
+    this.places.set(id, { item, block, row: null });
+    block.ids.push(id);
     if (!block.isAway) block.append(item);
   }
 
-  fill(row, facts) {
-    const item = this.items.get(row.id);
-    if (!item) return;
-    item.dataset.at = row.at;
-    fill(item, row, facts, this.replay);
-  }
-
   block() {
-    const last = this.place.lastElementChild;
-    if (last && last.rows.size < BLOCK) return last;
-    const made = Object.assign(el("ol"), { rows: new Map(), isAway: false });
-    this.place.append(made);
+    const last = this.list.lastElementChild;
+    if (last && last.ids.length < BLOCK) return last;
+    const made = Object.assign(el("ol"), { ids: [], isAway: false });
+    this.list.append(made);
     this.watch.observe(made);
     return made;
   }
 
   clear() {
     this.watch.disconnect();
-    this.items.clear();
+    this.places.clear();
     this.newest = 0;
-    this.place.replaceChildren();
+    this.list.replaceChildren();
   }
 
   // Forget blocks whose rows have all left the lab's memory.
   dropBefore(first) {
-    for (const block of [...this.place.children]) {
-      const ids = [...block.rows.keys()];
-      if (ids.at(-1) >= first) return;
-      for (const id of ids) this.items.delete(id);
+    for (const block of [...this.list.children]) {
+      if (block.ids.at(-1) >= first) return;
+      for (const id of block.ids) this.places.delete(id);
       this.watch.unobserve(block);
       block.remove();
     }

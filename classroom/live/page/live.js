@@ -58,7 +58,7 @@ function showState(state) {
 }
 
 function showSaid(lines) {
-  const list = byId("said");
+  const list = byId("lines");
   list.append(
     ...lines.slice(-MOST_LINES).map((line) => {
       const kind = line.startsWith("YOU WIN") ? "win" : / refused /.test(line) ? "refusal" : line.startsWith("> ") ? "typed" : "";
@@ -66,7 +66,6 @@ function showSaid(lines) {
     }),
   );
   while (list.childElementCount > MOST_LINES) list.firstElementChild.remove();
-  list.scrollTop = list.scrollHeight;
 }
 
 function showScript(text) {
@@ -104,9 +103,10 @@ function showPanel() {
 function begin(found) {
   document.body.classList.remove("gone");
   ladder.clear();
-  byId("said").replaceChildren();
+  byId("lines").replaceChildren();
   if (facts) return;
   facts = found;
+  ladder.build(facts);
   hand.build(facts);
   rules.build(facts);
   attacks.build(facts);
@@ -118,7 +118,7 @@ function begin(found) {
 function draw(told) {
   send({ drawn: true });
   if (told.facts) begin(told.facts);
-  if (told.rows) ladder.put(told.rows, told.first, facts);
+  if (told.rows) ladder.put(told.rows, told.first);
   if (told.state) showState(told.state);
   if (told.said) showSaid(told.said);
   if (told.script) showScript(told.script);

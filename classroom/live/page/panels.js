@@ -225,7 +225,7 @@ export class Logs {
       }
       const left = log.count > log.runs.length ? `the first ${log.runs.length} are shown` : "";
       note.textContent = [`${log.count} runs of ${log.name}`, left, log.note].filter(Boolean).join("; ");
-      const names = log.runs.map((run, at) => [String(at), run.title]);
+      const names = log.runs.map((run, at) => [String(at), `${run.title}: ${run.verdict.words}`]);
       const pick = chooser("Run", names, (at) => this.show(log.runs[at]), "0");
       byId("log-runs").replaceChildren(el("label", {}, "Run ", pick));
       this.show(log.runs[0]);
