@@ -1,7 +1,7 @@
 """Takes the pictures of README.md again, from a new run: python -m classroom.pictures
 
-A picture is a part of the report page, taken by a headless Chromium. It needs that program and the
-package playwright; nothing else here does.
+A headless Chromium takes them: a part of the report page, and the live page with a scene on it.
+That needs this program and the package playwright; nothing else here does.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ PICTURES = {  # by file: the attack, the rules taken out, the colours
     "flip-reading.png": ("flip-reading", "", "light"),
     "flip-reading-dark.png": ("flip-reading", "", "dark"),
 }
+LIVE = {"live.png": "light", "live-dark.png": "dark"}  # by file: the colours
+SCENE = ("until CLIENT_DATA", "flip 24.3", "forward", "until TERMINATE")
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")  # of the program
 SHOWN = "h3, header p, svg, .message"  # of a run; the rest is left out
 MARGIN = 24  # pixels around it
@@ -72,6 +74,24 @@ def photograph(chromium: Any, html: Path, scheme: str, picture: Path) -> None:
     view.close()
 
 
+def photograph_live(chromium: Any, scheme: str, picture: Path) -> None:
+    """Take the live page when a flipped bit has been refused."""
+    from classroom.live.app import in_background
+    from classroom.live.room import Room
+
+    view = chromium.new_page(
+        viewport={"width": 1280, "height": 740}, color_scheme=scheme, device_scale_factor=0.7
+    )
+    with Room() as room, in_background(room) as door:
+        view.goto(door.address)
+        for line in SCENE:
+            room.type(line)
+        view.wait_for_selector(".row.changed .verdict.refused")
+        view.wait_for_selector(".row.in-hand")
+        view.screenshot(path=picture)
+        view.close()
+
+
 def main() -> int:
     parser = Parser("Takes the pictures of README.md again.")
     parser.add_argument("folder", nargs="?", type=Path, default=ROOT / "pictures", metavar="FOLDER")
@@ -84,6 +104,9 @@ def main() -> int:
             play(rules, [attack], "1", log)
             html.write_text(page([*runs_of(read_events(log)[0])], LAB), "utf-8")
             photograph(chromium, html, scheme, options.folder / name)
+            print(f"wrote {escaped(str(options.folder / name))}")
+        for name, scheme in LIVE.items():
+            photograph_live(chromium, scheme, options.folder / name)
             print(f"wrote {escaped(str(options.folder / name))}")
     return 0
 

@@ -55,6 +55,10 @@ class Step:
         """Return whether it is another message with some bytes changed."""
         return self.goes_on and self.sent not in (b"", self.arrived) and self.kind != "replaced"
 
+    def delivers(self, other: Step) -> bool:
+        """Return whether it delivers the message of another step, which has waited until now."""
+        return other.kind == "dropped" and other.sent == self.sent
+
     @property
     def source(self) -> str:
         """The end that sends to `to`, or whom the adversary plays."""
@@ -234,7 +238,7 @@ def runs_of(events: Sequence[Event]) -> Iterator[Run]:
 def run_of(lines: Sequence[Event]) -> Run:
     """Return the run that these lines tell of."""
     run = Run(lines[0]["attack"])
-    messages = [line for line in lines if "to" in line]
+    messages = [line for line in lines if "to" in WANTED[line["event"]]]
     is_outside = bool(messages) and messages[0]["event"] == "inserted"
     for line in messages:
         if line["event"] != "sent":
@@ -254,13 +258,12 @@ def add_deed(steps: list[Step], line: Event) -> None:
     """
     message: bytes = line["message"]
     deed = Step(line["deed"], line["to"], line.get("origin", message), message)
-    waiting = [step for step in steps if step.kind == "dropped" and step.sent == deed.sent]
-    if deed.comes_in and waiting and waiting[-1] is steps[-1]:
+    if deed.comes_in and any(map(deed.delivers, steps[-1:])):
         steps.pop()  # at once, so that both are one step
     elif deed.kind in ("changed", "replaced"):
         deed.kind = "inserted"  # made from a message that had gone on already
-    elif deed.kind == "late" and waiting:
-        waiting[0].kind = "held"
+    elif deed.kind == "late" and (held := next(filter(deed.delivers, steps), None)):
+        held.kind = "held"
     steps.append(deed)
 
 

@@ -24,9 +24,11 @@ from classroom.live import app
 from classroom.live.app import FILES, MOST_REQUEST, in_background
 from classroom.live.room import Room
 from classroom.live.safe import Door
-from classroom.live.scene import MOST_ROWS, Feeds, Scene
+from classroom.live.scene import MOST_ROWS, ROWS_AT_ONCE, Feed, Feeds, Scene
 from classroom.live.views import (
     MOST_BYTES,
+    MOST_LETTERS,
+    MOST_RUNS,
     PROTOCOLS,
     bytes_view,
     facts,
@@ -36,6 +38,7 @@ from classroom.live.views import (
 )
 from classroom.wire import LAB
 from lab.claims import read_sets
+from lab.events import LONGEST
 from lab.frames import Frame, flipped
 from lab.weakened import RULES
 from program import UserError
@@ -233,6 +236,7 @@ class Talk:
         """Listen until it is so."""
         while not seen():
             told = await asyncio.wait_for(self.socket.receive(), PATIENCE_S)
+            await self.socket.send_str('{"drawn": true}')
             message = json.loads(told.data)
             self.rows.update({row["id"]: row for row in message.pop("rows", [])})
             self.said += message.pop("said", [])
@@ -255,9 +259,14 @@ async def with_page(door: Door, scene: Scenario) -> None:
     """Let a coroutine talk to a lab."""
     reader = Reader(door)
     await asyncio.to_thread(reader.enter)
-    headers = {"Cookie": reader.cookie, "Origin": door.origin}
+    await with_socket(reader, scene)
+
+
+async def with_socket(reader: Reader, scene: Scenario) -> None:
+    """Let a coroutine talk to a lab that has let a browser in."""
+    headers = {"Cookie": reader.cookie, "Origin": reader.door.origin}
     async with ClientSession() as session:
-        address = f"ws://{door.host}/ws"
+        address = f"ws://{reader.door.host}/ws"
         async with session.ws_connect(address, headers=headers, max_msg_size=0) as socket:
             await scene(Talk(socket))
 
@@ -368,6 +377,20 @@ def test_what_cannot_be_understood_is_said_and_harms_nothing() -> None:
         await up_to_report(page)
 
     talk("", scene)
+
+
+@pytest.mark.slow
+def test_a_flood_of_requests_keeps_no_other_window_waiting(room: Room, reader: Reader) -> None:
+    async def scene(page: Talk) -> None:
+        await page.has("CLIENT_HELLO")
+        for _ in range(20_000):
+            await page.type("nonsense")
+        status, _, _ = await asyncio.to_thread(reader.ask, "/")
+        assert status == 200
+        assert room.scene._lines < 20_000, "the flood is not over yet"
+
+    reader.enter()
+    asyncio.run(with_socket(reader, scene))
 
 
 def test_too_long_a_request_ends_the_talk_and_not_the_lab(room: Room, reader: Reader) -> None:
@@ -493,6 +516,23 @@ def test_old_rows_leave_the_page_and_no_memory_behind() -> None:
     assert len(scene._row_of) == MOST_ROWS
 
 
+def test_a_browser_is_told_the_newest_rows_first_and_more_when_it_has_drawn_them() -> None:
+    async def scene() -> None:
+        feed = Feed()
+        feed.touch(range(1, 2 * ROWS_AT_ONCE + 1), ["state"])
+        feed.drawn.set()
+        rows, topics = await feed.changes()
+        assert (rows, topics) == ([*range(ROWS_AT_ONCE + 1, 2 * ROWS_AT_ONCE + 1)], {"state"})
+        later = asyncio.ensure_future(feed.changes())
+        done, _ = await asyncio.wait({later}, timeout=0.05)
+        assert not done, "it has not drawn these yet"
+        feed.touch([99], ["said"])
+        feed.drawn.set()
+        assert await later == ([*range(2, ROWS_AT_ONCE + 1), 99], {"said"})
+
+    asyncio.run(scene())
+
+
 def test_a_browser_that_reads_nothing_holds_up_no_end() -> None:
     with Room() as room, in_background(room) as door:
         table = room.table
@@ -521,7 +561,28 @@ def test_a_log_that_is_none_or_of_no_protocol_is_one_sentence() -> None:
     with pytest.raises(UserError, match="there is no protocol 'no'"):
         log_view('{"attack": "a", "event": "ended", "by": "client", "error": "e"}', "no")
     view = log_view('{"attack": "a", "event": "ended", "by": "client", "error": "e"}', "")
-    assert (view["protocol"], view["runs"][0]["ended"]) == ("classroom", ["client: e (1)"])
+    assert (view["protocol"], view["runs"][0]["ended"]) == ("classroom", "client: e (1)")
+
+
+def test_a_line_of_a_log_is_read_by_its_kind_whatever_else_it_has() -> None:
+    lines = [
+        {"attack": "a", "event": "ended", "by": "client", "error": "e", "to": "server"},
+        {"attack": "a", "event": "sent", "to": "server", "message": "0a", "deed": 5, "by": []},
+    ]
+    (run,) = log_view("\n".join(map(json.dumps, lines)), "")["runs"]
+    assert (run["ended"], len(run["rows"])) == ("client: e (1)", 1)
+
+
+def test_of_a_huge_log_the_page_is_told_what_it_has_room_for() -> None:
+    sent = {"event": "sent", "to": "server", "message": "0a" * 1_000}
+    lines = [{"attack": f"{number:01000}", **sent} for number in range(MOST_RUNS + 5)]
+    lines += [{"attack": "last", **sent}] * 1_000
+    view = log_view("\n".join(map(json.dumps, lines)), "")
+    assert (view["count"], len(view["runs"])) == (MOST_RUNS + 6, MOST_RUNS)
+    assert len(json.dumps(view["runs"][0])) < 3 * MOST_LETTERS + 4 * MOST_BYTES
+    (run,) = log_view("\n".join(map(json.dumps, lines[-1_000:])), "")["runs"]
+    assert len(run["rows"]) == LONGEST
+    assert {"note": "987 messages more"} in run["rows"]
 
 
 def test_a_log_whose_protocol_lacks_a_package_names_the_command(

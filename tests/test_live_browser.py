@@ -26,6 +26,8 @@ SHOW_ALL = """() => {
     sheet.replaceSync("* { content-visibility: visible !important; }");
     document.adoptedStyleSheets = [sheet];
 }"""
+PANELS = ("hand", "rules", "attacks", "script", "logs", "claims")
+SCREENS = ((1280, 720), (1280, 800), (1920, 1080), (2560, 1080))
 AT_900 = 24  # the byte of a report in which one bit makes 100 a 900
 LOGS = {  # of each protocol: what writes one, and the name that the page finds for it
     "classroom": ("attacks.py", "1 runs of the lab's own protocol"),
@@ -55,6 +57,10 @@ class Page:
     def press(self, name: str) -> None:
         """Press a button of the hand."""
         self.view.locator(".actions button").filter(has_text=re.compile(f"^{name}$")).click()
+
+    def open(self, panel: str) -> None:
+        """Open a panel on the right; the run of attacks and logs is on the left then."""
+        self.view.click(f"nav a[href='#{panel}']")
 
     def up_to_report(self) -> None:
         for kind in ("CLIENT_HELLO", "SERVER_CHALLENGE"):
@@ -125,13 +131,16 @@ def test_a_bit_that_is_clicked_is_refused_by_its_step_with_a_link_to_the_claim(p
 
 def test_without_the_tag_the_same_click_is_a_900(page: Page) -> None:
     page.up_to_report()
+    page.open("rules")
     page.view.click("[data-rule='tag']")
     page.has("1 taken out", "#rules-title")
+    page.open("hand")
     page.up_to_report()
     page.flip(AT_900, 3)
     page.press("Forward")
     page.has("YOU WIN: the server accepted CLIENT_DATA [900.0,20.5,21.0,22.5]", "#said")
     page.has("1 won", "#end-adversary")
+    page.has("accepted: you win", "#ladder .row.changed .verdict.won")
     assert "900" not in page.view.inner_text("#ladder"), "an eavesdropper sees no reading"
     page.view.click("#inside")
     page.has("[900.0", "#ladder .half.right .inside")
@@ -158,10 +167,8 @@ def test_everything_can_be_done_by_keyboard(page: Page) -> None:
     page.view.focus(".byte[data-at='0']")
     keyboard.press("f")
     page.has("SERVER_CHALLENGE")
-    page.view.focus(".byte[data-at='0']")
     keyboard.press("f")
     page.has("CLIENT_DATA")
-    page.view.focus(".byte[data-at='0']")
     for _ in range(AT_900):
         keyboard.press("ArrowRight")
     assert page.view.evaluate("document.activeElement.dataset.at") == str(AT_900)
@@ -195,7 +202,7 @@ def test_header_reflection_splice_and_replay_are_typed_as_in_the_proxy(
     page.has("refused: WrongPeer", "#ladder .row.replaced")
     page.view.locator("#ladder .row.replaced summary").click()
     page.view.locator("#ladder .row.replaced table.bytes mark").first.wait_for()
-    page.view.click("details:has(#script) > summary")
+    page.open("script")
     with page.view.expect_download() as download:
         page.view.click("#save")
     path = tmp_path / "scene.txt"
@@ -223,12 +230,27 @@ def test_a_session_goes_by_itself_and_the_epoch_is_shown(page: Page) -> None:
     page.has("connection 2 has begun", "#ladder .note")
 
 
+def test_rows_out_of_sight_leave_the_document_and_come_back(page: Page) -> None:
+    page.room.pair.reports = [[100.0]] * 40
+    page.has("CLIENT_HELLO")
+    page.press("Forward all")
+    page.has("connection 1 is over", "#ladder .note")
+    page.press("New session")
+    page.has("connection 2 is over", "#ladder .note")
+    first = page.view.locator("#ladder .row summary").filter(has_text="#1 passed")
+    first.wait_for(state="detached")
+    page.view.evaluate("() => { document.getElementById('view').scrollTop = -1e6; }")
+    first.wait_for()
+    page.has("SERVER_AGGR_RESPONSE, round 1", "#ladder .row")
+
+
 # Attacks ------------------------------------------------------------------------------------------
 
 
 def test_an_attack_of_the_catalogue_is_a_button_with_its_story_and_enters_the_score(
     page: Page,
 ) -> None:
+    page.open("attacks")
     attack = page.view.locator("tr:has(button[data-attack='flip-reading'])")
     assert "One bit flips, to make the reading 100 a 900." in attack.text_content()
     attack.locator("button[data-attack]").click()
@@ -236,7 +258,7 @@ def test_an_attack_of_the_catalogue_is_a_button_with_its_story_and_enters_the_sc
     page.has("server: BadTag", "#board td")
     attack.locator("summary").click()
     attack.locator("li button", has_text="without tag").first.click()
-    page.has("taken out", "#rules-title")
+    page.has("without tag", "#attack-rules")
     attack.locator("button[data-attack]").click()
     page.has("WON", "#board td")
     heads = page.view.locator("#board thead th").all_inner_texts()
@@ -244,11 +266,15 @@ def test_an_attack_of_the_catalogue_is_a_button_with_its_story_and_enters_the_sc
 
 
 def test_as_documented_is_one_button(page: Page) -> None:
+    page.open("rules")
     page.view.click("#documented")
     page.has("10 taken out", "#rules-title")
+    page.open("attacks")
     page.view.click("button[data-attack='replay-session']")
     page.has("won:", "#run")
     page.has("as documented", "#board thead")
+    page.open("rules")
+    assert page.view.is_visible("#wire"), "the rules are those of the hand's ends"
     page.view.click("#all-rules")
     page.has("all in place", "#rules-title")
 
@@ -273,6 +299,7 @@ def test_a_finished_log_of_any_protocol_is_opened_by_the_file_picker(
     log = tmp_path / "events.jsonl"
     done = run(*program.split(), "--events", str(log), attack)
     assert done.returncode == 0, done.stderr
+    page.open("logs")
     page.view.select_option("#protocol", protocol)  # flip-text is an attack on each companion
     page.view.set_input_files("#file", log)
     page.has(name, "#log-note")
@@ -281,6 +308,7 @@ def test_a_finished_log_of_any_protocol_is_opened_by_the_file_picker(
 
 
 def test_a_file_that_is_no_log_is_one_sentence(page: Page, tmp_path: Path) -> None:
+    page.open("logs")
     path = tmp_path / "photo.jpg"
     path.write_bytes(b"\xff\xd8<script>")
     page.view.set_input_files("#file", path)
@@ -290,48 +318,64 @@ def test_a_file_that_is_no_log_is_one_sentence(page: Page, tmp_path: Path) -> No
         '"message": "0a"}\n'
     )
     page.view.set_input_files("#file", tmp_path / "evil.jsonl")
-    page.has("<img src=x onerror=alert(1)>", "#log-run h3")
-    assert page.view.locator("#logs img").count() == 0
+    page.has("<img src=x onerror=alert(1)>", "#log-run h2")
+    assert page.view.locator("#log-run img").count() == 0
 
 
 # To be seen and heard -----------------------------------------------------------------------------
 
 
-@LOOKS
-def test_it_never_scrolls_sideways_and_letters_are_large(page: Page) -> None:
-    page.up_to_report()
-    page.flip(AT_900, 3)
-    page.press("Forward")
-    page.has("refused: BadTag", "#ladder .row")
-    page.view.click("button[data-attack='flip-reading']")
-    page.has("refused by the server", "#run")
-    page.view.evaluate(SHOW_ALL)
-    assert page.view.evaluate("document.documentElement.scrollWidth <= innerWidth")
-    smallest = page.view.evaluate("""Math.min(...[...document.querySelectorAll('body *')]
-        .filter(e => e.innerText && !e.children.length)
-        .map(e => parseFloat(getComputedStyle(e).fontSize)))""")
-    assert smallest >= 12
-
-
-@LOOKS
-def test_axe_finds_nothing(page: Page) -> None:
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+def flip_and_play(page: Page) -> Iterator[str]:
+    """Give each panel in turn, after a bit was flipped and while all is open."""
     page.up_to_report()
     page.view.click("#inside")
     page.flip(AT_900, 3)
     page.press("Forward")
     page.has("refused: BadTag", "#ladder .row")
     page.view.locator("#ladder .row.changed summary").click()
+    page.view.click(".more summary")
+    page.open("attacks")
     page.view.click("button[data-attack='flip-reading']")
     page.has("refused by the server", "#run")
-    page.view.click(".more summary")
-    page.view.click("details:has(#script) > summary")
     page.view.evaluate(SHOW_ALL)
-    found = axe.Axe().run(page.view)
-    assert [
-        (rule["id"], [node["html"] for node in rule["nodes"]][:3])
-        for rule in found.response["violations"]
-    ] == []
+    for panel in PANELS:
+        page.open(panel)
+        page.view.wait_for_selector(f"#{panel}")
+        yield panel
+
+
+@LOOKS
+def test_it_never_scrolls_sideways_and_letters_are_large(page: Page) -> None:
+    for panel in flip_and_play(page):
+        assert page.view.evaluate("document.documentElement.scrollWidth <= innerWidth"), panel
+        smallest = page.view.evaluate("""Math.min(...[...document.querySelectorAll('body *')]
+            .filter(e => e.innerText && !e.children.length && e.checkVisibility())
+            .map(e => parseFloat(getComputedStyle(e).fontSize)))""")
+        assert smallest >= 12, panel
+
+
+@pytest.mark.parametrize(
+    "page",
+    [{"viewport": {"width": width, "height": height}} for width, height in SCREENS],
+    indirect=True,
+)
+def test_on_a_wide_screen_all_is_in_sight(page: Page) -> None:
+    for panel in flip_and_play(page):
+        assert page.view.evaluate("document.documentElement.scrollHeight <= innerHeight"), panel
+        seen = page.view.locator("#command button").bounding_box()
+        assert seen, panel
+        assert seen["y"] + seen["height"] <= page.view.viewport_size["height"], panel
+
+
+@LOOKS
+def test_axe_finds_nothing(page: Page) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+    for panel in flip_and_play(page):
+        found = axe.Axe().run(page.view)
+        assert [
+            (panel, rule["id"], [node["html"] for node in rule["nodes"]][:3])
+            for rule in found.response["violations"]
+        ] == []
 
 
 # Slow and closed browsers -------------------------------------------------------------------------

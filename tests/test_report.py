@@ -669,7 +669,7 @@ def test_pictures_are_made_anew_and_small(tmp_path: Path) -> None:
     pytest.importorskip("playwright")
     done = command("-m", "classroom.pictures", str(tmp_path))
     assert (done.returncode, done.stderr) == (0, "")
-    assert {path.name for path in tmp_path.iterdir()} == {*pictures.PICTURES}
+    assert {path.name for path in tmp_path.iterdir()} == {*pictures.PICTURES, *pictures.LIVE}
     for path in tmp_path.iterdir():
         assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
         assert path.stat().st_size < 150_000

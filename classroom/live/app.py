@@ -39,8 +39,6 @@ FILES = {  # by path: nothing else is served
 MOST_BROWSERS = 8
 MOST_REQUEST = 140_000  # bytes: the longest message of the protocol in hexadecimal fits
 MOST_LOG = 64 * 2**20  # bytes of an event log
-ROWS_AT_ONCE = 200
-PAUSE_S = 0.01  # between two updates: no screen shows more
 
 
 class Live:
@@ -84,7 +82,8 @@ class Live:
         try:
             async for message in talk:
                 if message.type is WSMsgType.TEXT:
-                    self._hear(message.data)
+                    self._hear(message.data, feed)
+                    await asyncio.sleep(0)  # a flood of requests does not keep others waiting
         finally:
             self._room.feeds.remove(feed)
             teller.cancel()
@@ -93,18 +92,14 @@ class Live:
         return talk
 
     async def _tell(self, talk: web.WebSocketResponse, feed: Feed) -> None:
-        """Tell a browser everything, and then what has changed, whenever it has time."""
-        room = self._room
+        """Tell a browser everything, and then what has changed, one picture at a time."""
+        scene = self._room.scene
         await talk.send_str(as_text(self._facts))
-        feed.touch(room.scene.ids(), ["state", "said", "script", "board", "run"])
+        feed.touch(scene.ids(), ["state", "said", "script", "board", "run"])
         while not talk.closed:
             rows, topics = await feed.changes()
-            newest = sorted(rows)
-            for start in range(0, len(newest), ROWS_AT_ONCE):
-                told = room.scene.rows_view(newest[start : start + ROWS_AT_ONCE])
-                await talk.send_str(as_text({"rows": told}))
-            await talk.send_str(as_text(self._topics(topics, feed)))
-            await asyncio.sleep(PAUSE_S)
+            picture = {"first": scene.first(), "rows": scene.rows_view(rows)}
+            await talk.send_str(as_text({**picture, **self._topics(topics, feed)}))
 
     def _topics(self, topics: set[str], feed: Feed) -> View:
         room = self._room
@@ -117,19 +112,21 @@ class Live:
         }
         return {name: view() for name, view in views.items() if name in topics}
 
-    def _hear(self, text: str) -> None:
+    def _hear(self, text: str, feed: Feed) -> None:
         """Do what a browser asks for, soon; say so if it cannot be understood."""
         room = self._room
         try:
-            self._obey(json.loads(text))
+            self._obey(json.loads(text), feed)
         except UserError as error:
             room.scene.say(str(error))
         except (ValueError, RecursionError):
             room.scene.say("the page asked for something that cannot be understood")
 
-    def _obey(self, asked: Any) -> None:
+    def _obey(self, asked: Any, feed: Feed) -> None:
         """Carry out a request. Raises UserError, ValueError."""
         match asked:
+            case {"drawn": True}:
+                feed.drawn.set()
             case {"type": str(line)}:
                 self._room.type(line)
             case {"rules": [*names], "patient": bool(is_patient)} if all_text(names):

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from classroom.keylog import words_of
 from classroom.live.scene import Scene
-from classroom.live.views import View
+from classroom.live.views import View, short
 from classroom.proxy_pair import CLIENT_ID, RECEIVERS, OwnPair
 from lab.stage import BYSTANDER
 from program import UserError, escaped
@@ -29,8 +29,6 @@ from protocol_fsm import (
 )
 from server import Contribution, Epoch, Record
 
-MOST_LETTERS = 600  # of a plaintext
-
 
 class LivePair(OwnPair):
     """A server, the client under attack, and a bystander that reports whenever that one does."""
@@ -42,6 +40,7 @@ class LivePair(OwnPair):
         self._sessions: dict[str, Session] = {}  # the newest of each end
         self._fates: dict[str, str] = {}  # the last refusal or end of each
         self._epoch: Epoch | None = None
+        self._scoring = threading.Lock()
         self._turns: queue.SimpleQueue[bool] = queue.SimpleQueue()
         self._bystander = threading.Thread(target=self._stand_by, daemon=True)
 
@@ -90,8 +89,11 @@ class LivePair(OwnPair):
             if seen.verdict not in ("sealed", "accepted"):
                 self._fates[end] = f"refused: {seen.verdict}"
             inside = inside_of(seen.message, seen.plaintext) if seen.plaintext else ""
-            self._scene.judged(end, seen.message, seen.verdict, inside)
-            score(seen)
+            with self._scoring:
+                before = self.score.won
+                score(seen)
+                verdict = "won" if self.score.won > before else seen.verdict
+            self._scene.judged(end, seen.message, verdict, inside)
 
         return watch
 
@@ -140,4 +142,4 @@ class LivePair(OwnPair):
 def inside_of(message: bytes, plaintext: bytes) -> str:
     """Return a plaintext in words, as anyone with the key log can read it."""
     words = words_of(Header(*HEADER.unpack_from(message)), plaintext).removeprefix("plaintext: ")
-    return words if len(words) <= MOST_LETTERS else f"{words[:MOST_LETTERS]} ..."
+    return short(words)

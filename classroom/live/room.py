@@ -116,7 +116,6 @@ class Room:
     def view(self) -> View:
         """Show all but the rows."""
         return {
-            "first": self.scene.first(),
             "rules": [*filter(None, self.rules.split(","))],
             "patient": self.is_patient,
             "inside": self.scene.shows_inside,

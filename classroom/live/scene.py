@@ -2,8 +2,8 @@
 
 Rules in this module:
 - any thread may change the scene, and none waits for a browser: a change is only marked;
-- a browser is told what has changed when it has time, as it stands then: one that is slow or gone
-  misses steps in between, and costs no memory;
+- a browser is told what has changed when it has drawn what it was told before, the newest rows
+  first: one that is slow or gone misses steps in between, and costs no memory;
 - rows are those of an event log [EVENTS.md], made from its lines as they happen.
 """
 
@@ -24,6 +24,8 @@ from lab.events import Step, add_deed, event_of
 from lab.frames import Frame
 
 MOST_ROWS = 2_000  # on the page; older ones leave it
+TOGETHER_S = 0.005  # a message is sent, is in hand and changes an end almost at once: one picture
+ROWS_AT_ONCE = 12  # in one picture; hardly more are in sight
 MOST_LINES = 500  # of what was said
 WAITS = {"in hand": "in your hand", "waiting": "waits behind it", "aside": "put aside"}
 
@@ -34,6 +36,7 @@ class Feed:
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._wake = asyncio.Event()
+        self.drawn = asyncio.Event()  # by the browser: all that it has been told
         self._lock = threading.Lock()
         self._rows: set[int] = set()
         self._topics: set[str] = set()
@@ -47,15 +50,20 @@ class Feed:
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._wake.set)
 
-    async def changes(self) -> tuple[set[int], set[str]]:
-        """Wait for a change, and return all rows and topics that have changed."""
+    async def changes(self) -> tuple[list[int], set[str]]:
+        """Wait for changes and the browser; return the newest rows and all topics that changed."""
+        await self.drawn.wait()
         await self._wake.wait()
+        await asyncio.sleep(TOGETHER_S)
+        self.drawn.clear()
         self._wake.clear()
         with self._lock:
-            rows = self._rows
+            rows = sorted(self._rows)[-ROWS_AT_ONCE:]
             topics = self._topics
-            self._rows = set()
+            self._rows.difference_update(rows)
             self._topics = set()
+            if self._rows:
+                self._wake.set()
         return rows, topics
 
 
@@ -88,7 +96,7 @@ class Row:
     note: str = ""
     step: Step | None = None
     number: int = 0  # as the proxy counts; 0: an end did not send it just now
-    verdict: str = ""  # "accepted", or the error of the end that it was delivered to
+    verdict: str = ""  # of the end that it was delivered to: "accepted", "won" or the error
 
 
 class Scene:
@@ -174,7 +182,7 @@ class Scene:
             added = self._ids[-1]
             self._rows[added].step = self._steps[-1]
             self._delivered[frame.to, frame.message] = added
-            touched = {added, *self._open()}
+            touched = [*self._ids] if deed == "late" else [added]  # one of them was held
         self._feeds.touch(touched, ["state"])
 
     def waits(self, fates: Mapping[int, str]) -> None:
@@ -193,18 +201,13 @@ class Scene:
             row = self._delivered.get((end, message), 0)
             if row in self._rows and verdict != "sealed":
                 self._rows[row].verdict = verdict
-            touched = [row] if row in self._rows else self._open()
-        self._feeds.touch(touched, ["state"])
+        self._feeds.touch([row], ["state"])
 
     def show_inside(self, is_on: bool) -> None:
         with self._lock:
             self.shows_inside = is_on
             touched = [*self._rows]
         self._feeds.touch(touched, ["state"])
-
-    def _open(self) -> list[int]:
-        """Return the rows whose messages have not been delivered."""
-        return [key for key in self._ids[-20:] if key in self._rows]
 
     def _add(self, row: Row) -> int:
         key = self._next

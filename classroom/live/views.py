@@ -13,15 +13,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from classroom.keylog import DIRECTION_NAMES
 from classroom.report import command_of, verdict_of
 from classroom.wire import LAB, ROOT, Wire
+from endpoint import OPCODE_NAMES
 from lab.claims import Claims, read_claims, read_sets
-from lab.events import KINDS, Run, Step, not_known, parse_events, runs_of
+from lab.events import KINDS, Run, Step, not_known, parse_events, runs_of, shown
 from lab.rules import meaning
 from program import UserError, escaped
 
 View = dict[str, Any]
 MOST_BYTES = 512  # of a field that the page shows
+MOST_LETTERS = 500  # of a text in a log
+MOST_RUNS = 500  # of a log
 PROTOCOLS = {  # by folder; the module of the Wire, which is loaded when a log needs it
     "classroom": "",
     "device_transfer": "companions.device_transfer.wire",
@@ -85,14 +89,15 @@ def run_view(run: Run, wire: Wire) -> View:
     """Show a run of a log: its ladder, its verdict, and how to see it again."""
     verdict = verdict_of(run)
     return {
-        "attack": run.attack,
-        "title": run.title,
-        "story": run.story,
-        "command": command_of(run, wire) if run.verdict else "",
-        "verdict": {"kind": verdict.kind, "words": verdict.words},
-        "ended": [f"{end}: {error} ({n})" for (end, error), n in run.ended.items()],
+        "attack": short(run.attack),
+        "title": short(run.title),
+        "story": short(run.story),
+        "command": short(command_of(run, wire)) if run.verdict else "",
+        "verdict": {"kind": verdict.kind, "words": short(verdict.words)},
+        "ended": short(", ".join(f"{end}: {error} ({n})" for (end, error), n in run.ended.items())),
         "rows": [
-            {**step_view(step, wire), "id": number} for number, step in enumerate(run.steps, 1)
+            {**step_view(step, wire), "id": number} if step else {"note": f"{number} messages more"}
+            for number, step in shown(run.steps)
         ],
     }
 
@@ -106,9 +111,15 @@ def log_view(text: str, protocol: str) -> View:
     return {
         "protocol": name,
         "name": wire.name,
-        "note": not_known("the log", unknown) if unknown else "",
-        "runs": [run_view(run, wire) for run in runs],
+        "count": len(runs),
+        "note": short(not_known("the log", unknown)) if unknown else "",
+        "runs": [run_view(run, wire) for run in runs[:MOST_RUNS]],
     }
+
+
+def short(text: str) -> str:
+    """Return a text, or its beginning if no page has room for it."""
+    return text if len(text) <= MOST_LETTERS else f"{text[:MOST_LETTERS]} ..."
 
 
 def protocol_of(attacks: Iterable[str]) -> str:
@@ -153,6 +164,7 @@ def facts() -> View:
     sets = read_sets(LAB.data / "sets.json")
     return {
         "steps": STEPS,
+        "names": {"opcode": OPCODE_NAMES, "direction": DIRECTION_NAMES},
         "errors": errors_view(told),
         "claims": [claim_view(claim) for claim in told.claims],
         "rules": [{"name": name, "without": meaning(rule)} for name, rule in RULES.items()],

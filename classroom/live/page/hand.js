@@ -3,21 +3,26 @@
 import { button, byId, chooser, el, show } from "./dom.js";
 import { hexOf } from "./ladder.js";
 
-const OPCODES = ["CLIENT_HELLO", "SERVER_CHALLENGE", "CLIENT_DATA", "SERVER_AGGR_RESPONSE", "KEY_DESYNC_ERROR", "TERMINATE"];
+const SIZES = { opcode: 1, "client id": 1, round: 4, direction: 1 }; // of the header's fields, in bytes
 
 export class Hand {
   constructor(type) {
     this.type = type;
     this.at = 0; // the byte that is chosen
-    this.body = byId("hand-body");
+    this.isAmongBytes = false; // the focus, or it was when the last message left
     this.bytes = el("div", { class: "bytes-in-hand" });
     this.bits = el("div", { class: "bits", role: "group", "aria-label": "Bits" });
     this.actions = el("div", { class: "actions" });
-    this.edits = el("div", { class: "edits" });
     this.more = el("details", { class: "more" });
-    this.body.append(this.actions, this.bits, this.bytes, this.edits, this.more);
+    byId("hand-top").append(this.actions, this.bits);
+    byId("hand-body").append(this.bytes, this.more);
+    this.bytes.addEventListener("click", (event) => this.choose(Number(event.target.dataset.at)));
     this.bytes.addEventListener("keydown", (event) => this.move(event));
     byId("hand").addEventListener("keydown", (event) => this.shortcut(event));
+  }
+
+  build(facts) {
+    this.facts = facts;
   }
 
   update(table) {
@@ -25,19 +30,18 @@ export class Hand {
     this.table = table;
     if (hand?.number !== this.hand?.number || hand?.bytes.size !== this.hand?.bytes.size) this.at = 0;
     this.hand = hand;
-    byId("hand-title").textContent = hand ? `In your hand: ${hand.name}` : "Your hand is empty";
+    byId("hand-title").textContent = hand ? hand.name : "Your hand is empty";
     this.showActions(table);
-    show(this.bytes, [hand?.bytes, hand?.changed], () => this.makeBytes());
+    this.showBytes(hand);
     this.showBits();
-    show(this.edits, hand?.bytes.fields.slice(0, 4), () => (hand ? this.makeEdits(hand) : []));
-    show(this.more, [table.tapes, table.held, table.waiting, table.came], () => this.makeMore(table));
+    show(this.more, [table.tapes, table.waiting], () => this.makeMore(table));
   }
 
   showActions(table) {
     const has = Boolean(table.hand);
     const act = (text, line, title, isPossible = has, props = {}) =>
       button(text, () => this.type(line), { title, "data-key": text, "aria-disabled": isPossible ? null : "true", ...props });
-    show(this.actions, [has, table.undo, table.auto, table.connected], () => [
+    show(this.actions, [has, table.undo, table.auto, table.connected, table.held], () => [
       act("Forward", "forward", "F", has, { class: "main" }),
       act("Drop", "drop", "D"),
       act("Hold", "hold", "H"),
@@ -46,7 +50,19 @@ export class Hand {
       act("Forward all", table.auto ? "auto off" : "auto", "whatever comes", true, { "aria-pressed": String(table.auto) }),
       act("Cut", "cut", "both sides, without a farewell", table.connected),
       act("New session", "session", "of the client", !table.connected),
+      ...table.held.map((item) => act(`Release #${item.number}`, `release ${item.number}`, item.name, true)),
     ]);
+  }
+
+  // Between two messages the focus waits in this section, where letters are heard.
+  showBytes(hand) {
+    const section = byId("hand");
+    if (this.bytes.contains(document.activeElement)) this.isAmongBytes = true;
+    else if (document.activeElement !== section) this.isAmongBytes = false;
+    show(this.bytes, [hand?.bytes, hand?.changed], () => this.makeBytes());
+    if (!this.isAmongBytes) return;
+    const place = this.byte(this.at) ?? section;
+    if (document.activeElement !== place) place.focus({ preventScroll: true });
   }
 
   makeBytes() {
@@ -56,20 +72,21 @@ export class Hand {
       el(
         "div",
         { class: `field f${number % 8}` },
-        el("span", { class: "name" }, field.name, field.says ? el("span", { class: "soft" }, ` ${field.says}`) : ""),
+        el("span", { class: "name" }, field.name, " ", this.makeMeaning(field)),
         el(
           "span",
           { class: "row-of-bytes" },
           hexOf(field.hex).map((byte, place) => {
             const at = field.at + place;
-            return button(byte, () => this.choose(at), {
+            return el("span", {
+              role: "button",
               class: `byte${changed.has(at) ? " changed" : ""}`,
               tabindex: at === this.at ? "0" : "-1",
               "data-at": at,
               "aria-pressed": String(at === this.at),
               "aria-label": `byte ${at}, ${byte}, ${field.name}${changed.has(at) ? ", changed" : ""}`,
-            });
-          }),
+            }, byte);
+          }).flatMap((byte) => [byte, " "]),
           field.size > field.hex.length / 2 ? el("span", { class: "soft" }, ` and ${field.size - field.hex.length / 2} more bytes`) : "",
         ),
       ),
@@ -117,6 +134,7 @@ export class Hand {
 
   // In the bytes: arrows move, digits flip bits.
   move(event) {
+    if (event.target.dataset.at === undefined) return;
     const steps = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -16, ArrowDown: 16 };
     if (event.ctrlKey || event.altKey || event.metaKey) return;
     if (event.key in steps) this.choose(this.at + steps[event.key], true);
@@ -136,39 +154,19 @@ export class Hand {
     event.preventDefault();
   }
 
-  makeEdits(hand) {
-    const value = Object.fromEntries(hand.bytes.fields.map((field) => [field.name, parseInt(field.hex, 16)]));
-    const number = (name, field, most) =>
-      el(
-        "label",
-        {},
-        `${name} `,
-        el("input", {
-          type: "number",
-          min: 0,
-          max: most,
-          value: value[name],
-          "aria-label": name,
-          onchange: (event) => this.type(`edit ${field}=${event.target.value}`),
-        }),
-      );
-    const opcodes = [...OPCODES.map((name) => [name, name]), ["0", "0"]];
-    const opcode = hand.bytes.fields[0]?.says.replace(/^\d+: /, "");
-    if (!OPCODES.includes(opcode)) opcodes.unshift([opcode, `${value.opcode}`]);
-    return el(
-      "fieldset",
-      {},
-      el("legend", {}, "Header"),
-      el("label", {}, "opcode ", chooser("opcode", opcodes, (name) => this.type(`edit opcode=${name}`), opcode)),
-      number("client id", "client_id", 255),
-      number("round", "round", 4294967295),
-      el(
-        "label",
-        {},
-        "direction ",
-        chooser("direction", [["C2S", "C2S"], ["S2C", "S2C"]], (way) => this.type(`edit direction=${way}`), value.direction ? "S2C" : "C2S"),
-      ),
-    );
+  // What changes a field of the header as a whole; another field has only its meaning, if it has one.
+  makeMeaning(field) {
+    if (field.size !== SIZES[field.name]) return el("span", { class: "soft" }, field.says);
+    const value = parseInt(field.hex, 16);
+    const edit = (text) => this.type(`edit ${field.name.replace(" ", "_")}=${text}`);
+    const names = this.facts.names[field.name];
+    if (names) {
+      const known = names[value] ?? `${value}`;
+      const choices = [...new Set([...Object.values(names), known])];
+      return chooser(field.name, choices.map((name) => [name, name]), edit, known);
+    }
+    const most = 256 ** field.size - 1;
+    return el("input", { type: "number", min: 0, max: most, value, "aria-label": field.name, onchange: (event) => edit(event.target.value) });
   }
 
   makeMore(table) {
@@ -177,19 +175,16 @@ export class Hand {
     const choices = tapes.flatMap(([name]) => ["server", "client"].map((to) => [`${name} ${to}`, `${name}, to the ${to}`]));
     const pick = el("select", { "aria-label": "message of a recording" }, messages.map(([value, text]) => el("option", { value }, text)));
     const tape = el("select", { "aria-label": "recording" }, choices.map(([value, text]) => el("option", { value }, text)));
-    const until = el("select", { "aria-label": "forward until" }, [...OPCODES, "end"].map((value) => el("option", { value }, value)));
+    const until = el("select", { "aria-label": "forward until" }, [...Object.values(this.facts.names.opcode), "end"].map((value) => el("option", { value }, value)));
     const name = el("input", { "aria-label": "name of the recording", value: "mine", pattern: "\\w+" });
     const hex = el("input", { "aria-label": "bytes in hexadecimal", placeholder: "3c01\u2026", spellcheck: "false" });
     return [
-      el("summary", {}, "Recordings, held messages, bytes of your own"),
+      el("summary", {}, "Recordings, and bytes of your own"),
       el("p", {}, button("Splice in its place", () => this.type(`splice ${pick.value}`)), pick),
       el("p", {}, button("Play a recording", () => this.type(`play ${tape.value}`)), tape),
       el("p", {}, button("Record this connection", () => this.type(`record ${name.value}`)), name),
       el("p", {}, button("Forward until", () => this.type(`until ${until.value}`)), until),
       el("p", {}, button("Send bytes to the server", () => this.type(`inject ${hex.value}`)), hex),
-      table.held.length
-        ? el("p", {}, "Put aside: ", table.held.map((item) => button(`Release ${item.name}`, () => this.type(`release ${item.number}`))))
-        : el("p", { class: "soft" }, "Nothing is put aside."),
       table.waiting.length ? el("p", { class: "soft" }, `Behind it wait: ${table.waiting.join("; ")}`) : null,
     ];
   }

@@ -2,7 +2,7 @@
 
 import { button, claimLinks, el } from "./dom.js";
 
-const SIGNS = { accepted: "\u2713" };
+const TAKEN = { accepted: ["held", "\u2713 accepted"], won: ["won", "\u2717 accepted: you win"] }; // else an error
 const BLOCK = 25; // rows
 const SHORT = 4; // bytes of a field that are shown in a row
 
@@ -66,20 +66,14 @@ function half(row, kind, facts) {
   if (!view) return cell;
   const parts = [el("span", { class: "title" }, view.title)];
   if (kind === "on" && row.verdict) {
-    const isGood = row.verdict === "accepted";
-    parts.push(
-      el(
-        "strong",
-        { class: `verdict ${isGood ? "held" : "refused"}` },
-        `${SIGNS[row.verdict] ?? "\u2717"} ${isGood ? "accepted" : `refused: ${row.verdict}`}`,
-      ),
-    );
+    const [look, words] = TAKEN[row.verdict] ?? ["refused", `\u2717 refused: ${row.verdict}`];
+    parts.push(el("strong", { class: `verdict ${look}` }, words));
   }
   cell.append(el("span", { class: "head" }, ...parts), el("span", { class: "arrow", "aria-hidden": "true" }));
   if (kind === "in" || isOther || !row.in) cell.append(chips(view, isOther ? row.sent : null));
   const inside = row.inside?.[kind === "in" ? 0 : 1];
   if (inside && (kind === "in" || isOther || !row.in)) cell.append(el("span", { class: "inside" }, `inside: ${inside}`));
-  if (kind === "on" && row.verdict && row.verdict !== "accepted") cell.append(...refusal(row.verdict, facts));
+  if (kind === "on" && row.verdict && !(row.verdict in TAKEN)) cell.append(...refusal(row.verdict, facts));
   return cell;
 }
 
@@ -116,6 +110,9 @@ const directions = (row) => {
   return row.in ? `from the ${from} to the ${row.to}` : `to the ${row.to}`;
 };
 
+// In a run rows are counted; on the wire only what an end sent just now has a number, that of the proxy.
+const nameOf = (row) => (row.number === undefined ? `${row.id}` : row.number ? `#${row.number}` : "");
+
 // Fill a list item with one row; `replay` is what its button does, if it has one.
 export function fill(item, row, facts, replay = null) {
   if (row.note) {
@@ -125,16 +122,16 @@ export function fill(item, row, facts, replay = null) {
   }
   const isOpen = item.querySelector("details")?.open ?? false;
   item.className = `row ${row.kind.replace(" ", "-")}${row.touched ? " touched" : ""}`;
-  const name = row.number ? `#${row.number}` : `${row.id}`;
+  const name = nameOf(row);
   const title = (row.sent ?? row.got)?.title ?? "";
   const detail = el(
     "details",
     { class: "detail", open: isOpen },
-    el("summary", { "aria-label": `Message ${name}, ${title}, ${directions(row)}, ${row.words}: its bytes` }, `${name} ${row.kind}`),
+    el("summary", { "aria-label": `${name || "Message"}, ${title}, ${directions(row)}, ${row.words}: its bytes` }, `${name} ${row.kind}`.trim()),
   );
   const fillDetail = () => {
     if (detail.open && detail.childElementCount === 1 && row.sent) {
-      const body = el("div", { class: "scroll", tabindex: "0", role: "group", "aria-label": `Bytes of ${name}` }, ...bytesTable(row));
+      const body = el("div", { class: "scroll", tabindex: "0", role: "group", "aria-label": `Bytes of ${name || title}` }, ...bytesTable(row));
       const more = [el("p", { class: "soft" }, row.what ? `${row.words}: ${row.what}` : row.words)];
       if (replay && row.number) more.push(button(`Replay ${name}`, () => replay(row.number)));
       detail.append(el("div", { class: "opened" }, ...more, body));
@@ -146,45 +143,84 @@ export function fill(item, row, facts, replay = null) {
   item.replaceChildren(...cells.filter(Boolean));
 }
 
-// The ladder of what passes now; rows change in place. (The style sheet keeps its end in view.)
+// The ladder of what passes now; rows change in place. (The style sheet keeps its end in view.) Blocks
+// of rows that are far out of sight leave the document, with a gap of their height in their place, and
+// are drawn when they come back.
 export class Ladder {
-  constructor(place, replay) {
-    this.place = place;
+  constructor(view, list, replay) {
+    this.list = list;
     this.replay = replay;
-    this.items = new Map();
+    this.places = new Map(); // by the id of a row: its item, its block, and what is to be drawn in it
+    this.newest = 0;
+    this.watch = new IntersectionObserver((seen) => seen.forEach((each) => this.look(each)), { root: view, rootMargin: "100%" });
   }
 
-  put(row, facts) {
-    let item = this.items.get(row.id);
-    if (!item) {
-      item = el("li", { "data-at": row.at });
-      this.items.set(row.id, item);
-      this.block().append(item);
+  build(facts) {
+    this.facts = facts;
+  }
+
+  look({ target, isIntersecting, boundingClientRect, rootBounds }) {
+    if (!rootBounds.height || isIntersecting === !target.isAway) return; // the whole wire may be hidden
+    target.isAway = !isIntersecting;
+    target.style.height = target.isAway ? `${boundingClientRect.height}px` : "";
+    const places = target.isAway ? [] : target.ids.map((id) => this.places.get(id));
+    target.replaceChildren(...places.map((place) => place.item));
+    for (const place of places) this.draw(place);
+  }
+
+  // Show some rows, of which the oldest in the lab's memory is `first`. The newest are told first, so
+  // that there may be room to make for others, in the order of their ids.
+  put(rows, first) {
+    this.dropBefore(first);
+    const newest = rows.at(-1)?.id ?? 0;
+    for (let id = Math.max(this.newest + 1, first); id <= newest; id++) this.add(id);
+    for (const row of rows) {
+      const place = this.places.get(row.id);
+      if (!place) continue;
+      place.row = row;
+      if (!place.block.isAway) this.draw(place);
     }
-    fill(item, row, facts, this.replay);
   }
 
-  // Lists of some rows each: a browser skips those that are out of sight.
+  draw(place) {
+    if (!place.row) return;
+    place.item.dataset.at = place.row.at;
+    fill(place.item, place.row, this.facts, this.replay);
+    place.row = null;
+  }
+
+  add(id) {
+    const item = el("li");
+    const block = this.block();
+    this.newest = id;
+    this.places.set(id, { item, block, row: null });
+    block.ids.push(id);
+    if (!block.isAway) block.append(item);
+  }
+
   block() {
-    const last = this.place.lastElementChild;
-    if (last && last.childElementCount < BLOCK) return last;
-    const made = el("ol");
-    this.place.append(made);
+    const last = this.list.lastElementChild;
+    if (last && last.ids.length < BLOCK) return last;
+    const made = Object.assign(el("ol"), { ids: [], isAway: false });
+    this.list.append(made);
+    this.watch.observe(made);
     return made;
   }
 
   clear() {
-    this.items.clear();
-    this.place.replaceChildren();
+    this.watch.disconnect();
+    this.places.clear();
+    this.newest = 0;
+    this.list.replaceChildren();
   }
 
+  // Forget blocks whose rows have all left the lab's memory.
   dropBefore(first) {
-    for (const [id, item] of this.items) {
-      if (id >= first) break;
-      item.remove();
-      this.items.delete(id);
-      const oldest = this.place.firstElementChild;
-      if (!oldest.childElementCount) oldest.remove();
+    for (const block of [...this.list.children]) {
+      if (block.ids.at(-1) >= first) return;
+      for (const id of block.ids) this.places.delete(id);
+      this.watch.unobserve(block);
+      block.remove();
     }
   }
 }
@@ -197,13 +233,14 @@ export function runView(run, facts) {
     fill(item, row, facts);
     list.append(item);
   }
+  const heads = el("p", { class: "heads", "aria-hidden": "true" }, ...["Client", "Adversary", "Server"].map((name) => el("span", {}, name)));
   const verdict = run.verdict ? el("p", {}, el("strong", { class: `verdict ${run.verdict.kind}` }, run.verdict.words)) : null;
   return [
-    el("h3", {}, run.title ?? run.attack),
+    el("h2", {}, run.title ?? run.attack),
     run.story ? el("p", {}, run.story) : null,
     verdict,
-    run.rows.length ? list : el("p", { class: "soft" }, "No whole message of this attack went over the wire."),
-    run.ended?.length ? el("p", { class: "soft" }, `How sessions ended: ${run.ended.join(", ")}`) : null,
+    run.rows.length ? [heads, list] : el("p", { class: "soft" }, "No whole message of this attack went over the wire."),
+    run.ended ? el("p", { class: "soft" }, `How sessions ended: ${run.ended}`) : null,
     run.command ? el("p", {}, el("code", {}, run.command)) : null,
-  ].filter(Boolean);
+  ].flat().filter(Boolean);
 }

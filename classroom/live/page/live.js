@@ -15,18 +15,15 @@ const send = (asked) => {
 };
 const type = (line) => send({ type: line });
 
-const ladder = new Ladder(byId("ladder"), (number) => type(`replay ${number}`));
+const ladder = new Ladder(byId("view"), byId("ladder"), (number) => type(`replay ${number}`));
 const hand = new Hand(type);
 const ends = new Ends();
 const rules = new Rules((names, patient) => send({ rules: names, patient }));
-const attacks = new Attacks(send);
-const logs = new Logs();
-
-const switches = el("p", { class: "switches" });
-byId("ends").before(switches);
+const attacks = new Attacks(send, showLeft);
+const logs = new Logs(showLeft);
 
 function showSwitches(state) {
-  show(switches, [state.inside, state.patient], () => [
+  show(byId("switches"), [state.inside, state.patient], () => [
     el(
       "label",
       {},
@@ -50,19 +47,18 @@ function showSwitches(state) {
 
 function showState(state) {
   const table = state.table;
-  ladder.dropBefore(state.first);
-  ends.update(state.ends, table, facts);
+  ends.update(state.ends, facts);
   hand.update(table);
   rules.update(state);
-  attacks.update(state);
   showSwitches(state);
   const out = rules.out.length ? `without ${rules.out.join(", ")}` : "all rules in place";
+  attacks.update(state, out);
   const text = `${table.connected ? `connection ${table.connection}` : "no connection"}, ${out}`;
   if (byId("status").textContent !== text) byId("status").textContent = text;
 }
 
 function showSaid(lines) {
-  const list = byId("said");
+  const list = byId("lines");
   list.append(
     ...lines.slice(-MOST_LINES).map((line) => {
       const kind = line.startsWith("YOU WIN") ? "win" : / refused /.test(line) ? "refusal" : line.startsWith("> ") ? "typed" : "";
@@ -70,74 +66,76 @@ function showSaid(lines) {
     }),
   );
   while (list.childElementCount > MOST_LINES) list.firstElementChild.remove();
-  list.scrollTop = list.scrollHeight;
 }
 
 function showScript(text) {
-  byId("script").textContent = text;
+  byId("commands").textContent = text;
 }
 
-// What came since the last picture is shown with the next one: the newest form of each row and of the
-// rest. A picture takes no longer than PICTURE_MS; what is left goes into the one after it.
-const PICTURE_MS = 8;
-const waiting = { rows: new Map(), said: [] };
-let isAsked = false;
+// On the right is the panel that the address names; on the left the wire, or the run of that panel.
+
+const RUNS = { attacks: "run", logs: "log-run" };
+const target = () => document.getElementById(location.hash.slice(1));
+const panelOf = (place) => place?.closest(".panel") ?? byId("hand");
+
+function showLeft() {
+  const run = byId(RUNS[panelOf(target()).id]);
+  const shown = run?.childElementCount ? run : byId("wire");
+  for (const each of byId("left").children) each.hidden = each !== shown;
+}
+
+function showPanel() {
+  const panel = panelOf(target());
+  for (const each of document.querySelectorAll(".panel")) each.hidden = each !== panel;
+  for (const link of document.querySelectorAll("nav a")) {
+    if (link.hash === `#${panel.id}`) link.setAttribute("aria-current", "true");
+    else link.removeAttribute("aria-current");
+  }
+  showLeft();
+  target()?.scrollIntoView();
+  target()?.focus({ preventScroll: true });
+}
+
+// The lab tells one picture at a time, and the next one after it has heard that this one is being
+// drawn: all that has changed meanwhile, as it stands then. So a slow browser lags behind by no more.
 
 // The lab tells everything: at first, and again after a lost connection.
 function begin(found) {
-  waiting.facts = null;
   document.body.classList.remove("gone");
   ladder.clear();
-  byId("said").replaceChildren();
+  byId("lines").replaceChildren();
   if (facts) return;
   facts = found;
+  ladder.build(facts);
+  hand.build(facts);
   rules.build(facts);
   attacks.build(facts);
   logs.build(facts);
   buildClaims(facts);
+  showPanel();
 }
 
-function drawRows() {
-  const end = performance.now() + PICTURE_MS;
-  for (const [id, row] of waiting.rows) {
-    waiting.rows.delete(id);
-    ladder.put(row, facts);
-    if (performance.now() > end) break;
-  }
-}
-
-function draw() {
-  isAsked = false;
-  if (waiting.facts) begin(waiting.facts);
-  if (waiting.rows.size) drawRows();
-  const { state, said, script, board, run } = waiting;
-  Object.assign(waiting, { state: null, said: [], script: null, board: null, run: null });
-  if (state) showState(state);
-  if (said.length) showSaid(said);
-  if (script) showScript(script);
-  if (board) attacks.showBoard(board);
-  if (run) attacks.showRun(run);
-  if (waiting.rows.size) ask();
-}
-
-function ask() {
-  if (!isAsked) requestAnimationFrame(draw);
-  isAsked = true;
+function draw(told) {
+  send({ drawn: true });
+  if (told.facts) begin(told.facts);
+  if (told.rows) ladder.put(told.rows, told.first);
+  if (told.state) showState(told.state);
+  if (told.said) showSaid(told.said);
+  if (told.script) showScript(told.script);
+  if (told.board) attacks.showBoard(told.board);
+  if (told.run) attacks.showRun(told.run);
 }
 
 function hear(event) {
-  const { rows = [], said = [], ...rest } = JSON.parse(event.data);
-  for (const row of rows) waiting.rows.set(row.id, row);
-  waiting.said.push(...said);
-  Object.assign(waiting, rest);
-  ask();
+  const told = JSON.parse(event.data);
+  requestAnimationFrame(() => draw(told));
 }
 
 function connect() {
   socket = new WebSocket(`ws://${location.host}/ws`);
   socket.addEventListener("message", hear);
   socket.addEventListener("close", () => {
-    byId("status").textContent = "the lab is gone; start it again: python3 run.py live";
+    byId("status").textContent = "the lab is gone; start it again, and open its new address";
     document.body.classList.add("gone");
     setTimeout(connect, AGAIN_MS);
   });
@@ -151,7 +149,7 @@ byId("command").addEventListener("submit", (event) => {
 });
 
 byId("save").addEventListener("click", () => {
-  const address = URL.createObjectURL(new Blob([byId("script").textContent], { type: "text/plain" }));
+  const address = URL.createObjectURL(new Blob([byId("commands").textContent], { type: "text/plain" }));
   el("a", { href: address, download: "scene.txt" }).click();
   setTimeout(() => URL.revokeObjectURL(address), 1000);
 });
@@ -164,4 +162,5 @@ document.addEventListener("keydown", (event) => {
   }
 });
 
+window.addEventListener("hashchange", showPanel);
 connect();

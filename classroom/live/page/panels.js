@@ -5,6 +5,7 @@ import { runView } from "./ladder.js";
 
 const NAMES = { client: "Client", server: "Server" };
 const SIGNS = { refused: "\u2713", "not prevented": "\u25cb", won: "\u2717", wrong: "?" };
+const CLAIMS = { holds: "held", limited: "open" }; // by verdict; else nothing is claimed
 const KINDS = { refused: "held", "not prevented": "open", won: "won", wrong: "wrong" };
 
 function endCard(name, end, facts) {
@@ -18,7 +19,7 @@ function endCard(name, end, facts) {
       { class: "keys", "aria-label": `Names of the keys of the ${name}` },
       Object.entries(end.keys).map(([label, print]) => el("li", {}, el("span", { class: "soft" }, label), " ", el("code", {}, print))),
     ),
-    end.fate ? el("p", { class: "fate" }, end.fate, error?.claims.length ? [" ", ...claimLinks(error.claims)] : "") : null,
+    end.fate ? el("p", { class: error?.step ? "fate refused" : "fate" }, end.fate, error?.claims.length ? [" ", ...claimLinks(error.claims)] : "") : null,
   ];
 }
 
@@ -27,13 +28,12 @@ function number(value) {
 }
 
 export class Ends {
-  update(ends, table, facts) {
+  update(ends, facts) {
     for (const name of ["client", "server"]) {
       show(byId(`end-${name}`), ends[name], () => endCard(name, ends[name], facts));
     }
-    show(byId("end-adversary"), [ends.epoch, ends.score, table.connection, table.connected, table.held.length], () => [
+    show(byId("end-adversary"), [ends.epoch, ends.score], () => [
       el("h3", {}, "You"),
-      el("p", { class: "state" }, el("strong", {}, table.connected ? `connection ${table.connection}` : "no connection")),
       el(
         "p",
         {},
@@ -100,8 +100,9 @@ export class Rules {
 }
 
 export class Attacks {
-  constructor(send) {
+  constructor(send, shown) {
     this.send = send;
+    this.shown = shown; // to be called when there is another run
     byId("stop").addEventListener("click", () => send({ stop: true }));
     byId("play-all").addEventListener("click", () => send({ play: this.facts.attacks.map((attack) => attack.name) }));
   }
@@ -111,7 +112,8 @@ export class Attacks {
     this.showBoard({});
   }
 
-  update(state) {
+  update(state, rules) {
+    byId("attack-rules").textContent = rules;
     byId("stop").disabled = !state.busy;
     byId("play-all").disabled = state.busy;
   }
@@ -155,7 +157,7 @@ export class Attacks {
       ? el(
           "details",
           { "data-attack": attack.name, open: isOpen },
-          el("summary", { "aria-label": `Where ${attack.name} wins` }, "wins"),
+          el("summary", { "aria-label": `Where ${attack.name} wins` }, "where it wins"),
           el("ul", {}, attack.sets.map(rules)),
         )
       : null;
@@ -166,8 +168,8 @@ export class Attacks {
         "th",
         { scope: "row" },
         button(attack.name, () => this.play(attack.name), { "data-attack": attack.name }),
-        el("span", { class: "story" }, attack.story),
         details,
+        el("p", { class: "story" }, attack.story),
       ),
       columns.map((name) => this.cell(board[name]?.[attack.name])),
     );
@@ -182,7 +184,8 @@ export class Attacks {
   showRun(run) {
     const going = run.now ? [el("p", { class: "soft" }, `${run.now} is running`)] : [];
     byId("run").replaceChildren(...going, ...runView(run.now ? { ...run, verdict: null } : run, this.facts));
-    if (this.isAsked) byId("attacks").scrollIntoView();
+    this.shown();
+    if (this.isAsked && run.verdict) byId("run").scrollIntoView(); // on a narrow page it stands above
     this.isAsked = false;
   }
 
@@ -193,7 +196,8 @@ export class Attacks {
 }
 
 export class Logs {
-  constructor() {
+  constructor(shown) {
+    this.shown = shown;
     byId("file").addEventListener("change", () => this.read());
     byId("protocol").addEventListener("change", () => this.read());
   }
@@ -210,6 +214,7 @@ export class Logs {
     note.textContent = "reading \u2026";
     byId("log-runs").replaceChildren();
     byId("log-run").replaceChildren();
+    this.shown();
     try {
       const query = new URLSearchParams({ protocol: byId("protocol").value });
       const answer = await fetch(`/log?${query}`, { method: "POST", body: file, headers: { "Content-Type": "text/plain" } });
@@ -218,8 +223,9 @@ export class Logs {
         note.textContent = log.error;
         return;
       }
-      note.textContent = [`${log.runs.length} runs of ${log.name}`, log.note].filter(Boolean).join("; ");
-      const names = log.runs.map((run, at) => [String(at), run.title]);
+      const left = log.count > log.runs.length ? `the first ${log.runs.length} are shown` : "";
+      note.textContent = [`${log.count} runs of ${log.name}`, left, log.note].filter(Boolean).join("; ");
+      const names = log.runs.map((run, at) => [String(at), `${run.title}: ${run.verdict.words}`]);
       const pick = chooser("Run", names, (at) => this.show(log.runs[at]), "0");
       byId("log-runs").replaceChildren(el("label", {}, "Run ", pick));
       this.show(log.runs[0]);
@@ -230,6 +236,7 @@ export class Logs {
 
   show(run) {
     byId("log-run").replaceChildren(...runView(run, this.facts));
+    this.shown();
   }
 }
 
@@ -239,7 +246,7 @@ export function buildClaims(facts) {
       el(
         "div",
         { id: `claim-${claim.id}`, tabindex: "-1" },
-        el("dt", {}, claim.id, " ", el("span", { class: "verdict held" }, claim.verdict)),
+        el("dt", {}, claim.id, " ", el("span", { class: `verdict ${CLAIMS[claim.verdict] ?? ""}` }, claim.verdict)),
         el("dd", {}, claim.claim.replaceAll("`", ""), claim.condition ? el("span", { class: "soft" }, ` (${claim.condition.replaceAll("`", "")})`) : ""),
       ),
     ),
