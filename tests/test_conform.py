@@ -369,6 +369,39 @@ def test_a_program_that_will_not_end_is_ended_with_what_it_started() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux shows who was started by whom")
+def test_a_daemon_is_ended_too(tmp_path: Path) -> None:
+    command = program(
+        tmp_path,
+        "import os, time",
+        "s = socket.create_server(('127.0.0.1', int(sys.argv[1])))",
+        "if os.fork(): s.close(); time.sleep(0.5); os._exit(0)",
+        "os.setsid()",
+        "os.closerange(0, 3)",
+        f"open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid()))",
+        "while True: s.accept()[0].close()",
+    )
+    assert conform("--server-cmd", command, "server/handshake").returncode == 1
+    pid = int((tmp_path / "pid").read_text())
+    wait_until(lambda: not has_environment(pid))
+
+
+def has_environment(pid: int) -> bool:
+    """Return whether it runs: what waits to be reaped has none."""
+    with contextlib.suppress(OSError):
+        return bool(Path(f"/proc/{pid}/environ").read_bytes())
+    return False
+
+
+def test_a_client_that_does_not_connect_is_one_sentence_with_its_last_line(tmp_path: Path) -> None:
+    command = program(tmp_path, "print('no such luck')", "sys.exit(5)") + " {readings}"
+    done = conform("--client", command)
+    assert (done.returncode, done.stdout) == (2, "")
+    said = "conform: expected a client's connection, got the exit code 5 (no such luck)\n"
+    assert done.stderr == said
+
+
+@pytest.mark.slow
 def test_exit_code_89_is_not_implemented_and_a_crash_fails_one_check(tmp_path: Path) -> None:
     """Both servers end at the first byte, and each check is then tried on one of its own."""
     listening = ["s = socket.create_server(('127.0.0.1', int(sys.argv[1])))", "while True:"]
