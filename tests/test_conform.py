@@ -393,6 +393,7 @@ def has_environment(pid: int) -> bool:
     return False
 
 
+@pytest.mark.slow
 def test_a_client_that_does_not_connect_is_one_sentence_with_its_last_line(tmp_path: Path) -> None:
     command = program(tmp_path, "print('no such luck')", "sys.exit(5)") + " {readings}"
     done = conform("--client", command)

@@ -555,6 +555,7 @@ def test_tag_has_to_be_compared_in_constant_time(
     assert points(earned(judge, {**reference, "crypto_utils.py": text}, 2)) == expected
 
 
+@pytest.mark.slow
 def test_file_that_kills_what_parses_it_is_no_python(
     reference: Sources, judge: Reference, monkeypatch: pytest.MonkeyPatch
 ) -> None:
