@@ -20,6 +20,7 @@ MOST_TESTS = 40
 BUGS_EACH = 3  # planted bugs of a task that are met, drawn anew for each run
 REFERENCES = 3  # that are met among them, so that a test that fails by chance is found out
 KILLED = 2  # of them, or all if there are fewer
+WORLD_S = 20.0  # until one has started: that a machine is busy is no fault of a submission
 RUNNER = """
 def performed(handle, method, arguments):
     return ask("perform", handle, method, arguments)
@@ -38,7 +39,7 @@ def world(reference: Any, bug: Bug | None) -> Iterator[Side]:
     """Give an implementation on the other side. Raises Gone."""
     sources = planted(reference.sources, bug) if bug else reference.sources
     with folder_with({name: sources[name] for name in FILES}) as folder:
-        with Side(folder, ["other_side"], reference.jail) as side:
+        with Side(folder, ["other_side"], reference.jail, WORLD_S) as side:
             yield side
 
 
