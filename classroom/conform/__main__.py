@@ -65,7 +65,8 @@ def run_of(options: argparse.Namespace) -> Iterator[ServerRun | ClientRun]:
         keys = load_keys(options.keys) if options.keys else {}
         if len(keys) < SESSIONS:
             raise UserError(
-                f"--server needs --keys FILE with {SESSIONS} ids or more; there are {len(keys)}"
+                f"--server needs --keys FILE with {SESSIONS} ids or more; there are {len(keys)} "
+                f"(server.py --generate-keys DIR --ids 1-{SESSIONS} makes some)"
             )
         yield ServerRun(ForeignServer(options.server, keys))
         return
@@ -125,6 +126,7 @@ def junit(results: Sequence[Result]) -> bytes:
     suite = ElementTree.Element("testsuite", name="conform", tests=str(len(results)))
     ends = Counter(result.end for result in results)
     suite.set("failures", str(ends["failed"]))
+    suite.set("errors", "0")
     suite.set("skipped", str(ends["skipped"] + ends["not implemented"]))
     for result in results:
         side, _, name = result.check.name.partition("/")
@@ -161,6 +163,8 @@ def what_helps(results: Sequence[Result], output: str) -> Iterator[str]:
     basic = [name for name in SANITY if name in failed]
     if basic:
         yield f"begin with {basic[0]}: until it passes, the others tell little"
+        if basic[0].endswith(("/handshake", "/hello")):
+            yield "a program that has other keys fails like this, too"
     if failed and output:
         yield "the last lines of the server:"
         yield from (f"    | {line}"[: columns()] for line in output.splitlines())
@@ -168,7 +172,11 @@ def what_helps(results: Sequence[Result], output: str) -> Iterator[str]:
 
 def parsed(words: Sequence[str] | None = None) -> argparse.Namespace:
     """Return the flags of the command line, or of these words. Raises UserError."""
-    parser = Parser("Checks of PROTOCOL.md against an implementation.", "run.py conform")
+    parser = Parser(
+        "Checks of PROTOCOL.md against an implementation in any language. A program that exits "
+        "with 89 says that it does not implement what a check needs.",
+        "run.py conform",
+    )
     tested = parser.add_mutually_exclusive_group()
     tested.add_argument(
         "--server-cmd", metavar="CMD", help="starts a server; with {port} and {keys}, a file"

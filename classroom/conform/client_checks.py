@@ -89,8 +89,10 @@ class ClientTrial:
                 sock = self._open.enter_context(self._listener.accept()[0])
                 return Peer(sock, self.client_id, self._keys[self.client_id], Direction.S2C)
             if self.client.code() is not None:
-                raise Mismatch("a connection", f"the exit code {self.client.code()}")
-        raise Mismatch("a connection", f"none within {CONNECT_S:g} s")
+                got = f"the exit code {self.client.code()}"
+                said = self.client.output().rpartition("\n")[2]
+                raise Mismatch("a client's connection", f"{got} ({said})" if said else got)
+        raise Mismatch("a client's connection", f"none within {CONNECT_S:g} s")
 
     def greeted(self) -> Peer:
         """Return a connection whose CLIENT_HELLO has been accepted. Raises Mismatch."""

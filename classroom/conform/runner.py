@@ -19,7 +19,7 @@ from classroom.conform.server_checks import Running, ServerTrial
 NOT_IMPLEMENTED = 89  # the exit code that says so, as in BoringSSL's runner
 SESSIONS = 16  # checks at a time on one server, each with an id of its own
 FRESH = 3  # servers at a time beside that one
-CLIENTS = 6  # at a time
+CLIENTS = 8  # at a time
 DYING_S = 0.5  # until a program that has closed its connections has ended
 
 AnyTrial = TypeVar("AnyTrial", bound=AbstractContextManager[Any])
@@ -135,7 +135,9 @@ class ClientRun:
         self._stop = stop
 
     def results(self, checks: Sequence[Check[ClientTrial]]) -> Iterator[Result]:
-        """Yield results as they come."""
+        """Yield results as they come. Raises Mismatch if no client connects, and UserError."""
+        if checks:
+            self._try_one()
         with pool(CLIENTS, self._stop) as clients:
             ids = itertools.cycle(sorted(self._keys))
             futures = [
@@ -143,6 +145,15 @@ class ClientRun:
             ]
             for future in as_completed(futures):
                 yield future.result()
+
+    def _try_one(self) -> None:
+        """See that a client connects at all: each check would wait for it, and name it alone."""
+        with ClientTrial(self._start, self._keys, min(self._keys)) as trial:
+            try:
+                trial.connected()
+            except Mismatch:
+                if trial.client is None or trial.client.code() != NOT_IMPLEMENTED:
+                    raise
 
     def _run(self, check: Check[ClientTrial], client_id: int) -> Result:
         with ClientTrial(self._start, self._keys, client_id) as trial:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import shlex
 import signal
 import socket
@@ -30,6 +31,7 @@ START_S = 20.0  # until a server listens; some have to be compiled first
 END_S = 2.0  # to end by itself
 LAST_LINES = 12  # of its output that are shown
 LAST_BYTES = 4_096
+MARK = "CONFORM_RUN"  # in the environment of all that one run starts
 
 
 def words_of(command: str, needed: Sequence[Sequence[str]]) -> list[str]:
@@ -60,10 +62,11 @@ def filled(words: Sequence[str], values: Mapping[str, object]) -> list[str]:
 class Process:
     """A program that runs. However much it prints, only the end is kept."""
 
-    def __init__(self, words: Sequence[str]) -> None:
+    def __init__(self, words: Sequence[str], mark: str = "") -> None:
         try:
             self._process = subprocess.Popen(
                 words,
+                env={**os.environ, MARK: mark},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
@@ -128,6 +131,7 @@ class Workshop:
         generate_keys(self.folder / "keys", [*self.ids])
         self.keys = load_keys(self.folder / "keys" / "server.keys")
         self._lock = threading.Lock()
+        self._mark = secrets.token_hex(16)
         self._processes: list[Process] = []
         self._is_closed = False
         return self
@@ -141,7 +145,7 @@ class Workshop:
         with self._lock:
             if self._is_closed:
                 raise Unable("stopped")
-            process = Process(words)
+            process = Process(words, self._mark)
             self._processes.append(process)
             return process
 
@@ -152,6 +156,15 @@ class Workshop:
             for process in self._processes:
                 if process.code() is None:
                     process.end()
+            end_strays(self._mark)
+
+
+def end_strays(mark: str) -> None:
+    """End what has left its group, as a daemon does; only Linux shows it."""
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):
+            if f"{MARK}={mark}".encode() in path.read_bytes():
+                os.kill(int(path.parent.name), signal.SIGKILL)
 
 
 class StartedServer:

@@ -11,7 +11,6 @@ if __name__ == "__main__":
     sys.argv[0] = "run.py"  # as whom errors are told
 
 import guard  # noqa: F401 (before all else that is ours: it says what the others lack)
-
 from classroom.kit import check, export, grade
 from program import UserError, run_program
 

@@ -84,6 +84,7 @@ class PatientLab(Lab):
 
 def wins(student: Asked, seed: str, rules: Names) -> bool:
     """Return whether an attack wins in a fresh lab without some rules. Raises Gone, Raised."""
+    student.close()  # so that no attack knows how often it has been tried
     remote = Remote(student)
     attack = Attack(
         name="own-attack",

@@ -14,8 +14,9 @@ import itertools
 import json
 import random
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 from classroom.kit.arena import wins
 from classroom.kit.sandbox import Asked, Gone, Raised
@@ -31,6 +32,9 @@ CORE = tuple(f"{part}.py" for part in PARTS)  # what a child of most tasks has
 C2S, S2C = 0, 1
 LABELS = ("C2S-ENC", "C2S-MAC", "S2C-ENC", "S2C-MAC")
 STATES = ("HELLO", "CHALLENGE", "REPORT", "ANSWER", "ENDED")
+
+
+Found = TypeVar("Found")
 
 
 class Failed(Exception):
@@ -75,6 +79,29 @@ class Bench:
             raise Failed(sentence + difference(wanted, got))
         return wanted
 
+    def takes(self, sentence: str, code: str, **values: Any) -> None:
+        """Fail a submission that refuses what is right, too: its refusals show nothing."""
+        try:
+            got = self.student.do(code, **values)
+        except Raised as error:
+            got = ["refused"] if error.name != "NotImplementedError" else None
+        except Gone as error:
+            raise Failed(f"{sentence} Yours {error.why}.") from None
+        if isinstance(got, list) and got[:1] == ["refused"]:
+            raise Failed(f"{sentence} Yours refuses what is right, too.")
+
+    def once(self, name: str, find: Callable[[], Found]) -> Found:
+        """Return what is found at the first time; if that fails, it fails each time."""
+        if name not in self.shared:
+            try:
+                self.shared[name] = find()
+            except Failed as error:
+                self.shared[name] = error
+        found = self.shared[name]
+        if isinstance(found, Failed):
+            raise found
+        return cast(Found, found)
+
     def true(self, sentence: str, is_so: object) -> None:
         if is_so is not True:
             raise Failed(sentence)
@@ -88,9 +115,9 @@ def tried(side: Asked, code: str, values: dict[str, Any]) -> Any:
         return {"raised": error.name}
 
 
-def named(name: str) -> str:
+def named(name: object) -> str:
     """Return the name of a type that we know; others could be anything."""
-    return name if name in ERRORS else "an error of its own"
+    return name if isinstance(name, str) and name in ERRORS else "an error of its own"
 
 
 def text_of(value: Any) -> str:
@@ -141,8 +168,8 @@ def pads(bench: Bench) -> None:
     """Padding is appended."""
     for length in range(50):
         bench.same(
-            f"[P 1] {length} bytes have to be padded to whole blocks of 16, and a full last block "
-            "gets another block.",
+            f"[P 1] Data of length {length} has to be padded to whole blocks of 16, and a full one "
+            "gets another.",
             "pkcs7_pad(data)",
             data=bench.data(length),
         )
@@ -160,9 +187,15 @@ def unpads(bench: Bench) -> None:
         )
 
 
+def takes_padding(bench: Bench) -> None:
+    right = bench.data(11) + b"\5" * 5
+    bench.takes("[P 1] Only a wrong padding is refused.", "pkcs7_unpad(data)", data=right)
+
+
 @check(1, 1)
 def checks_padding_length(bench: Bench) -> None:
     """Padding of an impossible length is refused."""
+    takes_padding(bench)
     for last in (0, 17, 32, 255):
         bench.same(
             f"[P 1] A last byte of {last} is no possible length of a padding: ValueError.",
@@ -186,6 +219,7 @@ def checks_padding_length(bench: Bench) -> None:
 @check(1, 1)
 def checks_all_padding(bench: Bench) -> None:
     """Padding is checked in all its bytes."""
+    takes_padding(bench)
     for missing in range(2, 17):
         for place in {0, missing - 2}:
             padding = bytearray([missing]) * missing
@@ -230,14 +264,12 @@ def decrypts(bench: Bench) -> None:
 def refuses_long_keys(bench: Bench) -> None:
     """Keys of another length than 16 bytes are refused."""
     for name in ("aes_cbc_encrypt", "aes_cbc_decrypt"):
+        code = f"{name}(data, key, iv)"
+        values = {"data": bench.data(32), "iv": bench.data(16)}
+        bench.takes("[P 1] A key has 16 bytes.", code, key=bench.data(16), **values)
         for length in (0, 15, 24, 32):
-            bench.same(
-                f"[P 1] A key of {length} bytes is not a key of AES-128: ValueError.",
-                f"{name}(data, key, iv)",
-                data=bench.data(32),
-                key=bench.data(length),
-                iv=bench.data(16),
-            )
+            say = f"[P 1] A key of {length} bytes is not a key of AES-128: ValueError."
+            bench.same(say, code, key=bench.data(length), **values)
 
 
 @check(2, 1)
@@ -276,13 +308,31 @@ def verifies_tags(bench: Bench) -> None:
 def verifies_in_constant_time(bench: Bench) -> None:
     """Tags are compared in constant time."""
     verifies_tags(bench)
-    tree = bench.tree("crypto_utils:hmac_verify")
-    signs = [sign for node in ast.walk(tree or ast.Pass()) for sign in getattr(node, "ops", [])]
-    if any(isinstance(sign, (ast.Eq, ast.NotEq, ast.Is, ast.In)) for sign in signs):
+    if not used_by(bench, "hmac_verify") & {"compare_digest", "verify", "^"}:
         raise Failed(
             "[P 1] A comparison by == ends at the first byte that differs, and an attacker can "
             "time it: use a comparison made for tags."
         )
+
+
+def used_by(bench: Bench, function: str) -> set[str]:
+    """Return the names that it uses of others, in helpers of its own too, and the operator ^."""
+    used: set[str] = set()
+    seen = {"hmac_sha256"}  # which has a ^ of another meaning, if it is written by hand
+    names = [function]
+    while names:
+        name = names.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        own = bench.tree(f"crypto_utils:{name}")
+        if own is None:
+            used.add(name)
+            continue
+        for node in ast.walk(own):
+            sign = "^" if isinstance(node, ast.BitXor) else ""
+            names.append(sign or getattr(node, "id", "") or getattr(node, "attr", ""))
+    return used
 
 
 # 3 Key schedule -----------------------------------------------------------------------------------
@@ -408,9 +458,15 @@ def read_stream(bench: Bench, pieces: list[bytes], count: int) -> None:
     )
 
 
+def takes_frame(bench: Bench) -> None:
+    pieces = [framed(bench.data(87))]
+    bench.takes("[P 3.1] A whole frame is taken.", "frames_of(pieces, 1)", pieces=pieces)
+
+
 @check(4, 1)
 def refuses_at_two_bytes(bench: Bench) -> None:
     """A wrong length is refused when its two bytes are there."""
+    takes_frame(bench)
     for length in (0, 55, 70, 72, 65_528, 65_535):
         bench.same(
             f"[P 3.1] A length of {length:,} has to be refused after two bytes, without reading "
@@ -423,6 +479,7 @@ def refuses_at_two_bytes(bench: Bench) -> None:
 @check(4, 1)
 def notices_cuts(bench: Bench) -> None:
     """The end of a stream is a ConnectionCut that says whether it is inside a frame."""
+    takes_frame(bench)
     whole = framed(bench.data(71))
     for length in (0, 1, 2, 3, 40, 72):
         bench.same(
@@ -621,6 +678,20 @@ def report_for(bench: Bench, place: Place, **fields: Any) -> bytes:
     return made(bench, place, 30, bench.data(16) + b"[1.5,2]", **fields)
 
 
+def takes(bench: Bench, sentence: str, place: Place, message: bytes) -> None:
+    """Fail a submission that refuses a right message, too."""
+    seed = bench.data(16)
+    code = "opened(place, message, seed)"
+    bench.takes(sentence, code, place=[*place], message=message, seed=seed)
+
+
+def takes_report(bench: Bench) -> Place:
+    """Return where an end stands that takes a report which is right."""
+    place = placed(bench)
+    takes(bench, "[P 3.6] Only what is wrong is refused.", place, report_for(bench, place))
+    return place
+
+
 def flipped(message: bytes, place: int, mask: int = 1) -> bytes:
     changed = bytearray(message)
     changed[place] ^= mask
@@ -661,7 +732,7 @@ def opens_farewells(bench: Bench) -> None:
 @check(7, 1)
 def checks_peer(bench: Bench) -> None:
     """Step 2: another id or direction is refused."""
-    place = placed(bench)
+    place = takes_report(bench)
     say = "[P 3.6] Step 2: a message with another client's id is a WrongPeer."
     opens(bench, say, place, report_for(bench, place, client_id=place.client_id ^ 1))
     opens(bench, say, place, flipped(report_for(bench, place), 1))
@@ -674,6 +745,7 @@ def checks_peer(bench: Bench) -> None:
 @check(7, 1)
 def checks_opcode(bench: Bench) -> None:
     """Step 3: what the table does not allow is refused."""
+    takes_report(bench)
     for state, opcodes in (
         ("HELLO", (30, 60, 50)),
         ("REPORT", (10, 31, 0, 255)),
@@ -689,7 +761,7 @@ def checks_opcode(bench: Bench) -> None:
 @check(7, 1)
 def checks_round(bench: Bench) -> None:
     """Step 4: another round is refused."""
-    place = placed(bench)
+    place = takes_report(bench)
     for number in (place.round_number - 1, place.round_number + 1, 2**32 - 1):
         say = "[P 3.6] Step 4: an older or later round is a RoundMismatch, with its farewell."
         opens(bench, say, place, report_for(bench, place, round_number=number))
@@ -698,7 +770,7 @@ def checks_round(bench: Bench) -> None:
 @check(7, 2)
 def checks_tag(bench: Bench) -> None:
     """Step 5: a tag that is not right for every byte is refused."""
-    place = placed(bench)
+    place = takes_report(bench)
     message = report_for(bench, place)
     say = "[P 3.6] Step 5: a message that differs in one bit of IV, ciphertext or tag is a BadTag."
     for at in (7, 15, 22, 23, 40, len(message) - 33, -32, -1, bench.random.randrange(7, 71)):
@@ -711,7 +783,7 @@ def checks_tag(bench: Bench) -> None:
 @check(7, 1)
 def checks_padding(bench: Bench) -> None:
     """Steps 6 and 7: a wrong padding under a right tag is refused."""
-    place = placed(bench)
+    place = takes_report(bench)
     for last in (b"\0" * 16, b"\x11" * 16, b"]" + b"\0" * 14 + b"\x0f", bytes(14) + b"\3\2"):
         message = report_for(bench, place, padded=bench.data(16) + last)
         say = "[P 3.6] Step 7: a wrong padding under a right tag is a BadPadding."
@@ -721,7 +793,7 @@ def checks_padding(bench: Bench) -> None:
 @check(7, 1)
 def checks_payload(bench: Bench) -> None:
     """Step 8: a wrong payload is refused, and nothing moves."""
-    place = placed(bench)
+    place = takes_report(bench)
     for body in (b"{}", b"[NaN]", b"", b"[true]"):
         message = made(bench, place, 30, bench.data(16) + body)
         say = "[P 3.6] Step 8: a wrong payload is a BadPayload, and ends the session."
@@ -731,7 +803,7 @@ def checks_payload(bench: Bench) -> None:
 @check(7, 1)
 def checks_in_order(bench: Bench) -> None:
     """The first step that fails gives the error."""
-    place = placed(bench)
+    place = takes_report(bench)
     faults: dict[str, dict[str, Any]] = {
         "id": {"client_id": place.client_id ^ 1},
         "direction": {"sender": S2C},
@@ -770,6 +842,9 @@ def ends_for_good(bench: Bench) -> None:
 # 8 Binding and echo -------------------------------------------------------------------------------
 
 
+MESSAGES = 64  # that a replay may deliver
+
+
 @check(8, 3)
 def replays(bench: Bench) -> None:
     """A recorded session is replayed against a server without binding."""
@@ -786,7 +861,8 @@ def replays(bench: Bench) -> None:
             return bytes(answer)
 
         say = "[P 3.4] Without binding, the client's recorded messages are all that is needed."
-        ask(bench, say, "replay(tape, lambda message: ask('take', message))", told, tape=tape)
+        code = "replay(tape, lambda message: ask('take', message))"
+        ask(bench, say, code, told, MESSAGES, tape=tape)
         taken = bench.reference.do("target.reports")
         bench.true(f"{say} Your target has not taken all reports.", taken == reports)
 
@@ -800,11 +876,19 @@ def message_of(question: list[Any]) -> bytes:
 
 
 def ask(
-    bench: Bench, sentence: str, code: str, told: Callable[[list[Any]], Any], **values: Any
+    bench: Bench,
+    sentence: str,
+    code: str,
+    told: Callable[[list[Any]], Any],
+    most: int,
+    **values: Any,
 ) -> Any:
-    """Let the submission do something in the middle of which it asks us."""
+    """Let the submission do something in the middle of which it asks us, but not too often."""
+    count = itertools.count(1)
 
     def careful(question: list[Any]) -> Any:
+        if next(count) > most:
+            raise Failed(f"{sentence} It may be asked {most:,} times, and yours asks more.")
         try:
             return told(question)
         except Raised:
@@ -840,7 +924,7 @@ def checks_echo(bench: Bench) -> None:
         say = "[P 3.6] Step 8: a challenge that echoes another nonce is an EchoMismatch."
         opens(bench, say, place, message)
     message = made(bench, place, 20, b"\0" + place.nonce + bench.data(16))
-    opens(bench, "[P 3.6] A challenge that echoes our nonce is accepted.", place, message)
+    takes(bench, "[P 3.6] A challenge that echoes our nonce is accepted.", place, message)
 
 
 @check(8, 2)
@@ -968,6 +1052,7 @@ def survives_an_aggregation(bench: Bench) -> None:
     for kind in ("raises", "exits", "unsendable"):
         steps = [["add", 1, [1.0], 1.0], ["close", 1.1], ["add", 1, [1.0], 2.0], ["close", 3.5]]
         plays(bench, say, ["aggregation", kind], *steps)
+    plays(bench, say, *steps)
 
 
 # 10 A bit flip ------------------------------------------------------------------------------------
@@ -975,10 +1060,7 @@ def survives_an_aggregation(bench: Bench) -> None:
 
 def flips(bench: Bench) -> list[tuple[list[float], list[float]]]:
     """Return what three fresh targets read, and what they were to read."""
-    if "flips" not in bench.shared:
-        bench.shared["flips"] = [one_flip(bench) for _ in range(3)]
-    found: list[tuple[list[float], list[float]]] = bench.shared["flips"]
-    return found
+    return bench.once("flips", lambda: [one_flip(bench) for _ in range(3)])
 
 
 def one_flip(bench: Bench) -> tuple[list[float], list[float]]:
@@ -1029,20 +1111,14 @@ QUERIES = 1_024
 
 def bytes_read(bench: Bench) -> int:
     """Return how many of the last bytes were read of the worst of three fresh targets."""
-    if "oracle" not in bench.shared:
-        bench.shared["oracle"] = min(one_oracle(bench) for _ in range(3))
-    return int(bench.shared["oracle"])
+    return bench.once("oracle", lambda: min(one_oracle(bench) for _ in range(3)))
 
 
 def one_oracle(bench: Bench) -> int:
     text = bench.data(16)
     bench.reference.do("target = OracleTarget(text)", text=text)
-    left = [QUERIES]
 
     def told(question: list[Any]) -> bool:
-        left[0] -= 1
-        if left[0] < 0:
-            raise Failed(f"[P 3.6] The server may be asked {QUERIES:,} times, and yours asks more.")
         return bench.reference.do("target.is_padded(message)", message=message_of(question)) is True
 
     found = ask(
@@ -1050,6 +1126,7 @@ def one_oracle(bench: Bench) -> int:
         "[P 3.6] A server that looks at the padding first can be asked for a byte at a time.",
         "padding_oracle(message, lambda message: ask('padded', message))",
         told,
+        QUERIES,
         message=bench.reference.do("target.message"),
     )
     if not isinstance(found, bytes) or len(found) != 4:
@@ -1081,16 +1158,16 @@ for _count, _words in enumerate(("The last", "The last but one", "The third", "T
 @check(12, 2)
 def attack_wins(bench: Bench) -> None:
     """The attack wins where its rules are missing, on three fresh targets."""
-    if "wins" not in bench.shared:
-        rules = own_rules(bench)
-        bench.shared["wins"] = all(
-            attacked(bench, rules) or attacked(bench, rules) for _ in range(3)
-        )  # once more, because a busy machine may miss a deadline
     bench.true(
         "[P 3.6] The attack has to win against a server that lacks the rules of MINIMAL_SET, on "
         "each of three fresh targets.",
-        bench.shared["wins"],
+        bench.once("wins", lambda: all(wins_once(bench) for _ in range(3))),
     )
+
+
+def wins_once(bench: Bench) -> bool:
+    """Return whether the attack wins, at the second try at the latest: a machine may be busy."""
+    return attacked(bench, own_rules(bench)) or attacked(bench, own_rules(bench))
 
 
 @check(12, 2)
@@ -1116,6 +1193,11 @@ def set_is_minimal(bench: Bench) -> None:
 
 
 def own_rules(bench: Bench) -> frozenset[str]:
+    """Return the rules of MINIMAL_SET, which is asked for once. Raises Failed."""
+    return bench.once("rules", partial(told_rules, bench))
+
+
+def told_rules(bench: Bench) -> frozenset[str]:
     wanted = bench.ask("[P 3.6] MINIMAL_SET is a tuple of names of rules.", "list(MINIMAL_SET)")
     if not isinstance(wanted, list) or not all(isinstance(name, str) for name in wanted):
         raise Failed("[P 3.6] MINIMAL_SET is a tuple of names of rules.")

@@ -3,8 +3,8 @@
 It is drawn from HMAC(class key, student id) and changes only what is written inside the bodies that
 tasks 3 and 8 cut; messages, opcodes and states stay. Reference, second implementation (which makes
 the vectors) and PROTOCOL.md are edited alike, in copies: the core knows nothing of it. Somebody
-else's module meets BadTag at the first message. That is a deterrent, because the reference is
-public and the student's own PROTOCOL.md says how the dialect differs.
+else's module meets BadTag at the first message, because a word stands in whatever is hashed. That
+is a deterrent: the reference is public, and the student's own PROTOCOL.md says what differs.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import re
 import types
+import unicodedata
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,40 +25,54 @@ CORE = ("guard", "crypto_utils", "protocol_fsm", "channel", "program", "endpoint
 MODULES = (*CORE, "server", "client")
 OWN = ("breaking", "mine", "other_side")  # in classroom/kit/student
 MIN_CLASS_KEY = 16  # bytes
+MAX_CLASS_KEY = 4_096  # bytes: /dev/zero is none
 MAX_STUDENT = 64  # characters
 
 
 class Dialect(NamedTuple):
     """What differs from the reference."""
 
-    word: str  # 8 hex digits behind each label
+    word: str  # 8 hex digits, in everything that is hashed
     label_first: bool
     material_first: bool  # in each step of a chain
     server_first: bool  # of the two nonces, in the binding
     c2s_crossed: bool  # the ciphertext moves C2S-MAC, and the nonce C2S-ENC
     s2c_crossed: bool  # the body moves S2C-MAC, and the status S2C-ENC
 
-    def joined(self, key: str, material: str, sign: str = " + ") -> str:
-        """Return the input of one step of a chain, as it is written."""
-        return sign.join((material, key) if self.material_first else (key, material))
+    @property
+    def constant(self) -> str:
+        return f'b"{self.word}"'
 
-    def nonces(self, client: str, server: str, sign: str = " + ") -> str:
-        """Return the two nonces in their order."""
-        return sign.join((server, client) if self.server_first else (client, server))
+    def start(self, master_key: str, label: str) -> str:
+        """Return the input of the first key of a chain, as Python."""
+        return " + ".join((label, master_key) if self.label_first else (master_key, label))
 
-    def start(self, master_key: str, label: str, sign: str = " + ") -> str:
-        """Return the input of the first key of a chain, as it is written."""
-        return sign.join((label, master_key) if self.label_first else (master_key, label))
+    def step(self, key: str, material: str) -> str:
+        """Return the input of a step of a chain, as Python."""
+        parts = (material, key) if self.material_first else (key, material)
+        return " + ".join((*parts, self.constant))
+
+    def nonces(self, client: str, server: str) -> str:
+        """Return the material of the binding, as Python."""
+        one, other = (server, client) if self.server_first else (client, server)
+        return " + ".join((one, self.constant, other))
+
+    def moving(self, direction: str, values: tuple[str, str]) -> tuple[str, str]:
+        """Return what moves the two keys of a direction, that of the encryption first."""
+        is_crossed = self.c2s_crossed if direction == "C2S" else self.s2c_crossed
+        return (values[1], values[0]) if is_crossed else values
 
 
 def class_key(path: str) -> bytes:
     """Return the secret of a course: a file of 16 bytes or more. Raises UserError."""
     try:
-        key = Path(path).read_bytes().strip()
-    except OSError as error:
+        with Path(path).open("rb") as file:
+            key = file.read(MAX_CLASS_KEY + 1).strip()
+    except (OSError, ValueError) as error:
         raise UserError(f"cannot read the class key {escaped(path)}: {reason_of(error)}") from None
-    if len(key) < MIN_CLASS_KEY:
-        raise UserError(f"{escaped(path)} is no class key: it has fewer than {MIN_CLASS_KEY} bytes")
+    if not MIN_CLASS_KEY <= len(key) <= MAX_CLASS_KEY:
+        limits = f"{MIN_CLASS_KEY} to {MAX_CLASS_KEY:,} bytes"
+        raise UserError(f"{escaped(path)} is no class key, which has {limits}")
     return key
 
 
@@ -67,7 +82,8 @@ def of(class_key: bytes, student: str) -> Dialect:
         raise UserError(
             f"a student id has 1 to {MAX_STUDENT} printable characters, and no space at its ends"
         )
-    drawn = hmac_sha256(class_key, b"dialect 1\0" + student.encode())
+    name = unicodedata.normalize("NFC", student)  # an accent is typed in two ways
+    drawn = hmac_sha256(class_key, b"dialect 1\0" + name.encode())
     bits = [bool(drawn[4] >> place & 1) for place in range(5)]
     return Dialect(drawn[:4].hex(), *bits)
 
@@ -94,15 +110,11 @@ def sources(dialect: Dialect) -> Sources:
 
 
 def _new_texts(dialect: Dialect) -> list[str]:
-    c2s = ["ciphertext", "nonce"]
-    s2c = ["body", "status"]
-    if dialect.c2s_crossed:
-        c2s.reverse()
-    if dialect.s2c_crossed:
-        s2c.reverse()
+    c2s = dialect.moving("C2S", ("ciphertext", "nonce"))
+    s2c = dialect.moving("S2C", ("body", "status"))
     return [
         dialect.start("master_key", f'f"{{label}}/{dialect.word}".encode("ascii")'),
-        dialect.joined("chain_key", "material"),
+        dialect.step("chain_key", "material"),
         dialect.nonces("client_nonce", "server_nonce"),
         f'keys["C2S-ENC"], {c2s[0]}',
         f'keys["C2S-MAC"], {c2s[1]}',
@@ -139,19 +151,16 @@ def _maker(dialect: Dialect) -> str:
     old = 'master_key + label.encode("ascii")'
     text = _replaced(text, old, dialect.start("master_key", label), 2)
     for key in ("keys[label]", "first[x]"):
-        old = f"{key} + client_nonce + server_nonce"
         nonces = dialect.nonces("client_nonce", "server_nonce")
-        text = _replaced(text, old, dialect.joined(key, nonces), 1)
-    for direction, key, one, other, times in STEPS:
-        is_crossed = dialect.c2s_crossed if direction == "C2S" else dialect.s2c_crossed
-        marked = {}
-        for use, old, new in (("ENC", one, other), ("MAC", other, one)):
-            moves = new if is_crossed else old
-            place = f"{key.format(use)} + {old}"
-            marked[f"<{use}>"] = dialect.joined(key.format(use), moves)
-            text = _replaced(text, place, f"<{use}>", times)
-        for mark, written in marked.items():
-            text = text.replace(mark, written)
+        old = f"{key} + client_nonce + server_nonce"
+        text = _replaced(text, old, dialect.step(key, nonces), 1)
+    for direction, key, *values, times in STEPS:
+        moving = dialect.moving(direction, (values[0], values[1]))
+        uses = [key.format(use) for use in ("ENC", "MAC")]
+        for use, old in zip(uses, values):
+            text = _replaced(text, f"{use} + {old}", f"<{use}>", times)
+        for use, new in zip(uses, moving):
+            text = text.replace(f"<{use}>", dialect.step(use, new))
     return text
 
 
@@ -180,20 +189,17 @@ def protocol(dialect: Dialect) -> str:
 
 def _formula(dialect: Dialect, line: str) -> str:
     left, right = re.fullmatch(r"    (.*?) += SHA-256\((.*?)\).*", line).groups()  # type: ignore[union-attr]
-    parts = right.split(" || ")
-    if parts[0] == "master key":
-        label = f'"{left}/{dialect.word}"'
-        note = f"          labels are ASCII, {len(label) - 2} bytes" if left == "C2S-ENC" else ""
-        return f"    {left} = SHA-256({dialect.start('master key', label, ' || ')}){note}"
-    if parts[0] == "X":
-        nonces = dialect.nonces("client nonce", "server nonce", " || ")
-        return f"    {left} = SHA-256({dialect.joined('X', nonces, ' || ')})"
-    crossed = {
-        "ciphertext": "nonce",
-        "nonce": "ciphertext",
-        "body": "status",
-        "status": "body",
-    }
-    is_crossed = dialect.c2s_crossed if left.startswith("C2S") else dialect.s2c_crossed
-    moves = crossed[parts[1]] if is_crossed else parts[1]
-    return f"    {left} = SHA-256({dialect.joined(parts[0], moves, ' || ')})"
+    key, *_ = right.split(" || ")
+    note = ""
+    if key == "master key":
+        label = f'b"{left}/{dialect.word}"'
+        note = f"          labels are ASCII, {len(label) - 3} bytes" if left == "C2S-ENC" else ""
+        code = dialect.start(key, label)
+    elif key == "X":
+        code = dialect.step(key, dialect.nonces("client nonce", "server nonce"))
+    else:
+        direction, use = left.rstrip("'").split("-")
+        values = ("ciphertext", "nonce") if direction == "C2S" else ("body", "status")
+        code = dialect.step(key, dialect.moving(direction, values)[use == "MAC"])
+    hashed = code.replace(" + ", " || ").replace('b"', '"')
+    return f"    {left} = SHA-256({hashed}){note}"

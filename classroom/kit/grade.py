@@ -20,21 +20,17 @@ from classroom.kit.grading import Report, Result, reports
 from classroom.kit.tasks import TASKS
 from program import Parser, UserError, escaped, output_path, run_program, write_whole
 
-MOST_POINTS = sum(task.points for task in TASKS)
-
 
 def text(report: Report) -> str:
     """Return the report for people: tasks, and below each what is wrong in it."""
     lines = []
-    for task in TASKS:
+    for task in report.tasks:
         results = report.of_task(task.number)
-        if not results:
-            continue
         earned = sum(result.points for result in results)
         lines.append(f"{task.number:>2}  {task.title:<22} {earned:>3} of {task.points}")
         for sentence in dict.fromkeys(result.sentence for result in results if result.sentence):
             lines.append(f"      {sentence}")
-    lines.append(f"    {'all':<22} {report.points:>3} of {MOST_POINTS}")
+    lines.append(f"    {'all':<22} {report.points:>3} of {report.most}")
     if report.warning:
         lines.append(report.warning)
     return "\n".join([*lines, ""])
@@ -51,7 +47,7 @@ def gradescope(report: Report) -> str:
             "score": result.points,
             "max_score": result.check.points,
             "status": "failed" if result.sentence else "passed",
-            "name": title(result),
+            "name": result.check.name,
             "number": f"{result.check.task}",
             "output": result.sentence,
             "output_format": "text",
@@ -73,12 +69,13 @@ def gradescope(report: Report) -> str:
 def junit(report: Report) -> str:
     """Return JUnit's XML: a suite for each task."""
     suites = ElementTree.Element("testsuites", name=f"student {report.student}")
-    for task in TASKS:
+    for task in report.tasks:
         results = report.of_task(task.number)
         failed = sum(bool(result.sentence) for result in results)
         suite = ElementTree.SubElement(suites, "testsuite", name=task.title)
         suite.set("tests", f"{len(results)}")
         suite.set("failures", f"{failed}")
+        suite.set("errors", "0")
         for result in results:
             seconds = f"{result.seconds:.3f}"
             case = ElementTree.SubElement(suite, "testcase", name=title(result), time=seconds)
@@ -89,9 +86,15 @@ def junit(report: Report) -> str:
     return ElementTree.tostring(suites, "unicode") + "\n"
 
 
+def status(report: Report) -> str:
+    """Return pass, fail, or error if the grading was stopped, as two of the formats have it."""
+    if not report.is_complete:
+        return "error"
+    return "pass" if report.points == report.most else "fail"
+
+
 def exercism(report: Report) -> str:
     """Return results.json of Exercism's test runners, version 3."""
-    is_all = report.is_complete and report.points == MOST_POINTS
     tests = [
         {
             "name": title(result),
@@ -105,8 +108,8 @@ def exercism(report: Report) -> str:
     ]
     whole = {
         "version": 3,
-        "status": "pass" if is_all else "fail",
-        "message": report.warning or None,
+        "status": status(report),
+        "message": None if report.is_complete else "The grading has not come to its end.",
         "tests": tests,
     }
     return json.dumps(whole, indent=1) + "\n"
@@ -114,7 +117,6 @@ def exercism(report: Report) -> str:
 
 def classroom(report: Report) -> str:
     """Return the step output `result` of GitHub Classroom's graders: JSON in base64."""
-    is_all = report.is_complete and report.points == MOST_POINTS
     tests = [
         {
             "name": title(result),
@@ -128,8 +130,7 @@ def classroom(report: Report) -> str:
         }
         for result in report.results
     ]
-    status = "pass" if is_all else "fail"
-    whole = {"version": 1, "status": status, "max_score": MOST_POINTS, "tests": tests}
+    whole = {"version": 1, "status": status(report), "max_score": report.most, "tests": tests}
     return f"result={base64.b64encode(json.dumps(whole).encode()).decode()}\n"
 
 
@@ -139,7 +140,7 @@ def ags(report: Report) -> str:
     line = {
         "userId": report.student,
         "scoreGiven": report.points,
-        "scoreMaximum": MOST_POINTS,
+        "scoreMaximum": report.most,
         "timestamp": now.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
         "activityProgress": "Completed",
         "gradingProgress": "FullyGraded" if report.is_complete else "Pending",

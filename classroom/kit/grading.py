@@ -7,10 +7,11 @@ what is expected of it.
 from __future__ import annotations
 
 import ast
+import contextlib
 import secrets
 import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,13 +19,16 @@ from classroom.kit import checks, others  # noqa: F401 (others registers the che
 from classroom.kit.checks import CHECKS, CORE, Bench, Check, Failed
 from classroom.kit.dialect import Dialect, sources, vectors
 from classroom.kit.graft import Unreadable, grafted, modules_of, submission
-from classroom.kit.sandbox import START_S, Asked, Folder, Gone, Jail, Raised, Side, best_jail
+from classroom.kit.sandbox import START_S, Asked, Gone, Jail, Raised, Side, best_jail, folder_with
 from classroom.kit.skeleton import Sources, find
 from classroom.kit.tasks import TASKS, Task
+from program import UserError
 
 TASK_S = 5.5  # for all checks of a task, as far as the submission uses it up
-LONGER_S = {11: 12.0, 12: 15.0, 13: 30.0}  # thousands of queries, sessions, planted bugs
-TRUSTED_S = 100.0  # of the reference, for all tasks
+LONGER_S = {11: 12.0, 12: 20.0, 13: 45.0}  # thousands of queries, sessions, planted bugs
+GRADING_S = 110.0  # for all tasks together
+PARSING_S = 5.0  # for one file
+PARSE = "bool(__import__('ast').unparse(__import__('ast').parse(text)))"
 
 
 class Result(NamedTuple):
@@ -40,13 +44,21 @@ class Report(NamedTuple):
     """What is known so far of a submission."""
 
     student: str
+    tasks: Sequence[Task]  # that are graded
     results: list[Result]
     warning: str = ""  # that it is not isolated
-    is_complete: bool = False
 
     @property
     def points(self) -> int:
         return sum(result.points for result in self.results)
+
+    @property
+    def most(self) -> int:
+        return sum(task.points for task in self.tasks)
+
+    @property
+    def is_complete(self) -> bool:
+        return all(self.of_task(task.number) for task in self.tasks)
 
     def of_task(self, number: int) -> list[Result]:
         return [result for result in self.results if result.check.task == number]
@@ -80,9 +92,6 @@ class Restarting(Asked):
         finally:
             self._left_s -= time.monotonic() - began
 
-    def restart(self) -> None:
-        self.close()
-
     def close(self) -> None:
         if self._side:
             self._side.close()
@@ -110,28 +119,46 @@ def with_prelude(texts: Sources) -> Sources:
     return {**texts, "prelude.py": checks.PRELUDE.read_text("utf-8")}
 
 
-class Reference:
+class Reference(NamedTuple):
     """The reference of a dialect, in a child of its own, and what wrong ones are made from."""
 
-    def __init__(self, dialect: Dialect, jail: Jail) -> None:
-        self.sources = sources(dialect)
-        self.vectors = vectors(dialect)["key_schedule.json"]
-        self.jail = jail
-        self._folder = Folder(with_prelude(folder_of(self.sources, TASKS[0])))
+    sources: Sources
+    vectors: str  # of the key schedule
+    jail: Jail
+    side: Asked
 
-    def __enter__(self) -> Reference:
-        folder = self._folder.__enter__()
-        modules = ["crypto_utils", "protocol_fsm", "server", "prelude"]
-        self.side = Restarting(folder, modules, self.jail, TRUSTED_S)
-        return self
 
-    def __exit__(self, *exception: object) -> None:
-        self.side.close()
-        self._folder.__exit__(*exception)
+@contextlib.contextmanager
+def reference_of(dialect: Dialect, jail: Jail) -> Iterator[Reference]:
+    """Give the reference of a dialect. Raises UserError if its child cannot be started."""
+    texts = sources(dialect)
+    modules = ["crypto_utils", "protocol_fsm", "server", "prelude"]
+    with folder_with(with_prelude(folder_of(texts, TASKS[0]))) as folder:
+        side = Restarting(folder, modules, jail, GRADING_S)
+        try:
+            side.do("True")
+            yield Reference(texts, vectors(dialect)["key_schedule.json"], jail, side)
+        except Gone as error:
+            raise UserError(f"the grader's own side {error.why}; try again") from None
+        finally:
+            side.close()
+
+
+def vetted(reference: Reference, name: str, text: str | Unreadable) -> str | Unreadable:
+    """Return a file if a child has survived parsing it, which may crash or take for ever."""
+    if isinstance(text, Unreadable):
+        return text
+    try:
+        reference.side.do(PARSE, within_s=PARSING_S, text=text)
+    except Gone:
+        return Unreadable(f"{name} is no Python.")
+    except Raised:  # which `parsed` tells more about
+        pass
+    return text
 
 
 def grade_task(
-    reference: Reference, files: dict[str, str | Unreadable], task: Task
+    reference: Reference, files: Mapping[str, str | Unreadable], task: Task, seconds: float
 ) -> list[Result]:
     """Return what the checks of one task give."""
     own = [check for check in CHECKS if check.task == task.number]
@@ -142,8 +169,7 @@ def grade_task(
     child = with_prelude(folder_of(own_sources, task))
     if task.number == 13:  # which holds nothing of the protocol
         child = {**folder_of(own_sources, task), "vectors/key_schedule.json": reference.vectors}
-    seconds = LONGER_S.get(task.number, TASK_S)
-    with Folder(child) as folder:
+    with folder_with(child) as folder:
         student = Restarting(folder, modules_for(task), reference.jail, seconds)
         bench = Bench(student, reference.side, finder(trees), secrets.token_hex(8))
         bench.shared["reference"] = reference
@@ -174,20 +200,23 @@ def tried(check: Check, bench: Bench) -> Result:
         check.run(bench)
     except Failed as error:
         sentence = str(error)
-    except Gone as error:
-        sentence = f"The grader's own side {error.why}: tell your instructor."
+    except Exception as error:  # of the reference's child, or of ours: the others still count
+        sentence = f"The grader itself failed here ({type(error).__name__}): tell your instructor."
     return Result(check, 0 if sentence else check.points, sentence, time.monotonic() - began)
 
 
 def reports(
-    folder: Path, student: str, dialect: Dialect, tasks: Iterable[Task] = TASKS
+    folder: Path, student: str, dialect: Dialect, tasks: Sequence[Task] = TASKS
 ) -> Iterator[Report]:
     """Yield the report after each task."""
+    end = time.monotonic() + GRADING_S
     jail = best_jail()
-    names = {name for task in TASKS for name in modules_of(task)}
-    files = submission(folder, names)
     results: list[Result] = []
-    with Reference(dialect, jail) as reference:
+    with reference_of(dialect, jail) as reference:
+        names = {name for task in tasks for name in modules_of(task)}
+        found = submission(folder, names)
+        files = {name: vetted(reference, name, text) for name, text in found.items()}
         for task in tasks:
-            results = [*results, *grade_task(reference, files, task)]
-            yield Report(student, results, jail.warning, task == TASKS[-1])
+            seconds = min(LONGER_S.get(task.number, TASK_S), end - time.monotonic())
+            results = [*results, *grade_task(reference, files, task, seconds)]
+            yield Report(student, tasks, results, jail.warning)

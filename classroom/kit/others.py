@@ -6,10 +6,13 @@ reference, or to the reference with one planted bug, in a child of its own.
 
 from __future__ import annotations
 
+import contextlib
+import time
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from classroom.kit.checks import CORE, Bench, Failed, check, named
-from classroom.kit.sandbox import Asked, Folder, Gone, Raised, Side
+from classroom.kit.sandbox import Asked, Gone, Raised, Side, folder_with
 from classroom.kit.skeleton import Sources, edited
 from classroom.kit.tasks import BUGS, TASKS, Bug
 
@@ -17,6 +20,7 @@ MOST_TESTS = 40
 BUGS_EACH = 3  # planted bugs of a task that are met, drawn anew for each run
 REFERENCES = 3  # that are met among them, so that a test that fails by chance is found out
 KILLED = 2  # of them, or all if there are fewer
+WORLD_S = 20.0  # until one has started: that a machine is busy is no fault of a submission
 RUNNER = """
 def performed(handle, method, arguments):
     return ask("perform", handle, method, arguments)
@@ -27,44 +31,25 @@ def run_test(name):
 """
 LISTED = "sorted(n for n, f in vars(mine).items() if n.startswith('test_') and callable(f))"
 FILES = (*CORE, "other_side.py")
-GROUPS: tuple[tuple[int, ...], ...] = (
-    (1, 2),
-    (3,),
-    (4,),
-    (5,),
-    (6,),
-    (7,),
-)  # of tasks whose bugs make one check
+GROUPS: tuple[tuple[int, ...], ...] = ((1, 2), (3,), (4,), (5,), (6,), (7,))  # a check each
 
 
-class World:
-    """One implementation on the other side."""
-
-    def __init__(self, sources: Sources, jail: Any) -> None:
-        self._folder = Folder({name: sources[name] for name in FILES})
-        self._jail = jail
-
-    def __enter__(self) -> Side:
-        folder = self._folder.__enter__()
-        try:
-            self._side = Side(folder, ["other_side"], self._jail)
-        except BaseException:
-            self._folder.__exit__()
-            raise
-        return self._side
-
-    def __exit__(self, *exception: object) -> None:
-        self._side.close()
-        self._folder.__exit__(*exception)
+@contextlib.contextmanager
+def world(reference: Any, bug: Bug | None) -> Iterator[Side]:
+    """Give an implementation on the other side. Raises Gone."""
+    sources = planted(reference.sources, bug) if bug else reference.sources
+    with folder_with({name: sources[name] for name in FILES}) as folder:
+        with Side(folder, ["other_side"], reference.jail, WORLD_S) as side:
+            yield side
 
 
-def passes(student: Asked, name: str, world: Side) -> bool:
+def passes(student: Asked, name: str, other: Side) -> bool:
     """Return whether a test passes. Raises Gone if the submission's child is gone."""
     failures: list[Gone] = []
 
     def told(question: list[Any]) -> object:
         try:
-            return world.do(
+            return other.do(
                 "local.perform(handle, method, arguments)",
                 within_s=3.0,
                 is_raw=True,
@@ -78,7 +63,7 @@ def passes(student: Asked, name: str, world: Side) -> bool:
             failures.append(error)
             return ["refused", "Gone"]
 
-    world.do("local = Local()")
+    other.do("local = Local()")
     try:
         student.do("run_test(name)", within_s=6.0, told=told, name=name)
     except Raised:
@@ -91,27 +76,18 @@ class Found(NamedTuple):
 
     wrong: int  # tests that the reference fails
     killed: dict[tuple[int, ...], tuple[int, int]]  # by group: planted bugs met, and noticed
-    why: str = ""  # nothing was found
 
 
 def results(bench: Bench) -> Found:
     """Return what the tests find, which is tried once. Raises Failed."""
-    if "found" not in bench.shared:
-        bench.shared["found"] = Found(0, {}, "[P 3] The tests have to run.")
-        bench.shared["found"] = all_results(bench)
-    found: Found = bench.shared["found"]
-    if found.why:
-        raise Failed(found.why)
-    return found
 
+    def find() -> Found:
+        try:
+            return all_found(bench, bench.shared["reference"])
+        except Gone as error:
+            raise Failed(f"[P 3] The tests have to run. Yours {error.why}.") from None
 
-def all_results(bench: Bench) -> Found:
-    try:
-        return all_found(bench, bench.shared["reference"])
-    except Gone as error:
-        return Found(0, {}, f"[P 3] The tests have to run. Yours {error.why}.")
-    except Failed as error:
-        return Found(0, {}, str(error))
+    return bench.once("found", find)
 
 
 def all_found(bench: Bench, reference: Any) -> Found:
@@ -139,7 +115,10 @@ def is_met(bug: Bug) -> bool:
 
 
 def sorted_tests(bench: Bench, reference: Any) -> tuple[list[str], int]:
-    """Return the tests that the reference passes, and how many it fails. Raises Gone, Failed."""
+    """Return the tests that the reference passes, the fastest first, and how many it fails.
+
+    Raises Gone, Failed.
+    """
     say = "[P 3] mine.py has to have tests, functions named test_..., that the reference passes."
     try:
         names = bench.student.do(LISTED, within_s=6.0)
@@ -149,22 +128,25 @@ def sorted_tests(bench: Bench, reference: Any) -> tuple[list[str], int]:
     if not isinstance(names, list) or not all(isinstance(n, str) and len(n) < 200 for n in names):
         raise Failed(say)
     names = names[:MOST_TESTS]
-    with World(reference.sources, reference.jail) as world:
-        good = [name for name in names if passes(bench.student, name, world)]
-    if not good:
+    took_s = {}
+    with world(reference, None) as other:
+        for name in names:
+            began = time.monotonic()
+            if passes(bench.student, name, other):
+                took_s[name] = time.monotonic() - began
+    if not took_s:
         raise Failed(f"{say} None of yours does.")
-    return good, len(names) - len(good)
+    return sorted(took_s, key=took_s.__getitem__), len(names) - len(took_s)
 
 
 def is_killed(bench: Bench, reference: Any, names: list[str], bug: Bug | None) -> bool:
     """Return whether a test fails where a bug is planted, or none. Raises Gone."""
-    bench.student.restart()  # so that no test knows how often it has run
-    bench.student.do(RUNNER, within_s=6.0)
-    sources = planted(reference.sources, bug) if bug else reference.sources
-    with World(sources, reference.jail) as world:
-        if world.import_error:
-            return True
-        return not all(passes(bench.student, name, world) for name in names)
+    bench.student.close()  # so that no test knows how often it has run
+    with world(reference, bug) as other:
+        bench.student.do(RUNNER, within_s=6.0)
+        return bool(other.import_error) or not all(
+            passes(bench.student, name, other) for name in names
+        )
 
 
 def planted(sources: Sources, bug: Bug) -> Sources:
@@ -176,10 +158,14 @@ def planted(sources: Sources, bug: Bug) -> Sources:
 
 @check(13, 1)
 def are_right(bench: Bench) -> None:
-    """The reference passes all tests."""
-    wrong = results(bench).wrong
-    if wrong:
-        raise Failed(f"[P 3] The reference fails {wrong} of your tests, so they do not count.")
+    """The reference passes all tests, and planted bugs do not."""
+    found = results(bench)
+    if found.wrong:
+        raise Failed(
+            f"[P 3] The reference fails {found.wrong} of your tests, so they do not count."
+        )
+    if not any(killed for _, killed in found.killed.values()):
+        raise Failed("[P 3] Your tests notice no planted bug.")
 
 
 def kills(group: tuple[int, ...]) -> None:

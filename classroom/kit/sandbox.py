@@ -22,23 +22,24 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from classroom.kit.drive import decoded, encoded
+from program import UserError, reason_of
 
 DRIVE = Path(__file__).with_name("drive.py")
 CPU_S = 20  # of one process
 MEMORY_MB = 512
 LINE_BYTES = 2_000_000  # of one answer
-TOTAL_BYTES = 50_000_000  # of all that one process says
+LINES_AHEAD = 4  # an honest child says one line, and waits
 START_S = 5.0  # until its modules are imported
 SYSTEM = ("/usr", "/lib", "/lib64", "/bin", "/etc/ld.so.cache", "/etc/alternatives")
 NOT_ISOLATED = (
     "not isolated: this system has neither bwrap (Debian, Ubuntu: apt install bubblewrap) nor "
-    "unshare, so a submission can read this machine's files, and the reference's other functions"
+    "unshare, so a submission can reach this machine's files, and the reference's other functions"
 )
 
 
@@ -90,7 +91,8 @@ def bubble(folder: Path, user: str) -> list[str]:
     for place in places:
         flags += ["--ro-bind-try", place, place]
     flags += ["--dev", "/dev", "--ro-bind", str(folder), "/task", "--chdir", "/task"]
-    return ["bwrap", "--die-with-parent", "--new-session", *flags, "--remount-ro", "/"]
+    flags += ["--remount-ro", "/", "--remount-ro", "/dev"]  # no memory of files, either
+    return ["bwrap", "--die-with-parent", "--new-session", *flags]
 
 
 # An empty root with Python and one folder in it, by what every Linux has; it stops at what fails.
@@ -158,32 +160,34 @@ def best_jail() -> Jail:
 
 def works(jail: Jail) -> bool:
     """Return whether a child can be started in this way, and computes."""
-    with Folder({"probe.py": "import colorsys\nfrom Crypto.Cipher import AES\n"}) as folder:
+    probe = {"probe.py": "import colorsys\nfrom Crypto.Cipher import AES\n"}
+    with folder_with(probe) as folder:
         try:
             with Side(folder, ["probe"], jail) as side:
-                return not side.import_error and bool(side.do("AES.block_size") == 16)
+                return bool(side.do("AES.block_size") == 16)
         except (Gone, Raised):
             return False
 
 
-class Folder:
-    """A fresh folder with modules and drive.py in it, removed afterwards."""
+@contextlib.contextmanager
+def folder_with(sources: dict[str, str]) -> Iterator[Path]:
+    """Give a fresh folder with modules and drive.py in it, removed afterwards. Raises UserError."""
+    with tempfile.TemporaryDirectory(prefix="kit-", ignore_cleanup_errors=True) as path:
+        folder = Path(path)
+        try:
+            _fill(folder, sources)
+        except OSError as error:
+            raise UserError(f"cannot write in {path}: {reason_of(error)}") from None
+        yield folder
 
-    def __init__(self, sources: dict[str, str]) -> None:
-        self._sources = sources
 
-    def __enter__(self) -> Path:
-        self._path = Path(tempfile.mkdtemp(prefix="kit-"))
-        for name, text in self._sources.items():
-            (self._path / name).parent.mkdir(exist_ok=True)
-            (self._path / name).write_text(text, encoding="utf-8", newline="\n")
-        shutil.copyfile(DRIVE, self._path / DRIVE.name)
-        (self._path / "root").mkdir()  # where `unshare` makes its own
-        self._path.chmod(0o755)  # nobody reads it, too
-        return self._path
-
-    def __exit__(self, *exception: object) -> None:
-        shutil.rmtree(self._path, ignore_errors=True)
+def _fill(folder: Path, sources: dict[str, str]) -> None:
+    for name, text in sources.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(text, encoding="utf-8", newline="\n")
+    shutil.copyfile(DRIVE, folder / DRIVE.name)
+    (folder / "root").mkdir()  # where `unshare` makes its own
+    folder.chmod(0o755)  # nobody reads it, too
 
 
 class Asked:
@@ -201,8 +205,9 @@ class Asked:
     ) -> Any:
         raise NotImplementedError
 
-    def restart(self) -> None:
-        """Forget the child, so that the next question meets a new one."""
+    def close(self) -> None:
+        """End the child."""
+        raise NotImplementedError
 
 
 class Raw:
@@ -232,16 +237,15 @@ class Side(Asked):
         )
         threading.Thread(target=self._send, daemon=True).start()
         threading.Thread(target=self._receive, daemon=True).start()
-        self.import_error = ""
-        try:
-            ready = self._next(start_s).get("ready")
-        except Gone:
-            self.close()
-            raise
+        self._start_s = start_s
+
+    @functools.cached_property
+    def import_error(self) -> str:
+        """The name of what its modules raised, when it is known, else empty. Raises Gone."""
+        ready = self._next(self._start_s).get("ready")
         if not isinstance(ready, dict):
-            self.close()
             raise Gone("answered something else than it was asked")
-        self.import_error = str(ready.get("raised", ""))
+        return str(ready.get("raised", ""))
 
     def __enter__(self) -> Side:
         return self
@@ -275,6 +279,8 @@ class Side(Asked):
         A line has to come within some seconds, and the last before `until` on the monotonic clock.
         `told` answers what the code asks for by the function `ask`.
         """
+        if self.import_error:
+            raise Raised(self.import_error)
         name = secrets.token_hex(8)
         given = {key: encoded(value) for key, value in values.items()}
         self._write({"id": name, "do": code, "with": given})
@@ -298,7 +304,9 @@ class Side(Asked):
 
     def _next(self, within_s: float) -> dict[str, Any]:
         try:
-            line = self._inbox.get(timeout=max(0.001, within_s))
+            if within_s <= 0:  # a child that asks without end is never silent
+                raise queue.Empty
+            line = self._inbox.get(timeout=within_s)
         except queue.Empty:
             raise Gone("gave no answer in time") from None
         if len(line) >= LINE_BYTES:
@@ -325,12 +333,10 @@ class Side(Asked):
 
     def _receive(self) -> None:
         pipe = self._process.stdout
-        total = 0
         with contextlib.suppress(OSError, ValueError):
             while pipe and (line := pipe.readline(LINE_BYTES)):
-                total += len(line)
                 self._inbox.put(line)
-                if len(line) >= LINE_BYTES or total > TOTAL_BYTES:
+                if len(line) >= LINE_BYTES or self._inbox.qsize() > LINES_AHEAD:
                     break
         self._inbox.put(b"")
         with contextlib.suppress(OSError, ValueError):
