@@ -206,7 +206,7 @@ def attacked(attack: Attack, frames: Frames, lab: Stage) -> Frames:
             except GeneratorExit:  # nobody wants any more; one of the attack's own is a mistake
                 break
             if outcome.broken is not still_runs:  # it has been judged meanwhile
-                break
+                return
         outcome.broken = None
     except (CutHere, ProtocolError):
         outcome.broken = None
