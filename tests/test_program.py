@@ -20,7 +20,6 @@ from program import (
     LogFormatter,
     Parser,
     UserError,
-    WrongValue,
     end_signals,
     escaped,
     host_and_port,
@@ -108,7 +107,7 @@ def test_where_a_program_will_write_is_tried_before_the_work(tmp_path: Path) -> 
     assert output_path(str(tmp_path / "new")) == tmp_path / "new"
     assert output_path(os.devnull) == Path(os.devnull)
     for name, why in (("nowhere/file", "No such file"), ("", "directory"), ("x" * 300, "too long")):
-        with pytest.raises(WrongValue, match=f"cannot write .*{why}"):
+        with pytest.raises(UserError, match=f"cannot write .*{why}"):
             output_path(str(tmp_path / name))
     assert there.read_text() == "old"
     assert [*tmp_path.iterdir()] == [there]
