@@ -19,12 +19,9 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, TypeVar
-
-if TYPE_CHECKING:
-    from _typeshed import SupportsWrite
+from typing import NoReturn, TypeVar
 
 Value = TypeVar("Value")
 
@@ -55,10 +52,9 @@ class Parser(argparse.ArgumentParser):
         """Return the flags of this command line, or of these words. Raises UserError."""
         return self.parse_args(words)
 
-    def print_help(self, file: SupportsWrite[str] | None = None) -> None:
-        """Print how the program is used. Raises OSError, which argparse would swallow."""
-        (file or sys.stdout).write(self.format_help())
-        sys.stdout.flush()
+    def print_help(self, file: object = None) -> None:
+        """Print how the program is used, on stdout. Raises OSError, which argparse swallows."""
+        print(self.format_help(), end="", flush=True)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(message)
@@ -303,6 +299,26 @@ def end_signals() -> list[signal.Signals]:
 def end(number: int, _: object) -> NoReturn:
     """Raise what no handler of a mistake takes for one, be it an attack's own exit."""
     raise Ended(number)
+
+
+@contextlib.contextmanager
+def starting() -> Iterator[None]:
+    """Hold Ctrl-C back while a process of ours starts, which inherits that: it is for us alone.
+
+    Half a start is a traceback of the child's, or a child that nobody ends. Not on Windows.
+    """
+    if os.name != "posix":
+        yield
+        return
+    if "multiprocessing" in sys.modules:
+        from multiprocessing import resource_tracker
+
+        resource_tracker.ensure_running()  # now: its start lets Ctrl-C in again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def run_program(main: Callable[[], int]) -> NoReturn:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import shlex
 import subprocess
@@ -11,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from program import append_whole, reason_of
 from tests.programs import ROOT, TIMEOUT_S, posix_only
 
 BOUND = "import resource, runpy, sys; size = int(sys.argv.pop(1))"
@@ -102,35 +100,3 @@ def test_help_that_cannot_be_printed_is_no_success() -> None:
             check=False,
         )
     assert (done.returncode, done.stderr) == (2, "client.py: No space left on device\n")
-
-
-def test_an_error_that_no_program_has_foreseen_names_its_file() -> None:
-    call = "from program import run_program; run_program(lambda: len(open('gone').read()))"
-    done = subprocess.run(
-        [sys.executable, "-c", call], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert (done.returncode, done.stderr) == (2, "-c: gone: No such file or directory\n")
-
-
-def test_a_reason_that_only_the_error_itself_knows_is_told() -> None:
-    """As where there is no place for temporary files."""
-    assert reason_of(FileNotFoundError(errno.ENOENT, "no place")) == "no place"
-    assert reason_of(OSError(errno.EISDIR, "")) == os.strerror(errno.EISDIR)
-    assert reason_of(ValueError("odd")) == "odd"
-
-
-def test_what_cannot_be_added_whole_is_not_added(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "lines"
-    append_whole(path, b"one\n")
-    append_whole(path, b"two\n")
-    assert path.read_bytes() == b"one\ntwo\n"
-
-    def full(file: int) -> None:
-        raise OSError(errno.ENOSPC, "full")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="full"):
-        append_whole(path, b"three\n")
-    assert path.read_bytes() == b"one\ntwo\n"
