@@ -343,6 +343,9 @@ def run_program(main: Callable[[], int]) -> NoReturn:
     except BrokenPipeError:  # whoever read our output is gone, as after `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 141
+    except MemoryError:
+        to_stderr(f"{Path(sys.argv[0]).name}: not enough memory; is what it reads ever at an end?")
+        code = 2
     except OSError as error:  # of our own output: a full disk, say
         where = f"{error.filename}: " if error.filename else ""
         to_stderr(escaped(f"{Path(sys.argv[0]).name}: {where}{reason_of(error)}"))

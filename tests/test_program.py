@@ -270,6 +270,13 @@ def test_an_error_that_no_program_has_foreseen_names_its_file() -> None:
     assert (done.returncode, done.stderr) == (2, "-c: gone: No such file or directory\n")
 
 
+def test_what_never_ends_is_a_sentence_once_the_memory_does() -> None:
+    """As when a program is given /dev/zero to read."""
+    done = run("-c", "from program import run_program; run_program(lambda: len(bytes(2**62)))")
+    assert done.returncode == 2
+    assert done.stderr == "-c: not enough memory; is what it reads ever at an end?\n"
+
+
 def test_a_reason_that_only_the_error_itself_knows_is_told() -> None:
     """As where there is no place for temporary files."""
     assert reason_of(FileNotFoundError(errno.ENOENT, "no place")) == "no place"
