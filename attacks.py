@@ -153,7 +153,7 @@ def replay_report(frames: Frames, lab: Lab) -> Frames:
 
 @on_path("freshness", "server", BadTag)
 def replay_rewritten(frames: Frames, lab: Lab) -> Frames:
-    """An old report comes again, with the new round on it."""
+    """An old report comes again, with the new round."""
     yield from again(frames, Opcode.CLIENT_DATA, round_number=2)
 
 
@@ -176,7 +176,7 @@ def replay_session(lab: Lab) -> None:
 
 @outside("session", "server", ConnectionCut, goal=disturbed)
 def replay_hello(lab: Lab) -> None:
-    """A recorded CLIENT_HELLO comes beside the session."""
+    """A recorded CLIENT_HELLO is sent beside the session."""
     with lab.connect() as line:
         line.send(lab.tape[0])
         line.receive()
@@ -227,14 +227,14 @@ def flip_tag(frames: Frames, lab: Lab) -> Frames:
 
 @on_path("integrity", "client", BadTag)
 def flip_answer(frames: Frames, lab: Lab) -> Frames:
-    """One bit of an answer flips, by its IV."""
+    """One bit of an answer flips, through its IV."""
     answer = yield from up_to(frames, Opcode.SERVER_AGGR_RESPONSE)
-    yield flipped(answer, HEADER.size + len(b'\0{"'))  # of the e of "epoch"
+    yield flipped(answer, HEADER.size + len(b'\0{"'))  # the e of "epoch"
 
 
 @on_path("integrity", "server", UnexpectedOpcode, goal=counted)
 def edit_opcode(frames: Frames, lab: Lab) -> Frames:
-    """A report is relabelled a CLIENT_HELLO."""
+    """A report is relabelled as a CLIENT_HELLO."""
     report = yield from up_to(frames, Opcode.CLIENT_DATA)
     yield edited(report, opcode=Opcode.CLIENT_HELLO)
 
@@ -279,7 +279,7 @@ def truncate(frames: Frames, lab: Lab) -> Frames:
 
 @on_path("integrity", "server", BadTag)
 def extend(frames: Frames, lab: Lab) -> Frames:
-    """A report gets its last block once more."""
+    """The last block of a report comes twice."""
     report = yield from up_to(frames, Opcode.CLIENT_DATA)
     yield report.changed(report.message[:-TAG_BYTES] + report.message[-TAG_BYTES - BLOCK_BYTES :])
 
@@ -305,7 +305,7 @@ def splice_client(frames: Frames, lab: Lab) -> Frames:
 
 @on_path("identity", "server", BadTag)
 def splice_client_rewritten(frames: Frames, lab: Lab) -> Frames:
-    """The same, with the victim's id on it."""
+    """Another client's report comes under the victim's id."""
     report = yield from up_to(frames, Opcode.CLIENT_DATA)
     yield edited(report.replaced(lab.other_tape[2]), client_id=VICTIM)
 
@@ -364,7 +364,7 @@ def forge_terminate(frames: Frames, lab: Lab) -> Frames:
 
 @on_path("ending", "server", BadTag, goal=fooled_server)
 def forge_goodbye(frames: Frames, lab: Lab) -> Frames:
-    """A report whose text is known is made a goodbye."""
+    """A report whose text is known becomes a goodbye."""
     report = yield from up_to(frames, Opcode.CLIENT_DATA)
     head, block, last = pieces(report.message)
     text = ClientData(READINGS[0]).body[:BLOCK_BYTES]
@@ -469,7 +469,7 @@ def eavesdrop(frames: Frames, lab: Lab) -> Frames:
 
 @outside("secrecy", "server", BadTag, goal=learned)
 def padding_oracle(lab: Lab) -> None:
-    """Refusals are asked for, to learn from them."""
+    """Refusals are provoked, to learn from them."""
     report = lab.tape[2].message
     head, block, last = pieces(report)
     known = b""
@@ -483,7 +483,7 @@ def padding_oracle(lab: Lab) -> None:
         answers = [ask(lab, question) for question in questions]
         usual = max(answers, key=answers.count)
         rare = [guess for guess, said in enumerate(answers) if said != usual]
-        # silence is an answer, too, if it comes again: a busy server may have closed
+        # silence counts only if it comes again: a busy server may have closed
         rare = [guess for guess in rare if answers[guess] or not ask(lab, questions[guess])]
         if not rare:
             return  # all refusals look alike
@@ -581,7 +581,7 @@ def stolen_chain_keys(frames: Frames, lab: Lab) -> Frames:
 
 @on_path("theft", "", None, goal=learned, inside=True)
 def stolen_keys_backwards(frames: Frames, lab: Lab) -> Frames:
-    """The same keys are tried on what came before."""
+    """Stolen chain keys are tried on what came before."""
     messages, stolen = yield from robbed(frames, lab)
     past = {end: opened(stolen[end], messages[: PAST[end]]) for end in stolen}
     lab.outcome.learned = told(past)
@@ -601,7 +601,7 @@ def stolen_master_key(lab: Lab) -> None:
     server = type(lab.sessions["client"])(VICTIM, DEMO_KEYS[VICTIM], Direction.S2C)
     server.open(hello)
     server_nonce = unsealed(server._keys, "S2C", challenge)[1 + NONCE_BYTES :]
-    server._random_bytes = lambda length: server_nonce  # so it says the challenge once more
+    server._random_bytes = lambda length: server_nonce  # so that it repeats the challenge
     server.seal(ServerChallenge())
     lab.outcome.learned = f"the recorded reading {server.open(report).body.decode()}"
 
@@ -623,7 +623,7 @@ def guessed_key(lab: Lab) -> None:
 
 # The program --------------------------------------------------------------------------------------
 
-DOCUMENTED = (  # the six families that the documents announce, in their order
+DOCUMENTED = (  # the six kinds of attacks that the protocol description names, in its order
     "flip-reading",
     "flip-iv",
     "truncate",
@@ -657,7 +657,7 @@ def server_to_attack(options: argparse.Namespace) -> tuple[str, int] | None:
 
 
 def can_bind(host: str, port: int) -> bool:
-    """Return whether a port is free; nothing is connected to, and nobody can connect to us."""
+    """Return whether a port is free, without connecting or letting anyone connect."""
     with socket.socket() as sock:
         if os.name == "posix":  # as in server.py: connections that are over are no obstacle
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -674,7 +674,7 @@ def add_flags(parser: Parser) -> None:
 
 
 def weakened_parts(names: Sequence[str]) -> Parts:
-    from lab.weakened import without  # insecure code is loaded when it is asked for
+    from lab.weakened import without  # insecure code is loaded only when it is asked for
 
     return Parts(*without(names))
 

@@ -1,9 +1,9 @@
 """The front door: python3 run.py COMMAND (on Windows: py run.py COMMAND).
 
-The packages that a command needs are taken from this Python if it has them all, and else from
+The packages that a command needs are taken from this Python if it has them all, otherwise from
 .venv beside this file, which is made and filled when it is first needed.
 
-This file has to parse on every Python since 2.7: an old one shall say so, not fail to read it.
+This file has to parse on every Python since 2.7: an old one must say that it is too old.
 There is no #! line, because the Windows launcher would look for it in the wrong place.
 """
 
@@ -25,7 +25,7 @@ PATIENCE_S = 600  # for another run.py that makes .venv
 WHEELHOUSE = "wheelhouse"  # beside this file: packages are then taken from there, and no network
 DEFAULT = "demo"
 # What to type: (which packages it needs, what Python is to run in turn, what it is for).
-# One process more than cores: many a test waits for a socket most of its time.
+# One process more than cores: many tests wait for a socket most of the time.
 TESTS = "-m pytest -n %d --dist worksteal" % ((os.cpu_count() or 1) + 1)
 COMMANDS = {
     "demo": (
@@ -47,7 +47,7 @@ COMMANDS = {
     "classroom": (
         "requirements.txt",
         ["-m classroom.demo"],
-        "a server and three clients, and what they tell each other",
+        "an undisturbed server and three clients, with their answers",
     ),
     "device": (
         "companions/device_transfer/requirements.txt",
@@ -93,13 +93,13 @@ COMMANDS = {
             "tests/test_vectors.py tests/test_channel.py tests/test_server.py "
             "tests/test_programs.py"
         ],
-        "only those of the protocol, the server and the client",
+        "only the tests of the protocol, the server and the client",
     ),
-    "test slow": ("requirements-slow.txt", [TESTS + " -m slow"], "those that take long"),
+    "test slow": ("requirements-slow.txt", [TESTS + " -m slow"], "the tests that take long"),
     "mutate": (
         "requirements-dev.txt",
         ["-m tests.mutants"],
-        "whether a test misses each check that is taken out",
+        "breaks the code on purpose: does a test notice each time?",
     ),
     "bench": ("requirements.txt", ["-m bench.bench"], "our channel beside TLS, measured"),
     "conform": (
@@ -292,7 +292,7 @@ def take(lock):
                     % (HERE, error.strerror)
                 )
         if os.path.lexists(lock) and not os.path.isdir(lock):
-            raise Problem("%s is no folder of run.py's; move it away" % lock)
+            raise Problem("%s is not a folder that run.py made; move it away" % lock)
         if time.time() > give_up:
             raise Problem(
                 "another run.py has not finished making .venv; "
@@ -333,7 +333,7 @@ def fill(python, requirements, wanted):
 
 
 def is_venv():
-    """Return whether .venv is a venv and no link: what else has that name is not ours."""
+    """Return whether .venv is a venv and no link: anything else of that name is not ours."""
     real = os.path.join(os.path.realpath(HERE), os.path.basename(VENV))
     return os.path.realpath(VENV) == real and os.path.isfile(os.path.join(VENV, "pyvenv.cfg"))
 
@@ -345,7 +345,7 @@ def require_venv():
     except ImportError:
         raise Problem(
             "this Python cannot make a virtual environment; on Debian or Ubuntu, "
-            "mend it with: sudo apt install python3-venv"
+            "install what it lacks with: sudo apt install python3-venv"
         )
 
 
@@ -357,12 +357,12 @@ def make_venv(doing):
 
 
 def bootstrap_pip(python, requirements):
-    """Put pip into a venv that has none: uv makes such, and so does a venv cut short."""
+    """Put pip into a venv that has none, as uv makes it, or an interrupted venv."""
     if missing(python, {"pip": ()}):
         result = quietly([python, "-m", "ensurepip"])
         if result[0] != 0:
             raise Problem(
-                "%s has no pip and cannot get it (%s); fill it with what made it, as with: "
+                "%s has no pip and cannot get it (%s); fill it with the tool that made it, as in: "
                 "uv pip install -r %s" % (VENV, last_words(result), requirements)
             )
 
@@ -455,7 +455,7 @@ def run(command, directory):
 
 
 def handle(name, handler):
-    """Handle a signal, if this system has it; but nohup is there so that nobody handles SIGHUP."""
+    """Handle a signal, if this system has it; under nohup SIGHUP stays ignored."""
     number = getattr(signal, name, None)
     is_nohup = name == "SIGHUP" and number and signal.getsignal(number) is signal.SIG_IGN
     if number is not None and not is_nohup:
@@ -469,8 +469,8 @@ def main(words):
             % (sys.version.split()[0], ".".join(map(str, NEEDED)))
         )
         return 2
-    # what SAFEPATH keeps from `python -m` is this folder; by the others a Python or pip takes
-    # itself for that of another place, into which the packages would go
+    # SAFEPATH would hide this folder from `python -m`; the others would make Python or pip use
+    # another installation, and put the packages there
     for name in ("PYTHONSAFEPATH", "PYTHONHOME", "PYTHONEXECUTABLE", "PIP_PYTHON"):
         os.environ.pop(name, None)
     words = words or [DEFAULT]
@@ -487,7 +487,7 @@ def main(words):
         return 2
     codes = []
     for line in lines:
-        if line[0] == "-m":  # those look for this folder's files; ours take paths from the user
+        if line[0] == "-m":  # which needs this folder; our scripts take paths from the user
             codes.append(run([python] + line, HERE))
         else:
             codes.append(run([python, os.path.join(HERE, line[0])] + line[1:], None))

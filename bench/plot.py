@@ -216,7 +216,7 @@ def apart(wanted: Sequence[float], top: float, bottom: float) -> list[float]:
 
 
 def in_words(found: Measured, body: str) -> str:
-    """Say what the picture shows, for those who do not see it."""
+    """Return in words what the picture shows, for readers who cannot see it."""
     names, parts = zip(*found.ladder)
     ladder = ", ".join(f"{name} {percent} %" for name, percent in zip(names, percents(parts)))
     return (
@@ -228,7 +228,7 @@ def in_words(found: Measured, body: str) -> str:
 
 
 def growth_in_words(growth: Mapping[int, float]) -> str:
-    """Say how the latency that all are compared with grows, as a round waits for all clients."""
+    """Return how the reference latency grows with the clients: a round waits for all of them."""
     fewest, *more = growth
     if not more:
         return f"TLS 1.2 was measured with {counted(fewest)} only."

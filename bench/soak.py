@@ -152,7 +152,7 @@ class Herd(ABC):
 
     @abstractmethod
     def told(self) -> str:
-        """Say what was checked so far."""
+        """Return what was checked so far."""
 
     @abstractmethod
     def live(self, number: int, rng: random.Random, death: str) -> None:

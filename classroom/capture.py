@@ -38,7 +38,7 @@ class Told(NamedTuple):
 
 
 def tell(run: Run, wire: Wire) -> Iterator[Told]:
-    """Say of each message what it is, what was done to it, and which end refused it."""
+    """Yield each message with what it is, what was done to it, and which end refused it."""
     times = Counter[tuple[str, bytes]]()
     for step in run.steps:
         if step.comes_in:

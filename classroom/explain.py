@@ -56,7 +56,7 @@ class Part(NamedTuple):
 
 
 class Explained(NamedTuple):
-    """All that can be said of one message. `inside` is its plaintext, if its keys are known."""
+    """All that can be said about a message. `inside` is its plaintext, if its keys are known."""
 
     title: str
     parts: list[Part]
@@ -171,7 +171,7 @@ MOVES: Mapping[int, Move] = {  # [P 3.4]
 
 
 def key_steps(log: KeyLog, header: Header, plaintext: bytes, pair: PairOfKeys) -> list[str]:
-    """Say which keys this message moves, from what to what, and by which formula [P 3.4]."""
+    """Return which keys this message moves, from what to what, and by which formula [P 3.4]."""
     sender = Direction(header.direction).name
     lines = [
         f"opened with the encryption key {fingerprint(pair.encryption)} and the MAC key "
@@ -194,10 +194,10 @@ def steps_of(
     olds: Sequence[PairOfKeys],
     known: Sequence[PairOfKeys],
 ) -> list[str]:
-    """Say how the pair of keys of one direction moves.
+    """Return how the pair of keys of one direction moves.
 
-    A log has half of an encryption chain value, which is not enough to go on from: the next
-    encryption key is the one that the log has beside the next MAC key.
+    A log has only half of an encryption chain value, from which the next one cannot be computed:
+    the next encryption key is the one that the log has beside the next MAC key.
     """
     by_mac = {pair.mac: pair for pair in known}
     for old in reversed(olds):
@@ -228,7 +228,7 @@ class Shown(NamedTuple):
     made_from: int = 0
 
     def cells(self, part: Part, most: int = MOST_CELLS) -> list[Cell]:
-        """Return the first bytes of a part of the outside: what is no message has any length."""
+        """Return the first bytes of a part of the outside, which may be long if no message."""
         places = range(part.at, part.at + len(part.data))[:most]
         return [
             Cell(

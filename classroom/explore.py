@@ -1,4 +1,4 @@
-"""An adversary that is told no attack tries all that it can do, and finds the shortest by itself.
+"""An adversary that knows no attack tries everything that it can do, the shortest first.
 
     python -m classroom.explore
     python -m classroom.explore --without ratchet --replay
@@ -16,21 +16,21 @@ promise is a shortest:
 2. what it has accepted, byte by byte, is the beginning of what this partner has sent; so nothing is
    missing before a goodbye;
 3. no report and no answer stands on the wire in clear;
-4. a session gives way (REPLACED) only to a later one of its client that has reported: whose
-   CLIENT_HELLO the server accepted after its own;
-5. after its handshake an end holds no key of any message, but of those that are on their way from
-   its partner: whoever steals its keys then opens and makes nothing older, and nothing of another;
+4. a session gives way (REPLACED) only to a session of the same client that has reported, and whose
+   CLIENT_HELLO the server accepted later;
+5. after its handshake an end holds no key of any message, except of those on their way from its
+   partner: a thief of its keys can then open or make no older message, and none of another session;
 6. an end never holds a key that another client's ends have used.
 
 The real Session decides what is accepted, and the server's real Roster which session gives way. The
 randomness of an end comes from its name and from how much it has said, and ends share nothing but
 frames and a Roster: so what an end does with a message is asked once, and the search puts the
-answers together. Left out, since no attack is lost with them: that an end closes without a word (it
-may as well be left alone), and that a fresh server is used before the one ahead of it (they are
-alike; so servers accept CLIENT_HELLOs in the order of their numbers). Not looked at: clocks,
-epochs, crowds of strangers, what many refusals tell, more changes of a frame than the menu has, and
-flips inside of a part whose edges resist them. Without rules promises 5 and 6 are looked at only
-if no story breaks another one: they end a story early.
+answers together. Two things are left out, since no attack is lost with them: an end that closes
+without a farewell (it may as well be left alone), and a fresh server that is used before the one
+ahead of it (they are alike, so servers accept CLIENT_HELLOs in the order of their numbers). Not
+looked at: clocks, epochs, crowds of strangers, what many refusals tell, more changes of a frame
+than the menu has, and flips inside a part whose edges resist them. With rules missing, promises 5
+and 6 are looked at only if no story breaks another one, because they end a story early.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ def copied(session: Session, notes: Notes) -> tuple[Session, Notes]:
 
 
 def refusal_of(end: End, message: bytes) -> type[Exception] | None:
-    """Return by which error an end refuses a message: by that alone its failure differs."""
+    """Return the error with which an end refuses a message: failures differ only in that."""
     if is_fresh(end):
         return None
     session, _ = copied(end.session, end.notes)
@@ -183,7 +183,7 @@ def act(
 
 
 def answer(session: Session, notes: Notes, accepted: Message) -> None:
-    """Let a server say what it says to an accepted message; a client does that in its own time."""
+    """Let a server answer an accepted message at once; a client acts in its own time."""
     if session.sends is Direction.S2C and len(notes.heard) == 1:
         session.seal(ServerChallenge())
     elif session.sends is Direction.S2C:
@@ -195,7 +195,7 @@ def answer(session: Session, notes: Notes, accepted: Message) -> None:
 
 
 class Place:
-    """A connection, as far as Roster asks for it."""
+    """A connection, as far as Roster needs one."""
 
     def __init__(self, client_id: int) -> None:
         self.client_id = client_id
@@ -562,7 +562,7 @@ def lasts(taken: Names, story: Story, has_thief: bool = False) -> bool:
 
 
 def needs(taken: Names, story: Story, has_thief: bool = False) -> Names:
-    """Return rules that have to be missing, all of them, for a story."""
+    """Return the rules all of which have to be missing for a story."""
     for name in sorted(taken):
         if lasts(taken - {name}, story, has_thief):
             taken -= {name}
@@ -570,12 +570,12 @@ def needs(taken: Names, story: Story, has_thief: bool = False) -> Names:
 
 
 def needs_all(taken: Names, story: Story, has_thief: bool = False) -> bool:
-    """Return whether `needs` would return all of them, as soon as one is seen to be idle."""
+    """Return whether `needs` would return all of them; stop at the first that is not needed."""
     return not any(lasts(taken - {name}, story, has_thief) for name in sorted(taken))
 
 
 class Tale(NamedTuple):
-    """What the explorer tells of a set of rules that are missing."""
+    """What the explorer reports about a set of missing rules."""
 
     taken: Names
     shortest: Found
@@ -586,9 +586,9 @@ class Tale(NamedTuple):
 
 
 def tell(task: tuple[Names, int, bool]) -> Tale:
-    """Find the shortest story, and if that needs less, the shortest that needs the whole set.
+    """Find the shortest story, and if it needs fewer rules, the shortest that needs the whole set.
 
-    Sessions of one client can give way to each other; else one session is the least.
+    Two sessions are tried if sessions of one client can give way to each other, otherwise one.
     """
     taken, limit, is_played = task
     has_order = bool(taken & ROSTER_RULES.keys())
@@ -796,7 +796,7 @@ def main() -> int:
 
 
 def explored(clients: Clients, limit: int) -> int:
-    """Explore the real protocol, and say how far. Returns the exit code."""
+    """Explore the real protocol, and print how far. Returns the exit code."""
     found = explore(clients, limit)
     ids = {CLIENTS[name] for name in clients}
     lines = [

@@ -3,7 +3,7 @@
     python3 run.py
 
 Server, clients and adversary are real, and all in this process. Exits with 0 only if the story
-went as it is told, and every attack as it should.
+went as told, and every attack ended as it should.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def listed(readings: Sequence[float]) -> str:
 
 
 def tell(title: str, **lines: str) -> None:
-    """Print an act: its title, and what each of those who take part does."""
+    """Print an act: its title, and what each participant does."""
     print(f"\n{painted(title, 'title')}")
     for who, deed in lines.items():
         print(f"  {who:<{LABEL}}{deed}", flush=True)

@@ -54,11 +54,11 @@ KeyLog = Mapping[tuple[int, int], list[PairOfKeys]]  # by direction and client i
 
 
 def parse_keylog(text: str, name: str = "key log") -> tuple[KeyLog, list[int]]:
-    """Return all keys in a log, each once, and the numbers of lines that are none of a key log.
+    """Return all keys in a log, each once, and the numbers of lines that cannot be in a key log.
 
-    Such a line may have been cut short by a full disk, or be still being written. Lines with
+    Such a line may have been cut short by a full disk, or is still being written. Lines with
     plaintexts are for Wireshark, which cannot decrypt; here the keys are enough. Raises UserError
-    if no line is one of a key log.
+    if no line can be in a key log.
     """
     keys: dict[tuple[int, int], dict[PairOfKeys, None]] = {}
     bad: list[int] = []
@@ -74,7 +74,7 @@ def parse_keylog(text: str, name: str = "key log") -> tuple[KeyLog, list[int]]:
             bad.append(number)
         is_one = is_one or bool(is_good)
     if bad and not is_one:
-        raise UserError(f"{name} is no key log: line {bad[0]} is none of one")
+        raise UserError(f"{name} is no key log: line {bad[0]} cannot be in one")
     return {whose: [*pairs] for whose, pairs in keys.items()}, bad
 
 
@@ -92,7 +92,7 @@ def read_keylog(path: Path, say: Callable[[str], object] = to_stderr) -> KeyLog:
     keys, bad = parse_keylog(text, str(path))
     if bad:
         more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
-        say(f"{path}: skipped line {bad[0]}{more}, which no key log has")
+        say(f"{path}: skipped line {bad[0]}{more}, which cannot be in a key log")
     return keys
 
 

@@ -120,7 +120,7 @@ class End:
             raise
 
     def leave(self, status: Status) -> None:
-        """Say farewell, of a failure or else with `status`, and close."""
+        """Send a farewell, that of a failure or else one with `status`, and close."""
         self.is_open = False
         farewell = self._farewell or self.session.goodbye(status)
         if farewell:

@@ -75,8 +75,8 @@ class Wire:
 
     It calls `began` with the reason why there is no server (empty if there is one), and `arrived`
     with the sender of each message and its bytes; no bytes are the end of that stream. What is
-    delivered and when, another thread decides, so that lab/proxy.py, where one generator does both,
-    is no help here. Raises NoConnection: the port is taken.
+    delivered and when, another thread decides. That is why lab/proxy.py, where one generator does
+    both, is no help here. Raises NoConnection if the port is taken.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class Wire:
     def __exit__(self, *exception: object) -> None:
         self._closing.set()
         self.finish()
-        self._thread.join(5.0)  # a server that never closes holds nobody up for ever
+        self._thread.join(5.0)  # a server that never closes must not hold us up for ever
         self._listener.close()
 
     def _run(self) -> None:
@@ -149,7 +149,7 @@ class Wire:
         return True
 
     def finish(self) -> None:
-        """End the connection, however it stands."""
+        """End the connection, whatever its state."""
         self._over.set()
         self._hang_up("client")
         for sock in self._ends.values():
@@ -281,7 +281,7 @@ class Table(cmd.Cmd):
             self._settle()
 
     def _settle(self) -> None:
-        """Pass on the messages about which nobody wants to decide."""
+        """Pass on the messages that nobody has to decide about."""
         while self._connected and self._desk.waiting:
             message = self._desk.in_hand().frame.message
             if message and not self._auto and self._goal in ("", OPCODE_NAMES.get(message[0])):
@@ -346,7 +346,7 @@ class Table(cmd.Cmd):
     # Commands, in the thread of the keyboard
 
     def preloop(self) -> None:
-        """Learn from readline, if there is one, when the prompt is on the screen."""
+        """Let readline, if there is one, tell us when the prompt is on the screen."""
         with contextlib.suppress(ImportError, AttributeError):
             import readline
 
@@ -367,7 +367,7 @@ class Table(cmd.Cmd):
         return False
 
     def run_script(self, commands: Sequence[tuple[str, Command]]) -> bool:
-        """Obey a script, and return whether it has quit. Raises UserError, and says where."""
+        """Obey a script, and return whether it has quit. Raises UserError with the place."""
         self._in_script = True
         for place, command in commands:
             try:
@@ -495,7 +495,7 @@ class Table(cmd.Cmd):
         self._ended = False
         if ended and kind == END:
             return
-        if ended:  # and another time, perhaps, only after this line
+        if ended:  # deciding now: another run might end only after this line
             raise NoConnection(f"connection {self._connection} was over before a {kind} came")
         if not self._connected and not self._in_script:
             self._say("waiting for a client; Ctrl-C stops it")
@@ -532,7 +532,7 @@ class Table(cmd.Cmd):
 
     def do_session(self) -> None:
         pair = self._own_pair()
-        # where the connection is over, its client may need a moment longer
+        # after the end of the connection its client may need a moment longer
         self._wait(lambda: self._connected or not pair.is_living)
         pair.live(self.wire.address)
 

@@ -1,7 +1,7 @@
 """The commands of the proxy, typed or in a script: each line is checked before anything is done.
 
-A line is a word, and behind it the values that GRAMMAR names; # begins a comment. Carrying out a
-command is the business of proxy.py.
+A line is a word, followed by the values that GRAMMAR names; # begins a comment. proxy.py carries
+the commands out.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ FIELDS = {
 }
 NUMBERS = {**{name: code for code, name in OPCODE_NAMES.items()}, "C2S": 0, "S2C": 1}
 HELP = """\
-The first message is in hand. Byte 0 is its opcode, -1 its last one.
+The first message is in hand. Byte 0 is its opcode, -1 its last byte.
   forward, or Enter     deliver the message in hand, as it is now
   drop                  throw it away
   hold                  put it aside
@@ -33,7 +33,7 @@ The first message is in hand. Byte 0 is its opcode, -1 its last one.
   splice NAME N         put message N of a recording in its place
 These put a message before it, which then is in hand:
   release N             one that was put aside
-  replay N              any one once more, as it came
+  replay N              any message once more, as it came
   inject HEX [client]   bytes of your own to the server, or to the client
   play NAME [client]    all that a recording has for the server, or the client
 The rest:
@@ -41,8 +41,8 @@ The rest:
   record NAME           keep the messages of this connection for play
   show [N], list        a message byte by byte; all messages and their fate
   until OPCODE or end   forward until such a message is in hand
-  auto [off]            forward whatever comes
-  cut, quit             end the connection without a word; leave
+  auto [off]            forward everything that comes
+  cut, quit             end the connection without a farewell; leave
   session, score        with --without or --own: another session; the score
 With no client connected, what you send goes over a connection of your own."""
 

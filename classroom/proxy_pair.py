@@ -1,8 +1,8 @@
-"""A server and a client of the proxy's own, with rules taken out, and the score of who fools them.
+"""A server and a client of the proxy's own, with rules taken out, and a score of what fooled them.
 
-The score counts messages that an end accepted though its partner did not send them, or not in that
-place: in a session, what an end accepts should be what its partner sent, in that order, without
-gaps. A CLIENT_HELLO does not count: to accept one promises nothing.
+The score counts messages that an end accepted although its peer did not send them, or not in that
+place: in a session, what an end accepts should be what its peer sent, in that order, without gaps.
+A CLIENT_HELLO does not count: accepting one promises nothing.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ PATIENT = Limits(
 
 
 class Score:
-    """What both ends accepted and refused, beside what their partners sent."""
+    """What both ends accepted and refused, beside what their peers sent."""
 
     def __init__(self) -> None:
         self.won = 0
@@ -56,7 +56,7 @@ class Score:
     def begin(self) -> None:
         """Forget what was sent: another connection has begun."""
         self._sent: dict[str, list[bytes]] = {"client": [], "server": []}  # by who is to get it
-        self._excused = dict.fromkeys(self._sent, 0)  # messages in whose place others were accepted
+        self._excused = dict.fromkeys(self._sent, 0)  # messages whose substitutes were accepted
 
     def __str__(self) -> str:
         return (
@@ -98,7 +98,7 @@ class Score:
 
 
 class OwnPair:
-    """A server that serves inside `with`, and a client that lives a session when it is asked to.
+    """A server that serves inside `with`, and a client that runs a session when it is asked to.
 
     `names` are the rules that both lack, separated by commas, if any. Two recordings are there from
     the start: `older`, a session of the same client, and `other`, one of another client.
@@ -114,7 +114,7 @@ class OwnPair:
         self.tapes: dict[str, list[Frame]] = {}
         limits = PATIENT if is_patient else IMPATIENT
         self._is_patient = is_patient
-        self._times: dict[str, Any] = {}  # that a client waits; the usual ones for recordings
+        self._times: dict[str, Any] = {}  # how long a client waits; as usual for recordings
         self._server = self._parts.server(
             DEMO_KEYS, port=0, limits=limits, record=self.see, new_session=self._new_session
         )
@@ -142,7 +142,7 @@ class OwnPair:
         return self._client.is_alive()
 
     def live(self, address: tuple[str, int]) -> None:
-        """Let the client live a session. Raises UserError: it is in one."""
+        """Let the client run a session. Raises UserError if it is in one."""
         if self.is_living:
             raise UserError("the client is still in its session; forward, or cut")
         self._client = threading.Thread(target=self._live, args=(address,), daemon=True)

@@ -1,7 +1,7 @@
 """Messages as they were recorded: in an event log, a capture, raw bytes, or hexadecimal text.
 
-The first bytes of a file say what it is; it may be compressed with gzip. What is not read, or not
-whole, is told to `say`, a sentence each.
+The first bytes of a file say what it is; it may be compressed with gzip. `say` is told, in a
+sentence each, what is not read or not whole.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def recorded(source: str, attack: str | None, say: Say) -> list[Recorded]:
         if not is_hex(source):
             raise UserError(f"cannot read {str(path)[:60]}: {reason_of(error)}") from None
     if not data and not is_hex(source):
-        raise UserError(f"{source[:60]} is neither a file with something in it nor hexadecimal")
+        raise UserError(f"{source[:60]} is neither a file that has bytes nor hexadecimal")
     found = messages_in(str(path), unpacked(data, path, say) or source.encode(), attack, say)
     if not found:
         raise UserError(f"there is no message in {path}")

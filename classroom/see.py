@@ -4,7 +4,7 @@
     python3 run.py capture [NAME ...] [--without A,B]
 
 `report` opens the page in the browser, `capture` the packets in Wireshark. Words that follow are
-for attacks.py. Where there is nothing to open it with, the path is all that is printed.
+for attacks.py. Where nothing can open the result, only its path is printed.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def open_capture(path: Path) -> None:
 def main() -> int:
     parser = Parser("Attacks, draws what happened, and opens it.", prog="run.py")
     parser.add_argument("what", choices=[*NAMES])
-    parser.add_argument("-o", "--output", type=output_path, metavar="FILE", help="to be written")
+    parser.add_argument("-o", "--output", type=output_path, metavar="FILE", help="file to write")
     options, words = parser.parse_known_args()
     needed(PACKAGES[options.what])
     output = (options.output or output_path(NAMES[options.what])).resolve()

@@ -1,8 +1,8 @@
 """Stories on sockets: the real programs of a Lab, connected by a story and by nothing else.
 
 Clients and server are those of the lab, with rules taken out. Each client's connection ends here,
-each of the server's begins here, and a step of the story is all that passes between them. What
-broke is told by notes of what the sessions of these programs seal and accept.
+each of the server's begins here, and a step of the story is all that passes between them. Notes
+of what the sessions of these programs seal and accept show what broke.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Player(threading.Thread):
     def run(self) -> None:
         try:
             with self.client:
-                self.orders.get()  # the first is to get the challenge, and it has
+                self.orders.get()  # the first order is to get the challenge, which it has
                 self._done.put(None)
                 for what in iter(self.orders.get, "leaves"):
                     self._do(what)
@@ -86,7 +86,7 @@ class Stage:
         self.closing = contextlib.ExitStack()
 
     def record(self, client: str) -> None:
-        """Let an old client live a session in peace, and keep what both ends have sent."""
+        """Run an undisturbed session of an old client, and keep what both ends have sent."""
         reports = [readings(client, number + 1) for number in range(ROUNDS)]
         self._lab.honest_session(OLD[client], reports)
         for name, sends in zip((client, client.replace("client", "server")), Direction):
@@ -115,7 +115,7 @@ class Stage:
             self.ends[step.end].stop(self._lab.outcome.errors["server"][-1])
 
     def hear_out(self, name: str) -> None:
-        """Wait until an end has said its last."""
+        """Wait until an end has closed."""
         while self._hear(name):
             pass
 
@@ -178,7 +178,7 @@ def on_sockets(weak: Weakened, story: Sequence[Step], end: str, has_thief: bool 
         with stage.closing, contextlib.suppress(CutHere, queue.Empty):
             for step in story:
                 stage.play(step)
-            if end != story[-1].end:  # it is told to go by another thread
+            if end != story[-1].end:  # another thread tells it to leave
                 stage.hear_out(end)
             return broken(stage.ends[end], made, has_thief)
     return ""

@@ -45,7 +45,7 @@ def readings(name: str, round_number: int) -> list[float]:
 
 
 class Word(NamedTuple):
-    """What both ends of a message must agree on; of a farewell nothing but the reason is told."""
+    """What both ends of a message must agree on; of a farewell only the reason."""
 
     opcode: int
     body: bytes  # of a farewell: its status
@@ -136,9 +136,9 @@ class Notes:
 
 
 def broken(me: Notes, everybody: Sequence[Notes], has_thief: bool = False) -> str:
-    """Say which promise to `me` is broken; empty if none is. 5 and 6 are about a thief of keys.
+    """Return how a promise to `me` is broken; empty if none is. 5 and 6 are about a thief of keys.
 
-    Among everybody, the server's ends stand in the order in which it accepted their CLIENT_HELLOs.
+    In `everybody`, the server's ends are in the order in which it accepted their CLIENT_HELLOs.
     """
     return (
         partner_broken(me, everybody)
@@ -149,7 +149,7 @@ def broken(me: Notes, everybody: Sequence[Notes], has_thief: bool = False) -> st
 
 
 def partner_broken(me: Notes, everybody: Sequence[Notes]) -> str:
-    """Say whether promise 1 or 2 is broken."""
+    """Return how promise 1 or 2 is broken; empty if it is not."""
     if not me.heard or [heard.opcode for heard in me.heard] == [Opcode.CLIENT_HELLO]:
         return ""
     alike = [
@@ -166,7 +166,7 @@ def partner_broken(me: Notes, everybody: Sequence[Notes]) -> str:
 
 
 def secrecy_broken(me: Notes) -> str:
-    """Say whether promise 3 is broken."""
+    """Return how promise 3 is broken; empty if it is not."""
     for said, sent in zip(me.said, me.sent):
         if said.opcode in (Opcode.CLIENT_DATA, Opcode.SERVER_AGGR_RESPONSE) and said.body in sent:
             return "sends what can be read on the wire"
@@ -174,7 +174,7 @@ def secrecy_broken(me: Notes) -> str:
 
 
 def order_broken(me: Notes, everybody: Sequence[Notes]) -> str:
-    """Say whether promise 4 is broken."""
+    """Return how promise 4 is broken; empty if it is not."""
     if me.sends is Direction.C2S or me.said[-1:] != (REPLACED,):
         return ""
     later = everybody[everybody.index(me) + 1 :]
@@ -186,7 +186,7 @@ def order_broken(me: Notes, everybody: Sequence[Notes]) -> str:
 
 
 def theft_broken(me: Notes, everybody: Sequence[Notes]) -> str:
-    """Say whether promise 5 or 6 is broken: what keys can do that `me` holds now, if stolen."""
+    """Return how promise 5 or 6 is broken: what a thief of the keys that `me` holds now can do."""
     keys = frozenset(me.session._keys.values())
     for end in everybody:
         if end.client_id != me.client_id:
@@ -219,7 +219,7 @@ def double_block(message: bytes, *_: bytes) -> bytes:
 
 
 def say_goodbye(message: bytes, plaintext: bytes, _: bytes) -> bytes:
-    """Make a goodbye of a frame whose text is known: in CBC one block can be turned into any."""
+    """Turn a frame whose text is known into a goodbye: in CBC one block can be turned into any."""
     skipped = NONCE_BYTES if message[6] == Direction.C2S else 0  # the status stands behind it
     known = pkcs7_pad(plaintext)[skipped:]
     wanted = pkcs7_pad(bytes([Status.GOODBYE]))

@@ -43,7 +43,7 @@ class Wire(NamedTuple):
     cuts: frozenset[str]  # errors of an end whose peer has closed first
 
     def what_changed(self, before: bytes, after: bytes) -> str:
-        """Say which fields differ, and how if that is short; nothing unless both are there."""
+        """Return which fields differ, and how if that is short; empty unless both are there."""
         if not before or not after:
             return ""
         fields = changes(self.fields(before), self.fields(after))

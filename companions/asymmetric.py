@@ -147,7 +147,7 @@ def read_private(path: Path, ask: Callable[[str], str]) -> PrivateKey:
     try:
         mode = path.stat().st_mode
         if not stat.S_ISREG(mode):
-            raise OSError("it is no file")
+            raise OSError("it is not a regular file")
         if os.name == "posix" and mode & 0o077:
             raise UserError(f"others can read the key in {path}; make it yours: chmod 600 {path}")
         pem = path.read_bytes()
@@ -159,7 +159,7 @@ def read_private(path: Path, ask: Callable[[str], str]) -> PrivateKey:
             passphrase = ask(f"passphrase for {path}: ").encode("utf-8", "surrogateescape")
         key = serialization.load_pem_private_key(pem, passphrase)
     except (ValueError, UnsupportedAlgorithm, TypeError):
-        why = "the passphrase is wrong" if passphrase is not None else "it is no private key"
+        why = "the passphrase is wrong" if passphrase is not None else "it is not a private key"
         raise UserError(f"cannot open the key {path}: {why}") from None
     if not isinstance(key, PrivateKey) or key.key_size != RSA_BITS:
         raise UserError(f"the key in {path} is not RSA with {RSA_BITS} bits")

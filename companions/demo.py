@@ -14,7 +14,7 @@ from classroom.demo import Crew
 from program import Parser, UserError, escaped, reason_of
 
 COLUMNS = 79
-LIMIT_S = 120.0  # for all of a demo
+LIMIT_S = 300.0  # for all of a demo
 UNSHOWN = re.compile(r"^[\d-]+T[\d:]+Z | at [\d.]+:\d+(?=: )")  # time and address in a log
 
 
@@ -59,7 +59,7 @@ class Programs(Crew):
 
 
 def show(name: str, line: str) -> None:
-    """Print what a program has said behind its name."""
+    """Print what a program has said, after its name."""
     if line:
         told = f"{name:<8} | {line}"
         print(textwrap.fill(told, COLUMNS, subsequent_indent=" " * 9 + "| "), flush=True)
@@ -93,7 +93,7 @@ def perform(description: str, things: str, play: Callable[[Path], list[str]]) ->
         "--keep",
         type=Path,
         metavar="FOLDER",
-        help=f"make this folder, and leave all there: {things}",
+        help=f"make this folder, and leave everything there: {things}",
     )
     options = parser.options()
     with kept(options.keep) if options.keep else tempfile.TemporaryDirectory() as folder:
@@ -101,7 +101,7 @@ def perform(description: str, things: str, play: Callable[[Path], list[str]]) ->
     for problem in problems:
         print(f"PROBLEM: {problem}")
     if options.keep:
-        print(f"\nAll that was made is in {escaped(str(options.keep))}.")
+        print(f"\nEverything that was made is in {escaped(str(options.keep))}.")
     if not problems:
         print("\nAll went as it should.")
     return int(bool(problems))

@@ -1,6 +1,6 @@
 """What servers of the companions share: they accept, serve each connection in a thread, and end.
 
-A connection is a stranger until its owner says otherwise; few may wait, and the oldest goes first.
+A connection is a stranger until its owner says otherwise; few may wait: one more evicts the oldest.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ AnyListener = TypeVar("AnyListener", bound="Listener[Any]")
 class Listener(ABC, Generic[AnyConnection]):
     """Accepts inside `with`, and after it asks every connection to end, and waits for them.
 
-    What inherits this sets `close`, which is called at the end, also of a server that never served.
+    A subclass sets `close`, which is called at the end; its users call it if it never serves.
     """
 
     close: Callable[[], None]

@@ -48,7 +48,7 @@ def bold(text: str) -> str:
 
 @contextlib.contextmanager
 def reading_lines(take: Take) -> Iterator[Callable[[], object]]:
-    """Hand each line to `take` until the input ends; yield what says that one was dealt with.
+    """Hand each line to `take` until the input ends; yield a call for each line dealt with.
 
     At a terminal Ctrl-C raises SIGINT, as always, and all that is printed inside appears above the
     line that is being typed.

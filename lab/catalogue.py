@@ -2,7 +2,7 @@
 
 An attack on path is a generator over the frames of one connection: what it yields is delivered.
 One from outside is a function that is given the lab: its address, recordings and connections. A
-protocol brings its own lab, outcome and goals; `Stage` is what is asked of its lab here.
+protocol brings its own lab, outcome and goals; `Stage` is what the catalogue asks of that lab.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Attack:
     run: Callable[..., Any]  # (frames, lab), or (lab) from outside
     is_on_path: bool
     who: str  # refuses it: "client" or "server"; empty if nobody has anything to refuse
-    error: type[Exception] | None  # with which
+    error: type[Exception] | None  # of the refusal
     goal: Goal
     noticed: str = ""  # by whom, if nothing prevents it
     wins: str = ""  # exactly, against all rules: what `goal` says then
@@ -70,13 +70,13 @@ class Stage(ABC):
     """What a lab has to have, whatever its protocol."""
 
     outcome: Any  # has errors (by end), learned, and broken (a mistake in the attack)
-    attack: str  # that is going on
-    rounds: int  # that the bystanders have done
+    attack: str  # the one that is going on
+    rounds: int  # done by the bystanders
     is_foreign = False  # the server is in another process, and nobody sees inside
     is_weakened = False
     again = ""  # the flags that repeat this run
     where = ""  # the address or seed of the lab, for the first line of a run
-    harm: Sequence[Exception] = ()  # that has come to bystanders
+    harm: Sequence[Exception] = ()  # errors that the bystanders met
 
     @abstractmethod
     def log(self, deed: str, frame: Frame) -> None:
@@ -84,7 +84,7 @@ class Stage(ABC):
 
     @abstractmethod
     def undergo(self, attack: Attack) -> Any:
-        """Let the victims live a session under attack, and return what became of it."""
+        """Run a session of the victims under attack, and return what became of it."""
 
     def suffer(self, attack: Attack) -> Any:
         """Do the same, and note if the attack has left a thread behind."""
@@ -103,7 +103,7 @@ class Stage(ABC):
 
     @abstractmethod
     def honest_session(self) -> object:
-        """Let the victims live an undisturbed session. Raises UserError."""
+        """Run an undisturbed session of the victims. Raises UserError."""
 
     def evidence(self, attack: Attack) -> Evidence:
         """Return what the victims have met."""
@@ -112,18 +112,18 @@ class Stage(ABC):
         won = ""
         try:
             won = attack.goal(self.outcome)
-        except Exception as error:  # a mistake in the attack, too
+        except Exception as error:  # this too is a mistake in the attack
             self.outcome.broken = error
         return Evidence(attack.who, expected, met, won)
 
     def has_harmed_victim(self, attack: Attack) -> bool:
-        """Return whether an attack from outside has hurt an end that has nothing to refuse."""
+        """Return whether an attack from outside has harmed an end that had nothing to refuse."""
         return (
             not attack.is_on_path and attack.who != "client" and bool(self.outcome.errors["client"])
         )
 
     def obstacle(self, attack: Attack) -> str:
-        """Say why an attack cannot be tried here; empty if it can."""
+        """Return why an attack cannot be tried here; empty if it can."""
         return ""
 
 
@@ -148,7 +148,7 @@ class Catalogue:
     def outside(
         self, family: str, who: str, error: type[Exception] | None, **options: Any
     ) -> Callable[[Outside], Outside]:
-        """Register a function that has the lab, and no connection of the victim's. UserError."""
+        """Register a function of the lab, off the victim's connection. Raises UserError."""
 
         def register(run: Outside) -> Outside:
             self._add(run, False, family, who, error, options)
@@ -172,7 +172,7 @@ class Catalogue:
         if who not in ({""} if error is None else OTHER_END):
             raise UserError(f'{name} is refused by "client" or "server" with an error, or by ""')
         if error is not None and not (isinstance(error, type) and issubclass(error, Exception)):
-            raise UserError(f"{name} is refused with an error's type, which {error!a} is not")
+            raise UserError(f"{name}: the error must be a type of exception, not {error!a}")
         wanted = {"goal": self._goal, **options}
         self.attacks[name] = Attack(
             name, escaped(story), family, run, is_on_path, who, error, **wanted
@@ -210,7 +210,7 @@ def attacked(attack: Attack, frames: Frames, lab: Stage) -> Frames:
         outcome.broken = None
     except (CutHere, ProtocolError):
         outcome.broken = None
-    except BaseException as error:  # a mistake in the attack is no defence; here is no Ctrl-C
+    except BaseException as error:  # a mistake in the attack is no defence; no Ctrl-C comes here
         # a next() that found no frame is none
         outcome.broken = None if isinstance(error.__cause__, StopIteration) else error
 

@@ -13,7 +13,7 @@ MOST_PERIOD_BYTES = 8
 
 
 def shown_by(ciphertexts: Sequence[bytes]) -> str:
-    """Say by what these differ from random bytes; empty if by nothing."""
+    """Return how these differ from random bytes; empty if they do not."""
     blocks = Counter(
         text[start : start + BLOCK_BYTES]
         for text in ciphertexts

@@ -29,7 +29,7 @@ class Claim:
     tests: tuple[str, ...]  # path::name, as pytest prints them
     verdict: str  # one of VERDICTS
     rests_on: tuple[str, ...]  # attack, test, exploration, model
-    family: str = ""  # by which attacks.py sums up; none: no attack is about it
+    family: str = ""  # by which attacks.py sums up; empty if no attack is about it
     condition: str = ""
     attacks: tuple[str, ...] = ()
 
@@ -107,7 +107,7 @@ def parse_toml(text: str) -> dict[str, Any]:
 
 
 def rows(kind: type[Row], told: Sequence[Mapping[str, Any]]) -> tuple[Row, ...]:
-    """Return rows of one kind. Raises TypeError and KeyError for a field that is not as it says."""
+    """Return rows of one kind. Raises TypeError for a wrong type, KeyError for a wrong name."""
     hints = get_type_hints(kind)
     found = []
     for row in told:

@@ -26,7 +26,7 @@ class Step:
     """One message as the adversary had it: what came in, and what went on to whom, if anything.
 
     `kind` is one of KINDS. `sent` is the message as an end made it, or as it was before; `arrived`
-    is what was delivered. `refused` is the error by which the receiver said no.
+    is what was delivered. `refused` is the error with which the receiver refused it.
     """
 
     kind: str
@@ -52,7 +52,7 @@ class Step:
 
     @property
     def is_changed(self) -> bool:
-        """Return whether it arrives as another one was, but for some bytes."""
+        """Return whether it is another message with some bytes changed."""
         return self.goes_on and self.sent not in (b"", self.arrived) and self.kind != "replaced"
 
     @property
@@ -258,7 +258,7 @@ def add_deed(steps: list[Step], line: Event) -> None:
     if deed.comes_in and waiting and waiting[-1] is steps[-1]:
         steps.pop()  # at once, so that both are one step
     elif deed.kind in ("changed", "replaced"):
-        deed.kind = "inserted"  # made from what had gone its way before
+        deed.kind = "inserted"  # made from a message that had gone on already
     elif deed.kind == "late" and waiting:
         waiting[0].kind = "held"
     steps.append(deed)
@@ -283,9 +283,9 @@ LONGEST = 14  # rows; of more, some are left out
 
 
 def shown(steps: Sequence[Step]) -> list[tuple[int, Step | None]]:
-    """Number the steps from 1. Of too many, what was left alone is left out first.
+    """Number the steps from 1. If there are too many, untouched ones are left out first.
 
-    There is a None in the place of what is missing, with how much that is.
+    A gap is a None, with the number of steps that are missing.
     """
     if len(steps) <= LONGEST:
         return [*enumerate(steps, 1)]

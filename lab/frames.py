@@ -10,12 +10,12 @@ OTHER_END = {"client": "server", "server": "client"}
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """A message on the wire. One that the adversary made says from which, and what it did."""
+    """A message on the wire. If the adversary made it, it says how, and from which message."""
 
     to: str  # "client" or "server"
     message: bytes
     deed: str = ""  # changed, replaced, reflected or inserted; empty if an end sent it
-    origin: Frame | None = None  # that an end sent
+    origin: Frame | None = None  # the frame of an end that it was made from
 
     def changed(self, message: bytes) -> Frame:
         """Return the frame with other bytes in it."""
@@ -43,7 +43,7 @@ def flipped(frame: Frame, position: int, mask: int = 1) -> Frame:
 
 
 def xored(one: bytes, other: bytes) -> bytes:
-    """Return the XOR of two strings of bytes, as far as both go."""
+    """Return the XOR of two strings of bytes, as long as the shorter one."""
     return bytes(a ^ b for a, b in zip(one, other))
 
 

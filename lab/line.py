@@ -1,4 +1,4 @@
-"""An outsider's own connection to a server, by which an attack speaks as it likes."""
+"""An outsider's own connection to a server, on which an attack says what it likes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Line:
         """Send a recorded frame, or one made from it, or bytes."""
         frame = message if isinstance(message, Frame) else Frame("server", message)
         self._log("inserted", frame)
-        with suppress(OSError):  # the server may have had enough
+        with suppress(OSError):  # the server may have closed
             self._write_frame(self.socket.sendall, frame.message)
 
     def receive(self) -> bytes:

@@ -36,7 +36,7 @@ def no_more_flags(parser: Parser) -> None:
 
 
 def no_rules() -> tuple[Rules, Sequence[str]]:
-    """Return that --without takes nothing."""
+    """Return no rules: --without takes nothing."""
     return {}, ()
 
 
@@ -116,7 +116,7 @@ def added_by(path: str, program: Program) -> list[str]:
 
 
 class Teller:
-    """Tells of attacks as the command line asks for, and keeps the event log [EVENTS.md]."""
+    """Tells of attacks as the command line asks, and keeps the event log [EVENTS.md]."""
 
     def __init__(self, program: Program, options: argparse.Namespace) -> None:
         self._program = program
@@ -125,7 +125,7 @@ class Teller:
         self._is_detailed = bool(options.verbose or named or options.file)
         self.observer = Observer() if options.events else None
         self.events: list[Event] = []
-        self.attack = ""  # that is going on
+        self.attack = ""  # the one that is going on
 
     def log(self, deed: str, frame: Frame) -> None:
         """Note what happened to a frame."""
@@ -142,7 +142,7 @@ class Teller:
         self.events.append(event)
 
     def say(self, text: str) -> None:
-        """Print for a person; programs that read JSON are spared."""
+        """Print for a person; with --json print nothing."""
         if not self._options.json:
             print("\n".join(map(escaped, text.split("\n"))), flush=True)
 
@@ -203,7 +203,7 @@ def run(program: Program) -> int:
                 print(f"  {name:<28}{program.attacks[name].story}")
         return 0
     teller = Teller(program, options)
-    logging.disable()  # what is refused is told here
+    logging.disable()  # refusals are told here
     try:
         results = play_all(program, options, attacks, teller)
     finally:
@@ -237,7 +237,7 @@ def play_all(
                 continue
             can_win = should_win(attack.name, taken, found) if taken else False
             results.append(teller.play(attack, lab, can_win))
-            if lab.is_foreign and lab.harm:  # it is gone, or too slow: no verdict means anything
+            if lab.is_foreign and lab.harm:  # the server is gone or slow: no verdict means anything
                 break
             if isinstance(lab.outcome.broken, NotEnded):  # it would meddle with the next one
                 break
@@ -250,7 +250,7 @@ def play_all(
 
 
 def endings(outcome: Any) -> dict[str, list[Exception]]:
-    """Return by which errors sessions ended: by every one, where a refusal is the end."""
+    """Return the errors that ended sessions: all errors, where every refusal ends one."""
     ended: dict[str, list[Exception]] = getattr(outcome, "ended", outcome.errors)
     return ended
 

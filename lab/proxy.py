@@ -50,7 +50,7 @@ class Proxy:
         with suppress(OSError):  # wakes an accept that nobody came for
             socket.create_connection(self.address).close()
         self._thread.join(PATIENCE_S)
-        for sock in self._ends.values():  # a server that never closes holds nobody up for ever
+        for sock in self._ends.values():  # a server that never closes must not hold us up for ever
             with suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
         self._listener.close()
@@ -67,7 +67,7 @@ class Proxy:
                     self._write_frame(ends[frame.to].sendall, frame.message)
                 except OSError:  # one end may have closed; the other goes on
                     pass
-                except Exception as error:  # a frame that no length can tell, say
+                except Exception as error:  # such as a frame too long for its length field
                     if isinstance(frames, Generator):
                         with suppress(StopIteration):
                             frames.throw(error)
@@ -79,7 +79,7 @@ class Proxy:
         try:
             while True:
                 self._seen.put((to, self._read_frame(sock.recv)))
-        except Exception:  # cut, reset, or no frame: for the proxy all of them are the end
+        except Exception:  # cut, reset, or no frame: for the proxy each of them is the end
             self._seen.put((to, None))
 
     def _frames(self, ends: dict[str, socket.socket]) -> Frames:

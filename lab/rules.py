@@ -1,4 +1,4 @@
-"""Rules that can be taken out: a class each, which overrides what the rule is made of.
+"""Rules that can be taken out: one class for each, which overrides what the rule is made of.
 
     class NoTag(Session):
         def _check_tag(self, header, message):
@@ -37,7 +37,7 @@ def chosen(names: Iterable[str], rules: Rules, documented: Sequence[str]) -> lis
 
 
 def lacking(part: type, rules: Sequence[type], *extra: type) -> Any:
-    """Return `part` without those of the rules that are rules of this class."""
+    """Return `part` without these rules, as far as they belong to this class."""
     own = [rule for rule in rules if issubclass(rule, part)]
     return type(f"Weakened{part.__name__}", (*extra, *own, part), {})
 
@@ -54,7 +54,7 @@ def rule_list(text: str) -> str:
 def glossary(rules: Rules, documented: Sequence[str]) -> Iterator[str]:
     """Yield lines about what --without takes: a name, and what is done without that rule."""
     meanings = {name: meaning(rule) for name, rule in rules.items()}
-    meanings["documented"] = f"As the documents have it, without {', '.join(documented)}"
+    meanings["documented"] = f"Follow the original documents, without {', '.join(documented)}"
     for name, words in {"rule": "what the endpoints do without it", **meanings}.items():
         line = f"{name:<22}{words}"
         yield textwrap.fill(line, 79, subsequent_indent=" " * 22, break_on_hyphens=False)

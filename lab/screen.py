@@ -40,7 +40,7 @@ def painted(text: str, kind: str) -> str:
 
 
 def passing(text: str) -> None:
-    """Show a line that the next one overwrites; in a pipe nothing, for nobody watches."""
+    """Show a line that the next one overwrites; in a pipe show nothing."""
     if sys.stdout.isatty():
         sys.stdout.write(f"{text:<{NARROW - 1}}\r")
         sys.stdout.flush()

@@ -2,7 +2,7 @@
 
 It begins with nothing taken out. An attack that fails is tried again with one more rule taken out:
 one whose check refused something in that try, or one that is no check (a key, an IV, a formula). A
-check that refused nothing can be taken out without changing a byte, so no minimal set is left out.
+check that refused nothing can be taken out without changing a byte, so no minimal set is missed.
 Nothing here knows a protocol: each brings its attacks, its rules, its lab, and claims.toml.
 """
 
@@ -37,7 +37,7 @@ Task = tuple[Names, tuple[str, ...]]  # what to take out, and the attacks to try
 Found = dict[str, list[Names]]  # the minimal sets, by attack
 Order = TypeVar("Order")  # what a worker is given
 Done = TypeVar("Done")
-TRIES = 3  # garbage passes for something now and then: a set has to win every time
+TRIES = 3  # garbage may look valid by chance: a set has to win every time
 
 
 # Trying -------------------------------------------------------------------------------------------
@@ -49,7 +49,7 @@ class Tried(NamedTuple):
     attack: str
     taken: Names
     won: bool
-    relevant: Names  # what could be taken out besides, and change that
+    relevant: Names  # rules whose removal, too, could change that
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Trials:
         }
 
     def trial(self, task: Task) -> list[Tried]:
-        """Run attacks without some rules: which one won every time, and what could change that."""
+        """Run attacks without some rules; return which won every time, and what could change it."""
         taken, names = task
         relevant = dict.fromkeys(names, Names())
         left = names
@@ -141,7 +141,7 @@ def wins(attack: Attack, lab: Stage) -> bool:
 
 
 def listening(part: Any, checks: set[str], said_no: set[str]) -> Any:
-    """Return the class, with a note in `said_no` of each check that refuses something."""
+    """Return a subclass that notes in `said_no` each check that refuses something."""
 
     def listening_to(name: str) -> Callable[..., Any]:
         check = getattr(part, name)
@@ -169,8 +169,8 @@ def search(
 ) -> Found:
     """Return the minimal sets for each attack, the smallest first, up to `size` rules.
 
-    `trial` is a function of a module, which other processes can import. What it raises by mistake
-    is a RuntimeError here.
+    `trial` is a function of a module, which other processes can import. Its mistakes come back as
+    a RuntimeError.
     """
     found: Found = {name: [] for name in names}
     tries: dict[Names, set[str]] = {frozenset(): set(names)}
@@ -190,7 +190,7 @@ def search(
 
 
 def tasks_of(tries: Mapping[Names, set[str]], found: Found) -> list[Task]:
-    """Return what is still to be tried: no set around one that suffices."""
+    """Return what is still to be tried: no superset of a set that wins."""
     tasks = []
     for taken, names in tries.items():
         left = [
@@ -204,13 +204,13 @@ def tasks_of(tries: Mapping[Names, set[str]], found: Found) -> list[Task]:
 
 
 def progress(what: str, done: Iterator[Done], tasks: Sequence[object]) -> Iterator[Done]:
-    """Say on stderr how far it is: in one line, or in a line at the end if no person looks."""
+    """Show progress on stderr: in one changing line on a terminal, else in a line at the end."""
     is_terminal = sys.stderr.isatty()
     if is_terminal:
         say(f"{what + ':   0% of ' + str(len(tasks)):<60}\r")
     for number, result in enumerate(done, 1):
         if is_terminal:
-            say(f"\r{'':60}\r")  # what is said in between has the line for itself
+            say(f"\r{'':60}\r")  # other output has the line to itself
         yield result
         line = f"{what}: {100 * number // len(tasks):>3}% of {len(tasks)}"
         if number == len(tasks):
@@ -226,10 +226,10 @@ def say(text: str) -> None:
 
 @dataclass(frozen=True)
 class Told(Generic[Order, Done]):
-    """A function of a module for a pool's workers, whose mistakes come back in words.
+    """A module's function for a pool's workers, whose mistakes come back in words.
 
-    An exception that takes more than its words to be made stops a pool for ever: it reaches the
-    parent, and cannot be made there.
+    An exception whose constructor takes more than a message would stop the pool for ever: the
+    parent cannot rebuild it.
     """
 
     function: Callable[[Order], Done]
@@ -244,11 +244,11 @@ class Told(Generic[Order, Done]):
         raise RuntimeError(words)
 
 
-SPAWN = multiprocessing.get_context("spawn")  # the same everywhere
+SPAWN = multiprocessing.get_context("spawn")  # the same on all systems
 
 
 def begin(folder: str, prepare: Callable[..., object] | None, *arguments: object) -> None:
-    """Make a worker leave Ctrl-C to its parent, and say nothing of what attacks break in it."""
+    """Make a worker leave Ctrl-C to its parent, and be silent about what attacks break in it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     logging.disable()
     threading.excepthook = lambda _: None
@@ -271,7 +271,7 @@ def workers(
             pool = SPAWN.Pool(count, begin, (folder, prepare, *arguments))
         with pool:
             yield pool
-            pool.close()  # in peace: a worker killed while it holds a lock stops the others
+            pool.close()  # in good order: a worker killed with a lock of the pool stops the others
             pool.join()
 
 
@@ -331,7 +331,7 @@ class Matrix:
         if unknown := set(names) - self.attacks.keys():
             raise UserError(f"no attack is named {min(unknown)}; attacks.py --list names them all")
         if options.write:
-            output_path(str(output))  # now, and not after minutes of work
+            output_path(str(output))  # tried now, not after minutes of work
         say(f"searching for sets of up to {options.size} rules, which may take minutes ...\n")
         found = self.found(names, options.size)
         if options.json:
@@ -357,7 +357,7 @@ class Matrix:
         )
 
     def text(self, found: Sets, is_whole: bool) -> str:
-        """Return the table; what some attacks do not need, or small sets, others may."""
+        """Return the table. Only a whole search can call a rule redundant."""
         rows = {"attack": "minimal sets of rules without which it wins"}
         for name in self.attacks:
             if name in found.not_prevented:

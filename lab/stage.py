@@ -1,7 +1,7 @@
 """The core's stage: a server, a victim, two bystanders who never stop, and recordings.
 
 All of it is real: sockets, endpoints, frames. It says what became of the victim's session, and
-nothing of how an attack works.
+nothing about how an attack works.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ VICTIM = 3
 BYSTANDER = 4
 OTHER = 5  # a bystander, too
 READINGS = ([100.0, 20.5, 21.0, 22.5], [101.0], [102.0])  # what the victim reports, round by round
-OLD_READINGS = ([41.0], [42.0], [43.0])  # in recordings that are put in the place of these
+OLD_READINGS = ([41.0], [42.0], [43.0])  # in recordings that attacks splice in
 LIMITS = Limits(window_s=0.3, stranger_timeout_s=0.8, frame_timeout_s=0.3, max_strangers=8)
 CROWD = 2 * LIMITS.max_strangers  # of strangers at once, before one more comes
 TIMEOUT_S = 0.4  # for an answer of our server
@@ -74,12 +74,12 @@ class Outcome:
 
 
 def learned(outcome: Outcome) -> str:
-    """Say what the adversary knows now."""
+    """Return what the adversary has learned."""
     return outcome.learned
 
 
 def forged(outcome: Outcome) -> str:
-    """Say what an end believed that its partner never said."""
+    """Return what an end believed although its peer never said it."""
     unsent = Counter(map(str, outcome.accepted)) - Counter(map(str, outcome.sent))
     if unsent:
         return f"the server aggregates {min(unsent)}, which the client did not send"
@@ -89,17 +89,17 @@ def forged(outcome: Outcome) -> str:
 
 
 def counted(outcome: Outcome) -> str:
-    """Say whether the first report counts, though it was touched or held, or another does."""
+    """Return a win if the first report counts, though it was changed or held, or a forged one."""
     return "the report counts all the same" if READINGS[0] in outcome.accepted else forged(outcome)
 
 
 def fooled_client(outcome: Outcome) -> str:
-    """Say whether the client accepted a forged farewell."""
+    """Return a win if the client accepted a forged farewell."""
     return _fooled("client", outcome)
 
 
 def fooled_server(outcome: Outcome) -> str:
-    """Say whether the server accepted a forged farewell."""
+    """Return a win if the server accepted a forged farewell."""
     return _fooled("server", outcome)
 
 
@@ -109,17 +109,17 @@ def _fooled(who: str, outcome: Outcome) -> str:
 
 
 def alone_in_a_session(outcome: Outcome) -> str:
-    """Say whether the client has begun to report to a server that never heard of it."""
+    """Return a win if the client has begun to report to a server that never heard of it."""
     return "the client reports to itself" if outcome.sent and not outcome.accepted else ""
 
 
 def disturbed(outcome: Outcome) -> str:
-    """Say whether anything has happened to the honest client."""
+    """Return a win if the honest client has met any error."""
     return "an honest client is disturbed" if outcome.errors["client"] else ""
 
 
 def crowded(outcome: Outcome) -> str:
-    """Say whether the server kept more strangers than its limit, or fewer."""
+    """Return a win if the server kept more strangers than its limit, or fewer."""
     gone = sum(isinstance(error, EndRequested) for error in outcome.errors["server"])
     kept = CROWD + 1 - gone
     limit = LIMITS.max_strangers
@@ -157,9 +157,9 @@ class Lab(Stage):
         self.is_foreign = bool(foreign)
         self.is_weakened = bool(parts and not foreign)
         self.sessions: dict[str, Session] = {}  # of the victim, the newest of each end
-        self.rounds = 0  # that the bystanders have done
+        self.rounds = 0  # done by the bystanders
         self._due = 1  # rounds that they should have done by now
-        self.harm: list[Exception] = []  # that has come to them: there must be none
+        self.harm: list[Exception] = []  # errors that they met: there must be none
         # they report when the victim has, so that a run with the same seed has the same epochs
         self._turns: queue.SimpleQueue[bool] = queue.SimpleQueue()
         self._reports = Counter[int]()
@@ -207,7 +207,7 @@ class Lab(Stage):
             self.outcome.said.append(OPCODE_NAMES.get(frame.message[0], "no opcode"))
         self._log(deed, frame)
 
-    # Those who live on it
+    # The actors
 
     def new_session(self, client_id: int, key: bytes, sends: Direction) -> Session:
         """Return a session whose randomness depends on seed and attack, and on nothing else."""
@@ -247,7 +247,7 @@ class Lab(Stage):
     def honest_session(
         self, client_id: int = VICTIM, reports: Sequence[list[float]] = READINGS
     ) -> list[Frame]:
-        """Let a client live an undisturbed session, and return its recording. Raises UserError."""
+        """Run an undisturbed session of a client, and return its recording. Raises UserError."""
         tape: list[Frame] = []
         try:
             with (
@@ -306,7 +306,7 @@ class Lab(Stage):
     # An attack
 
     def undergo(self, attack: Attack) -> Outcome:
-        """Let the victim live a session under attack, and return what became of it."""
+        """Run a session of the victim under attack, and return what became of it."""
         outcome = self.outcome = Outcome()
         self.attack = attack.name
         self._sessions.clear()
@@ -326,7 +326,7 @@ class Lab(Stage):
             with self.client(VICTIM, address) as victim:
                 for readings in READINGS[:1] if attack.hasty else READINGS:
                     outcome.sent.append(readings)
-                    if self.is_foreign:  # its records tell nobody that the victim has reported
+                    if self.is_foreign:  # no record of it says that the victim has reported
                         self._take_turn()
                     if attack.hasty:  # says goodbye without waiting for the answer
                         victim.channel.send(ClientData(readings))
@@ -361,7 +361,7 @@ class Lab(Stage):
         if not self.is_foreign:
             return seen
         said = self.outcome.said
-        won = self.outcome.learned  # what else could be won is seen inside the server only
+        won = self.outcome.learned  # anything else that is won can be seen only inside the server
         if attack.who != "server":
             return seen._replace(won=won)
         answers = [name for name in said if name == "SERVER_AGGR_RESPONSE"]
@@ -372,15 +372,15 @@ class Lab(Stage):
         return Evidence("wire", refusal if said else "closed", met, won)
 
     def obstacle(self, attack: Attack) -> str:
-        """Say why an attack cannot be tried here; empty if it can."""
+        """Return why an attack cannot be tried here; empty if it can."""
         needs_clock = attack.family == "availability" or attack.error is ConnectionCut
         if self.is_foreign and (needs_clock or attack.inside):
-            return "it needs the clock or the insides of the server"
+            return "it needs the clock or the memory of the server"
         return ""
 
 
 def text_of(aggregate: dict[str, Json]) -> str:
-    """Return an answer as it stood on the wire."""
+    """Return an answer as it is on the wire."""
     return ServerAggrResponse(aggregate).body.decode()
 
 

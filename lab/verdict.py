@@ -45,8 +45,8 @@ def kind_of(as_expected: bool, noticed: str, won: str) -> str:
 def should_win(attack: str, taken: Names, found: Sets) -> bool | None:
     """Return whether an attack should win without these rules; None if the search left it open.
 
-    Around a minimal set it may fail all the same: without more rules the victims may not come as
-    far. Larger sets than were searched, and attacks of one's own, are open, too.
+    Without more rules than a minimal set it may fail all the same, because the victims may not
+    come as far. Sets larger than those searched, and attacks of one's own, are open, too.
     """
     if attack not in {**found.sets, **found.not_prevented}:
         return None
@@ -61,7 +61,7 @@ def should_win(attack: str, taken: Names, found: Sets) -> bool | None:
 def judge(attack: Attack, lab: Stage, can_win: bool | None = False) -> Result:
     """Compare what the victims did, and what was won, with what should have been.
 
-    `can_win`: more than `Attack.wins`, because rules are missing; None if it may win or not.
+    `can_win`: more than `Attack.wins`, because rules are missing; None if either may happen.
     """
     who, expected, met, won = lab.evidence(attack)
 
@@ -77,7 +77,7 @@ def judge(attack: Attack, lab: Stage, can_win: bool | None = False) -> Result:
     if won and won != attack.wins:
         return judged(can_win is not False, f"WON: {won}")
     if can_win or won != attack.wins:
-        return judged(False, "won nothing, and should have")
+        return judged(False, "won nothing, but should have")
     if expected and expected not in met:
         if not lab.is_weakened:
             return judged(False, f"{who}: {[*met, 'nothing'][0]}")

@@ -1,8 +1,8 @@
 """The core's endpoints with rules taken out, to see which attack each rule holds back.
 
-A rule of Session is taken out of both ends, one of Roster or Server of the server, by overriding
-one method (two where it is a rule of sending and receiving). A weakened lab still lives through
-honest sessions. It refuses every address but loopback, and server.py and client.py cannot reach it.
+A rule of Session is taken out of both ends, a rule of Roster or Server only of the server, by
+overriding one method (two for a rule of sending and receiving). Honest sessions still work in a
+weakened lab. It refuses every address but loopback, and server.py and client.py cannot reach it.
 
     python attacks.py --without tag flip-reading
 """
@@ -46,7 +46,7 @@ from protocol_fsm import (
 )
 from server import Connection, Roster, Server
 
-# Rules of Session: each class overrides what its rule is made of, and calls on for the rest -------
+# Rules of Session: each class overrides what its rule is made of, and leaves the rest to super() --
 
 
 class NoTag(Session):
@@ -93,12 +93,12 @@ class Telling(Session):
 
 class NoRound(Session):
     def _check_round(self, header: Header) -> None:
-        """Take a message of any round."""
+        """Accept a message of any round."""
 
 
 class NoTurn(Session):
     def _check_opcode(self, header: Header) -> None:
-        """Take what is legal at some time in this phase, as if it were now."""
+        """Accept now what is legal at any time in this phase."""
         for state in (self.state, *State):
             move = (state, header.opcode, self.receives)
             if PHASE[state] is PHASE[self.state] and move in self.fsm.VALID_TRANSITIONS:
@@ -119,7 +119,7 @@ class NoId(Session):
 
 class NoPayload(Session):
     def _check_payload(self, header: Header, plaintext: bytes) -> Message:
-        """Make of the plaintext what can be made of it."""
+        """Take a wrong payload for an empty one."""
         try:
             return super()._check_payload(header, plaintext)
         except BadPayload:
@@ -138,7 +138,7 @@ EMPTY: dict[Opcode, Message] = {
 
 class NoEcho(Session):
     def _check_echo(self, client_nonce: bytes) -> None:
-        """Take a challenge that answers somebody else."""
+        """Accept a challenge that answers another CLIENT_HELLO."""
 
 
 class NoRatchet(Session):
@@ -151,7 +151,7 @@ class NoRatchet(Session):
 
 class NoBinding(Session):
     def _next_keys(self, opcode: Opcode, plaintext: bytes, ciphertext: bytes) -> Keys:
-        """Let round 0 move keys as the documents have it: from what one side alone has chosen."""
+        """Let round 0 move keys as documented: by values that one side alone has chosen."""
         if opcode is Opcode.CLIENT_HELLO:
             self._hello = ciphertext, plaintext[:NONCE_BYTES]
         if opcode is not Opcode.SERVER_CHALLENGE:
@@ -169,7 +169,7 @@ class NoDirectionKeys(Session):
 
 class NoClientKeys(Session):
     def __init__(self, client_id: int, master_key: bytes, *rest: Any, **options: Any) -> None:
-        """Give all clients that have a key the same one."""
+        """Give all known clients the same key."""
         known = master_key in DEMO_KEYS.values()
         super().__init__(client_id, DEMO_KEYS[1] if known else master_key, *rest, **options)
 
@@ -180,7 +180,7 @@ class NoEncryption(Session):
         return padded
 
     def _decrypt(self, header: Header, message: bytes) -> bytes:
-        """Take what came for the plaintext."""
+        """Take the ciphertext for the plaintext."""
         return message[CIPHERTEXT_AT:-TAG_BYTES]
 
 
@@ -197,7 +197,7 @@ class NoFinality(Session):
 
 class CutIsGoodbye(Session):
     def fail(self, error: ProtocolError) -> None:
-        """Take a closed connection for a peer that is done."""
+        """Take a closed connection for a goodbye."""
         if isinstance(error, ConnectionCut):
             raise PeerTerminated(Opcode.TERMINATE, Status.GOODBYE)
         super().fail(error)
@@ -208,7 +208,7 @@ class CutIsGoodbye(Session):
 
 class NoEstablishedRule(Roster[Connection]):
     def number_hello(self, stranger: Connection) -> None:
-        """Let a HELLO alone take the place of the session that its id has."""
+        """Let a HELLO alone evict the session that its id has."""
         if stranger.client_id in self.members:
             self.members[stranger.client_id].request_end(Status.REPLACED)
         super().number_hello(stranger)
@@ -216,7 +216,7 @@ class NoEstablishedRule(Roster[Connection]):
 
 class NoHelloOrder(Roster[Connection]):
     def establish(self, stranger: Connection) -> None:
-        """Let an older session take the place of a newer one."""
+        """Let an older session evict a newer one."""
         self._newest_hello.clear()
         super().establish(stranger)
 
@@ -288,7 +288,7 @@ RULES: dict[str, type] = {  # in the order in which their methods call each othe
     "frame-deadline": NoFrameDeadline,
     "stranger-cap": NoStrangerCap,
 }
-DOCUMENTED = (  # what the protocol of the documents does without
+DOCUMENTED = (  # rules that the protocol of the original documents lacks
     "header-in-tag",
     "payload",
     "echo",

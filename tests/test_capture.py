@@ -392,6 +392,7 @@ def test_it_is_a_command(
     assert len(list(dpkt.pcapng.Reader(io.BytesIO(out.read_bytes())))) == 9
 
 
+@pytest.mark.slow
 def test_bad_input_is_one_sentence_and_exit_code_2(tmp_path: Path) -> None:
     done = run("-m", "classroom.capture", str(tmp_path), "-o", str(tmp_path / "out"))
     assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)

@@ -218,6 +218,7 @@ def program(tmp_path: Path, *lines: str) -> str:
     return f"{python} {path} {{port}} {{keys}}"
 
 
+@pytest.mark.slow
 def test_the_list_has_every_check_with_its_section_in_80_columns() -> None:
     done = conform("--list")
     assert done.returncode == 0
@@ -332,6 +333,7 @@ def test_a_failure_says_what_was_expected_and_what_came_in_80_columns() -> None:
 # Programs that misbehave
 
 
+@pytest.mark.slow
 def test_a_server_that_does_not_start_is_one_sentence_with_its_last_line(tmp_path: Path) -> None:
     command = program(tmp_path, "print('no such luck')", "sys.exit(5)")
     done = conform("--server-cmd", command)

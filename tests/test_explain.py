@@ -353,7 +353,7 @@ FILES = {
         (["{}/pcap"], "there is no message in"),
         (["{}/events", "--attack", "y"], "has no attack y; it has x$"),
         (["{}/odd", "--attack", "y"], "--attack is for event logs"),
-        (["00", "--keylog", "{}/keys"], "is no key log: line 1 is none"),
+        (["00", "--keylog", "{}/keys"], "is no key log: line 1 cannot be in one"),
         (["00", "--keylog", "{}/nowhere"], "no key log"),
         ([""], r"cannot read \.: "),
         (["00", "--keylog", "{}"], "cannot read"),
@@ -388,6 +388,7 @@ def test_it_is_a_command(session: Session) -> None:
     assert run("-m", "classroom.explain", "xyz").returncode == 2
 
 
+@pytest.mark.slow
 def test_of_what_is_no_message_the_beginning_is_shown_and_the_rest_counted() -> None:
     found = Recorded("", bytes(200_000), nonsense=ILLEGAL)
     (one,) = all_shown([found], {})

@@ -235,6 +235,7 @@ def test_a_mistake_in_the_real_session_is_found(mistake: type[Session]) -> None:
     assert found.words
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moves", ["binding", "rounds"])
 @pytest.mark.parametrize("label", KEY_LABELS)
 def test_a_chain_that_stays_is_found_by_a_thief(moves: str, label: str) -> None:
@@ -315,6 +316,7 @@ def test_recordings_are_whole_sessions_in_which_nobody_interfered() -> None:
         assert server.is_closed
 
 
+@pytest.mark.slow
 def test_a_world_counts_by_phases_rounds_and_keys() -> None:
     real = explorer(REAL)
     (number, _, new), *_ = real.moves(real.start)
@@ -485,6 +487,7 @@ def test_a_header_is_made_to_fit_with_every_opcode() -> None:
     }
 
 
+@pytest.mark.slow
 def test_flips_inside_a_part_are_tried_where_one_at_its_edge_gets_through() -> None:
     weak = explorer(frozenset({"tag"}))
     flips = {step.change for _, step, _ in weak.moves(weak.start) if step.end == "server 1"}
@@ -543,6 +546,7 @@ def test_a_session_that_gives_way_to_a_mere_hello_is_found() -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_report_in_clear_is_seen() -> None:
     found = Explorer(without(["encryption"]).session, ONE).search(100)
     assert told(found)[-1] == "client 1 reports"

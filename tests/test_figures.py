@@ -130,6 +130,7 @@ def test_the_cheat_sheet_prints_on_one_page() -> None:
     assert len(re.findall(rb"/Type\s*/Page\b", printed)) == 1
 
 
+@pytest.mark.slow
 def test_both_programs_write_where_they_are_told_to(tmp_path: Path) -> None:
     done = run("-m", "classroom.figures", str(tmp_path))
     assert (done.returncode, done.stderr) == (0, "")

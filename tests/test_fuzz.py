@@ -26,6 +26,7 @@ def fuzzed(*flags: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_the_same_seed_makes_the_same_frames() -> None:
     assert fuzz.try_chunk(("seed", 1), 300).fates == fuzz.try_chunk(("seed", 1), 300).fates
     assert fuzz.try_chunk(("seed", 1), 300).fates != fuzz.try_chunk(("seed", 2), 300).fates

@@ -277,13 +277,13 @@ GOOD = f"core C2S 7 {'ab' * 16} {'cd' * 32}\n"
 def test_a_line_that_is_none_is_skipped_and_named(line: str, tmp_path: Path) -> None:
     keys, bad = parse_keylog(f"{GOOD}\n{line}\n{GOOD.replace('7', '8')}", "my log")
     assert ([*keys], bad) == ([(0, 7), (0, 8)], [3])
-    with pytest.raises(UserError, match=r"^my log is no key log: line 2 is none of one$"):
+    with pytest.raises(UserError, match=r"^my log is no key log: line 2 cannot be in one$"):
         parse_keylog(f"\n{line}\n", "my log")
     log = tmp_path / "log"
     log.write_text(f"{GOOD}{line}\n{line}\n", "utf-8")
     said: list[str] = []
     assert [*read_keylog(log, said.append)] == [(0, 7)]
-    assert said == [f"{log}: skipped line 2 and 1 more, which no key log has"]
+    assert said == [f"{log}: skipped line 2 and 1 more, which cannot be in a key log"]
 
 
 def test_comments_other_protocols_and_repetitions_are_no_keys() -> None:
@@ -317,7 +317,7 @@ def test_half_a_line_is_skipped(tmp_path: Path) -> None:
     (tmp_path / "log").write_text(GOOD + GOOD[:30])
     said: list[str] = []
     assert read_keylog(tmp_path / "log", said.append) == parse_keylog(GOOD)[0]
-    assert said == [f"{tmp_path / 'log'}: skipped line 2, which no key log has"]
+    assert said == [f"{tmp_path / 'log'}: skipped line 2, which cannot be in a key log"]
 
 
 def test_what_is_written_behind_half_a_line_begins_on_a_new_one(
@@ -350,7 +350,7 @@ def test_a_log_that_is_not_there_yet_is_empty_and_one_that_cannot_be_read_is_nam
     with pytest.raises(UserError, match=r"^cannot read .*directory"):
         read_keylog(tmp_path)
     (tmp_path / "noise").write_bytes(bytes(range(256)))
-    with pytest.raises(UserError, match=r"noise is no key log: line 1 is none of one$"):
+    with pytest.raises(UserError, match=r"noise is no key log: line 1 cannot be in one$"):
         read_keylog(tmp_path / "noise")
 
 

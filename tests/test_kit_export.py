@@ -90,6 +90,7 @@ def test_no_removed_statement_is_anywhere_in_an_export() -> None:
         assert len(statement) < 20 or statement not in prose
 
 
+@pytest.mark.slow
 def test_all_that_is_not_cut_stays_byte_for_byte() -> None:
     sources = dialect.sources(ALICE)
     for name, text in skeleton.cut(sources, TASKS).items():
@@ -214,6 +215,7 @@ def test_kit_new_writes_the_folder_of_a_student(tmp_path: Path, class_key: Path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["alice", "class.key"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [(), ("teach",), ("new",)])
 def test_a_wrong_command_of_the_kit_is_one_sentence(words: tuple[str, ...]) -> None:
     done = run_kit(*words)
@@ -254,7 +256,7 @@ def test_a_class_key_is_a_file_with_a_secret(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot read"):
         dialect.class_key(str(path))
     path.write_bytes(b"too short\n" + b" " * 20)
-    with pytest.raises(UserError, match="less than 16 bytes"):
+    with pytest.raises(UserError, match="fewer than 16 bytes"):
         dialect.class_key(str(path))
     path.write_bytes(CLASS_KEY + b"\r\n")
     assert dialect.class_key(str(path)) == CLASS_KEY
@@ -331,6 +333,7 @@ def test_the_formulas_of_a_dialect_are_those_of_its_code(flag: str) -> None:
         assert moved == evolve(keys, b"one", b"two")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flag", ["word", *FLAGS])
 def test_the_vectors_of_a_dialect_are_those_of_its_code(flag: str) -> None:
     chosen = BOB if flag == "word" else PLAIN._replace(**{flag: True})  # type: ignore[arg-type]
@@ -415,6 +418,7 @@ def test_paths_of_the_kit_are_those_of_where_the_user_is(tmp_path: Path) -> None
     assert (tmp_path / "work" / "HANDOUT.md").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("word", ["0", "99", "three", "\u00b2"])
 def test_the_checker_refuses_a_task_that_there_is_not(word: str) -> None:
     checker = ROOT / export.CHECKER

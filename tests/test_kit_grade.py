@@ -137,6 +137,7 @@ def test_graft_takes_functions_of_the_task_and_what_was_added(reference: Sources
     assert "broken" not in text
 
 
+@pytest.mark.slow
 def test_graft_of_a_skeleton_holds_no_body_of_the_task(reference: Sources) -> None:
     for task in (TASKS[0], TASKS[4], TASKS[11]):  # functions, a table, and a constant
         skeleton = cut(reference, [task])
@@ -401,6 +402,7 @@ def test_isolated_child_sees_neither_the_grader_nor_other_processes(name: str) -
         assert not side.do(listing, path=str(folder))
 
 
+@pytest.mark.slow
 def test_without_isolation_the_report_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None)
     best_jail.cache_clear()

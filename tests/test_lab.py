@@ -389,7 +389,7 @@ def test_an_attack_from_outside_that_hurts_the_victim_is_no_success() -> None:
     [
         ("time", "not prevented", True),
         ("time and money", "WON: time and money", False),
-        ("", "won nothing, and should have", False),
+        ("", "won nothing, but should have", False),
     ],
 )
 def test_what_nothing_prevents_is_won_exactly(learned: str, words: str, as_expected: bool) -> None:
@@ -415,7 +415,7 @@ def test_without_rules_what_counts_is_whether_it_won_and_should_have() -> None:
     for may in (True, None):
         assert judged("a secret", may) == ("won", "WON: a secret")
     assert judged("a secret", False) == ("wrong", "WON: a secret")
-    assert judged("", True, BadTag()) == ("wrong", "won nothing, and should have")
+    assert judged("", True, BadTag()) == ("wrong", "won nothing, but should have")
     for may in (False, None):
         assert judged("", may, UnexpectedOpcode()) == ("refused", "server: UnexpectedOpcode")
         assert judged("", may, ConnectionCut(False)) == ("refused", "nothing won")
@@ -703,7 +703,7 @@ def test_what_rules_mean_stands_in_their_classes() -> None:
         "one                   Go one way",
         "other                 Go the other way, and on, and on, and on, and on, and on,\n"
         "                      to where a line has an end",
-        "documented            As the documents have it, without one",
+        "documented            Follow the original documents, without one",
     ]
 
 

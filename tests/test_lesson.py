@@ -512,6 +512,7 @@ def test_another_seed_gives_other_bytes_and_another_choice_of_attacks_the_same(
     ]
 
 
+@pytest.mark.slow
 def test_the_example_of_the_event_log_is_real(tmp_path: Path) -> None:
     logged(tmp_path / "events.jsonl", "--seed", "1", "flip-reading")
     assert "`python attacks.py --seed 1 --events events.jsonl flip-reading`" in EVENTS
@@ -596,6 +597,7 @@ def test_verdicts_have_the_members_that_the_document_names() -> None:
     assert [*json.loads(done.stdout)] == re.findall(r"`(\w+)`", members[1])
 
 
+@pytest.mark.slow
 @posix_only
 def test_an_interrupted_run_leaves_no_file(tmp_path: Path) -> None:
     path = str(tmp_path / "events.jsonl")

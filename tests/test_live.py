@@ -18,12 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from tests.network import PATIENCE_S
-from tests.programs import ROOT, posix_only, run
-
-pytest.importorskip("aiohttp")
-
 from aiohttp import ClientSession, WSServerHandshakeError
 
 from classroom.live import app
@@ -47,6 +41,8 @@ from lab.weakened import RULES
 from program import UserError
 from protocol_fsm import ClientData
 from tests.helpers import Pair
+from tests.network import PATIENCE_S
+from tests.programs import ROOT, posix_only, run
 
 
 class Reader:

@@ -8,17 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import playwright  # noqa: F401 (it drives the browser; without it this file is left out)
 import pytest
 
 from classroom import pictures
-from tests.programs import run
-
-pytest.importorskip("aiohttp")
-pytest.importorskip("playwright")
-
 from classroom.live.app import in_background
 from classroom.live.room import Room
 from classroom.live.views import PROTOCOLS
+from tests.programs import run
 
 pytestmark = [
     pytest.mark.slow,

@@ -225,6 +225,7 @@ def test_two_attacks_from_end_to_end_through_a_pipe() -> None:
     assert done.stderr.startswith("searching for sets of up to ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flags", [("--size", "1"), ("--attack", "hold")])
 def test_a_part_of_the_search_is_not_written(flags: tuple[str, ...]) -> None:
     before = (FOLDER / "sets.json").read_bytes()

@@ -657,6 +657,7 @@ def test_a_model_that_proverif_does_not_take_is_one_sentence(fake: Path) -> None
     assert len(err.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_without_proverif_the_runner_says_so_in_one_sentence(tmp_path: Path) -> None:
     code, out, err = run_model(path=str(tmp_path))
     assert (code, out) == (2, "")

@@ -288,6 +288,7 @@ def test_bad_input_ends_in_one_sentence(
     assert not list(files.glob("*.partial"))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no such device here")
 def test_the_exit_code_is_right_though_nobody_can_be_told_why(closed_port: str) -> None:
     with open("/dev/full", "w") as full:
@@ -334,11 +335,13 @@ def test_a_log_that_nobody_reads_holds_nobody_up() -> None:
             assert server.wait(TIMEOUT_S) == 0
 
 
+@pytest.mark.slow
 def test_the_cases_leave_the_server_untouched(port: str) -> None:
     done = run("client.py", "1", "--port", port, "--rounds", "2", "--interval", "0.01")
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("says", "code", "sentence"),
     [
@@ -356,6 +359,7 @@ def test_another_program_is_not_taken_for_an_attack(says: bytes, code: int, sent
 # One client
 
 
+@pytest.mark.slow
 def test_ten_simulated_rounds_by_default(port: str) -> None:
     done = run("client.py", "2", "--port", port, "--interval", "0.01", "--json")
     answers = [json.loads(line) for line in done.stdout.splitlines()]
@@ -363,6 +367,7 @@ def test_ten_simulated_rounds_by_default(port: str) -> None:
     assert done.returncode == 0
 
 
+@pytest.mark.slow
 def test_values_are_reported_together_each_round(port: str) -> None:
     done = run(
         "client.py",
@@ -382,6 +387,7 @@ def test_values_are_reported_together_each_round(port: str) -> None:
     assert [json.loads(line)["own_sum"] for line in done.stdout.splitlines()] == [0.5, 0.5]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flags", [[], ["--column", "temperature_f"]], ids=["last", "named"])
 def test_csv_is_reported_row_by_row(port: str, flags: list[str]) -> None:
     done = run(
@@ -402,6 +408,7 @@ def test_csv_is_reported_row_by_row(port: str, flags: list[str]) -> None:
     assert sums == [39.4, 39.2, 39.0, 38.9, 38.8]
 
 
+@pytest.mark.slow
 def test_standard_input_is_reported_line_by_line_after_an_empty_report(port: str) -> None:
     done = run(
         "client.py",
@@ -421,6 +428,7 @@ def test_standard_input_is_reported_line_by_line_after_an_empty_report(port: str
     assert (done.returncode, done.stderr) == (0, how)
 
 
+@pytest.mark.slow
 def test_interactive_takes_numbers_status_and_quit(port: str) -> None:
     done = run(
         "client.py",
@@ -438,6 +446,7 @@ def test_interactive_takes_numbers_status_and_quit(port: str) -> None:
     assert "goodbye" in done.stdout
 
 
+@pytest.mark.slow
 def test_output_of_a_client_is_ascii_of_at_most_80_columns(port: str) -> None:
     done = run("client.py", "4", "--port", port, "--rounds", "2", "--trace", "--interval", "0.01")
     lines = (done.stdout + done.stderr).splitlines()
@@ -445,6 +454,7 @@ def test_output_of_a_client_is_ascii_of_at_most_80_columns(port: str) -> None:
     assert all(len(line) <= 80 and line.isascii() for line in lines), lines
 
 
+@pytest.mark.slow
 def test_trace_shows_messages_and_fingerprints_on_stderr_only(port: str) -> None:
     done = run("client.py", "4", "--port", port, "--rounds", "1", "--trace", "--json")
     assert len(done.stdout.splitlines()) == 1
@@ -459,6 +469,7 @@ def test_trace_shows_messages_and_fingerprints_on_stderr_only(port: str) -> None
     assert done.stderr.count("keys now C2S-ENC ") == 5
 
 
+@pytest.mark.slow
 def test_trace_of_the_server_shows_what_it_refuses_and_with_which_keys(files: Path) -> None:
     with running_server("--trace") as (server, port):
         done = run("client.py", "1", "--port", port, "--trace", "--keys", str(files / "wrong.key"))
@@ -470,11 +481,13 @@ def test_trace_of_the_server_shows_what_it_refuses_and_with_which_keys(files: Pa
             server.wait_for("^<- opcode 77 id 1", "err")
 
 
+@pytest.mark.slow
 def test_keys_of_the_demo_stay_out_of_the_trace(port: str) -> None:
     done = run("client.py", "4", "--port", port, "--rounds", "1", "--trace", "--json")
     assert "client4_master_k" not in done.stderr + done.stdout
 
 
+@pytest.mark.slow
 def test_a_client_whose_reader_leaves_ends_quietly(port: str) -> None:
     command = [
         sys.executable,
@@ -540,6 +553,7 @@ def test_generated_keys_work_and_one_client_has_only_its_own(tmp_path: Path) -> 
         assert "demo" not in done.stdout + "".join(server.lines["err"])
 
 
+@pytest.mark.slow
 def test_generating_keys_removes_nothing_that_was_there(tmp_path: Path) -> None:
     (tmp_path / "keys.partial").mkdir()
     (tmp_path / "keys.partial" / "thesis").write_text("mine")
@@ -560,6 +574,7 @@ def test_key_generation_that_fails_halfway_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @posix_only
 def test_ctrl_c_while_the_keys_are_awaited_stops_the_server(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "keys", 0o600)
@@ -586,6 +601,7 @@ def test_demo_keys_are_warned_about_on_both_sides() -> None:
 # Several programs, and what happens to them
 
 
+@pytest.mark.slow
 @posix_only
 def test_ctrl_c_on_the_server_tells_the_clients_and_prints_the_summary() -> None:
     with (
@@ -602,6 +618,7 @@ def test_ctrl_c_on_the_server_tells_the_clients_and_prints_the_summary() -> None
         assert server.lines["out"][-1] == "strangers: none"
 
 
+@pytest.mark.slow
 @posix_only
 def test_many_signals_at_once_stop_the_server_as_one_does() -> None:
     with running_server() as (server, _):
@@ -648,6 +665,7 @@ def test_streams_that_are_closed_or_full_cost_no_goodbye_and_no_traceback(redire
         server.wait_for("client 1: left", "err")
 
 
+@pytest.mark.slow
 @posix_only
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
 def test_kill_and_a_closed_terminal_are_like_ctrl_c_for_the_server(name: str) -> None:
@@ -660,6 +678,7 @@ def test_kill_and_a_closed_terminal_are_like_ctrl_c_for_the_server(name: str) ->
         assert server.finish() == 0
 
 
+@pytest.mark.slow
 @posix_only
 def test_below_nohup_a_server_outlives_its_terminal() -> None:
     with Program("-c", NOHUP) as server:
@@ -701,6 +720,7 @@ def test_a_killed_client_is_a_cut_connection_to_the_server_and_nothing_to_others
         assert json.loads(other.lines["out"][-1])["participants"] == [2]
 
 
+@pytest.mark.slow
 @posix_only
 def test_a_killed_server_is_a_lost_connection_to_the_client() -> None:
     with (

@@ -80,7 +80,7 @@ from tests.helpers import (
     worded,
 )
 from tests.secrets_walk import held, objects, opaque, reachable
-from tests.properties import given, settings, st
+from tests.properties import given, st
 
 C2S = Direction.C2S
 S2C = Direction.S2C
@@ -1344,7 +1344,6 @@ def test_any_stream_of_bytes_ends_in_a_typed_error(pieces: list[bytes]) -> None:
             read_frame(recv)
 
 
-@settings(max_examples=150)
 @given(
     st.sampled_from([s for s in State if s is not State.ENDED]),
     st.sampled_from(Direction),

@@ -206,7 +206,7 @@ def test_with_a_key_log_plaintexts_are_shown(seat: Seat, tmp_path: Path) -> None
     seat.type("until SERVER_AGGR_RESPONSE")
     assert '"sum":100.0' in seat.said
     (tmp_path / "log").write_text("nonsense\n")
-    assert "log is no key log: line 1 is none of one" in seat.type("show")
+    assert "log is no key log: line 1 cannot be in one" in seat.type("show")
     assert seat.end() == 100.0
 
 

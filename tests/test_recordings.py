@@ -445,6 +445,7 @@ def test_blocks_without_a_size_end_the_reading(tmp_path: Path) -> None:
     assert said == ["The file is cut off or damaged, and nothing could be read after packet 1"]
 
 
+@pytest.mark.slow
 @given(st.binary(max_size=300), st.integers(0, 400))
 def test_nonsense_behind_the_beginning_of_a_file_is_no_traceback(
     tmp_path_factory: pytest.TempPathFactory, noise: bytes, at: int

@@ -138,6 +138,7 @@ def test_a_message_that_is_too_short_is_still_all_there(length: int) -> None:
     assert lab_title(message)
 
 
+@pytest.mark.slow
 def test_the_touched_bytes_are_those_that_differ(runs: dict[str, Run]) -> None:
     (step,) = [step for step in runs["flip-reading"].steps if step.kind == "changed"]
     differ = [at for at, (old, new) in enumerate(zip(step.sent, step.arrived)) if old != new]
@@ -264,6 +265,7 @@ def numbered(event: str, deed: str, number: int, body: bytes = bytes(64)) -> Eve
     return {"attack": "many", "event": event, "to": "server", "message": message, "deed": deed}
 
 
+@pytest.mark.slow
 def test_of_very_many_messages_the_middle_is_left_out_everywhere() -> None:
     lines = [numbered("inserted", "inserted", number) for number in range(3_000)]
     text = report.page([run_of(lines)], LAB)
@@ -421,6 +423,7 @@ def hostile_lines() -> list[Event]:
     return [{"attack": HOSTILE, **line} for line in lines]
 
 
+@pytest.mark.slow
 def test_nothing_in_a_log_becomes_a_tag_of_the_page(tmp_path: Path) -> None:
     log = tmp_path / "events.jsonl"
     output = tmp_path / "report.html"
@@ -491,6 +494,7 @@ def test_without_jinja_the_page_says_what_to_install(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_an_event_of_a_kind_that_is_not_known_is_skipped_and_said(
     log: Path, tmp_path: Path
 ) -> None:

@@ -407,6 +407,7 @@ def test_a_package_may_be_newer_but_not_older(
     assert run.missing(sys.executable, run.read_requirements("requirements.txt")) == lacking
 
 
+@pytest.mark.slow
 def test_a_real_interpreter_is_asked_for_real_versions(run: Any) -> None:
     assert run.missing(sys.executable, {"pytest": (7, 4)}) == []
     assert run.missing(sys.executable, {"pytest": (999,), "no-such-package": ()}) == [
@@ -604,6 +605,7 @@ def test_run_py_is_found_through_a_link(tmp_path: Path) -> None:
     assert str(ROOT) == module.HERE
 
 
+@pytest.mark.slow
 def test_an_encoding_or_warnings_of_the_user_hide_no_package(
     run: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -105,6 +105,7 @@ def test_a_soak_that_finds_a_fault_names_it_and_fails(
     assert ("made up" if fault == "a wrong sum" else "the server ended by itself") in said
 
 
+@pytest.mark.slow
 def test_a_soak_of_too_many_clients_is_refused_in_one_sentence() -> None:
     done = soaked("--clients", "256")
     assert (done.returncode, done.stdout) == (2, "")

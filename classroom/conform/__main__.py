@@ -4,7 +4,7 @@
     python3 run.py conform --client 'node client.js {host} {port} {id} {key} {readings}'
 
 Exits with 0 if no check failed and at least one passed, 1 if not, 2 for bad input, 3 if there is no
-server. A tested program that exits with 89 says that it does not implement what the check needs.
+server. A tested program exits with 89 if it does not implement what the check needs.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def run_of(options: argparse.Namespace) -> Iterator[ServerRun | ClientRun]:
         yield ServerRun(ForeignServer(options.server, keys))
         return
     if options.keys:
-        raise UserError("--keys goes with --server; a command gets a key file that is made for it")
+        raise UserError("--keys goes with --server; for a command the key file is made here")
     with Workshop(range(1, SESSIONS + 1)) as shop:
         if options.client:
             clients = CommandClients(shop, options.client)
@@ -108,7 +108,7 @@ def run_all(
             passing("")
             yield result
             passing(f"  {number} of {len(wanted)}: {result.check.name}")
-    except Mismatch as error:  # there was no server to begin with
+    except Mismatch as error:  # the shared server did not start
         raise UserError(str(error)) from None
     passing("")
 
@@ -121,7 +121,7 @@ def summary(results: Sequence[Result], took_s: float) -> str:
 
 
 def junit(results: Sequence[Result]) -> bytes:
-    """Return results as a file of JUnit's, which most build servers read."""
+    """Return results in JUnit's XML, which most build servers read."""
     suite = ElementTree.Element("testsuite", name="conform", tests=str(len(results)))
     ends = Counter(result.end for result in results)
     suite.set("failures", str(ends["failed"]))
@@ -156,7 +156,7 @@ def tell(result: Result) -> None:
 
 
 def what_helps(results: Sequence[Result], output: str) -> Iterator[str]:
-    """Yield lines that stand below failures: where to begin, and what the server said last."""
+    """Yield lines to print below failures: where to begin, and what the server said last."""
     failed = {result.check.name for result in results if result.end == "failed"}
     basic = [name for name in SANITY if name in failed]
     if basic:
@@ -167,7 +167,7 @@ def what_helps(results: Sequence[Result], output: str) -> Iterator[str]:
 
 
 def parsed(words: Sequence[str] | None = None) -> argparse.Namespace:
-    """Return the flags of this command line, or of these words. Raises UserError."""
+    """Return the flags of the command line, or of these words. Raises UserError."""
     parser = Parser("Checks of PROTOCOL.md against an implementation.", "run.py conform")
     tested = parser.add_mutually_exclusive_group()
     tested.add_argument(
@@ -177,13 +177,13 @@ def parsed(words: Sequence[str] | None = None) -> argparse.Namespace:
         "--client",
         metavar="CMD",
         help="starts a client; with {host} {port} {id}, {key} in hex or {keys}, and {readings}, a "
-        "file of numbers: a line each, and a report for each",
+        "file of numbers: one per line, and one report for each",
     )
     tested.add_argument(
-        "--server", type=host_and_port, metavar="HOST:PORT", help="a server that runs"
+        "--server", type=host_and_port, metavar="HOST:PORT", help="a running server"
     )
     parser.add_argument("--keys", type=Path, metavar="FILE", help="its keys, with 16 ids or more")
-    parser.add_argument("--skip", type=Path, metavar="FILE", help="lines of a check and a reason")
+    parser.add_argument("--skip", type=Path, metavar="FILE", help="lines: a check, and the reason")
     parser.add_argument("--junit", type=output_path, metavar="FILE", help="write results for CI")
     parser.add_argument("--list", action="store_true", help="list all checks, and exit")
     parser.add_argument("checks", nargs="*", metavar="CHECK", help="default all")

@@ -52,7 +52,7 @@ class Runs(Protocol):
         """Wait for the end, and return the exit code; None if it does not come."""
 
     def end(self) -> None:
-        """End it, however it takes that."""
+        """End it, by force if need be."""
 
     def output(self) -> str:
         """Return its last lines."""
@@ -303,7 +303,7 @@ def frame_72(trial: ClientTrial) -> None:
 
 @check("3.6")
 def replayed_answer(trial: ClientTrial) -> None:
-    """An answer that is sent again is refused for its round."""
+    """A replayed answer is refused for its round."""
     peer = trial.reported()
     peer.say(answer(peer))
     first = peer.sent
@@ -313,7 +313,7 @@ def replayed_answer(trial: ClientTrial) -> None:
 
 @check("3.6")
 def reflected_report(trial: ClientTrial) -> None:
-    """The client's own report is refused when it comes back."""
+    """The client's own report, reflected, is refused."""
     peer = trial.reported()
     refused(trial, peer, peer.heard[-1])
 
@@ -383,8 +383,8 @@ REFUSED_BODIES = {
     "deep": (b'{"sum":[[1]]}', "An array in an array is refused"),
     "overflow": (b'{"sum":-1e999}', "A number that overflows a double is refused"),
     "surrogate": (b'{"note":"\\ud800"}', "An unpaired escaped surrogate is refused"),
-    "surrogate-name": (b'{"\\udfff":1}', "A name with half a character is refused"),
-    "utf-8": (b'{"note":"\xc3"}', "What is no UTF-8 is refused"),
+    "surrogate-name": (b'{"\\udfff":1}', "A name with an unpaired escaped surrogate is refused"),
+    "utf-8": (b'{"note":"\xc3"}', "Text that is not UTF-8 is refused"),
     "bom": (b"\xef\xbb\xbf{}", "A byte order mark is refused"),
     "body-65456": (b"{}".ljust(MAX_BODY + 1), "A body of 65,456 bytes is refused"),
 }
@@ -401,10 +401,10 @@ def taken_answer(trial: ClientTrial, body: bytes) -> None:
 
 TAKEN_BODIES = {
     "no-members": (b"{}", "An answer may have no members"),
-    "unknown-members": (b'{"note":"caf\xc3\xa9","none":null}', "Any members are taken"),
-    "repeated-members": (b'{"sum":{"a":true},"sum":[1,"2",null]}', "The last of a name counts"),
+    "unknown-members": (b'{"note":"caf\xc3\xa9","none":null}', "Any members are accepted"),
+    "repeated-members": (b'{"sum":{"a":true},"sum":[1,"2",null]}', "The last of its name counts"),
     "paired-surrogates": (b'{"note":"\\ud83d\\ude00"}', "A pair of escaped surrogates is text"),
-    "body-65455": (b" { } ".ljust(MAX_BODY), "A body of 65,455 bytes is taken"),
+    "body-65455": (b" { } ".ljust(MAX_BODY), "A body of 65,455 bytes is accepted"),
 }
 for name, (body, meaning) in TAKEN_BODIES.items():
     CLIENT.enter(name, "3.3", meaning, partial(taken_answer, body=body))
@@ -444,7 +444,7 @@ def farewell_tag(trial: ClientTrial) -> None:
 
 @check("3.7")
 def cut(trial: ClientTrial) -> None:
-    """A connection that closes without a farewell is a failure of its own: the exit code 3."""
+    """A connection that closes without a farewell has an exit code of its own: 3."""
     peer = trial.reported()
     peer.finish()
     peer.expect_end()
@@ -453,7 +453,7 @@ def cut(trial: ClientTrial) -> None:
 
 @check("3.7")
 def cut_in_frame(trial: ClientTrial) -> None:
-    """A connection that closes inside a frame is cut, too."""
+    """A connection that closes inside a frame is also cut."""
     peer = trial.reported()
     peer.pour(b"\0\x67half of it")
     peer.finish()

@@ -1,6 +1,6 @@
 """The tester's end of one connection: it says what it likes, and names what it hears.
 
-Its session is the core's own; what that would never send is forged beside it, under the same keys.
+Its session is the core's own; messages that this would never send are forged under the same keys.
 """
 
 from __future__ import annotations
@@ -114,10 +114,10 @@ class Peer:
         padded: bytes | None = None,
         keys: Keys | None = None,
     ) -> bytes:
-        """Return a message under the keys of now, with a right tag; it moves none of them.
+        """Return a message under the current keys, with a right tag; it moves none of them.
 
-        C2S a nonce goes before the body, S2C the status OK; `plaintext` replaces both, and `padded`
-        what is encrypted.
+        Before the body goes a nonce (C2S) or the status OK (S2C); `plaintext` replaces both, and
+        `padded` replaces what is encrypted.
         """
         sends = self.session.sends if sender is None else sender
         head = secrets.token_bytes(NONCE_BYTES) if sends is Direction.C2S else b"\0"
@@ -136,7 +136,7 @@ class Peer:
         return untagged + hmac_sha256(chain[f"{sends.name}-MAC"], untagged)
 
     def reset(self) -> None:
-        """Close as a process does that is killed."""
+        """Close in the same way as a process that is killed."""
         with contextlib.suppress(OSError):
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_0)
         self.socket.close()
@@ -188,7 +188,7 @@ class Peer:
         return str(heard)
 
     def expect_message(self, opcode: Opcode) -> Message:
-        """Return the message, which has to be this one and acceptable. Raises Mismatch."""
+        """Return the message, which must have this opcode and be acceptable. Raises Mismatch."""
         heard = self.hear()
         if isinstance(heard, str) or heard.opcode is not opcode:
             raise Mismatch(opcode.name, named(heard))

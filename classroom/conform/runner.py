@@ -1,4 +1,4 @@
-"""Run checks beside each other, and tell how each ended."""
+"""Run checks beside each other, and report how each ended."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Servers(Protocol):
     """Where servers come from."""
 
     keys: Mapping[int, bytes]
-    is_ours: bool  # to be started as often as needed, and to be had alone
+    is_ours: bool  # can be started as often as needed, and be had alone
 
     def start(self) -> AbstractContextManager[AnyServer]:
         """Give a server that listens. Raises Mismatch if it does not, and UserError."""
@@ -102,7 +102,7 @@ class ServerRun:
         finally:
             self._ids.put(client_id)
         if result.end == "failed" and server.wait(DYING_S) is not None:
-            return self._alone(check)  # any of those that ran may have killed it
+            return self._alone(check)  # any check beside this one may have killed the server
         return result
 
     def _alone(self, check: Check[ServerTrial]) -> Result:
@@ -155,7 +155,7 @@ class ClientRun:
 
 @contextlib.contextmanager
 def pool(workers: int, stop: Callable[[], object]) -> Iterator[ThreadPoolExecutor]:
-    """Give threads; an interrupt starts no more of them, and ends what the others wait for."""
+    """Give threads; after an interrupt no more are started, and what the others wait for ends."""
     executor = ThreadPoolExecutor(workers)
     try:
         yield executor

@@ -157,7 +157,7 @@ for number in (0, 70, 72, 65_528):
 
 @check("3.1")
 def frame_65527(trial: ServerTrial) -> None:
-    """The longest frame is taken."""
+    """The longest frame is accepted."""
     peer = trial.stranger()
     peer.say(forged_report(peer, b"[1]".ljust(MAX_BODY)))
     peer.session.seal(REPORT)  # an answer is legal now; no key of this direction is used again
@@ -221,7 +221,7 @@ def three_rounds(trial: ServerTrial) -> None:
 
 @check("3.3")
 def fresh_nonce(trial: ServerTrial) -> None:
-    """The server nonce of each session is a new one."""
+    """Each session has a new server nonce."""
     challenges = [trial.stranger().plaintexts[0] for _ in range(3)]
     nonces = {challenge[-NONCE_BYTES:] for challenge in challenges}
     require(len(nonces) == 3, "three different server nonces", "one of them twice")
@@ -240,7 +240,7 @@ def fresh_iv(trial: ServerTrial) -> None:
 
 @check("3.3")
 def white_space(trial: ServerTrial) -> None:
-    """White space of JSON is taken, in a report of our own spelling."""
+    """White space of JSON is accepted."""
     taken(trial, b"\r\n [ 1 ,\t2.50 ] \n", [1, 2.5])
 
 
@@ -260,7 +260,7 @@ TAKEN: dict[str, tuple[bytes, str, Sequence[float]]] = {
     "limit": (b"[1e15,-1E+15]", "Readings go up to 1e15 inclusive", [1e15, -1e15]),
     "nearest-double": (
         b"[1000000000000000.01]",
-        "What is no integer is compared as the nearest double",
+        "A number that is not an integer is compared as the nearest double",
         [1e15],
     ),
     "tiny": (b"[1e-999, -0.0]", "A number too small for a double is 0", [0, 0]),
@@ -279,7 +279,7 @@ for name, (spelled, meaning, values) in TAKEN.items():
     )
 
 
-# 3.3 What a report must not say -------------------------------------------------------------------
+# 3.3 What a report must not contain ---------------------------------------------------------------
 
 
 def refused_report(trial: ServerTrial, body: bytes) -> None:
@@ -321,7 +321,7 @@ def short_plaintext(trial: ServerTrial) -> None:
 
 @check("3.3")
 def farewell_status(trial: ServerTrial) -> None:
-    """A TERMINATE with a status that it does not carry is refused."""
+    """A TERMINATE with a status that is illegal in it is refused."""
     for body in (b"\0", b"\6", b"", b"\1\1"):
         peer = trial.stranger()
         refused(peer, peer.forged(Opcode.TERMINATE, body))
@@ -435,7 +435,7 @@ for number in (0, 2):
 
 @check("3.6")
 def replay(trial: ServerTrial) -> None:
-    """A report that is sent again is refused for its round."""
+    """A replayed report is refused for its round."""
     peer = trial.stranger()
     peer.say(REPORT)
     answer_to(peer)
@@ -444,7 +444,7 @@ def replay(trial: ServerTrial) -> None:
 
 @check("3.6")
 def round_before_tag(trial: ServerTrial) -> None:
-    """Of a wrong round and a wrong tag, the round decides."""
+    """If both round and tag are wrong, the round decides."""
     peer = trial.stranger()
     wrong = peer.forged(Opcode.CLIENT_DATA, b"[1]", round_number=7)
     refused(peer, flipped(wrong, LAST_BYTE), DESYNC)
@@ -490,7 +490,7 @@ for name, (position, mask, farewell, meaning) in FLIPS.items():
 
 @check("3.2")
 def opcode_under_tag(trial: ServerTrial) -> None:
-    """A report whose opcode is made that of a farewell is refused for its tag."""
+    """A report whose opcode is changed to that of a farewell is refused for its tag."""
     peer = trial.stranger()
     report = peer.forged(Opcode.CLIENT_DATA, bytes([Status.GOODBYE]))
     refused(peer, bytes([Opcode.TERMINATE]) + report[1:])
@@ -565,7 +565,7 @@ def farewell_of_any_round(trial: ServerTrial) -> None:
 
 @check("3.7")
 def drain(trial: ServerTrial) -> None:
-    """What still arrives after a refusal does not destroy the farewell."""
+    """Data that still arrives after a refusal does not destroy the farewell."""
     peer = trial.stranger()
     peer.say(flipped(forged_report(peer, b"[1]"), LAST_BYTE))
     peer.pour(bytes(400_000))  # closing before it is read would reset the connection
@@ -753,14 +753,14 @@ def same(told: Answer, **wanted: Json) -> None:
 
 @check("4", is_alone=True)
 def empty_epoch(trial: ServerTrial) -> None:
-    """Of no readings mean, min, max and own_share are null."""
+    """Without any reading mean, min, max and own_share are null."""
     told = round_trip(trial.stranger(), [])
     same(told, count=0, sum=0, mean=None, min=None, max=None, own_count=0, own_sum=0)
     same(told, own_share=None)
 
 
 def pair(trial: ServerTrial) -> tuple[Peer, Peer]:
-    """Return two members that have been in one epoch, on a server of one's own. Raises Mismatch."""
+    """Return two members of one epoch, on a server that nobody else uses. Raises Mismatch."""
     one, other = trial.member(), trial.member(trial.others[0])  # the second was alone in its epoch
     one.say(REPORT)
     require(one.hear(0.2) == NOTHING, "an epoch that waits for its members", "an answer")
@@ -798,7 +798,7 @@ def left_member(trial: ServerTrial) -> None:
 
 @check("4", is_alone=True)
 def leaving_member(trial: ServerTrial) -> None:
-    """An epoch that waits for a client waits no longer when that leaves."""
+    """An epoch stops waiting for a client that leaves."""
     one, other = pair(trial)
     one.say(REPORT)
     require(one.hear(0.2) == NOTHING, "an epoch that waits for its members", "an answer")
@@ -812,7 +812,7 @@ def leaving_member(trial: ServerTrial) -> None:
 
 @check("4", is_alone=True)
 def replaced_report(trial: ServerTrial) -> None:
-    """A report of a newer session takes the place of one of an older session in the epoch."""
+    """A newer session's report replaces an older session's report in the epoch."""
     one, other = pair(trial)
     one.say(ClientData([100]))
     newer = trial.stranger()

@@ -1,7 +1,7 @@
 """What is tested: programs that we start from a command, or a server that runs already.
 
-A command is cut into words and never given to a shell. What it prints is kept for a failing report,
-and it is always ended, with what it has started where the system can do that.
+A command is cut into words and never given to a shell. What it prints is kept for the report of a
+failure. It is always ended, and so is what it has started, where the system can do that.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ LAST_BYTES = 4_096
 
 
 def words_of(command: str, needed: Sequence[Sequence[str]]) -> list[str]:
-    """Cut a command into words; of each group of placeholders it needs one. Raises UserError."""
+    """Cut a command into words; it needs one placeholder of each group. Raises UserError."""
     try:
         words = shlex.split(command, posix=os.name == "posix")
     except ValueError as error:
@@ -58,7 +58,7 @@ def filled(words: Sequence[str], values: Mapping[str, object]) -> list[str]:
 
 
 class Process:
-    """A program that runs. Of what it prints the end is kept, however much it is."""
+    """A program that runs. However much it prints, only the end is kept."""
 
     def __init__(self, words: Sequence[str]) -> None:
         try:
@@ -97,7 +97,7 @@ class Process:
             self._process.terminate()
 
     def end(self) -> None:
-        """End it, however it takes that."""
+        """End it, by force if need be."""
         self.stop()
         self.wait(END_S)
         if os.name == "posix":
@@ -252,7 +252,7 @@ def await_listener(process: Process, port: int) -> None:
     while time.monotonic() < deadline:
         with contextlib.suppress(OSError), socket.create_connection((HOST, port), CONNECT_S):
             return
-        code = process.wait(0.05)  # the pause between two looks, too
+        code = process.wait(0.05)  # also the pause between two attempts
         if code is not None:
             said = process.output().rpartition("\n")[2]
             got = f"its end with exit code {code}"

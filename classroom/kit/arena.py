@@ -64,10 +64,10 @@ class Remote:
     def _frame(self, step: object, seen: list[Frame]) -> Frame:
         """Return what is delivered: a frame that was seen if it is one. Raises Gone."""
         if not (isinstance(step, list) and len(step) == 2 and step[0] in (*OTHER_END,)):
-            raise Gone("delivered what is no frame")
+            raise Gone("delivered something that is no frame")
         to, message = step
         if not (isinstance(message, bytes) and MIN_MESSAGE <= len(message) <= MAX_MESSAGE):
-            raise Gone("delivered what is no message")
+            raise Gone("delivered something that is no message")
         known = [frame for frame in seen if (frame.to, frame.message) == (to, message)]
         return known[0] if known else Frame(str(to), message, "inserted")
 

@@ -1,8 +1,8 @@
 """Whether the kit grades rightly: python3 run.py kit check.
 
 An untouched skeleton gets nothing and the reference everything; a planted bug costs points of its
-own task. What a task's points depend on is exactly what its child gets, so the other tasks of a
-planted bug are compared with the reference's by that: equal files cannot lose anything.
+own task. A task's points depend only on the files that its child gets, so for the other tasks it
+is enough to compare these files with the reference's: equal files cannot lose anything.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Each check asks the same of two children: one has the submission's functions, one is the reference
 of the same dialect. What is right is computed in the second and compared here. Everything that is
 asked is drawn anew for each run. A check that fails says one sentence of ours, with its section
-of PROTOCOL.md, and at most the type of an error beside it: nothing that a submission says is told.
+of PROTOCOL.md, and at most the type of an error: nothing that a submission says is passed on.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def text_of(value: Any) -> str:
 
 
 def difference(wanted: Any, got: Any) -> str:
-    """Say what can be said of types of errors, and nothing else."""
+    """Return what may be said about types of errors, and nothing else."""
     raised = [value.get("raised", "") if isinstance(value, dict) else "" for value in (wanted, got)]
     if raised[1] and raised[0]:
         return f" The reference raises {raised[0]}, and yours raised {named(raised[1])}."
@@ -165,7 +165,7 @@ def checks_padding_length(bench: Bench) -> None:
     """Padding of an impossible length is refused."""
     for last in (0, 17, 32, 255):
         bench.same(
-            f"[P 1] A last byte of {last} is no length of a padding: ValueError.",
+            f"[P 1] A last byte of {last} is no possible length of a padding: ValueError.",
             "pkcs7_unpad(data)",
             data=bench.data(31) + bytes([last]),
         )
@@ -232,7 +232,7 @@ def refuses_long_keys(bench: Bench) -> None:
     for name in ("aes_cbc_encrypt", "aes_cbc_decrypt"):
         for length in (0, 15, 24, 32):
             bench.same(
-                f"[P 1] A key of {length} bytes is none of AES-128: ValueError.",
+                f"[P 1] A key of {length} bytes is not a key of AES-128: ValueError.",
                 f"{name}(data, key, iv)",
                 data=bench.data(32),
                 key=bench.data(length),
@@ -258,13 +258,13 @@ def verifies_tags(bench: Bench) -> None:
     key = bench.data(32)
     data = bench.data(100)
     tag = bench.reference.do("hmac_sha256(key, data)", key=key, data=data)
-    right = "[P 1] A right tag has to be found right."
+    right = "[P 1] A right tag has to be accepted."
     bench.same(right, "hmac_verify(key, data, tag) is True", key=key, data=data, tag=tag)
     places = [0, 15, 16, 31, bench.random.randrange(32)]
     wrong = [bytes([*tag[:at], tag[at] ^ 1, *tag[at + 1 :]]) for at in places]
     for other in (*wrong, b"", tag[:16], tag[:31], tag + b"\0", bytes(32)):
         bench.same(
-            "[P 1] A tag that differs anywhere, or is shorter or longer, has to be found wrong.",
+            "[P 1] A tag that differs anywhere, or is shorter or longer, has to be refused.",
             "hmac_verify(key, data, tag) is False",
             key=key,
             data=data,
@@ -352,8 +352,8 @@ def moves_server_keys(bench: Bench) -> None:
 def follows_a_schedule(bench: Bench) -> None:
     """Keys follow five rounds."""
     bench.same(
-        "[P 3.4] After five rounds the keys are others than those of the reference: look at the "
-        "first of vectors/key_schedule.json that differs.",
+        "[P 3.4] In five rounds the keys became different from the reference's: look for the first "
+        "key in vectors/key_schedule.json that differs.",
         "schedule(key, texts)",
         key=bench.data(24),
         texts=[bench.data(32) for _ in range(5)],
@@ -413,8 +413,8 @@ def refuses_at_two_bytes(bench: Bench) -> None:
     """A wrong length is refused when its two bytes are there."""
     for length in (0, 55, 70, 72, 65_528, 65_535):
         bench.same(
-            f"[P 3.1] A length of {length:,} has to be refused after two bytes, and none read "
-            "behind them.",
+            f"[P 3.1] A length of {length:,} has to be refused after two bytes, without reading "
+            "more.",
             "read_and_left(pieces)",
             pieces=[length.to_bytes(2, "big"), bench.data(300)],
         )
@@ -427,7 +427,7 @@ def notices_cuts(bench: Bench) -> None:
     for length in (0, 1, 2, 3, 40, 72):
         bench.same(
             f"[P 3.1] A stream that ends after {length} bytes is a ConnectionCut, inside a frame "
-            "unless not one byte of it has come.",
+            "if at least one byte of it has come.",
             "cut_of(pieces)",
             pieces=[whole[:length]] if length else [],
         )
@@ -785,7 +785,7 @@ def replays(bench: Bench) -> None:
             answer = bench.reference.do("target.take(message)", message=message_of(question))
             return bytes(answer)
 
-        say = "[P 3.4] Without binding, the recorded messages of the client are all that it takes."
+        say = "[P 3.4] Without binding, the client's recorded messages are all that is needed."
         ask(bench, say, "replay(tape, lambda message: ask('take', message))", told, tape=tape)
         taken = bench.reference.do("target.reports")
         bench.true(f"{say} Your target has not taken all reports.", taken == reports)
@@ -795,7 +795,7 @@ def message_of(question: list[Any]) -> bytes:
     """Return the message that a submission delivers. Raises Failed."""
     message = question[1] if len(question) == 2 else None
     if not (isinstance(message, bytes) and len(message) <= 65_535):
-        raise Failed("[P 3.1] Yours delivered what is no message.")
+        raise Failed("[P 3.1] Yours delivered something that is no message.")
     return message
 
 
@@ -808,7 +808,7 @@ def ask(
         try:
             return told(question)
         except Raised:
-            raise Failed(f"{sentence} Yours delivered what is no message.") from None
+            raise Failed(f"{sentence} Yours delivered something that is no message.") from None
 
     try:
         return bench.student.do(code, told=careful, **values)
@@ -1123,7 +1123,7 @@ def own_rules(bench: Bench) -> frozenset[str]:
     if not rules <= RULES.keys():
         raise Failed("[P 3.6] MINIMAL_SET has a name that is no rule; the handout lists them.")
     if not 2 <= len(rules) <= 4:
-        raise Failed("[P 3.6] MINIMAL_SET has two to four rules: one alone is task 10 and 11.")
+        raise Failed("[P 3.6] MINIMAL_SET has two to four rules: one alone is for tasks 10 and 11.")
     return rules
 
 

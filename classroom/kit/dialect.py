@@ -57,7 +57,7 @@ def class_key(path: str) -> bytes:
     except OSError as error:
         raise UserError(f"cannot read the class key {escaped(path)}: {reason_of(error)}") from None
     if len(key) < MIN_CLASS_KEY:
-        raise UserError(f"{escaped(path)} is no class key: it has less than {MIN_CLASS_KEY} bytes")
+        raise UserError(f"{escaped(path)} is no class key: it has fewer than {MIN_CLASS_KEY} bytes")
     return key
 
 

@@ -5,7 +5,7 @@
 A question is a line of JSON with Python to evaluate; the answer is a line with what came of it. It
 knows nothing but this: what is right is known on the other side of the pipe only. Before a module
 of a student is imported, the limits are set and an audit hook stands, which keeps Python code from
-starting programs, writing, and reading elsewhere. The hook stops accidents and idle curiosity; a
+starting programs, writing, and reading elsewhere. The hook stops accidents and idle curiosity; the
 wall is what classroom/kit/sandbox.py builds around this process.
 """
 

@@ -1,8 +1,8 @@
 """The assignment as one student gets it: run.py kit new DIR --student ID --class-key FILE
 
-What stands in it is on a list; everything else of the project stays here. The second implementation
-that makes the vectors, weakened endpoints, planted bugs, companions and the history would each be
-the solution.
+It holds only what is on a list; everything else of the project stays here. The second
+implementation that makes the vectors, weakened endpoints, planted bugs, companions and the history
+would each give the solution away.
 """
 
 from __future__ import annotations

@@ -167,7 +167,7 @@ def finder(trees: dict[str, ast.Module]) -> Callable[[str], ast.AST | None]:
 
 
 def tried(check: Check, bench: Bench) -> Result:
-    """Return what one check gives; a mistake of ours is told as such, and costs nobody a crash."""
+    """Return what one check gives; a mistake of ours is reported as such, not as a crash."""
     began = time.monotonic()
     sentence = ""
     try:

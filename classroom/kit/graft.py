@@ -18,7 +18,7 @@ Scope = ast.Module | ast.ClassDef
 
 
 class Unreadable(Exception):
-    """A file of a submission is none, or no Python; the message is our sentence."""
+    """A file of a submission is missing, or no Python; the message is our sentence."""
 
 
 def submission(folder: Path, names: Iterable[str]) -> dict[str, str | Unreadable]:

@@ -15,7 +15,7 @@ from classroom.kit.tasks import BUGS, TASKS, Bug
 
 MOST_TESTS = 40
 BUGS_EACH = 3  # planted bugs of a task that are met, drawn anew for each run
-REFERENCES = 3  # which are met among them, so that a test that fails by chance is found out
+REFERENCES = 3  # that are met among them, so that a test that fails by chance is found out
 KILLED = 2  # of them, or all if there are fewer
 RUNNER = """
 def performed(handle, method, arguments):

@@ -348,7 +348,7 @@ def understood(question: object) -> list[Any]:
     except NONSENSE:
         value = None
     if not (isinstance(value, list) and value and isinstance(value[0], str)):
-        raise Gone("asked what cannot be understood")
+        raise Gone("asked something that cannot be understood")
     return value
 
 

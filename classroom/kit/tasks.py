@@ -1,7 +1,7 @@
 """The thirteen tasks of the assignment: what is cut, what it is worth, and how it goes wrong.
 
 The one source of truth. The skeleton is cut after `functions`, the handout and the instructor's
-table are drawn from here, and `run.py kit check` grades every planted bug: each loses points of
+table are drawn from here, and `run.py kit check` grades every planted bug: each costs points of
 its own task, and of no other.
 """
 
@@ -29,7 +29,7 @@ class Bug(NamedTuple):
     old: str
     new: str
     idea: str  # the wrong idea behind it
-    say: str  # to a student who has it
+    say: str  # to a student who made the mistake
 
 
 TASKS = (
@@ -202,8 +202,8 @@ BUGS = (
         "BLOCK_BYTES - len(data) % BLOCK_BYTES",
         "-len(data) % BLOCK_BYTES",
         "A full last block needs no padding.",
-        "Then a last byte 0x01 of the data looks like padding; every length needs at least one "
-        "byte of it.",
+        "Then a last byte 0x01 of the data looks like padding; data of every length needs at "
+        "least one byte of padding.",
     ),
     Bug(
         1,
@@ -243,7 +243,7 @@ BUGS = (
         "crypto_utils:aes_cbc_encrypt",
         "iv=iv",
         "iv=bytes(BLOCK_BYTES)",
-        "The IV is only sent along.",
+        "The IV has only to be sent along.",
         "The IV is XORed with the first block; without it, equal beginnings look equal.",
     ),
     Bug(
@@ -268,8 +268,7 @@ BUGS = (
         'hmac.digest(key, data, "sha256")',
         "hashlib.sha256(key + data).digest()",
         "A hash of the key and the data is a MAC.",
-        "It is extended by anybody who knows its length: look up length extension. HMAC hashes "
-        "twice.",
+        "Anybody who knows the lengths can extend it: look up length extension. HMAC hashes twice.",
     ),
     Bug(
         2,
@@ -284,15 +283,15 @@ BUGS = (
         "crypto_utils:hmac_verify",
         "hmac.compare_digest(hmac_sha256(key, data), tag)",
         "hmac_sha256(key, data).startswith(tag)",
-        "Bytes that are right so far are right.",
-        "The empty tag is a beginning of every tag.",
+        "A tag whose bytes are right so far is right.",
+        "The empty tag is a prefix of every tag.",
     ),
     Bug(
         2,
         "crypto_utils:hmac_verify",
         "hmac_sha256(key, data), tag",
         "hmac_sha256(key, data)[:16], tag[:16]",
-        "Half of a tag is compared faster.",
+        "Half of a tag is enough to compare.",
         "The other half can then be anything: compare all 32 bytes.",
     ),
     Bug(
@@ -479,7 +478,7 @@ BUGS = (
         "protocol_fsm:_is_number",
         "kind is not bool and isinstance(value, (float, int))",
         "isinstance(value, (float, int))",
-        "True is no number.",
+        "Python knows that True is no number.",
         "In Python it is an int: ask for bool first.",
     ),
     Bug(
@@ -487,8 +486,8 @@ BUGS = (
         "protocol_fsm:_is_number",
         "-LARGEST <= value <= LARGEST",
         "value == value",
-        "NaN is the only number that is none.",
-        "1e400 is read as infinity, which is no JSON number that the peer can have meant.",
+        "NaN is the only number that has to be refused.",
+        "1e400 is read as infinity, and no JSON number is infinite.",
     ),
     Bug(
         6,
@@ -503,7 +502,7 @@ BUGS = (
         "protocol_fsm:check_readings",
         "> MAX_READINGS",
         "> MAX_READINGS - 1",
-        "Less than 1,024.",
+        "1,024 numbers are too many.",
         "Limits are inclusive here: 1,024 numbers are legal.",
     ),
     Bug(
@@ -520,7 +519,7 @@ BUGS = (
         '_is_text("".join(members))',
         "True",
         "Names are always text.",
-        "A name may hold half a character, too, which cannot be sent on as UTF-8.",
+        "A name may also hold half a character (a surrogate), which cannot be sent on as UTF-8.",
     ),
     Bug(
         6,
@@ -552,8 +551,8 @@ BUGS = (
         "protocol_fsm:_parse_challenge",
         "!= 2 * NONCE_BYTES",
         "< 2 * NONCE_BYTES",
-        "At least two nonces.",
-        "The rest would be bound into the keys of one end only: exactly two nonces.",
+        "More than two nonces do no harm.",
+        "The rest would be bound into the keys of one end only: there must be exactly two nonces.",
     ),
     Bug(
         7,
@@ -591,7 +590,7 @@ BUGS = (
         "protocol_fsm:Session.open",
         "raise PeerTerminated(content.opcode, content.status)",
         "return content",
-        "A farewell is a message like others.",
+        "A farewell is a message like any other.",
         "The caller would wait for the next one: PeerTerminated says that there is none.",
     ),
     Bug(
@@ -600,7 +599,7 @@ BUGS = (
         "header.client_id != self.client_id",
         "header.client_id == 0",
         "Any client's id will do.",
-        "It would be found by the tag, but as another error: section 3.6 names WrongPeer.",
+        "The tag would show it, but as another error: section 3.6 names WrongPeer.",
     ),
     Bug(
         7,
@@ -616,7 +615,7 @@ BUGS = (
         "header.round_number != self.fsm.round_number",
         "header.round_number < self.fsm.round_number",
         "Only old rounds are replays.",
-        "A message of a later round is no less wrong: both ends are in one round.",
+        "A message of a later round is no less wrong: both ends are in the same round.",
     ),
     Bug(
         7,
@@ -656,7 +655,7 @@ BUGS = (
         "isinstance(error, RoundMismatch)",
         "isinstance(error, (RoundMismatch, BadPadding))",
         "It helps the peer to learn what was wrong.",
-        "It helps an attacker: an answer of its own for bad padding is an oracle.",
+        "It helps an attacker: a separate answer for bad padding is an oracle.",
     ),
     Bug(
         7,
@@ -671,8 +670,8 @@ BUGS = (
         "breaking:replay",
         "is Direction.C2S",
         "is Direction.S2C",
-        "A recording is replayed to the one that it came from.",
-        "The server takes what the client said: send that direction.",
+        "A recording is replayed to the end that it came from.",
+        "The server accepts what the client said: send the messages of that direction.",
     ),
     Bug(
         8,
@@ -695,7 +694,7 @@ BUGS = (
         "protocol_fsm:Session._check_echo",
         "client_nonce != self._client_nonce",
         "len(client_nonce) != len(self._client_nonce)",
-        "An echo is there if 16 bytes are there.",
+        "Any 16 bytes are an echo.",
         "It has to be our own nonce: otherwise an old challenge is taken for a fresh one.",
     ),
     Bug(
@@ -728,7 +727,7 @@ BUGS = (
         "[*sorted(contributions)]",
         "[*contributions]",
         "A dictionary is in order.",
-        "It is in the order of arrival, and section 4 has the ids in ascending order.",
+        "It is in the order of arrival, but section 4 has the ids in ascending order.",
     ),
     Bug(
         9,
@@ -791,23 +790,23 @@ BUGS = (
         "breaking:flip",
         "changed[CIPHERTEXT_AT + place]",
         "changed[HEADER.size + place]",
-        "The IV is always what moves the text.",
-        "The IV moves the first block, which is the nonce here: the body is in the second.",
+        "Plaintext is always changed through the IV.",
+        "The IV changes the first block, which is the nonce here: the body is in the second.",
     ),
     Bug(
         10,
         "breaking:flip",
         "old ^ new",
         "new",
-        "A flip writes what it is told.",
-        "It XORs: the difference between what is there and what you want.",
+        "A flip writes the byte that is wanted.",
+        "It XORs: give it the difference between what is there and what you want.",
     ),
     Bug(
         10,
         "breaking:flip",
         "changed[CIPHERTEXT_AT + place]",
         "changed[CIPHERTEXT_AT + BLOCK_BYTES + place]",
-        "A byte is changed where it stands.",
+        "A byte is changed in its own block.",
         "That destroys its own block: change the block before it.",
     ),
     Bug(
@@ -815,8 +814,8 @@ BUGS = (
         "breaking:padding_oracle",
         "aim ^ byte for byte in known",
         "byte for byte in known",
-        "Bytes that are known need no more care.",
-        "They have to become the next padding value: XOR them with it.",
+        "Bytes that are known can stay as they are.",
+        "They have to decrypt to the next padding value: XOR them with it.",
     ),
     Bug(
         11,
@@ -855,7 +854,7 @@ BUGS = (
         "breaking:own_attack",
         "            yield frame\n            yield answer\n",
         "            yield answer\n",
-        "To hold a message is to win.",
+        "Holding a message is a win.",
         "Nothing was accepted that should not have been: the report has to be taken twice.",
     ),
     Bug(
@@ -880,6 +879,6 @@ BUGS = (
         "(number, number)\n",
         "(number, number - 1)\n",
         "The server is a round behind.",
-        "Both ends are in one round: a test that says otherwise fails on the reference.",
+        "Both ends are in the same round: a test that says otherwise fails on the reference.",
     ),
 )

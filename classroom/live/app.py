@@ -1,7 +1,7 @@
 """The server of the page: it shows the room to browsers that were let in, and takes their requests.
 
-aiohttp serves pages and WebSockets from one event loop and one package. The loop does no more than
-to look: whatever takes time is done by the room's own threads.
+aiohttp serves pages and WebSockets from one event loop and one package. The loop only looks: work
+that takes time is done by the room's own threads.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ MOST_BROWSERS = 8
 MOST_REQUEST = 140_000  # bytes: the longest message of the protocol in hexadecimal fits
 MOST_LOG = 64 * 2**20  # bytes of an event log
 ROWS_AT_ONCE = 200
-PAUSE_S = 0.01  # between two tellings: no screen shows more
+PAUSE_S = 0.01  # between two updates: no screen shows more
 
 
 class Live:
@@ -75,7 +75,7 @@ class Live:
 
     async def _talk(self, request: web.Request) -> web.WebSocketResponse:
         if len(self._room.feeds) >= MOST_BROWSERS:
-            raise web.HTTPServiceUnavailable(text="too many windows look at this page")
+            raise web.HTTPServiceUnavailable(text="too many windows show this page already")
         talk = web.WebSocketResponse(max_msg_size=MOST_REQUEST, heartbeat=20.0)
         await talk.prepare(request)
         feed = Feed()
@@ -93,7 +93,7 @@ class Live:
         return talk
 
     async def _tell(self, talk: web.WebSocketResponse, feed: Feed) -> None:
-        """Tell a browser all there is, and then what has changed, whenever it has time."""
+        """Tell a browser everything, and then what has changed, whenever it has time."""
         room = self._room
         await talk.send_str(as_text(self._facts))
         feed.touch(room.scene.ids(), ["state", "said", "script", "board", "run"])
@@ -118,7 +118,7 @@ class Live:
         return {name: view() for name, view in views.items() if name in topics}
 
     def _hear(self, text: str) -> None:
-        """Do what a browser asks for, soon; what cannot be understood is said."""
+        """Do what a browser asks for, soon; say so if it cannot be understood."""
         room = self._room
         try:
             self._obey(json.loads(text))

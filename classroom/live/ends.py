@@ -1,4 +1,4 @@
-"""The two ends on the page, and a third client that is left alone; what they tell of themselves.
+"""The two ends on the page, a third client that is left alone, and what they report.
 
 The ends are those of classroom/proxy_pair.py, with the same score. What their watchers learn goes
 to the scene at once: no thread of theirs waits for the table or for a browser.
@@ -138,6 +138,6 @@ class LivePair(OwnPair):
 
 
 def inside_of(message: bytes, plaintext: bytes) -> str:
-    """Return a plaintext in words, as whoever holds the key log reads it."""
+    """Return a plaintext in words, as anyone with the key log can read it."""
     words = words_of(Header(*HEADER.unpack_from(message)), plaintext).removeprefix("plaintext: ")
     return words if len(words) <= MOST_LETTERS else f"{words[:MOST_LETTERS]} ..."

@@ -59,7 +59,7 @@ class Plays:
         self._begin = 0  # of the run's lines in the log
         self._stop = threading.Event()
         self._shown = 0  # runs so far
-        self.now = ""  # the attack that is going on
+        self.now = ""  # the attack that is running
         self.board: dict[str, dict[str, View]] = {}  # by rules that are out, by attack
 
     def play(self, names: Sequence[str], without: str) -> None:

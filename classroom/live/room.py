@@ -25,7 +25,7 @@ class Room:
     """The ends and the table of one set of rules at a time, inside `with`."""
 
     def __init__(self, rules: str = "", is_patient: bool = True, shows_inside: bool = False):
-        without(filter(None, rules.split(",")))  # so that a wrong name is said at once
+        without(filter(None, rules.split(",")))  # so that a wrong name is refused at once
         self.feeds = Feeds()
         self.scene = Scene(self.feeds)
         self.scene.shows_inside = shows_inside

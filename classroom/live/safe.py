@@ -1,12 +1,12 @@
 """Who may look at the page and use it: a browser on this machine that was given the address.
 
-- The address has a token, which is swapped at the first request for a cookie, and then is worth
-  nothing: it may be seen on a projector.
+- The address has a token, which the first request swaps for a cookie. After that it is worth
+  nothing, so it may be seen on a projector.
 - `Host` and `Origin` must be ours, so that no page from elsewhere reaches us through the browser;
   a WebSocket has to name its origin.
-- The page loads our own files and nothing else, and is in nobody's frame.
+- The page loads our own files and nothing else, and no other page can frame it.
 
-Cookies know no ports: another server on 127.0.0.1 to which the same browser goes is sent it.
+Cookies know no ports: if the same browser visits another server on 127.0.0.1, that gets it, too.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Door:
         return self._admit(request)
 
     async def sign(self, request: web.Request, response: web.StreamResponse) -> None:
-        """Put the headers on an answer, also on a refusal."""
+        """Put the headers on an answer, refusals included."""
         response.headers.update(self.headers)
 
     def _check_place(self, request: web.Request) -> None:

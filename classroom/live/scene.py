@@ -29,7 +29,7 @@ WAITS = {"in hand": "in your hand", "waiting": "waits behind it", "aside": "put 
 
 
 class Feed:
-    """What one browser has still to be told."""
+    """What one browser has yet to be told."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -122,7 +122,7 @@ class Scene:
     # What the table and the ends do
 
     def clear(self) -> None:
-        """Begin with an empty ladder: the ends are others."""
+        """Begin with an empty ladder: the ends are new."""
         with self._lock:
             self._rows.clear()
             self._inside.clear()

@@ -36,7 +36,7 @@ def read_options() -> argparse.Namespace:
         "--deadlines", action="store_true", help="begin with ends that do not wait for you"
     )
     parser.add_argument(
-        "--inside", action="store_true", help="begin with what the ends see inside (for lecturers)"
+        "--inside", action="store_true", help="begin with *look inside* switched on (for lecturers)"
     )
     parser.add_argument("--no-browser", action="store_true", help="print the address, open nothing")
     return parser.options()

@@ -111,11 +111,11 @@ class LiveTable(Table):
         super()._wait(lambda: until() or time.monotonic() > give_up)
         if not until():
             self._goal = ""
-            raise UserError(f"nothing like that has come in {WAIT_S:g} seconds")
+            raise UserError(f"nothing of that kind has come within {WAIT_S:g} seconds")
 
     def view(self) -> View:
         """Show what is on the table."""
-        desk = self._desk  # one value: whoever holds the lock is not waited for
+        desk = self._desk  # one value, so no lock is needed
         hand = desk.waiting[0] if desk.waiting and not self._auto else None
         return {
             "hand": self._hand_view(hand) if hand and hand.frame.message else None,

@@ -1,7 +1,7 @@
 """What the page is told of messages and runs, as JSON; nothing here is HTML.
 
-The page cuts no message and judges nothing: fields are those of a Wire, kinds and verdicts those
-of the event log. Long fields are cut: `size` says how long they are.
+The page takes no message apart and judges nothing: fields are those of a Wire, kinds and verdicts
+those of the event log. Long fields are cut short: `size` says how long they are.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ def folder_of(protocol: str) -> Path:
 
 
 def wire_of(protocol: str) -> Wire:
-    """Return how the messages of a protocol are cut. Raises UserError."""
+    """Return how the messages of a protocol are taken apart. Raises UserError."""
     if protocol not in PROTOCOLS:
         raise UserError(f"there is no protocol {protocol!a}; there are: {', '.join(PROTOCOLS)}")
     module = PROTOCOLS[protocol]

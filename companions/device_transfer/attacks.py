@@ -151,7 +151,7 @@ def edited(frame: Frame, **fields: Any) -> Frame:
 @on_path("secrecy", "", None, goal=learned)
 def eavesdrop(frames: Frames, lab: Lab) -> Frames:
     """Chunks are compared, and searched for the text."""
-    sealed: list[bytes] = []  # behind the handshake
+    sealed: list[bytes] = []  # after the handshake
     for frame in frames:
         if not frame.message.startswith(tuple(PLAIN)):
             sealed.append(frame.message[CIPHERTEXT_AT:-TAG_BYTES])
@@ -322,14 +322,14 @@ def replace_nonce(frames: Frames, lab: Lab) -> Frames:
 
 
 class Gullible(Trust):
-    """The adversary wants to talk, and not to know with whom."""
+    """The adversary does not care whom it talks to."""
 
     def check(self, encoded: bytes, role: Role) -> Certificate:
         return parse_certificate(encoded)
 
 
 def posing(lab: Lab, who: Identity, sends: Direction) -> Session:
-    """Return an end for the adversary, who believes any certificate, in any role."""
+    """Return an end for the adversary, which accepts any certificate, in any role."""
     trust = Gullible(lab.pki.keys[AUTHORITY].public_key(), AUTHORITY, lambda: b"")
     session = lab.parts.session(who, trust)
     session.sends = sends
@@ -450,8 +450,10 @@ def expired_certificate(lab: Lab) -> None:
 
 @outside("identity", "server", CertificateNotYetValid)
 def future_certificate(lab: Lab) -> None:
-    """A certificate of tomorrow is shown."""
-    knock(lab, lab.pki.person(MALLORY, begins=1, ends=2), "a device with a certificate of tomorrow")
+    """A certificate that is not yet valid is shown."""
+    knock(
+        lab, lab.pki.person(MALLORY, begins=1, ends=2), "a device with a certificate not yet valid"
+    )
 
 
 @outside("identity", "server", UntrustedCertificate)
@@ -477,7 +479,7 @@ def borrowed_certificate(lab: Lab) -> None:
 
 @outside("revocation", "server", CertificateRevoked)
 def revoked_certificate(lab: Lab) -> None:
-    """A device comes whose certificate was revoked."""
+    """A device with a revoked certificate connects."""
     lab.publish(lab.pki.people[MALLORY])
     knock(lab, lab.pki.people[MALLORY], "a device that was revoked")
 
@@ -495,7 +497,7 @@ def old_revocation_list(lab: Lab) -> None:
 
 @outside("revocation", "server", RevocationListStale)
 def stale_revocation_list(lab: Lab) -> None:
-    """New revocation lists are kept from the server."""
+    """New revocation lists are withheld from the server."""
     lab.publish(ends=-1)  # its last, from before it was revoked
     knock(lab, lab.pki.people[MALLORY], "a device that was revoked since")
 
@@ -597,7 +599,7 @@ def never_rekey(lab: Lab) -> None:
 
 @outside("secrecy", "server", UntrustedCertificate)
 def provoke(lab: Lab) -> None:
-    """Two refusals are asked for, and compared."""
+    """Two refusals are provoked, and compared."""
     who = lab.pki.person(MALLORY, authority="elsewhere")
     hello = posing(lab, who, Direction.D2S).seal(Message(Kind.HELLO))
     answers = []
@@ -682,7 +684,7 @@ def stolen_session_keys(frames: Frames, lab: Lab) -> Frames:
 
 @on_path("theft", "", None, goal=learned)
 def stolen_keys_across_rekeying(frames: Frames, lab: Lab) -> Frames:
-    """Stolen keys are tried behind and before a rekeying."""
+    """Stolen keys are tried after and before a rekeying."""
     chunks, stolen = yield from robbed(frames, lab)
     if behind := opened(stolen[0], chunks[REKEY_CHUNKS:]):
         lab.outcome.learned = f"with the first keys, chunks after rekeying: {behind}"
@@ -712,7 +714,7 @@ def stolen_device_key(lab: Lab) -> None:
     wins="a device-1 with another key is let in",
 )
 def stolen_authority_key(lab: Lab) -> None:
-    """The authority's key is stolen, and makes a device-1."""
+    """A stolen authority key certifies a false device-1."""
     knock(lab, lab.pki.person(VICTIM, key=lab.pki.keys[MALLORY]), "a device-1 with another key")
 
 

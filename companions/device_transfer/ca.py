@@ -191,7 +191,7 @@ def issued_certificates(pki: Path) -> list[Certificate]:
         except OSError as error:
             raise UserError(f"cannot read {path}: {reason_of(error)}") from None
         except ProtocolError as error:
-            raise UserError(f"{path} is no certificate: {error.got}") from None
+            raise UserError(f"{path} is not a certificate: {error.got}") from None
     return sorted(found, key=lambda one: (one.common_name, one.not_before, one.serial))
 
 
@@ -269,7 +269,7 @@ def _authority(pki: Path, ask: Ask | None) -> tuple[Trust, PrivateKey]:
     trust = load_trust(pki / "ca")
     key = read_private(pki / "ca" / "private_key.pem", ask or ask_passphrase)
     if public_pem(key.public_key()) != public_pem(trust.authority):
-        raise UserError(f"the key in {pki / 'ca'} does not fit the authority in it")
+        raise UserError(f"the key in {pki / 'ca'} does not match the authority in it")
     return trust, key
 
 
@@ -279,7 +279,7 @@ def _checked_name(name: str) -> str:
             raise ValueError("16 hex digits are a serial, and could revoke another certificate")
         return parse_common_name(name)
     except ValueError as error:
-        raise UserError(f"{name!r} will not do: {error}") from None
+        raise UserError(f"{name!r} is not a valid name: {error}") from None
 
 
 def _after(moment: datetime, days: int) -> datetime:

@@ -2,7 +2,7 @@
 
 Only the loaders at the end touch files. A peer's certificate is judged in the order of [D 7]: form;
 issuer and signature; dates; role; revocation list. The list is read anew each time, so that a
-revocation needs no restart, but judged only once: a stranger can make us look at it at any rate.
+revocation needs no restart, but judged only once: strangers can make us read it at any rate.
 The newest list seen is forgotten when the program ends.
 """
 
@@ -398,10 +398,12 @@ def load_identity(folder: Path, ask: Callable[[str], str]) -> Identity:
     try:
         certificate = parse_certificate(_read(folder / "certificate.json"))
     except MalformedCertificate as error:
-        raise UserError(f"{folder / 'certificate.json'} is no certificate: {error.got}") from None
+        raise UserError(
+            f"{folder / 'certificate.json'} is not a certificate: {error.got}"
+        ) from None
     private_key = read_private(folder / "private_key.pem", ask)
     if public_pem(private_key.public_key()) != public_pem(certificate.public_key):
-        raise UserError(f"the key in {folder} does not fit the certificate in it")
+        raise UserError(f"the key in {folder} does not match the certificate in it")
     return Identity(certificate, private_key)
 
 

@@ -268,7 +268,7 @@ def open_file(path: Path) -> BinaryIO:
     try:
         mode = path.stat().st_mode  # first: opening a pipe would wait for its writer
         if not stat.S_ISREG(mode):
-            raise OSError("it is a folder" if stat.S_ISDIR(mode) else "it is no file")
+            raise OSError("it is a folder" if stat.S_ISDIR(mode) else "it is not a regular file")
         check_name(path.name)
         file = path.open("rb")
         try:

@@ -9,7 +9,7 @@ a changed order. `received` and `stored_as` are the server's word and not signed
 near the signed time, and the file that the second names must have the signed digest.
 
 A certificate is compared with the time in the manifest. A later revocation does not undo what was
-signed before, and is only remarked. But a stolen key can backdate signatures.
+signed before, and is only noted. But a stolen key can backdate signatures.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ class Journal:
             self._file = os.open(path, APPEND, 0o600)
             lock(self._file, path.parent)
             if not stat.S_ISREG(os.fstat(self._file).st_mode):
-                raise OSError("it is no file")
+                raise OSError("it is not a regular file")
             sync_folder(path.parent)
         except OSError as error:
             self.close()
@@ -250,7 +250,7 @@ def _lines(path: Path) -> Iterator[bytes]:
     """Yield lines with their ends; a line longer than any can be comes in pieces, without one."""
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for its writer
-            raise OSError("it is no file")
+            raise OSError("it is not a regular file")
         with path.open("rb") as file:
             while line := file.readline(MAX_LINE_BYTES):
                 yield line

@@ -70,7 +70,7 @@ def load_party(options: argparse.Namespace, role: Role) -> tuple[Identity, Trust
             "no valid revocation list, so no device is let in; ca refresh makes one: %s", error
         )
     except ProtocolError as error:
-        log.warning("our own certificate does not hold: %s", error)
+        log.warning("our own certificate is not valid: %s", error)
     return identity, trust
 
 
@@ -80,7 +80,7 @@ def check_role(identity: Identity, role: Role) -> None:
     if certificate.role is not role:
         raise UserError(
             f"the certificate of {certificate.common_name} is for a "
-            f"{certificate.role.value}, and a {role.value} is wanted here"
+            f"{certificate.role.value}, and a {role.value} is needed here"
         )
 
 

@@ -167,7 +167,7 @@ def read_frame(recv: Callable[[int], bytes], max_message: int = MAX_MESSAGE) -> 
 
 
 def write_frame(sendall: Callable[[bytes], object], message: bytes) -> None:
-    """Send `message` behind its length, in one piece."""
+    """Send `message` after its length, in one piece."""
     sendall(len(message).to_bytes(4, "big") + message)
 
 
@@ -267,7 +267,7 @@ LABEL_OF: Mapping[tuple[int, str], str] = {
 
 
 def digest_of(parts: Sequence[bytes]) -> bytes:
-    """Return SHA-256 (32 bytes) over parts, each behind its length: no other parts give it."""
+    """Return SHA-256 (32 bytes) over parts, each after its length: no other parts give it."""
     return hashlib.sha256(b"".join(len(part).to_bytes(4, "big") + part for part in parts)).digest()
 
 

@@ -233,7 +233,7 @@ def mirror(frames: Frames, lab: Lab) -> Frames:
 
 @on_path("sessions", "server", WrongSession)
 def splice(frames: Frames, lab: Lab) -> Frames:
-    """A recorded text takes the place of one."""
+    """A recorded text replaces one."""
     text = yield from up_to(frames, Kind.TEXT)
     yield text.replaced(taped(lab, Kind.TEXT))
 
@@ -369,19 +369,19 @@ def misbehave(lab: Lab, kind: Kind, body: bytes, what: str) -> None:
 @outside("peers", "server", BadPayload)
 def false_receipt(lab: Lab) -> None:
     """Alice confirms a text that bob has not sent."""
-    misbehave(lab, Kind.RECEIPT, NUMBER.pack(77), "bob takes a receipt for nothing")
+    misbehave(lab, Kind.RECEIPT, NUMBER.pack(77), "bob accepts a receipt for nothing")
 
 
 @outside("peers", "server", BadPayload)
 def broken_text(lab: Lab) -> None:
-    """Alice sends a text that is no UTF-8."""
-    misbehave(lab, Kind.TEXT, b"\xff\xfe", "bob takes what is no text")
+    """Alice sends a text that is not UTF-8."""
+    misbehave(lab, Kind.TEXT, b"\xff\xfe", "bob accepts what is not a text")
 
 
 @outside("peers", "server", UnexpectedKind)
 def second_confirm(lab: Lab) -> None:
     """Alice confirms a session that is open."""
-    misbehave(lab, Kind.CONFIRM, b"", "bob takes a second CONFIRM")
+    misbehave(lab, Kind.CONFIRM, b"", "bob accepts a second CONFIRM")
 
 
 # In front of the inbox ----------------------------------------------------------------------------
@@ -395,7 +395,7 @@ def unkeyed(kind: Kind, session: bytes, sequence: int, rest: bytes) -> bytes:
 
 @outside("availability", "server", BadTag, goal=disturbed)
 def junk(lab: Lab) -> None:
-    """Anybody fills bob's inbox with junk."""
+    """A stranger fills bob's inbox with junk."""
     session = lab.alices_session().session_id
     pieces = [b""]
     for kind in Kind:
@@ -408,7 +408,7 @@ def junk(lab: Lab) -> None:
 
 @outside("availability", "server", BadTag, goal=disturbed)
 def forged_bye(lab: Lab) -> None:
-    """Anybody says BYE in alice's name."""
+    """A stranger says BYE in alice's name."""
     session = lab.alices_session()
     lab.inject(unkeyed(Kind.BYE, session.session_id, session.next_number, bytes(1 + GCM_TAG_BYTES)))
     lab.wait(lambda: bool(lab.outcome.errors["server"]))

@@ -18,14 +18,13 @@ import subprocess
 import textwrap
 from pathlib import Path
 
-from classroom.demo import ROOT, Crew
-from companions.demo import COLUMNS, heading, perform
+from classroom.demo import ROOT
+from companions.demo import COLUMNS, Programs, heading, perform
 from companions.peer_messaging.identity import known_peers
 from endpoint import HOST
 from program import escaped, run_program
 
 PROGRAMS = "companions.peer_messaging"
-LIMIT_S = 180.0  # for all of it
 PREFIX = 10  # columns before each line, for the name of the program
 ATTACKS_SHOWN = 6  # one by one, before the summary of all
 
@@ -36,13 +35,11 @@ def free_ports() -> tuple[int, int]:
         return one.getsockname()[1], other.getsockname()[1]
 
 
-class Stage(Crew):
-    """The processes, the folder that they work in, and the problems, as sentences."""
+class Stage(Programs):
+    """The two nodes, each with its port, and the adversary."""
 
     def __init__(self, folder: Path) -> None:
-        super().__init__(LIMIT_S)
-        self.folder = folder
-        self.problems: list[str] = []
+        super().__init__(folder)
         self.ports = dict(zip(("alice", "bob"), free_ports()))
 
     def __exit__(self, *exception: object) -> None:
@@ -52,9 +49,9 @@ class Stage(Crew):
                 if process.stdin:
                     process.stdin.close()
 
-    def begin(self, name: str, program: str, *words: str) -> None:
+    def begin(self, name: str, program: str, *words: str | Path) -> None:
         """Start a program of ours that we can type into, in our folder, and show the command."""
-        command = " ".join(("$", program, *words))
+        command = " ".join(("$", program, *map(str, words)))
         indent = " " * 6
         print(
             textwrap.fill(command, COLUMNS, subsequent_indent=indent, break_on_hyphens=False),
@@ -67,7 +64,7 @@ class Stage(Crew):
             "-u",
             "-m",
             f"{PROGRAMS}.{program}",
-            *words,
+            *map(str, words),
             cwd=self.folder,
             stdin=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": path, "COLUMNS": str(COLUMNS - PREFIX)},
@@ -86,6 +83,10 @@ class Stage(Crew):
             f"{HOST}:{self.ports[peer]}",
         )
 
+    def next_line(self) -> tuple[str, str]:
+        """Return the name of a program and its line; an empty line when it has ended."""
+        return self.hear()
+
     def type(self, name: str, text: str) -> None:
         """Type a line into a program, and show it."""
         show(name, f"> {escaped(text)}")
@@ -102,7 +103,7 @@ class Stage(Crew):
         """
         missing = {*wanted}
         while missing and not self.problems:
-            name, line = self.hear()
+            name, line = self.next_line()
             show(name, line)
             missing -= {one for one in missing if one[0] == name and re.search(one[1], line)}
             for who, pattern in missing:
@@ -119,13 +120,8 @@ class Stage(Crew):
     def await_end(self, name: str, wanted: int) -> None:
         """Show all lines until a program has ended, and check its exit code."""
         while name not in self.ended:
-            show(*self.hear())
-        code = self.processes[name].wait()
-        self.check(code == wanted, f"{name} ended with exit code {code}, not {wanted}")
-
-    def check(self, is_well: bool, problem: str) -> None:
-        if not is_well:
-            self.problems.append(problem)
+            show(*self.next_line())
+        self.check_end(name, wanted)
 
 
 def show(name: str, line: str) -> None:
@@ -146,7 +142,7 @@ def meet(stage: Stage) -> None:
     stage.node("alice", "bob", "alice")
     stage.listen(("alice", "^. listening "))
     stage.node("bob", "alice", "bob")
-    stage.listen(("alice", "no other is taken"), ("bob", "no other is taken"))
+    stage.listen(("alice", "no other is accepted"), ("bob", "no other is accepted"))
     pinned = [known_peers(stage.folder / name / "known_peers") for name in ("alice", "bob")]
     stage.check(
         [[*names] for names in pinned] == [["bob"], ["alice"]],
@@ -217,7 +213,7 @@ def attack(stage: Stage) -> None:
     stage.begin("attacks", "attacks")
     lines: list[str] = []
     while "attacks" not in stage.ended:
-        _, line = stage.hear()
+        _, line = stage.next_line()
         lines.append(line)
         if len(lines) <= ATTACKS_SHOWN:
             print(line, flush=True)

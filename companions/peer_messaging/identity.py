@@ -32,7 +32,7 @@ KEY_BYTES = 451  # the PEM encoding of every RSA-2048 public key with exponent 6
 
 
 class UnusableKey(ProtocolError):
-    """Bytes that are no public key, where one should be."""
+    """Bytes that are not a public key, where one should be."""
 
 
 class UnknownPeer(ProtocolError):
@@ -209,7 +209,7 @@ def _lines(path: Path) -> list[str]:
             if os.name == "posix" and own.stat().st_mode & 0o022:
                 raise UserError(f"others can write {own}; make it yours: chmod go-w {own}")
         if not path.is_file():
-            raise OSError("it is no file")
+            raise OSError("it is not a regular file")
         return path.read_text("utf-8-sig").split("\n")
     except (OSError, UnicodeError) as error:
         raise UserError(f"cannot read {path}: {reason_of(error)}") from None

@@ -199,7 +199,7 @@ class Node:
         return b""
 
     def _send(self, messages: list[bytes]) -> None:
-        """Send what can be sent. The peer will notice a loss, and we shall notice its silence."""
+        """Send what can be sent. The peer will notice a loss, and we will notice its silence."""
         for message in messages:
             if message[0] == Kind.HELLO and self._peer.session is None:
                 self._prepare_outbox()
@@ -253,7 +253,7 @@ def load_trust(known: Path, peer: str, pin: str, *, pinned_only: bool) -> Trust:
         keep(known, peer, pin)
     if pinned_only and not (pin or pinned):
         raise UserError(
-            f"{peer} is not in {known}, and no unknown key is to be taken; add --pin "
+            f"{peer} is not in {known}, and no unknown key is accepted; add --pin "
             "with the fingerprint"
         )
     return Trust(peer, pin or pinned, first_use=not pinned_only, keep=partial(keep, known, peer))
@@ -294,17 +294,17 @@ def parse() -> argparse.Namespace:
         help="of the peer's key: 64 hex digits, in quotes if with spaces",
     )
     parser.add_argument(
-        "--pinned-only", action="store_true", help="take no unknown key, not even the first time"
+        "--pinned-only", action="store_true", help="accept no unknown key, not even the first time"
     )
     parser.add_argument(
         "--patience",
         type=seconds,
         default=10.0,
         metavar="SECONDS",
-        help="for receipts, after the end of an input that is no terminal; default 10",
+        help="for receipts, after the end of input that is not a terminal; default 10",
     )
     parser.add_argument(
-        "--verbose", action="store_true", help="tell of each message refused, and of each receipt"
+        "--verbose", action="store_true", help="report each refused message, and each receipt"
     )
     return parser.options()
 
@@ -327,7 +327,7 @@ def main() -> int:
         screen.notice(f"{options.peer} is known: {line_in(known, options.peer)}")
     else:
         screen.notice(
-            f"{options.peer} is not known yet, and the first to come will be taken for "
+            f"{options.peer} is not known yet, and the first node to come will be taken for "
             f"{options.peer}; --pin is safer"
         )
     talk = Talk(screen, 1.0 if sys.stdin.isatty() else options.patience)

@@ -134,7 +134,7 @@ class Peer:
         return self._flush()
 
     def leave(self) -> list[bytes]:
-        """Say BYE, and then nothing any more."""
+        """Say BYE, and then nothing more."""
         self._has_left = True
         self._pending = None
         if self._session is None:

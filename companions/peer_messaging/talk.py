@@ -122,10 +122,10 @@ class Screen:
             self.alarm(f"{self.peer} is here for the first time, with a key of this fingerprint:")
             self.fingerprint(event.text)
             self.alarm(
-                f"Before you write what matters, compare it with the one that {self.peer}'s "
-                "own node has shown at its start: by telephone, or in person, and not "
+                "Before you write anything that matters, compare it with the one that "
+                f"{self.peer}'s own node showed at its start: by telephone, or in person, and not "
                 "here. If they differ, an attacker is in between.",
-                f"From now on no other is taken: {line_in(self.known, self.peer)}",
+                f"From now on no other is accepted: {line_in(self.known, self.peer)}",
             )
         elif self.is_here:
             self.notice(f"a new session with {self.peer} has begun")
@@ -137,7 +137,7 @@ class Screen:
         self._has_been_here = True
 
     def ended(self, event: Event) -> None:
-        """Say why a session is over; of a newer one that replaces it, `met` will speak."""
+        """Say why a session is over; if a newer one replaces it, `met` says so."""
         error = event.error
         if error is None:
             return
@@ -147,12 +147,14 @@ class Screen:
         elif isinstance(error, PeerLeft):
             self.notice(
                 f"{self.peer} has ended the session, because it refused a message of ours, or one "
-                "that was changed on the way; another will begin"
+                "that was changed on the way; a new one will begin"
             )
         elif isinstance(error, PeerAway):
             self.notice(f"{self.peer} is away: nothing was heard for a while, not even a PONG")
         else:
-            self.notice(f"the session with {self.peer} has ended, and another will begin: {error}")
+            self.notice(
+                f"the session with {self.peer} has ended, and a new one will begin: {error}"
+            )
 
     def arrived(self, number: int, text: str, after_s: float) -> None:
         if after_s >= SLOW_S or self._verbose:
@@ -197,8 +199,8 @@ class Screen:
         self.alarm(
             f"SOMEBODY SHOWS ANOTHER KEY FOR {self.peer}: {grouped(key)} ...",
             f"It was refused. Either {self.peer} has a new installation, or an attacker poses "
-            f"as {self.peer}, or the pin was mistyped. Ask {self.peer} by another way than "
-            f"this one. Only if the new key is right: remove "
+            f"as {self.peer}, or the pin was mistyped. Ask {self.peer} by some other "
+            f"means. Only if the new key is right: remove "
             f"{line_in(self.known, self.peer)}, and start this node again, best with "
             "--pin.",
         )

@@ -97,7 +97,7 @@ class NoReplay(Session):
 
 class NoGap(Session):
     def _check_gap(self, header: Header) -> None:
-        """Go on behind a record that never came."""
+        """Go on after a record that never came."""
         self._sequence[self.peer_role] = max(header.sequence, self._sequence[self.peer_role])
 
 

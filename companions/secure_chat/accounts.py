@@ -43,7 +43,7 @@ TOKEN_LIFE_MS = 12 * 3_600_000  # a day's work
 MEMORY_KIB = 19 * 1024  # these three are the OWASP cheat sheet's: some 50 ms
 PASSES = 2
 LANES = 1
-MAX_MEMORY_KIB = 128 * 1024  # that a stored row may ask for
+MAX_MEMORY_KIB = 128 * 1024  # the most that a stored row may ask for
 MAX_PASSES = 10
 MAX_LANES = 4
 MIN_PASSWORD = 8  # characters
@@ -119,7 +119,7 @@ class Accounts:
             return self._judged(identity, email, password)
 
     def _judged(self, identity: Identity, email: str, password: str) -> Account:
-        """Compare a password; an unknown user's, too, with a hash that nobody's password has."""
+        """Compare a password; that of an unknown user with a hash that no password has."""
         row = self._find(email)
         stored = row.pwd_hash if row else self._unknown_user()
         is_right = self._is_right(stored, password)
@@ -137,7 +137,7 @@ class Accounts:
     def new_session(self, account: Account, client_fp: str, server_fp: str) -> bytes:
         """Begin a session, and return its token (32 bytes), of which the hash is kept.
 
-        That another certificate for the same address was used before is told in the audit log.
+        The audit log notes if another certificate was used for this address before.
         """
         token = secrets.token_bytes(TOKEN_BYTES)
         mine = sessions.c.user_id == account.user_id
@@ -174,10 +174,9 @@ class Accounts:
             )
 
     def resume(self, identity: Identity, token: bytes) -> Account:
-        """Return the account of the session that had this token, for once. Raises Refused.
+        """Return the account of the session that had this token, once. Raises Refused.
 
-        A token that is shown too late, or with another certificate, is spent as well: then somebody
-        has it who should not.
+        A token shown too late, or with another certificate, is spent too: it is in the wrong hands.
         """
         found = self._session_of(token)
         if found is None or not self._spend(found.id):
@@ -226,7 +225,7 @@ class Accounts:
             raise Refused(f"a token of another certificate than that of {identity.name}")
 
     def _subjects(self, identity: Identity, email: bytes, ip: str) -> list[Subject]:
-        """Return whose tries this is one of."""
+        """Return the subjects that this try counts for."""
         found = [
             tries.of_account(email, identity.fingerprint),
             tries.of_certificate(identity.fingerprint),
@@ -238,7 +237,7 @@ class Accounts:
     def _limited(self, identity: Identity, email: bytes, ip: str) -> Iterator[None]:
         """Count a try before the block judges it, and take back one that was right. Raises Refused.
 
-        The wait depends on the number of tries only, so that it tells nothing of an account.
+        The wait depends on the number of tries only, so it reveals nothing about an account.
         """
         subjects = self._subjects(identity, email, ip)
         may = [self._tries.count(one) for one in subjects]
@@ -262,7 +261,7 @@ class Accounts:
             raise Refused(f"the certificate is of {identity.name}")
 
     def _unknown_user(self) -> bytes:
-        """Return a stored hash for the login of an unknown user, who must not be told by time."""
+        """Return a hash for an unknown user, whose login must take as long as any."""
         return self._nobody
 
     def _hash(self, password: str) -> bytes:
@@ -273,7 +272,7 @@ class Accounts:
         return self._work(lambda: self._hasher.hash(secret)).encode("ascii")
 
     def _is_right(self, stored: bytes, password: str) -> bool:
-        """Return whether the password is the stored one; a row asking for too much work is not."""
+        """Return whether the password is the stored one; no if the row asks for too much work."""
         is_bounded = _is_bounded(stored)
         known = stored if is_bounded else self._nobody
         secret = password_bytes(password)
@@ -311,7 +310,7 @@ class Accounts:
 
 
 def token_hash(token: bytes) -> str:
-    """Return what is stored of a token (hex): who has the table can resume nothing."""
+    """Return what is stored of a token (hex): a thief of the table can resume nothing."""
     return hashlib.sha256(token).hexdigest()
 
 
@@ -339,7 +338,7 @@ def password_bytes(password: str) -> bytes:
 
 
 def _is_bounded(stored: bytes) -> bool:
-    """Return whether a stored string is argon2id, and asks for work that one login may cost."""
+    """Return whether a stored string is argon2id, and asks for no more work than is allowed."""
     try:
         asked = extract_parameters(stored.decode("ascii"))
     except (InvalidHashError, ValueError):

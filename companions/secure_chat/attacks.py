@@ -308,7 +308,7 @@ def flip_relay(frames: Frames, lab: Lab) -> Frames:
 
 @on_path("integrity", "server", BadTag)
 def relabel(frames: Frames, lab: Lab) -> Frames:
-    """A join is made a goodbye."""
+    """A join is turned into a bye."""
     join = yield from up_to(frames, Kind.JOIN)
     yield edited(join, type="bye")
 
@@ -329,14 +329,14 @@ def drop_message(frames: Frames, lab: Lab) -> Frames:
 
 @on_path("order", "server", UnexpectedKind)
 def skip_login(frames: Frames, lab: Lab) -> Frames:
-    """The login is dropped, and the rest goes on."""
+    """The login is dropped, and a join sent in its place."""
     yield from up_to(frames, Kind.LOGIN)
     yield Frame("server", canonical({"payload": "", "tag": "", "type": "join"}))
 
 
 @on_path("order", "client", UnexpectedKind)
 def reflect(frames: Frames, lab: Lab) -> Frames:
-    """A message is sent back to who sent it."""
+    """A message is sent back to its sender."""
     message = yield from up_to(frames, Kind.MSG)
     yield message.reflected()
 
@@ -381,7 +381,7 @@ def recorded_server(frames: Frames, lab: Lab) -> Frames:
 
 
 class Gullible(Trust):
-    """The adversary wants to talk, and not to know with whom."""
+    """The adversary does not care whom it talks to."""
 
     def verify(self, pem: str, role: Role, name: str | None, now: datetime) -> Identity:
         certificate = parse_pem(pem)[0]
@@ -392,7 +392,7 @@ class Gullible(Trust):
 
 
 def posing(lab: Lab, who: Party, sends: Direction) -> Session:
-    """Return an end for the adversary, who believes any certificate, in any role."""
+    """Return an end for the adversary, which accepts any certificate, in any role."""
     trust = Gullible(pem_of(lab.pki.authorities["ca"]), lambda: b"")
     session = lab.parts.session(who, trust)
     session.sends = sends
@@ -573,8 +573,8 @@ def expired_certificate(lab: Lab) -> None:
 
 @outside("certificates", "server", NotYetValid)
 def future_certificate(lab: Lab) -> None:
-    """A certificate of tomorrow is shown."""
-    knock(lab, lab.pki.person(MALLORY, begins=1), "a certificate of tomorrow")
+    """A certificate that is not yet valid is shown."""
+    knock(lab, lab.pki.person(MALLORY, begins=1), "a certificate not yet valid")
 
 
 @outside("certificates", "server", UnknownIssuer)
@@ -609,7 +609,7 @@ def weak_key(lab: Lab) -> None:
 
 @outside("certificates", "server", Revoked)
 def revoked_certificate(lab: Lab) -> None:
-    """A client comes whose certificate was revoked."""
+    """A client with a revoked certificate connects."""
     lab.publish(lab.pki.people[MALLORY])
     knock(lab, lab.pki.people[MALLORY], "a revoked certificate")
 
@@ -619,7 +619,7 @@ def revoked_meanwhile(lab: Lab) -> None:
     """A member's certificate is revoked while it is in a room, until the next key update."""
     with lab.client(lab.pki.people[MALLORY]) as client:
         client.log_in(MALLORY, PASSWORDS[MALLORY])
-        client.join("elsewhere")  # who is told of her by a newer list would not stay with her
+        client.join("elsewhere")  # alone: others would judge her by the newer list
         lab.publish(lab.pki.people[MALLORY])
         client.update()
         while not isinstance(client.hear(PATIENCE_S), Updated):
@@ -640,7 +640,7 @@ def old_list(lab: Lab) -> None:
 
 @outside("certificates", "server", StaleList)
 def stale_list(lab: Lab) -> None:
-    """New revocation lists are kept from the server."""
+    """New revocation lists are withheld from the server."""
     lab.publish(days=1)  # its last, from before mallory was revoked
     knock(lab, lab.pki.people[MALLORY], "a certificate revoked since")
 
@@ -759,7 +759,7 @@ def crack_the_table(lab: Lab) -> None:
 
 @outside("accounts", "server", Refused, goal=learned)
 def probe_names(lab: Lab) -> None:
-    """Names are tried, to learn which there are."""
+    """Names are tried, to learn which exist."""
     lab.outcome.means = "times"
     times: dict[str, list[float]] = {ALICE: [], "nobody@example.org": []}
     for _ in range(3):  # with three certificates, each of which has five tries
@@ -809,7 +809,7 @@ def resume(lab: Lab, who: Party, token: str) -> None:
 
 @outside("accounts", "server", Refused, goal=learned)
 def used_token(lab: Lab) -> None:
-    """Alice's token is used after her, with her stolen key."""
+    """Alice's token is used a second time, with her stolen key."""
     token = lab.alice.token
     with lab.client(lab.pki.people[ALICE]) as alice:
         alice.resume(token)
@@ -865,7 +865,7 @@ class Story:
 
 
 def is_by(lab: Lab, name: str, entry: Entry) -> bool:
-    """Return whether somebody has said this."""
+    """Return whether this member has said this."""
     sender = forms.parse_message(entry.signed).sender
     return sender == lab.pki.people[name].identity.fingerprint
 
@@ -924,7 +924,7 @@ def repeated_message(lab: Lab) -> None:
 
 @outside("honesty", "client", WrongSeqno, goal=vanished)
 def dropped_message(lab: Lab) -> None:
-    """The server keeps a message of Alice's from Bob."""
+    """The server withholds a message of Alice's from Bob."""
     story = Story(lab, lab.bob)
     dropped: list[Entry] = []
 
@@ -940,7 +940,7 @@ def dropped_message(lab: Lab) -> None:
 
 @on_path("honesty", "client", WrongSender)
 def earlier_session(frames: Frames, lab: Lab) -> Frames:
-    """What Alice said in an earlier session is told again."""
+    """What Alice said in an earlier session is repeated."""
     old = next((entry, opening) for name, entry, opening in lab.earlier if name == BOB)
     story: list[Story] = []
 
@@ -956,7 +956,7 @@ def earlier_session(frames: Frames, lab: Lab) -> Frames:
 
 @outside("honesty", "client", WrongRoom)
 def other_room(lab: Lab) -> None:
-    """What Alice said in one room is told in another, which begins with the same head."""
+    """What Alice said in one room is repeated in another, which begins with the same head."""
     said, opening = next((entry, opening) for name, entry, opening in lab.told if name == BOB)
     lab.start = forms.parse_message(said.signed).seen
     lab.move("elsewhere")
@@ -1074,7 +1074,7 @@ def message_of_yesterday(lab: Lab) -> None:
 
 @outside("evidence", "client", Wrong, goal=learned)
 def edited_receipt(lab: Lab) -> None:
-    """A receipt is dated back, and shown to a third party."""
+    """A receipt is backdated, and shown to a third party."""
     lab.outcome.means = "judges"
     kept = lab.evidence_kept[BOB]
     members = json.loads(kept.receipt.read_bytes())
@@ -1192,7 +1192,7 @@ def keys_after_update(frames: Frames, lab: Lab) -> Frames:
 
 @on_path("theft", "server", BadSignature, goal=learned)
 def keys_in_the_middle(frames: Frames, lab: Lab) -> Frames:
-    """Whoever has stolen session keys puts their own shares into a key update."""
+    """A thief of session keys puts her own shares into a key update."""
     message = yield from up_to(frames, Kind.MSG)
     to_client = going_on(lab, SERVER, Direction.S2C)
     to_server = going_on(lab, ALICE, Direction.C2S)
@@ -1228,11 +1228,11 @@ def going_on(lab: Lab, name: str, sends: Direction) -> Session:
     "",
     None,
     goal=learned,
-    noticed="whoever reads the list of issued certificates",
+    noticed="anyone who reads the list of issued certificates",
     wins=f"the password: {PASSWORDS[ALICE]}",
 )
 def stolen_authority_key(frames: Frames, lab: Lab) -> Frames:
-    """The authority's key is stolen, and makes a server for a newcomer."""
+    """A stolen authority key certifies a false server, for a newcomer."""
     key = lab.pki.keys[MALLORY]
     yield from impostor(frames, lab, lab.pki.person(SERVER, "server", key=key))
 

@@ -1,9 +1,9 @@
-"""Shows what the audit log has: by user, by event, by time, as a table or as JSON.
+"""Shows the audit log, by user, event and time, as a table or as JSON.
 
     python -m companions.secure_chat.audit --event login_failure --since 2023-11-15
     python -m companions.secure_chat.audit --user alice@example.org --json
 
-Times are in UTC, both those that are given and those that are shown.
+Times are in UTC, in flags and in output.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def cells(event: dict[str, Any]) -> tuple[str, ...]:
 
 
 def parsed() -> argparse.Namespace:
-    parser = Parser("Shows what the audit log has, the oldest first.")
+    parser = Parser("Shows the audit log, the oldest event first.")
     parser.add_argument("--user", metavar="EMAIL", help="as it was given at the login")
     parser.add_argument("--event", metavar="TYPE", help="login_failure, cert_invalid, ...")
     parser.add_argument("--since", type=moment, metavar="TIME", help="this time, or later")

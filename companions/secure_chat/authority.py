@@ -1,7 +1,7 @@
 """What the authority signs: its own certificate, those of clients and servers, revocation lists.
 
-Only values in, certificates out: the programs gen_ca, gen_cert and revoke have the files. No end of
-a session imports this. Validity begins earlier than now by the skew that two clocks may have.
+Only values in, certificates out: the programs gen_ca, gen_cert and revoke handle the files. No end
+of a session imports this. Validity begins earlier than now by the skew that two clocks may have.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ AUTHORITY_DAYS = 3_650
 CERTIFICATE_DAYS = 365
 LIST_DAYS = 7
 MAX_COMMON_NAME = 64  # characters, by X.520
-LOOPBACK = ("127.0.0.1", "::1")  # which localhost is reached by
+LOOPBACK = ("127.0.0.1", "::1")  # what localhost stands for
 
 
 def authority_certificate(
@@ -92,7 +92,7 @@ def revocation_list(
 
 
 def revoked_entry(serial: int, now: datetime) -> x509.RevokedCertificate:
-    """Return a line for the list: this certificate is worthless from now on."""
+    """Return an entry for the list: this certificate is worthless from now on."""
     builder = x509.RevokedCertificateBuilder().serial_number(serial)
     return builder.revocation_date(now).build()
 
@@ -116,7 +116,7 @@ def _begun(
 
 
 def _named(common_name: str) -> x509.Name:
-    """Return a name for people; nothing is decided by it."""
+    """Return a name for people; it decides nothing."""
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
 
 

@@ -27,7 +27,7 @@ COMMAND = "python -m companions.secure_chat"
 
 @dataclass(frozen=True)
 class Credentials:
-    """An end's own certificate, as PEM, and the key that it proves."""
+    """An end's own certificate, also as PEM, and its private key."""
 
     pem: str
     certificate: x509.Certificate = field(repr=False)
@@ -47,9 +47,9 @@ def load_credentials(certs: Path, name: str) -> Credentials:
         certificate = parse_pem(pem)[0]
         other = certificate.public_key()
     except (Malformed, ValueError) as error:
-        raise UserError(f"{path} is no certificate: {error}") from None
+        raise UserError(f"{path} is not a certificate: {error}") from None
     if not isinstance(other, PublicKey) or public_pem(other) != public_pem(key.public_key()):
-        raise UserError(f"the key in {certs} does not fit the certificate {path}")
+        raise UserError(f"the key in {certs} does not match the certificate {path}")
     return Credentials(pem_of(certificate).decode("ascii"), certificate, key)
 
 
@@ -59,7 +59,7 @@ def load_trust(certs: Path) -> Trust:
     try:
         return Trust(_read(path), (certs / "ca_crl.pem").read_bytes)
     except Malformed as error:
-        raise UserError(f"{path} is no certificate: {error}") from None
+        raise UserError(f"{path} is not a certificate: {error}") from None
 
 
 def load_authority(certs: Path) -> Credentials:

@@ -149,8 +149,8 @@ class Client:
         self.clock = clock
         self.pins = pins or Pins()
         self.is_first_meeting = False  # with the server
-        self.renewed: list[Identity] = []  # members with another key than before, to be told
-        self.distrusted: list[Identity] = []  # members whose certificate is no longer good, as well
+        self.renewed: list[Identity] = []  # members with another key than before, to be reported
+        self.distrusted: list[Identity] = []  # members whose certificate is no longer good, too
         self.session = new_session(party, trust, server_name)
         self.username = ""
         self.token = ""  # with which this session can be resumed; in memory only
@@ -161,7 +161,7 @@ class Client:
         self._new_room = new_room
         self._evidence: Evidence | None = None
         self._held: deque[Callable[[], object]] = deque()  # until there are new keys
-        self._update_by = math.inf  # monotonic; by then the server has to have sent its share
+        self._update_by = math.inf  # monotonic; by then the server must have sent its share
 
     def __enter__(self) -> Client:
         try:
@@ -190,7 +190,7 @@ class Client:
             self.keep()
 
     def _check_server(self) -> None:
-        """Go on only with a server whose key is that of before. Raises OtherKey."""
+        """Go on only if the server has the key that we remember. Raises OtherKey."""
         try:
             self.pins.check_key(self.session.peer)
         except OtherKey as error:
@@ -218,7 +218,7 @@ class Client:
         self._let_in(Message(Kind.LOGIN, {"email": email, "pwd": password}))
 
     def resume(self, token: str) -> None:
-        """Come back, with the `token` of a session that was cut, for once. Raises NotLetIn."""
+        """Resume a session that was cut, with its `token`, once. Raises NotLetIn."""
         self._let_in(Message(Kind.RESUME, {"session_token": token}))
 
     def _let_in(self, credentials: Message) -> None:
@@ -233,7 +233,7 @@ class Client:
     # In a room
 
     def join(self, name: str = LOBBY) -> list[Member]:
-        """Enter a room, which the first to come makes; return who is in it, ourselves included.
+        """Enter a room, which the first to join makes; return who is in it, ourselves included.
 
         A session has one stay in each room, and is in one room at a time.
         """
@@ -377,13 +377,13 @@ class Client:
         return self.kept
 
     def keep(self) -> None:
-        """Keep what we have of a room: if it was not left in peace, a receipt, uncountersigned."""
+        """Keep what we have of a room; without a regular end our receipt is uncountersigned."""
         if self._evidence:
             self.kept = self._evidence.keep()
         self._evidence = None
 
     def _fail(self, error: ProtocolError) -> None:
-        if self.session.state is not State.ENDED:  # found above the session
+        if self.session.state is not State.ENDED:  # the error was found above the session
             self.channel.fail(error)
 
 
@@ -391,7 +391,7 @@ class Client:
 
 
 def ask(prompt: str) -> str:
-    """Return a line from standard input, and read nothing behind it. Raises EOFError, UserError."""
+    """Return a line from standard input, and read nothing beyond it. Raises EOFError, UserError."""
     print(prompt, end="", flush=True)
     line = b""
     while not line.endswith(b"\n"):
@@ -446,7 +446,7 @@ class Talk:
         show: Callable[[str], object],
         come_back: Callable[[], Client | None] = lambda: None,
     ) -> None:
-        """Take a client, and what gives another one, in its room again, when it was cut."""
+        """Take a client, and a function that returns another one, back in the room, after a cut."""
         self._client = client
         self._show = show
         self._come_back = come_back
@@ -518,7 +518,9 @@ class Talk:
         elif line.strip() == "update":
             self._client.update()
         elif UNREADABLE in line:
-            self._show("[!] not sent: it has letters that cannot be read here, and you sign for it")
+            self._show(
+                "[!] not sent: it has characters that cannot be read here, and you would sign them"
+            )
         else:
             try:
                 self._client.say(line)
@@ -541,12 +543,12 @@ class Talk:
         elif isinstance(event, Said) and not event.member.is_trusted:
             name = escaped(event.member.identity.name)
             self._show(f"[!] {name} said something, with a revoked or expired certificate")
-        elif isinstance(event, Said):  # which the transcript has, so it is told
+        elif isinstance(event, Said):  # it is in the transcript, so it is shown
             self._show(f"[*] {escaped(event.member.identity.name)} said something to others only")
 
 
 def tell_doubts(client: Client, show: Callable[[str], object]) -> None:
-    """Show who may not be who they seem: whose key is another than before, and who is revoked."""
+    """Show whose key has changed, and whose certificate is revoked or expired."""
     for one in client.distrusted:
         show(
             f"[!] the certificate of {escaped(one.name)} is revoked or expired: they are not told"
@@ -569,8 +571,8 @@ def explain(error: ProtocolError) -> str:
     """Return the sentence for a person whose session ended before its time."""
     if isinstance(error, OtherKey):
         return (
-            "Certificate validation failed: the server's holds, but with another key than the one"
-            f" we know: {error.got}; if its owner says that it is right, give it with --pin"
+            "Certificate validation failed: the server's is valid, but has another key than the one"
+            f" we know: {error.got}; if its owner confirms it, give it with --pin"
         )
     if isinstance(error, BadCertificate):
         return f"Certificate validation failed: the server's: {error}"
@@ -594,7 +596,7 @@ def room_name(text: str) -> str:
         return parse_room_name(text)
     except BadPayload:
         raise argparse.ArgumentTypeError(
-            f"{text!a}: a room's name is of a-z, 0-9 and hyphens, at most {MAX_ROOM_NAME} of them"
+            f"{text!a}: a room's name has 1 to {MAX_ROOM_NAME} characters of a-z, 0-9 and -"
         ) from None
 
 
@@ -606,14 +608,14 @@ class Run:
         self._new_client = new_client
         self._room = room
         self._client = new_client()
-        self._stack = contextlib.ExitStack()  # has left the last client before the next comes
+        self._stack = contextlib.ExitStack()  # closes the last client before the next begins
 
     def chat(self) -> None:
         """Go on until the person quits. Raises what ended it before."""
         try:
             with self._stack:
                 client = self._stack.enter_context(self._client)
-                show(f"[*] connected to {client.session.peer.name}, whose certificate holds")
+                show(f"[*] connected to {client.session.peer.name}, whose certificate is valid")
                 if client.is_first_meeting:
                     key = key_fingerprint(client.session.peer.public_key)
                     show(f"[*] it is new to us; from now on its key must be {key}")
@@ -723,7 +725,7 @@ def main() -> int:
         to_stderr("client: stopped")
         return 128 + run.stop[0]
     except EOFError:
-        raise UserError("the input ended before there was a login") from None
+        raise UserError("the input ended before the login") from None
     except ProtocolError as error:
         to_stderr(f"client: {explain(error)}")
         return 3 if isinstance(error, (ConnectionCut, DeadlineExpired)) else 1

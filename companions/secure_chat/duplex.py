@@ -1,7 +1,7 @@
 """A channel whose owner also speaks while it waits: other threads hand it what to do.
 
 Still only its owner touches the session and writes the socket. An action that another thread has
-posted runs in the owner's thread, while that waits for the peer; a byte through a pair of sockets
+posted runs in the owner's thread while it waits for the peer; a byte through a pair of sockets
 wakes it.
 """
 
@@ -68,7 +68,7 @@ class Duplex(Channel[Message]):
             action()
 
     def hurry(self, seconds: float) -> None:
-        """Give the message that the owner waits for no more than this; for the owner."""
+        """Wait no longer than this for the message that is due; for the owner."""
         self._deadline = min(self._deadline, time.monotonic() + seconds)
 
     def leave(self, status: Status) -> None:

@@ -1,6 +1,6 @@
 """What an end keeps of its stay in a room: the transcript, and receipts that both ends sign.
 
-A client keeps all of it in files, beside each other, named after the moment it came in:
+A client keeps all of it in files, side by side, named after the moment when it joined:
 
     transcript_20231115_143022.txt   openings_....jsonl   certs_....pem
     receipt_..._client.json          receipt_..._server.json
@@ -85,7 +85,7 @@ class Evidence:
     # Receipts
 
     def offer(self, countersignature: bytes = b"") -> Message:
-        """Return our receipt for all that was said, and our word under the peer's."""
+        """Return our receipt for all that was said, and our countersignature of the peer's."""
         receipt = self._own_receipt()
         members = {"receipt": receipt.members(), "countersignature": to_base64(countersignature)}
         return Message(Kind.RECEIPT, members)
@@ -111,7 +111,7 @@ class Evidence:
         return countersign(session.party.private_key, theirs)
 
     def confirm(self, countersignature: str) -> None:
-        """Take the peer's word under our own receipt. Raises ProtocolError."""
+        """Take the peer's countersignature of our receipt. Raises ProtocolError."""
         signature = from_base64(countersignature, *SIGNATURE_BYTES)
         if not is_countersigned(self._session.peer.public_key, self._own_receipt(), signature):
             raise BadReceipt(f"the countersignature of {self._session.peer.name}", "another")

@@ -28,7 +28,7 @@ FINGERPRINT = re.compile("[0-9a-f]{64}")
 class Recipient(NamedTuple):
     """A member that a message is for, and the id (32 bytes) of the session that it is heard in.
 
-    A member's session is fresh by the member's own nonce: an old message is not for it.
+    The member's own nonce makes the session fresh: an old message is not for it.
     """
 
     fingerprint: str
@@ -41,7 +41,7 @@ class Message:
 
     `session` is the id of the sender's session (32 bytes), `sender` the fingerprint of the
     sender's certificate (hex): with the `recipients`, they say which way it goes. `ts` is Unix time
-    in ms, `previous` the hash of the sender's message before, in the same session, `seen` the
+    in ms, `previous` the hash of the sender's previous message in the same session, `seen` the
     newest head that the sender knows. `commitment` binds the text; `ct` is IV and ciphertext.
     """
 

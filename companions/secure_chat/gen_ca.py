@@ -29,7 +29,7 @@ def create(certs: Path) -> None:
             raise FileExistsError
         write_private(path, key)
     except FileExistsError:
-        raise UserError(f"{certs} has an authority already") from None
+        raise UserError(f"{certs} already has an authority") from None
     except OSError as error:
         raise UserError(f"cannot make an authority in {certs}: {reason_of(error)}") from None
     try:
@@ -45,7 +45,7 @@ def main() -> int:
     parser.add_argument("--certs", type=Path, default=CERTS, help=f"folder; default {CERTS}")
     certs = parser.options().certs
     create(certs)
-    print(f"made {certs / 'ca_cert.pem'}; ca_private_key.pem is for nobody else to see")
+    print(f"made {certs / 'ca_cert.pem'}; keep ca_private_key.pem to yourself")
     return 0
 
 

@@ -35,12 +35,14 @@ def issue(
         )
         Trust(own.pem.encode("ascii"), bytes).identify(
             pem_of(made).decode("ascii"), role, address, utc_now()
-        )  # as those will who are shown it
+        )  # as every peer will
         if (certs / f"{name}_cert.pem").exists():
             raise FileExistsError
         write_private(path, key)
     except FileExistsError:
-        raise UserError(f"{certs} has files of {name!r} already; --name gives others") from None
+        raise UserError(
+            f"{certs} already has files named {name!r}; choose others with --name"
+        ) from None
     except (ValueError, OverflowError, BadCertificate) as error:
         raise UserError(f"no certificate for {address!r}: {error}") from None
     except OSError as error:

@@ -20,8 +20,8 @@ from lab.search import Found, Matrix, Task, Trials, Tried, search, workers
 from program import run_program
 from protocol_fsm import BadTag, DeadlineExpired
 
-# What is no check changes bytes, and could matter in any try. But the rule by which signatures are
-# made, say, can matter only where one was refused: all else was accepted, and made, by that rule.
+# A rule that is no check changes bytes, and could matter in any try. But a rule by which signatures
+# are made, say, matters only where one was refused: all others were made and accepted by it.
 NEEDS_ERROR = {
     BadSignature: {"role", "shares", "transcript"},
     BadTag: {"number", "direction-keys"},

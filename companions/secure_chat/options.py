@@ -37,7 +37,7 @@ class ChatParser(Parser):
 
 
 def settings_of(options: argparse.Namespace) -> Settings:
-    """Return the settings of `.env`, with what the flags say instead. Raises UserError."""
+    """Return the settings of `.env`, overridden by the flags. Raises UserError."""
     if options.env and not options.env.is_file():
         raise UserError(f"there is no file {options.env}")
     settings = load_settings(options.env or Path(".env"))

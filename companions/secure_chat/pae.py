@@ -2,7 +2,7 @@
 
 A signature of one kind is worthless as any other, and no two lists of parts have the same bytes.
 The document's `seqno || ts || ct` is safe only because its numbers have a fixed size; with texts it
-would be read in many ways. The idea is DSSE's pre-authentication encoding.
+could be read in many ways. The idea is DSSE's pre-authentication encoding.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ LENGTH_BYTES = 4  # of each length, big-endian
 def pae(kind: str, *parts: bytes) -> bytes:
     """Return the bytes to sign: name, kind, version (1 byte) and parts, each after its length.
 
-    Raises ValueError for a kind that the protocol has not.
+    Raises ValueError for a kind that the protocol does not have.
     """
     if kind not in KINDS:
         raise ValueError(f"{kind!r} is no kind of signature")
@@ -41,7 +41,7 @@ def parts_of(kind: str, data: bytes) -> list[bytes]:
         place = begin + int.from_bytes(data[place:begin], "big")
         parts.append(data[begin:place])
     if place != len(data):
-        raise ValueError("a part that ends behind the end")
+        raise ValueError("a part that runs past the end")
     return parts
 
 

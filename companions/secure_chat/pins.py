@@ -2,7 +2,7 @@
 
     localhost 3f9c...    a name, and the SHA-256 (hex) of its public key
 
-Whoever has the authority's key makes another certificate for any name, and it is as good as the
+Anyone with the authority's key can make another certificate for any name, as good as the
 first. A certificate renewed for the same key is no change. Lines are only added, and the last of a
 name counts: the file tells which keys a name had, and several clients may share it.
 """
@@ -25,7 +25,7 @@ LINE = re.compile(r"([!-~]+) ([0-9a-f]{64})")
 
 
 class OtherKey(BadCertificate):
-    """A certificate that holds, for a name that we know by another key."""
+    """A valid certificate for a name that we know by another key."""
 
 
 def key_fingerprint(key: PublicKey) -> str:
@@ -38,8 +38,8 @@ def key_fingerprint(key: PublicKey) -> str:
 class Pins:
     """Which key each name had last, in a file, or in memory only if there is no path.
 
-    `expected` is the key that a server must have, whatever it had before; without it that of
-    before, or at the first meeting any. Raises UserError.
+    `expected` is the key that a server must have, whatever it had before; without it the
+    remembered one, or at the first meeting any. Raises UserError.
     """
 
     def __init__(self, path: Path | None = None, expected: str | None = None) -> None:
@@ -55,7 +55,7 @@ class Pins:
             raise OtherKey(f"the key {expected}", found)
 
     def meet(self, somebody: Identity) -> str | None:
-        """Remember somebody's key, and return the one of before; None at the first meeting."""
+        """Remember somebody's key, and return the previous one; None at the first meeting."""
         name = fold(somebody.name)
         found = key_fingerprint(somebody.public_key)
         before = self._known.get(name)
@@ -82,7 +82,7 @@ class Pins:
 def _read(path: Path) -> dict[str, str]:
     try:
         if os.name == "posix" and path.stat().st_mode & 0o022:
-            raise UserError(f"others can write {path}; look through it, then chmod 600 {path}")
+            raise UserError(f"others can write {path}; check it, then chmod 600 {path}")
         lines = path.read_text("ascii").splitlines()
     except FileNotFoundError:
         return {}
@@ -92,6 +92,6 @@ def _read(path: Path) -> dict[str, str]:
     for number, line in enumerate(lines, 1):
         match = LINE.fullmatch(line)
         if match is None:
-            raise UserError(f"{path}: line {number} is no name with the SHA-256 of a key")
+            raise UserError(f"{path}: line {number} is not a name and the SHA-256 of a key")
         known[match[1]] = match[2]
     return known

@@ -94,7 +94,7 @@ class UnusableList(BadCertificate):
 
 
 class StaleList(UnusableList):
-    """The revocation list is not of today: a newer one is due, or it is from the future."""
+    """The revocation list is not current: a newer one is due, or it is from the future."""
 
 
 class RolledBackList(UnusableList):
@@ -106,7 +106,7 @@ class RolledBackList(UnusableList):
 
 @dataclass(frozen=True)
 class Identity:
-    """Someone whose certificate holds: `fingerprint` is the SHA-256 (hex) of its DER."""
+    """Someone whose certificate is valid: `fingerprint` is the SHA-256 (hex) of its DER."""
 
     name: str
     role: Role
@@ -230,7 +230,7 @@ class Trust:
         return Identity(found, role, fingerprint_of(chain[0]), chain[0], key)
 
     def check_revocation(self, identity: Identity, now: datetime) -> None:
-        """Raise Revoked if a list of today has its serial number, or UnusableList without one."""
+        """Raise Revoked if the current list has its serial number, UnusableList without one."""
         serial = identity.certificate.serial_number
         if self.revocation_list(now).get_revoked_certificate_by_serial_number(serial):
             raise Revoked("a valid certificate", f"{identity.name}, serial {serial:x}")
@@ -262,7 +262,7 @@ class Trust:
             list_number(latest)
         except UNREADABLE as error:
             raise UnusableList("a revocation list in PEM", str(error)[:80]) from None
-        if unknown:  # such as the one that says that this is only a part of the list
+        if unknown:  # such as the one that marks a partial list
             raise UnusableList("no critical extension", unknown[0])
         return latest
 
@@ -321,7 +321,7 @@ class Trust:
         try:
             verifier = self._policy(role, now).build_server_verifier(subject_of(name))
             verifier.verify(chain[0], chain[1:])
-        except (verification.VerificationError, ValueError):  # the second: it can be no host's name
+        except (verification.VerificationError, ValueError):  # the second: not a host's name
             raise WrongName(name, _words(alternative_names(chain[0]))) from None
         return name
 

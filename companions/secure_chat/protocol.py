@@ -188,7 +188,7 @@ def to_base64(data: bytes) -> str:
 
 
 def from_base64(text: str, low: int = 0, high: int = MAX_FROM_SERVER) -> bytes:
-    """Return `low` to `high` bytes of the only base64 that there is for them. Raises BadPayload."""
+    """Return the `low` to `high` bytes of their only valid base64. Raises BadPayload."""
     try:
         data = base64.b64decode(text, validate=True)
     except ValueError:
@@ -240,7 +240,7 @@ def read_frame(recv: Callable[[int], bytes], max_message: int = MAX_FROM_SERVER)
 
 
 def write_frame(sendall: Callable[[bytes], object], message: bytes) -> None:
-    """Send `message` behind its length, in one piece."""
+    """Send `message` after its length, in one piece."""
     sendall(len(message).to_bytes(LENGTH_BYTES, "big") + message)
 
 
@@ -338,7 +338,7 @@ class ProtocolFSM(StateMachine[State, Kind, Direction]):
         (State.RECEIPT, Kind.RECEIPT, Direction.C2S): State.COUNTERSIGN,
         (State.COUNTERSIGN, Kind.COUNTERSIGN, Direction.S2C): State.READY,
         (State.READY, Kind.BYE, Direction.C2S): State.ENDED,
-        # in clear, and only for certificates: whoever refuses one has not moved on yet
+        # in the clear, and only for certificates: an end that refuses one has not moved on yet
         (State.HELLO, Kind.ERROR, Direction.S2C): State.ENDED,
         (State.HELLO_BACK, Kind.ERROR, Direction.S2C): State.ENDED,
         (State.HELLO_BACK, Kind.ERROR, Direction.C2S): State.ENDED,

@@ -22,7 +22,7 @@ from companions.secure_chat.certs import CERTS, Credentials, load_authority, loa
 from companions.secure_chat.pki import BadCertificate, list_number, parse_pem, utc_now
 from program import Parser, UserError, reason_of, run_program
 
-MAX_SERIAL_BITS = 159  # 20 bytes, and none of them for a minus
+MAX_SERIAL_BITS = 159  # 20 bytes, without the sign bit
 
 
 def renew(certs: Path, serials: list[int]) -> x509.CertificateRevocationList:
@@ -51,11 +51,11 @@ def _renew(certs: Path, own: Credentials, serials: list[int]) -> x509.Certificat
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Let no second program make a list at once: one of two revocations would be lost."""
+    """Let one program make a list at a time: else one of two revocations would be lost."""
     try:
         path.open("x").close()
     except FileExistsError:
-        raise UserError(f"another program makes a list; if there is none, remove {path}") from None
+        raise UserError(f"another program is making a list; if none is, remove {path}") from None
     except OSError as error:
         raise UserError(f"cannot make {path}: {reason_of(error)}") from None
     try:
@@ -77,7 +77,7 @@ def serial_of(certs: Path, which: str) -> int:
     except OSError as error:
         raise UserError(f"cannot read {which}: {reason_of(error)}") from None
     except BadCertificate as error:
-        raise UserError(f"{which} is no certificate: {error}") from None
+        raise UserError(f"{which} is not a certificate: {error}") from None
     except (ValueError, TypeError, InvalidSignature):
         raise UserError(f"{which} was not issued by the authority in {certs}") from None
     return found.serial_number

@@ -57,7 +57,7 @@ class BadMessageSignature(ProtocolError):
 
 
 class WrongRecipient(ProtocolError):
-    """What was not said to us, or to an earlier session of ours, and yet can be read here."""
+    """A text that we can read, but that was said to others, or to an earlier session of ours."""
 
 
 class WrongSeqno(ProtocolError):
@@ -69,7 +69,7 @@ class Untimely(ProtocolError):
 
 
 class FromTheFuture(Untimely):
-    """By our clock it will be said in more than five minutes."""
+    """By our clock it is dated more than five minutes ahead."""
 
 
 class LostMessage(ProtocolError):
@@ -185,7 +185,7 @@ def parse_relay(message: Message) -> tuple[Entry, bytes]:
 
 @dataclass
 class Member:
-    """Somebody in a room: who, in which session, and where in it what they say has got to."""
+    """Somebody in a room: who, in which session, and how far their messages have got."""
 
     identity: Identity
     pem: str = field(repr=False)
@@ -236,8 +236,8 @@ class Room:
     """Members, heads, and the checks of [C 9]; each is a method, so that the lab can remove it.
 
     `start` is the head before the first message of all, `head` that before `index`. `me` is who
-    listens here; None: the server, which
-    listens to everything. `clock` tells milliseconds since 1970.
+    listens here; None is the server, which listens to everything. `clock` gives milliseconds since
+    1970.
     """
 
     def __init__(
@@ -260,9 +260,9 @@ class Room:
         self._heads: OrderedDict[bytes, None] = OrderedDict({head: None})  # those known last
 
     def enter(self, member: Member) -> None:
-        """Let somebody in, in a session that was never here: it would begin to count anew.
+        """Let somebody in, in a session that was never here: else its count would begin anew.
 
-        Raises BadPayload, and if the room is full, too.
+        Raises BadPayload, also if the room is full.
         """
         if member.session in self.members or member.session in self._gone:
             raise BadPayload("a session that was never here", member.identity.name)
@@ -292,7 +292,7 @@ class Room:
     def concerns(self, message: forms.Message) -> bool:
         """Return whether we must know the history that the sender has seen.
 
-        Somebody who has just come in may be sent a message from before that: it is not to them.
+        Newcomers may be sent a message that was said before they came, and not to them.
         """
         if self.me is None or message.session == self.me.session:
             return True

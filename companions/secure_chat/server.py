@@ -1,7 +1,7 @@
-"""The server: lets in who has a certificate and an account, and orders what is said in rooms.
+"""The server: lets in owners of a certificate and an account, and orders what is said in rooms.
 
 Rules in this module:
-- only its own thread touches a session or writes its socket; others post what it shall send;
+- only its own thread touches a session or writes its socket; others post what it is to send;
 - until its login a connection is a stranger: it has little time, and few may wait;
 - the server orders what is said and signs the order; it signs and changes nothing else;
 - what was said is in the transcript before anybody is told of it;
@@ -190,7 +190,7 @@ class Server(Listener["Connection"]):
         )
 
     def tell(self, connection: Connection, reason: Exception | None) -> None:
-        """Log how a connection ended, in audit_log too if by its certificate."""
+        """Log how a connection ended; if its certificate was the reason, in audit_log too."""
         if reason is None:
             log.info("%s: done", connection)
         else:
@@ -205,7 +205,7 @@ class Server(Listener["Connection"]):
 
 
 class SharedRoom:
-    """A room, and the connections of those who are in it: one thing after another happens here.
+    """A room, and its members' connections; its lock lets one thing happen after another.
 
     A room that was empty and is made again has a new start: it is another room of the same name.
     """
@@ -333,7 +333,7 @@ class Connection:
         try:
             self._serve()
         except ProtocolError as error:
-            if self.session.state is not State.ENDED:  # found above the session
+            if self.session.state is not State.ENDED:  # the error was found above the session
                 self.channel.fail(error)
             return error
         except (EndRequested, UserError) as reason:  # the second: of the disk
@@ -408,7 +408,7 @@ class Connection:
         return account
 
     def _judge(self, message: Message) -> Account:
-        """Return the account that is registered, logged in to, or come back to. Raises Refused."""
+        """Return the account that is registered, logged in to, or resumed. Raises Refused."""
         accounts = self._server.accounts
         identity = self.session.peer
         if message.kind is Kind.RESUME:
@@ -425,7 +425,7 @@ class Connection:
         """Serve a member of a room until it leaves, and exchange receipts."""
         if name in self._been_in or len(self._been_in) >= MAX_STAYS:
             raise BadPayload(f"one of {MAX_STAYS} rooms, each for one stay", name)
-        self.session.check_again()  # it may have been outside of rooms, without updates, for long
+        self.session.check_again()  # it may have been outside rooms, without updates, for long
         self._been_in.add(name)
         with self._server.room(name) as room:
             try:
@@ -479,7 +479,7 @@ class Connection:
         self._evidence = Evidence(self.session, room, head, self._server.folder)
 
     def relay(self, entry: Entry, message: forms.Message, opening: bytes) -> None:
-        """Tell the member what was said, in the thread of whoever said it."""
+        """Tell the member what was said, in the speaker's thread."""
         is_told = any(one.session == self.session.session_id for one in message.recipients)
         self.tell(entry, opening if is_told else b"")
 

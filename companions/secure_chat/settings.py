@@ -1,6 +1,6 @@
 """What the programs read from `.env`: addresses, folders, and the database with its password.
 
-The environment comes before the file, a flag of a program before both. Secrets are shown as stars
+The environment overrides the file, and a program's flags override both. Secrets are shown as stars
 wherever settings are printed. The only module that knows pydantic.
 """
 

@@ -69,7 +69,7 @@ PATIENCE_S = 5.0  # of all others, for what must come
 MEMORY_KIB = 19_456  # of the lab's argon2, in one pass: half of what it costs outside
 
 Told = tuple[Entry, bytes]  # what a member is told: a message in its place, and its opening
-Bribe = Callable[[str, Entry, bytes], Iterable[Told]]  # from who is told, and what
+Bribe = Callable[[str, Entry, bytes], Iterable[Told]]  # from whom it tells, and what
 
 
 @dataclass
@@ -80,7 +80,7 @@ class Outcome:
     heard: dict[str, list[tuple[str, str]]] = field(default_factory=lambda: defaultdict(list))
     taken: list[tuple[str, str]] = field(default_factory=list)  # by the server, and from whom
     logins: list[tuple[str, str]] = field(default_factory=list)  # certificate, and account
-    kept: dict[str, Kept] = field(default_factory=dict)  # the evidence of who left in peace
+    kept: dict[str, Kept] = field(default_factory=dict)  # the evidence of those who left in peace
     errors: dict[str, list[Exception]] = field(default_factory=lambda: {"client": [], "server": []})
     learned: str = ""  # by the adversary
     means: str = ""  # that the adversary needed besides: "listens", "steals", "times", "judges"

@@ -42,7 +42,7 @@ DIALECTS = {"mysql": mysql.dialect, "sqlite": sqlite.dialect}
 
 
 class StorageFailed(ProtocolError):
-    """The database is away, full, or not what it was."""
+    """The database is unreachable, full, or altered."""
 
 
 class Deadlock(StorageFailed):
@@ -165,7 +165,7 @@ class Database:
         except (ArgumentError, ModuleNotFoundError) as error:
             raise UserError(f"DATABASE_URL names no database: {error}") from None
         except (ValueError, TypeError):  # their words may quote a password
-            raise UserError("DATABASE_URL has a port or an option that is none") from None
+            raise UserError("DATABASE_URL has an invalid port or option") from None
         except (SQLAlchemyError, OSError) as error:
             raise UserError(f"Database connection failed: {_short(error)}") from None
 
@@ -187,7 +187,7 @@ class Database:
     def insert(self, table: sql.Table, row: Mapping[str, object]) -> int:
         """Insert a row, and return its id, 0 if it has none. Raises Taken and StorageFailed.
 
-        Two that insert the same may wait for each other: whoever is given up tries again.
+        Two that insert the same may wait for each other: the one that is given up tries again.
         """
         for _ in range(MAX_DEADLOCKS):
             with contextlib.suppress(Deadlock), self.transaction() as connection:

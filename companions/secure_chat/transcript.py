@@ -110,9 +110,9 @@ class Lines:
             raise UserError(f"cannot keep evidence in {path}: {reason_of(error)}") from None
 
     def append(self, lines: bytes, *, is_synced: bool = True) -> None:
-        """Have the lines on the disk, or at least on their way. Raises EvidenceFailed.
+        """Write the lines; if `is_synced`, wait for the disk. Raises EvidenceFailed.
 
-        On a full disk a part of them may get there, which is taken away: others go on behind it.
+        A part that still fits on a full disk is removed again: later lines must not follow it.
         """
         if self._file < 0:
             return

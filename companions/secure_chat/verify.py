@@ -1,10 +1,10 @@
-"""Judge a receipt and its transcript, offline: anybody can who has the certificates.
+"""Judge a receipt and its transcript, offline: anybody with the certificates can.
 
     python -m companions.secure_chat.verify receipt.json transcript.txt cert.pem
         [--ca ca_cert.pem] [--crl ca_crl.pem] [--openings FILE] [--against OTHER_TRANSCRIPT]
 
 `cert.pem` holds every certificate whose fingerprint appears, one after the other. With `--ca`, each
-is judged at the time of each line that it signed; without, cert.pem is believed. `--crl`, beside
+is judged at the time of each line that it signed; without, cert.pem is believed. `--crl`, with
 `--ca`, refuses what was revoked by then. The certificate inside a receipt is never trusted by
 itself. `--openings` compares disclosed texts with the commitments, `--against` another member's
 transcript with this one: a server that told two histories has signed both. The first bad line is
@@ -163,7 +163,7 @@ def read_lines(data: bytes, certificates: Certificates) -> Iterator[Line]:
 def _read_line(number: int, text: bytes, chain: bytes) -> tuple[Line, bytes]:
     """Return a line whose columns agree, and the chain after it. Raises Wrong."""
     if text[-1:] != b"\n" or text[-2:] == b"\r\n":
-        raise Wrong("torn, or with another end than a newline")
+        raise Wrong("torn, or not ended by a newline alone")
     columns = text[:-1].decode("ascii", "replace").split("|")
     if len(columns) != COLUMNS or not FINGERPRINT.fullmatch(columns[4]):
         raise Wrong(f"not {COLUMNS} columns with a fingerprint as the fifth")
@@ -234,21 +234,23 @@ class History:
 
     def _take_message(self, line: Line, message: Message) -> None:
         if self._pending:
-            raise Wrong("a message, where the head after the one before was due")
+            raise Wrong("a message, where the head of the previous one was due")
         if message.sender != line.fingerprint:
-            raise Wrong("its sender is another than its signer")
+            raise Wrong("its sender is not its signer")
         if message.room != self._receipt.room:
             raise Wrong("of another room")
         is_ours = message.session == self._session
         if is_ours and message.sender != self.client:
-            raise Wrong("in the receipt's session, but by another than its client")
+            raise Wrong("in the receipt's session, but not by its client")
         is_first = is_ours or message.seqno == 0  # others may have spoken before we came
         first = (0, NOTHING) if is_first else (message.seqno, message.previous)
         if self._said.get(message.session, first) != (message.seqno, message.previous):
             raise Wrong("not the next message of its sender: one is missing, or comes twice")
         parties = (message.session, *(one.session for one in message.recipients))
         if self._session in parties and message.seen not in self._heads:
-            raise Wrong("its sender has seen a head that is not here: lines are lost, or it forks")
+            raise Wrong(
+                "its sender has seen a head that is not here: lines are lost, or the history forks"
+            )
         self._said[message.session] = (message.seqno + 1, forms.message_hash(line.signed))
         self._pending = line
 
@@ -257,7 +259,7 @@ class History:
         if before is None or not isinstance(before.content, Message):
             raise Wrong("a head, where a message was due")
         if line.fingerprint != self.server:
-            raise Wrong("a head that another than the receipt's server signed")
+            raise Wrong("a head that the receipt's server did not sign")
         index = self._receipt.first_seqno + len(self.messages)
         if (head.room, head.index) != (self._receipt.room, index):
             raise Wrong(f"not the head of message {index} in this room")
@@ -340,7 +342,7 @@ def check_signatures(
         pem = from_base64(receipt.signer_cert).decode("ascii")
         signer = fingerprint_of(parse_pem(pem)[0])
     except (ValueError, BadCertificate):
-        raise Wrong("receipt: signer_cert is no certificate") from None
+        raise Wrong("receipt: signer_cert is not a certificate") from None
     moment = parse_time(receipt.created_at)
     roles: Mapping[str, tuple[Role, Role]] = {
         "client": ("server", "client"),
@@ -429,7 +431,7 @@ def report(options: argparse.Namespace) -> list[str]:
         f"the client {certificates.name(history.client)}",
     ]
     signer, peer = ends if receipt.peer == "client" else ends[::-1]
-    confirmed = "countersigned by" if is_countersigned else f"{UNCOUNTERSIGNED}; not the word of"
+    confirmed = "countersigned by" if is_countersigned else f"{UNCOUNTERSIGNED}; not confirmed by"
     said.append(f"receipt signed by {signer}, {confirmed} {peer}")
     if options.against:
         compare(history.lines, list(read_lines(read(options.against, MAX_LINES), certificates)))
@@ -437,7 +439,7 @@ def report(options: argparse.Namespace) -> list[str]:
     if options.openings:
         said += check_openings(read(options.openings, MAX_LINES), history, certificates)
     if not options.ca:
-        said.append("without --ca, the certificates are taken as they are")
+        said.append("without --ca, the certificates are believed as they are")
     if not options.crl:
         said.append("without --crl, no certificate is taken as revoked")
     said += [f"revoked since: {one[:16]}.." for one in certificates.revoked_later()]

@@ -142,7 +142,7 @@ class NoPin(Pins):
 
 class NoPossession(Session):
     def _check_signature(self, kind: Kind, share: Mapping[str, Any], signature: bytes) -> None:
-        """Believe that whoever shows a certificate has the key to it, as the document does."""
+        """Believe that anyone who shows a certificate has its key, as the document does."""
 
 
 class NoRole(Session):
@@ -248,7 +248,7 @@ class NoDirectionKeys(Session):
 
 class NoUpdate(Session):
     def _next_keys(self) -> None:
-        """Go on with the keys of the session after a key update, too."""
+        """Keep the old keys after a key update."""
         before = self._keys
         super()._next_keys()
         if self.state is State.UPDATING:
@@ -278,7 +278,7 @@ class NoBinding(Accounts):
 
 class NoServerHash(Accounts):
     def _hash(self, password: str) -> bytes:
-        """Store what was sent, which is the hash already in the document."""
+        """Store what was sent, which in the document is already the hash."""
         return password.encode()
 
     def _is_right(self, stored: bytes, password: str) -> bool:
@@ -407,7 +407,7 @@ class NoAge(Room):
 
 class NoFuture(Room):
     def _check_future(self, message: forms.Message) -> None:
-        """Take a message that is only said tomorrow, as the document does."""
+        """Take a message that is dated tomorrow, as the document does."""
 
 
 class NoPrevious(Room):

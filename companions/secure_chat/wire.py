@@ -25,7 +25,7 @@ SHOWN = frozenset({"type", "seqno", "ts", "room", "error_type", "g"})  # as they
 
 
 def fields(message: bytes) -> list[Field]:
-    """Cut a frame into its members, each with its name; what is none is `rest`."""
+    """Cut a frame into its members, each with its name; other bytes are `rest`."""
     found: list[Field] = []
     end = 0
     for match in MEMBER.finditer(message):

@@ -63,6 +63,7 @@ ascii_text = st.text(st.characters(max_codepoint=127), max_size=40)
 # Signatures ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_another_library_accepts_our_signature_with_32_bytes_of_salt(
     keys: list[PrivateKey],
 ) -> None:
@@ -199,6 +200,7 @@ def test_a_sort_that_nobody_knows_is_refused() -> None:
         parse_public(f"-----BEGIN PUBLIC KEY-----\n{unknown}\n-----END PUBLIC KEY-----\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("passphrase", ["", "correct horse", "\u0142\u00f3d\u017a"])
 def test_a_private_key_survives_its_file(
     tmp_path: Path, keys: list[PrivateKey], passphrase: str
@@ -210,6 +212,7 @@ def test_a_private_key_survives_its_file(
     assert private_pem(key) == private_pem(keys[0])
 
 
+@pytest.mark.slow
 def test_a_wrong_passphrase_is_told_and_not_shown(tmp_path: Path, keys: list[PrivateKey]) -> None:
     write_private(tmp_path / "key.pem", keys[0], "correct horse")
     with pytest.raises(UserError, match="the passphrase is wrong") as caught:
@@ -228,6 +231,7 @@ def test_a_passphrase_is_stretched_by_scrypt(tmp_path: Path, keys: list[PrivateK
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.slow
 def test_a_public_key_has_the_usual_exponent() -> None:
     odd = rsa.generate_private_key(public_exponent=3, key_size=2_048).public_key()
     with pytest.raises(ValueError, match="as we write it"):
@@ -254,7 +258,7 @@ def test_a_key_file_is_for_its_owner_alone(tmp_path: Path, keys: list[PrivateKey
 
 def test_a_folder_is_refused_as_a_key(tmp_path: Path) -> None:
     (tmp_path / "key.pem").mkdir(mode=0o755)
-    with pytest.raises(UserError, match=r"cannot read the key .*: it is no file"):
+    with pytest.raises(UserError, match=r"cannot read the key .*: it is not a regular file"):
         read_private(tmp_path / "key.pem", never)
 
 
@@ -265,7 +269,7 @@ def test_what_is_no_rsa_key_of_2048_bits_is_refused(tmp_path: Path) -> None:
     for content in (b"", b"nonsense", private_pem(small), private_pem(curve), private_pem(DSA)):
         path.write_bytes(content)
         path.chmod(0o600)
-        with pytest.raises(UserError, match=r"it is no private key|is not RSA"):
+        with pytest.raises(UserError, match=r"it is not a private key|is not RSA"):
             read_private(path, never)
     with pytest.raises(UserError, match="No such file"):
         read_private(tmp_path / "none.pem", never)

@@ -102,6 +102,7 @@ def test_an_attack_is_met_by_the_error_it_names_and_the_bystander_goes_on(
     assert result.won == ATTACKS[name].wins
 
 
+@pytest.mark.slow
 def test_the_victim_lives_a_whole_session_when_nobody_attacks(lab: Lab) -> None:
     def nothing(frames: Frames, lab: Lab) -> Frames:
         return iter(())
@@ -322,6 +323,7 @@ def test_a_page_is_drawn_from_the_event_log(
     assert report.main(wire.WIRE) == 0
     text = page.read_text("utf-8")
     assert "BadSignature" in text
+    assert "attacks misbinding</code>, with new keys and other bytes" in text
     assert 'href="' in text
     assert "D-9" in text
 

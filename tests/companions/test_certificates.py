@@ -332,6 +332,7 @@ def test_no_member_crashes_the_parsers(keys: list[PrivateKey], data: st.DataObje
             assert parse(other).encoded == other
 
 
+@pytest.mark.slow
 @given(st.data())
 def test_a_changed_byte_is_noticed(keys: list[PrivateKey], data: st.DataObject) -> None:
     world = World(keys)
@@ -782,7 +783,7 @@ def test_an_encrypted_identity_asks(world: World, folder: Path) -> None:
 def test_a_key_that_does_not_fit_its_certificate_is_refused(world: World, folder: Path) -> None:
     (folder / "private_key.pem").unlink()
     write_private(folder / "private_key.pem", world.other_device)
-    with pytest.raises(UserError, match="does not fit"):
+    with pytest.raises(UserError, match="does not match"):
         load_identity(folder, ask)
 
 

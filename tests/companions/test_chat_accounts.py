@@ -54,6 +54,7 @@ def bob(keys: list[PrivateKey]) -> Identity:
 # Registration and login ---------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_registered_user_can_log_in(some: Accounts, alice: Identity) -> None:
     made = some.register(alice, ALICE, "Alice", PASSWORD)
     assert made == some.login(alice, "ALICE@example.org", PASSWORD) == Account(1, ALICE, "alice")
@@ -78,6 +79,7 @@ def test_database_is_its_owners(tmp_path: Path) -> None:
     assert (tmp_path / "chat.db").stat().st_mode & 0o777 == 0o600
 
 
+@pytest.mark.slow
 def test_refused_login_gives_the_reason_to_the_log_only(
     some: Accounts, alice: Identity, bob: Identity
 ) -> None:
@@ -101,6 +103,7 @@ def test_server_cannot_log_in_as_a_client(
         some.register(identity_of(server, "server", ALICE), ALICE, "alice", PASSWORD)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("email", "username", "password"),
     [
@@ -135,6 +138,7 @@ def test_name_that_looks_taken_is_taken(
         some.register(bob, BOB, username, PASSWORD)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("one", "other"), [("alice", "alicé"), ("😀", "😁"), ("ß1", "s1")])
 def test_names_of_other_bytes_are_others(
     some: Accounts, alice: Identity, bob: Identity, one: str, other: str
@@ -155,6 +159,7 @@ def test_password_is_the_same_from_every_keyboard(some: Accounts, alice: Identit
     some.login(alice, ALICE, "cafe\u0301 au lait")
 
 
+@pytest.mark.slow
 def test_statement_in_a_name_is_a_name(some: Accounts, alice: Identity, place: Place) -> None:
     some.register(alice, ALICE, "'); DROP TABLE users; --", PASSWORD)
     for email in ("' OR '1'='1", "%", "0", f"{ALICE}' --"):
@@ -163,6 +168,7 @@ def test_statement_in_a_name_is_a_name(some: Accounts, alice: Identity, place: P
     assert len(place.rows("SELECT * FROM users")) == 1
 
 
+@pytest.mark.slow
 def test_twenty_registrations_at_once_give_one_account(
     some: Accounts, alice: Identity, place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -191,6 +197,7 @@ def test_twenty_registrations_at_once_give_one_account(
 # The same work ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_every_refused_login_hashes_once(
     some: Accounts, alice: Identity, bob: Identity, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -238,6 +245,7 @@ def store(database: Database, pwd_hash: bytes) -> None:
         connection.execute(storage.users.update().values(pwd_hash=pwd_hash))
 
 
+@pytest.mark.slow
 def test_row_that_asks_for_too_much_work_is_refused_at_once(
     some: Accounts, alice: Identity, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -252,6 +260,7 @@ def test_row_that_asks_for_too_much_work_is_refused_at_once(
     assert some.login(alice, ALICE, PASSWORD) == made
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "stored",
     [
@@ -431,6 +440,7 @@ def test_file_of_something_else_is_one_sentence(tmp_path: Path) -> None:
         Database(f"sqlite:///{tmp_path / 'chat.db'}")
 
 
+@pytest.mark.slow
 def test_database_is_found_as_it_was_left(place: Place, alice: Identity) -> None:
     with contextlib.closing(Database(place.url)) as first:
         made = Accounts(first).register(alice, ALICE, "alice", PASSWORD)

@@ -103,6 +103,7 @@ def test_some_attacks_fail_as_they_should(lab: Lab) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_members_live_a_whole_session_when_nobody_attacks(lab: Lab) -> None:
     attack = Attack(
         "nothing", "Nobody does anything.", "", lambda lab: None, False, "", None, alone
@@ -190,6 +191,7 @@ def test_goals_name_what_was_won() -> None:
     assert overheard(reader)
 
 
+@pytest.mark.slow
 def test_solver_needs_small_factors() -> None:
     from companions.secure_chat import dh
     from companions.secure_chat.weakened import PLANTED_PRIME

@@ -107,6 +107,7 @@ def test_time_that_is_none_is_one_sentence(monkeypatch: pytest.MonkeyPatch, time
         audit.main()
 
 
+@pytest.mark.slow
 def test_database_that_is_not_there_is_not_made(logged: Path) -> None:
     (logged / "chat.env").write_text("DATABASE_URL=sqlite:///other.db\n")
     program = [sys.executable, "-m", "companions.secure_chat.audit", "--env", "chat.env"]

@@ -10,8 +10,8 @@ import pytest
 
 from companions.secure_chat import demo
 from companions.secure_chat.demo import PLAYED, Stage
+from tests.programs import ROOT
 
-ROOT = Path(__file__).parent.parent.parent
 DEMO = [sys.executable, "-m", "companions.secure_chat.demo"]
 
 
@@ -23,7 +23,7 @@ def test_demo_shows_every_act_and_keeps_what_it_made(tmp_path: Path) -> None:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=150,
+        timeout=400,
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
@@ -44,15 +44,6 @@ def test_problem_is_told(tmp_path: Path) -> None:
     assert stage.listen("bob", "words") == "some words"
     assert stage.listen("bob", "other words") == ""
     assert stage.problems == ["bob did not say: other words"]
-
-
-def test_folder_that_exists_is_not_touched(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [*DEMO, "--keep", str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 2
-    assert "cannot make" in done.stderr
-    assert not [*tmp_path.iterdir()]
 
 
 def test_members_of_the_demo_have_passwords() -> None:

@@ -55,6 +55,7 @@ def judged(house: House, kept: Kept) -> History:
     return history
 
 
+@pytest.mark.slow
 def test_texts_of_one_room_are_heard_in_no_other(house: House) -> None:
     with house.members() as (alice, bob):
         bob.settle()
@@ -66,6 +67,7 @@ def test_texts_of_one_room_are_heard_in_no_other(house: House) -> None:
         assert [hear(bob) for _ in range(3)] == [f"in blue, {number}" for number in range(3)]
 
 
+@pytest.mark.slow
 def test_session_has_a_receipt_for_each_room_it_was_in(house: House) -> None:
     with member(house.client(), LOBBY) as alice:
         kept: list[Kept] = []
@@ -82,6 +84,7 @@ def test_session_has_a_receipt_for_each_room_it_was_in(house: House) -> None:
     assert len(list(server.glob("room_lobby_*.txt")) + list(server.glob("room_blue_*.txt"))) == 2
 
 
+@pytest.mark.slow
 def test_late_member_goes_on_from_the_head_and_both_tell_one_history(house: House) -> None:
     with member(house.client(), "blue") as alice:
         for text in ("one", "two"):
@@ -97,6 +100,7 @@ def test_late_member_goes_on_from_the_head_and_both_tell_one_history(house: Hous
     compare(ours.lines, theirs.lines)
 
 
+@pytest.mark.slow
 def test_empty_room_goes_and_its_name_begins_a_new_one(house: House) -> None:
     with member(house.client(), "blue") as alice:
         alice.say("one")
@@ -112,6 +116,7 @@ def test_empty_room_goes_and_its_name_begins_a_new_one(house: House) -> None:
             compare(first.lines, judged(house, bob.settle()).lines)  # two rooms, and no lie
 
 
+@pytest.mark.slow
 def test_room_stays_as_long_as_one_is_in_it(house: House) -> None:
     with house.members() as (alice, bob):
         alice.settle()
@@ -130,6 +135,7 @@ def test_room_of_a_member_that_is_cut_off_goes_too(house: House) -> None:
             alice.hear(LIMIT_S)
 
 
+@pytest.mark.slow
 def test_rooms_are_bounded_and_a_refused_one_harms_nobody(
     keys: list[PrivateKey], tmp_path: Path
 ) -> None:
@@ -142,6 +148,7 @@ def test_rooms_are_bounded_and_a_refused_one_harms_nobody(
         assert hear(alice) == "on we go"
 
 
+@pytest.mark.slow
 def test_stays_of_a_session_are_bounded(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("companions.secure_chat.server.MAX_STAYS", 2)
     with house.members() as (alice, _):
@@ -155,6 +162,7 @@ def test_stays_of_a_session_are_bounded(house: House, monkeypatch: pytest.Monkey
 # What a person types and sees ---------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_head_shows_two_members_whether_they_were_told_the_same(house: House) -> None:
     def shown(client: Client) -> list[str]:
         lines: list[str] = []

@@ -89,7 +89,7 @@ def test_line_that_cannot_be_read_is_named(tmp_path: Path, line: str) -> None:
     path = tmp_path / "known_keys.txt"
     path.write_text(f"localhost {'0' * 64}\n{line}\n")
     path.chmod(0o600)
-    with pytest.raises(UserError, match="line 2 is no name"):
+    with pytest.raises(UserError, match="line 2 is not a name"):
         Pins(path)
 
 
@@ -149,6 +149,7 @@ def test_server_is_new_once(house: House) -> None:
             assert client.is_first_meeting is is_first
 
 
+@pytest.mark.slow
 def test_member_with_another_key_is_told_of_and_let_in(house: House) -> None:
     pins = Pins()
     shown: list[str] = []
@@ -170,6 +171,7 @@ def test_member_with_another_key_is_told_of_and_let_in(house: House) -> None:
     assert shown == [joined, joined, warning, joined]
 
 
+@pytest.mark.slow
 def test_member_who_is_there_already_is_told_of_too(house: House, keys: list[PrivateKey]) -> None:
     pins = Pins()
     pins.meet(house.party("client", BOB, 4).identity)

@@ -51,6 +51,7 @@ def quiet() -> Iterator[None]:
 # Members ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_members_talk_and_leave_with_evidence_that_verifies(house: House) -> None:
     with house.members() as (alice, bob):
         for speaker, text in ((alice, "one"), (bob, "two"), (alice, "\U0001f600 | \n")):
@@ -107,6 +108,7 @@ def test_five_hundred_texts_of_two_at_once_arrive_in_one_order(house: House) -> 
             assert own == [f"{name} {number}" for number in range(100)]
 
 
+@pytest.mark.slow
 def test_newer_session_takes_the_place_of_an_older_one(house: House) -> None:
     with house.members() as (alice, _), house.client() as again:
         again.log_in(ALICE, PASSWORDS[ALICE])
@@ -116,6 +118,7 @@ def test_newer_session_takes_the_place_of_an_older_one(house: House) -> None:
         assert again.settle().is_countersigned
 
 
+@pytest.mark.slow
 def test_account_has_one_session_even_outside_a_room(house: House) -> None:
     """Else one member could hold any number of threads for an hour."""
     with house.client() as alice, house.client() as again:
@@ -127,6 +130,7 @@ def test_account_has_one_session_even_outside_a_room(house: House) -> None:
         again.join()
 
 
+@pytest.mark.slow
 def test_certificate_that_is_shown_with_nonsense_spoils_nobodys_evidence(house: House) -> None:
     odd = house.party("client", BOB, 3)
     odd = replace(odd, pem=f"nonsense\n{odd.pem.rstrip()}\n-----BEGIN X-----\n")
@@ -148,6 +152,7 @@ def test_certificate_that_is_shown_with_nonsense_spoils_nobodys_evidence(house: 
     verify(kept.receipt.read_bytes(), kept.transcript.read_bytes(), certificates)
 
 
+@pytest.mark.slow
 def test_receipt_that_cannot_be_kept_ends_one_session_and_is_no_defect(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -168,6 +173,7 @@ def test_receipt_that_cannot_be_kept_ends_one_session_and_is_no_defect(
         assert hear(bob) == "on we go"
 
 
+@pytest.mark.slow
 def test_second_stay_of_a_session_is_refused(house: House) -> None:
     with house.members() as (alice, _):
         alice.settle()
@@ -182,6 +188,7 @@ def test_room_with_another_kind_of_name_is_refused(house: House) -> None:
             alice.join("No such room")
 
 
+@pytest.mark.slow
 def test_member_that_is_cut_off_has_an_uncountersigned_receipt_and_is_said_to_have_left(
     house: House,
 ) -> None:
@@ -216,6 +223,7 @@ def test_refused_login_is_one_answer_and_the_reason_is_in_the_table(house: House
     assert {event["ip_address"] for event in events} == {"127.0.0.1"}
 
 
+@pytest.mark.slow
 def test_sixth_try_finds_a_closed_connection(house: House) -> None:
     with house.client() as alice:
         for _ in range(5):
@@ -225,6 +233,7 @@ def test_sixth_try_finds_a_closed_connection(house: House) -> None:
             alice.log_in(ALICE, "a wrong one")
 
 
+@pytest.mark.slow
 def test_token_in_the_table_is_a_hash(house: House) -> None:
     with house.members():
         tokens = {row.session_token for row in rows(house, "SELECT session_token FROM sessions")}
@@ -248,6 +257,7 @@ def test_revoked_client_is_told_bad_cert_and_the_table_why(house: House) -> None
     assert event["reason"].startswith("Revoked")
 
 
+@pytest.mark.slow
 def test_revoked_certificate_ends_no_session_before_its_key_update(house: House) -> None:
     with house.members() as (alice, bob):
         house.authority.revoke([bob.party.identity.certificate], utc_now())
@@ -268,6 +278,7 @@ def test_client_refuses_another_server_before_it_says_anything(house: House) -> 
 # Bad input and bad luck ---------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "sent",
     [
@@ -309,6 +320,7 @@ def test_handshake_and_login_have_their_time(keys: list[PrivateKey], tmp_path: P
         assert isinstance(end.detail, DeadlineExpired)
 
 
+@pytest.mark.slow
 def test_member_that_cheats_is_ended_and_the_others_go_on(house: House) -> None:
     with house.members() as (alice, bob):
         said = alice.seat.compose("text", alice.clock())
@@ -320,6 +332,7 @@ def test_member_that_cheats_is_ended_and_the_others_go_on(house: House) -> None:
         assert hear(bob) == "on we go"
 
 
+@pytest.mark.slow
 def test_server_that_stops_says_so(house: House) -> None:
     with house.members() as (alice, _):
         for connection in house.server._connections:
@@ -328,6 +341,7 @@ def test_server_that_stops_says_so(house: House) -> None:
             alice.hear(LIMIT_S)
 
 
+@pytest.mark.slow
 def test_member_that_never_reads_is_sent_away_and_stops_nobody(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -357,6 +371,7 @@ def test_taken_port_and_missing_server_are_one_sentence(house: House, tmp_path: 
 # What a person types and sees ---------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_typed_lines_are_said_and_quit_leaves_with_a_receipt(
     house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -375,7 +390,7 @@ def test_typed_lines_are_said_and_quit_leaves_with_a_receipt(
     assert any(line.endswith(f"{BOB}: \\x1b[2Jfrom bob") for line in shown)
     assert len([line for line in shown if line.endswith(f"{ALICE}: first")]) == 2  # and history
     assert any(line.startswith("[!] not sent: a text has at most") for line in shown)
-    assert any(line.startswith("[!] not sent: it has letters") for line in shown)
+    assert any(line.startswith("[!] not sent: it has characters") for line in shown)
     assert not any("never said" in line for line in shown)
 
 
@@ -447,6 +462,7 @@ def test_log_line_of_a_peers_words_stays_one_line() -> None:
     assert "\n" not in options.LineFormatter().format(record)
 
 
+@pytest.mark.slow
 def test_certificate_that_does_not_hold_is_told_at_the_start(
     house: House, tmp_path: Path, keys: list[PrivateKey]
 ) -> None:

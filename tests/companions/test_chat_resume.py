@@ -134,6 +134,7 @@ def cut(house: House, name: str = ALICE) -> None:
             connection.channel._sock.shutdown(socket.SHUT_RDWR)
 
 
+@pytest.mark.slow
 def test_session_that_was_cut_is_resumed_with_fresh_keys_and_no_password(house: House) -> None:
     with house.members() as (alice, bob):
         cut(house)
@@ -152,6 +153,7 @@ def test_session_that_was_cut_is_resumed_with_fresh_keys_and_no_password(house: 
             assert [hear(again), hear(bob)] == ["back", "back"]
 
 
+@pytest.mark.slow
 def test_refusals_are_uniform_and_the_reason_is_in_the_table(house: House) -> None:
     with house.members() as (alice, bob):
         cut(house)
@@ -173,6 +175,7 @@ def test_refusals_are_uniform_and_the_reason_is_in_the_table(house: House) -> No
     }
 
 
+@pytest.mark.slow
 def test_session_that_the_server_still_has_is_replaced(house: House) -> None:
     with house.members() as (alice, _), house.client(party=alice.party) as again:
         again.resume(alice.token)
@@ -259,6 +262,7 @@ def live(run: Run, what_happens: Callable[[], None]) -> None:
         happened.result()
 
 
+@pytest.mark.slow
 def test_person_whose_session_is_cut_goes_on_and_is_told_what_may_be_lost(
     house: House, person: Person
 ) -> None:
@@ -289,6 +293,7 @@ def test_person_whose_session_is_cut_goes_on_and_is_told_what_may_be_lost(
     ]
 
 
+@pytest.mark.slow
 def test_line_that_waited_for_the_old_session_is_done_in_the_new_one(
     house: House, person: Person
 ) -> None:
@@ -306,6 +311,7 @@ def test_line_that_waited_for_the_old_session_is_done_in_the_new_one(
         assert talk.run().is_countersigned
 
 
+@pytest.mark.slow
 def test_session_that_cannot_be_resumed_ends_as_it_was_cut(house: House, person: Person) -> None:
     alice = member(house)
     person.types("login", PASSWORDS[ALICE], "before")

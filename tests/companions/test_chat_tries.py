@@ -131,6 +131,7 @@ def test_certificate_has_five_tries_for_all_accounts_together(bank: Bank) -> Non
     assert bank.outcome(bank.alice, ALICE, PASSWORD) == "too many tries"
 
 
+@pytest.mark.slow
 def test_tries_with_another_certificate_do_not_lock_the_owner_out(bank: Bank) -> None:
     for _ in range(20):
         bank.outcome(bank.bob, ALICE, WRONG)
@@ -175,6 +176,7 @@ def test_clock_that_is_set_back_locks_nobody_out(bank: Bank) -> None:
 # Many at once -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_sixty_four_wrong_logins_at_once_count_as_sixty_four(bank: Bank) -> None:
     reasons = at_once(64, lambda: bank.outcome(bank.alice, ALICE, WRONG))
     assert bank.count(tries.of_certificate(bank.alice.fingerprint)) == 64
@@ -194,6 +196,7 @@ def test_two_servers_on_one_database_count_together(bank: Bank) -> None:
 # Addresses ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_address_has_a_far_higher_rate_and_loopback_none(bank: Bank) -> None:
     subject = tries.of_address(ELSEWHERE, bank.now)
     assert subject

@@ -242,6 +242,7 @@ def hear_update(client: Client) -> Updated:
     return event
 
 
+@pytest.mark.slow
 def test_member_asks_and_what_it_says_meanwhile_is_heard(house: House) -> None:
     with house.members() as (alice, bob):
         names = alice.session.fingerprints()
@@ -263,6 +264,7 @@ def test_member_asks_and_what_it_says_meanwhile_is_heard(house: House) -> None:
         assert alice.settle().is_countersigned
 
 
+@pytest.mark.slow
 def test_text_too_long_is_refused_at_once_during_an_update(house: House) -> None:
     with house.members() as (alice, _):
         alice.update()
@@ -274,6 +276,7 @@ def test_text_too_long_is_refused_at_once_during_an_update(house: House) -> None
         assert event.is_countersigned
 
 
+@pytest.mark.slow
 def test_server_asks_all_its_members_at_once(house: House) -> None:
     with house.members() as (alice, bob):
         alice.update()  # crosses the server's request, perhaps
@@ -285,6 +288,7 @@ def test_server_asks_all_its_members_at_once(house: House) -> None:
         assert bob.settle().is_countersigned
 
 
+@pytest.mark.slow
 def test_client_updates_by_itself_after_so_many_records(house: House) -> None:
     with house.client(new_session=Hasty) as alice:
         alice.register(ALICE, "alice", "alices secret word")
@@ -300,6 +304,7 @@ def test_client_updates_by_itself_after_so_many_records(house: House) -> None:
         assert alice.settle().is_countersigned
 
 
+@pytest.mark.slow
 def test_server_asks_when_keys_are_old(keys: list[PrivateKey], tmp_path: Path) -> None:
     with House(keys, tmp_path).open(update_s=0.0) as house, house.client() as alice:
         alice.register(ALICE, "alice", "alices secret word")
@@ -324,6 +329,7 @@ def revoke(house: House, party: Party) -> None:
     house.authority.publish(now=utc_now())
 
 
+@pytest.mark.slow
 def test_member_revoked_meanwhile_goes_at_the_next_update(house: House) -> None:
     with house.members() as (alice, bob):
         revoke(house, bob.party)
@@ -338,6 +344,7 @@ def test_member_revoked_meanwhile_goes_at_the_next_update(house: House) -> None:
         assert alice.settle().is_countersigned
 
 
+@pytest.mark.slow
 def test_member_revoked_outside_of_rooms_gets_into_none(house: House) -> None:
     with house.members() as (alice, bob):
         assert bob.settle().is_countersigned
@@ -349,6 +356,7 @@ def test_member_revoked_outside_of_rooms_gets_into_none(house: House) -> None:
         assert alice.settle().is_countersigned
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("comes_first", [True, False])
 def test_revoked_member_makes_nobody_leave(house: House, comes_first: bool) -> None:
     """Bob is on a list that Alice has and the server has not yet; Carol has it not either."""

@@ -180,9 +180,9 @@ def unix_socket(tmp: Path) -> Path:
     [
         (directory, "cannot read '.*': it is a folder"),
         (missing, "cannot read '.*missing.png': No such file"),
-        (fifo, "cannot read '.*pipe': it is no file"),
-        (unix_socket, "cannot read '.*s': it is no file"),
-        (lambda tmp: Path("/dev/zero"), "cannot read '/dev/zero': it is no file"),
+        (fifo, "cannot read '.*pipe': it is not a regular file"),
+        (unix_socket, "cannot read '.*s': it is not a regular file"),
+        (lambda tmp: Path("/dev/zero"), "cannot read '/dev/zero': it is not a regular file"),
         (lambda tmp: Path("/proc/cpuinfo"), "cannot read '/proc/cpuinfo': "),
         (lambda tmp: tmp / "a" / ("x" * 300), "cannot read"),
         (lambda tmp: tmp / "a\0b" / "x", "cannot read"),

@@ -258,10 +258,10 @@ def test_a_pipe_is_no_journal(
     tmp_path: Path, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     os.mkfifo(tmp_path / JOURNAL)
-    with pytest.raises(UserError, match=r"cannot keep a journal in .*: it is no file"):
+    with pytest.raises(UserError, match=r"cannot keep a journal in .*: it is not a regular file"):
         Journal(tmp_path / JOURNAL)
     monkeypatch.setattr(Path, "open", lambda *_: pytest.fail("it would wait for a writer"))
-    with pytest.raises(UserError, match=r"cannot read .*: it is no file"):
+    with pytest.raises(UserError, match=r"cannot read .*: it is not a regular file"):
         next(verify(tmp_path, world.trust()))
 
 
@@ -688,6 +688,7 @@ def test_an_empty_journal_is_said_to_be_one(
     assert capsys.readouterr() == ("0 lines\n", "")
 
 
+@pytest.mark.slow
 @given(
     st.text(st.characters(codec="utf-8")),
     st.from_regex(r"[\w.\x1b-]{1,64}"),

@@ -116,7 +116,7 @@ def test_an_encrypted_key_asks_for_its_passphrase(world: World, tmp_path: Path) 
 def test_a_key_that_is_none_is_never_overwritten(tmp_path: Path) -> None:
     (tmp_path / "identity.pem").write_bytes(b"not a key")
     (tmp_path / "identity.pem").chmod(0o600)
-    with pytest.raises(UserError, match="no private key"):
+    with pytest.raises(UserError, match="not a private key"):
         load_identity(tmp_path, never_asked)
     assert (tmp_path / "identity.pem").read_bytes() == b"not a key"
 
@@ -261,6 +261,7 @@ def test_a_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
     assert known_peers(path) == {"bob": ONE, "carol": TWO}
 
 
+@pytest.mark.slow
 def test_names_are_written_in_utf_8_whatever_the_locale(tmp_path: Path) -> None:
     path = tmp_path / "known_peers"
     code = (
@@ -391,6 +392,7 @@ def on_a_full_disk(call: str, folder: Path, room: int) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 @posix_only
 @pytest.mark.parametrize("room", [0, 100])
 def test_a_key_for_which_there_is_no_room_leaves_nothing_behind(tmp_path: Path, room: int) -> None:
@@ -399,6 +401,7 @@ def test_a_key_for_which_there_is_no_room_leaves_nothing_behind(tmp_path: Path, 
     assert [*tmp_path.iterdir()] == []
 
 
+@pytest.mark.slow
 @posix_only
 @pytest.mark.parametrize("room", [0, 10])
 def test_a_peer_for_whom_there_is_no_room_leaves_the_others(tmp_path: Path, room: int) -> None:
@@ -411,6 +414,7 @@ def test_a_peer_for_whom_there_is_no_room_leaves_the_others(tmp_path: Path, room
     assert known_peers(path) == {"bob": ONE, "carol": TWO}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("has_links", [True, False])
 def test_of_two_nodes_that_begin_at_once_one_has_the_key(
     monkeypatch: pytest.MonkeyPatch, keys: Sequence[PrivateKey], tmp_path: Path, has_links: bool
@@ -462,8 +466,8 @@ def test_a_folder_that_others_can_write_may_have_had_a_file_that_they_took(tmp_p
 PLACES: dict[str, tuple[Callable[[Path], object], str]] = {
     "a link that leads nowhere": (lambda path: path.symlink_to("nowhere"), "No such file"),
     "a link that leads to itself": (lambda path: path.symlink_to(path), "Too many levels"),
-    "a FIFO": (lambda path: os.mkfifo(path, 0o600), "it is no file"),
-    "a folder": (lambda path: path.mkdir(), "it is no file"),
+    "a FIFO": (lambda path: os.mkfifo(path, 0o600), "it is not a regular file"),
+    "a folder": (lambda path: path.mkdir(), "it is not a regular file"),
 }
 
 

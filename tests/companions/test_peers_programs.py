@@ -115,7 +115,7 @@ def test_two_strangers_meet_talk_and_leave_and_know_each_other_afterwards(tmp_pa
             assert grouped(pair.fingerprint(name)) in program.lines["out"], "our own"
             program.wait_for("here for the first time")
             program.wait_for(grouped(pair.fingerprint(peer)))
-            program.wait_for("From now on no other is taken: line 1 of")
+            program.wait_for("From now on no other is accepted: line 1 of")
             assert known_peers(tmp_path / name / "known_peers") == {peer: pair.fingerprint(peer)}
             if os.name == "posix":
                 for file in ("identity.pem", "known_peers"):
@@ -403,7 +403,7 @@ CASES = {
         "cannot listen on 192.0.2.1 port 0: ",
     ),
     "a file for a folder": ("{tmp}/file --peer bob --at 127.0.0.1:1", 2, "file/identity.pem"),
-    "a key that is none": ("{tmp}/noise --peer bob --at 127.0.0.1:1", 2, "it is no private key"),
+    "a key that is none": ("{tmp}/noise --peer bob --at 127.0.0.1:1", 2, "it is not a private key"),
     "known_peers that are none": (
         "{tmp}/odd --port 0 --peer bob --at 127.0.0.1:1",
         2,

@@ -453,6 +453,7 @@ def flip_all(world: World, bits: Callable[[Kind, int], Sequence[int]]) -> None:
         assert error is None or kind is Kind.BYE, error
 
 
+@pytest.mark.slow
 def test_a_flipped_bit_in_any_byte_changes_nothing(world: World) -> None:
     flip_all(world, lambda kind, byte: [byte * 5 % 8] if kind < 3 else range(8))
 
@@ -1173,6 +1174,7 @@ def test_no_sealed_nonsense_ends_in_anything_but_a_typed_error(
         assert is_farewell(error, pair.end(sender)) is (state is State.OPEN)
 
 
+@pytest.mark.slow
 @settings(max_examples=100)
 @given(
     state=st.sampled_from(State),

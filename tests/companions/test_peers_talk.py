@@ -72,7 +72,7 @@ def test_the_first_meeting_is_loud_and_later_ones_are_not() -> None:
     seen.screen.met(Event("met", PRINT, 1))
     assert grouped(PRINT) in seen
     assert all(line.startswith("!!! ") for line in seen if line != grouped(PRINT))
-    assert "compare it with the one that bob's own node has shown" in seen.joined
+    assert "compare it with the one that bob's own node showed" in seen.joined
     seen.clear()
     seen.screen.ended(Event("ended", error=PeerLeft(Reason.GOODBYE)))
     seen.screen.met(Event("met", PRINT))
@@ -88,7 +88,7 @@ def test_the_first_meeting_is_loud_and_later_ones_are_not() -> None:
     [
         (PeerAway("a word", "none"), "bob is away"),
         (PeerLeft(Reason.VIOLATION), "bob has ended the session, because it refused a"),
-        (MessageLost(3, 5), "has ended, and another will begin: MessageLost: expected 3, got 5"),
+        (MessageLost(3, 5), "has ended, and a new one will begin: MessageLost: expected 3, got 5"),
     ],
 )
 def test_why_a_session_is_over_is_said(error: Any, words: str) -> None:

@@ -106,6 +106,7 @@ def test_a_record_of_a_file_with_any_bit_changed_is_refused(
     assert helpers.clone(pair.server).open(sealed).body == bytes(size)
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, MAX_TEXT) | st.sampled_from([1, 15, 16, 17, MAX_TEXT]), BITS)
 def test_a_text_with_any_bit_changed_is_dropped(

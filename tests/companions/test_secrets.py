@@ -70,6 +70,7 @@ def device_pair(
     return pair, recorder
 
 
+@pytest.mark.slow
 def test_a_device_and_a_server_hold_what_they_need_and_nothing_else(
     device_pair: tuple[helpers.Pair, Recorder],
 ) -> None:
@@ -102,6 +103,7 @@ def damaged(pair: helpers.Pair) -> None:
             end.open(flipped(pair.messages[-1], -1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", [junk, farewell, damaged])
 def test_after_the_end_a_device_and_a_server_hold_nothing(
     device_pair: tuple[helpers.Pair, Recorder], end: Callable[[helpers.Pair], None]

@@ -139,6 +139,7 @@ def test_when_every_name_is_taken_it_is_not_stored(
     assert not contents(store.folder)
 
 
+@pytest.mark.slow
 @given(NAMES.filter(lambda name: name.isprintable()), st.sampled_from(["-2", "-0123456789abcdef"]))
 def test_a_numbered_name_is_a_safe_one_too(name: str, mark: str) -> None:
     try:
@@ -161,6 +162,7 @@ def test_a_long_name_loses_its_end_but_not_its_ending(name: str, expected: str) 
     assert numbered(name, "-2") == expected
 
 
+@pytest.mark.slow
 @given(st.lists(NAMES, max_size=6))
 def test_no_name_whatsoever_leaves_the_folder_or_overwrites(names: list[str]) -> None:
     with folder_inside() as (outside, inside):
@@ -407,6 +409,7 @@ with Store(Path(sys.argv[1])).begin() as partial:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="SIGKILL is of POSIX")
 def test_a_server_killed_while_it_writes_leaves_no_file(store: Store) -> None:
     with subprocess.Popen(

@@ -35,8 +35,8 @@ def replay(recording: Sequence[bytes], send: Callable[[bytes], bytes]) -> None:
 def flip(message: bytes, known: bytes, wanted: bytes) -> bytes:
     """Return a CLIENT_DATA changed so that its body begins with `wanted` in place of `known`.
 
-    Both have the same length, at most 16 bytes; all behind them shall stay as it is. The server
-    checks no tag. A nonce of one block stands before the body.
+    Both have the same length, at most 16 bytes; all that follows them must stay as it is. The
+    server checks no tag. A nonce of one block stands before the body.
     """
     changed = bytearray(message)
     for place, (old, new) in enumerate(zip(known, wanted)):
@@ -78,10 +78,11 @@ MINIMAL_SET: tuple[str, ...] = ("round", "ratchet")  # rules that must be missin
 
 
 def own_attack(frames: Iterator[Frame]) -> Iterator[Frame]:
-    """Stand between a client and a server: what you yield is delivered; when you end, all passes.
+    """Stand between a client and a server.
 
-    You win if the server counts a report that its client did not send, or if the client believes an
-    answer that the server did not give.
+    What you yield is delivered; when you return, the rest passes. You win if the server counts a
+    report that its client did not send, or if the client believes an answer that the server did
+    not give.
     """
     has_replayed = False
     for frame in frames:

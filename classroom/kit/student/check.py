@@ -1,8 +1,8 @@
 """Compare your work with the public vectors: python check.py, or python check.py 3 4
 
 Each task runs in a process of its own, for 20 s at most. Everything here uses your own modules, so
-a task may need earlier ones: 7 needs all before it. The grading does not: it takes from a reference
-what the others should have been, and it uses values of its own.
+a task may need earlier ones: 7 needs all before it. The grading does not: it takes the functions of
+other tasks from a reference, and it uses values of its own.
 """
 
 from __future__ import annotations
@@ -282,7 +282,7 @@ class Ends:
     def check_keys(self, message: Vector) -> None:
         for name, end in self.ends.items():
             is_right = end._keys == raw(message["keys_after"] or {})
-            check(is_right, f"after {message['name']} the keys of the {name} are others")
+            check(is_right, f"after {message['name']} the keys of the {name} are wrong")
 
     def receive(self, case: Vector) -> str:
         """Return the error with which the receiver of a case refuses its frame, or nothing."""
@@ -476,7 +476,7 @@ def main(words: list[str]) -> int:
         command = [sys.executable, __file__, "--inside", str(number)]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
-            lines = done.stdout.splitlines() or ["it ends without a word"]
+            lines = done.stdout.splitlines() or ["it ended without a result"]
             wrong += done.returncode != 0
         except subprocess.TimeoutExpired:
             lines = [f"not finished after {PATIENCE_S} s"]

@@ -2,7 +2,7 @@
 
 Every function named test_... is called with an `Other` (other_side.py says what it can do), and
 fails if it raises. A test that the reference fails does not count. You may add as many as you like.
-Nothing of the protocol can be imported here: your dialect's vectors/key_schedule.json can be read.
+No module of the protocol can be imported here; your vectors/key_schedule.json can be read.
 """
 
 from __future__ import annotations
@@ -190,7 +190,7 @@ def sealed_anew(other: Other, end: End, message: bytes, padded: bytes, name: str
 
 
 def test_open(other: Other) -> None:
-    """Session.open: each step refuses what is its own, and the session is over then."""
+    """Session.open: each step refuses its own kind of fault, and then the session is over."""
     expected = {0: "UnexpectedOpcode", 1: "WrongPeer", 5: "RoundMismatch", 6: "WrongDirection"}
     for place in range(71):
         client, server = begun(other)
@@ -223,7 +223,7 @@ def test_open(other: Other) -> None:
 
 
 def check_order(other: Other) -> None:
-    """Check that of two faults the one of the earlier step is named."""
+    """Check that of two faults the error names that of the earlier step."""
     names = ["MalformedMessage", "WrongPeer", "WrongDirection", "UnexpectedOpcode"]
     names += ("RoundMismatch", "BadTag")
     for one, two in pairwise(names):

@@ -93,9 +93,10 @@ class End:
         self._handle = handle
 
     def seal(self, kind: str, content: Any = None) -> Any:
-        """Return a message: "hello", "challenge", "report" and "answer" (with their content),
+        """Return a message of a kind. Raises Refused.
 
-        "desync", and "terminate" (with its status as a number). Raises Refused.
+        The kinds are "hello", "challenge", "report" and "answer" (with their content), "desync",
+        and "terminate" (with its status as a number).
         """
         return self._other._ask(self._handle, "seal", kind, content)
 

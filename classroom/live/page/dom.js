@@ -1,4 +1,4 @@
-// Elements, made without HTML: whatever came over a wire is text.
+// Elements, made without HTML: anything that came over a wire is text.
 
 export const byId = (id) => document.getElementById(id);
 

@@ -44,7 +44,7 @@ export class Hand {
       act("Reflect", "reflect", "R"),
       act("Undo", "undo", "Ctrl-Z", table.undo, { "aria-keyshortcuts": "Control+Z" }),
       act("Forward all", table.auto ? "auto off" : "auto", "whatever comes", true, { "aria-pressed": String(table.auto) }),
-      act("Cut", "cut", "both sides, without a word", table.connected),
+      act("Cut", "cut", "both sides, without a farewell", table.connected),
       act("New session", "session", "of the client", !table.connected),
     ]);
   }
@@ -70,7 +70,7 @@ export class Hand {
               "aria-label": `byte ${at}, ${byte}, ${field.name}${changed.has(at) ? ", changed" : ""}`,
             });
           }),
-          field.size > field.hex.length / 2 ? el("span", { class: "soft" }, ` and ${field.size - field.hex.length / 2} bytes more`) : "",
+          field.size > field.hex.length / 2 ? el("span", { class: "soft" }, ` and ${field.size - field.hex.length / 2} more bytes`) : "",
         ),
       ),
     );

@@ -164,7 +164,7 @@ export class Ladder {
     fill(item, row, facts, this.replay);
   }
 
-  // Lists of some rows each: a browser passes over those that are out of sight.
+  // Lists of some rows each: a browser skips those that are out of sight.
   block() {
     const last = this.place.lastElementChild;
     if (last && last.childElementCount < BLOCK) return last;

@@ -83,7 +83,7 @@ const PICTURE_MS = 8;
 const waiting = { rows: new Map(), said: [] };
 let isAsked = false;
 
-// The lab tells all there is: at first, and again when a connection to it was lost.
+// The lab tells everything: at first, and again after a lost connection.
 function begin(found) {
   waiting.facts = null;
   document.body.classList.remove("gone");

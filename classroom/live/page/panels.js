@@ -178,9 +178,9 @@ export class Attacks {
     return el("td", {}, el("span", { class: `verdict ${KINDS[result.kind]}` }, el("span", { "aria-hidden": "true" }, `${SIGNS[result.kind]} `), result.words));
   }
 
-  // A verdict is there when the attack is over.
+  // There is a verdict only when the attack is over.
   showRun(run) {
-    const going = run.now ? [el("p", { class: "soft" }, `${run.now} is going on`)] : [];
+    const going = run.now ? [el("p", { class: "soft" }, `${run.now} is running`)] : [];
     byId("run").replaceChildren(...going, ...runView(run.now ? { ...run, verdict: null } : run, this.facts));
     if (this.isAsked) byId("attacks").scrollIntoView();
     this.isAsked = false;
