@@ -15,12 +15,11 @@ import math
 import os
 import queue
 import signal
-import socket
 import sys
 import textwrap
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
@@ -52,6 +51,10 @@ class Parser(argparse.ArgumentParser):
     def options(self, words: Sequence[str] | None = None) -> argparse.Namespace:
         """Return the flags of this command line, or of these words. Raises UserError."""
         return self.parse_args(words)
+
+    def print_help(self, file: object = None) -> None:
+        """Print how the program is used, on stdout. Raises OSError, which argparse swallows."""
+        print(self.format_help(), end="", flush=True)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(message)
@@ -211,11 +214,12 @@ def to_stderr(text: str) -> None:
 
 def reason_of(error: Exception) -> str:
     """Return what the system says of an error, without the rest."""
-    reason: str = getattr(error, "strerror", None) or str(error)
-    if isinstance(error, OSError) and error.errno and not isinstance(error, socket.gaierror):
-        known = os.strerror(error.errno)
-        return reason if known.startswith("Unknown error") else known  # of Windows' sockets
-    return reason
+    reason: str = getattr(error, "strerror", None) or ""
+    if getattr(error, "winerror", None) or not reason:  # Windows has words of its own
+        known = os.strerror(getattr(error, "errno", None) or 0)
+        if isinstance(error, OSError) and error.errno and not known.startswith("Unknown error"):
+            return known  # else one of Windows' sockets
+    return reason or str(error)
 
 
 def read_text(path: Path) -> str:
@@ -249,13 +253,28 @@ def write_whole(path: Path, data: bytes) -> None:
         raise UserError(f"cannot write {path}: {reason_of(error)}") from None
 
 
+def append_whole(path: Path, data: bytes) -> None:
+    """Add to a file, which is made with mode 0600, whole or not at all. Raises OSError."""
+    binary = getattr(os, "O_BINARY", 0)
+    file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | binary, 0o600)
+    with open(file, "ab", buffering=0) as raw:
+        size = os.fstat(file).st_size
+        try:
+            if (raw.write(data) or 0) < len(data):
+                raise OSError(errno.ENOSPC, "")
+            os.fsync(file)
+        except BaseException:  # Ctrl-C too
+            raw.truncate(size)
+            raise
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a file of ASCII lines, whole or not at all. Raises UserError."""
     write_whole(path, text.encode("ascii"))
 
 
 def output_path(text: str) -> Path:
-    """Return where a program will write; that it can is found out before the work. WrongValue."""
+    """Return where a program will write; that it can is found out before the work. UserError."""
     path = Path(text)
     try:
         if path.is_dir():
@@ -265,7 +284,7 @@ def output_path(text: str) -> Path:
             partial.touch(exist_ok=False)
             partial.unlink()
     except (OSError, ValueError) as error:
-        raise WrongValue(f"cannot write {path}: {reason_of(error)}") from None
+        raise UserError(f"cannot write {path}: {reason_of(error)}") from None
     return path
 
 
@@ -280,6 +299,26 @@ def end_signals() -> list[signal.Signals]:
 def end(number: int, _: object) -> NoReturn:
     """Raise what no handler of a mistake takes for one, be it an attack's own exit."""
     raise Ended(number)
+
+
+@contextlib.contextmanager
+def starting() -> Iterator[None]:
+    """Hold Ctrl-C back while a process of ours starts, which inherits that: it is for us alone.
+
+    Half a start is a traceback of the child's, or a child that nobody ends. Not on Windows.
+    """
+    if os.name != "posix":
+        yield
+        return
+    if "multiprocessing" in sys.modules:
+        from multiprocessing import resource_tracker
+
+        resource_tracker.ensure_running()  # now: its start lets Ctrl-C in again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def run_program(main: Callable[[], int]) -> NoReturn:
@@ -304,8 +343,12 @@ def run_program(main: Callable[[], int]) -> NoReturn:
     except BrokenPipeError:  # whoever read our output is gone, as after `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 141
+    except MemoryError:
+        to_stderr(f"{Path(sys.argv[0]).name}: not enough memory; is what it reads ever at an end?")
+        code = 2
     except OSError as error:  # of our own output: a full disk, say
-        to_stderr(f"{Path(sys.argv[0]).name}: {reason_of(error)}")
+        where = f"{error.filename}: " if error.filename else ""
+        to_stderr(escaped(f"{Path(sys.argv[0]).name}: {where}{reason_of(error)}"))
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 2
     sys.exit(code)

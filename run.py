@@ -287,7 +287,10 @@ def take(lock):
             return os.mkdir(lock)
         except OSError as error:
             if error.errno != errno.EEXIST:
-                raise Problem("cannot make .venv in %s: %s" % (HERE, error.strerror))
+                raise Problem(
+                    "cannot make .venv in %s (%s); copy that folder to where you may write"
+                    % (HERE, error.strerror)
+                )
         if os.path.lexists(lock) and not os.path.isdir(lock):
             raise Problem("%s is not a folder that run.py made; move it away" % lock)
         if time.time() > give_up:
@@ -400,6 +403,10 @@ def offline(words):
     python = sys.executable
     if missing(python, {"pip": ()}) != []:
         python = prepare("requirements.txt")
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError as error:
+        raise Problem("cannot make %s: %s" % (folder, error.strerror))
     say("fetching packages into %s, which may take some minutes ..." % folder)
     command = [python, "-m", "pip", "download", "--disable-pip-version-check", "-vv"]
     command += ["--dest", folder] + words[1:]

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from crypto_utils import NONCE_BYTES, TAG_BYTES, aes_cbc_encrypt, hmac_sha256, pkcs7_pad
-from program import Parser, positive, run_program
+from program import Parser, positive, run_program, starting
 from protocol_fsm import (
     CIPHERTEXT_AT,
     FAREWELL_STATUS,
@@ -336,7 +336,9 @@ def main() -> int:
     defects: list[str] = []
     print(f"{options.frames} frames, seed {options.seed}", flush=True)
     chunks = [(options.seed, number) for number in range(-(-options.frames // CHUNK))]
-    with multiprocessing.get_context("spawn").Pool(options.processes) as pool:
+    with starting():
+        started = multiprocessing.get_context("spawn").Pool(options.processes)
+    with started as pool:
         for done, chunk in enumerate(pool.imap_unordered(try_chunk, chunks), 1):
             fates.update(chunk.fates)
             defects += chunk.defects

@@ -21,6 +21,8 @@ from multiprocessing.connection import Connection
 from statistics import quantiles
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
+from program import starting
+
 SPAWN = multiprocessing.get_context("spawn")  # the same on every system
 LIMIT_S = 120.0  # for what should take a moment
 BAR = 44  # columns
@@ -56,7 +58,8 @@ def process(target: Callable[..., object], *arguments: object) -> Iterator[Conne
     """Start a process, and yield the pipe to it; the process does not outlive the block."""
     ours, theirs = SPAWN.Pipe()
     child = SPAWN.Process(target=target, args=(theirs, *arguments), daemon=True)
-    child.start()
+    with starting():
+        child.start()
     theirs.close()
     try:
         yield ours

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from channel import POLL_S
 from endpoint import HOST
+from program import starting
 
 ROOT = Path(__file__).parent.parent
 
@@ -70,7 +71,7 @@ class ServerProcess:
         command = [sys.executable, "-u", *program, "--port", "0", *flags]
         if most_descriptors:
             command = ["sh", "-c", f'ulimit -n {most_descriptors}; exec "$@"', "sh", *command]
-        with open(self._log, "w") as log:
+        with open(self._log, "w") as log, starting():
             self.process = subprocess.Popen(
                 command,
                 cwd=ROOT,

@@ -214,7 +214,7 @@ class MemoryLab(Stage):
             raise UserError("no honest session in memory")
         return tape
 
-    def suffer(self, attack: Attack) -> Outcome:
+    def undergo(self, attack: Attack) -> Outcome:
         """Let the victim live a session under attack, and return what became of it."""
         self._open()
         outcome = self.outcome = Outcome()

@@ -24,6 +24,12 @@ from program import UserError, reason_of
 Say = Callable[[str], object]
 GZIP = b"\x1f\x8b"
 COMPRESSED = {b"\xfd7zX": "xz", b"BZh": "bzip2", b"\x28\xb5\x2f\xfd": "zstd", b"PK\3\4": "zip"}
+FOREIGN = {  # captures that dpkt does not read
+    b"\x34\xcd\xb2\xa1": "modified pcap",
+    b"\xa1\xb2\xcd\x34": "modified pcap",
+    b"snoop\0": "snoop",
+    b"GMBU": "Network Monitor",
+}
 MOST_NAMES = 8
 MOST_BYTES = 2**28  # of a file that was compressed
 ILLEGAL = "no message has this length, and a receiver reads no further [P 3.1]"
@@ -68,6 +74,9 @@ def unpacked(data: bytes, path: Path, say: Say) -> bytes:
     for magic, name in COMPRESSED.items():
         if data.startswith(magic):
             raise UserError(f"{path} is compressed with {name}; unpack it first")
+    for magic, name in FOREIGN.items():
+        if data.startswith(magic):
+            raise UserError(f"{path} is a capture ({name}); convert it: editcap -F pcapng")
     if not data.startswith(GZIP):
         return data
     unpacker = zlib.decompressobj(wbits=31)

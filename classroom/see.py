@@ -77,7 +77,7 @@ def main() -> int:
     parser.add_argument("-o", "--output", type=output_path, metavar="FILE", help="file to write")
     options, words = parser.parse_known_args()
     needed(PACKAGES[options.what])
-    output = (options.output or Path(NAMES[options.what])).resolve()
+    output = (options.output or output_path(NAMES[options.what])).resolve()
     runs = attack(words)
     if options.what == "report":
         write_whole(output, report.page(runs, LAB).encode("utf-8", "replace"))

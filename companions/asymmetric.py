@@ -130,8 +130,13 @@ def write_private(path: Path, key: PrivateKey, passphrase: str = "") -> None:
             prot_params={"iteration_count": SCRYPT_ROUNDS},
         )
         pem = bytes(encrypted) + b"\n"
-    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        file.write(pem)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with open(descriptor, "wb") as file:
+            file.write(pem)
+    except BaseException:  # a full disk, or Ctrl-C: half a key would stand in the way of the next
+        path.unlink()
+        raise
 
 
 def read_private(path: Path, ask: Callable[[str], str]) -> PrivateKey:

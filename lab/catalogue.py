@@ -9,9 +9,13 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import sys
+import threading
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any, NamedTuple, TypeVar
 
 from lab.frames import OTHER_END, Frame, Frames
@@ -21,6 +25,14 @@ from protocol_fsm import LocalError, ProtocolError
 Goal = Callable[[Any], str]  # from an outcome to what the adversary has won; empty if nothing
 OnPath = TypeVar("OnPath", bound=Callable[..., Iterator[Frame]])
 Outside = TypeVar("Outside", bound=Callable[..., None])
+
+
+OUTSIDE_S = 60.0  # that an attack from outside may take
+GRACE_S = 1.0  # for what is about to end
+
+
+class NotEnded(Exception):
+    """The session under attack is over, and the attack's own code still runs."""
 
 
 class CutHere(Exception):
@@ -71,8 +83,19 @@ class Stage(ABC):
         """Note what happened to a frame: it was sent, or what the adversary did with it."""
 
     @abstractmethod
-    def suffer(self, attack: Attack) -> Any:
+    def undergo(self, attack: Attack) -> Any:
         """Run a session of the victims under attack, and return what became of it."""
+
+    def suffer(self, attack: Attack) -> Any:
+        """Do the same, and note if the attack has left a thread behind."""
+        outcome = self.undergo(attack)
+        deadline = time.monotonic() + GRACE_S
+        while isinstance(self.outcome.broken, NotEnded) or is_running(attack):
+            if time.monotonic() > deadline:
+                self.outcome.broken = NotEnded("it still runs")
+                break
+            time.sleep(0.01)
+        return outcome
 
     @abstractmethod
     def bystanders_go_on(self) -> bool:
@@ -170,32 +193,64 @@ def attacked(attack: Attack, frames: Frames, lab: Stage) -> Frames:
             yield frame
 
     wire = watched()
+    outcome = lab.outcome
+    outcome.broken = still_runs = NotEnded("it still runs")
     try:
         for frame in itertools.chain(attack.run(wire, lab), wire):
             if frame.to not in OTHER_END:
                 raise ValueError(f"a frame goes to client or server, not to {frame.to!a}")
             lab.log(deed_of(frame, past), frame)
             past.append(frame)
-            yield frame
+            try:
+                yield frame
+            except GeneratorExit:  # nobody wants any more; one of the attack's own is a mistake
+                break
+            if outcome.broken is not still_runs:  # it has been judged meanwhile
+                return
+        outcome.broken = None
     except (CutHere, ProtocolError):
-        pass
-    except GeneratorExit:
-        raise
+        outcome.broken = None
     except BaseException as error:  # a mistake in the attack is no defence; no Ctrl-C comes here
-        if not isinstance(error.__cause__, StopIteration):  # a next() that found no frame
-            lab.outcome.broken = error
+        # a next() that found no frame is none
+        outcome.broken = None if isinstance(error.__cause__, StopIteration) else error
 
 
 def run_outside(attack: Attack, lab: Stage) -> None:
-    """Run an attack from outside; a client or connection of its own may be refused."""
+    """Run an attack from outside, to its end or for OUTSIDE_S: `Stage.suffer` notices that."""
+    thread = threading.Thread(target=_run_outside, args=(attack, lab), daemon=True)
+    thread.start()
+    thread.join(OUTSIDE_S)
+
+
+def _run_outside(attack: Attack, lab: Stage) -> None:
+    """Run an attack; a client or connection of its own may be refused."""
+    outcome = lab.outcome
+    outcome.broken = NotEnded("it still runs")
     try:
         if attack.run(lab) is not None:  # a generator, which has not even begun
             raise TypeError("an attack from outside is a function that returns nothing")
+        outcome.broken = None
     except (ProtocolError, LocalError, UserError):
-        pass
-    except (Exception, SystemExit) as error:  # a mistake in the attack is no defence
-        if not isinstance(error, OSError) or error.filename:  # of a file, not of a connection
-            lab.outcome.broken = error
+        outcome.broken = None
+    except BaseException as error:  # a mistake in the attack is no defence; here is no Ctrl-C
+        is_cut = isinstance(error, OSError) and not error.filename  # a connection, and no file
+        outcome.broken = None if is_cut else error
+
+
+def is_running(attack: Attack) -> bool:
+    """Return whether code from the file of an attack runs, beside this thread and the first one.
+
+    These play attacks, from the same file perhaps, and are not where an attack could go on.
+    """
+    code = getattr(attack.run, "__code__", None)
+    ours = (threading.get_ident(), threading.main_thread().ident)
+    for thread, top in sys._current_frames().items():
+        frame: FrameType | None = None if thread in ours else top
+        while frame:
+            if code and frame.f_code.co_filename == code.co_filename:
+                return True
+            frame = frame.f_back
+    return False
 
 
 def deed_of(frame: Frame, past: Sequence[Frame]) -> str:

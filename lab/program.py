@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lab.catalogue import Attack, Stage
+from lab.catalogue import Attack, NotEnded, Stage
 from lab.claims import Sets, read_sets
 from lab.events import KINDS, Step, event_of, parsed, run_of, shown
 from lab.frames import Frame, Log
@@ -238,6 +238,8 @@ def play_all(
             can_win = should_win(attack.name, taken, found) if taken else False
             results.append(teller.play(attack, lab, can_win))
             if lab.is_foreign and lab.harm:  # the server is gone or slow: no verdict means anything
+                break
+            if isinstance(lab.outcome.broken, NotEnded):  # it would meddle with the next one
                 break
         lab.attack = ""
         lab.honest_session()

@@ -15,6 +15,9 @@ from contextlib import suppress
 from lab.frames import Frame, Frames, Tap
 
 
+PATIENCE_S = 5.0  # for a tap, and a server, to come to their ends
+
+
 class Proxy:
     """Listens on loopback, connects on to the server, and delivers what `tap` yields, only that.
 
@@ -36,6 +39,7 @@ class Proxy:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._seen: queue.SimpleQueue[tuple[str, bytes | None]] = queue.SimpleQueue()
+        self._ends: dict[str, socket.socket] = {}
         self.address: tuple[str, int] = self._listener.getsockname()
 
     def __enter__(self) -> Proxy:
@@ -45,13 +49,16 @@ class Proxy:
     def __exit__(self, *exception: object) -> None:
         with suppress(OSError):  # wakes an accept that nobody came for
             socket.create_connection(self.address).close()
-        self._thread.join(5.0)  # a server that never closes must not hold us up for ever
+        self._thread.join(PATIENCE_S)
+        for sock in self._ends.values():  # a server that never closes must not hold us up for ever
+            with suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
         self._listener.close()
 
     def _run(self) -> None:
         client, _ = self._listener.accept()
         with suppress(ConnectionError), client, socket.create_connection(self._server) as server:
-            ends = {"client": client, "server": server}
+            ends = self._ends = {"client": client, "server": server}
             for to, sock in (("server", client), ("client", server)):
                 threading.Thread(target=self._listen, args=(to, sock), daemon=True).start()
             frames = self._tap(self._frames(ends))

@@ -30,7 +30,7 @@ from channel import EndRequested
 from lab.catalogue import Attack, Stage
 from lab.claims import Sets, as_json, read_claims
 from lab.rules import Names, Rules
-from program import Parser, UserError, output_path, positive, write_text
+from program import Parser, UserError, output_path, positive, starting, write_text
 from protocol_fsm import LocalError, ProtocolError
 
 Task = tuple[Names, tuple[str, ...]]  # what to take out, and the attacks to try then
@@ -265,13 +265,14 @@ def workers(
 
     Their labs' folders are in one of the parent's, because a worker may be killed at any time.
     """
-    with (
-        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
-        SPAWN.Pool(per_core * (os.cpu_count() or 1), begin, (folder, prepare, *arguments)) as pool,
-    ):
-        yield pool
-        pool.close()  # in good order: a worker killed with a lock of the pool stops the others
-        pool.join()
+    count = per_core * (os.cpu_count() or 1)
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        with starting():
+            pool = SPAWN.Pool(count, begin, (folder, prepare, *arguments))
+        with pool:
+            yield pool
+            pool.close()  # in good order: a worker killed with a lock of the pool stops the others
+            pool.join()
 
 
 # Showing ------------------------------------------------------------------------------------------

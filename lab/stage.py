@@ -305,7 +305,7 @@ class Lab(Stage):
 
     # An attack
 
-    def suffer(self, attack: Attack) -> Outcome:
+    def undergo(self, attack: Attack) -> Outcome:
         """Run a session of the victim under attack, and return what became of it."""
         outcome = self.outcome = Outcome()
         self.attack = attack.name

@@ -11,7 +11,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from lab.catalogue import Attack, Stage
+from lab.catalogue import Attack, NotEnded, Stage
 from lab.claims import Sets
 from lab.rules import Names
 from program import escaped
@@ -68,7 +68,9 @@ def judge(attack: Attack, lab: Stage, can_win: bool | None = False) -> Result:
     def judged(as_expected: bool, words: str) -> Result:
         return Result(attack, as_expected, escaped(words), won)
 
-    if broken := lab.outcome.broken:
+    if isinstance(broken := lab.outcome.broken, NotEnded):
+        return judged(False, "the attack has not ended")
+    if broken:
         return judged(False, f"the attack raised {type(broken).__name__}: {broken}")
     if not lab.bystanders_go_on():
         return judged(False, "a bystander was harmed")

@@ -8,6 +8,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from protocol_fsm import (
     CIPHERTEXT_AT,
     HEADER,
     BadTag,
+    DeadlineExpired,
     Header,
     Keys,
     Opcode,
@@ -242,6 +244,33 @@ def test_a_broken_attack_without_a_docstring_is_told_and_exits_with_1(
         out = capsys.readouterr().out
         assert f"{told}" in out
     assert out.splitlines()[-1].split() == [*MADE_BADLY.attacks[name].family.split(), *"10001"]
+
+
+@MADE_BADLY.on_path("loss", "client", DeadlineExpired, noticed="the client's deadline")
+def hangs(frames: Frames, lab: Lab) -> Frames:
+    yield from up_to(frames, Opcode.CLIENT_DATA)
+    RELEASED.wait()
+
+
+RELEASED = threading.Event()
+
+
+def test_an_attack_that_hangs_is_the_last_of_its_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It could meddle with the next one; and the deadline that it meets is no refusal."""
+    monkeypatch.setattr("lab.proxy.PATIENCE_S", 0.1)
+    monkeypatch.setattr("lab.catalogue.GRACE_S", 0.1)
+    names = {"hangs": MADE_BADLY.attacks["hangs"], "flip-tag": ATTACKS["flip-tag"]}
+    monkeypatch.setattr(attacks, "ATTACKS", names)
+    monkeypatch.setattr(sys, "argv", ["attacks.py", "--seed", "1", "--without", "tag"])
+    try:
+        assert attacks.main() == 1
+    finally:
+        RELEASED.set()
+    told = capsys.readouterr().out
+    assert "the attack has not ended\nhonest session last: worked" in told
+    assert "flip" not in told
 
 
 # Against a server that is not ours: what it says, and that it closes, is all there is to see

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import socket
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -50,7 +52,7 @@ class Toy(Stage):
     def log(self, deed: str, frame: Frame) -> None:
         self.teller.log(deed, frame)
 
-    def suffer(self, attack: Attack) -> list[Frame]:
+    def undergo(self, attack: Attack) -> list[Frame]:
         """Return what is delivered of three frames."""
         frames = [Frame("server", b"one"), Frame("client", b"two"), Frame("server", b"three")]
         return [*attacked(attack, iter(frames), self)]
@@ -229,6 +231,11 @@ def interrupts(frames: Frames, lab: Toy) -> Frames:
     raise KeyboardInterrupt
 
 
+def closes_itself(frames: Frames, lab: Toy) -> Frames:
+    yield next(frames)
+    raise GeneratorExit
+
+
 def uses_a_client_wrongly(frames: Frames, lab: Toy) -> Frames:
     yield next(frames)
     raise LocalError("not now")
@@ -252,6 +259,7 @@ def yields_from_outside(lab: Toy) -> Frames:
     ("tap", "words"),
     [
         (interrupts, "KeyboardInterrupt: "),
+        (closes_itself, "GeneratorExit: "),
         (uses_a_client_wrongly, "LocalError: not now"),
         (addresses_nobody, "ValueError: a frame goes to client or server, not to 'sever'"),
         (controls_the_terminal, r"ValueError: \x1b[2J\nrefused"),
@@ -273,6 +281,81 @@ def test_a_goal_that_raises_is_a_mistake_in_the_attack() -> None:
     as_expected, words = words_of(Toy(BadTag()), attack)
     assert not as_expected
     assert words.startswith("the attack raised AttributeError: ")
+
+
+released = threading.Event()
+
+
+class Hasty(Toy):
+    """A stage that waits for no attack; its victim has met what the attack should lead to."""
+
+    def undergo(self, attack: Attack) -> list[Frame]:
+        self.thread = threading.Thread(target=super().undergo, args=(attack,))
+        if not attack.is_on_path:
+            self.thread = threading.Thread(target=run_outside, args=(attack, self))
+        self.thread.start()
+        self.thread.join(0.05)
+        return []
+
+
+def hangs_on_path(frames: Frames, lab: Toy) -> Frames:
+    yield next(frames)
+    released.wait()
+
+
+def swallows_all(frames: Frames, lab: Toy) -> Frames:
+    while not released.is_set():
+        with contextlib.suppress(BaseException):
+            yield next(frames)
+
+
+def never_stops(frames: Frames, lab: Toy) -> Frames:
+    frame = next(frames)
+    while True:
+        yield frame
+
+
+def hangs_outside(lab: Toy) -> None:
+    released.wait()
+
+
+def leaves_a_thread(frames: Frames, lab: Toy) -> Frames:
+    threading.Thread(target=hangs_outside, args=(lab,)).start()
+    yield from frames
+
+
+def leaves_a_thread_outside(lab: Toy) -> None:
+    threading.Thread(target=hangs_outside, args=(lab,)).start()
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        hangs_on_path,
+        swallows_all,
+        never_stops,
+        hangs_outside,
+        leaves_a_thread,
+        leaves_a_thread_outside,
+    ],
+    ids=lambda run: run.__name__,
+)
+def test_an_attack_that_has_not_ended_is_wrong_whatever_the_server_met(
+    run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a deadline is the defence, to do nothing at all would look like one."""
+    monkeypatch.setattr("lab.catalogue.OUTSIDE_S", 0.05)
+    monkeypatch.setattr("lab.catalogue.GRACE_S", 0.05)
+    released.clear()
+    lab = Hasty(BadTag())
+    attack = catalogued(run, is_on_path="outside" not in run.__name__)
+    try:
+        assert words_of(lab, attack) == (False, "the attack has not ended")
+    finally:
+        released.set()
+    lab.thread.join()
+    if run is not never_stops:
+        assert words_of(Hasty(BadTag()), attack) == (True, "server: BadTag"), "in time, now"
 
 
 def opens_no_file(lab: Toy) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import logging
 import os
@@ -20,7 +21,7 @@ from program import (
     LogFormatter,
     Parser,
     UserError,
-    WrongValue,
+    append_whole,
     end_signals,
     escaped,
     host_and_port,
@@ -108,7 +109,7 @@ def test_where_a_program_will_write_is_tried_before_the_work(tmp_path: Path) -> 
     assert output_path(str(tmp_path / "new")) == tmp_path / "new"
     assert output_path(os.devnull) == Path(os.devnull)
     for name, why in (("nowhere/file", "No such file"), ("", "directory"), ("x" * 300, "too long")):
-        with pytest.raises(WrongValue, match=f"cannot write .*{why}"):
+        with pytest.raises(UserError, match=f"cannot write .*{why}"):
             output_path(str(tmp_path / name))
     assert there.read_text() == "old"
     assert [*tmp_path.iterdir()] == [there]
@@ -261,3 +262,42 @@ def test_a_closed_terminal_ends_a_program_unless_it_runs_below_nohup(
     assert end_signals() == [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
     handler[signal.SIGHUP] = signal.SIG_IGN
     assert end_signals() == [signal.SIGINT, signal.SIGTERM]
+
+
+def test_an_error_that_no_program_has_foreseen_names_its_file() -> None:
+    call = "from program import run_program; run_program(lambda: len(open('gone').read()))"
+    done = run("-c", call)
+    assert (done.returncode, done.stderr) == (2, "-c: gone: No such file or directory\n")
+
+
+def test_what_never_ends_is_a_sentence_once_the_memory_does() -> None:
+    """As when a program is given /dev/zero to read."""
+    done = run("-c", "from program import run_program; run_program(lambda: len(bytes(2**62)))")
+    assert done.returncode == 2
+    assert done.stderr == "-c: not enough memory; is what it reads ever at an end?\n"
+
+
+def test_a_reason_that_only_the_error_itself_knows_is_told() -> None:
+    """As where there is no place for temporary files."""
+    assert reason_of(FileNotFoundError(errno.ENOENT, "no place")) == "no place"
+    assert reason_of(OSError(errno.EISDIR, "")) == os.strerror(errno.EISDIR)
+    assert reason_of(ValueError("odd")) == "odd"
+
+
+def test_what_cannot_be_added_whole_is_not_added(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "lines"
+    append_whole(path, b"one\n")
+    append_whole(path, b"two\n")
+    assert path.read_bytes() == b"one\ntwo\n"
+    if os.name == "posix":
+        assert path.stat().st_mode & 0o777 == 0o600
+
+    def full(file: int) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="full"):
+        append_whole(path, b"three\n")
+    assert path.read_bytes() == b"one\ntwo\n"

@@ -162,6 +162,13 @@ def test_another_compression_is_named(tmp_path: Path, name: str, packed: bytes) 
         found_in(packed, tmp_path)
 
 
+@pytest.mark.parametrize("magic", [b"\x34\xcd\xb2\xa1", b"\xa1\xb2\xcd\x34", b"snoop\0", b"GMBU"])
+def test_a_capture_of_another_kind_is_named(tmp_path: Path, magic: bytes) -> None:
+    """Its bytes would be told as those of a frame that no receiver reads."""
+    with pytest.raises(UserError, match=r"is a capture \(.*\); convert it: editcap -F pcapng$"):
+        found_in(magic + STREAM, tmp_path)
+
+
 # Dumps with offsets
 
 

@@ -179,7 +179,7 @@ class Lab(Stage):
     def log(self, deed: str, frame: Frame) -> None:
         self._log(deed, frame)
 
-    def suffer(self, attack: Attack) -> Outcome:
+    def undergo(self, attack: Attack) -> Outcome:
         outcome = self.outcome = Outcome()
         self.attack = attack.name
         self._live(partial(attacked, attack, lab=self))

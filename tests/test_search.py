@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import re
+import signal
 import tempfile
 import threading
 import time
@@ -18,6 +19,7 @@ from lab.rules import Names
 from lab.search import Found, Task, Tried, listening, search, table, tasks_of, workers
 from program import UserError
 from protocol_fsm import BadTag, ProtocolError, RoundMismatch
+from tests.programs import posix_only
 
 LOCKS = {"open": frozenset({"bar", "bolt"}), "peep": frozenset({"curtain"})}  # by attack
 BOLTED = frozenset({"bar", "bolt", "curtain", "bell"})
@@ -149,3 +151,13 @@ def test_rows_of_a_table_fit_their_lines() -> None:
     assert max(map(len, lines)) <= 80
     assert len(lines) > 3
     assert {line[:26] for line in lines[2:]} == {" " * 26}
+
+
+@posix_only
+@pytest.mark.slow
+def test_ctrl_c_is_for_the_parent_alone_from_the_first_moment_of_a_worker() -> None:
+    """Before a worker could say so itself, its interpreter would die with a traceback."""
+    with workers(1) as pool:
+        held_back = pool.apply(signal.pthread_sigmask, (signal.SIG_BLOCK, ()))
+    assert signal.SIGINT in held_back
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())

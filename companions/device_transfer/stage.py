@@ -350,7 +350,7 @@ class Lab(Stage):
 
     # An attack
 
-    def suffer(self, attack: Attack) -> Outcome:
+    def undergo(self, attack: Attack) -> Outcome:
         """Let the victim live a session under attack, and return what became of it."""
         outcome = self.outcome = Outcome()
         self.attack = attack.name

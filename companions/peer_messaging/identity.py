@@ -8,7 +8,6 @@ in the file `known_peers`, which only a person removes.
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import os
 import re
@@ -26,7 +25,7 @@ from companions.asymmetric import (
     read_private,
     write_private,
 )
-from program import UserError, reason_of
+from program import UserError, append_whole, reason_of
 from protocol_fsm import ProtocolError, WrongPeer
 
 KEY_BYTES = 451  # the PEM encoding of every RSA-2048 public key with exponent 65,537
@@ -229,13 +228,4 @@ def remember(path: Path, peer: str, fingerprint: str) -> None:
     before = path.read_bytes() if path.exists() else b""
     between = b"" if before.endswith(b"\n") or not before else b"\n"
     line = between + f"{peer} {fingerprint}\n".encode()
-    file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-    with open(file, "ab", buffering=0) as raw:
-        size = os.fstat(file).st_size
-        try:
-            if (raw.write(line) or 0) < len(line):
-                raise OSError(errno.ENOSPC, "")
-            os.fsync(file)
-        except BaseException:  # Ctrl-C too
-            raw.truncate(size)
-            raise
+    append_whole(path, line)

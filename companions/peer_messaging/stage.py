@@ -40,6 +40,7 @@ SECOND = "the door code is 4 7 1 1"
 ANSWER = "I shall be there"
 LIMITS = Limits(ping_s=0.3, away_s=0.9, hello_s=0.1, handshake_s=0.5)
 PATIENCE_S = 1.0  # for what should come at once
+WIRE_S = 5.0  # for an attack to come to its end
 BYSTANDER_S = 2.0  # for a text of a bystander
 
 
@@ -149,13 +150,16 @@ class Wire:
 
     def __exit__(self, *exception: object) -> None:
         self._closing.set()
-        self._thread.join()
-        self._context.destroy(250)
+        self._thread.join(WIRE_S)  # an attack that never ends holds nobody up for ever
 
     def _run(self) -> None:
-        for frame in self._tap(self._frames()):
-            with suppress(zmq.Again):
-                self._into[frame.to].send(frame.message, zmq.DONTWAIT)
+        """Deliver, then close the sockets: libzmq aborts if another thread closes one in use."""
+        try:
+            for frame in self._tap(self._frames()):
+                with suppress(zmq.Again):
+                    self._into[frame.to].send(frame.message, zmq.DONTWAIT)
+        finally:
+            self._context.destroy(250)
 
     def _frames(self) -> Frames:
         poller = zmq.Poller()
@@ -341,7 +345,7 @@ class Lab(Stage):
         is_outside = not attack.is_on_path and attack.family != "peers"
         return is_outside and bool(self.outcome.ended["client"])
 
-    def suffer(self, attack: Attack) -> Outcome:
+    def undergo(self, attack: Attack) -> Outcome:
         """Let the victims live a session under attack, and return what became of it."""
         outcome = self._begin()
         self.attack = attack.name
@@ -377,7 +381,7 @@ class Lab(Stage):
 
     def _is_decided(self, attack: Attack) -> bool:
         """Return whether the attack has met what it must, or has won; else there is more to see."""
-        if attack.goal(self.outcome):
+        if self.evidence(attack).won:
             return True
         met = {type(error) for error in self.outcome.errors.get(attack.who, [])}
         has_all = attack.goal is not disturbed or self.outcome.heard["server"] == [FIRST, SECOND]

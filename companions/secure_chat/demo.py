@@ -10,6 +10,7 @@ end, or in FOLDER, which is kept.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shlex
@@ -75,9 +76,10 @@ class Stage(Programs):
     def type(self, name: str, *lines: str) -> None:
         """Type lines into a program."""
         stdin = self.processes[name].stdin
-        if stdin:
-            stdin.write("".join(f"{line}\n" for line in lines))
-            stdin.flush()
+        with contextlib.suppress(OSError):  # `listen` notices that the program has ended
+            if stdin:
+                stdin.write("".join(f"{line}\n" for line in lines))
+                stdin.flush()
 
     def next_line(self) -> tuple[str, str]:
         """Return the name of a program and its line; an empty line when it has ended."""

@@ -22,17 +22,22 @@ def create(certs: Path) -> None:
     key = new_identity()
     now = utc_now()
     own = authority_certificate(key, now)
+    path = certs / "ca_private_key.pem"
     try:
         certs.mkdir(parents=True, exist_ok=True)
         if (certs / "ca_cert.pem").exists():
             raise FileExistsError
-        write_private(certs / "ca_private_key.pem", key)
+        write_private(path, key)
     except FileExistsError:
         raise UserError(f"{certs} already has an authority") from None
     except OSError as error:
         raise UserError(f"cannot make an authority in {certs}: {reason_of(error)}") from None
-    write_whole(certs / "ca_crl.pem", pem_of(revocation_list(key, own, 1, (), now)))
-    write_whole(certs / "ca_cert.pem", pem_of(own))
+    try:
+        write_whole(certs / "ca_crl.pem", pem_of(revocation_list(key, own, 1, (), now)))
+        write_whole(certs / "ca_cert.pem", pem_of(own))
+    except BaseException:  # Ctrl-C too
+        path.unlink(missing_ok=True)  # a key without a certificate serves nobody
+        raise
 
 
 def main() -> int:

@@ -49,7 +49,7 @@ def issue(
         raise UserError(f"cannot write {path}: {reason_of(error)}") from None
     try:
         write_whole(certs / f"{name}_cert.pem", pem_of(made))
-    except UserError:
+    except BaseException:  # Ctrl-C too
         path.unlink(missing_ok=True)  # a key without a certificate serves nobody
         raise
     return made

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from companions.asymmetric import PublicKey
 from companions.secure_chat.pki import BadCertificate, Identity, fold
-from program import UserError, reason_of
+from program import UserError, append_whole, reason_of
 
 FILE = "known_keys.txt"  # in the folder of certificates
 LINE = re.compile(r"([!-~]+) ([0-9a-f]{64})")
@@ -68,10 +68,7 @@ class Pins:
         if self._path is None:
             return
         try:
-            line = "\n" * self._is_cut() + line
-            file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-            with open(file, "a", encoding="ascii") as lines:
-                lines.write(line)
+            append_whole(self._path, ("\n" * self._is_cut() + line).encode("ascii"))
         except OSError as error:
             raise UserError(f"cannot write {self._path}: {reason_of(error)}") from None
 

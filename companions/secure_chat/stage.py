@@ -426,7 +426,7 @@ class Lab(Stage):
 
     # An attack
 
-    def suffer(self, attack: Attack) -> Outcome:
+    def undergo(self, attack: Attack) -> Outcome:
         """Let Alice and Bob live a session under attack, and return what became of it."""
         outcome = self.outcome = Outcome()
         self.attack = attack.name

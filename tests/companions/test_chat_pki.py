@@ -7,7 +7,9 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography import x509
@@ -488,3 +490,27 @@ def test_openssl_agrees_on_chain_purpose_and_list(certs: Path) -> None:
     revoke.renew(certs, [load_credentials(certs, "alice").certificate.serial_number])
     assert judge("alice") != 0
     assert judge("server") == 0
+
+
+@pytest.mark.parametrize("module", [gen_ca, gen_cert])
+def test_key_whose_certificate_cannot_be_written_is_taken_away(
+    module: Any, keys: list[PrivateKey], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it would stand in the way of the next attempt."""
+    monkeypatch.setattr(module, "new_identity", lambda: keys[2])
+    monkeypatch.setattr(gen_ca, "new_identity", lambda: keys[2])
+    certs = tmp_path / "certs"
+    if module is gen_cert:
+        gen_ca.create(certs)
+    before = sorted(certs.glob("*"))
+
+    def full(path: Path, data: bytes) -> None:
+        raise UserError(f"cannot write {path}: No space left on device")
+
+    make: Callable[[], object] = partial(gen_ca.create, certs)
+    if module is gen_cert:
+        make = partial(gen_cert.issue, certs, "server", "localhost", "server")
+    monkeypatch.setattr(module, "write_whole", full)
+    with pytest.raises(UserError, match="No space left"):
+        make()
+    assert sorted(certs.glob("*")) == before

@@ -44,6 +44,7 @@ from program import NoConnection, UserError
 from protocol_fsm import MalformedMessage
 from tests.companions.peers_helpers import (
     ANOTHER_PART,
+    GREETING,
     ONE_PART,
     flood,
     greet,
@@ -262,6 +263,30 @@ def test_a_flood_over_many_connections_ends_no_session(people: tuple[Identity, I
             *_, sent = flood(stranger, ONE_PART, 20_000, 1.0)
             assert sent == 20_000
         one.wait_for("refused")
+        two.say("still there?")
+        two.wait_for("receipt")
+        assert one.wait_for("text").text == "still there?"
+        assert "ended" not in {event.what for event in [*one.told.queue, *two.told.queue]}
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"GET / HTTP/1.1\r\n\r\n" * 20,
+        GREETING[:11],
+        GREETING + b"\x04\xff" + bytes(300),
+        GREETING + b"\x06" + b"\x7f" * 8 + bytes(70_000),
+    ],
+    ids=["another protocol", "half a greeting", "no READY", "an endless command"],
+)
+def test_what_is_no_zeromq_over_many_connections_ends_no_session(
+    people: tuple[Identity, Identity], said: bytes
+) -> None:
+    with two_nodes(people) as (one, two), contextlib.ExitStack() as stack:
+        for _ in range(50):
+            stranger = stack.enter_context(socket.create_connection((HOST, one.address[1])))
+            with contextlib.suppress(OSError):  # it has hung up
+                stranger.sendall(said)
         two.say("still there?")
         two.wait_for("receipt")
         assert one.wait_for("text").text == "still there?"
