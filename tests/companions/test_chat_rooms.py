@@ -110,6 +110,31 @@ def test_both_hear_the_same_in_the_same_order(world: World) -> None:
     assert {view.index for view in views} == {4}
 
 
+def test_each_message_names_the_newest_head_its_recipients_and_a_fresh_commitment(
+    world: World,
+) -> None:
+    rooms = Rooms(world)
+    server = Server(rooms)
+    commitments = set()
+    for _ in range(3):
+        head = server.room.head
+        for said in say(rooms, server, ALICE, "yes"):
+            assert said.message.seen == head
+            assert said.message.recipients == (rooms.member(BOB).address,)
+            commitments.add(said.message.commitment)
+    assert len(commitments) == 3
+
+
+def test_recipients_are_sorted_whoever_came_first(world: World) -> None:
+    rooms = Rooms(world)
+    seat = rooms.seats[ALICE]
+    for number in (9, 5, 7):
+        seat.room.enter(Member(world.bob.identity, "", bytes([number]) * 32))
+    pairs = seat.compose("text", NOW_MS)["recipients"]
+    assert len(pairs) == 4
+    assert pairs == sorted(pairs)
+
+
 def test_two_who_speak_at_once_are_both_heard(world: World) -> None:
     rooms = Rooms(world)
     server = Server(rooms)

@@ -6,6 +6,7 @@ import contextlib
 import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from companions.asymmetric import PrivateKey
 from companions.secure_chat.client import Client, Left, Talk, Updated, explain, tell_doubts
 from companions.secure_chat.evidence import Kept
 from companions.secure_chat.pins import Pins
-from companions.secure_chat.pki import Revoked, utc_now
+from companions.secure_chat.pki import Expired, Revoked, utc_now
 from companions.secure_chat.protocol import (
     BadSignature,
     Direction,
@@ -212,6 +213,24 @@ def test_nothing_in_flight_is_lost_whoever_asks_and_whenever(
 )
 def test_table_decides_when_both_ends_ask(world: World, steps: list[int]) -> None:
     check_nothing_lost(Wire(world), steps)
+
+
+@pytest.mark.parametrize("is_server", [True, False])
+def test_certificate_is_judged_anew_at_each_update(world: World, is_server: bool) -> None:
+    """By its dates too: it may have expired meanwhile."""
+    pair = in_state(world, State.CHAT)
+    update(pair)
+    end = pair.server if is_server else pair.client
+    last = end.peer.certificate.not_valid_after_utc
+    later = Authority(world.keys[0])
+    later.publish(now=last)
+    end.trust = later.trust()
+    end.now = lambda: last + timedelta(seconds=1)
+    share = pair.client.seal(message(Kind.DH_CLIENT))
+    if not is_server:
+        pair.server.open(share)
+        share = pair.server.seal(message(Kind.DH_SERVER))
+    assert isinstance(refusal(end, share), Expired)
 
 
 def test_request_that_crosses_a_leave_is_void(world: World) -> None:
