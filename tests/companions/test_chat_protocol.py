@@ -23,10 +23,12 @@ from companions.secure_chat.protocol import (
     MAX_FROM_CLIENT,
     MAX_FROM_SERVER,
     MAX_HANDSHAKE,
+    MAX_TEXT_BYTES,
     MEMBERS,
     PHASE,
     RENEWING,
     SPEAKER,
+    UPDATE_EVERY,
     BadGroup,
     BadShare,
     BadSignature,
@@ -384,6 +386,11 @@ def test_what_is_encrypted_is_the_documents_iv_and_cbc(world: World, plaintext: 
 def test_ciphertext_of_a_wrong_length_is_refused(world: World, length: int) -> None:
     with pytest.raises(BadPayload):
         in_state(world, State.CREDENTIALS).server.decrypt(bytes(length))
+
+
+def test_limits_are_those_of_readme() -> None:
+    assert (MAX_HANDSHAKE, MAX_FROM_CLIENT, MAX_FROM_SERVER) == (20_480, 65_536, 4_194_304)
+    assert (MAX_TEXT_BYTES, UPDATE_EVERY) == (4_096, 1_000)
 
 
 # States -------------------------------------------------------------------------------------------

@@ -303,6 +303,10 @@ def test_message_may_be_five_minutes_old_or_early_and_no_more(world: World, offs
 # Members ------------------------------------------------------------------------------------------
 
 
+def test_limits_are_those_of_readme() -> None:
+    assert (MAX_MEMBERS, KNOWN_HEADS, WINDOW_MS) == (100, 4_096, 5 * 60 * 1_000)
+
+
 def test_session_has_one_stay_in_a_room(world: World) -> None:
     """In a second it would begin to count anew, and what it said in the first could be repeated."""
     rooms = Rooms(world)

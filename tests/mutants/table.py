@@ -56,7 +56,9 @@ MODULES = {
     CHAT + "evidence.py": companion("chat_evidence", "chat_programs", "chat_many_rooms"),
     CHAT + "accounts.py": companion("chat_accounts", "chat_resume", "chat_tries"),
     CHAT + "tries.py": companion("chat_tries", "chat_accounts"),
-    CHAT + "server.py": companion("chat_programs", "chat_updates", "chat_resume", "chat_many_rooms"),
+    CHAT + "server.py": companion(
+        "chat_programs", "chat_updates", "chat_resume", "chat_many_rooms"
+    ),
     "classroom/kit/graft.py": core("kit_grade"),
     "classroom/kit/sandbox.py": core("kit_grade"),
     "classroom/kit/grading.py": core("kit_grade"),
