@@ -28,8 +28,10 @@ from companions.canonical import canonical
 from companions.secure_chat import forms, pae, verify
 from companions.secure_chat.authority import pem_of
 from companions.secure_chat.certs import Credentials
+from companions.secure_chat.evidence import Evidence
 from companions.secure_chat.forms import NOTHING, Head, Message, Recipient
 from companions.secure_chat.pki import fingerprint_of
+from companions.secure_chat.protocol import State, to_base64
 from companions.secure_chat.transcript import (
     BadReceipt,
     EvidenceFailed,
@@ -38,6 +40,7 @@ from companions.secure_chat.transcript import (
     Transcript,
     check_receipt,
     countersign,
+    is_countersigned,
     line_of,
     make_receipt,
     save_receipt,
@@ -57,6 +60,7 @@ from tests.companions.chat_helpers import (
     changed,
     identity_of,
 )
+from tests.companions.chat_sessions import Pair, World, in_state
 
 ALICES = b"A" * 32  # sessions
 BOBS = b"B" * 32
@@ -749,6 +753,62 @@ def test_sender_with_unreadable_names_is_told(whole: Case, keys: list[PrivateKey
     )
     with pytest.raises(Wrong, match="a sender without an address"):
         Certificates(pem_of(made)).name(fingerprint_of(made))
+
+
+# Two ends that exchange receipts ------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def world(keys: list[PrivateKey]) -> World:
+    return World(keys)
+
+
+def stays(
+    pair: Pair, folder: Path, room: str = ROOM, base: bytes = START
+) -> tuple[Evidence, Evidence]:
+    """Return what the client and the server keep of one stay, in which nothing was said."""
+    return Evidence(pair.client, room, base, folder), Evidence(pair.server, room, base, folder)
+
+
+def test_receipt_of_another_stay_is_not_countersigned(world: World, tmp_path: Path) -> None:
+    pair = in_state(world, State.CHAT)
+    ours = stays(pair, tmp_path)
+    others = [
+        stays(in_state(world, State.CHAT), tmp_path / "of another session"),
+        stays(pair, tmp_path / "of another room", room="elsewhere"),
+        stays(pair, tmp_path / "from another head", base=BOBS),
+    ]
+    for mine, theirs, *wrong in zip(ours, ours[::-1], *(other[::-1] for other in others)):
+        assert mine.accept(theirs.offer())
+        for other in wrong:
+            with pytest.raises(BadReceipt):
+                mine.accept(other.offer())
+
+
+def test_countersignature_is_of_this_receipt_and_by_the_peer(world: World, tmp_path: Path) -> None:
+    client, server = stays(in_state(world, State.CHAT), tmp_path)
+    signed = server.accept(client.offer())
+    client.confirm(to_base64(signed))
+    other, peer = stays(in_state(world, State.CHAT), tmp_path / "of another session")
+    for wrong in (peer.accept(other.offer()), client.accept(server.offer()), signed[::-1]):
+        with pytest.raises(BadReceipt):
+            client.confirm(to_base64(wrong))
+
+
+def test_both_receipts_are_kept_with_both_words(world: World, tmp_path: Path) -> None:
+    client, server = stays(in_state(world, State.CHAT), tmp_path)
+    asked = server.offer()
+    answered = client.offer(client.accept(asked))
+    told = server.accept(answered)
+    server.confirm(answered["countersignature"])
+    client.confirm(to_base64(told))
+    kept = client.keep()
+    assert (kept.messages, kept.is_countersigned) == (0, True)
+    for name, offer, peer in (("client", answered, world.server), ("server", asked, world.alice)):
+        (path,) = tmp_path.glob(f"receipt_*_{name}.json")
+        receipt, mark = verify.read_receipt(path.read_bytes())
+        assert receipt.members() == offer["receipt"]
+        assert is_countersigned(peer.identity.public_key, receipt, mark or b"")
 
 
 # A server that tells two histories ----------------------------------------------------------------

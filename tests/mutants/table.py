@@ -45,14 +45,14 @@ MODULES = {
     PEERS + "protocol.py": companion("peers_protocol"),
     PEERS + "identity.py": companion("peers_identity", "peers_programs"),
     PEERS + "peer.py": companion("peers_peer"),
-    CHAT + "protocol.py": companion("chat_protocol", "chat_updates", "chat_stranger"),
-    CHAT + "dh.py": companion("chat_protocol", "chat_stranger"),
-    CHAT + "pae.py": companion("chat_protocol", "chat_evidence", "chat_stranger"),
+    CHAT + "protocol.py": companion("chat_protocol", "chat_updates"),
+    CHAT + "dh.py": companion("chat_protocol"),
+    CHAT + "pae.py": companion("chat_protocol", "chat_evidence"),
     CHAT + "pins.py": companion("chat_pins"),
     CHAT + "pki.py": companion("chat_pki", "chat_rooms"),
     CHAT + "rooms.py": companion("chat_rooms", "chat_evidence"),
-    CHAT + "forms.py": companion("chat_evidence", "chat_rooms", "chat_stranger"),
-    CHAT + "transcript.py": companion("chat_evidence", "chat_stranger"),
+    CHAT + "forms.py": companion("chat_evidence", "chat_rooms"),
+    CHAT + "transcript.py": companion("chat_evidence"),
     CHAT + "evidence.py": companion("chat_evidence", "chat_programs", "chat_many_rooms"),
     CHAT + "accounts.py": companion("chat_accounts", "chat_resume", "chat_tries"),
     CHAT + "tries.py": companion("chat_tries", "chat_accounts"),
@@ -74,7 +74,7 @@ def wider(module: str) -> tuple[str, ...]:
     if module.startswith(PEERS):
         return companion("peers_node", "peers_talk", "peers_attacks", "peers_programs")
     if module.startswith(CHAT):
-        return companion("chat_programs", "chat_updates", "chat_attacks", "chat_stranger")
+        return companion("chat_programs", "chat_updates", "chat_attacks")
     if module.startswith("companions/"):
         return companion("programs", "device", "server", "attacks")
     return core("server", "channel", "programs", "attacks", "keylog", "seams")
