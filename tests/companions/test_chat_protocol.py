@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import itertools
 import pickle
 import warnings
@@ -189,6 +191,38 @@ def test_keys_follow_from_the_frames_as_readme_says(
     assert pair.client._keys == keys_of(running, pow(2, 77).to_bytes(256, "big"))
 
 
+def test_hash_and_keys_are_those_of_readme_written_out() -> None:
+    def mac(key: bytes, data: bytes) -> bytes:
+        return hmac.digest(key, data, "sha256")
+
+    running = bytes(range(32))
+    shared = bytes(range(256))
+    inner = hashlib.sha256(b"a frame").digest()
+    assert chained(running, b"a frame") == hashlib.sha256(running + inner).digest()
+    secret = mac(mac(running, shared), b"secure_chat v1 secret\1")  # RFC 5869
+    assert keys_of(running, shared) == {
+        "C2S-ENC": mac(secret, b"secure_chat v1 C2S-ENC\1")[:16],
+        "C2S-MAC": mac(secret, b"secure_chat v1 C2S-MAC\1"),
+        "S2C-ENC": mac(secret, b"secure_chat v1 S2C-ENC\1")[:16],
+        "S2C-MAC": mac(secret, b"secure_chat v1 S2C-MAC\1"),
+    }
+
+
+def test_signature_of_a_share_is_over_role_conversation_and_all_members(world: World) -> None:
+    pair = in_state(world, State.SHARE)
+    for direction, role, party in (
+        (C2S, "dh-client", world.alice),
+        (S2C, "dh-server", world.server),
+    ):
+        running = pair.client._running
+        kind = Kind.DH_CLIENT if direction is C2S else Kind.DH_SERVER
+        pair.say(direction, message(kind))
+        share = parse(pair.frames[-1])
+        signature = from_base64(share.pop("sig"))
+        under = pae(role, running, canonical(share))
+        assert is_signed(party.identity.public_key, under, signature)
+
+
 def test_session_keys_replace_the_temporary_ones_and_no_secret_stays(world: World) -> None:
     pair = in_state(world, State.CREDENTIALS)
     before = {**pair.client._keys}
@@ -207,7 +241,8 @@ def test_each_session_has_fresh_shares_and_keys(world: World) -> None:
     assert pairs[0].client.session_id != pairs[1].client.session_id
     shares = {parse(pair.frames[2])["A"] for pair in pairs}
     shares |= {parse(pair.frames[3])["B"] for pair in pairs}
-    assert len(shares) == 4
+    nonces = {parse(frame)["nonce"] for pair in pairs for frame in pair.frames[:2]}
+    assert (len(shares), len(nonces)) == (4, 4)
 
 
 def test_ends_that_do_not_pad_the_secret_disagree_with_those_that_do(
@@ -371,6 +406,25 @@ def test_msg_has_the_documents_members_in_clear_and_the_rest_are_sealed(world: W
     assert {"type", "seqno", "ts", "ct", "sig"} < sealed.keys()
     hidden = parse(pair.server.seal(message(Kind.RELAY)))
     assert hidden.keys() == {"type", "payload", "tag"}
+
+
+def test_tag_is_over_direction_number_and_all_members(world: World) -> None:
+    pair = in_state(world, State.CREDENTIALS)
+    for number in range(2):
+        for direction, said in ((C2S, LOGIN), (S2C, message(Kind.REFUSED))):
+            pair.say(direction, said)
+            record = parse(pair.frames[-1])
+            tag = from_base64(record.pop("tag"))
+            key = pair.server._keys[f"{direction.name}-MAC"]
+            place = bytes([direction, *bytes(7), number])
+            assert tag == hmac.digest(key, place + canonical(record), "sha256")
+
+
+def test_only_a_msg_shows_its_members(world: World) -> None:
+    pair = in_state(world, State.CHAT)
+    for kind in Kind:
+        record = parse(pair.client._seal_record({**SAID.get(kind, {}), "type": kind.value}))
+        assert (record.keys() == {"type", "payload", "tag"}) == (kind is not Kind.MSG)
 
 
 @pytest.mark.parametrize("plaintext", [b"", b"a", bytes(16), bytes(4_096)])
@@ -563,6 +617,12 @@ def test_frame_is_read_however_tcp_cuts_it(content: bytes, data: st.DataObject) 
         read_frame(recv)
 
 
+def test_frame_is_its_length_and_the_message_in_one_piece() -> None:
+    sent: list[bytes] = []
+    write_frame(sent.append, b"{}")
+    assert sent == [b"\0\0\0\2{}"]
+
+
 def test_error_says_only_a_known_word(world: World) -> None:
     pair = in_state(world, State.CHAT)
     with pytest.raises(LocalError):
@@ -600,6 +660,11 @@ def test_hash_is_64_lower_case_digits(text: str) -> None:
 
 
 # Signatures ---------------------------------------------------------------------------------------
+
+
+def test_signed_bytes_are_those_of_readme_written_out() -> None:
+    start = b"\0\0\0\x0bsecure_chat\0\0\0\3msg\0\0\0\1\1"
+    assert pae("msg", b"", b"ab") == start + b"\0\0\0\0\0\0\0\2ab"
 
 
 @given(st.sampled_from(KINDS), st.sampled_from(KINDS), st.lists(st.binary(max_size=8), max_size=4))

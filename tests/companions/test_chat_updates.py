@@ -7,6 +7,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
+from functools import reduce
 from pathlib import Path
 
 import pytest
@@ -75,7 +76,7 @@ def test_conversation_hash_goes_on_with_the_shares_alone(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pair = in_state(world, State.CHAT)
-    running = pair.client._running
+    running = reduce(chained, pair.frames, b"")
     pair.say(C2S, message(Kind.MSG))
     pair.say(S2C, message(Kind.UPDATE))
     pair.say(C2S, message(Kind.DH_CLIENT))
@@ -92,6 +93,14 @@ def test_conversation_hash_goes_on_with_the_shares_alone(
         running = chained(running, frame)
     assert pair.client._running == pair.server._running == running
     assert pair.client._keys == keys_of(running, secrets[0])
+
+
+def test_numbers_of_records_go_on_through_an_update(world: World) -> None:
+    pair = in_state(world, State.CHAT)
+    before = {**pair.client._number}
+    update(pair)
+    assert pair.client._number == {way: number + 1 for way, number in before.items()}
+    assert pair.server._number == pair.client._number
 
 
 def test_share_of_an_earlier_update_is_refused_even_in_a_good_record(world: World) -> None:
