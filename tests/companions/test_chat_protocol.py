@@ -450,6 +450,41 @@ def test_limits_are_those_of_readme() -> None:
 # States -------------------------------------------------------------------------------------------
 
 
+TABLE = """
+HELLO               >hello HELLO_BACK, <error ENDED
+HELLO_BACK          <server_hello SHARE, >error ENDED, <error ENDED
+SHARE               >dh_client SHARE_BACK, >error ENDED
+SHARE_BACK          <dh_server CREDENTIALS
+CREDENTIALS         >register JUDGING, >login JUDGING, >resume JUDGING, >error ENDED, <error ENDED
+JUDGING             <refused CREDENTIALS, <welcome SESSION_SHARE, >error ENDED, <error ENDED
+SESSION_SHARE       >dh_client SESSION_SHARE_BACK, >error ENDED, <error ENDED
+SESSION_SHARE_BACK  <dh_server READY, <error ENDED
+READY               >join JOINING, >bye ENDED, >error ENDED, <error ENDED
+JOINING             <room CHAT, >error ENDED, <error ENDED
+CHAT                >msg CHAT, <relay CHAT, <joined CHAT, <left CHAT
+CHAT                >dh_client UPDATING, <update ASKED, >leave LEAVING, >error ENDED, <error ENDED
+ASKED               >msg ASKED, <relay ASKED, <joined ASKED, <left ASKED
+ASKED               >dh_client UPDATING, >leave LEAVING, >error ENDED, <error ENDED
+UPDATING            <relay UPDATING, <joined UPDATING, <left UPDATING
+UPDATING            <update UPDATING, <dh_server CHAT, <error ENDED
+LEAVING             <relay LEAVING, <joined LEAVING, <left LEAVING
+LEAVING             <update LEAVING, <receipt RECEIPT, >error ENDED, <error ENDED
+RECEIPT             >receipt COUNTERSIGN, >error ENDED, <error ENDED
+COUNTERSIGN         <countersign READY, >error ENDED, <error ENDED
+"""  # > is said by the client, < by the server
+
+
+def test_table_is_the_one_of_readme() -> None:
+    moves = {}
+    for line in TABLE.strip().splitlines():
+        name, told = line.split(maxsplit=1)
+        for move in told.split(", "):
+            kind, following = move[1:].split()
+            moves[State[name], Kind(kind), C2S if move[0] == ">" else S2C] = State[following]
+    assert moves == ProtocolFSM.VALID_TRANSITIONS
+    assert ProtocolFSM().state is State.HELLO
+
+
 def test_conversation_reaches_every_state_of_the_table() -> None:
     states = {state for state, _, _ in ProtocolFSM.VALID_TRANSITIONS} | {State.ENDED}
     assert states == {*State} == {*PHASE}
