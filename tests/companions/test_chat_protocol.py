@@ -577,6 +577,8 @@ def test_session_is_not_pickled_and_shows_no_key(world: World) -> None:
     with pytest.raises(TypeError, match="keys"):
         pickle.dumps(pair.client)
     assert repr(pair.client) == "<Session of alice@example.org, READY>"
+    names = {label: hashlib.sha256(key).hexdigest()[:8] for label, key in pair.client._keys.items()}
+    assert pair.client.fingerprints() == names
     assert "a password" not in repr(LOGIN)
 
 
