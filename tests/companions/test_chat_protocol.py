@@ -420,6 +420,14 @@ def test_tag_is_over_direction_number_and_all_members(world: World) -> None:
             assert tag == hmac.digest(key, place + canonical(record), "sha256")
 
 
+def test_what_is_inside_a_record_is_of_its_kind(world: World) -> None:
+    pair = in_state(world, State.CREDENTIALS)
+    inside = pair.client.encrypt(canonical({**LOGIN.members, "type": "register"}))
+    record = {"type": "login", "payload": to_base64(inside)}
+    tag = to_base64(pair.client._tag(C2S, canonical(record)))
+    assert isinstance(refusal(pair.server, canonical({**record, "tag": tag})), BadPayload)
+
+
 def test_only_a_msg_shows_its_members(world: World) -> None:
     pair = in_state(world, State.CHAT)
     for kind in Kind:
