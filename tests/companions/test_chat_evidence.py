@@ -30,7 +30,7 @@ from companions.secure_chat.authority import pem_of
 from companions.secure_chat.certs import Credentials
 from companions.secure_chat.evidence import Evidence
 from companions.secure_chat.forms import NOTHING, Head, Message, Recipient
-from companions.secure_chat.pki import fingerprint_of
+from companions.secure_chat.pki import SKEW, fingerprint_of
 from companions.secure_chat.protocol import State, to_base64
 from companions.secure_chat.transcript import (
     BadReceipt,
@@ -240,6 +240,23 @@ def test_only_the_text_that_was_committed_to_opens() -> None:
     assert not forms.opens(committed, BOBS, b"texT")
     assert not forms.opens(committed, ALICES, b"text")
     assert not forms.opens(committed, BOBS + b"t", b"ext")  # the same bytes in a row
+
+
+def test_hashes_and_signed_bytes_are_those_of_readme_written_out(whole: Case) -> None:
+    def sha256(*parts: bytes) -> bytes:
+        return hashlib.sha256(b"".join(parts)).digest()
+
+    assert forms.message_hash(b"said") == sha256(b"said")
+    after = sha256(b"secure_chat v1 head", START, sha256(b"said"), b"signature")
+    assert forms.next_head(START, b"said", b"signature") == after
+    assert forms.commitment(BOBS, b"text") == sha256(b"secure_chat v1 commitment", BOBS, b"text")
+    head = Head("lobby", START, 3, 4, BOBS)
+    numbers = (bytes([*bytes(7), number]) for number in (3, 4))
+    assert head.encode() == pae.pae("head", b"lobby", START, *numbers, BOBS)
+    members = whole.receipt.members()
+    assert whole.receipt.countersigned() == pae.pae("countersign", canonical(members))
+    del members["signature"]
+    assert whole.receipt.signed() == pae.pae("receipt", canonical(members))
 
 
 # Lines --------------------------------------------------------------------------------------------
@@ -672,35 +689,6 @@ def test_countersignature_of_another_is_refused(whole: Case) -> None:
     refuse(whole, "^receipt: the countersignature", receipt=file_of(whole.receipt, signature))
 
 
-def test_receipt_without_a_countersignature_says_so(whole: Case) -> None:
-    assert not verify.verify(file_of(whole.receipt), whole.lines, whole.certificates())[1]
-
-
-def test_end_signs_no_receipt_that_it_does_not_know(whole: Case) -> None:
-    server = identity_of(whole.server, "server", "localhost")
-
-    def check(receipt: Receipt) -> None:
-        check_receipt(
-            receipt,
-            whole.stay,
-            server,
-            whole.server.pem,
-            whole.alice.fingerprint,
-            ALICES,
-            ROOM,
-            NOW,
-        )
-
-    check(whole.receipt)
-    for name in set(OTHER_VALUES) - {"countersignature"}:
-        with pytest.raises(BadReceipt):
-            check(replace(whole.receipt, **{name: OTHER_VALUES[name]}))  # type: ignore[arg-type]
-    late = replace(whole.receipt, created_at="2026-01-31T12:05:01Z", signature="")
-    signature = base64.b64encode(pae.sign(whole.server.key, late.signed())).decode()
-    with pytest.raises(BadReceipt, match="a receipt of now"):
-        check(replace(late, signature=signature))
-
-
 # Certificates in time -----------------------------------------------------------------------------
 
 
@@ -756,6 +744,58 @@ def test_sender_with_unreadable_names_is_told(whole: Case, keys: list[PrivateKey
 
 
 # Two ends that exchange receipts ------------------------------------------------------------------
+
+
+def check(case: Case, **changes: object) -> None:
+    """Let Alice check the server's receipt, in which it has signed something else."""
+    made = replace(case.receipt, **changes)  # type: ignore[arg-type]
+    signature = base64.b64encode(pae.sign(case.server.key, made.signed())).decode()
+    server = identity_of(case.server, "server", "localhost")
+    check_receipt(
+        replace(made, signature=signature),
+        case.stay,
+        server,
+        case.server.pem,
+        case.alice.fingerprint,
+        ALICES,
+        ROOM,
+        NOW,
+    )
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name for name in OTHER_VALUES if name not in ("created_at", "signature", "countersignature")],
+)
+def test_receipt_that_says_something_else_than_we_know_is_refused(whole: Case, name: str) -> None:
+    check(whole)
+    with pytest.raises(BadReceipt, match=f"expected {name} "):
+        check(whole, **{name: OTHER_VALUES[name]})
+
+
+def test_receipt_that_was_changed_when_it_was_signed_is_refused(
+    whole: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    signature = pae.sign(whole.server.key, whole.receipt.signed())
+    monkeypatch.setattr(pae, "sign", lambda *_: signature)
+    check(whole)
+    with pytest.raises(BadReceipt, match="the signature of localhost"):
+        check(whole, created_at=OTHER_VALUES["created_at"])
+
+
+@pytest.mark.parametrize("direction", [-1, 1])
+def test_receipt_is_of_now(whole: Case, direction: int) -> None:
+    edge = NOW + direction * SKEW
+    check(whole, created_at=f"{edge:%Y-%m-%dT%H:%M:%SZ}")
+    with pytest.raises(BadReceipt, match="a receipt of now"):
+        check(whole, created_at=f"{edge + direction * timedelta(seconds=1):%Y-%m-%dT%H:%M:%SZ}")
+
+
+def test_receipt_without_a_countersignature_says_so(whole: Case, tmp_path: Path) -> None:
+    save_receipt(tmp_path / "receipt.json", whole.receipt, None)
+    data = (tmp_path / "receipt.json").read_bytes()
+    assert data == file_of(whole.receipt, "uncountersigned")
+    assert verify.verify(data, whole.lines, whole.certificates())[1] is False
 
 
 @pytest.fixture(scope="module")

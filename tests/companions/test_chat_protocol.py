@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import hmac
 import itertools
+import operator
 import pickle
 import warnings
 from collections.abc import Mapping
+from functools import reduce
 from io import BytesIO
 
 import pytest
@@ -149,9 +151,10 @@ def test_library_agrees_on_the_secret() -> None:
 
 
 def test_exponents_have_256_bits_and_differ() -> None:
-    exponents = {dh.new_exponent() for _ in range(20)}
-    assert len(exponents) == 20
-    assert {one.bit_length() for one in exponents} == {256}
+    exponents = [dh.new_exponent() for _ in range(80)]
+    assert len({*exponents}) == 80
+    assert reduce(operator.or_, exponents) == (1 << 256) - 1  # each bit is 1 in some
+    assert reduce(operator.and_, exponents) == 1 << 255  # and 0 in others, but for the first
 
 
 def test_secret_keeps_its_leading_zeros() -> None:
