@@ -274,7 +274,7 @@ class Profiler(Plugin):
         root = f"{self._task.folder}{os.sep}"
         profile.entered |= {
             f"{name.removeprefix(root).replace(os.sep, '/')}:{line}"
-            for name, line in self._entered
+            for name, line in self._entered.copy()  # threads may still be about
             if name.startswith(root)
         }
 
