@@ -105,6 +105,7 @@ def test_server_cannot_log_in_as_a_client(
     ("email", "username", "password"),
     [
         (BOB, "alice", PASSWORD),
+        ("alice@elsewhere.example", "alice", PASSWORD),
         (ALICE, "", PASSWORD),
         (ALICE, "a" * 256, PASSWORD),
         (ALICE, " alice", PASSWORD),
