@@ -154,6 +154,8 @@ def test_folding_twice_changes_nothing(name: str) -> None:
 def test_password_is_the_same_from_every_keyboard(some: Accounts, alice: Identity) -> None:
     some.register(alice, ALICE, "alice", "caf\u00e9 au lait")
     some.login(alice, ALICE, "cafe\u0301 au lait")
+    with pytest.raises(Refused):
+        some.login(alice, ALICE, "\uff43af\u00e9 au lait")  # a wide c is another letter
 
 
 def test_statement_in_a_name_is_a_name(some: Accounts, alice: Identity, place: Place) -> None:
