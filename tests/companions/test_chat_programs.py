@@ -231,6 +231,14 @@ def test_token_in_the_table_is_a_hash(house: House) -> None:
     assert {len(token) for token in tokens} == {64}
 
 
+def test_session_in_the_table_names_both_certificates(house: House) -> None:
+    with house.members() as members:
+        query = "SELECT client_cert_fingerprint, server_cert_fingerprint FROM sessions ORDER BY id"
+        server = house.server.party.identity.fingerprint
+        expected = [(one.party.identity.fingerprint, server) for one in members]
+        assert rows(house, query) == expected
+
+
 # Certificates -------------------------------------------------------------------------------------
 
 
