@@ -116,6 +116,15 @@ def test_newer_session_takes_the_place_of_an_older_one(house: House) -> None:
         assert again.settle().is_countersigned
 
 
+def test_text_for_an_older_session_is_not_told_to_the_newer_one(house: House) -> None:
+    with house.members() as (alice, bob), house.client(party=bob.party) as again:
+        again.log_in(BOB, PASSWORDS[BOB])
+        again.join()
+        alice.say("for the older one")  # Alice has not heard yet that there is another
+        assert hear(again) is None
+        assert hear(alice) == "for the older one"
+
+
 def test_account_has_one_session_even_outside_a_room(house: House) -> None:
     """Else one member could hold any number of threads for an hour."""
     with house.client() as alice, house.client() as again:
