@@ -34,6 +34,7 @@ from companions.secure_chat.client import (
 from companions.secure_chat.evidence import Kept
 from companions.secure_chat.pki import BadCertificate, Revoked, utc_now
 from companions.secure_chat.protocol import Kind, Message, PeerEnded, State
+from companions.secure_chat.transcript import EvidenceFailed
 from companions.secure_chat.verify import Certificates, verify
 from program import NoConnection, UserError
 from protocol_fsm import ConnectionCut, DeadlineExpired, LocalError, Status
@@ -173,6 +174,24 @@ def test_receipt_that_cannot_be_kept_ends_one_session_and_is_no_defect(
             end = house.await_record(lambda record: record.what == "end")
         assert isinstance(end.detail, UserError)
         assert not defects
+        bob.say("on we go")
+        assert hear(bob) == "on we go"
+
+
+def test_message_that_cannot_be_kept_leaves_the_room_as_it_was(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*entry: bytes) -> None:
+        raise EvidenceFailed("room for a line", "No space left on device")
+
+    with house.members() as (alice, bob):
+        [room] = house.server._rooms.values()
+        with monkeypatch.context() as context:
+            context.setattr(room._transcript, "add", full)
+            alice.say("lost")
+            with pytest.raises(PeerEnded):
+                alice.hear(LIMIT_S)
+        assert isinstance(bob.hear(LIMIT_S), Left)
         bob.say("on we go")
         assert hear(bob) == "on we go"
 
