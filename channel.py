@@ -139,7 +139,6 @@ class Channel(Generic[AnyMessage]):
     def idle(self, seconds: float) -> None:
         """Wait. What arrives meanwhile can only be a farewell: open it."""
         self._deadline = time.monotonic() + seconds
-        self._frame_begun = False
         try:
             self._received = self._received or self._wait_for_bytes(READ_BYTES)
         except DeadlineExpired:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 OTHER_END = {"client": "server", "server": "client"}
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Frame:
     """A message on the wire. If the adversary made it, it says how, and from which message."""
 

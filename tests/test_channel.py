@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -132,6 +133,40 @@ def test_a_frame_that_has_begun_does_not_extend_the_deadline_of_the_message() ->
         with pytest.raises(DeadlineExpired):
             channel.receive(began + 0.1)
         assert time.monotonic() - began < SOON_S
+
+
+def test_a_deadline_is_kept_however_seldom_a_waiting_owner_looks_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(channel_module, "POLL_S", 60.0)
+    with channel_and_peer() as (channel, _, _):
+        began = time.monotonic()
+        with pytest.raises(DeadlineExpired):
+            channel.receive(began + 0.05)
+        assert time.monotonic() - began < SOON_S
+
+
+def test_a_deadline_that_is_now_has_passed(monkeypatch: pytest.MonkeyPatch) -> None:
+    with channel_and_peer() as (channel, _, _):
+        now = time.monotonic()
+        monkeypatch.setattr(channel_module, "time", SimpleNamespace(monotonic=lambda: now))
+        with pytest.raises(DeadlineExpired):
+            channel.receive(now)
+
+
+def test_the_limits_are_those_of_the_protocol() -> None:
+    """[P 3.7], and the table of deadlines in it."""
+    assert (channel_module.FRAME_S, channel_module.DRAIN_S) == (2.0, 0.25)
+    assert channel_module.POLL_S < channel_module.DRAIN_S  # by which a request is noticed
+
+
+def test_a_connection_that_is_reset_was_cut_between_two_frames() -> None:
+    with channel_and_peer() as (channel, theirs, _):
+        channel.send(REPORT)
+        theirs.close()  # with the report unread, so that the system may say "reset"
+        with pytest.raises(ConnectionCut) as caught:
+            channel.receive(soon())
+        assert not caught.value.mid_frame
 
 
 def test_no_deadline_is_no_deadline() -> None:

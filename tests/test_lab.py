@@ -441,10 +441,16 @@ def test_the_table_counts_each_result_once() -> None:
     late = judge(
         catalogued(passes, noticed="the clock", wins="time"), Toy(BadTag(), learned="time")
     )
-    lines = summary([good, bad, won, late, good]).splitlines()
+    other = judge(
+        replace(catalogued(cuts, noticed="x " * 99), family="order", wins=""), Toy(BadTag())
+    )
+    lines = summary([good, bad, won, late, good, other]).splitlines()
     assert lines[0].split() == ["family", "attacks", "refused", "not", "prevented", "won", "wrong"]
     assert lines[1].split() == ["integrity", "5", "2", "1", "1", "1"]
-    assert lines[2:] == ["passes: noticed by the clock; won: time"]
+    assert lines[2].split() == ["order", "1", "0", "1", "0", "0"]
+    assert lines[3] == "passes: noticed by the clock; won: time"
+    assert " ".join(lines[4:]).split() == ["cuts:", "noticed", "by", *["x"] * 99]
+    assert max(map(len, lines)) < 80
 
 
 def test_an_attack_without_a_docstring_has_a_story() -> None:

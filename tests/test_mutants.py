@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.mutants import named
+from tests.mutants import kills, named
 from tests.mutants.source import ROOT, operator_mutants
 from tests.mutants.table import MODULES, wider
 
@@ -114,6 +114,13 @@ def test_modules_and_tests_of_the_table_exist() -> None:
             assert (ROOT / path).is_file(), path
     listed = {line.module for line in [*named.named_mutants(), *named.equivalents()]}
     assert listed <= {*MODULES}
+
+
+def test_a_test_is_found_though_its_helpers_import_each_other() -> None:
+    path = "tests/companions/conftest.py"
+    helpers = kills.helpers_of(path)
+    assert any(path in kills.helpers_of(helper) for helper in helpers)
+    assert kills.is_there("tests/companions/test_chat_pins.py::test_server_is_new_once")
 
 
 # The tool, on a project of its own

@@ -108,6 +108,7 @@ def test_server_cannot_log_in_as_a_client(
     ("email", "username", "password"),
     [
         (BOB, "alice", PASSWORD),
+        ("alice@elsewhere.example", "alice", PASSWORD),
         (ALICE, "", PASSWORD),
         (ALICE, "a" * 256, PASSWORD),
         (ALICE, " alice", PASSWORD),
@@ -157,6 +158,8 @@ def test_folding_twice_changes_nothing(name: str) -> None:
 def test_password_is_the_same_from_every_keyboard(some: Accounts, alice: Identity) -> None:
     some.register(alice, ALICE, "alice", "caf\u00e9 au lait")
     some.login(alice, ALICE, "cafe\u0301 au lait")
+    with pytest.raises(Refused):
+        some.login(alice, ALICE, "\uff43af\u00e9 au lait")  # a wide c is another letter
 
 
 @pytest.mark.slow

@@ -28,8 +28,10 @@ from companions.canonical import canonical
 from companions.secure_chat import forms, pae, verify
 from companions.secure_chat.authority import pem_of
 from companions.secure_chat.certs import Credentials
+from companions.secure_chat.evidence import Evidence
 from companions.secure_chat.forms import NOTHING, Head, Message, Recipient
-from companions.secure_chat.pki import fingerprint_of
+from companions.secure_chat.pki import SKEW, fingerprint_of
+from companions.secure_chat.protocol import State, to_base64
 from companions.secure_chat.transcript import (
     BadReceipt,
     EvidenceFailed,
@@ -38,6 +40,7 @@ from companions.secure_chat.transcript import (
     Transcript,
     check_receipt,
     countersign,
+    is_countersigned,
     line_of,
     make_receipt,
     save_receipt,
@@ -57,6 +60,7 @@ from tests.companions.chat_helpers import (
     changed,
     identity_of,
 )
+from tests.companions.chat_sessions import Pair, World, in_state
 
 ALICES = b"A" * 32  # sessions
 BOBS = b"B" * 32
@@ -236,6 +240,23 @@ def test_only_the_text_that_was_committed_to_opens() -> None:
     assert not forms.opens(committed, BOBS, b"texT")
     assert not forms.opens(committed, ALICES, b"text")
     assert not forms.opens(committed, BOBS + b"t", b"ext")  # the same bytes in a row
+
+
+def test_hashes_and_signed_bytes_are_those_of_readme_written_out(whole: Case) -> None:
+    def sha256(*parts: bytes) -> bytes:
+        return hashlib.sha256(b"".join(parts)).digest()
+
+    assert forms.message_hash(b"said") == sha256(b"said")
+    after = sha256(b"secure_chat v1 head", START, sha256(b"said"), b"signature")
+    assert forms.next_head(START, b"said", b"signature") == after
+    assert forms.commitment(BOBS, b"text") == sha256(b"secure_chat v1 commitment", BOBS, b"text")
+    head = Head("lobby", START, 3, 4, BOBS)
+    numbers = (bytes([*bytes(7), number]) for number in (3, 4))
+    assert head.encode() == pae.pae("head", b"lobby", START, *numbers, BOBS)
+    members = whole.receipt.members()
+    assert whole.receipt.countersigned() == pae.pae("countersign", canonical(members))
+    del members["signature"]
+    assert whole.receipt.signed() == pae.pae("receipt", canonical(members))
 
 
 # Lines --------------------------------------------------------------------------------------------
@@ -669,35 +690,6 @@ def test_countersignature_of_another_is_refused(whole: Case) -> None:
     refuse(whole, "^receipt: the countersignature", receipt=file_of(whole.receipt, signature))
 
 
-def test_receipt_without_a_countersignature_says_so(whole: Case) -> None:
-    assert not verify.verify(file_of(whole.receipt), whole.lines, whole.certificates())[1]
-
-
-def test_end_signs_no_receipt_that_it_does_not_know(whole: Case) -> None:
-    server = identity_of(whole.server, "server", "localhost")
-
-    def check(receipt: Receipt) -> None:
-        check_receipt(
-            receipt,
-            whole.stay,
-            server,
-            whole.server.pem,
-            whole.alice.fingerprint,
-            ALICES,
-            ROOM,
-            NOW,
-        )
-
-    check(whole.receipt)
-    for name in set(OTHER_VALUES) - {"countersignature"}:
-        with pytest.raises(BadReceipt):
-            check(replace(whole.receipt, **{name: OTHER_VALUES[name]}))  # type: ignore[arg-type]
-    late = replace(whole.receipt, created_at="2026-01-31T12:05:01Z", signature="")
-    signature = base64.b64encode(pae.sign(whole.server.key, late.signed())).decode()
-    with pytest.raises(BadReceipt, match="a receipt of now"):
-        check(replace(late, signature=signature))
-
-
 # Certificates in time -----------------------------------------------------------------------------
 
 
@@ -750,6 +742,114 @@ def test_sender_with_unreadable_names_is_told(whole: Case, keys: list[PrivateKey
     )
     with pytest.raises(Wrong, match="a sender without an address"):
         Certificates(pem_of(made)).name(fingerprint_of(made))
+
+
+# Two ends that exchange receipts ------------------------------------------------------------------
+
+
+def check(case: Case, **changes: object) -> None:
+    """Let Alice check the server's receipt, in which it has signed something else."""
+    made = replace(case.receipt, **changes)  # type: ignore[arg-type]
+    signature = base64.b64encode(pae.sign(case.server.key, made.signed())).decode()
+    server = identity_of(case.server, "server", "localhost")
+    check_receipt(
+        replace(made, signature=signature),
+        case.stay,
+        server,
+        case.server.pem,
+        case.alice.fingerprint,
+        ALICES,
+        ROOM,
+        NOW,
+    )
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name for name in OTHER_VALUES if name not in ("created_at", "signature", "countersignature")],
+)
+def test_receipt_that_says_something_else_than_we_know_is_refused(whole: Case, name: str) -> None:
+    check(whole)
+    with pytest.raises(BadReceipt, match=f"expected {name} "):
+        check(whole, **{name: OTHER_VALUES[name]})
+
+
+def test_receipt_that_was_changed_when_it_was_signed_is_refused(
+    whole: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    signature = pae.sign(whole.server.key, whole.receipt.signed())
+    monkeypatch.setattr(pae, "sign", lambda *_: signature)
+    check(whole)
+    with pytest.raises(BadReceipt, match="the signature of localhost"):
+        check(whole, created_at=OTHER_VALUES["created_at"])
+
+
+@pytest.mark.parametrize("direction", [-1, 1])
+def test_receipt_is_of_now(whole: Case, direction: int) -> None:
+    edge = NOW + direction * SKEW
+    check(whole, created_at=f"{edge:%Y-%m-%dT%H:%M:%SZ}")
+    with pytest.raises(BadReceipt, match="a receipt of now"):
+        check(whole, created_at=f"{edge + direction * timedelta(seconds=1):%Y-%m-%dT%H:%M:%SZ}")
+
+
+def test_receipt_without_a_countersignature_says_so(whole: Case, tmp_path: Path) -> None:
+    save_receipt(tmp_path / "receipt.json", whole.receipt, None)
+    data = (tmp_path / "receipt.json").read_bytes()
+    assert data == file_of(whole.receipt, "uncountersigned")
+    assert verify.verify(data, whole.lines, whole.certificates())[1] is False
+
+
+@pytest.fixture(scope="module")
+def world(keys: list[PrivateKey]) -> World:
+    return World(keys)
+
+
+def stays(
+    pair: Pair, folder: Path, room: str = ROOM, base: bytes = START
+) -> tuple[Evidence, Evidence]:
+    """Return what the client and the server keep of one stay, in which nothing was said."""
+    return Evidence(pair.client, room, base, folder), Evidence(pair.server, room, base, folder)
+
+
+def test_receipt_of_another_stay_is_not_countersigned(world: World, tmp_path: Path) -> None:
+    pair = in_state(world, State.CHAT)
+    ours = stays(pair, tmp_path)
+    others = [
+        stays(in_state(world, State.CHAT), tmp_path / "of another session"),
+        stays(pair, tmp_path / "of another room", room="elsewhere"),
+        stays(pair, tmp_path / "from another head", base=BOBS),
+    ]
+    for mine, theirs, *wrong in zip(ours, ours[::-1], *(other[::-1] for other in others)):
+        assert mine.accept(theirs.offer())
+        for other in wrong:
+            with pytest.raises(BadReceipt):
+                mine.accept(other.offer())
+
+
+def test_countersignature_is_of_this_receipt_and_by_the_peer(world: World, tmp_path: Path) -> None:
+    client, server = stays(in_state(world, State.CHAT), tmp_path)
+    signed = server.accept(client.offer())
+    client.confirm(to_base64(signed))
+    other, peer = stays(in_state(world, State.CHAT), tmp_path / "of another session")
+    for wrong in (peer.accept(other.offer()), client.accept(server.offer()), signed[::-1]):
+        with pytest.raises(BadReceipt):
+            client.confirm(to_base64(wrong))
+
+
+def test_both_receipts_are_kept_with_both_words(world: World, tmp_path: Path) -> None:
+    client, server = stays(in_state(world, State.CHAT), tmp_path)
+    asked = server.offer()
+    answered = client.offer(client.accept(asked))
+    told = server.accept(answered)
+    server.confirm(answered["countersignature"])
+    client.confirm(to_base64(told))
+    kept = client.keep()
+    assert (kept.messages, kept.is_countersigned) == (0, True)
+    for name, offer, peer in (("client", answered, world.server), ("server", asked, world.alice)):
+        (path,) = tmp_path.glob(f"receipt_*_{name}.json")
+        receipt, mark = verify.read_receipt(path.read_bytes())
+        assert receipt.members() == offer["receipt"]
+        assert is_countersigned(peer.identity.public_key, receipt, mark or b"")
 
 
 # A server that tells two histories ----------------------------------------------------------------

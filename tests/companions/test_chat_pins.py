@@ -29,9 +29,9 @@ def quiet() -> Iterator[None]:
     logging.disable(logging.NOTSET)
 
 
-def server_of(authority: Authority, key: PrivateKey) -> Identity:
+def server_of(authority: Authority, key: PrivateKey, name: str = SERVER) -> Identity:
     own = authority.issue("server", SERVER, key, now=utc_now())
-    return authority.trust().identify(own.pem, "server", SERVER, utc_now())
+    return authority.trust().identify(own.pem, "server", name, utc_now())
 
 
 # What is kept -------------------------------------------------------------------------------------
@@ -84,7 +84,49 @@ def test_expected_key_counts_for_more_than_the_known_one(
         Pins(None, key_fingerprint(second.public_key)).check_key(first)  # at the first meeting
 
 
-@pytest.mark.parametrize("line", ["localhost", "localhost 12", f"local host {'0' * 64}", ""])
+def test_key_is_compared_to_its_last_digit(keys: list[PrivateKey]) -> None:
+    server = server_of(Authority(keys[0]), keys[1])
+    own = key_fingerprint(server.public_key)
+    for other in (own[:-1] + f"{int(own[-1], 16) ^ 1:x}", f"{int(own[0], 16) ^ 1:x}" + own[1:]):
+        with pytest.raises(OtherKey):
+            Pins(None, other).check_key(server)
+
+
+def test_server_that_is_called_in_capitals_is_the_same(keys: list[PrivateKey]) -> None:
+    authority = Authority(keys[0])
+    pins = Pins()
+    for name in (SERVER, SERVER.upper()):
+        assert (pins.meet(server_of(authority, keys[1], name)) is None) == (name == SERVER)
+        with pytest.raises(OtherKey):
+            pins.check_key(server_of(authority, keys[4], name))
+
+
+def test_key_that_is_met_again_is_the_one_of_before(keys: list[PrivateKey]) -> None:
+    authority = Authority(keys[0])
+    pins = Pins()
+    met = [pins.meet(server_of(authority, keys[number])) for number in (1, 4, 4)]
+    assert met == [None, *(key_fingerprint(keys[number].public_key()) for number in (1, 4))]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions are those of POSIX")
+def test_file_is_its_owners(keys: list[PrivateKey], tmp_path: Path) -> None:
+    path = tmp_path / "known_keys.txt"
+    Pins(path).meet(server_of(Authority(keys[0]), keys[1]))
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "localhost",
+        "localhost 12",
+        f"local host {'0' * 64}",
+        "",
+        f"localhost {'0' * 64} more",
+        f"localhost {'A' * 64}",
+        f"caf\x7f {'0' * 64}",
+    ],
+)
 def test_line_that_cannot_be_read_is_named(tmp_path: Path, line: str) -> None:
     path = tmp_path / "known_keys.txt"
     path.write_text(f"localhost {'0' * 64}\n{line}\n")

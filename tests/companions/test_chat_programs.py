@@ -34,6 +34,7 @@ from companions.secure_chat.client import (
 from companions.secure_chat.evidence import Kept
 from companions.secure_chat.pki import BadCertificate, Revoked, utc_now
 from companions.secure_chat.protocol import Kind, Message, PeerEnded, State
+from companions.secure_chat.transcript import EvidenceFailed
 from companions.secure_chat.verify import Certificates, verify
 from program import NoConnection, UserError
 from protocol_fsm import ConnectionCut, DeadlineExpired, LocalError, Status
@@ -118,6 +119,15 @@ def test_newer_session_takes_the_place_of_an_older_one(house: House) -> None:
         assert again.settle().is_countersigned
 
 
+def test_text_for_an_older_session_is_not_told_to_the_newer_one(house: House) -> None:
+    with house.members() as (alice, bob), house.client(party=bob.party) as again:
+        again.log_in(BOB, PASSWORDS[BOB])
+        again.join()
+        alice.say("for the older one")  # Alice has not heard yet that there is another
+        assert hear(again) is None
+        assert hear(alice) == "for the older one"
+
+
 @pytest.mark.slow
 def test_account_has_one_session_even_outside_a_room(house: House) -> None:
     """Else one member could hold any number of threads for an hour."""
@@ -169,6 +179,24 @@ def test_receipt_that_cannot_be_kept_ends_one_session_and_is_no_defect(
             end = house.await_record(lambda record: record.what == "end")
         assert isinstance(end.detail, UserError)
         assert not defects
+        bob.say("on we go")
+        assert hear(bob) == "on we go"
+
+
+def test_message_that_cannot_be_kept_leaves_the_room_as_it_was(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*entry: bytes) -> None:
+        raise EvidenceFailed("room for a line", "No space left on device")
+
+    with house.members() as (alice, bob):
+        [room] = house.server._rooms.values()
+        with monkeypatch.context() as context:
+            context.setattr(room._transcript, "add", full)
+            alice.say("lost")
+            with pytest.raises(PeerEnded):
+                alice.hear(LIMIT_S)
+        assert isinstance(bob.hear(LIMIT_S), Left)
         bob.say("on we go")
         assert hear(bob) == "on we go"
 
@@ -238,6 +266,14 @@ def test_token_in_the_table_is_a_hash(house: House) -> None:
     with house.members():
         tokens = {row.session_token for row in rows(house, "SELECT session_token FROM sessions")}
     assert {len(token) for token in tokens} == {64}
+
+
+def test_session_in_the_table_names_both_certificates(house: House) -> None:
+    with house.members() as members:
+        query = "SELECT client_cert_fingerprint, server_cert_fingerprint FROM sessions ORDER BY id"
+        server = house.server.party.identity.fingerprint
+        expected = [(one.party.identity.fingerprint, server) for one in members]
+        assert rows(house, query) == expected
 
 
 # Certificates -------------------------------------------------------------------------------------

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import itertools
+import operator
 import pickle
 import warnings
 from collections.abc import Mapping
+from functools import reduce
 from io import BytesIO
 
 import pytest
@@ -23,10 +27,12 @@ from companions.secure_chat.protocol import (
     MAX_FROM_CLIENT,
     MAX_FROM_SERVER,
     MAX_HANDSHAKE,
+    MAX_TEXT_BYTES,
     MEMBERS,
     PHASE,
     RENEWING,
     SPEAKER,
+    UPDATE_EVERY,
     BadGroup,
     BadShare,
     BadSignature,
@@ -145,9 +151,10 @@ def test_library_agrees_on_the_secret() -> None:
 
 
 def test_exponents_have_256_bits_and_differ() -> None:
-    exponents = {dh.new_exponent() for _ in range(20)}
-    assert len(exponents) == 20
-    assert {one.bit_length() for one in exponents} == {256}
+    exponents = [dh.new_exponent() for _ in range(80)]
+    assert len({*exponents}) == 80
+    assert reduce(operator.or_, exponents) == (1 << 256) - 1  # each bit is 1 in some
+    assert reduce(operator.and_, exponents) == 1 << 255  # and 0 in others, but for the first
 
 
 def test_secret_keeps_its_leading_zeros() -> None:
@@ -187,6 +194,38 @@ def test_keys_follow_from_the_frames_as_readme_says(
     assert pair.client._keys == keys_of(running, pow(2, 77).to_bytes(256, "big"))
 
 
+def test_hash_and_keys_are_those_of_readme_written_out() -> None:
+    def mac(key: bytes, data: bytes) -> bytes:
+        return hmac.digest(key, data, "sha256")
+
+    running = bytes(range(32))
+    shared = bytes(range(256))
+    inner = hashlib.sha256(b"a frame").digest()
+    assert chained(running, b"a frame") == hashlib.sha256(running + inner).digest()
+    secret = mac(mac(running, shared), b"secure_chat v1 secret\1")  # RFC 5869
+    assert keys_of(running, shared) == {
+        "C2S-ENC": mac(secret, b"secure_chat v1 C2S-ENC\1")[:16],
+        "C2S-MAC": mac(secret, b"secure_chat v1 C2S-MAC\1"),
+        "S2C-ENC": mac(secret, b"secure_chat v1 S2C-ENC\1")[:16],
+        "S2C-MAC": mac(secret, b"secure_chat v1 S2C-MAC\1"),
+    }
+
+
+def test_signature_of_a_share_is_over_role_conversation_and_all_members(world: World) -> None:
+    pair = in_state(world, State.SHARE)
+    for direction, role, party in (
+        (C2S, "dh-client", world.alice),
+        (S2C, "dh-server", world.server),
+    ):
+        running = pair.client._running
+        kind = Kind.DH_CLIENT if direction is C2S else Kind.DH_SERVER
+        pair.say(direction, message(kind))
+        share = parse(pair.frames[-1])
+        signature = from_base64(share.pop("sig"))
+        under = pae(role, running, canonical(share))
+        assert is_signed(party.identity.public_key, under, signature)
+
+
 def test_session_keys_replace_the_temporary_ones_and_no_secret_stays(world: World) -> None:
     pair = in_state(world, State.CREDENTIALS)
     before = {**pair.client._keys}
@@ -205,7 +244,8 @@ def test_each_session_has_fresh_shares_and_keys(world: World) -> None:
     assert pairs[0].client.session_id != pairs[1].client.session_id
     shares = {parse(pair.frames[2])["A"] for pair in pairs}
     shares |= {parse(pair.frames[3])["B"] for pair in pairs}
-    assert len(shares) == 4
+    nonces = {parse(frame)["nonce"] for pair in pairs for frame in pair.frames[:2]}
+    assert (len(shares), len(nonces)) == (4, 4)
 
 
 def test_ends_that_do_not_pad_the_secret_disagree_with_those_that_do(
@@ -371,6 +411,33 @@ def test_msg_has_the_documents_members_in_clear_and_the_rest_are_sealed(world: W
     assert hidden.keys() == {"type", "payload", "tag"}
 
 
+def test_tag_is_over_direction_number_and_all_members(world: World) -> None:
+    pair = in_state(world, State.CREDENTIALS)
+    for number in range(2):
+        for direction, said in ((C2S, LOGIN), (S2C, message(Kind.REFUSED))):
+            pair.say(direction, said)
+            record = parse(pair.frames[-1])
+            tag = from_base64(record.pop("tag"))
+            key = pair.server._keys[f"{direction.name}-MAC"]
+            place = bytes([direction, *bytes(7), number])
+            assert tag == hmac.digest(key, place + canonical(record), "sha256")
+
+
+def test_what_is_inside_a_record_is_of_its_kind(world: World) -> None:
+    pair = in_state(world, State.CREDENTIALS)
+    inside = pair.client.encrypt(canonical({**LOGIN.members, "type": "register"}))
+    record = {"type": "login", "payload": to_base64(inside)}
+    tag = to_base64(pair.client._tag(C2S, canonical(record)))
+    assert isinstance(refusal(pair.server, canonical({**record, "tag": tag})), BadPayload)
+
+
+def test_only_a_msg_shows_its_members(world: World) -> None:
+    pair = in_state(world, State.CHAT)
+    for kind in Kind:
+        record = parse(pair.client._seal_record({**SAID.get(kind, {}), "type": kind.value}))
+        assert (record.keys() == {"type", "payload", "tag"}) == (kind is not Kind.MSG)
+
+
 @pytest.mark.parametrize("plaintext", [b"", b"a", bytes(16), bytes(4_096)])
 def test_what_is_encrypted_is_the_documents_iv_and_cbc(world: World, plaintext: bytes) -> None:
     pair = in_state(world, State.CREDENTIALS)
@@ -386,7 +453,47 @@ def test_ciphertext_of_a_wrong_length_is_refused(world: World, length: int) -> N
         in_state(world, State.CREDENTIALS).server.decrypt(bytes(length))
 
 
+def test_limits_are_those_of_readme() -> None:
+    assert (MAX_HANDSHAKE, MAX_FROM_CLIENT, MAX_FROM_SERVER) == (20_480, 65_536, 4_194_304)
+    assert (MAX_TEXT_BYTES, UPDATE_EVERY) == (4_096, 1_000)
+
+
 # States -------------------------------------------------------------------------------------------
+
+
+TABLE = """
+HELLO               >hello HELLO_BACK, <error ENDED
+HELLO_BACK          <server_hello SHARE, >error ENDED, <error ENDED
+SHARE               >dh_client SHARE_BACK, >error ENDED
+SHARE_BACK          <dh_server CREDENTIALS
+CREDENTIALS         >register JUDGING, >login JUDGING, >resume JUDGING, >error ENDED, <error ENDED
+JUDGING             <refused CREDENTIALS, <welcome SESSION_SHARE, >error ENDED, <error ENDED
+SESSION_SHARE       >dh_client SESSION_SHARE_BACK, >error ENDED, <error ENDED
+SESSION_SHARE_BACK  <dh_server READY, <error ENDED
+READY               >join JOINING, >bye ENDED, >error ENDED, <error ENDED
+JOINING             <room CHAT, >error ENDED, <error ENDED
+CHAT                >msg CHAT, <relay CHAT, <joined CHAT, <left CHAT
+CHAT                >dh_client UPDATING, <update ASKED, >leave LEAVING, >error ENDED, <error ENDED
+ASKED               >msg ASKED, <relay ASKED, <joined ASKED, <left ASKED
+ASKED               >dh_client UPDATING, >leave LEAVING, >error ENDED, <error ENDED
+UPDATING            <relay UPDATING, <joined UPDATING, <left UPDATING
+UPDATING            <update UPDATING, <dh_server CHAT, <error ENDED
+LEAVING             <relay LEAVING, <joined LEAVING, <left LEAVING
+LEAVING             <update LEAVING, <receipt RECEIPT, >error ENDED, <error ENDED
+RECEIPT             >receipt COUNTERSIGN, >error ENDED, <error ENDED
+COUNTERSIGN         <countersign READY, >error ENDED, <error ENDED
+"""  # > is said by the client, < by the server
+
+
+def test_table_is_the_one_of_readme() -> None:
+    moves = {}
+    for line in TABLE.strip().splitlines():
+        name, told = line.split(maxsplit=1)
+        for move in told.split(", "):
+            kind, following = move[1:].split()
+            moves[State[name], Kind(kind), C2S if move[0] == ">" else S2C] = State[following]
+    assert moves == ProtocolFSM.VALID_TRANSITIONS
+    assert ProtocolFSM().state is State.HELLO
 
 
 def test_conversation_reaches_every_state_of_the_table() -> None:
@@ -481,6 +588,8 @@ def test_session_is_not_pickled_and_shows_no_key(world: World) -> None:
     with pytest.raises(TypeError, match="keys"):
         pickle.dumps(pair.client)
     assert repr(pair.client) == "<Session of alice@example.org, READY>"
+    names = {label: hashlib.sha256(key).hexdigest()[:8] for label, key in pair.client._keys.items()}
+    assert pair.client.fingerprints() == names
     assert "a password" not in repr(LOGIN)
 
 
@@ -556,6 +665,12 @@ def test_frame_is_read_however_tcp_cuts_it(content: bytes, data: st.DataObject) 
         read_frame(recv)
 
 
+def test_frame_is_its_length_and_the_message_in_one_piece() -> None:
+    sent: list[bytes] = []
+    write_frame(sent.append, b"{}")
+    assert sent == [b"\0\0\0\2{}"]
+
+
 def test_error_says_only_a_known_word(world: World) -> None:
     pair = in_state(world, State.CHAT)
     with pytest.raises(LocalError):
@@ -593,6 +708,11 @@ def test_hash_is_64_lower_case_digits(text: str) -> None:
 
 
 # Signatures ---------------------------------------------------------------------------------------
+
+
+def test_signed_bytes_are_those_of_readme_written_out() -> None:
+    start = b"\0\0\0\x0bsecure_chat\0\0\0\3msg\0\0\0\1\1"
+    assert pae("msg", b"", b"ab") == start + b"\0\0\0\0\0\0\0\2ab"
 
 
 @given(st.sampled_from(KINDS), st.sampled_from(KINDS), st.lists(st.binary(max_size=8), max_size=4))

@@ -110,6 +110,31 @@ def test_both_hear_the_same_in_the_same_order(world: World) -> None:
     assert {view.index for view in views} == {4}
 
 
+def test_each_message_names_the_newest_head_its_recipients_and_a_fresh_commitment(
+    world: World,
+) -> None:
+    rooms = Rooms(world)
+    server = Server(rooms)
+    commitments = set()
+    for _ in range(3):
+        head = server.room.head
+        for said in say(rooms, server, ALICE, "yes"):
+            assert said.message.seen == head
+            assert said.message.recipients == (rooms.member(BOB).address,)
+            commitments.add(said.message.commitment)
+    assert len(commitments) == 3
+
+
+def test_recipients_are_sorted_whoever_came_first(world: World) -> None:
+    rooms = Rooms(world)
+    seat = rooms.seats[ALICE]
+    for number in (9, 5, 7):
+        seat.room.enter(Member(world.bob.identity, "", bytes([number]) * 32))
+    pairs = seat.compose("text", NOW_MS)["recipients"]
+    assert len(pairs) == 4
+    assert pairs == sorted(pairs)
+
+
 def test_two_who_speak_at_once_are_both_heard(world: World) -> None:
     rooms = Rooms(world)
     server = Server(rooms)
@@ -160,6 +185,7 @@ CHANGES: list[tuple[Change, type[ProtocolError]]] = [
     (lambda m: replace(m, room="elsewhere"), WrongRoom),
     (lambda m: replace(m, session=bytes(32)), WrongSender),
     (lambda m: replace(m, sender="0" * 64), WrongSender),
+    (lambda m: replace(m, sender=m.sender[:-1] + "01"[m.sender[-1] == "0"]), WrongSender),
     (lambda m: replace(m, session=bytes([2]) * 32), WrongSender),
     (lambda m: replace(m, seqno=1), WrongSeqno),
     (lambda m: replace(m, previous=b"x" * 32), LostMessage),
@@ -203,6 +229,39 @@ def test_message_that_another_signed_is_refused(world: World) -> None:
     _, relay = Server(rooms).relay(signed, sign(world.bob.private_key, signed), b"")
     with pytest.raises(BadMessageSignature):
         rooms.seats[BOB].hear(relay)
+
+
+FAULTS: dict[type[ProtocolError], dict[str, Any]] = {  # in the order in which they are looked for
+    WrongRoom: {"room": "elsewhere"},
+    WrongSender: {"session": bytes(32)},
+    BadMessageSignature: {},
+    WrongSeqno: {"seqno": 9},
+    Untimely: {"ts": 0},
+    LostMessage: {"previous": b"x" * 32},
+    Fork: {"seen": b"x" * 32},
+    BadHead: {},
+    BadOpening: {"commitment": bytes(32)},
+}
+
+
+@pytest.mark.parametrize("first", FAULTS)
+def test_of_several_faults_the_first_is_told(world: World, first: type[ProtocolError]) -> None:
+    rooms = Rooms(world)
+    message, _ = parse_said(
+        rooms.seats[ALICE].compose("text", NOW_MS), world.alice.identity.fingerprint
+    )
+    faults = [*FAULTS][[*FAULTS].index(first) :]
+    wrong = {name: value for fault in faults for name, value in FAULTS[fault].items()}
+    signed = replace(message, **wrong).encode()
+    signer = world.bob if BadMessageSignature in faults else world.alice
+    signature = sign(signer.private_key, signed)
+    _, relay = Server(rooms).relay(signed, signature, opening_of(rooms, ALICE))
+    if BadHead in faults:
+        entry, opening = parse_relay(relay)
+        relay = encode_relay(entry._replace(head_signature=signature), opening)
+    with pytest.raises(ProtocolError) as caught:
+        rooms.seats[BOB].hear(relay)
+    assert type(caught.value) is first
 
 
 @pytest.mark.parametrize("text", [b"another", b"\xff", b"x" * 5_000])
@@ -278,6 +337,10 @@ def test_message_may_be_five_minutes_old_or_early_and_no_more(world: World, offs
 # Members ------------------------------------------------------------------------------------------
 
 
+def test_limits_are_those_of_readme() -> None:
+    assert (MAX_MEMBERS, KNOWN_HEADS, WINDOW_MS) == (100, 4_096, 5 * 60 * 1_000)
+
+
 def test_session_has_one_stay_in_a_room(world: World) -> None:
     """In a second it would begin to count anew, and what it said in the first could be repeated."""
     rooms = Rooms(world)
@@ -311,7 +374,8 @@ def test_heads_that_are_remembered_are_bounded(world: World) -> None:
     member = Member(world.alice.identity, "", bytes(32))
     for number in range(KNOWN_HEADS + 10):
         room.extend(member, b"signed", number.to_bytes(32, "big"))
-    assert len(room._heads) == KNOWN_HEADS
+    newest = range(10, KNOWN_HEADS + 10)
+    assert [*room._heads] == [number.to_bytes(32, "big") for number in newest]
 
 
 def test_member_is_shown_with_a_certificate_that_holds(world: World) -> None:

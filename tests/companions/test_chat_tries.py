@@ -88,6 +88,12 @@ def at_once(count: int, run: Callable[[], str]) -> list[str]:
 # Waits --------------------------------------------------------------------------------------------
 
 
+def test_limits_are_those_of_readme() -> None:
+    assert (FREE_TRIES, FREE_OF_ADDRESS, tries.FORGET_MS) == (5, 100, 15 * 60 * 1_000)
+    assert (accounts.MIN_PASSWORD, accounts.MAX_QUEUE) == (8, 64)
+    assert accounts.TOKEN_LIFE_MS == 12 * 60 * 60 * 1_000
+
+
 def test_five_tries_are_free_and_then_waits_double_to_a_minute(bank: Bank) -> None:
     for _ in range(FREE_TRIES):
         assert bank.outcome(bank.alice, ALICE, WRONG) == "wrong password"

@@ -6,6 +6,8 @@ import contextlib
 import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
+from functools import reduce
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,7 @@ from companions.asymmetric import PrivateKey
 from companions.secure_chat.client import Client, Left, Talk, Updated, explain, tell_doubts
 from companions.secure_chat.evidence import Kept
 from companions.secure_chat.pins import Pins
-from companions.secure_chat.pki import Revoked, utc_now
+from companions.secure_chat.pki import Expired, Revoked, utc_now
 from companions.secure_chat.protocol import (
     BadSignature,
     Direction,
@@ -74,7 +76,7 @@ def test_conversation_hash_goes_on_with_the_shares_alone(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pair = in_state(world, State.CHAT)
-    running = pair.client._running
+    running = reduce(chained, pair.frames, b"")
     pair.say(C2S, message(Kind.MSG))
     pair.say(S2C, message(Kind.UPDATE))
     pair.say(C2S, message(Kind.DH_CLIENT))
@@ -91,6 +93,14 @@ def test_conversation_hash_goes_on_with_the_shares_alone(
         running = chained(running, frame)
     assert pair.client._running == pair.server._running == running
     assert pair.client._keys == keys_of(running, secrets[0])
+
+
+def test_numbers_of_records_go_on_through_an_update(world: World) -> None:
+    pair = in_state(world, State.CHAT)
+    before = {**pair.client._number}
+    update(pair)
+    assert pair.client._number == {way: number + 1 for way, number in before.items()}
+    assert pair.server._number == pair.client._number
 
 
 def test_share_of_an_earlier_update_is_refused_even_in_a_good_record(world: World) -> None:
@@ -212,6 +222,24 @@ def test_nothing_in_flight_is_lost_whoever_asks_and_whenever(
 )
 def test_table_decides_when_both_ends_ask(world: World, steps: list[int]) -> None:
     check_nothing_lost(Wire(world), steps)
+
+
+@pytest.mark.parametrize("is_server", [True, False])
+def test_certificate_is_judged_anew_at_each_update(world: World, is_server: bool) -> None:
+    """By its dates too: it may have expired meanwhile."""
+    pair = in_state(world, State.CHAT)
+    update(pair)
+    end = pair.server if is_server else pair.client
+    last = end.peer.certificate.not_valid_after_utc
+    later = Authority(world.keys[0])
+    later.publish(now=last)
+    end.trust = later.trust()
+    end.now = lambda: last + timedelta(seconds=1)
+    share = pair.client.seal(message(Kind.DH_CLIENT))
+    if not is_server:
+        pair.server.open(share)
+        share = pair.server.seal(message(Kind.DH_SERVER))
+    assert isinstance(refusal(end, share), Expired)
 
 
 def test_request_that_crosses_a_leave_is_void(world: World) -> None:

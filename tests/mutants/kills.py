@@ -76,22 +76,34 @@ def is_there(test: str) -> bool:
 
 @functools.cache
 def rest_of(path: str) -> str:
-    """Return the digest of a file of tests without the tests, and of the helpers it imports."""
-    tree = tree_of(path)
+    """Return the digest of a file of tests without the tests, and of all helpers below it."""
+    found: set[str] = set()
+    waiting = [path]
+    while waiting:  # helpers may import each other
+        file = waiting.pop()
+        if file not in found:
+            found.add(file)
+            waiting += helpers_of(file)
+    return digest(own_rest_of(file) for file in sorted(found))
+
+
+@functools.cache
+def own_rest_of(path: str) -> str:
+    """Return the lines of a file of tests or helpers that are not of a test."""
     tests = {
         number
-        for scope, nodes in scopes(tree).items()
+        for scope, nodes in scopes(tree_of(path)).items()
         if scope.rpartition(".")[2].startswith("test_")
         for node in nodes
         for number in range(node.lineno, node.end_lineno + 1)  # type: ignore[attr-defined]
     }
-    rest = [line for number, line in enumerate(lines_of(path), 1) if number not in tests]
-    return digest([*rest, *(rest_of(helper) for helper in helpers_of(path, tree))])
+    return "\n".join(line for number, line in enumerate(lines_of(path), 1) if number not in tests)
 
 
-def helpers_of(path: str, tree: ast.Module) -> list[str]:
+def helpers_of(path: str) -> list[str]:
     """Return the files below tests/ that a file imports, and the conftest.py beside it."""
-    modules = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    nodes = ast.walk(tree_of(path))
+    modules = {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
     files = {module.replace(".", "/") + ".py" for module in modules if module}
     files.add(str(Path(path).parent / "conftest.py"))
     return sorted(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 DEVICE = "companions/device_transfer/"
 PEERS = "companions/peer_messaging/"
+CHAT = "companions/secure_chat/"
 
 
 def core(*names: str) -> tuple[str, ...]:
@@ -16,6 +17,7 @@ def companion(*names: str) -> tuple[str, ...]:
 
 # Each module, with the test files that should notice, the likeliest first.
 MODULES = {
+    "guard.py": core("guard"),
     "crypto_utils.py": core("crypto_utils", "vectors"),
     "protocol_fsm.py": core("protocol_fsm", "vectors"),
     "channel.py": core("channel", "server", "seams"),
@@ -43,13 +45,36 @@ MODULES = {
     PEERS + "protocol.py": companion("peers_protocol"),
     PEERS + "identity.py": companion("peers_identity", "peers_programs"),
     PEERS + "peer.py": companion("peers_peer"),
+    CHAT + "protocol.py": companion("chat_protocol", "chat_updates"),
+    CHAT + "dh.py": companion("chat_protocol"),
+    CHAT + "pae.py": companion("chat_protocol", "chat_evidence"),
+    CHAT + "pins.py": companion("chat_pins"),
+    CHAT + "pki.py": companion("chat_pki", "chat_rooms"),
+    CHAT + "rooms.py": companion("chat_rooms", "chat_evidence"),
+    CHAT + "forms.py": companion("chat_evidence", "chat_rooms"),
+    CHAT + "transcript.py": companion("chat_evidence"),
+    CHAT + "evidence.py": companion("chat_evidence", "chat_programs", "chat_many_rooms"),
+    CHAT + "accounts.py": companion("chat_accounts", "chat_resume", "chat_tries"),
+    CHAT + "tries.py": companion("chat_tries", "chat_accounts"),
+    CHAT + "server.py": companion(
+        "chat_programs", "chat_updates", "chat_resume", "chat_many_rooms"
+    ),
+    "classroom/kit/graft.py": core("kit_grade"),
+    "classroom/kit/sandbox.py": core("kit_grade"),
+    "classroom/kit/grading.py": core("kit_grade"),
+    "classroom/live/safe.py": core("live"),
+    "classroom/conform/targets.py": core("conform"),
 }
 
 
 def wider(module: str) -> tuple[str, ...]:
     """Return the tests that a survivor has to survive, too."""
+    if module == "guard.py" or module.startswith("classroom/"):
+        return ()
     if module.startswith(PEERS):
         return companion("peers_node", "peers_talk", "peers_attacks", "peers_programs")
+    if module.startswith(CHAT):
+        return companion("chat_programs", "chat_updates", "chat_attacks")
     if module.startswith("companions/"):
         return companion("programs", "device", "server", "attacks")
     return core("server", "channel", "programs", "attacks", "keylog", "seams")

@@ -33,6 +33,7 @@ from tests.mutants.source import ROOT
 PROFILE_LIMIT_S = 300.0  # for a test that is watched, and slowed down by that
 MEMORY_BYTES = 4 << 30  # what a loop without an end may fill
 HEAVY = ("hypothesis", "Crypto.Cipher.AES", "cryptography.x509", "zmq", "tqdm")
+HEAVY += ("aiohttp", "argon2", "pydantic_settings", "sqlalchemy.dialects.mysql")
 UNWANTED = ("__pycache__", ".*", "evidence", "pictures")
 AT_IMPORT = "import"  # what no test was needed for
 FORKS = "fork" in multiprocessing.get_all_start_methods()
@@ -273,7 +274,7 @@ class Profiler(Plugin):
         root = f"{self._task.folder}{os.sep}"
         profile.entered |= {
             f"{name.removeprefix(root).replace(os.sep, '/')}:{line}"
-            for name, line in self._entered
+            for name, line in self._entered.copy()  # threads may still be about
             if name.startswith(root)
         }
 
