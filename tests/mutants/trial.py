@@ -32,7 +32,7 @@ from tests.mutants.source import ROOT
 
 PROFILE_LIMIT_S = 300.0  # for a test that is watched, and slowed down by that
 MEMORY_BYTES = 4 << 30  # what a loop without an end may fill
-HEAVY = ("hypothesis", "Crypto.Cipher.AES", "cryptography.x509", "zmq", "tqdm")
+HEAVY: tuple[str, ...] = ("hypothesis", "Crypto.Cipher.AES", "cryptography.x509", "zmq", "tqdm")
 HEAVY += ("aiohttp", "argon2", "pydantic_settings", "sqlalchemy.dialects.mysql")
 UNWANTED = ("__pycache__", ".*", "evidence", "pictures")
 AT_IMPORT = "import"  # what no test was needed for
