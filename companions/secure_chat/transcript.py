@@ -348,6 +348,7 @@ def save_receipt(path: Path, receipt: Receipt, countersignature: bytes | None) -
     try:
         file.append(canonical({**receipt.members(), "countersignature": mark}) + b"\n")
     except EvidenceFailed as error:
+        file.close()
         path.unlink()  # an empty one would look like a receipt
         raise UserError(f"cannot write {path}: {error.got}") from None
     finally:

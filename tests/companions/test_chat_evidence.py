@@ -324,6 +324,21 @@ def test_full_disk_is_told(whole: Case, tmp_path: Path, monkeypatch: pytest.Monk
     assert stay.message_count == 0
 
 
+def test_receipt_for_which_there_is_no_room_leaves_no_file(
+    whole: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = (whole.folder / "receipt.json").read_bytes()
+    receipt, countersignature = verify.read_receipt(data)
+
+    def full(file: int, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(UserError, match="No space left"):
+        save_receipt(tmp_path / "new.json", receipt, countersignature)
+    assert not (tmp_path / "new.json").exists()
+
+
 def test_part_of_a_line_on_a_full_disk_is_taken_away(
     whole: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
