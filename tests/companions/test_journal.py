@@ -202,7 +202,7 @@ def test_a_line_that_does_not_fit_leaves_nothing(
     def full(file: int, data: bytes = b"") -> int:
         if len(data) > 100:  # a disk with room for some of it
             return real(file, data[:100])
-        raise OSError(errno.ENOSPC, "not shown")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     entry = world.entry("text", "", b"x" * 54, 3)
     monkeypatch.setattr(os, name, full)

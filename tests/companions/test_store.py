@@ -285,7 +285,7 @@ def test_a_full_disk_leaves_nothing(
     def full(file: int, *data: bytes) -> NoReturn:
         if name == "close":
             real_close(file)
-        raise OSError(number, "not shown")
+        raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(os, name, full)
     with pytest.raises(StoreFailed) as failed:
