@@ -301,7 +301,7 @@ def test_a_folder_without_room_for_a_name_leaves_nothing(
     real_open = os.open
 
     def full(*given: object, **named: object) -> NoReturn:
-        raise OSError(errno.ENOSPC, "full")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def full_for_final(path: Path, flags: int, mode: int = 0o777) -> int:
         if path.name == "a":
