@@ -15,7 +15,7 @@ import pytest
 
 from classroom.kit import grade, grading
 from classroom.kit.check import ends, of_bug
-from classroom.kit.checks import CHECKS, Bench
+from classroom.kit.checks import CHECKS, Bench, own_rules
 from classroom.kit.dialect import Dialect, of, sources
 from classroom.kit.graft import MAX_FILE, Unreadable, grafted, submission
 from classroom.kit.grading import (
@@ -33,7 +33,7 @@ from classroom.kit.grading import (
     vetted,
 )
 from classroom.kit.others import is_killed, sorted_tests
-from classroom.kit.sandbox import Gone, Jail, Raised, Side, best_jail, folder_with, works
+from classroom.kit.sandbox import Asked, Gone, Jail, Raised, Side, best_jail, folder_with, works
 from classroom.kit.skeleton import Sources, cut
 from classroom.kit.tasks import BUGS, TASKS
 from program import UserError
@@ -495,30 +495,42 @@ def test_hostile_attack_is_stopped_and_costs_the_other_checks_nothing(
 
 
 SET = 'MINIMAL_SET: tuple[str, ...] = ("round", "ratchet")'
-TWO_FACED = """
-class TwoFaced(tuple):
-    def __iter__(self):
-        RUNS.append(1)
-        return iter(("round", "ratchet", "tag") if len(RUNS) < 2 else ("echo", "decoy"))
 
 
-"""
+class Changing(Asked):
+    """A child that says something else each time."""
+
+    def __init__(self) -> None:
+        self._answers = iter([["round", "ratchet", "tag"], ["echo", "decoy"]])
+
+    def do(self, code: str, **options: object) -> object:
+        return next(self._answers)
+
+
+def test_set_is_asked_for_once() -> None:
+    bench = Bench(Changing(), Changing(), lambda _: None, "")
+    assert own_rules(bench) == own_rules(bench) == {"round", "ratchet", "tag"}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("old", "new", "expected"),
     [
-        ("    has_replayed = False", "    RUNS.append(1)\n    has_replayed = len(RUNS) > 3", 4),
-        (SET, TWO_FACED + "MINIMAL_SET = TwoFaced()", 4),
+        (
+            "    has_replayed = False",
+            "    RUNS.append(1)\n    if len(RUNS) > 3:\n        return\n    has_replayed = False",
+            4,
+        ),
         ("    has_replayed = False", FLOOD.replace("\n", "\n    "), 0),
     ],
-    ids=["attack that counts its runs", "set that changes", "flood"],
+    ids=["attack that counts its runs", "flood"],
 )
 def test_set_that_is_not_minimal_is_found_out(
     old: str, new: str, expected: int, reference: Sources, judge: Reference
 ) -> None:
     text = reference["breaking.py"].replace(old, new)
+    end = "            yield next(frames)\n"
+    text = text.replace(end, f"{end}            return\n")  # whose child goes on
     text = text.replace(SET, SET.replace(")", ', "tag")')).replace(
         "class Frame", "RUNS = []\n\n\nclass Frame"
     )
