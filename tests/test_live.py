@@ -12,7 +12,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from http.cookies import SimpleCookie
 from pathlib import Path
 from typing import Any
@@ -56,16 +56,21 @@ class Reader:
         self.cookie = ""
 
     def ask(
-        self, path: str, method: str = "GET", body: bytes | None = None, **headers: str
+        self,
+        path: str,
+        method: str = "GET",
+        body: bytes | None = None,
+        **headers: str | Sequence[str],
     ) -> tuple[int, http.client.HTTPMessage, str]:
         """Return status, headers and text; `headers` in place of those that a browser sends."""
         wanted = {"Host": self.door.host, "Cookie": self.cookie, **headers}
         connection = http.client.HTTPConnection("127.0.0.1", int(self.door.host.split(":")[1]))
         with contextlib.closing(connection):
             connection.putrequest(method, path, skip_host=True)
-            for name, value in wanted.items():
-                if value:
-                    connection.putheader(name, value)
+            for name, values in wanted.items():
+                for value in [values] if isinstance(values, str) else values:
+                    if value:
+                        connection.putheader(name, value)
             if body is not None:
                 connection.putheader("Content-Length", str(len(body)))
             connection.endheaders(body)
@@ -95,12 +100,13 @@ def reader(room: Room) -> Iterator[Reader]:
 
 
 def test_the_token_is_swapped_for_a_cookie_and_leaves_the_address(reader: Reader) -> None:
-    status, headers, _ = reader.ask(reader.door.address.removeprefix(reader.door.origin))
+    address = reader.door.address
+    status, headers, _ = reader.ask(address.removeprefix(reader.door.origin))
     assert (status, headers["Location"]) == (303, "/")
     (cookie,) = SimpleCookie(headers["Set-Cookie"]).values()
     assert (cookie["httponly"], cookie["samesite"], cookie["path"]) == (True, "Strict", "/")
     assert cookie["domain"] == ""
-    assert cookie.value not in reader.door.address
+    assert cookie.value not in address
     reader.cookie = f"{cookie.key}={cookie.value}"
     assert reader.ask("/")[0] == 200
 
@@ -150,6 +156,20 @@ def test_another_origin_is_refused_even_with_the_cookie(reader: Reader, origin: 
     assert reader.ask("/", Origin=reader.door.origin)[0] == 200
 
 
+def test_two_hosts_or_origins_are_refused_though_one_is_ours(reader: Reader) -> None:
+    reader.enter()
+    host, origin = reader.door.host, reader.door.origin
+    for other in ([host, "evil.example"], ["evil.example", host]):
+        assert reader.ask("/", Host=other)[0] in (400, 403)
+    for other in ([origin, "http://evil.example"], ["http://evil.example", origin]):
+        assert reader.ask("/", Origin=other)[0] == 403
+
+
+def test_a_page_may_be_asked_for_its_headers_alone(reader: Reader) -> None:
+    reader.enter()
+    assert reader.ask("/", "HEAD")[0] == 200
+
+
 def test_what_is_posted_must_name_its_origin(reader: Reader) -> None:
     reader.enter()
     assert reader.ask("/log", "POST", b"{}")[0] == 403
@@ -175,6 +195,9 @@ def test_every_answer_has_the_headers(reader: Reader, path: str, is_in: bool) ->
     }
     assert headers["Referrer-Policy"] == "no-referrer"
     assert headers["X-Content-Type-Options"] == "nosniff"
+    assert headers["X-Frame-Options"] == "DENY"
+    assert headers["Cross-Origin-Opener-Policy"] == "same-origin"
+    assert headers["Cross-Origin-Resource-Policy"] == "same-origin"
     assert headers["Cache-Control"] == "no-store"
 
 

@@ -802,6 +802,8 @@ def test_a_session_is_spent_when_hardly_any_of_our_own_numbers_are_left(
     assert pair.carry(Kind.TEXT, sender).sequence == 2**32 - 2**16 - 1
     assert (session.next_number, session.is_spent) == (2**32 - 2**16, True)
     assert (peer.next_number, peer.is_spent) == (1, False), "it has its own"
+    session.seal(Message(Kind.PING))
+    assert session.is_spent, "and stays so"
 
 
 @ROLES

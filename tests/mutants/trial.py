@@ -32,8 +32,17 @@ from tests.mutants.source import ROOT
 
 PROFILE_LIMIT_S = 300.0  # for a test that is watched, and slowed down by that
 MEMORY_BYTES = 4 << 30  # what a loop without an end may fill
-HEAVY: tuple[str, ...] = ("hypothesis", "Crypto.Cipher.AES", "cryptography.x509", "zmq", "tqdm")
-HEAVY += ("aiohttp", "argon2", "pydantic_settings", "sqlalchemy.dialects.mysql")
+HEAVY = (
+    "hypothesis",
+    "Crypto.Cipher.AES",
+    "cryptography.x509",
+    "zmq",
+    "tqdm",
+    "aiohttp",
+    "argon2",
+    "pydantic_settings",
+    "sqlalchemy.dialects.mysql",
+)
 UNWANTED = ("__pycache__", ".*", "evidence", "pictures")
 AT_IMPORT = "import"  # what no test was needed for
 FORKS = "fork" in multiprocessing.get_all_start_methods()
