@@ -28,7 +28,7 @@ Outside = TypeVar("Outside", bound=Callable[..., None])
 
 
 OUTSIDE_S = 60.0  # that an attack from outside may take
-GRACE_S = 1.0  # for what is about to end
+GRACE_S = 5.0  # for what is about to end, on a busy machine too
 
 
 class NotEnded(Exception):
