@@ -38,7 +38,7 @@ def test_twice_is_twice():
     assert twice(3) == 6
 """
 TABLE = """
-MODULES = {"door.py": ("tests/test_door.py",)}
+MODULES = {"door.py": ("tests/test_door.py", "tests/test_slow.py")}
 
 def wider(module):
     return ()
@@ -58,6 +58,7 @@ class House:
         (folder / "door.py").write_text(DOOR)
         (folder / "tests" / "heights.py").write_text("TREE = 20\n")
         (folder / "tests" / "test_door.py").write_text(DOOR_TESTS)
+        (folder / "tests" / "test_slow.py").write_text("")  # as if all its tests were slow
         self.write_lists("", "")
 
     def write_lists(self, named_lines: str, equivalent_lines: str) -> None:

@@ -168,6 +168,21 @@ def test_a_lone_client_waits_for_nobody() -> None:
         assert client.report([])["mean"] is None
 
 
+def test_each_epoch_is_recorded_and_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    with serving(window_s=0.05) as (server, journal):
+        with client_for(server, 3) as one, client_for(server, 4) as other:
+            one.report([20.5])
+            other.report([22.5])  # in an epoch that waits for the first in vain
+        closed = [(record.client_id, record.detail) for record in journal.of("epoch")]
+    assert [(client_id, getattr(epoch, "number", epoch)) for client_id, epoch in closed] == [
+        (0, 1),
+        (0, 2),
+    ]
+    told = [line for line in caplog.messages if "participants" in line]
+    assert [line.partition("  ")[0] for line in told] == ["epoch 1", "epoch 2"]
+
+
 def test_clients_that_start_at_random_offsets_share_every_epoch_from_then_on() -> None:
     seed = random.randrange(2**32)
     rng = random.Random(seed)

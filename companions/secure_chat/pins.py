@@ -68,15 +68,14 @@ class Pins:
         if self._path is None:
             return
         try:
-            append_whole(self._path, ("\n" * self._is_cut() + line).encode("ascii"))
+            append_whole(self._path, ("\n" * _is_cut(self._path) + line).encode("ascii"))
         except OSError as error:
             raise UserError(f"cannot write {self._path}: {reason_of(error)}") from None
 
-    def _is_cut(self) -> bool:
-        """Return whether the last line has no end, as some editors leave it."""
-        if self._path is None or not self._path.exists():
-            return False
-        return not (b"\n" + self._path.read_bytes()).endswith(b"\n")
+
+def _is_cut(path: Path) -> bool:
+    """Return whether the last line has no end, as some editors leave it."""
+    return path.exists() and not (b"\n" + path.read_bytes()).endswith(b"\n")
 
 
 def _read(path: Path) -> dict[str, str]:

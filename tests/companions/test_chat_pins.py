@@ -62,6 +62,7 @@ def test_first_key_is_taken_and_another_is_refused(keys: list[PrivateKey], tmp_p
         with pytest.raises(OtherKey) as caught:
             known.check_key(second)
         assert caught.value.got == key_fingerprint(second.public_key)
+        assert known.meet(first) == key_fingerprint(first.public_key)
     assert path.read_text() == f"{SERVER} {key_fingerprint(first.public_key)}\n"
 
 
@@ -113,6 +114,8 @@ def test_file_is_its_owners(keys: list[PrivateKey], tmp_path: Path) -> None:
     path = tmp_path / "known_keys.txt"
     Pins(path).meet(server_of(Authority(keys[0]), keys[1]))
     assert path.stat().st_mode & 0o777 == 0o600
+    path.chmod(0o755)  # which others cannot write, either
+    Pins(path)
 
 
 @pytest.mark.parametrize(
@@ -136,8 +139,11 @@ def test_line_that_cannot_be_read_is_named(tmp_path: Path, line: str) -> None:
 
 
 def test_file_that_cannot_be_used_is_one_sentence(keys: list[PrivateKey], tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="cannot read"):
-        Pins(tmp_path)
+    (tmp_path / "latin").write_bytes(b"caf\xe9")
+    (tmp_path / "latin").chmod(0o600)
+    for path in (tmp_path, tmp_path / "latin"):
+        with pytest.raises(UserError, match="cannot read"):
+            Pins(path)
     pins = Pins(tmp_path / "missing" / "known_keys.txt")
     with pytest.raises(UserError, match="cannot write"):
         pins.meet(server_of(Authority(keys[0]), keys[1]))

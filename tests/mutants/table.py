@@ -23,7 +23,7 @@ MODULES = {
     "channel.py": core("channel", "server", "seams"),
     "program.py": core("program", "programs"),
     "endpoint.py": core("endpoint", "keylog", "programs"),
-    "server.py": core("roster", "server", "programs"),
+    "server.py": core("roster", "server", "documents", "programs"),
     "client.py": core("readings", "programs", "server"),
     "lab/frames.py": core("lab", "proxy", "attacks"),
     "lab/proxy.py": core("proxy", "lab", "attacks"),
