@@ -15,6 +15,7 @@ import math
 import os
 import queue
 import signal
+import socket
 import sys
 import textwrap
 import threading
@@ -214,12 +215,12 @@ def to_stderr(text: str) -> None:
 
 def reason_of(error: Exception) -> str:
     """Return what the system says of an error, without the rest."""
-    reason: str = getattr(error, "strerror", None) or ""
-    if getattr(error, "winerror", None) or not reason:  # Windows has words of its own
-        known = os.strerror(getattr(error, "errno", None) or 0)
-        if isinstance(error, OSError) and error.errno and not known.startswith("Unknown error"):
-            return known  # else one of Windows' sockets
-    return reason or str(error)
+    reason: str = getattr(error, "strerror", None) or str(error)
+    if not isinstance(error, OSError) or not error.errno or isinstance(error, socket.gaierror):
+        return reason
+    known = os.strerror(error.errno)
+    is_of_windows = getattr(error, "winerror", None) and not known.startswith("Unknown error")
+    return known if reason.startswith(known) or not error.strerror or is_of_windows else reason
 
 
 def read_text(path: Path) -> str:

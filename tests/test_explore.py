@@ -611,14 +611,14 @@ def test_wrong_flags_are_refused_in_one_sentence(
 
 
 @pytest.mark.slow
-def test_nothing_breaks_in_a_hundred_thousand_worlds_of_four_sessions() -> None:
-    done = run_explore("--states", "100000", "--sessions", "4")
+def test_nothing_breaks_in_thirty_thousand_worlds_of_four_sessions() -> None:
+    done = run_explore("--states", "30000", "--sessions", "4")
     assert done.returncode == 0, done.stderr
     assert "no promise was broken" in done.stdout
     worlds, transitions, depth = (
         int(line.split()[0].replace(",", "")) for line in done.stdout.splitlines()[1:4]
     )
-    assert worlds >= 100_000
+    assert worlds >= 30_000
     assert transitions > worlds
     assert depth >= 5
     assert max(map(len, done.stdout.splitlines())) <= 80
@@ -648,23 +648,13 @@ def test_a_roster_that_takes_a_held_report_for_new_is_found() -> None:
 
 
 @pytest.mark.slow
-def test_every_minimal_set_has_a_story_that_works_on_sockets() -> None:
-    done = run_explore("--sets", "--replay")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert max(map(len, done.stdout.splitlines())) <= 80
-    assert "On sockets:" not in done.stdout, "all are the same there"
-    sets = minimal_sets()
-    assert done.stdout.count("without {") == len(sets)
-    assert done.stdout.count("Not looked at") == sum(not names <= LOOKED_AT for names in sets)
-
-
-@pytest.mark.slow
-def test_stories_of_minimal_sets_break_nothing_in_the_real_protocol() -> None:
+def test_stories_of_minimal_sets_work_on_sockets_and_break_nothing_in_the_real_protocol() -> None:
     sets = [names for names in minimal_sets() if names <= LOOKED_AT]
-    for names in random.sample(sets, 4):  # others in each run: all of them take minutes
+    for names in random.sample(sets, 3):  # others in each run: `--sets --replay` takes minutes
         print("without", sorted(names))
-        tale = tell((names, 100_000, False))
+        tale = tell((names, 100_000, True))
         assert tale.shortest.story
+        assert tale.on_sockets == (tale.shortest.words, tale.whole.words)
         assert tale.needed, "a story that needs nothing to be missing"
         assert tale.whole.story or tale.whole.is_complete
         for found in (tale.shortest, tale.whole):

@@ -5,6 +5,7 @@ The lines behind `#` in an `sh` block are words that the command above them prin
 
 from __future__ import annotations
 
+import random
 import re
 
 import pytest
@@ -139,6 +140,8 @@ QUICK = (  # one of each kind; the others take as long, and are many
     "python attacks.py --seed 1 stolen-chain-keys",
     "python attacks.py --without documented recorded-server hold-until-reconnected cut",
 )
+OF_CHAT = [command for command in COMMANDS if "secure_chat" in command]
+OTHERS = [command for command in COMMANDS if command not in (*QUICK, *OF_CHAT)]
 
 
 def test_every_command_runs_attacks_and_is_said_to_print_something(book: Book) -> None:
@@ -165,9 +168,16 @@ def test_a_command_prints_what_is_quoted_below_it(command: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", [command for command in COMMANDS if command not in QUICK])
+@pytest.mark.parametrize("command", OTHERS)
 def test_every_other_command_prints_what_is_quoted_below_it(command: str) -> None:
     check_command(command)
+
+
+@pytest.mark.slow
+def test_commands_of_secure_chat_print_what_is_quoted_below_them() -> None:
+    """Others in each run: each generates RSA keys first, and all of them take minutes."""
+    for command in random.sample(OF_CHAT, 8):
+        check_command(command)
 
 
 # What only this page claims -----------------------------------------------------------------------

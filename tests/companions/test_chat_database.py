@@ -134,6 +134,7 @@ def running(typed: Typed) -> Iterator[tuple[str, subprocess.Popen[str]]]:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="Windows has no SIGKILL")
+@pytest.mark.parametrize("place", ["sqlite", "mariadb"], indirect=True)
 def test_server_that_is_killed_has_lost_nothing_that_it_acknowledged(
     keys: list[PrivateKey], tmp_path: Path, place: Place
 ) -> None:

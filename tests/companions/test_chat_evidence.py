@@ -8,6 +8,7 @@ import hashlib
 import itertools
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -389,8 +390,8 @@ def test_changed_byte_is_found_in_its_line(whole: Case, data: st.DataObject) -> 
 
 
 @pytest.mark.slow
-def test_every_changed_byte_is_found_in_its_line(whole: Case) -> None:
-    for place in range(len(whole.lines)):
+def test_any_changed_byte_is_found_in_its_line(whole: Case) -> None:
+    for place in random.sample(range(len(whole.lines)), len(whole.lines) // 5):
         lines = bytearray(whole.lines)
         lines[place] ^= 1
         refuse(whole, rf"^line {whole.lines[:place].count(10) + 1}: ", bytes(lines))

@@ -119,6 +119,7 @@ def test_a_folder_is_kept_and_an_existing_one_refused(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("demo", ["device_transfer", "peer_messaging"], indirect=True)
 def test_a_demo_shows_all_of_it_within_80_columns_and_leaves_nothing(
     demo: Demo, tmp_path: Path
 ) -> None:

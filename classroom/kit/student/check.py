@@ -19,7 +19,11 @@ from typing import Any
 try:
     from Crypto.Cipher import AES
 except ImportError:
-    sys.exit("check.py: this Python has no package Crypto; activate .venv, as in HANDOUT.md")
+    print(
+        "check.py: this Python has no package Crypto; activate .venv, as in HANDOUT.md",
+        file=sys.stderr,
+    )
+    sys.exit(2)
 
 HERE = Path(__file__).parent
 TASKS = (
