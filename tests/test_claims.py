@@ -157,9 +157,9 @@ def test_claims_page_is_drawn_from_the_data(book: Book) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [book.name for book in COMPANIONS])
 def test_sets_of_a_companion_are_those_that_the_search_finds(name: str) -> None:
-    """A few attacks, others in each run: all of them take half an hour."""
+    """An attack, another in each run: all of them take half an hour."""
     written = json.loads((BOOKS[name].data / "sets.json").read_text("utf-8"))
-    flags = [f"--attack={attack}" for attack in random.sample([*written["sets"]], 2)]
+    flags = [f"--attack={attack}" for attack in random.sample([*written["sets"]], 1)]
     done = subprocess.run(
         [sys.executable, "-m", f"companions.{name}.matrix", "--json", *flags],
         cwd=ROOT,

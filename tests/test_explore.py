@@ -611,14 +611,14 @@ def test_wrong_flags_are_refused_in_one_sentence(
 
 
 @pytest.mark.slow
-def test_nothing_breaks_in_thirty_thousand_worlds_of_four_sessions() -> None:
-    done = run_explore("--states", "30000", "--sessions", "4")
+def test_nothing_breaks_in_ten_thousand_worlds_of_four_sessions() -> None:
+    done = run_explore("--states", "10000", "--sessions", "4")
     assert done.returncode == 0, done.stderr
     assert "no promise was broken" in done.stdout
     worlds, transitions, depth = (
         int(line.split()[0].replace(",", "")) for line in done.stdout.splitlines()[1:4]
     )
-    assert worlds >= 30_000
+    assert worlds >= 10_000
     assert transitions > worlds
     assert depth >= 5
     assert max(map(len, done.stdout.splitlines())) <= 80
@@ -650,7 +650,7 @@ def test_a_roster_that_takes_a_held_report_for_new_is_found() -> None:
 @pytest.mark.slow
 def test_stories_of_minimal_sets_work_on_sockets_and_break_nothing_in_the_real_protocol() -> None:
     sets = [names for names in minimal_sets() if names <= LOOKED_AT]
-    for names in random.sample(sets, 3):  # others in each run: `--sets --replay` takes minutes
+    for names in random.sample(sets, 1):  # others in each run: `--sets --replay` takes minutes
         print("without", sorted(names))
         tale = tell((names, 100_000, True))
         assert tale.shortest.story

@@ -14,7 +14,8 @@ from tests.programs import ROOT, TIMEOUT_S, posix_only
 
 BOUND = "import resource, runpy, sys; size = int(sys.argv.pop(1))"
 BOUND += "; resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))"
-BOUND += "; sys.argv.pop(0); sys.path[0] = ''; "
+BOUND += "; sys.argv.pop(0); sys.path[0] = ''"
+BOUND += "; sys.dont_write_bytecode = True; "  # or those who come later find half of it
 SCRIPT = BOUND + "runpy.run_path(sys.argv[0], run_name='__main__')"
 MODULE = BOUND + "runpy.run_module(sys.argv[0], run_name='__main__', alter_sys=True)"
 ROOM = 600  # bytes of a file

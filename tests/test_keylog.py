@@ -206,7 +206,7 @@ def test_a_full_disk_ends_no_session_and_is_reported_when_it_ends(tmp_path: Path
     log = tmp_path / "log"
     with running_server() as (server, port):
         done = subprocess.run(
-            ["sh", "-c", f'ulimit -f 1; exec "$0" client.py 1 --port {port} --keylog {log} "$@"']
+            ["sh", "-c", f'ulimit -f 1; exec "$0" -B client.py 1 --port {port} --keylog {log} "$@"']
             + [sys.executable, "--rounds", "2", "--interval", "0.01"],
             cwd=ROOT,
             text=True,

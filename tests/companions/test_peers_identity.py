@@ -375,6 +375,7 @@ def test_empty_lines_are_skipped_and_counted(tmp_path: Path) -> None:
 
 FULL = """
 import resource, sys
+sys.dont_write_bytecode = True
 from pathlib import Path
 from companions.peer_messaging import identity
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))
