@@ -405,7 +405,7 @@ def test_a_revocation_needs_no_restart(pki: Path, tmp_path: Path) -> None:
 def test_a_killed_device_leaves_nothing_and_a_killed_server_is_cleaned_up_after(
     pki: Path, tmp_path: Path
 ) -> None:
-    large = sparse(tmp_path / "large.bin", 2**27)
+    large = sparse(tmp_path / "large.bin", 2**30)
     received = tmp_path / "received"
     with serving(pki, received) as server:
         with device(pki, server.port, large) as sender:
