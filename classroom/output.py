@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 from pathlib import Path
 from typing import Any
@@ -19,14 +20,18 @@ def needed(name: str) -> Any:
         raise UserError(f"this needs {name}: pip install -r requirements-evidence.txt") from None
 
 
-def filled(template: str, **values: object) -> str:
-    """Return what a template of this folder makes; HTML is escaped. Raises UserError."""
-    jinja2 = needed("jinja2")
+@functools.cache
+def _template(jinja2: Any, name: str) -> Any:
+    """Return a template of this folder, compiled."""
     environment = jinja2.Environment(
-        autoescape=template.endswith(".html.j2"),
+        autoescape=name.endswith(".html.j2"),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    text = (Path(__file__).parent / template).read_text("utf-8")
-    return str(environment.from_string(text).render(**values))
+    return environment.from_string((Path(__file__).parent / name).read_text("utf-8"))
+
+
+def filled(template: str, **values: object) -> str:
+    """Return what a template of this folder makes; HTML is escaped. Raises UserError."""
+    return str(_template(needed("jinja2"), template).render(**values))

@@ -20,7 +20,7 @@ if importlib.util.find_spec("hypothesis"):
     from hypothesis import settings
 
     # A slow machine is no defect of ours; what failed can be repeated from what is printed.
-    settings.register_profile("lab", deadline=None, print_blob=True, max_examples=50)
+    settings.register_profile("lab", deadline=None, print_blob=True, max_examples=30)
     settings.load_profile("lab")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import subprocess
 from pathlib import Path
 
@@ -19,27 +20,29 @@ CORE = (
 )
 
 
-def imports_of(path: Path) -> set[str]:
-    """Return the top-level names that a file imports, wherever in it."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-        if isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative import"
-            found.add((node.module or "").split(".")[0])
-    return found
+@functools.cache
+def tree_of(path: Path) -> ast.Module:
+    """Return the syntax tree of a file."""
+    return ast.parse(path.read_text("utf-8"), str(path))
 
 
-def modules_imported(path: Path) -> set[str]:
-    """Return the dotted names of the modules that a file imports, wherever in it."""
+@functools.cache
+def modules_imported(path: Path) -> frozenset[str]:
+    """Return the dotted names that a file imports, of modules and from them, wherever in it."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+    for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            assert node.module
             found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return found
+    return frozenset(found)
+
+
+def imports_of(path: Path) -> set[str]:
+    """Return the top-level names that a file imports, wherever in it."""
+    return {name.partition(".")[0] for name in modules_imported(path)}
 
 
 def tracked_files() -> list[Path]:

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from hypothesis import given, settings
+    from hypothesis import given
     from hypothesis import strategies as st
 else:
     try:
-        from hypothesis import given, settings
+        from hypothesis import given
         from hypothesis import strategies as st
     except ModuleNotFoundError:
 
@@ -41,9 +41,5 @@ else:
 
             return without_arguments
 
-        def settings(*arguments: Any, **options: Any) -> Any:
-            """Change nothing."""
-            return lambda test: test
 
-
-__all__ = ["given", "settings", "st"]
+__all__ = ["given", "st"]

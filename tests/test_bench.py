@@ -177,6 +177,7 @@ def test_the_longest_bar_is_that_of_the_highest_rate() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_or_is_silent_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(Failed, match="died"), process(exit) as pipe:
         hear(pipe)

@@ -16,11 +16,12 @@ from pathlib import Path
 
 import pytest
 
-from lab.claims import VERDICTS, Claim, Sets, as_json, read_claims, read_sets
+from lab.claims import VERDICTS, Sets, as_json, read_claims, read_sets
 from lab.rules import meaning
 from program import UserError
 from tests import diagrams
 from tests.books import BOOKS, COMPANIONS, CORE, ROOT, Book, names_of_tests_in, resolve
+from tests.cases import case
 
 SOURCES = ["attack", "test", "exploration", "model"]
 MODEL_PAGE = (ROOT / "classroom/model/README.md").read_text("utf-8")
@@ -29,8 +30,6 @@ MODELLED = {
     for row in re.findall(r"^\| `\w+\.pv` \|.*", MODEL_PAGE, re.M)
     for claim in re.findall(r"\bS-\d+", row)
 }
-CLAIMS = [(book, claim) for book in BOOKS.values() for claim in book.told.claims]
-each_claim = pytest.mark.parametrize(("book", "claim"), CLAIMS, ids=[c.id for _, c in CLAIMS])
 
 
 @pytest.fixture(params=[*BOOKS.values()], ids=[*BOOKS])
@@ -42,34 +41,33 @@ def book(request: pytest.FixtureRequest) -> Book:
 # What a row names is there ------------------------------------------------------------------------
 
 
-@each_claim
-def test_code_attacks_and_tests_of_a_claim_exist(book: Book, claim: Claim) -> None:
-    assert claim.code
-    for symbol in claim.code:
-        resolve(symbol)
-    assert not {*claim.attacks} - book.attacks.keys()
-    assert claim.tests
-    for test in claim.tests:
-        path, _, name = test.partition("::")
-        assert name in names_of_tests_in(path), test
+def test_code_attacks_and_tests_of_a_claim_exist(book: Book) -> None:
+    for claim in book.told.claims:
+        assert claim.code, claim.id
+        for symbol in claim.code:
+            resolve(symbol)
+        assert not {*claim.attacks} - book.attacks.keys(), claim.id
+        assert claim.tests, claim.id
+        for test in claim.tests:
+            path, _, name = test.partition("::")
+            assert name in names_of_tests_in(path), test
 
 
-@each_claim
-def test_a_verdict_rests_on_what_stands_beside_it(book: Book, claim: Claim) -> None:
-    assert claim.verdict in VERDICTS
-    assert [*claim.rests_on] == [source for source in SOURCES if source in claim.rests_on]
-    assert ("attack" in claim.rests_on) == bool(claim.attacks and claim.family)
-    assert ("test" in claim.rests_on) == bool(claim.tests)
-    assert ("model" in claim.rests_on) == (book is CORE and claim.id in MODELLED)
-    assert claim.condition or claim.verdict == "holds", "a limit without its words"
+def test_a_verdict_rests_on_what_stands_beside_it(book: Book) -> None:
+    for claim in book.told.claims:
+        with case(claim.id):
+            assert claim.verdict in VERDICTS
+            assert [*claim.rests_on] == [source for source in SOURCES if source in claim.rests_on]
+            assert ("attack" in claim.rests_on) == bool(claim.attacks and claim.family)
+            assert ("test" in claim.rests_on) == bool(claim.tests)
+            assert ("model" in claim.rests_on) == (book is CORE and claim.id in MODELLED)
+            assert claim.condition or claim.verdict == "holds", "a limit without its words"
 
 
-@each_claim
-def test_an_attack_that_nothing_prevents_is_no_witness_for_what_holds(
-    book: Book, claim: Claim
-) -> None:
-    if claim.verdict == "holds":
-        assert not [name for name in claim.attacks if book.attacks[name].noticed]
+def test_an_attack_that_nothing_prevents_is_no_witness_for_what_holds(book: Book) -> None:
+    for claim in book.told.claims:
+        if claim.verdict == "holds":
+            assert not [name for name in claim.attacks if book.attacks[name].noticed], claim.id
 
 
 def test_claims_are_numbered_in_order(book: Book) -> None:

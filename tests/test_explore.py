@@ -260,6 +260,7 @@ def test_keys_that_stay_from_the_third_round_on_take_three_rounds() -> None:
     assert rounds_of(ONE) == 3
 
 
+@pytest.mark.slow
 def test_clients_with_one_key_are_found_by_an_insider() -> None:
     mistake = without(["client-keys"]).session
     assert Explorer(mistake, ONE, has_thief=True).search(100).words == (
@@ -520,6 +521,7 @@ def test_a_story_is_the_shortest_and_is_told_in_words() -> None:
     assert tale.whole is tale.shortest
 
 
+@pytest.mark.slow
 def test_a_story_needs_its_rules_to_be_missing_and_no_others() -> None:
     echo = frozenset({"echo"})
     binding = frozenset({"binding"})
@@ -530,6 +532,7 @@ def test_a_story_needs_its_rules_to_be_missing_and_no_others() -> None:
     assert not lasts(binding, story)
 
 
+@pytest.mark.slow
 def test_a_story_works_on_sockets_only_where_the_rules_are_missing() -> None:
     story = explorer(frozenset({"echo"})).search(100).story
     assert "no partner" in on_sockets(without(["echo"]), story, story[-1].end)

@@ -44,6 +44,7 @@ def test_one_bit_makes_900_of_100_only_where_no_tag_is_checked(
     assert acts[5].startswith("next: ")
 
 
+@pytest.mark.slow
 def test_an_attack_that_does_not_end_as_it_should_is_marked_and_fails(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -55,6 +56,7 @@ def test_an_attack_that_does_not_end_as_it_should_is_marked_and_fails(
     assert "1 refused, 0 not prevented (*), 1 NOT AS EXPECTED (!)" in out
 
 
+@pytest.mark.slow
 def test_a_story_that_goes_another_way_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(first, "without", lambda missing: Parts())
     assert run_main(monkeypatch) == 1

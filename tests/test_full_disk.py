@@ -88,6 +88,7 @@ def test_a_full_disk_is_a_sentence_and_nothing_is_half_written(
     assert found(folder, tmp_path) == before
 
 
+@pytest.mark.slow
 @posix_only
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no such device here")
 def test_help_that_cannot_be_printed_is_no_success() -> None:

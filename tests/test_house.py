@@ -11,7 +11,7 @@ import pytest
 
 import protocol_fsm
 from protocol_fsm import ProtocolError
-from tests.house import CORE, ROOT, imports_of, long_functions, tracked_files
+from tests.house import CORE, ROOT, imports_of, long_functions, tracked_files, tree_of
 
 BELOW: dict[str, set[str]] = {  # what each module of the core may import from the core
     "guard": set(),
@@ -62,14 +62,14 @@ def test_crypto_comes_from_libraries_and_tags_are_compared_in_constant_time() ->
 
 @pytest.mark.parametrize("module", CORE)
 def test_no_assert_guards_the_core_and_no_except_is_bare(module: str) -> None:
-    for node in ast.walk(ast.parse((ROOT / f"{module}.py").read_text())):
+    for node in ast.walk(tree_of(ROOT / f"{module}.py")):
         assert not isinstance(node, ast.Assert)
         assert not (isinstance(node, ast.ExceptHandler) and node.type is None)
 
 
 @pytest.mark.parametrize("module", CORE)
 def test_the_core_reads_only_the_monotonic_clock(module: str) -> None:
-    tree = ast.parse((ROOT / f"{module}.py").read_text())
+    tree = tree_of(ROOT / f"{module}.py")
     used = {
         node.attr
         for node in ast.walk(tree)
@@ -109,14 +109,14 @@ def test_names_inside_the_classes_are_there() -> None:
 
 @pytest.mark.parametrize("module", CORE)
 def test_functions_are_readable_in_one_breath(module: str) -> None:
-    tree = ast.parse((ROOT / f"{module}.py").read_text())
+    tree = tree_of(ROOT / f"{module}.py")
     assert not long_functions(tree)
 
 
 def test_every_public_thing_of_the_core_has_a_docstring() -> None:
     trivial = {"Opcode", "Direction", "Status", "ProtocolState", "main"}  # their lines say it
     for name in CORE:
-        for node in ast.parse((ROOT / f"{name}.py").read_text()).body:
+        for node in tree_of(ROOT / f"{name}.py").body:
             if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
                 assert ast.get_docstring(node) or node.name in trivial, f"{name}.{node.name}"
 

@@ -200,6 +200,7 @@ def test_a_refused_message_is_logged_with_the_check_and_so_is_the_farewell(tmp_p
     assert text_lines(tmp_path / "log")[-1][:2] == ["client", "accepted"]
 
 
+@pytest.mark.slow
 @posix_only
 def test_a_full_disk_ends_no_session_and_is_reported_when_it_ends(tmp_path: Path) -> None:
     """No disk is filled here: the file may have one block, and the system refuses the rest."""
@@ -223,6 +224,7 @@ def test_a_full_disk_ends_no_session_and_is_reported_when_it_ends(tmp_path: Path
     assert 0 < log.stat().st_size <= 1024
 
 
+@pytest.mark.slow
 def test_two_programs_share_a_log_that_opens_their_session(tmp_path: Path) -> None:
     log = tmp_path / "log"
     with running_server("--keylog", str(log)) as (server, port):

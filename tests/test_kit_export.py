@@ -293,6 +293,7 @@ def test_a_copied_module_of_another_dialect_meets_bad_tag_at_its_first_message()
     assert first_refusal(bob, bob) == ("", 6)
 
 
+@pytest.mark.slow
 def test_a_copied_step_is_wrong_even_where_two_dialects_differ_by_their_word_only() -> None:
     one, other = (load(dialect.sources(PLAIN._replace(word=word))) for word in ("0" * 8, "1" * 8))
     keys = dict.fromkeys(KEY_LABELS, b"x" * 32)

@@ -596,6 +596,7 @@ def test_a_line_of_a_log_is_read_by_its_kind_whatever_else_it_has() -> None:
     assert (run["ended"], len(run["rows"])) == ("client: e (1)", 1)
 
 
+@pytest.mark.slow
 def test_of_a_huge_log_the_page_is_told_what_it_has_room_for() -> None:
     sent = {"event": "sent", "to": "server", "message": "0a" * 1_000}
     lines = [{"attack": f"{number:01000}", **sent} for number in range(MOST_RUNS + 5)]

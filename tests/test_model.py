@@ -622,6 +622,7 @@ def fake(tmp_path: Path) -> Path:
 needs_sh = pytest.mark.skipif(sys.platform == "win32", reason="the fake proverif is a sh script")
 
 
+@pytest.mark.slow
 @needs_sh
 def test_the_runner_is_content_if_all_is_as_expected(fake: Path) -> None:
     code, out, err = run_model(path=str(fake))

@@ -178,6 +178,7 @@ def test_a_report_takes_any_real_numbers_and_names_the_limit_otherwise() -> None
         assert client.report([7])["sum"] == 7
 
 
+@pytest.mark.slow
 def test_a_report_takes_the_arrays_of_numpy() -> None:
     numpy = pytest.importorskip("numpy")
     assert plain_number(numpy.int64(3)) == 3

@@ -113,8 +113,12 @@ class Outline(html.parser.HTMLParser):
 
 
 @pytest.mark.parametrize("opcode", [*Opcode, 0, 255])
-@pytest.mark.parametrize("blocks", [0, 1, 2, 6])
-def test_fields_add_up_to_the_bytes_of_the_message(opcode: int, blocks: int) -> None:
+def test_fields_add_up_to_the_bytes_of_the_message(opcode: int) -> None:
+    for blocks in (0, 1, 2, 6):
+        check_fields(opcode, blocks)
+
+
+def check_fields(opcode: int, blocks: int) -> None:
     message = struct.pack(">BBIB", opcode, 3, 7, 1) + bytes(range(48 + 16 * blocks))
     fields = lab_fields(message)
     assert b"".join(field.content for field in fields) == message
@@ -132,11 +136,11 @@ def test_fields_add_up_to_the_bytes_of_the_message(opcode: int, blocks: int) -> 
     assert lab_title(message) == f"{name}, round 7"
 
 
-@pytest.mark.parametrize("length", range(60))
-def test_a_message_that_is_too_short_is_still_all_there(length: int) -> None:
-    message = bytes(range(length))
-    assert b"".join(field.content for field in lab_fields(message)) == message
-    assert lab_title(message)
+def test_a_message_that_is_too_short_is_still_all_there() -> None:
+    for length in range(60):
+        message = bytes(range(length))
+        assert b"".join(field.content for field in lab_fields(message)) == message
+        assert lab_title(message)
 
 
 @pytest.mark.slow

@@ -416,6 +416,7 @@ def test_a_real_interpreter_is_asked_for_real_versions(run: Any) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_an_interpreter_that_is_gone_or_too_old_does_not_work(
     run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -615,6 +616,7 @@ def test_an_encoding_or_warnings_of_the_user_hide_no_package(
     assert run.quietly([sys.executable, "-c", "import warnings; warnings.warn('old')"])[0] == 0
 
 
+@pytest.mark.slow
 def test_modules_where_the_user_is_hide_none_of_python(
     run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

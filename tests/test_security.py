@@ -134,11 +134,9 @@ COMMANDS = {
     for book in BOOKS.values()
     for command, words in commands(book.text("SECURITY.md"))
 }
-QUICK = (  # one of each kind; the others take as long, and are many
+QUICK = (  # the others take as long, and are many
     "python attacks.py --without tag flip-reading",
     "python attacks.py --without binding replay-session",
-    "python attacks.py --seed 1 stolen-chain-keys",
-    "python attacks.py --without documented recorded-server hold-until-reconnected cut",
 )
 OF_CHAT = [command for command in COMMANDS if "secure_chat" in command]
 OTHERS = [command for command in COMMANDS if command not in (*QUICK, *OF_CHAT)]

@@ -258,6 +258,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
     return attacks.main()
 
 
+@pytest.mark.slow
 def test_the_program_tells_one_attack_in_detail(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

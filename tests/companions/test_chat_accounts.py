@@ -60,6 +60,7 @@ def test_registered_user_can_log_in(some: Accounts, alice: Identity) -> None:
     assert made == some.login(alice, "ALICE@example.org", PASSWORD) == Account(1, ALICE, "alice")
 
 
+@pytest.mark.slow
 def test_table_has_an_argon2id_string_and_no_password(
     some: Accounts, alice: Identity, place: Place
 ) -> None:
@@ -130,6 +131,7 @@ def test_unfit_registration_leaves_nothing(
     assert place.rows("SELECT * FROM users") == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("username", ["Alice", "ALICE", "\uff41lice"])
 def test_name_that_looks_taken_is_taken(
     some: Accounts, alice: Identity, bob: Identity, username: str
@@ -155,6 +157,7 @@ def test_folding_twice_changes_nothing(name: str) -> None:
     assert fold(fold(name)) == fold(name)
 
 
+@pytest.mark.slow
 def test_password_is_the_same_from_every_keyboard(some: Accounts, alice: Identity) -> None:
     some.register(alice, ALICE, "alice", "caf\u00e9 au lait")
     some.login(alice, ALICE, "cafe\u0301 au lait")
@@ -284,6 +287,7 @@ def test_row_that_holds_no_hash_of_ours_is_refused(
         some.login(alice, ALICE, PASSWORD)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["sqlite"], indirect=True)  # elsewhere bytes stay bytes
 @pytest.mark.parametrize("column", ["username", "pwd_hash"])
 def test_row_that_was_edited_as_text_is_a_failure_with_its_reason(
@@ -296,6 +300,7 @@ def test_row_that_was_edited_as_text_is_a_failure_with_its_reason(
         some.login(alice, ALICE, PASSWORD)
 
 
+@pytest.mark.slow
 def test_name_that_was_edited_into_nonsense_can_be_shown(
     some: Accounts, alice: Identity, database: Database
 ) -> None:
@@ -305,6 +310,7 @@ def test_name_that_was_edited_into_nonsense_can_be_shown(
     assert some.login(alice, ALICE, PASSWORD).username == "\ufffd"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "hasher",
     [
@@ -323,6 +329,7 @@ def test_right_password_in_a_row_out_of_bounds_is_refused(
         some.login(alice, ALICE, PASSWORD)
 
 
+@pytest.mark.slow
 def test_weaker_hash_is_renewed_at_login(
     some: Accounts, alice: Identity, database: Database, place: Place
 ) -> None:
@@ -335,6 +342,7 @@ def test_weaker_hash_is_renewed_at_login(
     some.login(alice, ALICE, PASSWORD)
 
 
+@pytest.mark.slow
 def test_stolen_table_logs_nobody_in(some: Accounts, alice: Identity, place: Place) -> None:
     some.register(alice, ALICE, "alice", PASSWORD)
     [(stored,)] = place.rows("SELECT pwd_hash FROM users")

@@ -167,6 +167,7 @@ def test_unknown_rule_is_one_sentence() -> None:
         without(["padding"])
 
 
+@pytest.mark.slow
 def test_weakened_ends_refuse_every_network(pki: Pki) -> None:
     parts = without(["tag"])
     nobody: Any = None

@@ -126,6 +126,7 @@ def test_room_stays_as_long_as_one_is_in_it(house: House) -> None:
         assert (room.name, room.guests) == (LOBBY, 1)
 
 
+@pytest.mark.slow
 def test_room_of_a_member_that_is_cut_off_goes_too(house: House) -> None:
     with member(house.client(), "blue") as alice:
         alice.channel._sock.shutdown(socket.SHUT_RDWR)

@@ -190,6 +190,7 @@ def test_server_with_another_key_is_refused_before_it_is_told_anything(
         pass
 
 
+@pytest.mark.slow
 def test_server_is_new_once(house: House) -> None:
     pins = Pins()
     for is_first in (True, False):

@@ -361,6 +361,7 @@ def certs(tmp_path: Path, keys: Keys, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "certs"
 
 
+@pytest.mark.slow
 def test_files_have_the_documents_names_and_keys_are_private(certs: Path) -> None:
     gen_cert.issue(certs, "client", "localhost", "client")
     gen_cert.issue(certs, "server", "localhost", "server")
@@ -375,6 +376,7 @@ def test_files_have_the_documents_names_and_keys_are_private(certs: Path) -> Non
     )
 
 
+@pytest.mark.slow
 def test_nothing_is_overwritten(certs: Path) -> None:
     gen_cert.issue(certs, "client", ALICE, "alice")
     before = {path: path.read_bytes() for path in certs.iterdir()}
@@ -462,6 +464,7 @@ def test_key_that_others_can_read_is_refused_with_the_remedy(certs: Path) -> Non
         load_credentials(certs, "client")
 
 
+@pytest.mark.slow
 def test_key_of_another_certificate_is_refused(certs: Path) -> None:
     gen_cert.issue(certs, "client", ALICE, "alice")
     gen_cert.issue(certs, "client", BOB, "bob")

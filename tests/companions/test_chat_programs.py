@@ -119,6 +119,7 @@ def test_newer_session_takes_the_place_of_an_older_one(house: House) -> None:
         assert again.settle().is_countersigned
 
 
+@pytest.mark.slow
 def test_text_for_an_older_session_is_not_told_to_the_newer_one(house: House) -> None:
     with house.members() as (alice, bob), house.client(party=bob.party) as again:
         again.log_in(BOB, PASSWORDS[BOB])
@@ -183,6 +184,7 @@ def test_receipt_that_cannot_be_kept_ends_one_session_and_is_no_defect(
         assert hear(bob) == "on we go"
 
 
+@pytest.mark.slow
 def test_message_that_cannot_be_kept_leaves_the_room_as_it_was(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -209,6 +211,7 @@ def test_second_stay_of_a_session_is_refused(house: House) -> None:
             alice.join()
 
 
+@pytest.mark.slow
 def test_room_with_another_kind_of_name_is_refused(house: House) -> None:
     with house.client() as alice:
         alice.register(ALICE, "alice", PASSWORDS[ALICE])
@@ -237,6 +240,7 @@ def test_member_that_is_cut_off_has_an_uncountersigned_receipt_and_is_said_to_ha
 # Accounts -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_refused_login_is_one_answer_and_the_reason_is_in_the_table(house: House) -> None:
     with house.client() as alice:
         with pytest.raises(NotLetIn):
@@ -268,6 +272,7 @@ def test_token_in_the_table_is_a_hash(house: House) -> None:
     assert {len(token) for token in tokens} == {64}
 
 
+@pytest.mark.slow
 def test_session_in_the_table_names_both_certificates(house: House) -> None:
     with house.members() as members:
         query = "SELECT client_cert_fingerprint, server_cert_fingerprint FROM sessions ORDER BY id"
@@ -512,6 +517,7 @@ def test_certificate_that_does_not_hold_is_told_at_the_start(
         options.load_party(certs, "client", "server", house.trust)
 
 
+@pytest.mark.slow
 def test_session_of_a_client_is_ready_before_it_joins(house: House) -> None:
     with house.client() as alice:
         assert alice.session.state is State.CREDENTIALS

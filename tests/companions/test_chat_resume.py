@@ -87,6 +87,7 @@ def test_token_is_good_for_one_use(desk: Desk) -> None:
     assert desk.resume(desk.alice, other) == desk.account
 
 
+@pytest.mark.slow
 def test_of_many_uses_at_once_one_succeeds(desk: Desk) -> None:
     token = desk.token()
     meet = threading.Barrier(8)
@@ -109,6 +110,7 @@ def test_token_expires_to_the_millisecond(desk: Desk) -> None:
     assert desk.resume(desk.alice, tokens[1]) == "a token that has expired"
 
 
+@pytest.mark.slow
 def test_token_shown_with_another_certificate_is_spent(desk: Desk, keys: list[PrivateKey]) -> None:
     renewed = identity_of(Authority(keys[0]).issue("client", ALICE, keys[1]), "client", ALICE)
     own = desk.alice.fingerprint
@@ -119,6 +121,7 @@ def test_token_shown_with_another_certificate_is_spent(desk: Desk, keys: list[Pr
         assert desk.resume(desk.alice, token) == "an unknown or used token"
 
 
+@pytest.mark.slow
 def test_forgotten_token_resumes_nothing(desk: Desk) -> None:
     tokens = [desk.token(), desk.token()]
     desk.accounts.forget_token(tokens[0])
@@ -332,6 +335,7 @@ def test_session_that_cannot_be_resumed_ends_as_it_was_cut(house: House, person:
     assert len([line for line in person.shown if line.startswith("[*] receipt: ")]) == 1
 
 
+@pytest.mark.slow
 def test_server_that_stays_away_is_given_up(
     house: House, person: Person, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -113,6 +113,7 @@ def test_right_password_is_refused_during_a_wait_and_taken_after_it(bank: Bank) 
     assert bank.outcome(bank.alice, ALICE, PASSWORD) == ""
 
 
+@pytest.mark.slow
 def test_unknown_users_are_waited_for_like_known_ones(bank: Bank) -> None:
     seen = [
         [bank.outcome(who, name, WRONG) == "too many tries" for _ in range(FREE_TRIES + 2)]
@@ -162,6 +163,7 @@ def test_tries_are_forgotten_after_fifteen_quiet_minutes(bank: Bank) -> None:
     assert bank.outcome(bank.alice, ALICE, PASSWORD) == "too many tries"
 
 
+@pytest.mark.slow
 def test_restart_forgets_old_tries_only(bank: Bank) -> None:
     bank.outcome(bank.bob, BOB, WRONG)
     bank.now += tries.FORGET_MS + 1
@@ -191,6 +193,7 @@ def test_sixty_four_wrong_logins_at_once_count_as_sixty_four(bank: Bank) -> None
     assert set(reasons) == {"wrong password", "too many tries"}
 
 
+@pytest.mark.slow
 def test_two_servers_on_one_database_count_together(bank: Bank) -> None:
     for _ in range(FREE_TRIES - 1):
         bank.outcome(bank.alice, ALICE, WRONG)
@@ -237,6 +240,7 @@ def test_subscriber_is_one_address(one: str, other: str, is_same: bool) -> None:
 # The queue ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_full_queue_refuses_and_does_not_count(bank: Bank, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(accounts, "MAX_QUEUE", 1)
     bank.accounts = bank.opened()
@@ -252,6 +256,7 @@ def test_full_queue_refuses_and_does_not_count(bank: Bank, monkeypatch: pytest.M
     assert bank.outcome(bank.alice, ALICE, PASSWORD) == ""
 
 
+@pytest.mark.slow
 def test_no_more_passwords_are_hashed_at_once_than_there_are_processors(bank: Bank) -> None:
     bank.accounts = bank.opened()
     lock = threading.Lock()

@@ -340,6 +340,7 @@ def test_server_asks_when_keys_are_old(keys: list[PrivateKey], tmp_path: Path) -
         assert hear_update(alice).keys != hear_update(alice).keys
 
 
+@pytest.mark.slow
 def test_member_that_does_not_answer_the_request_is_ended(
     keys: list[PrivateKey], tmp_path: Path
 ) -> None:
@@ -421,6 +422,7 @@ def test_revoked_member_makes_nobody_leave(house: House, comes_first: bool) -> N
     assert "let me in" not in "".join(shown)
 
 
+@pytest.mark.slow
 def test_server_revoked_meanwhile_is_left_at_the_next_update(house: House) -> None:
     with house.client() as alice:
         alice.register(ALICE, "alice", "alices secret word")
@@ -432,6 +434,7 @@ def test_server_revoked_meanwhile_is_left_at_the_next_update(house: House) -> No
         assert explain(ended.value).startswith("Certificate validation failed: the server's")
 
 
+@pytest.mark.slow
 def test_typed_update_is_told_and_the_lines_behind_it_are_said(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:

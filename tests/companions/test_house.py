@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import ast
-from pathlib import Path
-
 import pytest
 
-from tests.house import ROOT, imports_of, long_functions, modules_imported
+from tests.cases import case
+from tests.house import ROOT, imports_of, long_functions, modules_imported, tree_of
 
 FOLDER = ROOT / "companions"
 MODULES = sorted(FOLDER.rglob("*.py"))
@@ -19,18 +18,19 @@ CORE = sorted(
 LAB = {"attacks", "stage", "demo", "weakened", "matrix", "wire"}
 
 
-@pytest.mark.parametrize("path", CORE, ids=[str(path.relative_to(ROOT)) for path in CORE])
-def test_nothing_below_imports_a_companion(path: Path) -> None:
-    assert "companions" not in imports_of(path)
+@pytest.mark.slow
+def test_nothing_below_imports_a_companion() -> None:
+    assert not [path for path in CORE if "companions" in imports_of(path)]
 
 
-@pytest.mark.parametrize("path", MODULES, ids=[str(path.relative_to(FOLDER)) for path in MODULES])
-def test_no_companion_imports_another(path: Path) -> None:
-    own = path.parent.name if path.parent != FOLDER else ""
-    for name in modules_imported(path):
-        parts = name.split(".")
-        if parts[0] == "companions" and len(parts) > 1 and parts[1] in COMPANIONS:
-            assert parts[1] == own, f"{path} imports {name}"
+@pytest.mark.slow
+def test_no_companion_imports_another() -> None:
+    for path in MODULES:
+        own = path.parent.name if path.parent != FOLDER else ""
+        for name in modules_imported(path):
+            parts = name.split(".")
+            if parts[0] == "companions" and len(parts) > 1 and parts[1] in COMPANIONS:
+                assert parts[1] == own, f"{path} imports {name}"
 
 
 @pytest.mark.parametrize("name", sorted(COMPANIONS))
@@ -40,18 +40,18 @@ def test_no_program_can_reach_what_is_insecure(name: str) -> None:
     for path in (FOLDER / name).glob("*.py"):
         if path.stem not in LAB:
             assert not modules_imported(path) & insecure, path.name
-    top = ast.parse((FOLDER / name / "attacks.py").read_text("utf-8")).body
+    top = tree_of(FOLDER / name / "attacks.py").body
     imported = {node.module for node in top if isinstance(node, ast.ImportFrom)}
     assert f"companions.{name}.weakened" not in imported
 
 
-@pytest.mark.parametrize("path", MODULES, ids=[str(path.relative_to(FOLDER)) for path in MODULES])
-def test_modules_read_like_the_core(path: Path) -> None:
-    text = path.read_text("utf-8")
-    tree = ast.parse(text)
-    assert ast.get_docstring(tree)
-    assert max((len(line) for line in text.splitlines()), default=0) <= 100
-    for node in ast.walk(tree):
-        assert not isinstance(node, ast.Assert), "no assert guards a protocol"
-        assert not (isinstance(node, ast.ExceptHandler) and node.type is None)
-    assert not long_functions(tree)
+@pytest.mark.slow
+def test_modules_read_like_the_core() -> None:
+    for path in MODULES:
+        with case(path):
+            tree = tree_of(path)
+            assert ast.get_docstring(tree)
+            for node in ast.walk(tree):
+                assert not isinstance(node, ast.Assert), "no assert guards a protocol"
+                assert not (isinstance(node, ast.ExceptHandler) and node.type is None)
+            assert not long_functions(tree)

@@ -83,6 +83,7 @@ def test_a_new_identity_is_its_owners_alone_and_stays(tmp_path: Path) -> None:
     assert (again.fingerprint, is_new) == (who.fingerprint, False)
 
 
+@pytest.mark.slow
 def test_a_folder_that_is_there_already_gets_a_key(tmp_path: Path) -> None:
     who, is_new = load_identity(tmp_path, never_asked)
     assert is_new
@@ -201,6 +202,7 @@ def test_our_own_key_is_nobody_elses_whatever_is_pinned(world: World, pinned: st
         assert type(refusal(trust, world.alice, world.alice.public_pem.encode())) is WrongPeer
 
 
+@pytest.mark.slow
 def test_what_is_no_key_of_ours_is_unusable(world: World) -> None:
     pem = world.bob.public_pem
     others = [

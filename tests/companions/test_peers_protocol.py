@@ -13,7 +13,7 @@ from Crypto.Cipher import AES
 from Crypto.Hash import SHA256
 from Crypto.PublicKey import RSA
 from Crypto.Signature import pss
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from companions.asymmetric import PrivateKey
@@ -1148,7 +1148,6 @@ RAW = st.one_of(
 )
 
 
-@settings(max_examples=100)
 @given(message=RAW, state=st.sampled_from(State), role=st.sampled_from([A, B]))
 def test_no_bytes_change_anything(
     keys: Sequence[PrivateKey], message: bytes, state: State, role: Role
@@ -1157,7 +1156,6 @@ def test_no_bytes_change_anything(
     assert stays(session, message, snapshot(session))
 
 
-@settings(max_examples=100)
 @given(
     kind=st.sampled_from(RECORDS),
     body=st.binary(max_size=20),
@@ -1177,7 +1175,6 @@ def test_no_sealed_nonsense_ends_in_anything_but_a_typed_error(
 
 
 @pytest.mark.slow
-@settings(max_examples=100)
 @given(
     state=st.sampled_from(State),
     sender=st.sampled_from([A, B]),

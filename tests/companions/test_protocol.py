@@ -11,7 +11,7 @@ from datetime import timedelta
 import pytest
 from Crypto.Cipher import AES
 from Crypto.Util.Padding import unpad
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from companions.asymmetric import PrivateKey
@@ -1161,7 +1161,6 @@ def test_every_shortened_or_lengthened_record_is_refused(world: World) -> None:
         assert isinstance(error_of(clone(pair.server), message + more), ProtocolError)
 
 
-@settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_a_flipped_bit_of_the_handshake_ends_it(
     keys: Sequence[PrivateKey], data: st.DataObject
@@ -1229,7 +1228,6 @@ RAW = st.one_of(
 
 
 @pytest.mark.slow
-@settings(max_examples=100, deadline=None)
 @given(message=RAW, data=st.data())
 def test_no_bytes_end_in_anything_but_a_typed_error(
     keys: Sequence[PrivateKey], message: bytes, data: st.DataObject
@@ -1242,7 +1240,6 @@ def test_no_bytes_end_in_anything_but_a_typed_error(
 
 
 @pytest.mark.slow
-@settings(max_examples=100, deadline=None)
 @given(
     kind=KINDS,
     body=st.binary(max_size=400),
@@ -1265,7 +1262,6 @@ def test_no_sealed_nonsense_ends_in_anything_but_a_typed_error(
 
 
 @pytest.mark.slow
-@settings(max_examples=100, deadline=None)
 @given(
     state=st.sampled_from(State),
     sends=st.sampled_from(Direction),

@@ -134,6 +134,7 @@ def test_a_share_that_is_refused_leaves_nothing_behind(
     assert recorder.held_by(pair.device) == set()
 
 
+@pytest.mark.slow
 def test_devices_and_servers_that_are_done_hold_nothing(
     keys: Sequence[PrivateKey], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -174,6 +175,7 @@ def peer_pair(
     return peers_helpers.World(keys).new_pair(State.HELLO), recorder
 
 
+@pytest.mark.slow
 def test_two_nodes_hold_what_their_session_needs_and_nothing_else(
     peer_pair: tuple[peers_helpers.Pair, Recorder],
 ) -> None:
@@ -197,6 +199,7 @@ def fail(session: peer_protocol.Session) -> None:
     session.fail(ProtocolError(None, "a reason"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", [close, fail])
 def test_after_the_end_of_a_session_its_nodes_hold_nothing(
     peer_pair: tuple[peers_helpers.Pair, Recorder], end: Callable[[peer_protocol.Session], None]
@@ -243,6 +246,7 @@ def left(nodes: Nodes) -> None:
     nodes.peers[1].leave()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("happens", [renewed, away, refused, handshake_lost, left])
 def test_a_node_holds_the_secrets_of_the_sessions_that_it_has(
     keys: Sequence[PrivateKey],
