@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import signal
@@ -11,6 +12,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -107,3 +109,20 @@ def run(*arguments: str, given: str = "") -> subprocess.CompletedProcess[str]:
         timeout=TIMEOUT_S,
         check=False,
     )
+
+
+def measured(module: str, folder: Path, flags: str) -> tuple[str, dict[str, Any]]:
+    """Run a benchmark; return its page and its numbers, beside which it leaves nothing behind."""
+    done = subprocess.run(
+        [sys.executable, "-m", f"bench.{module}", *flags.split(), "--json", folder / "numbers"],
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
+        timeout=20 * TIMEOUT_S,  # on a machine that is busy with other things
+        check=False,
+        env={**os.environ, "TMPDIR": str(folder)},
+    )
+    assert done.returncode == 0, done.stderr
+    assert max(map(len, done.stdout.splitlines())) <= 79
+    assert [path.name for path in folder.iterdir()] == ["numbers"]
+    return done.stdout, json.loads((folder / "numbers").read_text())

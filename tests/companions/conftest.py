@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -47,6 +48,14 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
     else:
         with request.getfixturevalue("mariadb").place(request.param) as place:
             yield place
+
+
+@pytest.fixture
+def quiet() -> Iterator[None]:
+    """No log: what a test refuses on purpose is many lines."""
+    logging.disable()
+    yield
+    logging.disable(logging.NOTSET)
 
 
 @pytest.fixture

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,10 +9,7 @@ import pytest
 from bench.chat import NAMES, Held, Slice, of, sentences, table
 from bench.measure import BAR
 from bench.process import Usage
-
-ROOT = Path(__file__).resolve().parents[2]
-LIMIT_S = 600  # on a machine that is busy with other things
-BENCH = [sys.executable, "-m", "bench.chat"]
+from tests.programs import measured
 
 
 def took(wall_s: float) -> Slice:
@@ -52,22 +45,9 @@ def test_the_first_client_pays_for_what_all_share() -> None:
 
 @pytest.mark.slow
 def test_all_is_measured_and_the_numbers_are_written(tmp_path: Path) -> None:
-    few = ["--messages", "25", "--logins", "2", "--clients", "3", "--turns", "2"]
-    done = subprocess.run(
-        [*BENCH, *few, "--json", tmp_path / "numbers"],
-        cwd=ROOT,
-        text=True,
-        capture_output=True,
-        timeout=LIMIT_S,
-        check=False,
-        env={**os.environ, "TMPDIR": str(tmp_path)},
-    )
-    assert done.returncode == 0, done.stderr
-    assert max(map(len, done.stdout.splitlines())) <= 79
-    numbers = json.loads((tmp_path / "numbers").read_text())
+    _, numbers = measured("chat", tmp_path, "--messages 25 --logins 2 --clients 3 --turns 2")
     assert {rival: len(slices) for rival, slices in numbers["slices"].items()} == dict.fromkeys(
         NAMES, 2
     )
     assert numbers["logins_per_s"] > 0
     assert numbers["held"][0] == 3
-    assert [path.name for path in tmp_path.iterdir()] == ["numbers"]

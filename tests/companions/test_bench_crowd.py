@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from bench.crowd import NAMES, Found, Plan, Slice, Tally, is_whole, sentences, table
 from bench.process import Usage
+from tests.programs import measured
 
-ROOT = Path(__file__).resolve().parents[2]
-LIMIT_S = 600  # on a machine that is busy with other things
 MEMBERS = {"red": ["a", "b"], "blue": ["c"]}
 
 
@@ -86,21 +81,10 @@ def test_table_fits_a_terminal_and_compares_within_a_turn() -> None:
 
 @pytest.mark.slow
 def test_small_crowd_loses_nothing_while_it_is_attacked(tmp_path: Path) -> None:
-    few = ["--clients", "6", "--rooms", "2", "--seconds", "2", "--rate", "10", "--turns", "1"]
-    done = subprocess.run(
-        [sys.executable, "-m", "bench.crowd", *few, "--json", tmp_path / "numbers"],
-        cwd=ROOT,
-        text=True,
-        capture_output=True,
-        timeout=LIMIT_S,
-        check=False,
-        env={**os.environ, "TMPDIR": str(tmp_path)},
+    _, numbers = measured(
+        "crowd", tmp_path, "--clients 6 --rooms 2 --seconds 2 --rate 10 --turns 1"
     )
-    assert done.returncode == 0, done.stderr
-    assert max(map(len, done.stdout.splitlines())) <= 79
-    numbers = json.loads((tmp_path / "numbers").read_text())
     for rival in NAMES:
         [one] = numbers["slices"][rival]
         assert one["found"][:5] == [20, 60, 0, 0, 0]
     assert numbers["slices"]["attacked"][0]["flood"]["logins"] > 0
-    assert [path.name for path in tmp_path.iterdir()] == ["numbers"]

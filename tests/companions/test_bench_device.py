@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
-import subprocess
-import sys
 import threading
 from hashlib import sha256
 from pathlib import Path
@@ -15,10 +12,7 @@ import pytest
 
 from bench.device import NAMES, PIECE_BYTES, Slice, check_received, give, of, table, take
 from bench.measure import BAR, Failed
-
-ROOT = Path(__file__).resolve().parents[2]
-LIMIT_S = 600  # on a machine that is busy with other things
-BENCH = [sys.executable, "-m", "bench.device"]
+from tests.programs import TIMEOUT_S, measured
 
 
 def took(wall_s: float) -> Slice:
@@ -41,7 +35,7 @@ def test_a_lean_rival_takes_all_that_is_given_and_both_have_its_digest(
         )
         sender.start()
         digest = take(theirs, size, came.extend, is_hashed)
-        sender.join(LIMIT_S)
+        sender.join(TIMEOUT_S)
     assert came == content
     assert [digest] == given == [sha256(content).digest() if is_hashed else bytes(32)]
 
@@ -92,20 +86,9 @@ def test_the_table_names_all_fits_a_terminal_and_bars_show_speed() -> None:
 
 @pytest.mark.slow
 def test_all_rivals_send_a_file_and_the_numbers_are_written(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [*BENCH, "--size", "3", "--turns", "2", "--json", tmp_path / "numbers"],
-        cwd=ROOT,
-        text=True,
-        capture_output=True,
-        timeout=LIMIT_S,
-        check=False,
-        env={**os.environ, "TMPDIR": str(tmp_path)},
-    )
-    assert done.returncode == 0, done.stderr
-    assert "TLSv1.2, AES128-SHA256" in done.stdout
-    numbers = json.loads((tmp_path / "numbers").read_text())
+    told, numbers = measured("device", tmp_path, "--size 3 --turns 2")
+    assert "TLSv1.2, AES128-SHA256" in told
     assert {rival: len(slices) for rival, slices in numbers["slices"].items()} == dict.fromkeys(
         NAMES, 2
     )
     assert all(one["wall_s"] > 0 for slices in numbers["slices"].values() for one in slices)
-    assert [path.name for path in tmp_path.iterdir()] == ["numbers"]

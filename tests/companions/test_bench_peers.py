@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
 import queue
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,10 +11,7 @@ from bench.measure import BAR, Failed, Moment
 from bench.peers import NAMES, WARM_UP, WORK, Sender, Slice, count_of, of, table, total
 from companions.peer_messaging.peer import Event
 from protocol_fsm import BadTag
-
-ROOT = Path(__file__).resolve().parents[2]
-LIMIT_S = 600  # on a machine that is busy with other things
-BENCH = [sys.executable, "-m", "bench.peers"]
+from tests.programs import measured
 
 
 def took(wall_s: float) -> Slice:
@@ -87,18 +80,7 @@ def test_a_session_that_does_not_last_is_no_measurement(event: Event) -> None:
 
 @pytest.mark.slow
 def test_all_rivals_exchange_texts_and_the_numbers_are_written(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [*BENCH, "--texts", "50", "--turns", "2", "--json", tmp_path / "numbers"],
-        cwd=ROOT,
-        text=True,
-        capture_output=True,
-        timeout=LIMIT_S,
-        check=False,
-        env={**os.environ, "TMPDIR": str(tmp_path)},
-    )
-    assert done.returncode == 0, done.stderr
-    assert max(map(len, done.stdout.splitlines())) <= 79
-    numbers = json.loads((tmp_path / "numbers").read_text())
+    _, numbers = measured("peers", tmp_path, "--texts 50 --turns 2")
     assert {rival: len(slices) for rival, slices in numbers["slices"].items()} == dict.fromkeys(
         NAMES, 2
     )
@@ -108,4 +90,3 @@ def test_all_rivals_exchange_texts_and_the_numbers_are_written(tmp_path: Path) -
         for one in slices
         for took in one["sender"].values()
     )
-    assert [path.name for path in tmp_path.iterdir()] == ["numbers"]

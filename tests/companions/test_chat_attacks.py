@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import random
 import subprocess
 import sys
@@ -35,8 +34,8 @@ from companions.secure_chat.stage import (
     vanished,
 )
 from companions.secure_chat.stage import SECRET as TO_OTHERS
-from companions.secure_chat.weakened import DOCUMENTED, RULES, without
 from companions.secure_chat.verify import Wrong, compare, read_lines
+from companions.secure_chat.weakened import DOCUMENTED, RULES, without
 from lab.catalogue import Attack
 from lab.frames import Frame
 from lab.verdict import Result, judge
@@ -47,17 +46,12 @@ SETS = json.loads((ROOT / "companions/secure_chat/sets.json").read_text("ascii")
 WINNING = [(name, ",".join(sets[0])) for name, sets in SETS.items() if sets]
 QUICK = ("changed-text", "man-in-the-middle", "two-histories")  # the rest are slow together
 
+pytestmark = pytest.mark.usefixtures("quiet")
+
 
 @pytest.fixture(scope="module")
 def pki() -> Pki:
     return Pki()
-
-
-@pytest.fixture(autouse=True)
-def quiet() -> Iterator[None]:
-    logging.disable()
-    yield
-    logging.disable(logging.NOTSET)
 
 
 @pytest.fixture(scope="module")

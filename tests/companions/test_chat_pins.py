@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,12 +19,7 @@ from tests.companions.chat_programs import LIMIT_S, PASSWORDS, House, Typed
 
 SERVER = "localhost"
 
-
-@pytest.fixture(autouse=True)
-def quiet() -> Iterator[None]:
-    logging.disable()
-    yield
-    logging.disable(logging.NOTSET)
+pytestmark = pytest.mark.usefixtures("quiet")
 
 
 def server_of(authority: Authority, key: PrivateKey, name: str = SERVER) -> Identity:

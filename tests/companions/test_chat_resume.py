@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import signal
 import socket
@@ -31,12 +30,7 @@ from tests.companions.chat_programs import LIMIT_S, PASSWORDS, House, hear
 
 PASSWORD = "correct horse"
 
-
-@pytest.fixture(autouse=True)
-def quiet() -> Iterator[None]:
-    logging.disable()
-    yield
-    logging.disable(logging.NOTSET)
+pytestmark = pytest.mark.usefixtures("quiet")
 
 
 # Tokens -------------------------------------------------------------------------------------------

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
@@ -37,17 +36,12 @@ from tests.companions.chat_helpers import ALICE, BOB, Authority
 from tests.companions.chat_programs import LIMIT_S, PASSWORDS, House, hear
 from tests.companions.chat_sessions import C2S, S2C, Pair, World, in_state, message, refusal
 
+pytestmark = pytest.mark.usefixtures("quiet")
+
 
 @pytest.fixture(scope="module")
 def world(keys: list[PrivateKey]) -> World:
     return World(keys)
-
-
-@pytest.fixture(autouse=True)
-def quiet() -> Iterator[None]:
-    logging.disable()
-    yield
-    logging.disable(logging.NOTSET)
 
 
 def update(pair: Pair) -> None:

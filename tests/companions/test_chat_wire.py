@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import logging
 import re
 import shutil
 import subprocess
 import threading
-from collections.abc import Iterator
 
 import pytest
 
@@ -36,19 +34,13 @@ CERTIFICATE = b"-----BEGIN CERTIFICATE-----"  # travels in the clear
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(TSHARK is None, reason="tshark is not installed"),
+    pytest.mark.usefixtures("quiet"),
 ]
 
 
 @pytest.fixture(scope="module")
 def pki() -> Pki:
     return Pki()
-
-
-@pytest.fixture(autouse=True)
-def quiet() -> Iterator[None]:
-    logging.disable()
-    yield
-    logging.disable(logging.NOTSET)
 
 
 def forms_of(secret: str) -> dict[str, bytes]:
