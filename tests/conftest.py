@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
+import os
 import signal
 from pathlib import Path
 
@@ -24,13 +26,29 @@ if importlib.util.find_spec("hypothesis"):
     settings.load_profile("lab")
 
 
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Have workers begin at different files: what one has compiled, the others only read."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "").removeprefix("gw")
+    if not worker or session.config.args_source is not pytest.Config.ArgsSource.TESTPATHS:
+        return
+    paths = sorted((ROOT / "tests").rglob("test_*.py"))
+    first = len(paths) * int(worker) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    for path in paths[first:] + paths[:first]:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(module_name(path))
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts)
+
+
 def pytest_ignore_collect(collection_path: Path) -> bool | None:
     """Leave out a test file that needs a package which is not installed here."""
     if collection_path.suffix != ".py" or not collection_path.name.startswith("test_"):
         return None
     path = collection_path.relative_to(ROOT)
     try:
-        importlib.import_module(".".join(path.with_suffix("").parts))
+        importlib.import_module(module_name(collection_path))
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if not package or (ROOT / package).exists() or (ROOT / f"{package}.py").exists():

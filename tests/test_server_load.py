@@ -279,9 +279,9 @@ def test_strangers_with_room_for_all_are_gone_at_their_deadline_even_if_they_dri
 
 
 @pytest.mark.slow
-def test_four_thousand_short_sessions_leave_nothing_behind(keys: str) -> None:
+def test_two_thousand_short_sessions_leave_nothing_behind(keys: str) -> None:
     threads = 4
-    each = 1_000
+    each = 500
 
     def visit(client_id: int, times: int) -> None:
         for _ in range(times):
@@ -366,9 +366,9 @@ class Doomed:
 @posix_only
 @pytest.mark.slow
 def test_all_255_clients_share_every_epoch_exactly_though_some_are_killed(keys: str) -> None:
-    """235 finish their 50 rounds; 20 others, each a process, are killed at random moments."""
+    """235 finish their 25 rounds; 20 others, each a process, are killed at random moments."""
     seed = random.randrange(2**32)
-    rounds = 50
+    rounds = 25
     window_s = 1.0
     rng = random.Random(seed)
     ids = rng.sample(range(1, 256), 255)
@@ -396,7 +396,7 @@ def test_all_255_clients_share_every_epoch_exactly_though_some_are_killed(keys: 
         ThreadPoolExecutor(255) as pool,
     ):
         doomed = [Doomed(server, keys, n, ledger) for n in ids[:20]]
-        lives = [pool.submit(each.live, go, rng.randint(1, 40)) for each in doomed]
+        lives = [pool.submit(each.live, go, rng.randint(1, 20)) for each in doomed]
         for each in doomed:
             assert each.begun.wait(TIMEOUT_S), f"seed {seed}"
         steady = [pool.submit(finish, n, random.Random(f"{seed}/{n}")) for n in ids[20:]]

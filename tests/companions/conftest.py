@@ -32,21 +32,15 @@ def mariadb() -> Iterator[MariaDb]:
         yield server
 
 
-@pytest.fixture(
-    params=[
-        "sqlite",
-        pytest.param("mysql", marks=pytest.mark.slow),
-        pytest.param("mariadb", marks=pytest.mark.slow),
-    ]
-)
+@pytest.fixture(params=["sqlite", pytest.param("mariadb", marks=pytest.mark.slow)])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
-    """A new database: in a file, or in MariaDB by either of SQLAlchemy's names for it."""
+    """A new database: in a file, or in MariaDB."""
     from tests.companions.chat_databases import SqliteFile
 
     if request.param == "sqlite":
         yield SqliteFile(tmp_path)
     else:
-        with request.getfixturevalue("mariadb").place(request.param) as place:
+        with request.getfixturevalue("mariadb").place("mariadb") as place:
             yield place
 
 

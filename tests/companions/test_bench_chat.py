@@ -45,9 +45,9 @@ def test_the_first_client_pays_for_what_all_share() -> None:
 
 @pytest.mark.slow
 def test_all_is_measured_and_the_numbers_are_written(tmp_path: Path) -> None:
-    _, numbers = measured("chat", tmp_path, "--messages 25 --logins 2 --clients 3 --turns 2")
+    _, numbers = measured("chat", tmp_path, "--messages 25 --logins 2 --clients 3 --turns 1")
     assert {rival: len(slices) for rival, slices in numbers["slices"].items()} == dict.fromkeys(
-        NAMES, 2
+        NAMES, 1
     )
     assert numbers["logins_per_s"] > 0
     assert numbers["held"][0] == 3

@@ -80,9 +80,9 @@ def test_a_session_that_does_not_last_is_no_measurement(event: Event) -> None:
 
 @pytest.mark.slow
 def test_all_rivals_exchange_texts_and_the_numbers_are_written(tmp_path: Path) -> None:
-    _, numbers = measured("peers", tmp_path, "--texts 50 --turns 2")
+    _, numbers = measured("peers", tmp_path, "--texts 50 --turns 1")
     assert {rival: len(slices) for rival, slices in numbers["slices"].items()} == dict.fromkeys(
-        NAMES, 2
+        NAMES, 1
     )
     assert all(
         took["wall_s"] > 0
