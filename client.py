@@ -26,7 +26,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from typing import SupportsFloat, cast
+from typing import IO, SupportsFloat, cast
 
 from channel import FRAME_S, Channel, EndRequested
 from endpoint import (
@@ -156,6 +156,7 @@ def plain_number(value: SupportsFloat) -> float:
 
 # Readings, from files and by hand -----------------------------------------------------------------
 
+MOST_LINE = 1_000_000  # characters
 NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 MISSING = re.compile(r"[\W_]*(nan|inf|infinity|n/?a|null|none)$|[-./?]+$", re.IGNORECASE)  # a value
 SEPARATORS = {
@@ -202,18 +203,25 @@ class Table:
         try:
             source: int | str = sys.stdin.fileno() if self._path == "-" else self._path
             with open(source, encoding="utf-8-sig", errors="replace", newline="") as file:
-                yield from self._cut(file)
+                yield from self._cut(self._lines(file))
         except OSError as error:
             raise UserError(f"cannot read {self._path}: {reason_of(error)}") from None
 
-    def _cut(self, file: Iterator[str]) -> Iterator[tuple[str, list[str]]]:
-        numbered = ((n, line) for n, line in enumerate(file, 1) if n > self._skip and line.strip())
+    def _lines(self, file: IO[str]) -> Iterator[str]:
+        """Yield lines, each of which has an end: /dev/zero is one without."""
+        while line := file.readline(MOST_LINE):
+            if len(line) == MOST_LINE:
+                raise UserError(f"{self._path} has a line of {MOST_LINE:,} characters or more")
+            yield line
+
+    def _cut(self, lines: Iterator[str]) -> Iterator[tuple[str, list[str]]]:
+        numbered = ((n, line) for n, line in enumerate(lines, 1) if n > self._skip and line.strip())
         number, first = next(numbered, (1, ""))
         if "\0" in first:
             raise UserError(f"{self._path} is not UTF-8 (UTF-16?); save it as UTF-8 text")
         self._separator = separator_of(first)
         rows = csv.reader(
-            itertools.chain([first], file), delimiter=self._separator or "\t", strict=True
+            itertools.chain([first], lines), delimiter=self._separator or "\t", strict=True
         )
         try:
             for cells in rows:

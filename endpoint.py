@@ -21,7 +21,16 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from crypto_utils import AES_KEY_BYTES, TAG_BYTES, fingerprint
-from program import Parser, UserError, flag_type, plain, port_number, reason_of, to_stderr
+from program import (
+    Parser,
+    UserError,
+    flag_type,
+    plain,
+    port_number,
+    read_whole,
+    reason_of,
+    to_stderr,
+)
 from protocol_fsm import (
     HEADER,
     MIN_MASTER_KEY,
@@ -81,7 +90,7 @@ def load_keys(path: Path) -> dict[int, bytes]:
             raise IsADirectoryError(errno.EISDIR, "")
         if os.name == "posix" and path.stat().st_mode & 0o077:
             raise UserError(f"others can read the keys in {path}; make it yours: chmod 600 {path}")
-        lines = path.read_text("utf-8-sig").splitlines()
+        lines = read_whole(path).decode("utf-8-sig").splitlines()
     except (OSError, UnicodeError) as error:
         raise UserError(f"cannot read keys from {path}: {reason_of(error)}") from None
     for number, line in enumerate(lines, 1):

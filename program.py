@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import errno
 import functools
+import itertools
 import logging
 import math
 import os
@@ -23,6 +24,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn, TypeVar
+
+MIB = 2**20
+MOST_READ = 256 * MIB
 
 Value = TypeVar("Value")
 
@@ -223,10 +227,19 @@ def reason_of(error: Exception) -> str:
     return known if reason.startswith(known) or not error.strerror or is_of_windows else reason
 
 
+def read_whole(path: Path) -> bytes:
+    """Return what is in a file, at most 256 MiB. Raises OSError; so /dev/zero ends in one, too."""
+    with path.open("rb") as file:
+        blocks = [*itertools.islice(iter(lambda: file.read(MIB), b""), MOST_READ // MIB + 1)]
+    if len(blocks) > MOST_READ // MIB:
+        raise OSError(errno.EFBIG, "it has more than 256 MiB, or no end")
+    return b"".join(blocks)
+
+
 def read_text(path: Path) -> str:
     """Return a text file, which is UTF-8 and may begin with a byte order mark. Raises UserError."""
     try:
-        return path.read_text("utf-8-sig")
+        return read_whole(path).decode("utf-8-sig")
     except (OSError, UnicodeError) as error:
         raise UserError(f"cannot read {path}: {reason_of(error)}") from None
 

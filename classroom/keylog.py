@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from crypto_utils import NONCE_BYTES, TAG_BYTES, aes_cbc_decrypt, hmac_verify, pkcs7_unpad
 from endpoint import OPCODE_NAMES
-from program import UserError, reason_of, to_stderr
+from program import UserError, read_whole, reason_of, to_stderr
 from protocol_fsm import (
     CIPHERTEXT_AT,
     FAREWELL_STATUS,
@@ -84,7 +84,7 @@ def read_keylog(path: Path, say: Callable[[str], object] = to_stderr) -> KeyLog:
     `say` is told of lines that were skipped.
     """
     try:
-        text = path.read_text("utf-8-sig", errors="replace")
+        text = read_whole(path).decode("utf-8-sig", errors="replace")
     except FileNotFoundError:
         return {}
     except OSError as error:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from endpoint import OPCODE_NAMES
-from program import UserError, reason_of
+from program import UserError, read_text
 
 END = "end"
 FIELDS = {
@@ -111,13 +111,12 @@ def parse(line: str) -> Command | None:
 def parse_script(path: str) -> list[tuple[str, Command]]:
     """Return the commands of a file with their places, if all are right. Raises UserError."""
     commands: list[tuple[str, Command]] = []
+    lines = read_text(Path(path)).splitlines()
     try:
-        for number, line in enumerate(Path(path).read_text("utf-8-sig").splitlines(), 1):
+        for number, line in enumerate(lines, 1):
             place = f"{path} line {number}"
             if command := parse(line):
                 commands.append((place, command))
-    except (OSError, UnicodeError) as error:
-        raise UserError(f"cannot read {path}: {reason_of(error)}") from None
     except UserError as error:
         raise UserError(f"{place}: {error}") from None
     return commands

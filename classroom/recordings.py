@@ -19,7 +19,7 @@ from classroom.streams import Notes, Segment, Stream, is_capture, note, sentence
 from classroom.wire import LAB, changes
 from endpoint import OPCODE_NAMES
 from lab.events import Run, Step, not_known, parse_events, runs_of
-from program import UserError, reason_of
+from program import UserError, read_whole, reason_of
 
 Say = Callable[[str], object]
 GZIP = b"\x1f\x8b"
@@ -57,7 +57,7 @@ def recorded(source: str, attack: str | None, say: Say) -> list[Recorded]:
     data = b""
     try:
         if path.exists():
-            data = path.read_bytes()
+            data = read_whole(path)
     except (OSError, ValueError) as error:  # a name may be too long, or have a NUL in it
         if not is_hex(source):
             raise UserError(f"cannot read {str(path)[:60]}: {reason_of(error)}") from None

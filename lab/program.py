@@ -23,7 +23,7 @@ from lab.observer import Event, Observer
 from lab.rules import Names, Rules, expanded, glossary, rule_list
 from lab.screen import columns, painted
 from lab.verdict import Result, judge, should_win, summary
-from program import Parser, UserError, escaped, output_path, reason_of, write_text
+from program import Parser, UserError, escaped, output_path, read_whole, reason_of, write_text
 
 NewLab = Callable[[argparse.Namespace, Log, Any, Observer | None], AbstractContextManager[Stage]]
 
@@ -100,7 +100,7 @@ def added_by(path: str, program: Program) -> list[str]:
     sys.modules.setdefault(program.module, sys.modules["__main__"])  # for imports from the file
     known = [*program.attacks]
     try:
-        text = Path(path).read_bytes()
+        text = read_whole(Path(path))
     except OSError as error:
         raise UserError(f"cannot read {path}: {reason_of(error)}") from None
     try:

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import program
 from program import (
     Lines,
     LogFormatter,
@@ -268,6 +269,17 @@ def test_an_error_that_no_program_has_foreseen_names_its_file() -> None:
     call = "from program import run_program; run_program(lambda: len(open('gone').read()))"
     done = run("-c", call)
     assert (done.returncode, done.stderr) == (2, "-c: gone: No such file or directory\n")
+
+
+def test_a_file_that_never_ends_is_no_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(program, "MOST_READ", 2 * program.MIB)
+    (tmp_path / "much").write_bytes(b"a" * 2 * program.MIB)
+    assert len(read_text(tmp_path / "much")) == 2 * program.MIB
+    (tmp_path / "more").write_bytes(b"a" * (2 * program.MIB + 1))
+    endless = [tmp_path / "more", *filter(Path.exists, [Path("/dev/zero")])]
+    for path in endless:
+        with pytest.raises(UserError, match="or no end"):
+            read_text(path)
 
 
 def test_what_never_ends_is_a_sentence_once_the_memory_does() -> None:

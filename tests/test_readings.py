@@ -124,6 +124,12 @@ def test_a_table_that_could_be_misread_is_refused_by_place(read: Read, case: str
         read(text, column, skip)
 
 
+def test_a_line_that_never_ends_is_refused(read: Read) -> None:
+    """As those of /dev/zero."""
+    with pytest.raises(UserError, match="line of 1,000,000 characters or more"):
+        read("reading\n1\n" + "2" * 3_000_000)
+
+
 @pytest.mark.parametrize("text", ["1", "-1e3", "+2.", ".5", " 7 ", "1e15", "-1e15"])
 def test_a_number_is_ascii_with_a_decimal_point(text: str) -> None:
     assert reading(text) == float(text)

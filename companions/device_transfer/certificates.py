@@ -28,7 +28,7 @@ from companions.asymmetric import (
     sign,
 )
 from companions.canonical import canonical, parse_canonical
-from program import UserError, reason_of
+from program import UserError, read_whole, reason_of
 from protocol_fsm import ProtocolError
 
 MAX_CERTIFICATE = 4_096  # bytes
@@ -429,6 +429,6 @@ def load_trust(
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_whole(path)
     except OSError as error:
         raise UserError(f"cannot read {path}: {reason_of(error)}") from None
