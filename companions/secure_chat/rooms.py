@@ -292,11 +292,12 @@ class Room:
     def concerns(self, message: forms.Message) -> bool:
         """Return whether we must know the history that the sender has seen.
 
-        Newcomers may be sent a message that was said before they came, and not to them.
+        A message that was on its way when we came is not for this session, even if it is for an
+        earlier one of ours: its sender may have seen a head from before our time.
         """
         if self.me is None or message.session == self.me.session:
             return True
-        return self.me.fingerprint in [one.fingerprint for one in message.recipients]
+        return self.me in message.recipients
 
     def check_entry(self, entry: Entry, server: Identity) -> bytes:
         """Return the head that the server signed for this message. Raises BadHead."""
