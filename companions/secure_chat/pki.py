@@ -215,7 +215,7 @@ class Trust:
         `name` is the server that the caller wants, or the client's address; None takes any.
         """
         identity = self.identify(pem, role, name, now)
-        self.check_revocation(identity, now)
+        self.check_revocation(pem, now)
         return identity
 
     def identify(self, pem: str, role: Role, name: str | None, now: datetime) -> Identity:
@@ -229,11 +229,13 @@ class Trust:
             raise Malformed("readable extensions", str(error)[:80]) from None
         return Identity(found, role, fingerprint_of(chain[0]), chain[0], key)
 
-    def check_revocation(self, identity: Identity, now: datetime) -> None:
-        """Raise Revoked if the current list has its serial number, UnusableList without one."""
-        serial = identity.certificate.serial_number
-        if self.revocation_list(now).get_revoked_certificate_by_serial_number(serial):
-            raise Revoked("a valid certificate", f"{identity.name}, serial {serial:x}")
+    def check_revocation(self, pem: str, now: datetime) -> None:
+        """Raise Revoked if one of these is on the current list, UnusableList without a list."""
+        latest = self.revocation_list(now)
+        for one in parse_pem(pem):
+            if latest.get_revoked_certificate_by_serial_number(one.serial_number):
+                name = one.subject.rfc4514_string()[:80]
+                raise Revoked("a valid certificate", f"{name}, serial {one.serial_number:x}")
 
     def revocation_list(self, now: datetime) -> x509.CertificateRevocationList:
         """Return the list as it is now. Raises UnusableList.

@@ -477,8 +477,7 @@ class Session:
         Raises LocalError, and then nothing has changed.
         """
         kind = message.kind
-        if not self.fsm.allows(kind, self.sends):
-            raise LocalError(f"{kind.value} cannot be sent in {self.state.name}")
+        self.check_turn(kind)
         values = {**self._compose(message), "type": kind.value}
         try:
             check_members(kind, values)  # a sender obeys the rules too
@@ -489,6 +488,11 @@ class Session:
         self._commit(kind, frame, self.sends)
         self.watchers.tell("sealed", frame, plain, self.fingerprints)
         return frame
+
+    def check_turn(self, kind: Kind) -> None:
+        """Raise LocalError if we cannot say this now."""
+        if not self.fsm.allows(kind, self.sends):
+            raise LocalError(f"{kind.value} cannot be sent in {self.state.name}")
 
     def _compose(self, message: Message) -> Mapping[str, Any]:
         """Return the members: our own for hellos and shares [C 2], else those of the message."""

@@ -442,7 +442,7 @@ class Connection:
         self._exchange_receipts()
 
     def _update(self) -> None:
-        """Answer a share; nothing is posted to us between it and our own."""
+        """Answer a share at once; what was posted to us meanwhile is sent under the new keys."""
         self.channel.send(Message(Kind.DH_SERVER))
         self._expect_update()
         log.info("%s: new keys", self)
