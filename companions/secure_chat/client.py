@@ -40,7 +40,7 @@ from companions.secure_chat.options import ChatParser, load_party, log_frame, se
 from companions.secure_chat.certs import load_trust
 from companions.secure_chat.pins import FILE as KNOWN_KEYS
 from companions.secure_chat.pins import OtherKey, Pins, key_fingerprint
-from companions.secure_chat.pki import BadCertificate, Identity, Trust, UnusableList
+from companions.secure_chat.pki import BadCertificate, Identity, Trust, UnusableList, now_ms
 from companions.secure_chat.protocol import (
     BAD_CERT,
     Kind,
@@ -140,7 +140,7 @@ class Client:
         new_session: Callable[..., Session] = Session,
         new_room: Callable[..., Room] = Room,
         pins: Pins | None = None,
-        clock: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+        clock: Callable[[], int] = now_ms,
     ) -> None:
         self.party = party
         self.trust = trust
@@ -533,22 +533,24 @@ class Talk:
 
     def tell(self, event: Event) -> None:
         """Show what happened; no text can look like words of our own, which begin with [."""
-        if isinstance(event, Joined):
-            self._show(f"[*] {escaped(event.member.identity.name)} joined")
-            tell_doubts(self._client, self._show)
-        elif isinstance(event, Updated):
+        if isinstance(event, Updated):
             self._show("[*] new keys; the old ones are forgotten")
+        if isinstance(event, (Updated, Kept)):
+            return
+        name = escaped(event.member.identity.name)
+        if isinstance(event, Joined):
+            self._show(f"[*] {name} joined")
+            tell_doubts(self._client, self._show)
         elif isinstance(event, Left):
-            self._show(f"[*] {escaped(event.member.identity.name)} left")
-        elif isinstance(event, Said) and event.text is not None:
-            line = f"{clock_of(event)} {escaped(event.member.identity.name)}: {escaped(event.text)}"
+            self._show(f"[*] {name} left")
+        elif event.text is not None:
+            line = f"{clock_of(event)} {name}: {escaped(event.text)}"
             self._said.append(line)
             self._show(line)
-        elif isinstance(event, Said) and not event.member.is_trusted:
-            name = escaped(event.member.identity.name)
+        elif not event.member.is_trusted:
             self._show(f"[!] {name} said something, with a revoked or expired certificate")
-        elif isinstance(event, Said):  # it is in the transcript, so it is shown
-            self._show(f"[*] {escaped(event.member.identity.name)} said something to others only")
+        else:  # it is in the transcript, so it is shown
+            self._show(f"[*] {name} said something to others only")
 
 
 def tell_doubts(client: Client, show: Callable[[str], object]) -> None:

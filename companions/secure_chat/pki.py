@@ -12,6 +12,7 @@ from __future__ import annotations
 import ipaddress
 import re
 import threading
+import time
 import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -117,6 +118,11 @@ class Identity:
 
 def utc_now() -> datetime:
     return datetime.now(timezone.utc)
+
+
+def now_ms() -> int:
+    """Return the Unix time in milliseconds, as it stands in messages."""
+    return time.time_ns() // 1_000_000
 
 
 def fold(name: str) -> str:
@@ -256,9 +262,8 @@ class Trust:
         """Return our authority's list, of whatever date. Raises UnusableList."""
         try:
             latest = x509.load_pem_x509_crl(encoded)
-            is_ours = latest.issuer == self.authority.subject
-            is_ours = is_ours and latest.is_signature_valid(self._authority_key())
-            if not is_ours:
+            key = self._check_key(self.authority)
+            if latest.issuer != self.authority.subject or not latest.is_signature_valid(key):
                 raise UnusableList("a list signed by our authority", "another one")
             unknown = [one.oid.dotted_string for one in latest.extensions if one.critical]
             list_number(latest)
@@ -368,6 +373,3 @@ class Trust:
         except (ValueError, TypeError, InvalidSignature):
             return False
         return True
-
-    def _authority_key(self) -> PublicKey:
-        return self._check_key(self.authority)

@@ -630,7 +630,7 @@ class Session:
     def _check_share(self, kind: Kind, members: Mapping[str, Any]) -> None:
         if self.state in DUPLEX:
             self.check_again()
-        share = {name: value for name, value in members.items() if name not in ("sig", "type")}
+        share = {name: value for name, value in members.items() if name != "sig"}
         self._check_signature(kind, share, from_base64(members["sig"], 1, 512))
         if kind is Kind.DH_CLIENT:
             self._check_group(share["g"], share["p"])

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, NamedTuple
 
+from companions.canonical import has_members
 from companions.secure_chat import forms
 from companions.secure_chat.forms import NOTHING, OPENING_BYTES, Recipient
 from companions.secure_chat.pae import is_signed, sign
@@ -209,7 +210,7 @@ class Member:
 
 def parse_member(values: Mapping[str, Any], trust: Trust, now: datetime) -> Member:
     """Return a member, trusted or not any more. Raises BadPayload, BadCertificate."""
-    if {name: type(value) for name, value in values.items()} != MEMBER:
+    if not has_members(values, MEMBER):
         raise BadPayload("a member", ", ".join(sorted(values))[:80])
     pem = values["certificate"]
     try:
