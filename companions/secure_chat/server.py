@@ -431,6 +431,8 @@ class Connection:
                         room.say(self, message)
                     else:
                         self._update()
+                if message["room"] != name:
+                    raise BadPayload(name, "a leave of another room")
             finally:
                 room.leave(self)
         self._answer_by = math.inf
