@@ -225,7 +225,7 @@ class Trust:
         return identity
 
     def identify(self, pem: str, role: Role, name: str | None, now: datetime) -> Identity:
-        """Return whose certificate this is, unless it has been revoked. Raises BadCertificate."""
+        """Return whose certificate this is, revoked or not. Raises BadCertificate."""
         chain = parse_pem(pem)
         try:
             self._check_path(chain, role, now)
