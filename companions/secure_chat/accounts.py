@@ -13,7 +13,6 @@ import hashlib
 import os
 import secrets
 import threading
-import time
 import unicodedata
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +24,7 @@ from argon2 import PasswordHasher, Type, extract_parameters
 from argon2.exceptions import InvalidHashError, VerificationError
 
 from companions.secure_chat import tries
-from companions.secure_chat.pki import ADDRESS, Identity, fold
+from companions.secure_chat.pki import ADDRESS, Identity, fold, now_ms
 from companions.secure_chat.storage import (
     MAX_NAME_BYTES,
     Database,
@@ -78,11 +77,7 @@ class Account:
 class Accounts:
     """The accounts in a database, for all threads. Each rule is a method, for the lab to remove."""
 
-    def __init__(
-        self,
-        database: Database,
-        clock: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
-    ) -> None:
+    def __init__(self, database: Database, clock: Callable[[], int] = now_ms) -> None:
         self.database = database
         self._clock = clock
         self._tries = Tries(database, clock)

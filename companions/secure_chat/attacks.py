@@ -56,6 +56,7 @@ from companions.secure_chat.pki import (
     WrongName,
     WrongPurpose,
     fingerprint_of,
+    now_ms,
     parse_pem,
 )
 from companions.secure_chat.protocol import (
@@ -858,8 +859,8 @@ class Story:
     def tell(self, signed: bytes, signature: bytes, opening: bytes) -> Told:
         """Return what it says of this message, in the next place."""
         self._head = forms.next_head(self._head, signed, signature)
-        ts = time.time_ns() // 1_000_000
-        head = forms.Head(self._room.name, self._room.start, self._index, ts, self._head).encode()
+        room = self._room
+        head = forms.Head(room.name, room.start, self._index, now_ms(), self._head).encode()
         self._index += 1
         return Entry(signed, signature, head, sign(self._key, head)), opening
 
@@ -892,7 +893,7 @@ def forged_message(lab: Lab) -> None:
             forms.Recipient(lab.bob.party.identity.fingerprint, lab.bob.session.session_id),
         ),
         seqno=seat._seqno,
-        ts=time.time_ns() // 1_000_000,
+        ts=now_ms(),
         previous=seat._previous,
         seen=seat.room.head,
         commitment=forms.commitment(opening[:32], opening[32:]),

@@ -40,7 +40,7 @@ from companions.secure_chat.options import ChatParser, load_party, log_frame, se
 from companions.secure_chat.certs import load_trust
 from companions.secure_chat.pins import FILE as KNOWN_KEYS
 from companions.secure_chat.pins import OtherKey, Pins, key_fingerprint
-from companions.secure_chat.pki import BadCertificate, Identity, Trust
+from companions.secure_chat.pki import BadCertificate, Identity, Trust, UnusableList, now_ms
 from companions.secure_chat.protocol import (
     BAD_CERT,
     Kind,
@@ -140,7 +140,7 @@ class Client:
         new_session: Callable[..., Session] = Session,
         new_room: Callable[..., Room] = Room,
         pins: Pins | None = None,
-        clock: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+        clock: Callable[[], int] = now_ms,
     ) -> None:
         self.party = party
         self.trust = trust
@@ -285,7 +285,11 @@ class Client:
         During a key update it is held until there are new keys.
         """
         encode_text(text)  # it is not held if it can never be said
-        self._do_or_hold(lambda: self.channel.send(self.seat.compose(text, self.clock())))
+        self._do_or_hold(lambda: self._say(text))
+
+    def _say(self, text: str) -> None:
+        self.session.check_turn(Kind.MSG)  # the seat counts what it composes as said
+        self.channel.send(self.seat.compose(text, self.clock()))
 
     @property
     def is_updating(self) -> bool:
@@ -529,22 +533,24 @@ class Talk:
 
     def tell(self, event: Event) -> None:
         """Show what happened; no text can look like words of our own, which begin with [."""
-        if isinstance(event, Joined):
-            self._show(f"[*] {escaped(event.member.identity.name)} joined")
-            tell_doubts(self._client, self._show)
-        elif isinstance(event, Updated):
+        if isinstance(event, Updated):
             self._show("[*] new keys; the old ones are forgotten")
+        if isinstance(event, (Updated, Kept)):
+            return
+        name = escaped(event.member.identity.name)
+        if isinstance(event, Joined):
+            self._show(f"[*] {name} joined")
+            tell_doubts(self._client, self._show)
         elif isinstance(event, Left):
-            self._show(f"[*] {escaped(event.member.identity.name)} left")
-        elif isinstance(event, Said) and event.text is not None:
-            line = f"{clock_of(event)} {escaped(event.member.identity.name)}: {escaped(event.text)}"
+            self._show(f"[*] {name} left")
+        elif event.text is not None:
+            line = f"{clock_of(event)} {name}: {escaped(event.text)}"
             self._said.append(line)
             self._show(line)
-        elif isinstance(event, Said) and not event.member.is_trusted:
-            name = escaped(event.member.identity.name)
+        elif not event.member.is_trusted:
             self._show(f"[!] {name} said something, with a revoked or expired certificate")
-        elif isinstance(event, Said):  # it is in the transcript, so it is shown
-            self._show(f"[*] {escaped(event.member.identity.name)} said something to others only")
+        else:  # it is in the transcript, so it is shown
+            self._show(f"[*] {name} said something to others only")
 
 
 def tell_doubts(client: Client, show: Callable[[str], object]) -> None:
@@ -574,8 +580,10 @@ def explain(error: ProtocolError) -> str:
             "Certificate validation failed: the server's is valid, but has another key than the one"
             f" we know: {error.got}; if its owner confirms it, give it with --pin"
         )
+    if isinstance(error, UnusableList):
+        return f"Certificate validation failed: our revocation list: {error}"
     if isinstance(error, BadCertificate):
-        return f"Certificate validation failed: the server's: {error}"
+        return f"Certificate validation failed: the server's, or a member's: {error}"
     if isinstance(error, PeerEnded) and error.got == BAD_CERT:
         return "Certificate validation failed: the server refuses ours (bad-cert); its log says why"
     if isinstance(error, PeerEnded):
@@ -665,12 +673,16 @@ class Run:
         deadline = time.monotonic() + seconds
         while (left_s := deadline - time.monotonic()) > 0 and not self.stop:
             time.sleep(min(left_s, POLL_S))
+        self._check_stop()
+
+    def _check_stop(self) -> None:
         if self.stop:
             raise EndRequested(Status.SHUTDOWN)
 
     def _resume(self, token: str) -> Client | None:
         """Return a session in place of the one with this token; None if it is too late for that."""
         client = self._client = self._stack.enter_context(self._new_client())
+        self._check_stop()  # a signal during the handshake went to the client before
         try:
             client.resume(token)
         except NotLetIn:

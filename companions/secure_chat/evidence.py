@@ -11,10 +11,10 @@ The server has the room's own transcript, and keeps of each stay only the hash a
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from companions.secure_chat.authority import pem_of
-from companions.secure_chat.pki import parse_pem
+from companions.secure_chat.pki import Identity, parse_pem
 from companions.secure_chat.protocol import Kind, Message, Session, from_base64, to_base64
 from companions.secure_chat.rooms import SIGNATURE_BYTES, Entry, Said
 from companions.secure_chat.transcript import (
@@ -97,16 +97,8 @@ class Evidence:
             theirs = parse_receipt(message["receipt"])
         except ValueError as error:
             raise BadReceipt("a receipt", str(error)[:80]) from None
-        check_receipt(
-            theirs,
-            self.transcript,
-            session.peer,
-            session.peer_pem,
-            session.party.identity.fingerprint,
-            session.session_id,
-            self._room,
-            session.now(),
-        )
+        known = self._known(session.party.identity, session.peer_pem)
+        check_receipt(theirs, known, session.peer, session.now())
         self._theirs = theirs
         return countersign(session.party.private_key, theirs)
 
@@ -136,36 +128,28 @@ class Evidence:
         """Return our receipt; nothing is said in the room after it was asked for."""
         session = self._session
         if self._receipt is None:
-            self._receipt = make_receipt(
-                self.transcript,
-                session.peer.role,
-                session.session_id,
-                self._room,
-                session.peer.fingerprint,
-                session.party.pem,
-                session.party.private_key,
-                session.now(),
-            )
+            known = self._known(session.peer, session.party.pem)
+            self._receipt = make_receipt(known, session.party.private_key, session.now())
         return self._receipt
+
+    def _known(self, peer: Identity, signer_pem: str) -> dict[str, Any]:
+        return self.transcript.known(self._session.session_id, self._room, peer, signer_pem)
 
     # Files
 
     def _free_stem(self) -> str:
         """Return what the names of the files end in: the moment, and what tells them apart."""
         moment = self._session.now().strftime("%Y%m%d_%H%M%S")
-        first = ("transcript", ".txt")
+        first = "transcript_{}.txt"
         if not self._is_client:
             moment += f"_{self._session.session_id.hex()[:8]}"
-            first = ("receipt", "_server.json")
+            first = "receipt_{}_server.json"
         stem = moment
         number = 1
-        while self._path_of(first[0], stem, first[1]).exists():
+        while (self._folder / first.format(stem)).exists():
             number += 1
             stem = f"{moment}_{number}"
         return stem
 
     def _path(self, what: str, end: str) -> Path:
-        return self._path_of(what, self._stem, end)
-
-    def _path_of(self, what: str, stem: str, end: str) -> Path:
-        return self._folder / f"{what}_{stem}{end}"
+        return self._folder / f"{what}_{self._stem}{end}"

@@ -135,6 +135,14 @@ def parse_head(data: bytes) -> Head:
     return Head(room.decode("utf-8"), start, _parse_number(index), _parse_number(ts), head)
 
 
+def parse_signed(data: bytes) -> Message | Head:
+    """Return what the signed bytes of a line say. Raises ValueError."""
+    try:
+        return parse_head(data)
+    except ValueError:
+        return parse_message(data)
+
+
 def next_head(head: bytes, signed: bytes, signature: bytes) -> bytes:
     """Return the head after a message: it covers the head before, the bytes and the signature."""
     return hashlib.sha256(HEAD_LABEL + head + message_hash(signed) + signature).digest()

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TextIO
 
 from companions.secure_chat.certs import load_credentials
-from companions.secure_chat.pki import BadCertificate, Identity, Role, Trust, utc_now
+from companions.secure_chat.pki import BadCertificate, Role, Trust, utc_now
 from companions.secure_chat.protocol import Party
 from companions.secure_chat.settings import Settings, load_settings
 from program import Lines, Parser, UserError, escaped, port_number, reason_of, fitted, indented
@@ -76,10 +76,6 @@ def load_party(certs: Path, name: str, role: Role, trust: Trust) -> Party:
     except BadCertificate as error:
         raise UserError(f"Certificate validation failed: {name}_cert.pem: {error}") from None
     return Party(identity, own.pem, own.key)
-
-
-def describe(identity: Identity) -> str:
-    return f"{identity.name}, certificate {identity.fingerprint[:16]}"
 
 
 # The log ------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from __future__ import annotations
 import ipaddress
 import re
 import threading
+import time
 import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -119,6 +120,11 @@ def utc_now() -> datetime:
     return datetime.now(timezone.utc)
 
 
+def now_ms() -> int:
+    """Return the Unix time in milliseconds, as it stands in messages."""
+    return time.time_ns() // 1_000_000
+
+
 def fold(name: str) -> str:
     """Return the one form of a name: NFKC, then case-folded, then NFKC again."""
     folded = unicodedata.normalize("NFKC", name).casefold()
@@ -215,11 +221,11 @@ class Trust:
         `name` is the server that the caller wants, or the client's address; None takes any.
         """
         identity = self.identify(pem, role, name, now)
-        self.check_revocation(identity, now)
+        self.check_revocation(pem, now)
         return identity
 
     def identify(self, pem: str, role: Role, name: str | None, now: datetime) -> Identity:
-        """Return whose certificate this is, unless it has been revoked. Raises BadCertificate."""
+        """Return whose certificate this is, revoked or not. Raises BadCertificate."""
         chain = parse_pem(pem)
         try:
             self._check_path(chain, role, now)
@@ -229,11 +235,13 @@ class Trust:
             raise Malformed("readable extensions", str(error)[:80]) from None
         return Identity(found, role, fingerprint_of(chain[0]), chain[0], key)
 
-    def check_revocation(self, identity: Identity, now: datetime) -> None:
-        """Raise Revoked if the current list has its serial number, UnusableList without one."""
-        serial = identity.certificate.serial_number
-        if self.revocation_list(now).get_revoked_certificate_by_serial_number(serial):
-            raise Revoked("a valid certificate", f"{identity.name}, serial {serial:x}")
+    def check_revocation(self, pem: str, now: datetime) -> None:
+        """Raise Revoked if one of these is on the current list, UnusableList without a list."""
+        latest = self.revocation_list(now)
+        for one in parse_pem(pem):
+            if latest.get_revoked_certificate_by_serial_number(one.serial_number):
+                name = one.subject.rfc4514_string()[:80]
+                raise Revoked("a valid certificate", f"{name}, serial {one.serial_number:x}")
 
     def revocation_list(self, now: datetime) -> x509.CertificateRevocationList:
         """Return the list as it is now. Raises UnusableList.
@@ -254,9 +262,8 @@ class Trust:
         """Return our authority's list, of whatever date. Raises UnusableList."""
         try:
             latest = x509.load_pem_x509_crl(encoded)
-            is_ours = latest.issuer == self.authority.subject
-            is_ours = is_ours and latest.is_signature_valid(self._authority_key())
-            if not is_ours:
+            key = self._check_key(self.authority)
+            if latest.issuer != self.authority.subject or not latest.is_signature_valid(key):
                 raise UnusableList("a list signed by our authority", "another one")
             unknown = [one.oid.dotted_string for one in latest.extensions if one.critical]
             list_number(latest)
@@ -366,6 +373,3 @@ class Trust:
         except (ValueError, TypeError, InvalidSignature):
             return False
         return True
-
-    def _authority_key(self) -> PublicKey:
-        return self._check_key(self.authority)

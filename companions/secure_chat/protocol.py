@@ -477,8 +477,7 @@ class Session:
         Raises LocalError, and then nothing has changed.
         """
         kind = message.kind
-        if not self.fsm.allows(kind, self.sends):
-            raise LocalError(f"{kind.value} cannot be sent in {self.state.name}")
+        self.check_turn(kind)
         values = {**self._compose(message), "type": kind.value}
         try:
             check_members(kind, values)  # a sender obeys the rules too
@@ -489,6 +488,11 @@ class Session:
         self._commit(kind, frame, self.sends)
         self.watchers.tell("sealed", frame, plain, self.fingerprints)
         return frame
+
+    def check_turn(self, kind: Kind) -> None:
+        """Raise LocalError if we cannot say this now."""
+        if not self.fsm.allows(kind, self.sends):
+            raise LocalError(f"{kind.value} cannot be sent in {self.state.name}")
 
     def _compose(self, message: Message) -> Mapping[str, Any]:
         """Return the members: our own for hellos and shares [C 2], else those of the message."""
@@ -626,7 +630,7 @@ class Session:
     def _check_share(self, kind: Kind, members: Mapping[str, Any]) -> None:
         if self.state in DUPLEX:
             self.check_again()
-        share = {name: value for name, value in members.items() if name not in ("sig", "type")}
+        share = {name: value for name, value in members.items() if name != "sig"}
         self._check_signature(kind, share, from_base64(members["sig"], 1, 512))
         if kind is Kind.DH_CLIENT:
             self._check_group(share["g"], share["p"])

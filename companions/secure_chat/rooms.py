@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, NamedTuple
 
+from companions.canonical import has_members
 from companions.secure_chat import forms
 from companions.secure_chat.forms import NOTHING, OPENING_BYTES, Recipient
 from companions.secure_chat.pae import is_signed, sign
@@ -209,7 +210,7 @@ class Member:
 
 def parse_member(values: Mapping[str, Any], trust: Trust, now: datetime) -> Member:
     """Return a member, trusted or not any more. Raises BadPayload, BadCertificate."""
-    if {name: type(value) for name, value in values.items()} != MEMBER:
+    if not has_members(values, MEMBER):
         raise BadPayload("a member", ", ".join(sorted(values))[:80])
     pem = values["certificate"]
     try:
@@ -292,11 +293,12 @@ class Room:
     def concerns(self, message: forms.Message) -> bool:
         """Return whether we must know the history that the sender has seen.
 
-        Newcomers may be sent a message that was said before they came, and not to them.
+        A message that was on its way when we came is not for this session, even if it is for an
+        earlier one of ours: its sender may have seen a head from before our time.
         """
         if self.me is None or message.session == self.me.session:
             return True
-        return self.me.fingerprint in [one.fingerprint for one in message.recipients]
+        return self.me in message.recipients
 
     def check_entry(self, entry: Entry, server: Identity) -> bytes:
         """Return the head that the server signed for this message. Raises BadHead."""

@@ -33,7 +33,6 @@ from companions.secure_chat.duplex import Duplex
 from companions.secure_chat.evidence import Evidence
 from companions.secure_chat.options import (
     ChatParser,
-    describe,
     load_party,
     log_frame,
     require_folder,
@@ -42,7 +41,7 @@ from companions.secure_chat.options import (
 )
 from companions.secure_chat.pae import sign
 from companions.secure_chat.pins import key_fingerprint
-from companions.secure_chat.pki import BadCertificate, Trust
+from companions.secure_chat.pki import BadCertificate, Trust, now_ms
 from companions.secure_chat.protocol import (
     Kind,
     Message,
@@ -120,7 +119,7 @@ class Server(Listener["Connection"]):
         new_room: Callable[..., Room] = Room,
         new_connection: Callable[..., Connection] | None = None,
         record: Callable[[Record], object] = lambda record: None,
-        clock: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+        clock: Callable[[], int] = now_ms,
     ) -> None:
         self.party = party
         self.trust = trust
@@ -372,11 +371,8 @@ class Connection:
         self.fingerprint = self.session.peer.fingerprint
         self.channel.send(Message(Kind.SERVER_HELLO))
         self._share(deadline)
-        log.info("%s: %s, session %s", self, describe(self.session.peer), self.session_name)
-
-    @property
-    def session_name(self) -> str:
-        return self.session.session_id.hex()[:16]
+        session = self.session.session_id.hex()
+        log.info("%s: certificate %s, session %s", self, self.fingerprint[:16], session[:16])
 
     def _share(self, deadline: float) -> None:
         self.channel.receive(deadline)
@@ -435,6 +431,8 @@ class Connection:
                         room.say(self, message)
                     else:
                         self._update()
+                if message["room"] != name:
+                    raise BadPayload(name, "a leave of another room")
             finally:
                 room.leave(self)
         self._answer_by = math.inf
@@ -442,7 +440,7 @@ class Connection:
         self._exchange_receipts()
 
     def _update(self) -> None:
-        """Answer a share; nothing is posted to us between it and our own."""
+        """Answer a share at once; what was posted to us meanwhile is sent under the new keys."""
         self.channel.send(Message(Kind.DH_SERVER))
         self._expect_update()
         log.info("%s: new keys", self)

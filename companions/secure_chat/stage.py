@@ -12,7 +12,6 @@ import contextlib
 import socket
 import tempfile
 import threading
-import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -38,7 +37,15 @@ from companions.secure_chat.authority import (
 from companions.secure_chat.client import Client, Left, NotLetIn, Updated
 from companions.secure_chat.evidence import Kept
 from companions.secure_chat.pins import Pins
-from companions.secure_chat.pki import Identity, Role, Trust, client_name, fingerprint_of, utc_now
+from companions.secure_chat.pki import (
+    Identity,
+    Role,
+    Trust,
+    client_name,
+    fingerprint_of,
+    now_ms,
+    utc_now,
+)
 from companions.secure_chat.protocol import Party, PeerEnded, Session, read_frame, write_frame
 from companions.secure_chat.rooms import Entry, Room, Said
 from companions.secure_chat.server import Connection, Limits, Record, Server
@@ -294,7 +301,7 @@ class Lab(Stage):
 
     def _accounts(self) -> Accounts:
         """Return accounts for everybody, with a hash that costs less than it should."""
-        begin = time.time_ns() // 1_000_000
+        begin = now_ms()
         accounts = self.parts.accounts(self.database, lambda: begin)  # no wait ends by itself
         accounts._hasher = PasswordHasher(1, MEMORY_KIB, 1)
         accounts._nobody = accounts._hash("nobody's password")
@@ -341,7 +348,7 @@ class Lab(Stage):
             self.address,
             PATIENCE_S,
             new_session=partial(self.parts.session, watchers=[watch]),
-            clock=lambda: time.time_ns() // 1_000_000 + later_ms,
+            clock=lambda: now_ms() + later_ms,
         )
 
     def _client(

@@ -17,18 +17,18 @@ import contextlib
 import hashlib
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from companions.asymmetric import PrivateKey, PublicKey
-from companions.canonical import canonical
+from companions.canonical import canonical, has_members
 from companions.secure_chat import forms
 from companions.secure_chat.forms import OPENING_BYTES
 from companions.secure_chat.pae import is_signed, pae, sign
-from companions.secure_chat.pki import SKEW, Identity, Role
+from companions.secure_chat.pki import SKEW, Identity
 from program import UserError, reason_of
 from protocol_fsm import ProtocolError
 
@@ -53,12 +53,10 @@ class BadReceipt(ProtocolError):
 
 def columns_of(signed: bytes) -> tuple[int, int, bytes]:
     """Return seqno, ts and ct that signed bytes speak of. Raises ValueError."""
-    try:
-        head = forms.parse_head(signed)
-        return head.index, head.ts, head.head
-    except ValueError:
-        message = forms.parse_message(signed)
-        return message.seqno, message.ts, message.ct
+    content = forms.parse_signed(signed)
+    if isinstance(content, forms.Head):
+        return content.index, content.ts, content.head
+    return content.seqno, content.ts, content.ct
 
 
 def line_of(chain: bytes, signed: bytes, signature: bytes, fingerprint: str) -> tuple[str, bytes]:
@@ -168,6 +166,23 @@ class Transcript:
         self._hash.update(lines)
         self.message_count += 1
 
+    def known(self, session: bytes, room: str, peer: Identity, signer_pem: str) -> dict[str, Any]:
+        """Return the fields of a receipt for `peer` that both ends know by themselves."""
+        return {
+            "type": "receipt",
+            "peer": peer.role,
+            "first_seqno": self.first_seqno,
+            "last_seqno": self.last_seqno,
+            "message_count": self.message_count,
+            "transcript_hash": self.hash(),
+            "peer_cert_fingerprint": peer.fingerprint,
+            "signer_cert": to_base64(signer_pem.encode("ascii")),
+            "version": RECEIPT_VERSION,
+            "session_id": session.hex(),
+            "room": room,
+            "base_head": self.base.hex(),
+        }
+
     def close(self) -> None:
         self._lines.close()
 
@@ -234,54 +249,32 @@ class Receipt:
         return pae("countersign", canonical(self.members()))
 
 
-MEMBERS: Mapping[str, type] = {
-    name: int if name.endswith(("seqno", "count", "version")) else str
-    for name in Receipt.__dataclass_fields__
-}
+MEMBERS: Mapping[str, type] = get_type_hints(Receipt)
 
 
 def parse_receipt(members: Mapping[str, Any]) -> Receipt:
     """Return a receipt, unverified. Raises ValueError."""
-    if {name: type(value) for name, value in members.items()} != MEMBERS:
+    if not has_members(members, MEMBERS):
         raise ValueError("not exactly the fields of a receipt, or a wrong type")
     receipt = Receipt(**members)
     if receipt.type != "receipt" or receipt.version != RECEIPT_VERSION:
         raise ValueError("not a receipt of this version")
-    if len(from_base64(receipt.signature)) < 1 or len(from_base64(receipt.signer_cert)) < 1:
+    if not from_base64(receipt.signature) or not from_base64(receipt.signer_cert):
         raise ValueError("no signature, or no certificate")
     return receipt
 
 
-def make_receipt(
-    transcript: Transcript,
-    peer: Role,
-    session: bytes,
-    room: str,
-    peer_fingerprint: str,
-    pem: str,
-    key: PrivateKey,
-    now: datetime,
-) -> Receipt:
-    """Return our signed receipt for the peer; `pem` is our own certificate."""
-    fields = _known(transcript, peer, session, room, peer_fingerprint, pem)
+def make_receipt(known: Mapping[str, Any], key: PrivateKey, now: datetime) -> Receipt:
+    """Return our signed receipt, which says what is known."""
     created = now.astimezone(timezone.utc).strftime(TIME)
-    receipt = Receipt(**fields, created_at=created, signature="")
-    return Receipt(**fields, created_at=created, signature=to_base64(sign(key, receipt.signed())))
+    receipt = Receipt(**known, created_at=created, signature="")
+    return replace(receipt, signature=to_base64(sign(key, receipt.signed())))
 
 
 def check_receipt(
-    receipt: Receipt,
-    transcript: Transcript,
-    signer: Identity,
-    signer_pem: str,
-    our_fingerprint: str,
-    session: bytes,
-    room: str,
-    now: datetime,
+    receipt: Receipt, known: Mapping[str, Any], signer: Identity, now: datetime
 ) -> None:
     """Raise BadReceipt unless the peer signed what we know ourselves, just now."""
-    our_role: Role = "client" if signer.role == "server" else "server"
-    known = _known(transcript, our_role, session, room, our_fingerprint, signer_pem)
     said = receipt.members()
     for name, value in known.items():
         if said[name] != value:
@@ -301,31 +294,6 @@ def parse_time(text: str) -> datetime:
     if moment.strftime(TIME) != text:  # strptime takes fewer digits
         raise BadReceipt(moment.strftime(TIME), ascii(text)[:40])
     return moment
-
-
-def _known(
-    transcript: Transcript,
-    peer: Role,
-    session: bytes,
-    room: str,
-    peer_fingerprint: str,
-    signer_pem: str,
-) -> dict[str, Any]:
-    """Return the fields that both ends know by themselves."""
-    return {
-        "type": "receipt",
-        "peer": peer,
-        "first_seqno": transcript.first_seqno,
-        "last_seqno": transcript.last_seqno,
-        "message_count": transcript.message_count,
-        "transcript_hash": transcript.hash(),
-        "peer_cert_fingerprint": peer_fingerprint,
-        "signer_cert": to_base64(signer_pem.encode("ascii")),
-        "version": RECEIPT_VERSION,
-        "session_id": session.hex(),
-        "room": room,
-        "base_head": transcript.base.hex(),
-    }
 
 
 def countersign(key: PrivateKey, receipt: Receipt) -> bytes:

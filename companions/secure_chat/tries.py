@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import ipaddress
-import time
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -40,11 +39,7 @@ class Subject(NamedTuple):
 class Tries:
     """The counters in a database, for all threads. `clock` is in milliseconds."""
 
-    def __init__(
-        self,
-        database: Database,
-        clock: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
-    ) -> None:
+    def __init__(self, database: Database, clock: Callable[[], int]) -> None:
         self._database = database
         self._clock = clock
         with database.transaction() as connection:

@@ -171,7 +171,7 @@ def _read_line(number: int, text: bytes, chain: bytes) -> tuple[Line, bytes]:
         signature = from_base64(columns[3])
         signed = from_base64(columns[6])
         expected, after = line_of(chain, signed, signature, columns[4])
-        content = _content(signed)
+        content = forms.parse_signed(signed)
     except ValueError as error:
         raise Wrong(f"unreadable: {escaped(str(error))[:80]}") from None
     for name, is_there, should_be in zip(NAMES, columns, expected.split("|")):
@@ -179,13 +179,6 @@ def _read_line(number: int, text: bytes, chain: bytes) -> tuple[Line, bytes]:
             reason = "a line was changed, moved or lost" if name == "chain" else "not as signed"
             raise Wrong(f"{name}: {reason}")
     return Line(number, columns[4], signed, signature, content), after
-
-
-def _content(signed: bytes) -> Message | Head:
-    try:
-        return forms.parse_head(signed)
-    except ValueError:
-        return forms.parse_message(signed)
 
 
 def moment_of(ts: int) -> datetime:

@@ -115,7 +115,7 @@ class NoName(Trust):
 
 
 class NoRevocation(Trust):
-    def check_revocation(self, identity: Identity, now: datetime) -> None:
+    def check_revocation(self, pem: str, now: datetime) -> None:
         """Look at no revocation list."""
 
 

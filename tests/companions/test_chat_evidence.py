@@ -133,9 +133,8 @@ def whole(keys: list[PrivateKey], tmp_path_factory: pytest.TempPathFactory) -> C
         openings.append(opening)
     stay.close()
     kept.close()
-    receipt = make_receipt(
-        stay, "client", ALICES, ROOM, alice.fingerprint, server.pem, server.key, NOW
-    )
+    known = stay.known(ALICES, ROOM, identity_of(alice, "client", ALICE), server.pem)
+    receipt = make_receipt(known, server.key, NOW)
     save_receipt(folder / "receipt.json", receipt, countersign(alice.key, receipt))
     bundle = (alice.pem + bob.pem + server.pem).encode()
     (folder / "certs.pem").write_bytes(bundle)
@@ -456,10 +455,9 @@ def test_longer_transcript_than_the_receipts_is_refused(whole: Case) -> None:
     shorter = Transcript(None, whole.server.fingerprint, START)
     for entry, _ in said[:5]:
         shorter.add(*entry)
-    receipt = make_receipt(
-        shorter, "client", ALICES, ROOM, whole.alice.fingerprint, whole.server.pem,
-        whole.server.key, NOW,
-    )  # fmt: skip
+    alice = identity_of(whole.alice, "client", ALICE)
+    known = shorter.known(ALICES, ROOM, alice, whole.server.pem)
+    receipt = make_receipt(known, whole.server.key, NOW)
     lines = whole_of(whole, [entry for entry, _ in said])
     refuse(whole, "^line 11: the receipt is of 5 messages only", lines, file_of(receipt))
 
@@ -617,9 +615,8 @@ def test_member_who_came_late_verifies_from_there(whole: Case) -> None:
     refuse(whole, "^receipt: its numbers", lines, receipt)
     stay = Transcript(None, whole.server.fingerprint, base)
     stay.add(*entry)
-    made = make_receipt(
-        stay, "client", late, ROOM, whole.alice.fingerprint, whole.server.pem, whole.server.key, NOW
-    )
+    alice = identity_of(whole.alice, "client", ALICE)
+    made = make_receipt(stay.known(late, ROOM, alice, whole.server.pem), whole.server.key, NOW)
     assert list(whole.verify(lines, file_of(made)).messages) == [3]
 
 
@@ -768,16 +765,9 @@ def check(case: Case, **changes: object) -> None:
     made = replace(case.receipt, **changes)  # type: ignore[arg-type]
     signature = base64.b64encode(pae.sign(case.server.key, made.signed())).decode()
     server = identity_of(case.server, "server", "localhost")
-    check_receipt(
-        replace(made, signature=signature),
-        case.stay,
-        server,
-        case.server.pem,
-        case.alice.fingerprint,
-        ALICES,
-        ROOM,
-        NOW,
-    )
+    alice = identity_of(case.alice, "client", ALICE)
+    known = case.stay.known(ALICES, ROOM, alice, case.server.pem)
+    check_receipt(replace(made, signature=signature), known, server, NOW)
 
 
 @pytest.mark.parametrize(

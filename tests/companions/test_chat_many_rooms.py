@@ -15,7 +15,7 @@ from companions.secure_chat.authority import pem_of
 from companions.secure_chat.client import Client, Joined, Talk, room_name
 from companions.secure_chat.evidence import Kept
 from companions.secure_chat.options import require_folder
-from companions.secure_chat.protocol import PeerEnded
+from companions.secure_chat.protocol import Kind, Message, PeerEnded
 from companions.secure_chat.rooms import LOBBY, MAX_ROOM_NAME
 from companions.secure_chat.verify import Certificates, History, compare, verify
 from program import UserError
@@ -59,6 +59,14 @@ def test_texts_of_one_room_are_heard_in_no_other(house: House) -> None:
             bob.say(f"in blue, {number}")
         assert [hear(alice) for _ in range(3)] == [f"in {LOBBY}, {number}" for number in range(3)]
         assert [hear(bob) for _ in range(3)] == [f"in blue, {number}" for number in range(3)]
+
+
+@pytest.mark.slow
+def test_room_can_only_be_left_by_its_name(house: House) -> None:
+    with member(house.client(), LOBBY) as alice:
+        alice.channel.send(Message(Kind.LEAVE, {"room": "blue"}))
+        with pytest.raises(PeerEnded, match="violation"):
+            alice.hear(LIMIT_S)
 
 
 @pytest.mark.slow

@@ -280,6 +280,30 @@ def test_revocation_needs_no_restart(school: Authority, keys: Keys) -> None:
     assert trust.verify(renewed.pem, "client", ALICE, NOW).name == ALICE
 
 
+def test_revoked_authority_below_ours_lets_nobody_in(school: Authority, keys: Keys) -> None:
+    """Ours issues none, but another authority may."""
+    root = changed(
+        school.certificate,
+        keys[0],
+        without=(x509.BasicConstraints,),
+        extra=[(x509.BasicConstraints(ca=True, path_length=None), True)],
+    )
+    issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(keys[0].public_key())
+    below = changed(
+        authority.authority_certificate(keys[1], NOW - DAY, name="Below"),
+        keys[0],
+        extra=[(issuer, False)],
+        issuer=root.subject,
+    )
+    leaf = authority.certificate(keys[1], below, "client", ALICE, keys[2].public_key(), NOW)
+    chain = (pem_of(leaf) + pem_of(below)).decode()
+    trust = pki.Trust(pem_of(root), lambda: school.list)
+    assert trust.verify(chain, "client", ALICE, NOW).name == ALICE
+    school.revoke([below])
+    with pytest.raises(pki.Revoked, match="CN=Below"):
+        trust.verify(chain, "client", ALICE, NOW)
+
+
 def refuse(school: Authority, keys: Keys, trust: pki.Trust, kind: type[Exception]) -> None:
     alice = school.issue("client", ALICE, keys[1])
     with pytest.raises(pki.UnusableList) as caught:

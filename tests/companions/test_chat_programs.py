@@ -31,7 +31,7 @@ from companions.secure_chat.client import (
     explain,
 )
 from companions.secure_chat.evidence import Kept
-from companions.secure_chat.pki import BadCertificate, Revoked, utc_now
+from companions.secure_chat.pki import BadCertificate, NotYetValid, Revoked, StaleList, utc_now
 from companions.secure_chat.protocol import Kind, Message, PeerEnded, State
 from companions.secure_chat.transcript import EvidenceFailed
 from companions.secure_chat.verify import Certificates, verify
@@ -308,6 +308,11 @@ def test_client_refuses_another_server_before_it_says_anything(house: House) -> 
         pass
     assert "the server's" in explain(caught.value)
     assert house.await_record(lambda record: record.what == "end").detail.got == "bad-cert"
+
+
+def test_certificate_that_ends_a_session_is_not_always_the_servers() -> None:
+    assert "our revocation list" in explain(StaleList("a list for today", "another"))
+    assert "or a member's" in explain(NotYetValid("from tomorrow", "today"))
 
 
 # Bad input and bad luck ---------------------------------------------------------------------------

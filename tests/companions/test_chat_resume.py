@@ -15,6 +15,7 @@ from functools import partial
 
 import pytest
 
+from channel import EndRequested
 from companions.asymmetric import PrivateKey
 from companions.secure_chat import client as program
 from companions.secure_chat.accounts import TOKEN_LIFE_MS, Account, Accounts, Refused
@@ -327,6 +328,29 @@ def test_session_that_cannot_be_resumed_ends_as_it_was_cut(house: House, person:
     with pytest.raises(ConnectionCut):
         live(run, happens)
     assert len([line for line in person.shown if line.startswith("[*] receipt: ")]) == 1
+
+
+@pytest.mark.slow
+def test_signal_during_the_handshake_of_a_resumed_session_ends_the_run(
+    house: House, person: Person
+) -> None:
+    alice = member(house)
+    person.types("login", PASSWORDS[ALICE], "before")
+    runs: list[Run] = []
+
+    def new_client() -> Client:
+        for run in runs:
+            run._leave(signal.SIGINT, None)
+        return house.client(party=alice)
+
+    def happens() -> None:
+        person.sees(f"{ALICE}: before")
+        cut(house)
+        person.types("quit")
+
+    runs.append(Run(new_client, "lobby"))
+    with pytest.raises(EndRequested):
+        live(runs[0], happens)
 
 
 @pytest.mark.slow

@@ -174,6 +174,21 @@ def test_late_member_goes_on_from_where_it_came_in(world: World) -> None:
     assert view.head == server.room.head
 
 
+def test_member_who_came_back_is_told_of_a_message_to_its_earlier_session(world: World) -> None:
+    """Its sender had not heard yet what was said before Bob came back: that is no fork."""
+    rooms = Rooms(world)
+    server = Server(rooms)
+    late = rooms.seats[ALICE].compose("on its way when Bob came back", NOW_MS)
+    bobs = rooms.seats[BOB].compose("the last before the cut", NOW_MS)
+    server.take(BOB, bobs, opening_of(rooms, BOB))
+    again = forms.Recipient(world.bob.identity.fingerprint, b"again" + bytes(27))
+    view = Room(ROOM, START, 1, server.room.head, lambda: NOW_MS, again)
+    view.enter(replace(server.room.members[rooms.sessions[ALICE]]))
+    entry, _ = parse_relay(server.take(ALICE, late, opening_of(rooms, ALICE)))
+    assert rooms_seat(world, view).hear(encode_relay(entry, b"")).text is None
+    assert view.head == server.room.head
+
+
 def rooms_seat(world: World, view: Room) -> rooms.Seat:
     return rooms.Seat(world.alice, world.server.identity, view, lambda data: bytes(48))
 

@@ -299,6 +299,17 @@ def test_text_too_long_is_refused_at_once_during_an_update(house: House) -> None
 
 
 @pytest.mark.slow
+def test_text_after_the_leave_is_refused_and_costs_no_receipt(house: House) -> None:
+    with house.members() as (alice, _):
+        alice.leave()
+        with pytest.raises(LocalError, match="cannot be sent in LEAVING"):
+            alice.say("too late")
+        while not isinstance(event := alice.hear(LIMIT_S), Kept):
+            pass
+        assert event.is_countersigned
+
+
+@pytest.mark.slow
 def test_server_asks_all_its_members_at_once(house: House) -> None:
     with house.members() as (alice, bob):
         alice.update()  # crosses the server's request, perhaps
