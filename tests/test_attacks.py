@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import socket
+import re
 import subprocess
 import sys
 import threading
