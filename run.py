@@ -116,7 +116,7 @@ COMMANDS = {
 SLOW = {  # what is said before it starts
     "test slow": "takes a quarter of an hour or more; -x stops at the first failure",
     "mutate": "takes hours; --changed or --minutes 10 take less",
-    "bench": "takes some minutes; --quick takes some seconds",
+    "bench": "takes some minutes; --quick takes a minute or two",
 }
 # Asked in another interpreter: a venv may have a Python that is too old, or none any more.
 PROBE = """
