@@ -36,12 +36,12 @@ COMMANDS = {
     "attacks": ("requirements.txt", ["attacks.py"], "the adversary; its flags follow"),
     "report": (
         "requirements-evidence.txt",
-        ["-m classroom.see report"],
+        ["classroom/see.py report"],
         "attacks, drawn on a page that opens; names of attacks may follow",
     ),
     "capture": (
         "requirements-evidence.txt",
-        ["-m classroom.see capture"],
+        ["classroom/see.py capture"],
         "the same as packets, in Wireshark",
     ),
     "classroom": (
@@ -51,17 +51,17 @@ COMMANDS = {
     ),
     "device": (
         "companions/device_transfer/requirements.txt",
-        ["-m companions.device_transfer.demo"],
+        ["companions/device_transfer/demo.py"],
         "two devices send files; certificates, and their adversary",
     ),
     "peers": (
         "companions/peer_messaging/requirements.txt",
-        ["-m companions.peer_messaging.demo"],
+        ["companions/peer_messaging/demo.py"],
         "two nodes talk; trust on first use, and their adversary",
     ),
     "chat": (
         "companions/secure_chat/requirements.txt",
-        ["-m companions.secure_chat.demo"],
+        ["companions/secure_chat/demo.py"],
         "members talk in a room; signed evidence, and their adversary",
     ),
     "kit": (
@@ -101,7 +101,7 @@ COMMANDS = {
         ["-m tests.mutants"],
         "breaks the code on purpose: does a test notice each time?",
     ),
-    "bench": ("requirements.txt", ["-m bench.bench"], "our channel beside TLS, measured"),
+    "bench": ("requirements.txt", ["bench/bench.py"], "our channel beside TLS, measured"),
     "conform": (
         "requirements.txt",
         ["classroom/conform/__main__.py"],
@@ -116,7 +116,7 @@ COMMANDS = {
 SLOW = {  # what is said before it starts
     "test slow": "takes a quarter of an hour or more; -x stops at the first failure",
     "mutate": "takes hours; --changed or --minutes 10 take less",
-    "bench": "takes some minutes; --quick takes some seconds",
+    "bench": "takes some minutes; --quick takes a minute or two",
 }
 # Asked in another interpreter: a venv may have a Python that is too old, or none any more.
 PROBE = """

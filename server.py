@@ -27,6 +27,7 @@ from typing import Generic, NamedTuple, Protocol, TypeVar, cast
 
 from channel import FRAME_S, POLL_S, Channel, EndRequested
 from endpoint import (
+    DEMO_KEYS,
     DEMO_WARNING,
     HOST,
     PORT,
@@ -41,6 +42,7 @@ from endpoint import (
 from program import (
     Lines,
     NoConnection,
+    UserError,
     end_signals,
     escaped,
     positive,
@@ -507,15 +509,16 @@ def main() -> int:
         )
     parser.add_argument("--verbose", action="store_true", help="log every report and epoch")
     parser.add_argument("--generate-keys", metavar="DIR", help="write new key files, and exit")
-    parser.add_argument(
-        "--ids", type=id_list, default="1-5", help="client ids for --generate-keys; default 1-5"
-    )
+    parser.add_argument("--ids", type=id_list, help="client ids for --generate-keys; default 1-5")
     options = parser.options()
     if options.generate_keys is not None:
-        generate_keys(Path(options.generate_keys), options.ids)
+        ids = options.ids or [*DEMO_KEYS]
+        generate_keys(Path(options.generate_keys), ids)
         where = escaped(options.generate_keys)
-        print(f"wrote server.keys and {len(options.ids)} client keys to {where}")
+        print(f"wrote server.keys and {len(ids)} client keys to {where}")
         return 0
+    if options.ids:
+        raise UserError("--ids goes with --generate-keys")
     limits = Limits(*(getattr(options, field.name) for field in dataclasses.fields(Limits)))
     if options.patient:
         limits = dataclasses.replace(

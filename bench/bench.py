@@ -25,6 +25,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
 
+if __name__ == "__main__":
+    # run.py starts this by its path, where the user is, so that the user's paths mean what they say
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    sys.argv[0] = "run.py"  # as whom errors are told
+
 from bench import ladder, report
 from bench.certificate import write_certificate
 from bench.measure import Slice, machine, measurement, turns
@@ -174,7 +179,8 @@ def main(words: list[str] | None = None) -> int:
     options = parse(words)
     if options.against:  # in a process that has not loaded our own server and client
         words = [str(options.against.resolve()), "--turns", str(options.turns)]
-        return subprocess.run([sys.executable, "-m", "bench.against", *words]).returncode
+        command = [sys.executable, "-m", "bench.against", *words]
+        return subprocess.run(command, cwd=Path(__file__).parent.parent, check=False).returncode
     with tempfile.TemporaryDirectory() as folder:
         write_certificate(Path(folder), HOST)
         bench = Bench(options, Path(folder))

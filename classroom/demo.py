@@ -176,8 +176,10 @@ def table(answers: Mapping[int, Sequence[Answer]]) -> str:
 
 def main() -> int:
     parser = Parser("The classroom demo.", prog="run.py classroom")
-    parser.add_argument("--rounds", type=positive, default=24, help="of each client; default 24")
-    parser.add_argument("--interval", type=seconds, default=0.1, help="between; default 0.1")
+    parser.add_argument("--rounds", type=positive, default=8, help="of each client; default 8")
+    parser.add_argument(
+        "--interval", type=seconds, default=0.3, help="seconds between; default 0.3"
+    )
     options = parser.options()
     with Crew(limit_s=30 + options.rounds * (options.interval + 2)) as crew:
         crew.start("server", "server.py", "--port", "0")

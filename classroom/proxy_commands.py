@@ -29,13 +29,13 @@ The first message is in hand. Byte 0 is its opcode, -1 its last byte.
   hold                  put it aside
   reflect               send it back where it came from
   flip BYTE[.BIT]       flip a bit in it, 0 (the lowest) to 7
-  edit FIELD=VALUE      opcode, client_id, round or direction; names or numbers
+  edit FIELD=VALUE      opcode, client_id, round, direction; names or numbers
   splice NAME N         put message N of a recording in its place
 These put a message before it, which then is in hand:
   release N             one that was put aside
   replay N              any message once more, as it came
   inject HEX [client]   bytes of your own to the server, or to the client
-  play NAME [client]    all that a recording has for the server, or the client
+  play NAME [client]    all that a recording has for the server or client
 The rest:
   undo                  take back the last of these, but not what was forwarded
   record NAME           keep the messages of this connection for play
@@ -104,7 +104,7 @@ def parse(line: str) -> Command | None:
     match = re.fullmatch(pattern, rest, re.ASCII)
     if not match:
         usage = next(row for row in HELP.splitlines() if re.match(rf"  (.*, )?{name}\b", row))
-        raise UserError(f"{name} is used like this: {usage.strip().partition('  ')[0]}")
+        raise UserError(f"usage: {re.sub('  +', ': ', usage.strip())}")
     return Command(name, convert(*match.groups()))
 
 

@@ -18,25 +18,33 @@ import tempfile
 import webbrowser
 from pathlib import Path
 
+if __name__ == "__main__":
+    # run.py starts this by its path, where the user is, so that the user's paths mean what they say
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    sys.argv[0] = "run.py"  # as whom errors are told
+
 from classroom import capture, report
 from classroom.output import needed, write_whole
 from classroom.wire import LAB, ROOT
 from lab.events import Run, read_runs
-from program import Parser, escaped, output_path, run_program, to_stderr
+from program import Parser, UserError, escaped, output_path, run_program, to_stderr
 
 PLACES = (  # of Wireshark, where it is not on the PATH
     "/Applications/Wireshark.app/Contents/MacOS/Wireshark",
     r"C:\Program Files\Wireshark\Wireshark.exe",
 )
 NAMES = {"report": "report.html", "capture": "run.pcapng"}
+ALONE = {"--list", "--rules", "--step", "--events", "--json"}  # of attacks.py
 PACKAGES = {"report": "jinja2", "capture": "dpkt"}
 
 
 def attack(words: list[str]) -> list[Run]:
     """Run attacks.py, and return what happened; an attack may win (exit code 1).
 
-    Raises SystemExit: attacks.py has already said why there is nothing to draw.
+    Raises SystemExit: attacks.py has already said why there is nothing to draw. UserError.
     """
+    if unfit := [word for word in words if word.split("=")[0] in ALONE]:
+        raise UserError(f"{unfit[0]} goes with attacks.py only: here its output is not shown")
     to_stderr("attacking, which takes some seconds ...")
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "events.jsonl"
@@ -72,8 +80,11 @@ def open_capture(path: Path) -> None:
 
 
 def main() -> int:
-    parser = Parser("Attacks, draws what happened, and opens it.", prog="run.py")
-    parser.add_argument("what", choices=[*NAMES])
+    parser = Parser(
+        "Attacks, draws and opens it. Names, families and flags of attacks.py may follow.",
+        prog="run.py",
+    )
+    parser.add_argument("what", choices=[*NAMES], help="a page, or packets")
     parser.add_argument("-o", "--output", type=output_path, metavar="FILE", help="file to write")
     options, words = parser.parse_known_args()
     needed(PACKAGES[options.what])

@@ -141,10 +141,11 @@ class Teller:
             event["origin"] = frame.origin.message.hex()
         self.events.append(event)
 
-    def say(self, text: str) -> None:
-        """Print for a person; with --json print nothing."""
+    def say(self, text: str, kind: str = "") -> None:
+        """Print for a person, in the colour of a kind if there is one; with --json nothing."""
         if not self._options.json:
-            print("\n".join(map(escaped, text.split("\n"))), flush=True)
+            shown = "\n".join(map(escaped, text.split("\n")))  # before it has a colour
+            print(painted(shown, kind) if kind else shown, flush=True)
 
     def play(self, attack: Attack, lab: Stage, can_win: bool | None = False) -> Result:
         """Run one attack, and tell of it; `can_win` as for `judge`."""
@@ -162,7 +163,7 @@ class Teller:
         else:
             line = f"{attack.story:<53}{result.words}"
             told = textwrap.fill(line, columns(), subsequent_indent="  ")
-            self.say(told if result.kind == "refused" else painted(told, result.kind))
+            self.say(told, "" if result.kind == "refused" else result.kind)
         self._conclude(result, lab, lab.rounds - rounds)
         return result
 
@@ -200,7 +201,8 @@ def run(program: Program) -> int:
         for family, names in families_of(program.attacks.values()).items():
             print(f"{family}:")
             for name in names:
-                print(f"  {name:<28}{program.attacks[name].story}")
+                line = f"  {name:<26}{program.attacks[name].story}"
+                print(textwrap.fill(line, columns(), subsequent_indent=28 * " "))
         return 0
     teller = Teller(program, options)
     logging.disable()  # refusals are told here

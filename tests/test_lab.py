@@ -45,7 +45,15 @@ class Toy(Stage):
         self.rounds = 0
         self.teller = Teller(
             Program("", {}, None, None, None),  # type: ignore[arg-type]
-            argparse.Namespace(verbose=False, names=[], file=None, events=None, json=False),
+            argparse.Namespace(
+                verbose=False,
+                names=[],
+                file=None,
+                events=None,
+                json=False,
+                step=False,
+                without=None,
+            ),
         )
         self.are_bystanders_well = True
 
@@ -268,6 +276,16 @@ def yields_from_outside(lab: Toy) -> Frames:
 def test_a_mistake_of_any_kind_is_no_defence(tap: Callable[..., Frames], words: str) -> None:
     assert words_of(Toy(BadTag()), catalogued(tap)) == (False, f"the attack raised {words}")
     assert catalogued(tap).story.isprintable()
+
+
+def test_a_line_is_escaped_before_it_is_coloured(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("lab.screen.is_coloured", lambda: True)
+    lab = Toy(learned="\x1b[2J")
+    lab.teller.play(catalogued(passes), lab)
+    line = f"{catalogued(passes).story:<53}WON: \\x1b[2J"
+    assert capsys.readouterr().out == f"\x1b[1;31m{line}\x1b[0m\n"
 
 
 def test_an_attack_from_outside_that_is_a_generator_is_broken() -> None:

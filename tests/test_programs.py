@@ -76,6 +76,7 @@ CASES = {
         "--values: .* is not a number",
     ),
     "value too large": ("client.py 1 --values 1e16", 2, "--values: .* is not a number"),
+    "ids without keys to make": ("server.py --ids 1-40", 2, "--ids goes with --generate-keys"),
     "column without a file": ("client.py 1 --column c --values 1", 2, "go with --file"),
     "negative number with a comma": ("client.py 1 --values -20,5", 2, "'-20,5' is not a number"),
     "file named like a number": ("client.py 1 --file 2024", 2, "cannot read 2024: No such file"),

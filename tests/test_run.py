@@ -193,17 +193,17 @@ def test_the_version_is_checked_before_anything_else(
         (
             "device --keep mine",
             "companions/device_transfer/requirements.txt",
-            ["-m companions.device_transfer.demo --keep mine"],
+            ["companions/device_transfer/demo.py --keep mine"],
         ),
         (
             "peers --keep mine",
             "companions/peer_messaging/requirements.txt",
-            ["-m companions.peer_messaging.demo --keep mine"],
+            ["companions/peer_messaging/demo.py --keep mine"],
         ),
         (
             "chat --keep mine",
             "companions/secure_chat/requirements.txt",
-            ["-m companions.secure_chat.demo --keep mine"],
+            ["companions/secure_chat/demo.py --keep mine"],
         ),
         ("server --port 0", "requirements.txt", ["server.py --port 0"]),
         ("client 1 --values 2 -3", "requirements.txt", ["client.py 1 --values 2 -3"]),
@@ -220,7 +220,7 @@ def test_the_version_is_checked_before_anything_else(
         ),
         ("test slow", "requirements-slow.txt", [TESTS + " -m slow"]),
         ("mutate --changed", "requirements-dev.txt", ["-m tests.mutants --changed"]),
-        ("bench --quick", "requirements.txt", ["-m bench.bench --quick"]),
+        ("bench --quick", "requirements.txt", ["bench/bench.py --quick"]),
         (
             "check",
             "requirements-check.txt",
@@ -251,6 +251,27 @@ def test_without_a_command_the_default_runs(run: Any, world: World) -> None:
     _, lines = run.plan([run.DEFAULT])
     assert lines == [["-m", "classroom.first"]]
     assert run.started == [([sys.executable, "-m", "classroom.first"], run.HERE)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("script", "words", "made"),
+    [
+        ("classroom/see.py", "report flip-tag -o mine", "mine"),
+        ("bench/bench.py", "--quick --clients 1 --rivals plain --no-ladder --json mine", "mine"),
+        ("companions/peer_messaging/demo.py", "--keep mine", "mine/alice"),
+    ],
+)
+def test_what_a_command_makes_is_where_the_user_is(
+    tmp_path: Path, script: str, words: str, made: str
+) -> None:
+    command = [sys.executable, str(ROOT / script), *words.split()]
+    environment = {**os.environ, "PATH": "", "BROWSER": ""}
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, timeout=LIMIT_S, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / made).exists()
 
 
 def test_server_and_client_run_where_the_user_is_so_that_paths_mean_what_they_say(

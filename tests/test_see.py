@@ -76,3 +76,13 @@ def test_a_name_that_no_attack_has_is_one_sentence_and_no_file(tmp_path: Path) -
         "attacks.py: no attack is named nonsense; --list names them all"
     ]
     assert not page.exists()
+
+
+@pytest.mark.parametrize("word", ["--list", "--rules", "--step", "--events=mine", "--json"])
+def test_a_flag_that_draws_nothing_is_refused_before_any_attack(tmp_path: Path, word: str) -> None:
+    page = tmp_path / "page.html"
+    done = see("report", word, "flip-tag", "-o", str(page))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"run.py: {word} goes with attacks.py only")
+    assert done.stderr.count("\n") == 1
+    assert not page.exists()

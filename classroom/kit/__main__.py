@@ -14,7 +14,11 @@ import guard  # noqa: F401 (before all else that is ours: it says what the other
 from classroom.kit import check, export, grade
 from program import UserError, run_program
 
-USAGE = "kit new DIR --student ID --class-key FILE, kit check, or grade DIR and the same flags"
+USAGE = (
+    "kit new DIR --student ID --class-key FILE",
+    "grade DIR --student ID --class-key FILE",
+    "kit check",
+)
 
 
 def main() -> int:
@@ -26,9 +30,9 @@ def main() -> int:
     if command == "grade":
         return grade.main(words)
     if command in ("-h", "--help"):
-        print(f"usage: run.py {USAGE}")
+        print(*(f"run.py {line}" for line in USAGE), sep="\n")
         return 0
-    raise UserError(f"say what to do: {USAGE}")
+    raise UserError(f"say what to do: {', or '.join(USAGE)}")
 
 
 if __name__ == "__main__":

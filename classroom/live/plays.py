@@ -45,7 +45,7 @@ class QuietTeller(Teller):
         super().log(deed, frame)
         self._feeds.touch(topics=["run"])
 
-    def say(self, text: str) -> None:
+    def say(self, text: str, kind: str = "") -> None:
         """Print nothing: the page shows the run."""
 
 
