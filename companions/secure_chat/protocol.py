@@ -190,7 +190,7 @@ def to_base64(data: bytes) -> str:
 def from_base64(text: str, low: int = 0, high: int = MAX_FROM_SERVER) -> bytes:
     """Return the `low` to `high` bytes of their only valid base64. Raises BadPayload."""
     try:
-        data = base64.b64decode(text, validate=True)
+        data = base64.b64decode(text)
     except ValueError:
         raise BadPayload("base64", "something else") from None
     if to_base64(data) != text or not low <= len(data) <= high:

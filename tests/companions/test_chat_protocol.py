@@ -592,6 +592,7 @@ def test_failure_under_keys_is_told_in_one_sealed_word(world: World, state: Stat
         with pytest.raises(PeerEnded, match="violation"):
             pair.end(direction).open(error.farewell)
         assert pair.end(direction).state is State.ENDED
+        assert not pair.end(direction)._keys
 
 
 def test_goodbye_gives_its_reason_and_a_cut_connection_is_not_answered(world: World) -> None:
@@ -757,7 +758,7 @@ def test_table_of_members_has_every_message() -> None:
             assert {name: type(value) for name, value in SAID.get(kind, {}).items()} == members
 
 
-@pytest.mark.parametrize("text", ["A", "AA==A", "AAA", "AB==", "AA= =", "AA\n==", "-_-_"])
+@pytest.mark.parametrize("text", ["A", "AA==A", "AAA", "AB==", "AA= =", "AA\n==", "-_-_", "\u00e9"])
 def test_base64_has_one_form(text: str) -> None:
     with pytest.raises(BadPayload):
         from_base64(text)
