@@ -190,7 +190,7 @@ def to_base64(data: bytes) -> str:
 def from_base64(text: str, low: int = 0, high: int = MAX_FROM_SERVER) -> bytes:
     """Return the `low` to `high` bytes of their only valid base64. Raises BadPayload."""
     try:
-        data = base64.b64decode(text, validate=True)
+        data = base64.b64decode(text)
     except ValueError:
         raise BadPayload("base64", "something else") from None
     if to_base64(data) != text or not low <= len(data) <= high:
@@ -508,12 +508,16 @@ class Session:
         return message.members
 
     def _offer(self, kind: Kind) -> dict[str, int]:
-        """Return our share, of the exponent that answers the peer's or else of a new one."""
+        """Return our share."""
         generator, prime = self._group()
+        value = pow(generator, self._own_exponent(), prime)
+        return {"g": generator, "p": prime, "A": value} if kind is Kind.DH_CLIENT else {"B": value}
+
+    def _own_exponent(self) -> int:
+        """Return our exponent in this exchange; a new one is drawn for the first use."""
         if self._exponent is None:
             self._exponent = dh.new_exponent()
-        value = pow(generator, self._exponent, prime)
-        return {"g": generator, "p": prime, "A": value} if kind is Kind.DH_CLIENT else {"B": value}
+        return self._exponent
 
     def _group(self) -> tuple[int, int]:
         """Return generator and prime: no peer chooses them."""
@@ -631,14 +635,12 @@ class Session:
         if self.state in DUPLEX:
             self.check_again()
         share = {name: value for name, value in members.items() if name != "sig"}
-        self._check_signature(kind, share, from_base64(members["sig"], 1, 512))
+        self._check_signature(kind, share, from_base64(members["sig"]))
         if kind is Kind.DH_CLIENT:
             self._check_group(share["g"], share["p"])
         value = share["A" if kind is Kind.DH_CLIENT else "B"]
         self._check_range(value)
         self._check_subgroup(value)
-        if self._exponent is None:
-            self._exponent = dh.new_exponent()
         self._shared = self._agree(value)
 
     def check_again(self) -> None:
@@ -664,9 +666,7 @@ class Session:
 
     def _agree(self, value: int) -> bytes:
         """Return the secret that both shares lead to (256 bytes)."""
-        if self._exponent is None:
-            raise LocalError("there is no exponent")
-        return dh.shared_secret(self._exponent, value, self._group()[1])
+        return dh.shared_secret(self._own_exponent(), value, self._group()[1])
 
     # What moves
 

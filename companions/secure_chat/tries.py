@@ -33,7 +33,7 @@ class Subject(NamedTuple):
 
     key: str  # SHA-256 in hex
     free: int  # tries before the first wait
-    is_cleared: bool = False  # by a success; others only take its own count back
+    is_cleared: bool  # by a success; others only take its own count back
 
 
 class Tries:

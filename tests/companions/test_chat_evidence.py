@@ -199,9 +199,9 @@ def test_message_and_head_are_read_as_they_were_written() -> None:
         bytes(32),
         "lobby",
         "a" * 64,
-        (Recipient("b" * 64, BOBS),),
+        (Recipient("b" * 64, BOBS), Recipient("c" * 64, ALICES)),
         7,
-        8,
+        2**63 - 1,
         NOTHING,
         START,
         BOBS,
@@ -210,6 +210,18 @@ def test_message_and_head_are_read_as_they_were_written() -> None:
     head = Head("lobby", START, 3, 4, BOBS)
     assert forms.parse_message(message.encode()) == message
     assert forms.parse_head(head.encode()) == head
+
+
+@pytest.mark.parametrize("number", [bytes(7), bytes(9)])
+def test_number_of_other_than_eight_bytes_is_refused(number: bytes) -> None:
+    with pytest.raises(ValueError, match="8 bytes"):
+        forms.parse_head(pae.pae("head", b"lobby", START, number, bytes(8), BOBS))
+
+
+def test_parts_too_few_or_too_many_are_told() -> None:
+    for parts in ((), (b"",) * 6):
+        with pytest.raises(ValueError, match="a head has 5 parts"):
+            forms.parse_head(pae.pae("head", *parts))
 
 
 @pytest.mark.parametrize(

@@ -55,12 +55,14 @@ from companions.secure_chat.protocol import (
     write_frame,
 )
 from protocol_fsm import (
+    BadPadding,
     BadPayload,
     BadTag,
     ConnectionCut,
     LocalError,
     MalformedMessage,
     ProtocolError,
+    ProtocolState,
     Seen,
     Status,
 )
@@ -181,6 +183,13 @@ def test_both_ends_agree_on_keys_session_and_names(world: World) -> None:
     assert pair.server.peer_pem == world.alice.pem
 
 
+def test_session_that_has_not_begun_has_no_peer_and_no_secret(world: World) -> None:
+    server = in_state(world, State.HELLO).server
+    assert (server.peer_pem, server.session_id, server._shared) == ("", b"", b"")
+    with pytest.raises(LocalError, match="has not shown"):
+        _ = server.peer
+
+
 def test_keys_follow_from_the_frames_as_readme_says(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -246,6 +255,7 @@ def test_each_session_has_fresh_shares_and_keys(world: World) -> None:
     shares |= {parse(pair.frames[3])["B"] for pair in pairs}
     nonces = {parse(frame)["nonce"] for pair in pairs for frame in pair.frames[:2]}
     assert (len(shares), len(nonces)) == (4, 4)
+    assert {len(from_base64(nonce)) for nonce in nonces} == {32}
 
 
 def test_ends_that_do_not_pad_the_secret_disagree_with_those_that_do(
@@ -431,6 +441,16 @@ def test_what_is_inside_a_record_is_of_its_kind(world: World) -> None:
     assert isinstance(refusal(pair.server, canonical({**record, "tag": tag})), BadPayload)
 
 
+def test_record_is_a_payload_and_nothing_else(world: World) -> None:
+    pair = in_state(world, State.CREDENTIALS)
+    for members in ({}, {"payload": 1}, {"payload": "", "more": ""}):
+        record = {**members, "type": "login"}
+        tag = to_base64(pair.client._tag(C2S, canonical(record)))
+        error = refusal(pair.server, canonical({**record, "tag": tag}))
+        assert isinstance(error, BadPayload)
+        assert error.expected == "a payload"
+
+
 def test_only_a_msg_shows_its_members(world: World) -> None:
     pair = in_state(world, State.CHAT)
     for kind in Kind:
@@ -451,6 +471,14 @@ def test_what_is_encrypted_is_the_documents_iv_and_cbc(world: World, plaintext: 
 def test_ciphertext_of_a_wrong_length_is_refused(world: World, length: int) -> None:
     with pytest.raises(BadPayload):
         in_state(world, State.CREDENTIALS).server.decrypt(bytes(length))
+
+
+def test_wrong_padding_is_refused(world: World) -> None:
+    pair = in_state(world, State.CREDENTIALS)
+    data = bytearray(pair.client.encrypt(bytes(15)))
+    data[15] ^= 1  # of the IV: makes the padding, one byte 1, a byte 0
+    with pytest.raises(BadPadding):
+        pair.server.decrypt(bytes(data))
 
 
 def test_limits_are_those_of_readme() -> None:
@@ -500,6 +528,8 @@ def test_conversation_reaches_every_state_of_the_table() -> None:
     states = {state for state, _, _ in ProtocolFSM.VALID_TRANSITIONS} | {State.ENDED}
     assert states == {*State} == {*PHASE}
     assert {*SPEAKER} == {*State} - {State.ENDED}
+    assert {state for state in State if PHASE[state] is ProtocolState.INIT} == HANDSHAKE
+    assert PHASE[State.ENDED] is ProtocolState.TERMINATED
 
 
 @pytest.mark.parametrize("state", REACHED)
@@ -545,8 +575,9 @@ def test_failure_in_the_handshake_is_silent(world: World, state: State) -> None:
         error = refusal(end, b"nonsense")
         assert isinstance(error, BadPayload)
         assert error.farewell == b""
-        assert clone(end).goodbye(Status.SHUTDOWN) == b""
         assert not end.has_farewell
+        assert end.goodbye(Status.SHUTDOWN) == b""
+        assert end.state is State.ENDED
 
 
 @pytest.mark.parametrize("state", [state for state in REACHED if state not in HANDSHAKE])
@@ -556,10 +587,12 @@ def test_failure_under_keys_is_told_in_one_sealed_word(world: World, state: Stat
         error = refusal(pair.other(direction), b"nonsense")
         if state in RENEWING and direction is S2C:
             assert error.farewell == b""
+            assert not pair.client.has_farewell
             continue
         with pytest.raises(PeerEnded, match="violation"):
             pair.end(direction).open(error.farewell)
         assert pair.end(direction).state is State.ENDED
+        assert not pair.end(direction)._keys
 
 
 def test_goodbye_gives_its_reason_and_a_cut_connection_is_not_answered(world: World) -> None:
@@ -583,6 +616,16 @@ def test_ended_session_has_no_keys_and_says_nothing(world: World) -> None:
         pair.client.seal(message(Kind.BYE))
 
 
+def test_session_ended_between_two_shares_keeps_no_secret(world: World) -> None:
+    pair = in_state(world, State.SHARE_BACK)
+    ends = (pair.client, pair.server)
+    assert all(end._exponent for end in ends)
+    assert len(pair.server._shared) == 256
+    for end in ends:
+        end.goodbye(Status.SHUTDOWN)
+        assert (end._exponent, end._shared) == (None, b"")
+
+
 def test_session_is_not_pickled_and_shows_no_key(world: World) -> None:
     pair = in_state(world, State.READY)
     with pytest.raises(TypeError, match="keys"):
@@ -591,6 +634,7 @@ def test_session_is_not_pickled_and_shows_no_key(world: World) -> None:
     names = {label: hashlib.sha256(key).hexdigest()[:8] for label, key in pair.client._keys.items()}
     assert pair.client.fingerprints() == names
     assert "a password" not in repr(LOGIN)
+    assert repr(world.alice) == f"Party(identity={world.alice.identity!r})"
 
 
 def test_watchers_see_every_decision_and_change_nothing(world: World) -> None:
@@ -600,6 +644,7 @@ def test_watchers_see_every_decision_and_change_nothing(world: World) -> None:
     with pytest.raises(UnexpectedKind):
         pair.server.open(canonical({"type": "bye"}))
     assert [one.verdict for one in seen[-2:]] == ["UnexpectedKind", "sealed"]  # the farewell
+    assert seen[-2].plaintext == b""
 
 
 # Bad input ----------------------------------------------------------------------------------------
@@ -638,6 +683,13 @@ def test_nonsense_ends_the_session_with_a_typed_error(world: World, frame: bytes
     refusal(world.session(world.server), frame)
 
 
+@pytest.mark.parametrize("length", [0, 31, 33])
+def test_nonce_of_a_wrong_length_is_refused(world: World, length: int) -> None:
+    hello = world.session(world.alice).seal(message(Kind.HELLO))
+    changed = edited(hello, nonce=to_base64(bytes(length)))
+    assert isinstance(refusal(world.session(world.server), changed), BadPayload)
+
+
 def test_frames_are_bounded_by_who_sends_them_and_when(world: World) -> None:
     pair = in_state(world, State.HELLO)
     assert pair.server.max_message == pair.client.max_message == MAX_HANDSHAKE
@@ -645,6 +697,9 @@ def test_frames_are_bounded_by_who_sends_them_and_when(world: World) -> None:
     assert pair.server.max_message == MAX_FROM_CLIENT
     assert pair.client.max_message == MAX_FROM_SERVER
     assert isinstance(refusal(pair.server, b" " * (MAX_FROM_CLIENT + 1)), MalformedMessage)
+    longest = b" " * MAX_FROM_CLIENT
+    assert isinstance(refusal(pair.server, longest), BadPayload)
+    assert pair.server.read_frame(BytesIO(b"\0\1\0\0" + longest).read) == longest
     for length in (0, 1, MAX_FROM_CLIENT + 1, 10_000_000):
         with pytest.raises(MalformedMessage):
             pair.server.read_frame(BytesIO(length.to_bytes(4, "big")).read)
@@ -661,8 +716,16 @@ def test_frame_is_read_however_tcp_cuts_it(content: bytes, data: st.DataObject) 
         return piece
 
     assert read_frame(recv) == content
-    with pytest.raises(ConnectionCut):
+    with pytest.raises(ConnectionCut) as cut:
         read_frame(recv)
+    assert not cut.value.mid_frame
+
+
+def test_stream_that_ends_inside_a_frame_is_cut_there() -> None:
+    for begun in (b"\0\0", b"\0\0\0\2", b"\0\0\0\2{"):
+        with pytest.raises(ConnectionCut) as cut:
+            read_frame(BytesIO(begun).read)
+        assert cut.value.mid_frame
 
 
 def test_frame_is_its_length_and_the_message_in_one_piece() -> None:
@@ -695,16 +758,25 @@ def test_table_of_members_has_every_message() -> None:
             assert {name: type(value) for name, value in SAID.get(kind, {}).items()} == members
 
 
-@pytest.mark.parametrize("text", ["A", "AA==A", "AAA", "AB==", "AA= =", "AA\n==", "-_-_"])
+@pytest.mark.parametrize("text", ["A", "AA==A", "AAA", "AB==", "AA= =", "AA\n==", "-_-_", "\u00e9"])
 def test_base64_has_one_form(text: str) -> None:
     with pytest.raises(BadPayload):
         from_base64(text)
+
+
+def test_base64_is_of_as_many_bytes_as_are_asked_for() -> None:
+    assert from_base64("") == b""
+    assert from_base64("AAAA", 3, 3) == bytes(3)
+    for low, high in ((4, 5), (1, 2)):
+        with pytest.raises(BadPayload):
+            from_base64("AAAA", low, high)
 
 
 @pytest.mark.parametrize("text", ["", "0" * 63, "0" * 65, "A" * 64, "g" * 64, " " + "0" * 63])
 def test_hash_is_64_lower_case_digits(text: str) -> None:
     with pytest.raises(BadPayload):
         from_hex(text)
+    assert from_hex("0f" * 32) == b"\x0f" * 32
 
 
 # Signatures ---------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from companions.secure_chat import accounts, tries
 from companions.secure_chat.accounts import Accounts, Busy, Refused
 from companions.secure_chat.pki import Identity
 from companions.secure_chat.storage import Database, login_tries
-from companions.secure_chat.tries import FREE_OF_ADDRESS, FREE_TRIES
+from companions.secure_chat.tries import FREE_OF_ADDRESS, FREE_TRIES, Tries
 from tests.companions.chat_databases import Place
 from tests.companions.chat_helpers import ALICE, BOB, NOW_MS, Authority, identity_of
 
@@ -163,6 +163,41 @@ def test_tries_are_forgotten_after_fifteen_quiet_minutes(bank: Bank) -> None:
     assert bank.outcome(bank.alice, ALICE, PASSWORD) == "too many tries"
 
 
+def test_tries_of_fifteen_minutes_ago_still_count(bank: Bank) -> None:
+    subject = tries.of_certificate("")
+    count = bank.accounts._tries.count
+    for _ in range(FREE_TRIES):
+        assert count(subject)
+    bank.now += tries.FIRST_WAIT_MS + tries.FORGET_MS
+    assert count(subject)
+    assert not count(subject)
+
+
+def test_longest_wait_begins_at_once(bank: Bank) -> None:
+    subject = tries.of_certificate("")
+    count = bank.accounts._tries.count
+    assert [count(subject) for _ in range(20)] == [True] * FREE_TRIES + [False] * 15
+    bank.now += tries.FIRST_WAIT_MS
+    assert count(subject)
+    assert not count(subject)  # for a minute from now
+
+
+def test_start_clears_what_was_tried_more_than_fifteen_minutes_ago(bank: Bank) -> None:
+    subject = tries.of_certificate("")
+    bank.accounts._tries.count(subject)
+    for passed_ms, left in ((tries.FORGET_MS, 1), (1, 0)):
+        bank.now += passed_ms
+        Tries(bank.database, lambda: bank.now)
+        assert bank.count(subject) == left
+
+
+def test_taking_a_try_back_ends_the_wait_that_it_began(bank: Bank) -> None:
+    for _ in range(FREE_TRIES - 1):
+        bank.outcome(bank.alice, BOB, WRONG)
+    for _ in range(3):
+        assert bank.outcome(bank.alice, ALICE, PASSWORD) == ""
+
+
 @pytest.mark.slow
 def test_restart_forgets_old_tries_only(bank: Bank) -> None:
     bank.outcome(bank.bob, BOB, WRONG)
@@ -226,7 +261,7 @@ def test_loopback_is_not_counted(ip: str) -> None:
 @pytest.mark.parametrize(
     ("one", "other", "is_same"),
     [
-        ("2001:db8::1", "2001:db8::ffff:1", True),
+        ("2001:db8::1", "2001:db8::ffff:0:0:1", True),
         ("2001:db8::1", "2001:db8:0:1::1", False),
         ("fe80::1%eth0", "fe80::2", True),
         ("::ffff:203.0.113.7", ELSEWHERE, True),
@@ -235,6 +270,13 @@ def test_loopback_is_not_counted(ip: str) -> None:
 )
 def test_subscriber_is_one_address(one: str, other: str, is_same: bool) -> None:
     assert (tries.of_address(one, NOW_MS) == tries.of_address(other, NOW_MS)) is is_same
+
+
+def test_address_is_counted_anew_in_each_minute() -> None:
+    first, last, following = (
+        tries.of_address(ELSEWHERE, NOW_MS + passed_ms) for passed_ms in (0, 59_999, 60_000)
+    )
+    assert first == last != following
 
 
 # The queue ----------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import reduce
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from companions.asymmetric import PrivateKey
 from companions.secure_chat.client import Client, Left, Talk, Updated, explain, tell_doubts
 from companions.secure_chat.evidence import Kept
 from companions.secure_chat.pins import Pins
-from companions.secure_chat.pki import Expired, Revoked, utc_now
+from companions.secure_chat.pki import Expired, Identity, Revoked, Role, Trust, utc_now
 from companions.secure_chat.protocol import (
     BadSignature,
     Direction,
@@ -122,8 +122,10 @@ def test_client_says_nothing_between_its_share_and_the_servers(world: World) -> 
 
 
 def test_keys_are_due_after_so_many_records_of_both_directions(world: World) -> None:
-    pair = in_state(world, State.READY)
+    pair = Pair(world)
     for session in (pair.client, pair.server):
+        session.update_every = 1
+        assert not session.is_update_due
         session.update_every = 5
     pair.up_to(State.CHAT)  # with two records
     for direction, kind in ((C2S, Kind.MSG), (S2C, Kind.RELAY), (C2S, Kind.MSG)):
@@ -218,6 +220,25 @@ def test_table_decides_when_both_ends_ask(world: World, steps: list[int]) -> Non
     check_nothing_lost(Wire(world), steps)
 
 
+def test_certificate_is_judged_once_in_the_handshake_and_once_in_each_update(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged: list[Role] = []
+    verify = Trust.verify
+
+    def watched(trust: Trust, pem: str, role: Role, name: str | None, now: datetime) -> Identity:
+        judged.append(role)
+        return verify(trust, pem, role, name, now)
+
+    monkeypatch.setattr(Trust, "verify", watched)
+    pair = in_state(world, State.CHAT)
+    assert judged == ["client", "server"]
+    for _ in range(2):
+        judged.clear()
+        update(pair)
+        assert judged == ["client", "server"]
+
+
 @pytest.mark.parametrize("is_server", [True, False])
 def test_certificate_is_judged_anew_at_each_update(world: World, is_server: bool) -> None:
     """By its dates too: it may have expired meanwhile."""
@@ -243,6 +264,7 @@ def test_request_that_crosses_a_leave_is_void(world: World) -> None:
     pair.server.open(leave)
     assert pair.client.state is pair.server.state is State.LEAVING
     pair.up_to(State.READY)
+    pair.up_to(State.UPDATING)  # both still have one conversation hash
 
 
 # Programs -----------------------------------------------------------------------------------------
