@@ -201,8 +201,8 @@ def run(program: Program) -> int:
         for family, names in families_of(program.attacks.values()).items():
             print(f"{family}:")
             for name in names:
-                line = f"  {name:<26}{program.attacks[name].story}"
-                print(textwrap.fill(line, columns(), subsequent_indent=28 * " "))
+                line = f"  {name:<28}{program.attacks[name].story}"
+                print(textwrap.fill(line, columns(), subsequent_indent=30 * " "))
         return 0
     teller = Teller(program, options)
     logging.disable()  # refusals are told here

@@ -43,7 +43,7 @@ HEAVY = (
     "pydantic_settings",
     "sqlalchemy.dialects.mysql",
 )
-UNWANTED = ("__pycache__", ".*", "evidence", "pictures")
+UNWANTED = ("__pycache__", ".git", ".venv", ".*_cache", "evidence", "pictures")
 AT_IMPORT = "import"  # what no test was needed for
 FORKS = "fork" in multiprocessing.get_all_start_methods()
 
