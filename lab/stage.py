@@ -324,7 +324,7 @@ class Lab(Stage):
         try:
             with self.client(VICTIM, address) as victim:
                 if attack.error is DeadlineExpired and attack.who == "client" and self._server:
-                    victim.timeout_s = LOSS_S  # only now: the handshake is none that is kept back
+                    victim.timeout_s = LOSS_S  # only now: no handshake is kept back
                 for readings in READINGS[:1] if attack.hasty else READINGS:
                     outcome.sent.append(readings)
                     if self.is_foreign:  # no record of it says that the victim has reported
