@@ -428,7 +428,7 @@ def slow_drip(lab: Lab) -> None:
     """A CLIENT_HELLO drips in, byte by byte."""
     frame = len(lab.tape[0].message).to_bytes(2, "big") + lab.tape[0].message
     with lab.connect() as line, suppress(ConnectionError):
-        line.socket.settimeout(LIMITS.frame_timeout_s / 10)  # so 10 bytes fit into the deadline
+        line.socket.settimeout(LIMITS.frame_timeout_s / 5)  # so 5 bytes fit into the deadline
         for count in range(len(frame)):
             line.socket.sendall(frame[count : count + 1])
             if count == 18:

@@ -6,6 +6,7 @@ is a UserError: one sentence on stderr, and exit code 2.
 
 from __future__ import annotations
 
+import _thread
 import argparse
 import contextlib
 import errno
@@ -315,6 +316,19 @@ def end(number: int, _: object) -> NoReturn:
     raise Ended(number)
 
 
+def repeat_signal(lost: sys.UnraisableHookArgs) -> None:
+    """Send a signal again whose exception went to a destructor, where Python swallows it."""
+    if not isinstance(lost.exc_value, (KeyboardInterrupt, Ended)):
+        sys.__unraisablehook__(lost)
+        return
+    send = _thread.interrupt_main
+    if os.name == "posix":  # where that also wakes the first thread
+        send = functools.partial(os.kill, os.getpid())
+    is_ended = isinstance(lost.exc_value, Ended)
+    number = lost.exc_value.args[0] if is_ended else signal.SIGINT
+    threading.Timer(0.01, send, [number]).start()  # by then the destructor is at its end
+
+
 @contextlib.contextmanager
 def starting() -> Iterator[None]:
     """Hold Ctrl-C back while a process of ours starts, which inherits that: it is for us alone.
@@ -337,6 +351,7 @@ def starting() -> Iterator[None]:
 
 def run_program(main: Callable[[], int]) -> NoReturn:
     """Run `main`, and exit with its code or with one sentence on stderr; tidily on signals too."""
+    sys.unraisablehook = repeat_signal
     for ending in end_signals():
         if ending is not signal.SIGINT:  # which is a KeyboardInterrupt
             signal.signal(ending, end)

@@ -20,7 +20,7 @@ from classroom.story import CLIENTS, OLD, ROUNDS, Notes, Step, broken, readings
 from client import Client
 from lab.catalogue import CutHere
 from lab.line import Line
-from lab.stage import TIMEOUT_S, Lab, Parts
+from lab.stage import LOSS_S, Lab, Parts
 from lab.weakened import Weakened
 from protocol_fsm import (
     ClientData,
@@ -65,7 +65,7 @@ class Player(threading.Thread):
             report = readings(self.name, self.client.session.round_number)
             self.client.channel.send(ClientData(report))
         else:  # whatever comes of it
-            limit_s = TIMEOUT_S if what == "waits in vain" else PATIENCE_S
+            limit_s = LOSS_S if what == "waits in vain" else PATIENCE_S
             self.client.channel.receive(time.monotonic() + limit_s)
 
     def does(self, what: str) -> None:

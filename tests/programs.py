@@ -76,7 +76,8 @@ class Program:
         code = self.process.wait(TIMEOUT_S)
         for reader in self._readers:
             reader.join(TIMEOUT_S)
-        assert "Traceback" not in "\n".join(self.lines["err"])
+        told = "\n".join(self.lines["err"])
+        assert "Traceback" not in told, told
         return code
 
     def __enter__(self) -> Program:

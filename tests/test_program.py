@@ -36,7 +36,7 @@ from program import (
     to_stderr,
     write_text,
 )
-from tests.programs import posix_only, run
+from tests.programs import TIMEOUT_S, posix_only, run
 
 
 @pytest.mark.parametrize(
@@ -287,6 +287,41 @@ def test_what_never_ends_is_a_sentence_once_the_memory_does() -> None:
     done = run("-c", "from program import run_program; run_program(lambda: len(bytes(2**62)))")
     assert done.returncode == 2
     assert done.stderr == "-c: not enough memory; is what it reads ever at an end?\n"
+
+
+INTERRUPTED = """
+import signal, threading
+from program import run_program
+
+class Fragile:
+    def __del__(self):
+        signal.raise_signal({number})
+
+def main():
+    Fragile()
+    threading.Event().wait({patience})
+    return 0
+
+run_program(main)
+"""
+
+
+@pytest.mark.slow
+@posix_only
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_meets_a_destructor_is_not_lost(number: signal.Signals) -> None:
+    """Python swallows the exception there, and prints a traceback."""
+    done = run("-c", INTERRUPTED.format(number=int(number), patience=TIMEOUT_S / 2))
+    assert (done.returncode, done.stderr) == (128 + number, "")
+
+
+def test_another_error_of_a_destructor_is_told_as_ever() -> None:
+    code = "class Broken:\n def __del__(self): raise ValueError\n"
+    done = run(
+        "-c", f"{code}from program import run_program\nrun_program(lambda: id(Broken()) * 0)"
+    )
+    assert done.returncode == 0
+    assert done.stderr.splitlines()[-1].startswith("ValueError")
 
 
 def test_a_reason_that_only_the_error_itself_knows_is_told() -> None:

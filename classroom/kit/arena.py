@@ -5,20 +5,17 @@ The attack runs in its child and is asked for one frame after another, which com
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 from classroom.kit.sandbox import Asked, Gone, Raised
 from lab.catalogue import Attack, CutHere
 from lab.frames import OTHER_END, Frame, Frames
 from lab.rules import Names
-from lab.stage import LIMITS, Lab, Parts, forged
+from lab.stage import Lab, Parts, forged
 from lab.weakened import without
 from protocol_fsm import MAX_MESSAGE, MIN_MESSAGE
 
 MOST_FRAMES = 64  # that one attack may deliver
-ANSWER_S = 1.5
-STRANGER_S = 3.0
 STEPS = """
 def wire():
     while (frame := ask("next")) is not None:
@@ -72,16 +69,6 @@ class Remote:
         return known[0] if known else Frame(str(to), message, "inserted")
 
 
-class PatientLab(Lab):
-    """A lab that waits longer for everybody: on a busy machine a child may take its time."""
-
-    def __init__(self, seed: str, parts: Parts | None) -> None:
-        super().__init__(seed, lambda deed, frame: None, parts)
-        self._timeout_s = ANSWER_S
-        if self._server:
-            self._server.limits = dataclasses.replace(LIMITS, stranger_timeout_s=STRANGER_S)
-
-
 def wins(student: Asked, seed: str, rules: Names) -> bool:
     """Return whether an attack wins in a fresh lab without some rules. Raises Gone, Raised."""
     student.close()  # so that no attack knows how often it has been tried
@@ -97,7 +84,7 @@ def wins(student: Asked, seed: str, rules: Names) -> bool:
         goal=forged,
     )
     parts = Parts(*without(sorted(rules))) if rules else None
-    with PatientLab(seed, parts) as lab:
+    with Lab(seed, lambda deed, frame: None, parts) as lab:
         won = forged(lab.suffer(attack))
     if remote.error and not won:
         raise remote.error

@@ -45,7 +45,7 @@ from lab.line import Line
 from lab.observer import Observer
 from lab.proxy import Proxy
 from program import UserError
-from protocol_fsm import LocalError, ProtocolError, Seen, Watcher
+from protocol_fsm import DeadlineExpired, LocalError, ProtocolError, Seen, Watcher
 
 AUTHORITY = "school"
 SERVER = "server-1"
@@ -56,7 +56,7 @@ TEXT = "door 3 is open"
 PHOTO = bytes(2 * 65_536) + hashlib.shake_256(b"photo").digest(96_000)  # 4 chunks, 2 of them equal
 REKEY_CHUNKS = 4  # the text, and 3 of the photo
 LIMITS = Limits(handshake_s=2.0, frame_s=0.3, max_bytes=2**20)
-TIMEOUT_S = 0.6  # of a device under attack, for an answer
+LOSS_S = 0.6  # for an answer that an attack keeps back
 PATIENCE_S = 5.0  # of all others, for what must come
 
 Item = tuple[str, str]  # the name of a file, empty for a text; and the SHA-256 digest, in hex
@@ -303,13 +303,12 @@ class Lab(Stage):
         who: Identity,
         address: tuple[str, int],
         new_session: Callable[..., Session],
-        timeout_s: float = PATIENCE_S,
     ) -> Device:
         """Return a device whose end the lab will wait for."""
         if who.certificate.common_name != BYSTANDER:
             self._await_one_more()
         return self.parts.device(
-            who, self.trust, SERVER, *address, timeout_s=timeout_s, new_session=new_session
+            who, self.trust, SERVER, *address, timeout_s=PATIENCE_S, new_session=new_session
         )
 
     def _await_one_more(self) -> None:
@@ -323,8 +322,8 @@ class Lab(Stage):
         with socket.create_connection(self.address, PATIENCE_S) as sock:
             yield Line(sock, self.log, read_frame, write_frame)
 
-    def _victim(self, address: tuple[str, int], timeout_s: float) -> Device:
-        return self._device(self.pki.people[VICTIM], address, self.new_session, timeout_s)
+    def _victim(self, address: tuple[str, int]) -> Device:
+        return self._device(self.pki.people[VICTIM], address, self.new_session)
 
     def honest_session(self) -> list[Frame]:
         """Let the victim live an undisturbed session, and return its recording. UserError."""
@@ -332,7 +331,7 @@ class Lab(Stage):
         with (
             in_peace(),
             Proxy(self.address, recorder(tape), read_frame, write_frame) as proxy,
-            self._victim(proxy.address, PATIENCE_S) as device,
+            self._victim(proxy.address) as device,
         ):
             device.send_text(TEXT)
             device.send_file(self.photo)
@@ -371,7 +370,9 @@ class Lab(Stage):
         text = item("", TEXT.encode())
         photo = item(self.photo.name, PHOTO)
         try:
-            with self._victim(address, TIMEOUT_S) as self.victim:
+            with self._victim(address) as self.victim:
+                if attack.error is DeadlineExpired and attack.who == "client":
+                    self.victim.timeout_s = LOSS_S  # only now: no handshake is kept back
                 outcome.sent.append(text)
                 self.victim.send_text(TEXT)
                 outcome.acknowledged.append(text)

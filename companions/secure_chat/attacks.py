@@ -773,10 +773,10 @@ def probe_names(lab: Lab) -> None:
 
 
 def time_of(client: Client, name: str) -> float:
-    begun = time.perf_counter()
+    begun = time.process_time()  # the server is in this process: no other slows its answer
     with suppress(NotLetIn):
         client.log_in(name, "a wrong password")
-    return time.perf_counter() - begun
+    return time.process_time() - begun
 
 
 @outside("accounts", "server", Refused, goal=learned)

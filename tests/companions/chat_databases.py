@@ -69,6 +69,11 @@ class MariaDb:
                 for path in (self._home, self.folder):
                     shutil.chown(path, "mysql")
             self._set_up()
+            # kept bound, but silent, so that nobody else is given the port while the server is down
+            port = stack.enter_context(socket.socket())
+            port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            port.bind(("127.0.0.1", 0))
+            self.port: int = port.getsockname()[1]
             stack.callback(self.stop)
             self.start()
             self.execute(f"CREATE USER {USER}@localhost IDENTIFIED BY '{PASSWORD}'")
@@ -85,8 +90,6 @@ class MariaDb:
             check=True,
             capture_output=True,
         )
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port: int = free.getsockname()[1]
 
     def start(self) -> None:
         """Start the server, and wait until it says that it is ready."""
@@ -109,12 +112,12 @@ class MariaDb:
             text=True,
             errors="replace",
         )
-        is_ready = threading.Event()
+        is_ready = threading.Event()  # or at its end
         said: list[str] = []
         reader = threading.Thread(target=self._read, args=(said, is_ready), daemon=True)
         reader.start()
         assert is_ready.wait(LIMIT_S), said
-        assert self._process.poll() is None, said
+        assert any("ready for connections" in line for line in said), said
 
     def _read(self, said: list[str], is_ready: threading.Event) -> None:
         """Read what the server logs, to its end, so that it never waits for us."""
