@@ -236,7 +236,7 @@ def test_a_broken_attack_without_a_docstring_is_told_and_exits_with_1(
 ) -> None:
     monkeypatch.setattr(attacks, "ATTACKS", {name: MADE_BADLY.attacks[name]})
     for flags, told in (
-        (["--list"], f"  {name:<26}(an attack without a docstring)"),
+        (["--list"], f"  {name:<28}(an attack without a docstring)"),
         ([], "(an attack without a docstring)                      the attack raised"),
         ([name], "  the attack raised TypeError: no such thing"),
     ):
