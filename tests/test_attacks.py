@@ -407,7 +407,14 @@ WINS = [  # an attack, the rules without which it wins, and what it then wins
 ]
 
 
-@pytest.mark.parametrize(("name", "rules", "won"), WINS, ids=[f"{n} {r}" for n, r, _ in WINS])
+def waits(name: str) -> list[pytest.MarkDecorator]:
+    return [pytest.mark.slow] if name in ("slow-drip", "flood") else []
+
+
+@pytest.mark.parametrize(
+    ("name", "rules", "won"),
+    [pytest.param(*row, id=" ".join(row[:2]), marks=waits(row[0])) for row in WINS],
+)
 def test_attack_wins_when_its_defence_is_taken_away(name: str, rules: str, won: str) -> None:
     with lab_without(*rules.split(",")) as weak:
         assert won in ATTACKS[name].goal(weak.suffer(ATTACKS[name]))

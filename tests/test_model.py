@@ -631,6 +631,7 @@ def test_the_runner_is_content_if_all_is_as_expected(fake: Path) -> None:
     assert [line for line in out.splitlines() if line[0] != " "] == [*expected_results()]
 
 
+@pytest.mark.slow
 @needs_sh
 @pytest.mark.parametrize(
     "change",
@@ -649,6 +650,7 @@ def test_the_runner_marks_each_unexpected_result(fake: Path, change: tuple[str, 
     assert out.count("WRONG") == 1
 
 
+@pytest.mark.slow
 @needs_sh
 def test_a_model_that_proverif_does_not_take_is_one_sentence(fake: Path) -> None:
     (fake / "core.pv.txt").unlink()

@@ -160,6 +160,7 @@ def test_the_touched_bytes_are_those_that_differ(runs: dict[str, Run]) -> None:
     assert at == len(step.arrived)
 
 
+@pytest.mark.slow
 def test_a_field_that_lost_its_end_is_touched_there_and_the_tag_is_not(
     runs: dict[str, Run],
 ) -> None:

@@ -265,6 +265,7 @@ def test_the_program_tells_one_attack_in_detail(
     assert max(map(len, told.splitlines())) <= 80
 
 
+@pytest.mark.slow
 def test_the_program_fails_when_an_attack_wins(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -293,6 +294,7 @@ def test_the_event_log_tells_what_was_done_to_messages(
     assert flip.ended["server", "BadTag"] == 1
 
 
+@pytest.mark.slow
 def test_the_event_log_tells_of_a_device_of_the_adversary(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -352,6 +352,7 @@ def test_stolen_table_logs_nobody_in(some: Accounts, alice: Identity, place: Pla
 # Sessions and the audit log -----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_session_keeps_the_hash_of_its_token_and_its_end(
     some: Accounts, alice: Identity, place: Place
 ) -> None:

@@ -200,6 +200,7 @@ def test_solver_needs_small_factors() -> None:
 # Pages --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_every_byte_of_every_recorded_frame_is_in_a_field(lab: Lab) -> None:
     for frame in lab.tape:
         found = wire.fields(frame.message)

@@ -459,6 +459,7 @@ def test_certificate_that_is_named_twice_is_revoked_once(certs: Path) -> None:
     assert [one.serial_number for one in revoke.renew(certs, [0xAB, 0xAB])] == [0xAB]
 
 
+@pytest.mark.slow
 def test_two_lists_are_not_made_at_once(certs: Path) -> None:
     before = (certs / "ca_crl.pem").read_bytes()
     with revoke.locked(certs / "ca_crl.lock"):

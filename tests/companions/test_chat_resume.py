@@ -97,6 +97,7 @@ def test_of_many_uses_at_once_one_succeeds(desk: Desk) -> None:
     assert found.count("an unknown or used token") == 7
 
 
+@pytest.mark.slow
 def test_token_expires_to_the_millisecond(desk: Desk) -> None:
     tokens = [desk.token(), desk.token()]
     desk.clock.now += TOKEN_LIFE_MS - 1

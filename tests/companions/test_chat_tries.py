@@ -154,6 +154,7 @@ def test_registrations_are_tries_too(bank: Bank) -> None:
         bank.accounts.register(bank.alice, ALICE, "carol", PASSWORD)
 
 
+@pytest.mark.slow
 def test_tries_are_forgotten_after_fifteen_quiet_minutes(bank: Bank) -> None:
     for _ in range(FREE_TRIES):
         bank.outcome(bank.alice, ALICE, WRONG)
@@ -191,6 +192,7 @@ def test_start_clears_what_was_tried_more_than_fifteen_minutes_ago(bank: Bank) -
         assert bank.count(subject) == left
 
 
+@pytest.mark.slow
 def test_taking_a_try_back_ends_the_wait_that_it_began(bank: Bank) -> None:
     for _ in range(FREE_TRIES - 1):
         bank.outcome(bank.alice, BOB, WRONG)
@@ -209,6 +211,7 @@ def test_restart_forgets_old_tries_only(bank: Bank) -> None:
     assert bank.outcome(bank.alice, ALICE, PASSWORD) == "too many tries"
 
 
+@pytest.mark.slow
 def test_clock_that_is_set_back_locks_nobody_out(bank: Bank) -> None:
     for _ in range(FREE_TRIES):
         bank.outcome(bank.alice, ALICE, WRONG)

@@ -52,6 +52,7 @@ def update(pair: Pair) -> None:
 # Sessions -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_keys_of_before_are_erased_at_both_ends(world: World) -> None:
     pair = in_state(world, State.CHAT)
     name = pair.client.session_id

@@ -33,6 +33,7 @@ def test_no_companion_imports_another() -> None:
                 assert parts[1] == own, f"{path} imports {name}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(COMPANIONS))
 def test_no_program_can_reach_what_is_insecure(name: str) -> None:
     """Only the lab imports the lab; what is weakened, only when it is asked for."""
