@@ -109,6 +109,7 @@ print(columns(), painted("red", "won"))
 """
 
 
+@pytest.mark.slow
 @posix_only
 @pytest.mark.parametrize(
     ("width", "variables", "said"),

@@ -103,6 +103,7 @@ def test_all_that_is_not_cut_stays_byte_for_byte() -> None:
                 assert (ast.get_docstring(node, clean=False) or "") in text
 
 
+@pytest.mark.slow
 def test_the_modules_of_a_skeleton_can_be_loaded_and_its_table_is_empty() -> None:
     protocol = load(skeleton.cut(dialect.sources(ALICE), TASKS))
     assert protocol.ProtocolFSM.VALID_TRANSITIONS == {}
@@ -146,6 +147,7 @@ def test_an_edit_that_fits_nowhere_or_twice_is_an_error() -> None:
 # The export
 
 
+@pytest.mark.slow
 def test_an_export_holds_what_is_on_the_list_and_nothing_else() -> None:
     made = export.files(ALICE, "alice")
     wanted = {f"{name}.py" for name in (*MODULES, *OWN, "check")}

@@ -31,7 +31,6 @@ BYTES = "One message"
 WIRESHARK = "In Wireshark"
 BY_HAND = "By hand"
 TROUBLE = "If something"
-QUICK = {"100 becomes 900"}  # where a defence is taken away for the first time; the rest is slow
 CLASS_ADDRESS = "192.0.2.1"  # stands for the teacher's machine
 
 
@@ -159,10 +158,8 @@ PLAYED = [
 
 
 @posix_only
-@pytest.mark.parametrize(
-    "name",
-    [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in PLAYED],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PLAYED)
 def test_the_commands_of_the_lesson_show_the_lines_that_it_quotes(name: str, copy: Path) -> None:
     part = named(name)
     for code in part.code:

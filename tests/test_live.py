@@ -120,6 +120,7 @@ def test_a_token_opens_the_page_once(reader: Reader) -> None:
     assert reader.ask("/?token=")[0] == 403  # the used one is nothing now
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", [*FILES, "/ws", "/nothing", "/?token=wrong", "/live.js?token=x"])
 def test_without_the_cookie_there_is_nothing(reader: Reader, path: str) -> None:
     assert reader.ask(path)[0] == 403
@@ -309,6 +310,7 @@ async def up_to_report(page: Talk) -> None:
     await page.has("CLIENT_DATA")
 
 
+@pytest.mark.slow
 def test_a_flipped_bit_is_refused_by_step_5_and_the_row_says_so() -> None:
     async def scene(page: Talk) -> None:
         await up_to_report(page)
@@ -378,6 +380,7 @@ def test_the_ends_are_there_whatever_rules_they_lack() -> None:
             assert room.view()["ends"]["client"]["state"] == "CHALLENGE"
 
 
+@pytest.mark.slow
 def test_what_cannot_be_understood_is_said_and_harms_nothing() -> None:
     async def scene(page: Talk) -> None:
         for text in ("", "[", "[]", '{"type": 1}', '{"rules": ["tag"]}', '{"play": [1]}', "1" * 9):

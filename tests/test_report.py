@@ -280,6 +280,7 @@ def test_of_very_many_messages_the_middle_is_left_out_everywhere() -> None:
     assert len(text) < 200_000
 
 
+@pytest.mark.slow
 def test_of_many_messages_the_one_that_was_touched_is_never_left_out() -> None:
     lines: list[Event] = []
     for number in range(40):
@@ -296,6 +297,7 @@ def test_of_many_messages_the_one_that_was_touched_is_never_left_out() -> None:
 # The page -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_every_attack_of_the_log_has_its_place(page: str, runs: dict[str, Run]) -> None:
     outline = Outline(page)
     assert [*runs] == [*SAMPLE]

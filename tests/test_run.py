@@ -608,6 +608,7 @@ def test_what_a_venv_prints_beside_the_answer_is_no_traceback(
     assert run.missing("python", {"a": ()}) == missing
 
 
+@pytest.mark.slow
 def test_help_that_nobody_can_read_is_no_traceback() -> None:
     command = [sys.executable, "run.py", "help"]
     reader, writer = os.pipe()

@@ -37,6 +37,7 @@ from tests.network import Wire, at_once, wait_until
 from tests.programs import posix_only
 
 ROOT = Path(__file__).parent.parent
+FAST_S = 5.0  # for 20 rounds during a flood, on a machine that is busy with other things
 TIMEOUT_S = 30.0  # of a client for an answer, on a busy machine
 SILENT = 1_000
 DRIPPING = 200
@@ -215,18 +216,18 @@ def test_a_flood_of_strangers_keeps_nobody_out_and_leaves_nothing_behind(keys: s
         rounds_s(established, 5)
         before = server.usage()
         with peak_of(server) as peak, Flood(server.address, SILENT, DRIPPING) as flood:
-            quickest_s = quickest(2.0, lambda: rounds_s(established, 20))
+            quickest_s = quickest(FAST_S, lambda: rounds_s(established, 20))
             tries = [lets_in(server, keys, n, 20) for n in (6, 7, 8)]  # while others still come
             wait_until(lambda: flood.connected == SILENT + DRIPPING)
             tries += [lets_in(server, keys, n, 1) for n in (9, 10)]
-            assert quickest(2.0, lambda: rounds_s(established, 20)) < 2.0
+            assert quickest(FAST_S, lambda: rounds_s(established, 20)) < FAST_S
             wait_until(lambda: flood.is_over)
             grown = peak().resident_kb - before.resident_kb
             print(
                 f"20 rounds in {quickest_s:.2f} s, let in at tries {tries}, {before}, peak "
                 f"{peak()}, all gone after {max(flood.closed):.1f} s"
             )
-        assert quickest_s < 2.0
+        assert quickest_s < FAST_S
         assert grown < 20 * MB
         assert settled(server, before)[1:] == before[1:]
         assert server.stop()[0] == 0

@@ -73,6 +73,7 @@ def test_another_library_accepts_our_signature_with_32_bytes_of_salt(
     pss.new(public, salt_bytes=32).verify(SHA256.new(b"context\0data"), signature)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("salt_bytes", "accepted"), [(32, True), (0, False), (20, False)])
 def test_a_salt_of_32_bytes_is_the_only_one(
     keys: list[PrivateKey], salt_bytes: int, accepted: bool
@@ -220,6 +221,7 @@ def test_a_wrong_passphrase_is_told_and_not_shown(tmp_path: Path, keys: list[Pri
     assert "battery" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_passphrase_is_stretched_by_scrypt(tmp_path: Path, keys: list[PrivateKey]) -> None:
     write_private(tmp_path / "key", keys[0], "door 3")
     body = (tmp_path / "key").read_text("ascii").split("-----")[2]

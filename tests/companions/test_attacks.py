@@ -111,6 +111,7 @@ def test_the_victim_lives_a_whole_session_when_nobody_attacks(lab: Lab) -> None:
     assert not outcome.litter
 
 
+@pytest.mark.slow
 def test_stolen_session_keys_open_what_comes_until_the_next_rekeying(lab: Lab) -> None:
     assert suffer(lab, "stolen-session-keys").won == "chunks 1, 2, 3, 4"
     assert suffer(lab, "stolen-keys-across-rekeying").won == ""
@@ -281,6 +282,7 @@ def runs(monkeypatch: pytest.MonkeyPatch, folder: Path, *names: str) -> list[Run
     return [*runs_of(parse_events(log.read_text("ascii"), "log")[0])]
 
 
+@pytest.mark.slow
 def test_the_event_log_tells_what_was_done_to_messages(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -307,6 +307,7 @@ def test_nothing_malformed_is_issued(world: World) -> None:
             world.certificate(**changes)
 
 
+@pytest.mark.slow
 @given(st.binary(max_size=200) | json_values.map(lambda one: json.dumps(one).encode()))
 def test_no_bytes_crash_the_parsers(data: bytes) -> None:
     with pytest.raises(MalformedCertificate):

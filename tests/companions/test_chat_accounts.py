@@ -95,6 +95,7 @@ def test_refused_login_gives_the_reason_to_the_log_only(
         assert caught.value.reason == reason
 
 
+@pytest.mark.slow
 def test_server_cannot_log_in_as_a_client(
     some: Accounts, alice: Identity, keys: list[PrivateKey]
 ) -> None:
@@ -368,6 +369,7 @@ def test_session_keeps_the_hash_of_its_token_and_its_end(
     assert second == (hashlib.sha256(other).hexdigest(), "1" * 64, "2" * 64, None, 0, 1)
 
 
+@pytest.mark.slow
 def test_second_certificate_of_an_address_is_told(
     some: Accounts, alice: Identity, database: Database
 ) -> None:

@@ -829,6 +829,7 @@ def stays(
     return Evidence(pair.client, room, base, folder), Evidence(pair.server, room, base, folder)
 
 
+@pytest.mark.slow
 def test_receipt_of_another_stay_is_not_countersigned(world: World, tmp_path: Path) -> None:
     pair = in_state(world, State.CHAT)
     ours = stays(pair, tmp_path)
@@ -844,6 +845,7 @@ def test_receipt_of_another_stay_is_not_countersigned(world: World, tmp_path: Pa
                 mine.accept(other.offer())
 
 
+@pytest.mark.slow
 def test_countersignature_is_of_this_receipt_and_by_the_peer(world: World, tmp_path: Path) -> None:
     client, server = stays(in_state(world, State.CHAT), tmp_path)
     signed = server.accept(client.offer())

@@ -248,6 +248,7 @@ def test_session_keys_replace_the_temporary_ones_and_no_secret_stays(world: Worl
         assert not any(repr(key) in left for key in before.values())
 
 
+@pytest.mark.slow
 def test_each_session_has_fresh_shares_and_keys(world: World) -> None:
     pairs = [in_state(world, State.READY) for _ in range(2)]
     assert pairs[0].client.session_id != pairs[1].client.session_id
@@ -395,6 +396,7 @@ def test_changed_record_is_refused_before_anything_is_decrypted(
         assert isinstance(error, (BadTag, BadPayload, MalformedMessage, UnexpectedKind)), changed
 
 
+@pytest.mark.slow
 def test_record_repeated_dropped_or_of_another_session_is_refused(world: World) -> None:
     pair = in_state(world, State.CHAT)
     frames = [pair.client.seal(message(Kind.MSG)) for _ in range(3)]
@@ -407,6 +409,7 @@ def test_record_repeated_dropped_or_of_another_session_is_refused(world: World) 
     assert isinstance(refusal(other.server, frames[0]), BadTag)
 
 
+@pytest.mark.slow
 def test_record_is_not_taken_back_by_who_sent_it(world: World) -> None:
     pair = in_state(world, State.CHAT)
     frame = pair.client.seal(message(Kind.ERROR))
@@ -705,6 +708,7 @@ def test_frames_are_bounded_by_who_sends_them_and_when(world: World) -> None:
             pair.server.read_frame(BytesIO(length.to_bytes(4, "big")).read)
 
 
+@pytest.mark.slow
 @given(st.binary(min_size=2, max_size=60), st.data())
 def test_frame_is_read_however_tcp_cuts_it(content: bytes, data: st.DataObject) -> None:
     sent = bytearray()

@@ -73,6 +73,7 @@ def desk(place: Place, keys: list[PrivateKey]) -> Iterator[Desk]:
         yield Desk(database, keys)
 
 
+@pytest.mark.slow
 def test_token_is_good_for_one_use(desk: Desk) -> None:
     token = desk.token()
     other = desk.token()

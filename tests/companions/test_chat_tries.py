@@ -94,6 +94,7 @@ def test_limits_are_those_of_readme() -> None:
     assert accounts.TOKEN_LIFE_MS == 12 * 60 * 60 * 1_000
 
 
+@pytest.mark.slow
 def test_five_tries_are_free_and_then_waits_double_to_a_minute(bank: Bank) -> None:
     for _ in range(FREE_TRIES):
         assert bank.outcome(bank.alice, ALICE, WRONG) == "wrong password"
@@ -131,6 +132,7 @@ def test_right_password_clears_the_account_and_not_the_certificate(bank: Bank) -
     assert bank.count(tries.of_certificate(bank.alice.fingerprint)) == 2
 
 
+@pytest.mark.slow
 def test_certificate_has_five_tries_for_all_accounts_together(bank: Bank) -> None:
     names = [f"user{number}@example.org" for number in range(FREE_TRIES)]
     for name in names:
@@ -146,6 +148,7 @@ def test_tries_with_another_certificate_do_not_lock_the_owner_out(bank: Bank) ->
     assert bank.outcome(bank.alice, ALICE, PASSWORD) == ""
 
 
+@pytest.mark.slow
 def test_registrations_are_tries_too(bank: Bank) -> None:
     for _ in range(FREE_TRIES):
         with pytest.raises(Refused, match="taken"):
@@ -174,6 +177,7 @@ def test_tries_of_fifteen_minutes_ago_still_count(bank: Bank) -> None:
     assert not count(subject)
 
 
+@pytest.mark.slow
 def test_longest_wait_begins_at_once(bank: Bank) -> None:
     subject = tries.of_certificate("")
     count = bank.accounts._tries.count

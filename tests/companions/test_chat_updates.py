@@ -221,6 +221,7 @@ def test_table_decides_when_both_ends_ask(world: World, steps: list[int]) -> Non
     check_nothing_lost(Wire(world), steps)
 
 
+@pytest.mark.slow
 def test_certificate_is_judged_once_in_the_handshake_and_once_in_each_update(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -240,6 +241,7 @@ def test_certificate_is_judged_once_in_the_handshake_and_once_in_each_update(
         assert judged == ["client", "server"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_server", [True, False])
 def test_certificate_is_judged_anew_at_each_update(world: World, is_server: bool) -> None:
     """By its dates too: it may have expired meanwhile."""

@@ -131,6 +131,7 @@ def test_a_file_arrives_under_its_name_or_one_that_every_system_takes(
     )
 
 
+@pytest.mark.slow
 def test_a_file_of_any_size_arrives(
     world: World, party: tuple[Server, Records, Path], tmp_path: Path
 ) -> None:

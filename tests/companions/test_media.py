@@ -28,6 +28,7 @@ def png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
         at += 12 + length
 
 
+@pytest.mark.slow
 def test_the_image_is_a_png_with_all_its_rows_that_takes_several_chunks() -> None:
     data = media.image()
     chunks = dict(png_chunks(data))

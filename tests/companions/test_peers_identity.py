@@ -71,6 +71,7 @@ def test_an_identity_shows_no_key(world: World) -> None:
         pickle.dumps(world.alice)
 
 
+@pytest.mark.slow
 @posix_only
 def test_a_new_identity_is_its_owners_alone_and_stays(tmp_path: Path) -> None:
     folder = tmp_path / "deep" / "alice"

@@ -255,6 +255,7 @@ def test_a_flood_of_messages_of_many_parts_takes_little_memory(raw: Raw) -> None
     raw.node.check()
 
 
+@pytest.mark.slow
 def test_a_flood_over_many_connections_ends_no_session(people: tuple[Identity, Identity]) -> None:
     with two_nodes(people) as (one, two), contextlib.ExitStack() as stack:
         for _ in range(20):

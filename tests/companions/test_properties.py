@@ -439,6 +439,7 @@ def shown_forms(secret: bytes) -> Iterator[str]:
     yield from (secret.hex(), secret.hex().upper(), repr(secret)[2:-1], str([*secret])[1:-1])
 
 
+@pytest.mark.slow
 def test_the_log_of_a_debug_run_has_no_key_and_no_content_of_a_file(
     world: helpers.World,
     tmp_path: Path,
@@ -509,6 +510,7 @@ def weight(holder: object) -> int:
     )
 
 
+@pytest.mark.slow
 def test_a_session_does_not_grow_with_its_records(keys: Sequence[PrivateKey]) -> None:
     world = helpers.World(keys)
     pair = helpers.Pair(
@@ -526,6 +528,7 @@ def test_a_session_does_not_grow_with_its_records(keys: Sequence[PrivateKey]) ->
     assert sizes[0] == sizes[1] == sizes[2]
 
 
+@pytest.mark.slow
 def test_a_node_does_not_grow_with_what_is_said(keys: Sequence[PrivateKey]) -> None:
     nodes = Nodes(keys)
     nodes.meet()

@@ -1161,6 +1161,7 @@ def test_every_shortened_or_lengthened_record_is_refused(world: World) -> None:
         assert isinstance(error_of(clone(pair.server), message + more), ProtocolError)
 
 
+@pytest.mark.slow
 @given(data=st.data())
 def test_a_flipped_bit_of_the_handshake_ends_it(
     keys: Sequence[PrivateKey], data: st.DataObject

@@ -232,6 +232,7 @@ class Misdeed:
 MISDEEDS = [name for name in vars(Misdeed) if name[0] != "_"]
 
 
+@pytest.mark.slow
 def test_a_device_is_told_nothing_but_that_it_is_over(world: World, received: Path) -> None:
     """On the wire every refusal is one FAIL of the same length, and the end."""
     for name in MISDEEDS:

@@ -252,6 +252,7 @@ def test_a_system_that_knows_no_case_loses_nothing(
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("any_system")
 def test_threads_that_keep_one_name_lose_nothing(store: Store) -> None:
     start = threading.Barrier(8)

@@ -149,6 +149,7 @@ def person(monkeypatch: pytest.MonkeyPatch) -> Iterator[Person]:
         yield Person(keyboard, screen)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("typed", "lines"),
     [

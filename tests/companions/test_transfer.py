@@ -172,6 +172,7 @@ def test_an_awkward_name_is_mended(name: str, mended: str) -> None:
     assert safe_name(name) == mended
 
 
+@pytest.mark.slow
 @given(PLAIN)
 def test_a_mended_name_is_fit_for_every_system(name: str) -> None:
     mended = safe_name(name)
