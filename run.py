@@ -24,59 +24,61 @@ VENV = os.path.join(HERE, ".venv")
 PATIENCE_S = 600  # for another run.py that makes .venv
 WHEELHOUSE = "wheelhouse"  # beside this file: packages are then taken from there, and no network
 DEFAULT = "demo"
-# What to type: (which packages it needs, what Python is to run in turn, what it is for).
+START = "--start"  # what run.py tells the run.py that has the packages
+# What to type: (which packages it needs, what is to run in turn, what it is for). What runs is a
+# script, a module whose main() is called, or with -m a tool, which needs this folder.
 # One process more than cores: many tests wait for a socket most of the time.
 TESTS = "-m pytest -n %d --dist worksteal" % ((os.cpu_count() or 1) + 1)
 COMMANDS = {
     "demo": (
         "requirements.txt",
-        ["-m classroom.first"],
+        ["classroom.first"],
         "one bit flips, then every attack is tried",
     ),
     "attacks": ("requirements.txt", ["attacks.py"], "the adversary; its flags follow"),
     "report": (
         "requirements-evidence.txt",
-        ["classroom/see.py report"],
+        ["classroom.see report"],
         "attacks, drawn on a page that opens; names of attacks may follow",
     ),
     "capture": (
         "requirements-evidence.txt",
-        ["classroom/see.py capture"],
+        ["classroom.see capture"],
         "the same as packets, in Wireshark",
     ),
     "classroom": (
         "requirements.txt",
-        ["-m classroom.demo"],
+        ["classroom.demo"],
         "an undisturbed server and three clients, with their answers",
     ),
     "device": (
         "companions/device_transfer/requirements.txt",
-        ["companions/device_transfer/demo.py"],
+        ["companions.device_transfer.demo"],
         "two devices send files; certificates, and their adversary",
     ),
     "peers": (
         "companions/peer_messaging/requirements.txt",
-        ["companions/peer_messaging/demo.py"],
+        ["companions.peer_messaging.demo"],
         "two nodes talk; trust on first use, and their adversary",
     ),
     "chat": (
         "companions/secure_chat/requirements.txt",
-        ["companions/secure_chat/demo.py"],
+        ["companions.secure_chat.demo"],
         "members talk in a room; signed evidence, and their adversary",
     ),
     "kit": (
         "requirements-evidence.txt",
-        ["classroom/kit/__main__.py"],
+        ["classroom.kit.__main__"],
         "a course week: new DIR writes a student's assignment",
     ),
     "grade": (
         "requirements-evidence.txt",
-        ["classroom/kit/__main__.py grade"],
+        ["classroom.kit.__main__ grade"],
         "grades what a student has handed in; DIR and flags follow",
     ),
     "live": (
         "classroom/live/requirements.txt",
-        ["-m classroom.live.show"],
+        ["classroom.live.show"],
         "the man in the middle in a browser: your hand on the wire",
     ),
     "server": ("requirements.txt", ["server.py"], "the server; its flags follow, as in: server -h"),
@@ -101,10 +103,10 @@ COMMANDS = {
         ["-m tests.mutants"],
         "breaks the code on purpose: does a test notice each time?",
     ),
-    "bench": ("requirements.txt", ["bench/bench.py"], "our channel beside TLS, measured"),
+    "bench": ("requirements.txt", ["bench.bench"], "our channel beside TLS, measured"),
     "conform": (
         "requirements.txt",
-        ["classroom/conform/__main__.py"],
+        ["classroom.conform.__main__"],
         "whether your own server or client, in any language, is right",
     ),
     "check": (
@@ -454,6 +456,17 @@ def run(command, directory):
     return code if code >= 0 else 128 - code  # a signal's number comes negated
 
 
+def start(module, *words):
+    """Call main() of a module of ours, in a Python that has its packages."""
+    import guard  # noqa: F401 (before all else that is ours: it says what the others lack)
+    import importlib
+
+    from program import run_program
+
+    sys.argv[1:] = words  # the name stays: it is run.py that the user has typed
+    run_program(importlib.import_module(module).main)
+
+
 def handle(name, handler):
     """Handle a signal, if this system has it; under nohup SIGHUP stays ignored."""
     number = getattr(signal, name, None)
@@ -487,16 +500,20 @@ def main(words):
         return 2
     codes = []
     for line in lines:
-        if line[0] == "-m":  # which needs this folder; our scripts take paths from the user
+        if line[0] == "-m":
             codes.append(run([python] + line, HERE))
-        else:
+        elif line[0].endswith(".py"):  # where the user is, so that paths mean what they say
             codes.append(run([python, os.path.join(HERE, line[0])] + line[1:], None))
+        else:
+            codes.append(run([python, os.path.join(HERE, "run.py"), START] + line, None))
         if codes[-1] >= 128:  # stopped, so nothing more is wanted
             return codes[-1]
     return codes[0] if len(codes) == 1 else int(any(codes))
 
 
-if __name__ == "__main__":
+if __name__ == "__main__" and sys.argv[1:2] == [START]:
+    start(*sys.argv[2:])
+elif __name__ == "__main__":
     # as an exception, so that no half-made .venv stays
     for name in ("SIGTERM", "SIGHUP"):  # a closed terminal
         handle(name, lambda number, frame: sys.exit(128 + number))

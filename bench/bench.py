@@ -25,11 +25,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
 
-if __name__ == "__main__":
-    # run.py starts this by its path, where the user is, so that the user's paths mean what they say
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
-    sys.argv[0] = "run.py"  # as whom errors are told
-
 from bench import ladder, report
 from bench.certificate import write_certificate
 from bench.measure import Slice, machine, measurement, turns

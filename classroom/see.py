@@ -18,11 +18,6 @@ import tempfile
 import webbrowser
 from pathlib import Path
 
-if __name__ == "__main__":
-    # run.py starts this by its path, where the user is, so that the user's paths mean what they say
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
-    sys.argv[0] = "run.py"  # as whom errors are told
-
 from classroom import capture, report
 from classroom.output import needed, write_whole
 from classroom.wire import LAB, ROOT

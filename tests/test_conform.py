@@ -200,9 +200,8 @@ def test_our_own_programs_pass_every_check(flag: str, command: str, tmp_path: Pa
 
 
 def conform(*words: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    """Run the program as run.py does: by its path."""
     return subprocess.run(
-        [sys.executable, str(ROOT / "classroom" / "conform" / "__main__.py"), *words],
+        [sys.executable, str(ROOT / "run.py"), "conform", *words],
         cwd=cwd,
         text=True,
         capture_output=True,
@@ -340,7 +339,7 @@ def test_a_server_that_does_not_start_is_one_sentence_with_its_last_line(tmp_pat
     done = conform("--server-cmd", command)
     assert done.returncode == 2
     assert re.fullmatch(
-        r"conform: expected a server on port \d+, got its end with exit code 5 \(no such luck\)\n",
+        r"run.py: expected a server on port \d+, got its end with exit code 5 \(no such luck\)\n",
         done.stderr,
     )
 
@@ -399,7 +398,7 @@ def test_a_client_that_does_not_connect_is_one_sentence_with_its_last_line(tmp_p
     command = program(tmp_path, "print('no such luck')", "sys.exit(5)") + " {readings}"
     done = conform("--client", command)
     assert (done.returncode, done.stdout) == (2, "")
-    said = "conform: expected a client's connection, got the exit code 5 (no such luck)\n"
+    said = "run.py: expected a client's connection, got the exit code 5 (no such luck)\n"
     assert done.stderr == said
 
 
@@ -439,8 +438,7 @@ def test_ctrl_c_leaves_no_server_behind(tmp_path: Path) -> None:
         "kept = []",
         "while True: kept.append(s.accept())",
     )
-    main_path = str(ROOT / "classroom" / "conform" / "__main__.py")
-    with Program(main_path, "--server-cmd", command) as running:
+    with Program("run.py", "conform", "--server-cmd", command) as running:
         wait_until((tmp_path / "port").exists)
         running.interrupt()
         assert running.finish() == 130

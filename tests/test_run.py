@@ -188,22 +188,22 @@ def test_the_version_is_checked_before_anything_else(
 @pytest.mark.parametrize(
     ("words", "requirements", "lines"),
     [
-        ("classroom", "requirements.txt", ["-m classroom.demo"]),
-        ("classroom --rounds 3", "requirements.txt", ["-m classroom.demo --rounds 3"]),
+        ("classroom", "requirements.txt", ["classroom.demo"]),
+        ("classroom --rounds 3", "requirements.txt", ["classroom.demo --rounds 3"]),
         (
             "device --keep mine",
             "companions/device_transfer/requirements.txt",
-            ["companions/device_transfer/demo.py --keep mine"],
+            ["companions.device_transfer.demo --keep mine"],
         ),
         (
             "peers --keep mine",
             "companions/peer_messaging/requirements.txt",
-            ["companions/peer_messaging/demo.py --keep mine"],
+            ["companions.peer_messaging.demo --keep mine"],
         ),
         (
             "chat --keep mine",
             "companions/secure_chat/requirements.txt",
-            ["companions/secure_chat/demo.py --keep mine"],
+            ["companions.secure_chat.demo --keep mine"],
         ),
         ("server --port 0", "requirements.txt", ["server.py --port 0"]),
         ("client 1 --values 2 -3", "requirements.txt", ["client.py 1 --values 2 -3"]),
@@ -220,7 +220,7 @@ def test_the_version_is_checked_before_anything_else(
         ),
         ("test slow", "requirements-slow.txt", [TESTS + " -m slow"]),
         ("mutate --changed", "requirements-dev.txt", ["-m tests.mutants --changed"]),
-        ("bench --quick", "requirements.txt", ["bench/bench.py --quick"]),
+        ("bench --quick", "requirements.txt", ["bench.bench --quick"]),
         (
             "check",
             "requirements-check.txt",
@@ -249,23 +249,24 @@ def test_without_a_command_the_default_runs(run: Any, world: World) -> None:
     assert run.DEFAULT in run.COMMANDS
     assert run.main([]) == 0
     _, lines = run.plan([run.DEFAULT])
-    assert lines == [["-m", "classroom.first"]]
-    assert run.started == [([sys.executable, "-m", "classroom.first"], run.HERE)]
+    assert lines == [["classroom.first"]]
+    assert run.started == [
+        ([sys.executable, os.path.join(run.HERE, "run.py"), "--start"] + lines[0], None)
+    ]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("script", "words", "made"),
+    ("words", "made"),
     [
-        ("classroom/see.py", "report flip-tag -o mine", "mine"),
-        ("bench/bench.py", "--quick --clients 1 --rivals plain --no-ladder --json mine", "mine"),
-        ("companions/peer_messaging/demo.py", "--keep mine", "mine/alice"),
+        ("report flip-tag -o mine", "mine"),
+        ("bench --quick --clients 1 --rivals plain --no-ladder --json mine", "mine"),
+        ("peers --keep mine", "mine/alice"),
     ],
 )
-def test_what_a_command_makes_is_where_the_user_is(
-    tmp_path: Path, script: str, words: str, made: str
-) -> None:
-    command = [sys.executable, str(ROOT / script), *words.split()]
+def test_what_a_command_makes_is_where_the_user_is(tmp_path: Path, words: str, made: str) -> None:
+    (tmp_path / "json.py").write_text("raise ValueError('no module of ours')")
+    command = [sys.executable, str(ROOT / "run.py"), *words.split()]
     environment = {**os.environ, "PATH": "", "BROWSER": ""}
     done = subprocess.run(
         command, cwd=tmp_path, env=environment, capture_output=True, timeout=LIMIT_S, check=False

@@ -9,13 +9,7 @@ server. A tested program exits with 89 if it does not implement what the check n
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-
-if __name__ == "__main__":
-    # run.py starts this by its path, where the user is, so that the user's paths mean what they say
-    sys.path[0] = str(Path(__file__).resolve().parents[2])
-    sys.argv[0] = "conform"  # as whom errors are told
 
 import guard  # noqa: F401 (before all else that is ours: it says what the others lack)
 import argparse

@@ -3,12 +3,6 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
-
-if __name__ == "__main__":
-    # run.py starts this by its path, where the user is, so that the user's paths mean what they say
-    sys.path[0] = str(Path(__file__).resolve().parents[2])
-    sys.argv[0] = "run.py"  # as whom errors are told
 
 import guard  # noqa: F401 (before all else that is ours: it says what the others lack)
 from classroom.kit import check, export, grade

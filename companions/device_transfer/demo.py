@@ -14,13 +14,7 @@ import itertools
 import os
 import re
 import shlex
-import sys
 from pathlib import Path
-
-if __name__ == "__main__":
-    # run.py starts this by its path, where the user is, so that the user's paths mean what they say
-    sys.path[0] = str(Path(__file__).resolve().parents[2])
-    sys.argv[0] = "run.py"  # as whom errors are told
 
 from classroom.output import write_whole
 from companions.demo import UNSHOWN, Programs, heading, perform, show, show_all

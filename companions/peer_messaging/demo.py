@@ -15,14 +15,8 @@ import os
 import re
 import socket
 import subprocess
-import sys
 import textwrap
 from pathlib import Path
-
-if __name__ == "__main__":
-    # run.py starts this by its path, where the user is, so that the user's paths mean what they say
-    sys.path[0] = str(Path(__file__).resolve().parents[2])
-    sys.argv[0] = "run.py"  # as whom errors are told
 
 from classroom.demo import ROOT
 from companions.demo import COLUMNS, Programs, heading, perform
