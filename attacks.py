@@ -472,28 +472,35 @@ def padding_oracle(lab: Lab) -> None:
     """Refusals are provoked, to learn from them."""
     report = lab.tape[2].message
     head, block, last = pieces(report)
+    refusal = ask(lab, report[: -TAG_BYTES - BLOCK_BYTES] + block)  # of padding that is bad
+    if ask(lab, report[:-TAG_BYTES]) == refusal:
+        return  # good padding looks like bad
     known = b""
-    if ask(lab, report[:-TAG_BYTES]) == ask(lab, report[: -TAG_BYTES - BLOCK_BYTES] + block):
-        return  # good padding and bad look alike
+    connections = 2
     while len(known) < BLOCK_BYTES:  # of the second block, from its end
         aim = len(known) + 1
         end = bytes(aim ^ byte for byte in known)
-        masks = [bytes(BLOCK_BYTES - aim) + bytes([guess]) + end for guess in range(256)]
-        questions = [head + xored(block, mask) + last for mask in masks]
-        answers = [ask(lab, question) for question in questions]
-        usual = max(answers, key=answers.count)
-        rare = [guess for guess, said in enumerate(answers) if said != usual]
-        # silence counts only if it comes again: a busy server may have closed
-        rare = [guess for guess in rare if answers[guess] or not ask(lab, questions[guess])]
-        if not rare:
-            return  # all refusals look alike
-        known = bytes([aim ^ rare[-1]]) + known
-    connections = 2 + 256 * len(known)
+        masks = (bytes(BLOCK_BYTES - aim) + bytes([guess]) + end for guess in range(256))
+        for mask in masks:
+            connections += 1
+            if ask(lab, head + xored(block, mask) + last) != refusal:
+                known = bytes([aim ^ mask[-aim]]) + known
+                break
+        else:
+            return
     lab.outcome.learned = f"{known.decode(errors='replace')}, in {connections} connections"
 
 
 def ask(lab: Lab, untagged: bytes) -> bytes:
-    """Return the opcode that refuses a report under a wrong tag, or nothing if none does."""
+    """Return the opcode that refuses a report under a wrong tag, or nothing if none does.
+
+    Nothing counts only if it comes again: a busy server may have closed before it answered.
+    """
+    return ask_once(lab, untagged) or ask_once(lab, untagged)
+
+
+def ask_once(lab: Lab, untagged: bytes) -> bytes:
+    """Return the opcode of the refusal, or nothing."""
     with lab.connect() as line:
         line.send(lab.tape[0])
         line.receive()

@@ -3,7 +3,7 @@
     python -m classroom.evidence evidence
 
 writes the event logs into that folder, and report.html beside them, in which each cell of the
-matrix leads to a run. Three padding oracles take a third of its time.
+matrix leads to a run.
 """
 
 from __future__ import annotations

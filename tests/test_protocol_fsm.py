@@ -378,8 +378,8 @@ def test_a_changed_bit_is_found_in_messages_of_many_lengths() -> None:
 
 
 @pytest.mark.slow
-def test_a_changed_bit_is_found_in_messages_of_every_length() -> None:
-    check_tags(range(2, (MAX_MESSAGE - OVERHEAD) // 16 + 1, 3))
+def test_a_changed_bit_is_found_in_messages_of_any_length() -> None:
+    check_tags(random.sample(range(2, (MAX_MESSAGE - OVERHEAD) // 16 + 1), 500))
 
 
 @pytest.mark.parametrize("at", ["first", "middle", "last"])

@@ -573,7 +573,7 @@ class TestInABrowser:
     pytestmark = pytest.mark.slow
 
     @pytest.fixture(
-        params=[(1280, "light"), (1280, "dark"), (390, "light"), (390, "dark")],
+        params=[(1280, "light"), (390, "dark")],
         ids=lambda param: f"{param[0]} {param[1]}",
     )
     def view(self, request: pytest.FixtureRequest, chromium: Any, whole: Path) -> Iterator[Any]:

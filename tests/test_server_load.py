@@ -367,9 +367,9 @@ class Doomed:
 @posix_only
 @pytest.mark.slow
 def test_all_255_clients_share_every_epoch_exactly_though_some_are_killed(keys: str) -> None:
-    """235 finish their 25 rounds; 20 others, each a process, are killed at random moments."""
+    """235 finish their 12 rounds; 20 others, each a process, are killed at random moments."""
     seed = random.randrange(2**32)
-    rounds = 25
+    rounds = 12
     window_s = 1.0
     rng = random.Random(seed)
     ids = rng.sample(range(1, 256), 255)
@@ -397,7 +397,7 @@ def test_all_255_clients_share_every_epoch_exactly_though_some_are_killed(keys: 
         ThreadPoolExecutor(255) as pool,
     ):
         doomed = [Doomed(server, keys, n, ledger) for n in ids[:20]]
-        lives = [pool.submit(each.live, go, rng.randint(1, 20)) for each in doomed]
+        lives = [pool.submit(each.live, go, rng.randint(1, 10)) for each in doomed]
         for each in doomed:
             assert each.begun.wait(TIMEOUT_S), f"seed {seed}"
         steady = [pool.submit(finish, n, random.Random(f"{seed}/{n}")) for n in ids[20:]]

@@ -11,10 +11,10 @@ from pathlib import Path
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from companions.secure_chat.storage import URL
 from endpoint import HOST
 from program import UserError
 
+DATABASE = "sqlite:///secure_chat.db"
 PORT = 5050  # the document's 5000 is taken on macOS
 
 
@@ -26,7 +26,7 @@ class Settings(BaseSettings):
     server_host: str = HOST
     server_port: int = Field(PORT, ge=0, le=65_535)
     server_name: str = "localhost"
-    database_url: SecretStr = SecretStr(URL)
+    database_url: SecretStr = SecretStr(DATABASE)
     certs: Path = Path("certs")
     transcripts: Path = Path("transcripts")
     server_log: Path = Path("logs/server.log")

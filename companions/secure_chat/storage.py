@@ -26,7 +26,6 @@ from companions.secure_chat.pki import fold
 from program import Parser, UserError, reason_of, run_program
 from protocol_fsm import ProtocolError
 
-URL = "sqlite:///secure_chat.db"
 MAX_NAME_BYTES = 255  # of an e-mail address, a user name, a stored hash
 BUSY_S = 30  # how long SQLite waits for another writer
 DEADLOCK = 1213  # ER_LOCK_DEADLOCK
@@ -146,7 +145,7 @@ class Database:
     the database has closed meanwhile is found before it is used, and replaced.
     """
 
-    def __init__(self, url: str = URL, *, is_read_only: bool = False) -> None:
+    def __init__(self, url: str, *, is_read_only: bool = False) -> None:
         try:
             address = make_url(url)
             is_sqlite = address.get_backend_name() == "sqlite"

@@ -13,6 +13,7 @@ import pytest
 import sqlalchemy as sql
 
 from companions.secure_chat import audit
+from companions.secure_chat.settings import DATABASE
 from companions.secure_chat.storage import Database, audit_log
 from program import UserError
 from tests.companions.chat_helpers import ALICE, BOB
@@ -30,7 +31,7 @@ def logged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Keep some events in a database of the working folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("DATABASE_URL", raising=False)
-    database = Database()
+    database = Database(DATABASE)
     for number, (event, email, reason, time) in enumerate(EVENTS, 1):
         database.audit(event, email, "ab" * 32, reason, "127.0.0.1")
         with database.transaction() as connection:
@@ -124,7 +125,7 @@ def test_database_that_is_not_there_is_not_made(logged: Path) -> None:
 
 
 def test_table_that_is_not_there_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    database = Database()
+    database = Database(DATABASE)
     with database.transaction() as connection:
         connection.execute(sql.text("DROP TABLE audit_log"))
     database.close()

@@ -39,11 +39,21 @@ from program import NoConnection, UserError
 from protocol_fsm import ConnectionCut, DeadlineExpired, LocalError, Status
 from tests.companions.chat_helpers import ALICE, BOB
 from tests.companions.chat_programs import LIMIT_S, PASSWORDS, House, Typed, hear
+from tests.programs import run
 
 pytestmark = pytest.mark.usefixtures("quiet")
 
 
 # Members ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_client_does_not_load_a_database() -> None:
+    """It takes as long to load as all the rest of the client."""
+    done = run(
+        "-c", "import companions.secure_chat.client, sys; print('sqlalchemy' in sys.modules)"
+    )
+    assert done.stdout == "False\n", done.stderr
 
 
 @pytest.mark.slow
