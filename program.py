@@ -358,7 +358,10 @@ def run_program(main: Callable[[], int]) -> NoReturn:
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:  # closed by whoever started us
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
-        getattr(sys, name).reconfigure(errors="replace" if mode == "r" else "backslashreplace")
+        stream = getattr(sys, name)
+        stream.reconfigure(errors="replace" if mode == "r" else "backslashreplace")
+        if stream.write_through:  # python -u: a thread's line could come before the end of ours
+            stream.reconfigure(line_buffering=True, write_through=False)
     try:
         code = main()
         sys.stdout.flush()

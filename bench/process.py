@@ -68,7 +68,7 @@ class ServerProcess:
     ) -> None:
         self._directory = tempfile.TemporaryDirectory()
         self._log = Path(self._directory.name) / "log"
-        command = [sys.executable, "-u", *program, "--port", "0", *flags]
+        command = [sys.executable, *program, "--port", "0", *flags]
         if most_descriptors:
             command = ["sh", "-c", f'ulimit -n {most_descriptors}; exec "$@"', "sh", *command]
         with open(self._log, "w") as log, starting():

@@ -36,7 +36,7 @@ class Program:
 
     def __init__(self, *arguments: str, cwd: Path = ROOT) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-u", *arguments],
+            [sys.executable, *arguments],
             cwd=cwd,
             text=True,
             stdin=subprocess.PIPE,

@@ -289,6 +289,29 @@ def test_what_never_ends_is_a_sentence_once_the_memory_does() -> None:
     assert done.stderr == "-c: not enough memory; is what it reads ever at an end?\n"
 
 
+UNBUFFERED = """
+import io, sys
+from program import run_program
+
+class Seen(io.RawIOBase):
+    def writable(self):
+        return True
+
+    def write(self, data):
+        sys.stderr.write(f"{bytes(data)}\\n")
+        return len(data)
+
+sys.stdout = io.TextIOWrapper(Seen(), newline="\\n", write_through=True)
+run_program(lambda: print("a", "line") or 0)
+"""
+
+
+def test_a_line_and_its_end_are_written_at_once_even_unbuffered() -> None:
+    """As with python -u: another thread's line could come between."""
+    done = run("-c", UNBUFFERED)
+    assert (done.returncode, done.stderr) == (0, "b'a line\\n'\n")
+
+
 INTERRUPTED = """
 import signal, threading
 from program import run_program

@@ -328,7 +328,6 @@ class Doomed:
         self.process = subprocess.Popen(
             [
                 sys.executable,
-                "-u",
                 str(ROOT / "client.py"),
                 str(client_id),
                 "--json",

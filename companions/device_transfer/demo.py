@@ -38,7 +38,7 @@ class Stage(Programs):
         """Start a program of ours, and show the command."""
         self.ended.discard(name)
         print("$", program, *(shlex.quote(self._short(str(word))) for word in words), flush=True)
-        self.launch(name, "-u", "-m", f"{PROGRAMS}.{program}", *map(str, words))
+        self.launch(name, "-m", f"{PROGRAMS}.{program}", *map(str, words))
 
     def next_line(self) -> tuple[str, str]:
         """Return the name of a program and its line; an empty line when it has ended."""

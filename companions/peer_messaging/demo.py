@@ -61,7 +61,6 @@ class Stage(Programs):
         path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
         self.launch(
             name,
-            "-u",
             "-m",
             f"{PROGRAMS}.{program}",
             *map(str, words),

@@ -40,6 +40,10 @@ PLAYED = (  # of the attacks: some on the wire, some by the server, some by memb
 )
 
 
+class Spoiled(Exception):
+    """The story cannot go on, and the message is a sentence that says why."""
+
+
 class Stage(Programs):
     """The processes, the folder that they work in, and what went wrong, as sentences."""
 
@@ -51,7 +55,8 @@ class Stage(Programs):
         super().__exit__(*exception)
         for process in self.processes.values():
             if process.stdin:
-                process.stdin.close()
+                with contextlib.suppress(OSError):  # it has ended, and something was left unsaid
+                    process.stdin.close()
 
     def begin(self, name: str, program: str, *words: str | Path) -> None:
         """Start a program of ours in our folder, and show the command."""
@@ -64,7 +69,6 @@ class Stage(Programs):
         )
         self.launch(
             name,
-            "-u",
             "-m",
             f"{PROGRAMS}.{program}",
             *map(str, words),
@@ -88,10 +92,17 @@ class Stage(Programs):
         return name, UNSHOWN.sub("", line)
 
     def listen(self, name: str, words: str = "") -> str:
-        """Show all lines until a program has said these words, or has ended; return its line."""
+        """Show all lines until a program has said these words, or has ended; return its line.
+
+        Raises Spoiled if it has ended without them, or somebody else ends meanwhile.
+        """
+        present = self.processes.keys() - {name} - self.ended
         while not (found := self.line_with(name, words)) and name not in self.ended:
             show(*self.next_line())
-        self.check(bool(found) or not words, f"{name} did not say: {words}")
+            for other in present & self.ended:
+                raise Spoiled(f"{other} ended too soon")
+        if words and not found:
+            raise Spoiled(f"{name} did not say: {words}")
         return found
 
     def line_with(self, name: str, words: str) -> str:
@@ -202,8 +213,11 @@ def run(folder: Path) -> list[str]:
     print(f"`$ server` stands for: python -m {PROGRAMS}.server; and so on.", flush=True)
     stage = Stage(folder)
     with stage:
-        for act in (certify, talk, verify, revoke, attack):
-            act(stage)
+        try:
+            for act in (certify, talk, verify, revoke, attack):
+                act(stage)
+        except Spoiled as problem:
+            stage.problems.append(str(problem))
     return stage.problems
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from companions.secure_chat import demo
-from companions.secure_chat.demo import PLAYED, Stage
+from companions.secure_chat.demo import PLAYED, Spoiled, Stage
 from tests.programs import ROOT
 
-DEMO = [sys.executable, "-m", "companions.secure_chat.demo"]
+DEMO = [sys.executable, "run.py", "chat"]
 
 
 @pytest.mark.slow
@@ -26,7 +26,7 @@ def test_demo_shows_every_act_and_keeps_what_it_made(tmp_path: Path) -> None:
         timeout=400,
         check=False,
     )
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout[-2_000:]
     assert done.stdout.rstrip().endswith("All went as it should.")
     for words in ("at noon, at the station", "Valid", "bad-", "Revoked", *PLAYED):
         assert words in done.stdout
@@ -42,8 +42,19 @@ def test_problem_is_told(tmp_path: Path) -> None:
     stage.heard["bob"] = ["some words"]
     stage.ended.add("bob")
     assert stage.listen("bob", "words") == "some words"
-    assert stage.listen("bob", "other words") == ""
-    assert stage.problems == ["bob did not say: other words"]
+    with pytest.raises(Spoiled, match=r"^bob did not say: other words$"):
+        stage.listen("bob", "other words")
+
+
+def test_story_ends_when_somebody_ends_too_soon(tmp_path: Path) -> None:
+    stage = Stage(tmp_path)
+    with stage:
+        for name in ("alice", "bob"):
+            stage.heard[name] = []
+            stage.launch(name, "-c", "input()", stdin=subprocess.PIPE)
+        stage.type("alice", "the end")
+        with pytest.raises(Spoiled, match=r"^alice ended too soon$"):
+            stage.listen("bob", "words")
 
 
 def test_members_of_the_demo_have_passwords() -> None:

@@ -549,7 +549,7 @@ def test_what_no_longer_fits_into_the_journal_is_not_kept(pki: Path, tmp_path: P
 @posix_only
 @pytest.mark.slow
 def test_nobody_reads_the_output(pki: Path, running: Running, tmp_path: Path) -> None:
-    python = [sys.executable, "-u", *command(pki, running.port, "--text", "a", "--text", "b")]
+    python = [sys.executable, *command(pki, running.port, "--text", "a", "--text", "b")]
     quoted = " ".join(f"'{word}'" for word in python)
     for redirection, code in (
         ("| head -1 >&2; exit ${PIPESTATUS[0]}", (141, 0)),
@@ -569,7 +569,6 @@ def test_nobody_reads_the_output(pki: Path, running: Running, tmp_path: Path) ->
         assert "Traceback" not in done.stderr, (redirection, done.stderr)
     words = [
         sys.executable,
-        "-u",
         "-m",
         MODULE + "server",
         "--identity",
