@@ -263,9 +263,9 @@ def test_sets_are_written_for_every_attack_and_the_known_ones_are_there() -> Non
 
 @pytest.mark.slow
 def test_a_search_finds_the_stored_sets_and_they_are_minimal() -> None:
-    """Of some attacks, others in each run: all of them take minutes."""
+    """Of one attack, another in each run: all of them take minutes."""
     stored = read_sets(FOLDER / "sets.json")
-    names = random.sample(sorted(stored.sets), 2)
+    names = random.sample(sorted(stored.sets), 1)
     done = run_matrix("--json", *(flag for name in names for flag in ("--attack", name)))
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)["sets"]
