@@ -9,6 +9,7 @@ import textwrap
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from classroom.demo import Crew
 from program import Parser, UserError, escaped, reason_of
@@ -16,6 +17,10 @@ from program import Parser, UserError, escaped, reason_of
 COLUMNS = 79
 LIMIT_S = 300.0  # for all of a demo
 UNSHOWN = re.compile(r"^[\d-]+T[\d:]+Z | at [\d.]+:\d+(?=: )")  # time and address in a log
+
+
+class Spoiled(Exception):
+    """The story cannot go on; the message is a sentence that says why."""
 
 
 class Programs(Crew):
@@ -27,13 +32,64 @@ class Programs(Crew):
         self.problems: list[str] = []
         self.port = ""
 
+    def __exit__(self, *exception: object) -> None:
+        super().__exit__(*exception)
+        for process in self.processes.values():
+            with contextlib.suppress(OSError):  # what was typed last may be unread
+                if process.stdin:
+                    process.stdin.close()
+
+    def play(self, *acts: Callable[[Any], None]) -> list[str]:
+        """Play the acts, until one cannot go on, and return what went wrong. Raises SystemExit."""
+        with self:
+            try:
+                for act in acts:
+                    act(self)
+            except Spoiled as problem:
+                self.problems.append(str(problem))
+        return self.problems
+
     @abstractmethod
     def begin(self, name: str, program: str, *words: str | Path) -> None:
         """Start a program of ours, and show the command."""
 
-    @abstractmethod
     def next_line(self) -> tuple[str, str]:
-        """Return the name of a program and its line; an empty line when it has ended."""
+        """Return the name of a program and its line, as it is shown; empty when it has ended."""
+        return self.hear()
+
+    def type(self, name: str, *lines: str) -> None:
+        """Type lines into a program."""
+        stdin = self.processes[name].stdin
+        with contextlib.suppress(OSError):  # whoever listens notices that the program has ended
+            if stdin:
+                stdin.write("".join(f"{line}\n" for line in lines))
+                stdin.flush()
+
+    def listen(self, *wanted: tuple[str, str]) -> str:
+        """Show all lines until each program has said what its pattern matches; return the last.
+
+        An empty pattern stands for its end. Raises Spoiled if any other program ends meanwhile:
+        what is wanted may then never come.
+        """
+        may_end = self.ended | {name for name, words in wanted if not words}
+        missing = {*wanted}
+        line = ""
+        while missing:
+            name, line = self.next_line()
+            show(name, line)
+            missing -= {(who, "") for who in self.ended}
+            said = {words for _, words in missing if words and re.search(words, line)}
+            missing -= {(name, words) for words in said}
+            for who in self.ended - may_end:
+                unsaid = ", ".join(sorted(words for _, words in missing))
+                raise Spoiled(f"{who} ended too soon: nobody said {unsaid}")
+        return line
+
+    def await_end(self, name: str, wanted: int = 0) -> None:
+        """Show all lines until a program has ended, and check its exit code."""
+        while name not in self.ended:
+            show(*self.next_line())
+        self.check_end(name, wanted)
 
     def finish(self, program: str, *words: str | Path) -> list[str]:
         """Run a program to its end, and return the lines that it prints."""

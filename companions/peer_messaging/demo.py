@@ -9,23 +9,22 @@ temporary folder that is removed at the end, or in FOLDER, which is kept.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import os
-import re
+import signal
 import socket
 import subprocess
 import textwrap
 from pathlib import Path
 
 from classroom.demo import ROOT
-from companions.demo import COLUMNS, Programs, heading, perform
+from companions.demo import COLUMNS, Programs, heading, perform, show
 from companions.peer_messaging.identity import known_peers
 from endpoint import HOST
 from program import escaped, run_program
 
 PROGRAMS = "companions.peer_messaging"
-PREFIX = 10  # columns before each line, for the name of the program
+PREFIX = 11  # columns before each line, for the name of the program
 ATTACKS_SHOWN = 6  # one by one, before the summary of all
 
 
@@ -41,13 +40,6 @@ class Stage(Programs):
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
         self.ports = dict(zip(("alice", "bob"), free_ports()))
-
-    def __exit__(self, *exception: object) -> None:
-        super().__exit__(*exception)
-        for process in self.processes.values():
-            with contextlib.suppress(OSError):  # its last text may be unread
-                if process.stdin:
-                    process.stdin.close()
 
     def begin(self, name: str, program: str, *words: str | Path) -> None:
         """Start a program of ours that we can type into, in our folder, and show the command."""
@@ -82,31 +74,10 @@ class Stage(Programs):
             f"{HOST}:{self.ports[peer]}",
         )
 
-    def next_line(self) -> tuple[str, str]:
-        """Return the name of a program and its line; an empty line when it has ended."""
-        return self.hear()
-
-    def type(self, name: str, text: str) -> None:
+    def say(self, name: str, text: str) -> None:
         """Type a line into a program, and show it."""
         show(name, f"> {escaped(text)}")
-        stdin = self.processes[name].stdin
-        with contextlib.suppress(OSError):  # `listen` notices that the program has ended
-            if stdin:
-                stdin.write(f"{text}\n")
-                stdin.flush()
-
-    def listen(self, *wanted: tuple[str, str]) -> None:
-        """Show all lines until each of these programs has printed one that matches its pattern.
-
-        One that ends first is a problem, and the others may then wait for it in vain.
-        """
-        missing = {*wanted}
-        while missing and not self.problems:
-            name, line = self.next_line()
-            show(name, line)
-            missing -= {one for one in missing if one[0] == name and re.search(one[1], line)}
-            for who, pattern in missing:
-                self.check(who not in self.ended, f"{who} ended and never said {pattern!r}")
+        self.type(name, text)
 
     def leave(self, name: str, wanted: int = 0) -> None:
         """End a node's input, and check its exit code."""
@@ -115,17 +86,6 @@ class Stage(Programs):
         if stdin:
             stdin.close()
         self.await_end(name, wanted)
-
-    def await_end(self, name: str, wanted: int) -> None:
-        """Show all lines until a program has ended, and check its exit code."""
-        while name not in self.ended:
-            show(*self.next_line())
-        self.check_end(name, wanted)
-
-
-def show(name: str, line: str) -> None:
-    if line:
-        print(f"{name:<7} | {line}", flush=True)
 
 
 # The acts -----------------------------------------------------------------------------------------
@@ -160,7 +120,7 @@ def talk(stage: Stage) -> None:
         ("bob", "alice", "hello alice"),
         ("alice", "bob", "a red \x1b[31m text"),
     ):
-        stage.type(name, text)
+        stage.say(name, text)
         stage.listen((peer, f"^{name}: {text[:5]}"))
 
 
@@ -172,17 +132,16 @@ def fall(stage: Stage) -> None:
         "starts again with the key that he had, so there is nothing to compare.",
     )
     stage.processes["bob"].kill()
-    while "bob" not in stage.ended:
-        show(*stage.hear())
+    stage.await_end("bob", -signal.SIGKILL if os.name == "posix" else 1)
     show("bob", "(killed)")
-    stage.type("alice", "are you there?")
+    stage.say("alice", "are you there?")
     stage.node("bob", "alice", "bob")
     stage.listen(
         ("alice", "text 3, .* is unconfirmed"),
         ("alice", "session with bob has begun"),
         ("bob", "alice is here"),
     )
-    stage.type("bob", "back again")
+    stage.say("bob", "back again")
     stage.listen(("alice", "^bob: back again"))
     stage.leave("bob")
 
@@ -195,7 +154,7 @@ def pose(stage: Stage) -> None:
     )
     stage.node("bob", "alice", "not-bob")
     stage.listen(("alice", "ANOTHER KEY FOR bob"), ("alice", "--pin"))
-    stage.type("alice", "nobody must read this")
+    stage.say("alice", "nobody must read this")
     stage.listen(("alice", "text 4, .* waits"))
     for name in ("alice", "bob"):
         stage.processes[name].terminate()
@@ -219,19 +178,13 @@ def attack(stage: Stage) -> None:
     print("... `attacks` alone shows them all ...\n")
     summary = [*itertools.dropwhile(lambda line: not line.startswith("family "), lines)]
     print(*(summary or lines[-10:]), sep="\n", flush=True)  # it may never come to a summary
-    stage.await_end("attacks", 0)
+    stage.await_end("attacks")
 
 
 def run(folder: Path) -> list[str]:
     """Play all acts in this folder, and return what went wrong. Raises SystemExit."""
     print(f"`$ node` stands for: python -m {PROGRAMS}.node; and so on.", flush=True)
-    stage = Stage(folder)
-    with stage:
-        for act in (meet, talk, fall, pose, attack):
-            act(stage)
-            if stage.problems:  # the next act rests on this one
-                break
-    return stage.problems
+    return Stage(folder).play(meet, talk, fall, pose, attack)
 
 
 def main() -> int:

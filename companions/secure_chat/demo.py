@@ -10,7 +10,6 @@ end, or in FOLDER, which is kept.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shlex
@@ -19,7 +18,7 @@ import textwrap
 from pathlib import Path
 
 from classroom.demo import ROOT
-from companions.demo import COLUMNS, UNSHOWN, Programs, heading, perform, show, show_all
+from companions.demo import COLUMNS, UNSHOWN, Programs, heading, perform, show_all
 from program import run_program
 
 PROGRAMS = "companions.secure_chat"
@@ -40,28 +39,12 @@ PLAYED = (  # of the attacks: some on the wire, some by the server, some by memb
 )
 
 
-class Spoiled(Exception):
-    """The story cannot go on, and the message is a sentence that says why."""
-
-
 class Stage(Programs):
     """The processes, the folder that they work in, and what went wrong, as sentences."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder)
-        self.heard: dict[str, list[str]] = {}  # the lines of each program
-
-    def __exit__(self, *exception: object) -> None:
-        super().__exit__(*exception)
-        for process in self.processes.values():
-            if process.stdin:
-                with contextlib.suppress(OSError):  # it has ended, and something was left unsaid
-                    process.stdin.close()
 
     def begin(self, name: str, program: str, *words: str | Path) -> None:
         """Start a program of ours in our folder, and show the command."""
         self.ended.discard(name)
-        self.heard[name] = []
         command = " ".join(["$", program, *(shlex.quote(str(word)) for word in words)])
         print(
             textwrap.fill(command, COLUMNS, subsequent_indent=" " * 6, break_on_hyphens=False),
@@ -77,37 +60,10 @@ class Stage(Programs):
             env={**os.environ, "PYTHONPATH": str(ROOT)},
         )
 
-    def type(self, name: str, *lines: str) -> None:
-        """Type lines into a program."""
-        stdin = self.processes[name].stdin
-        with contextlib.suppress(OSError):  # `listen` notices that the program has ended
-            if stdin:
-                stdin.write("".join(f"{line}\n" for line in lines))
-                stdin.flush()
-
     def next_line(self) -> tuple[str, str]:
-        """Return the name of a program and its line; an empty line when it has ended."""
+        """Return the name of a program and its line, without what is another in each run."""
         name, line = self.hear()
-        self.heard[name].append(line)
         return name, UNSHOWN.sub("", line)
-
-    def listen(self, name: str, words: str = "") -> str:
-        """Show all lines until a program has said these words, or has ended; return its line.
-
-        Raises Spoiled if it has ended without them, or somebody else ends meanwhile.
-        """
-        present = self.processes.keys() - {name} - self.ended
-        while not (found := self.line_with(name, words)) and name not in self.ended:
-            show(*self.next_line())
-            for other in present & self.ended:
-                raise Spoiled(f"{other} ended too soon")
-        if words and not found:
-            raise Spoiled(f"{name} did not say: {words}")
-        return found
-
-    def line_with(self, name: str, words: str) -> str:
-        """Return the line in which a program has said these words; empty if it has not."""
-        return next((line for line in self.heard[name] if words and words in line), "")
 
 
 # The acts -----------------------------------------------------------------------------------------
@@ -139,20 +95,18 @@ def talk(stage: Stage) -> None:
         "Each text is signed by its sender; the server orders, and signs the order.",
     )
     stage.begin("server", "server", "--port", "0")
-    stage.port = stage.listen("server", "listening on ").rpartition(":")[2]
+    stage.port = stage.listen(("server", "listening on ")).rpartition(":")[2]
     come(stage, "alice", "register")
-    stage.listen("alice", "in lobby")
+    stage.listen(("alice", "in lobby"))
     come(stage, "bob", "register")
-    stage.listen("bob", "in lobby")
-    stage.listen("alice", "joined")
+    stage.listen(("bob", "in lobby"), ("alice", "joined"))
     stage.type("alice", "shall we meet at noon?")
-    stage.listen("bob", "at noon?")
+    stage.listen(("bob", "at noon"))
     stage.type("bob", "at noon, at the station")
-    stage.listen("alice", "at the station")
+    stage.listen(("alice", "at the station"))
     for name in PEOPLE:
         stage.type(name, "quit")
-        stage.listen(name)
-        stage.check_end(name)
+        stage.await_end(name)
 
 
 def verify(stage: Stage) -> None:
@@ -183,13 +137,10 @@ def revoke(stage: Stage) -> None:
     )
     show_all(stage.finish("revoke", "certs/bob_cert.pem"))
     come(stage, "bob", "login")
-    stage.listen("bob")
+    stage.listen(("bob", ""), ("server", "Revoked"))
     stage.check_end("bob", 1)
-    stage.listen("server", "Revoked")
     stage.processes["server"].terminate()
-    stage.listen("server")
-    if os.name == "posix":  # Windows knows no gentle end
-        stage.check_end("server")
+    stage.await_end("server", 0 if os.name == "posix" else 1)  # Windows knows no gentle end
 
 
 def attack(stage: Stage) -> None:
@@ -211,14 +162,7 @@ def attack(stage: Stage) -> None:
 def run(folder: Path) -> list[str]:
     """Play all acts in this folder, and return what went wrong. Raises SystemExit."""
     print(f"`$ server` stands for: python -m {PROGRAMS}.server; and so on.", flush=True)
-    stage = Stage(folder)
-    with stage:
-        try:
-            for act in (certify, talk, verify, revoke, attack):
-                act(stage)
-        except Spoiled as problem:
-            stage.problems.append(str(problem))
-    return stage.problems
+    return Stage(folder).play(certify, talk, verify, revoke, attack)
 
 
 def main() -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from companions.secure_chat import demo
-from companions.secure_chat.demo import PLAYED, Spoiled, Stage
+from companions.secure_chat.demo import PLAYED
 from tests.programs import ROOT
 
 DEMO = [sys.executable, "run.py", "chat"]
@@ -35,26 +35,6 @@ def test_demo_shows_every_act_and_keeps_what_it_made(tmp_path: Path) -> None:
     for kept in ("report.html", "secure_chat.db", "certs/ca_cert.pem", "logs/server.log"):
         assert (folder / kept).is_file()
     assert len([*folder.glob("*/receipt_*_client.json")]) >= 2
-
-
-def test_problem_is_told(tmp_path: Path) -> None:
-    stage = Stage(tmp_path)
-    stage.heard["bob"] = ["some words"]
-    stage.ended.add("bob")
-    assert stage.listen("bob", "words") == "some words"
-    with pytest.raises(Spoiled, match=r"^bob did not say: other words$"):
-        stage.listen("bob", "other words")
-
-
-def test_story_ends_when_somebody_ends_too_soon(tmp_path: Path) -> None:
-    stage = Stage(tmp_path)
-    with stage:
-        for name in ("alice", "bob"):
-            stage.heard[name] = []
-            stage.launch(name, "-c", "input()", stdin=subprocess.PIPE)
-        stage.type("alice", "the end")
-        with pytest.raises(Spoiled, match=r"^alice ended too soon$"):
-            stage.listen("bob", "words")
 
 
 def test_members_of_the_demo_have_passwords() -> None:

@@ -13,6 +13,7 @@ from types import ModuleType
 
 import pytest
 
+from companions.demo import Programs, Spoiled
 from program import UserError
 from tests.programs import ROOT, posix_only
 
@@ -54,7 +55,7 @@ DEMOS = {
             ("meet", "talk", "fall", "pose", "attack"),
             "bob ",
             (
-                "alice   | bob: hello alice\n",
+                "alice    | bob: hello alice\n",
                 "alice: a red \\x1b[31m text\n",
                 "is unconfirmed",
                 "!!! SOMEBODY SHOWS ANOTHER KEY FOR bob",
@@ -116,6 +117,43 @@ def test_a_folder_is_kept_and_an_existing_one_refused(
     with pytest.raises(UserError, match="cannot make"):
         module.main()
     assert (folder / "file").exists()
+
+
+class Told(Programs):
+    """Programs that are nothing but their lines; none is the end of one."""
+
+    def __init__(self, *lines: tuple[str, str | None]) -> None:
+        super().__init__(Path())
+        for line in lines:
+            self._heard.put(line)
+
+    def __enter__(self) -> Told:
+        return self  # signals stay with pytest
+
+    def begin(self, name: str, program: str, *words: str | Path) -> None:
+        raise NotImplementedError
+
+
+def test_lines_are_shown_until_all_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    stage = Told(("bob", ""), ("alice", "at 1:2"), ("bob", None), ("alice", "more"))
+    assert stage.listen(("alice", "at "), ("bob", "")) == ""
+    assert stage.listen(("alice", "more")) == "more"
+    assert capsys.readouterr().out.startswith("alice    | at 1:2\n")
+
+
+@pytest.mark.parametrize("who", ["alice", "bob"])
+def test_what_is_never_said_is_a_problem_and_no_hanging(who: str) -> None:
+    stage = Told(("alice", "bob has a hat"), ("bob", "alice is here"), (who, None))
+    with pytest.raises(Spoiled, match=f"^{who} ended too soon: nobody said bob is here$"):
+        stage.listen(("alice", "bob is here"))
+
+
+def test_an_act_that_cannot_go_on_is_the_last() -> None:
+    def ends_early(stage: Told) -> None:
+        stage.listen(("alice", "words"))
+
+    stage = Told(("alice", None))
+    assert stage.play(ends_early, ends_early) == ["alice ended too soon: nobody said words"]
 
 
 @pytest.mark.slow
