@@ -60,7 +60,7 @@ from lab.stage import (
     learned,
     random_source,
 )
-from program import Parser, UserError, host_and_port, run_program, to_stderr
+from program import NoConnection, Parser, UserError, host_and_port, run_program, to_stderr
 from protocol_fsm import (
     CIPHERTEXT_AT,
     HEADER,
@@ -650,7 +650,10 @@ DOCUMENTED = (  # the six kinds of attacks that the protocol description names, 
 
 
 def server_to_attack(options: argparse.Namespace) -> tuple[str, int] | None:
-    """Return the address that --server asks for, None for a server of our own. Raises UserError."""
+    """Return the address that --server asks for, None for a server of our own.
+
+    Raises UserError, NoConnection.
+    """
     asked: tuple[str, int] | None = options.server
     if not asked:
         if not can_bind(HOST, PORT):
@@ -660,6 +663,8 @@ def server_to_attack(options: argparse.Namespace) -> tuple[str, int] | None:
     if options.seed is not None or options.without is not None:
         raise UserError("--seed and --without need the lab's own server")
     _, address = choose_keys(None, asked[0])  # the demo keys are for loopback only
+    if can_bind(address, asked[1]):
+        raise NoConnection(f"no server at {address}:{asked[1]}: nothing listens there")
     return address, asked[1]
 
 

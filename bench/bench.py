@@ -141,7 +141,14 @@ def parse(words: list[str] | None) -> argparse.Namespace:
         help="how many at a time; default 1 10 50 250",
     )
     parser.add_argument("--body", nargs="+", default=[*BODIES], choices=[*BODIES])
-    parser.add_argument("--rivals", nargs="+", default=[*RIVALS], choices=RIVALS)
+    parser.add_argument(
+        "--rivals",
+        nargs="+",
+        default=[*RIVALS],
+        choices=RIVALS,
+        metavar="NAME",
+        help=f"default {' '.join(RIVALS)}",
+    )
     parser.add_argument("--rounds", type=positive, help=f"of a case in all; default {ROUNDS:,}")
     parser.add_argument(
         "--turns", type=positive, help=f"that they are divided into; default {TURNS}"

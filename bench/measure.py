@@ -18,12 +18,14 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
+from pathlib import Path
 from statistics import quantiles
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 from program import starting
 
 SPAWN = multiprocessing.get_context("spawn")  # the same on every system
+ROOT = Path(__file__).resolve().parent.parent
 LIMIT_S = 120.0  # for what should take a moment
 BAR = 44  # columns
 Rival = TypeVar("Rival")
@@ -54,11 +56,22 @@ def measurement(main: Callable[Given, int]) -> Callable[Given, int]:
 
 
 @contextmanager
+def at_root() -> Iterator[None]:
+    """Be in our folder: in the user's, a new process would take a socket.py for Python's."""
+    before = Path.cwd()
+    os.chdir(ROOT)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
+@contextmanager
 def process(target: Callable[..., object], *arguments: object) -> Iterator[Connection]:
     """Start a process, and yield the pipe to it; the process does not outlive the block."""
     ours, theirs = SPAWN.Pipe()
     child = SPAWN.Process(target=target, args=(theirs, *arguments), daemon=True)
-    with starting():
+    with at_root(), starting():
         child.start()
     theirs.close()
     try:

@@ -158,7 +158,7 @@ def what_next() -> str:
 
 
 def main() -> int:
-    Parser("A first look: one bit flips, and then every attack is tried.", "run.py").options()
+    Parser("A first look: one bit flips, and then every attack is tried.", "run.py demo").options()
     print("Clients report readings to a server. Somebody sits on the wire between them.")
     is_as_told = story()
     tell(f"4 All {len(ATTACKS)} attacks at the real server, in some seconds")

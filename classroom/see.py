@@ -38,12 +38,13 @@ def attack(words: list[str]) -> list[Run]:
 
     Raises SystemExit: attacks.py has already said why there is nothing to draw. UserError.
     """
-    if unfit := [word for word in words if word.split("=")[0] in ALONE]:
+    flags = [word.split("=")[0] for word in words]
+    if unfit := [flag for flag in flags if flag in ALONE]:
         raise UserError(f"{unfit[0]} goes with attacks.py only: here its output is not shown")
     to_stderr("attacking, which takes some seconds ...")
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "events.jsonl"
-        seed = [] if {"--seed", "--without", "--server"} & {*words} else ["--seed", "1"]
+        seed = [] if {"--seed", "--without", "--server"} & {*flags} else ["--seed", "1"]
         done = subprocess.run(
             [sys.executable, str(ROOT / "attacks.py"), *words, *seed, "--events", str(log)],
             stdout=subprocess.DEVNULL,
@@ -75,22 +76,24 @@ def open_capture(path: Path) -> None:
 
 
 def main() -> int:
+    command, *rest = sys.argv[1:] or [""]
+    if command not in NAMES:
+        raise UserError(f"say what to draw: {' or '.join(NAMES)}")
     parser = Parser(
         "Attacks, draws and opens it. Names, families and flags of attacks.py may follow.",
-        prog="run.py",
+        prog=f"run.py {command}",
     )
-    parser.add_argument("what", choices=[*NAMES], help="a page, or packets")
     parser.add_argument("-o", "--output", type=output_path, metavar="FILE", help="file to write")
-    options, words = parser.parse_known_args()
-    needed(PACKAGES[options.what])
-    output = (options.output or output_path(NAMES[options.what])).resolve()
+    options, words = parser.parse_known_args(rest)
+    needed(PACKAGES[command])
+    output = (options.output or output_path(NAMES[command])).resolve()
     runs = attack(words)
-    if options.what == "report":
+    if command == "report":
         write_whole(output, report.page(runs, LAB).encode("utf-8", "replace"))
     else:
         write_whole(output, capture.pcapng([*capture.packets(runs, LAB)]))
     print(f"wrote {escaped(str(output))}: {len(runs)} runs", flush=True)
-    if options.what == "report":
+    if command == "report":
         open_page(output)
     else:
         open_capture(output)

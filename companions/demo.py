@@ -142,9 +142,9 @@ def kept(folder: Path) -> Iterator[Path]:
     yield folder.absolute()
 
 
-def perform(description: str, things: str, play: Callable[[Path], list[str]]) -> int:
+def perform(name: str, description: str, things: str, play: Callable[[Path], list[str]]) -> int:
     """Play a demo in a folder, say what went wrong, and return the exit code. Raises UserError."""
-    parser = Parser(description)
+    parser = Parser(description, f"run.py {name}")
     parser.add_argument(
         "--keep",
         type=Path,

@@ -265,7 +265,8 @@ def test_without_a_command_the_default_runs(run: Any, world: World) -> None:
     ],
 )
 def test_what_a_command_makes_is_where_the_user_is(tmp_path: Path, words: str, made: str) -> None:
-    (tmp_path / "json.py").write_text("raise ValueError('no module of ours')")
+    for name in ("json.py", "socket.py"):
+        (tmp_path / name).write_text("raise ValueError('no module of ours')")
     command = [sys.executable, str(ROOT / "run.py"), *words.split()]
     environment = {**os.environ, "PATH": "", "BROWSER": ""}
     done = subprocess.run(
@@ -273,6 +274,17 @@ def test_what_a_command_makes_is_where_the_user_is(tmp_path: Path, words: str, m
     )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / made).exists()
+
+
+@pytest.mark.slow
+def test_the_help_of_a_command_shows_what_to_type(run: Any) -> None:
+    for name, (_, lines, _) in run.COMMANDS.items():
+        module = lines[0].split()
+        if module[0].startswith(("classroom.", "companions.", "bench.")):
+            command = [sys.executable, str(ROOT / "run.py"), run.START, *module, "-h"]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S)
+            assert done.returncode == 0
+            assert done.stdout.startswith((f"usage: run.py {name} ", f"run.py {name} "))
 
 
 def test_server_and_client_run_where_the_user_is_so_that_paths_mean_what_they_say(

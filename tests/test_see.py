@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -78,11 +79,22 @@ def test_a_name_that_no_attack_has_is_one_sentence_and_no_file(tmp_path: Path) -
     assert not page.exists()
 
 
+def test_a_server_is_attacked_without_the_seed_of_our_own_however_it_is_named() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        free = "{}:{}".format(*taken.getsockname())
+    for words in (["--server", free], [f"--server={free}"]):
+        done = see("report", *words, "-o", os.devnull)
+        assert done.returncode == 3
+        assert done.stderr.splitlines()[1:] == [
+            f"attacks.py: no server at {free}: nothing listens there"
+        ]
+
+
 @pytest.mark.parametrize("word", ["--list", "--rules", "--step", "--events=mine", "--json"])
 def test_a_flag_that_draws_nothing_is_refused_before_any_attack(tmp_path: Path, word: str) -> None:
     page = tmp_path / "page.html"
     done = see("report", word, "flip-tag", "-o", str(page))
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith(f"run.py: {word} goes with attacks.py only")
+    assert done.stderr.startswith(f"run.py: {word.removesuffix('=mine')} goes with attacks.py only")
     assert done.stderr.count("\n") == 1
     assert not page.exists()

@@ -21,7 +21,7 @@ from program import Parser, port_number, run_program
 
 def read_options() -> argparse.Namespace:
     """Return the flags. Raises UserError."""
-    parser = Parser("The man in the middle in a browser.")
+    parser = Parser("The man in the middle in a browser.", "run.py live")
     parser.add_argument(
         "--port",
         type=port_number,

@@ -174,7 +174,9 @@ def run(folder: Path) -> list[str]:
 
 
 def main() -> int:
-    return perform("Shows the device transfer, and its adversary.", "keys, files, journal", run)
+    return perform(
+        "device", "Shows the device transfer, and its adversary.", "keys, files, journal", run
+    )
 
 
 if __name__ == "__main__":

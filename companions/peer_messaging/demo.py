@@ -188,7 +188,7 @@ def run(folder: Path) -> list[str]:
 
 
 def main() -> int:
-    return perform("Shows two nodes, and their adversary.", "keys, known peers", run)
+    return perform("peers", "Shows two nodes, and their adversary.", "keys, known peers", run)
 
 
 if __name__ == "__main__":

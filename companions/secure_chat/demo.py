@@ -167,7 +167,10 @@ def run(folder: Path) -> list[str]:
 
 def main() -> int:
     return perform(
-        "Shows the secure chat, and its adversary.", "certificates, transcripts, report.html", run
+        "chat",
+        "Shows the secure chat, and its adversary.",
+        "certificates, transcripts, report.html",
+        run,
     )
 
 
