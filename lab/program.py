@@ -21,7 +21,7 @@ from lab.events import KINDS, Step, event_of, parsed, run_of, shown
 from lab.frames import Frame, Log
 from lab.observer import Event, Observer
 from lab.rules import Names, Rules, expanded, glossary, rule_list
-from lab.screen import columns, painted
+from lab.screen import columns, painted, wrapped
 from lab.verdict import Result, judge, should_win, summary
 from program import Parser, UserError, escaped, output_path, read_whole, reason_of, write_text
 
@@ -144,7 +144,7 @@ class Teller:
     def say(self, text: str, kind: str = "") -> None:
         """Print for a person, in the colour of a kind if there is one; with --json nothing."""
         if not self._options.json:
-            shown = "\n".join(map(escaped, text.split("\n")))  # before it has a colour
+            shown = wrapped("\n".join(map(escaped, text.split("\n"))))  # before it has a colour
             print(painted(shown, kind) if kind else shown, flush=True)
 
     def play(self, attack: Attack, lab: Stage, can_win: bool | None = False) -> Result:
@@ -161,9 +161,8 @@ class Teller:
         elif self._is_detailed:
             self.say(details(result, self.events[begin:], lab, self._program.title) + "\n")
         else:
-            line = f"{attack.story:<53}{result.words}"
-            told = textwrap.fill(line, columns(), subsequent_indent="  ")
-            self.say(told, "" if result.kind == "refused" else result.kind)
+            kind = "" if result.kind == "refused" else result.kind
+            self.say(f"{attack.story:<53}{result.words}", kind)
         self._conclude(result, lab, lab.rounds - rounds)
         return result
 
