@@ -122,17 +122,24 @@ class Device:
         self._address = (host, port)
         self.timeout_s = timeout_s
         self._number = 0
-        self.channel: Channel[Message]
+        self._channel: Channel[Message] | None = None
+
+    @property
+    def channel(self) -> Channel[Message]:
+        """The connection. Raises LocalError before there is one."""
+        if self._channel is None:
+            raise LocalError("a Device has a connection inside its `with`, and not before")
+        return self._channel
 
     def __enter__(self) -> Device:
-        if self.session.state is not State.HELLO:
+        if self._channel is not None:
             raise LocalError("a Device has one session; for another one, make another Device")
         try:
             sock = socket.create_connection(self._address, min(self.timeout_s, 10.0))
         except (OSError, UnicodeError, OverflowError) as error:
             where = "{}:{}".format(*self._address)
             raise NoConnection(f"no server at {where}: {reason_of(error)}") from None
-        self.channel = Channel(sock, self.session, self.timeout_s)
+        self._channel = Channel(sock, self.session, self.timeout_s)
         try:
             for kind in (Kind.HELLO, Kind.SHARE, Kind.CONFIRM):
                 self.channel.send(Message(kind))

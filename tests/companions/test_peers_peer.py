@@ -281,6 +281,15 @@ def test_what_is_no_text_is_not_kept(link: Link, text: str) -> None:
     assert link.is_one_session()
 
 
+def test_a_peer_that_has_left_keeps_no_text(link: Link) -> None:
+    link.meet()
+    link.peers[0].leave()
+    before = knows(link.peers[0])
+    with pytest.raises(LocalError, match="has left"):
+        link.say(0, "too late")
+    assert knows(link.peers[0]) == before
+
+
 @pytest.mark.parametrize("text", ["x", "x" * 4_096, "ü" * 2_048, "\0"])
 def test_a_text_has_1_to_4096_bytes(link: Link, text: str) -> None:
     link.meet().say(0, text)
