@@ -1,7 +1,8 @@
 """The folder `certs`: who reads and writes which file of it.
 
     ca_cert.pem, ca_crl.pem                    everybody; ca_private_key.pem only the authority
-    NAME_cert.pem, NAME_private_key.pem        an end, called client or server unless it has a name
+    NAME_cert.pem, NAME_private_key.pem        an end, called client or server unless it has a name;
+                                               below the certificate may be that of its issuer
     known_keys.txt                             the clients, see pins.py
 
 Private keys have mode 0600 from their first byte. Nothing but the list is ever overwritten.
@@ -27,7 +28,7 @@ COMMAND = "python -m companions.secure_chat"
 
 @dataclass(frozen=True)
 class Credentials:
-    """An end's own certificate, also as PEM, and its private key."""
+    """An end's own certificate, its private key, and as PEM what it shows: an issuer, too."""
 
     pem: str
     certificate: x509.Certificate = field(repr=False)
@@ -44,13 +45,14 @@ def load_credentials(certs: Path, name: str) -> Credentials:
     pem = _read(path).decode("ascii", "replace")
     key = read_private(certs / f"{name}_private_key.pem", ask_passphrase)
     try:
-        certificate = parse_pem(pem)[0]
+        chain = parse_pem(pem)
+        certificate = chain[0]
         other = certificate.public_key()
     except (Malformed, ValueError) as error:
         raise UserError(f"{path} is not a certificate: {error}") from None
     if not isinstance(other, PublicKey) or public_pem(other) != public_pem(key.public_key()):
         raise UserError(f"the key in {certs} does not match the certificate {path}")
-    return Credentials(pem_of(certificate).decode("ascii"), certificate, key)
+    return Credentials(b"".join(map(pem_of, chain)).decode("ascii"), certificate, key)
 
 
 def load_trust(certs: Path) -> Trust:

@@ -22,7 +22,15 @@ from companions.secure_chat import authority, gen_ca, gen_cert, pki, revoke
 from companions.secure_chat.authority import pem_of
 from companions.secure_chat.certs import load_credentials, load_trust
 from program import UserError
-from tests.companions.chat_helpers import ALICE, BOB, DAY, NOW, Authority, changed
+from tests.companions.chat_helpers import (
+    ALICE,
+    BOB,
+    DAY,
+    NOW,
+    Authority,
+    authority_below,
+    changed,
+)
 
 Keys = list[PrivateKey]
 
@@ -282,22 +290,10 @@ def test_revocation_needs_no_restart(school: Authority, keys: Keys) -> None:
 
 def test_revoked_authority_below_ours_lets_nobody_in(school: Authority, keys: Keys) -> None:
     """Ours issues none, but another authority may."""
-    root = changed(
-        school.certificate,
-        keys[0],
-        without=(x509.BasicConstraints,),
-        extra=[(x509.BasicConstraints(ca=True, path_length=None), True)],
-    )
-    issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(keys[0].public_key())
-    below = changed(
-        authority.authority_certificate(keys[1], NOW - DAY, name="Below"),
-        keys[0],
-        extra=[(issuer, False)],
-        issuer=root.subject,
-    )
+    below = authority_below(school, keys[1])
     leaf = authority.certificate(keys[1], below, "client", ALICE, keys[2].public_key(), NOW)
     chain = (pem_of(leaf) + pem_of(below)).decode()
-    trust = pki.Trust(pem_of(root), lambda: school.list)
+    trust = school.trust()
     assert trust.verify(chain, "client", ALICE, NOW).name == ALICE
     school.revoke([below])
     with pytest.raises(pki.Revoked, match="CN=Below"):
