@@ -40,6 +40,7 @@ from endpoint import (
     session_factory,
 )
 from program import (
+    MOST_LINE,
     NoConnection,
     UserError,
     flag_type,
@@ -156,7 +157,6 @@ def plain_number(value: SupportsFloat) -> float:
 
 # Readings, from files and by hand -----------------------------------------------------------------
 
-MOST_LINE = 1_000_000  # characters
 NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 MISSING = re.compile(r"[\W_]*(nan|inf|infinity|n/?a|null|none)$|[-./?]+$", re.IGNORECASE)  # a value
 SEPARATORS = {

@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import errno
 import functools
+import io
 import itertools
 import logging
 import math
@@ -28,6 +29,7 @@ from typing import NoReturn, TypeVar
 
 MIB = 2**20
 MOST_READ = 256 * MIB
+MOST_LINE = 1_000_000  # characters
 
 Value = TypeVar("Value")
 
@@ -163,6 +165,17 @@ class Lines:
             with contextlib.suppress(OSError):  # sys.stderr's lock is needed at the end
                 os.write(2, text.encode(sys.stderr.encoding, "backslashreplace"))
             self._texts.task_done()
+
+
+class Typed(io.TextIOWrapper):
+    """Standard input, for all that asks: every line has an end, and /dev/zero is one without."""
+
+    def readline(self, size: int = -1, /) -> str:  # type: ignore[override]
+        """Return a line, of at most `size` characters if that is not negative. Raises UserError."""
+        line = super().readline(MOST_LINE if size < 0 else size)
+        if len(line) == MOST_LINE:
+            raise UserError(f"standard input has a line of {MOST_LINE:,} characters or more")
+        return line
 
 
 INDENT = " " * len("12:34:56 ")
@@ -349,19 +362,27 @@ def starting() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+def prepare_streams() -> None:
+    """Let no letter, no endless line and no lack of a stream end a program with a traceback."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed by whoever started us
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
+        stream = getattr(sys, name)
+        stream.reconfigure(errors="backslashreplace")
+        if stream.write_through:  # python -u: a thread's line could come before the end of ours
+            stream.reconfigure(line_buffering=True, write_through=False)
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        encoding = sys.stdin.encoding
+        sys.stdin = Typed(sys.stdin.detach(), encoding, "replace")
+
+
 def run_program(main: Callable[[], int]) -> NoReturn:
     """Run `main`, and exit with its code or with one sentence on stderr; tidily on signals too."""
     sys.unraisablehook = repeat_signal
     for ending in end_signals():
         if ending is not signal.SIGINT:  # which is a KeyboardInterrupt
             signal.signal(ending, end)
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:  # closed by whoever started us
-            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
-        stream = getattr(sys, name)
-        stream.reconfigure(errors="replace" if mode == "r" else "backslashreplace")
-        if stream.write_through:  # python -u: a thread's line could come before the end of ours
-            stream.reconfigure(line_buffering=True, write_through=False)
+    prepare_streams()
     try:
         code = main()
         sys.stdout.flush()

@@ -440,6 +440,13 @@ def test_interactive_takes_numbers_status_and_quit(port: str) -> None:
 
 
 @pytest.mark.slow
+def test_interactive_takes_no_endless_line(port: str) -> None:
+    done = run("client.py", "4", "--port", port, "--interactive", given="0" * 1_000_001)
+    words = "standard input has a line of 1,000,000 characters or more"
+    assert (done.returncode, done.stderr) == (2, f"client.py: {words}\n")
+
+
+@pytest.mark.slow
 def test_output_of_a_client_is_ascii_of_at_most_80_columns(port: str) -> None:
     done = run("client.py", "4", "--port", port, "--rounds", "2", "--trace", "--interval", "0.01")
     lines = (done.stdout + done.stderr).splitlines()

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from cryptography import x509
@@ -20,7 +21,7 @@ from companions.asymmetric import PrivateKey, PublicKey, public_pem, read_privat
 from companions.secure_chat.authority import pem_of
 from companions.secure_chat.pki import Malformed, Trust, fingerprint_of, parse_pem
 from companions.terminal import ask_passphrase
-from program import UserError, reason_of
+from program import UserError, read_whole, reason_of
 
 CERTS = Path("certs")
 COMMAND = "python -m companions.secure_chat"
@@ -59,7 +60,7 @@ def load_trust(certs: Path) -> Trust:
     """Return the trust in the authority of a folder; its list is read anew each time. UserError."""
     path = certs / "ca_cert.pem"
     try:
-        return Trust(_read(path), (certs / "ca_crl.pem").read_bytes)
+        return Trust(_read(path), partial(read_whole, certs / "ca_crl.pem"))
     except Malformed as error:
         raise UserError(f"{path} is not a certificate: {error}") from None
 
@@ -78,7 +79,7 @@ def file_name(name: str) -> str:
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_whole(path)
     except FileNotFoundError:
         raise UserError(
             f"Certificate not found: {path}; {COMMAND}.gen_ca and {COMMAND}.gen_cert make them"
