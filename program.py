@@ -225,6 +225,11 @@ def escaped(text: str) -> str:
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
+def plural(count: int, one: str) -> str:
+    """Return a number before what it counts: 1 run, 2 runs, 1,000 runs."""
+    return f"{count:,} {one if count == 1 else f'{one}s'}"
+
+
 def to_stderr(text: str) -> None:
     """Print lines where they disturb no output, escaped and fitted; failures are ignored."""
     with contextlib.suppress(OSError, ValueError):

@@ -30,6 +30,7 @@ from program import (
     escaped,
     host_and_port,
     output_path,
+    plural,
     port_number,
     positive,
     read_text,
@@ -290,6 +291,11 @@ def test_what_never_ends_is_a_sentence_once_the_memory_does() -> None:
     done = run("-c", "from program import run_program; run_program(lambda: len(bytes(2**62)))")
     assert done.returncode == 2
     assert done.stderr == "-c: not enough memory; is what it reads ever at an end?\n"
+
+
+def test_one_of_anything_is_no_plural() -> None:
+    told = [plural(count, "run") for count in (0, 1, 2, 1_000)]
+    assert told == ["0 runs", "1 run", "2 runs", "1,000 runs"]
 
 
 @pytest.mark.parametrize(

@@ -133,7 +133,7 @@ CASES = {
     "CSV with a short row": (
         "client.py 1 --port {port} --file {tmp}/short.csv --column b",
         2,
-        "short.csv line 3 has 1 cells, and the first row has 2",
+        "short.csv line 3 has 1 cell, and the first row has 2",
     ),
     "CSV without that column": (
         "client.py 1 --port {port} --file {tmp}/bad.csv --column x",

@@ -68,7 +68,16 @@ from companions.device_transfer.transfer import (
     sign_manifest,
 )
 from endpoint import HOST
-from program import NoConnection, UserError, end_signals, reason_of, run_program, seconds, to_stderr
+from program import (
+    NoConnection,
+    UserError,
+    end_signals,
+    plural,
+    reason_of,
+    run_program,
+    seconds,
+    to_stderr,
+)
 from protocol_fsm import (
     BadPayload,
     ConnectionCut,
@@ -204,19 +213,19 @@ class Device:
             self._check_ack(bytes.fromhex(manifest.digest))
         except BaseException as error:
             log.info(
-                "%s: %a of %d bytes not acknowledged: %r",
+                "%s: %a of %s not acknowledged: %r",
                 self.recipient,
                 announcement.name or "text",
-                announcement.size,
+                plural(announcement.size, "byte"),
                 error,
             )
             raise
         self._number += 1
         log.info(
-            "%s: %a of %d bytes acknowledged",
+            "%s: %a of %s acknowledged",
             self.recipient,
             manifest.name or "text",
-            manifest.size,
+            plural(manifest.size, "byte"),
         )
         return manifest
 
@@ -370,7 +379,7 @@ def listing(left: Sequence[str]) -> Iterator[None]:
 
 def send_all(device: Device, texts: Sequence[str], files: Sequence[Path], stop: list[int]) -> None:
     """Send everything, and print a line for each item acknowledged. Signals are put into `stop`."""
-    left = [f"text of {len(text):,} characters" for text in texts]
+    left = [f"text of {plural(len(text), 'character')}" for text in texts]
     left += [shorten(ascii(path.name), 40) for path in files]
 
     def leave(number: int, _: object) -> None:
@@ -388,7 +397,7 @@ def send_all(device: Device, texts: Sequence[str], files: Sequence[Path], stop: 
             for path in files:
                 with progress_of(path) as progress:
                     manifest = device.send_file(path, progress)
-                print(f"{left.pop(0)}: {manifest.size:,} bytes acknowledged", flush=True)
+                print(f"{left.pop(0)}: {plural(manifest.size, 'byte')} acknowledged", flush=True)
     print(f"done: {len(texts) + len(files)} sent and acknowledged")
 
 

@@ -72,6 +72,7 @@ from program import (
     end_signals,
     escaped,
     flag_type,
+    plural,
     reason_of,
     run_program,
     to_stderr,
@@ -716,7 +717,7 @@ class Run:
 
 
 def report(kept: Kept) -> None:
-    show(f"[*] transcript: {kept.transcript} ({kept.messages} messages)")
+    show(f"[*] transcript: {kept.transcript} ({plural(kept.messages, 'message')})")
     state = "countersigned by the server" if kept.is_countersigned else "uncountersigned"
     show(f"[*] receipt: {kept.receipt}, {state}")
 

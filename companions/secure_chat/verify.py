@@ -52,7 +52,7 @@ from companions.secure_chat.transcript import (
     parse_receipt,
     parse_time,
 )
-from program import Parser, UserError, escaped, reason_of, run_program
+from program import Parser, UserError, escaped, plural, reason_of, run_program
 
 MAX_LINES = 1 << 30  # bytes, of a transcript or of openings
 MAX_FILE = 1 << 24  # bytes, of certificates, lists and receipts
@@ -382,10 +382,14 @@ def check_counts(receipt: Receipt, transcript: bytes, history: History) -> None:
         raise Wrong("receipt: its numbers do not fit its count")
     if found < receipt.message_count:
         missing = receipt.message_count - found
-        raise Wrong(f"line {2 * found + 1}: missing, and with it the last {missing} message(s)")
+        raise Wrong(
+            f"line {2 * found + 1}: missing, and with it the last {plural(missing, 'message')}"
+        )
     if found > receipt.message_count:
         line = 2 * receipt.message_count + 1
-        raise Wrong(f"line {line}: the receipt is of {receipt.message_count} messages only")
+        raise Wrong(
+            f"line {line}: the receipt is of {plural(receipt.message_count, 'message')} only"
+        )
     if hashlib.sha256(transcript).hexdigest() != receipt.transcript_hash:
         raise Wrong("receipt: of another transcript, though each line holds")
 
@@ -436,7 +440,8 @@ def report(options: argparse.Namespace) -> list[str]:
     receipt, is_countersigned, history = verify(read(options.receipt), transcript, certificates)
     count = receipt.message_count
     said = [
-        f"{count} message(s) in {escaped(receipt.room)}, {receipt.created_at}: every line holds"
+        f"{plural(count, 'message')} in {escaped(receipt.room)}, {receipt.created_at}: "
+        "every line holds"
     ]
     ends = [
         f"the server {certificates.server_name(history.server)}",

@@ -976,7 +976,7 @@ def test_program_prints_what_holds_and_what_it_rests_on(
     files = [whole.folder / name for name in ("receipt.json", "transcript.txt", "certs.pem")]
     assert run(monkeypatch, *files) == 0
     said = capsys.readouterr().out
-    assert "6 message(s) in lobby" in said
+    assert "6 messages in lobby" in said
     names = "localhost, 127.0.0.1, ::1"
     assert f"signed by the server {names}, countersigned by the client {ALICE}" in said
     assert "without --ca" in said
