@@ -40,9 +40,11 @@ from endpoint import (
     session_factory,
 )
 from program import (
+    MOST_LINE,
     NoConnection,
     UserError,
     flag_type,
+    plural,
     positive,
     reason_of,
     run_program,
@@ -156,7 +158,6 @@ def plain_number(value: SupportsFloat) -> float:
 
 # Readings, from files and by hand -----------------------------------------------------------------
 
-MOST_LINE = 1_000_000  # characters
 NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 MISSING = re.compile(r"[\W_]*(nan|inf|infinity|n/?a|null|none)$|[-./?]+$", re.IGNORECASE)  # a value
 SEPARATORS = {
@@ -287,7 +288,7 @@ class Table:
     def _check_row(self, where: str, cells: list[str], label: str) -> None:
         """Refuse a row of another shape, and one with a word where the first has a value: a sum."""
         if len(cells) != len(self._cells):
-            counts = f"{len(cells)} cells, and the first row has {len(self._cells)}"
+            counts = f"{plural(len(cells), 'cell')}, and the first row has {len(self._cells)}"
             raise UserError(f"{where} has {counts}; {self._hint()}")
         own = cells[0].strip()
         if self._column and label and own and not is_title(label) and is_title(own):

@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import errno
 import functools
+import io
 import itertools
 import logging
 import math
@@ -28,6 +29,7 @@ from typing import NoReturn, TypeVar
 
 MIB = 2**20
 MOST_READ = 256 * MIB
+MOST_LINE = 1_000_000  # characters
 
 Value = TypeVar("Value")
 
@@ -165,6 +167,17 @@ class Lines:
             self._texts.task_done()
 
 
+class Typed(io.TextIOWrapper):
+    """Standard input, for all that asks: every line has an end, and /dev/zero is one without."""
+
+    def readline(self, size: int = -1, /) -> str:  # type: ignore[override]
+        """Return a line, of at most `size` characters if that is not negative. Raises UserError."""
+        line = super().readline(MOST_LINE if size < 0 else size)
+        if len(line) == MOST_LINE:
+            raise UserError(f"standard input has a line of {MOST_LINE:,} characters or more")
+        return line
+
+
 INDENT = " " * len("12:34:56 ")
 
 
@@ -210,6 +223,11 @@ def escaped(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+
+
+def plural(count: int, one: str) -> str:
+    """Return a number before what it counts: 1 run, 2 runs, 1,000 runs."""
+    return f"{count:,} {one if count == 1 else f'{one}s'}"
 
 
 def to_stderr(text: str) -> None:
@@ -349,19 +367,27 @@ def starting() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+def prepare_streams() -> None:
+    """Let no letter, no endless line and no lack of a stream end a program with a traceback."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed by whoever started us
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
+        stream = getattr(sys, name)
+        stream.reconfigure(errors="backslashreplace")
+        if stream.write_through:  # python -u: a thread's line could come before the end of ours
+            stream.reconfigure(line_buffering=True, write_through=False)
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        encoding = sys.stdin.encoding
+        sys.stdin = Typed(sys.stdin.detach(), encoding, "replace")
+
+
 def run_program(main: Callable[[], int]) -> NoReturn:
     """Run `main`, and exit with its code or with one sentence on stderr; tidily on signals too."""
     sys.unraisablehook = repeat_signal
     for ending in end_signals():
         if ending is not signal.SIGINT:  # which is a KeyboardInterrupt
             signal.signal(ending, end)
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:  # closed by whoever started us
-            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
-        stream = getattr(sys, name)
-        stream.reconfigure(errors="replace" if mode == "r" else "backslashreplace")
-        if stream.write_through:  # python -u: a thread's line could come before the end of ours
-            stream.reconfigure(line_buffering=True, write_through=False)
+    prepare_streams()
     try:
         code = main()
         sys.stdout.flush()

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 from classroom.output import needed, write_whole
 from classroom.wire import LAB, Wire
 from lab.events import ENDS, KINDS, Run, Step, read_runs
-from program import Parser, UserError, escaped, output_path, run_program
+from program import Parser, UserError, escaped, output_path, plural, run_program
 
 # What is said of them -----------------------------------------------------------------------------
 
@@ -215,7 +215,7 @@ def main(wire: Wire = LAB) -> int:
     if not found:
         raise UserError(f"there is no message in {options.events}")
     write_whole(options.output, pcapng(found))
-    print(f"{len(found)} packets in {escaped(str(options.output))}")
+    print(f"{plural(len(found), 'packet')} in {escaped(str(options.output))}")
     return 0
 
 

@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from program import Parser, end_signals, positive, run_program, seconds
+from program import Parser, end_signals, plural, positive, run_program, seconds
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = {1: "data/seattle.csv", 2: "data/san-francisco.csv", 3: "data/seattle-july.csv"}
@@ -147,7 +147,7 @@ def disagreements(answers: Mapping[int, Sequence[Answer]], rounds: int) -> list[
     epochs: dict[int, dict[int, Answer]] = {}
     for client_id, told in answers.items():
         if [answer["round"] for answer in told] != [*range(1, rounds + 1)]:
-            problems.append(f"client {client_id} did {len(told)} of {rounds} rounds")
+            problems.append(f"client {client_id} did {len(told)} of {plural(rounds, 'round')}")
         for answer in told:
             epochs.setdefault(answer["epoch"], {})[client_id] = shared(answer)
     for epoch, members in epochs.items():
@@ -202,7 +202,7 @@ def main() -> int:
                 "--interval",
                 str(options.interval),
             )
-            show(f"client {client_id}", f"reports {options.rounds} readings from {file}")
+            show(f"client {client_id}", f"reports {plural(options.rounds, 'reading')} from {file}")
         answers = listen(crew)
         print("", table(answers), "", sep="\n", flush=True)
         crew.stop("server")

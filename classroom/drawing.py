@@ -11,6 +11,7 @@ from xml.etree import ElementTree
 
 from classroom.wire import Wire
 from lab.events import ENDS, Run, Step, shown
+from program import plural
 
 WIDTH = 840
 ROW = 54
@@ -30,7 +31,7 @@ def diagram(run: Run, wire: Wire, name: str) -> str:
         height,
         name,
         f"Sequence diagram of {run.title}",
-        f"{len(run.steps)} messages between client, adversary and server; the same in "
+        f"{plural(len(run.steps), 'message')} between client, adversary and server; the same in "
         "words is in the list below.",
     )
     for lane, x in LANES.items():
@@ -40,7 +41,13 @@ def diagram(run: Run, wire: Wire, name: str) -> str:
         if step:
             svg.step(number, step, y, wire)
         else:
-            svg.text(LANES["adversary"], y, f"... {number} messages more ...", "note", paper=True)
+            svg.text(
+                LANES["adversary"],
+                y,
+                f"... {plural(number, 'message')} more ...",
+                "note",
+                paper=True,
+            )
     for end, lines in told.items():
         for place, line in enumerate(lines):
             svg.text(LANES[end], bottom + 32 + 17 * place, line, "ending")
@@ -156,8 +163,7 @@ class Drawing:
         for number in range(min(rounds, 12)):
             self._put("circle", cx=LANES["client"] + 16 + 16 * number, cy=y, r=4.5, class_="round")
         self.text(LANES["client"] - 14, y + 4, "bystanders", "name", "end")
-        words = "1 round" if rounds == 1 else f"{rounds} rounds"
-        note = f"{words} beside it" if rounds else "not in the log"
+        note = f"{plural(rounds, 'round')} beside it" if rounds else "not in the log"
         self.text(LANES["server"] + 14, y + 4, note, "note", "start")
 
 
@@ -203,7 +209,7 @@ def both_schemes(colours: Mapping[str, tuple[str, str]]) -> str:
 def in_words(run: Run, wire: Wire) -> list[str]:
     """Return the diagram as sentences, one per row."""
     return [
-        sentence(step, wire) if step else f"{number} messages more."
+        sentence(step, wire) if step else f"{plural(number, 'message')} more."
         for number, step in shown(run.steps)
     ]
 

@@ -18,7 +18,7 @@ from classroom.report import page
 from classroom.wire import LAB, ROOT
 from lab.claims import Sets, read_sets
 from lab.events import Run, read_events, runs_of
-from program import Parser, UserError, escaped, reason_of, run_program, to_stderr
+from program import Parser, UserError, escaped, plural, reason_of, run_program, to_stderr
 
 
 def runs_needed(found: Sets) -> dict[str, list[str]]:
@@ -58,7 +58,7 @@ def main() -> int:
         raise UserError(f"cannot make {options.folder}: {reason_of(error)}") from None
     needed = runs_needed(read_sets(LAB.data / "sets.json"))
     runs: list[Run] = []
-    to_stderr(f"{len(needed)} runs of attacks.py, which take some minutes ...")
+    to_stderr(f"{plural(len(needed), 'run')} of attacks.py, which take some minutes ...")
     for number, (rules, attacks) in enumerate(needed.items(), 1):
         path = options.folder / f"{rules.replace(',', '-') or 'all-rules'}.jsonl"
         play(rules, attacks, options.seed, path)
@@ -66,7 +66,7 @@ def main() -> int:
         to_stderr(f"{number} of {len(needed)}: {rules or 'all rules'}")
     output = options.folder / "report.html"
     write_whole(output, page(runs, LAB).encode())
-    print(f"wrote {escaped(str(output))}: {len(runs)} runs")
+    print(f"wrote {escaped(str(output))}: {plural(len(runs), 'run')}")
     return 0
 
 

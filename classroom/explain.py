@@ -35,7 +35,7 @@ from classroom.output import filled, write_whole
 from classroom.recordings import ILLEGAL, Recorded, recorded
 from classroom.wire import LAB
 from crypto_utils import NONCE_BYTES, evolve_key, fingerprint
-from program import Parser, UserError, escaped, output_path, run_program, to_stderr
+from program import Parser, UserError, escaped, output_path, plural, run_program, to_stderr
 from protocol_fsm import HEADER, Direction, Header, Opcode
 
 TEMPLATE = "explain.html.j2"
@@ -91,17 +91,19 @@ def explain_recorded(found: Recorded, log: KeyLog) -> Explained:
     """Take apart what was recorded, whole or not; without all of its bytes no message is opened."""
     if found.nonsense:
         part = Part(0, found.message, "bytes", found.nonsense)
-        return Explained(f"{len(found.message)} bytes", [part], [], [])
+        return Explained(plural(len(found.message), "byte"), [part], [], [])
     if not found.missing:
         return explain(found.message, log)
     size = len(found.message)
-    title = f"{size - len(found.missing)} of the {size} bytes of a message"
+    title = f"{size - len(found.missing)} of the {plural(size, 'byte')} of a message"
     if found.missing.isdisjoint(range(HEADER.size)):
-        title = f"{describe_message(found.message)[0]}, of which {len(found.missing)} are missing"
+        title = f"{describe_message(found.message)[0]}, {len(found.missing)} of them missing"
     parts = []
     for part in outside(found.message):
         lost = len(found.missing.intersection(range(part.at, part.at + len(part.data))))
-        meaning = f"{lost} of {len(part.data)} bytes are missing here" if lost else part.meaning
+        meaning = (
+            f"{lost} of {plural(len(part.data), 'byte')} missing here" if lost else part.meaning
+        )
         parts.append(part._replace(meaning=meaning))
     return Explained(title, parts, [], [])
 
@@ -291,7 +293,7 @@ def rows(part: Part, cells: Sequence[Cell]) -> list[str]:
     starts = range(0, len(words), ROW)
     left = [f"{part.at + at:>6} {''.join(words[at : at + ROW])}" for at in starts]
     if len(part.data) > len(words):
-        left.append(f"{len(part.data) - len(words):>6}  bytes more")
+        left.append(f"{len(part.data) - len(words):>6,}  more")
     right = wrapped(part.meaning, WIDTH - COLUMN - 14, max_lines=MOST_ROWS, placeholder=" ...")
     lines = itertools.zip_longest(left, right, fillvalue="")
     return [

@@ -57,7 +57,7 @@ from lab.rules import Names, rule_list
 from lab.search import SPAWN, Told, progress, say, workers
 from lab.stage import LIMITS, random_source
 from lab.weakened import DOCUMENTED, without
-from program import Parser, UserError, positive, run_program, whole
+from program import Parser, UserError, plural, positive, run_program, whole
 from protocol_fsm import (
     ClientData,
     ClientHello,
@@ -729,7 +729,7 @@ def lines_of(tale: Tale) -> list[str]:
     _, shortest, needed, whole, played, _ = tale
     if not shortest.story:
         seen = "there are no other worlds" if shortest.is_complete else "not further"
-        return [f"No story was found, {shortest.depth} steps deep, and {seen}."]
+        return [f"No story was found, {plural(shortest.depth, 'step')} deep, and {seen}."]
     lines = numbered(shortest, played[0])
     if needed == tale.taken:
         return lines
@@ -737,7 +737,7 @@ def lines_of(tale: Tale) -> list[str]:
     lines.append(f"So much for {shown(needed)}. The shortest that needs all, with {few}:")
     if whole.story:
         return lines + numbered(whole, played[1])
-    seen = "in any world" if whole.is_complete else f"{whole.depth} steps deep"
+    seen = "in any world" if whole.is_complete else f"{plural(whole.depth, 'step')} deep"
     return [*lines, f"There is none {seen}, up to a first broken promise."]
 
 
@@ -777,7 +777,8 @@ def main() -> int:
     )
     parser.add_argument("--replay", action="store_true", help="play the stories on sockets, too")
     options = parser.options()
-    start = f"looking at up to {options.states:,} worlds at a time, which may take minutes ...\n"
+    worlds = plural(options.states, "world")
+    start = f"looking at up to {worlds} at a time, which may take minutes ...\n"
     if options.without is None and not options.sets:
         say(start)
         some = [ALL[: options.sessions]] if options.sessions else [ONE, TWO, TWICE, ALL]
@@ -800,10 +801,11 @@ def explored(clients: Clients, limit: int) -> int:
     found = explore(clients, limit)
     ids = {CLIENTS[name] for name in clients}
     lines = [
-        f"{len(clients)} sessions of {len(ids)} clients, {rounds_of(clients)} rounds each",
-        f"{len(found.marks):>12,} worlds with two live ends or more, by phases, rounds and keys",
-        f"{found.transitions:>12,} transitions",
-        f"{found.depth:>12,} steps deep",
+        f"{plural(len(clients), 'session')} of {plural(len(ids), 'client')}, "
+        f"{plural(rounds_of(clients), 'round')} each",
+        f"worlds with two live ends or more, by phases, rounds and keys: {len(found.marks):,}",
+        f"transitions: {found.transitions:,}",
+        f"steps deep: {found.depth:,}",
     ]
     if found.is_complete:
         lines[-1] += ", and there are no other worlds"

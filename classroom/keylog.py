@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from crypto_utils import NONCE_BYTES, TAG_BYTES, aes_cbc_decrypt, hmac_verify, pkcs7_unpad
 from endpoint import OPCODE_NAMES
-from program import UserError, read_whole, reason_of, to_stderr
+from program import UserError, plural, read_whole, reason_of, to_stderr
 from protocol_fsm import (
     CIPHERTEXT_AT,
     FAREWELL_STATUS,
@@ -127,7 +127,9 @@ def is_legal(length: int) -> bool:
 def describe_message(message: bytes, plaintext: bytes | None = None, title: str = "") -> list[str]:
     """Return lines of at most 79 columns: the public part of a message, and its plaintext."""
     if not has_legal_length(message):
-        return [f"{title}{len(message)} bytes, a length of no message: {message[:8].hex()}.."]
+        return [
+            f"{title}{plural(len(message), 'byte')}, a length of no message: {message[:8].hex()}.."
+        ]
     header = Header(*HEADER.unpack_from(message))
     name = OPCODE_NAMES.get(header.opcode, f"opcode {header.opcode}")
     direction = DIRECTION_NAMES.get(header.direction, header.direction)
@@ -209,5 +211,5 @@ def dump_message(message: bytes) -> list[str]:
             for at in places[:MOST_ROWS]
         ]
         if len(places) > MOST_ROWS:
-            lines.append(f"{len(places) - MOST_ROWS:>19} rows more ...")
+            lines.append(f"{len(places) - MOST_ROWS:>19} more ...")
     return lines

@@ -7,7 +7,7 @@ import importlib
 from pathlib import Path
 from typing import Any
 
-from program import UserError, write_whole
+from program import UserError, plural, write_whole
 
 __all__ = ["filled", "needed", "write_whole"]
 
@@ -29,6 +29,7 @@ def _template(jinja2: Any, name: str) -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.globals["plural"] = plural
     return environment.from_string((Path(__file__).parent / name).read_text("utf-8"))
 
 

@@ -40,6 +40,7 @@ from program import (
     Parser,
     UserError,
     host_and_port,
+    plural,
     port_number,
     reason_of,
     run_program,
@@ -442,7 +443,7 @@ class Table(cmd.Cmd):
     def do_flip(self, place: int, mask: int) -> None:
         frame = self._desk.in_hand().frame
         if not -len(frame.message) <= place < len(frame.message):
-            raise UserError(f"it has only {len(frame.message)} bytes, from 0")
+            raise UserError(f"it has only {plural(len(frame.message), 'byte')}, from 0")
         flip = flipped(frame, place, mask)
         self._desks.append(self._desk.changed(flip))
         self._say(f"byte {place}: {frame.message[place]:02x} -> {flip.message[place]:02x}")
@@ -477,14 +478,14 @@ class Table(cmd.Cmd):
         if not tape:
             raise UserError("there are no messages to record")
         self._tapes[name] = tape
-        self._say(f"{name}: {len(tape)} messages of connection {self._connection}")
+        self._say(f"{name}: {plural(len(tape), 'message')} of connection {self._connection}")
 
     def do_play(self, name: str, to: str) -> None:
         tape = [item for item in self._tapes.get(name, []) if item.frame.to == to]
         if not tape:
             raise UserError(f"there is no recording {name} with messages to the {to}")
         self._desks.append(self._desk.behind(*tape))
-        self._say(f"{name}: {len(tape)} messages to the {to}")
+        self._say(f"{name}: {plural(len(tape), 'message')} to the {to}")
 
     def do_until(self, kind: str) -> None:
         if not self._in_script:  # a person has seen the past on the screen

@@ -271,7 +271,7 @@ def frame_at(stream: Stream, at: int, length: int) -> tuple[int, Recorded]:
     message, missing, number = stream.take(at + 2, length)
     words = f"byte {at} and on: {head.data.hex(' ')}, length {length} [P 3.1]"
     if missing:
-        words += f"; {len(missing)} of its bytes are missing here"
+        words += f"; {len(missing)} of its bytes missing here"
     return max(number, head.number), Recorded(words, message, missing)
 
 

@@ -25,7 +25,7 @@ from lab.claims import Claim, Sets, read_claims, read_sets
 from lab.events import ENDS, KINDS, Run, Step, read_runs, shown
 from lab.observer import Event
 from lab.verdict import kind_of
-from program import Parser, escaped, output_path, run_program
+from program import Parser, escaped, output_path, plural, run_program
 
 TEMPLATE = "report.html.j2"
 MOST_MESSAGES = 5  # of one run whose bytes are shown
@@ -341,7 +341,7 @@ def main(wire: Wire = LAB) -> int:
     matrix = read_sets(options.matrix) if options.matrix else None
     text = page(runs, wire, matrix)
     write_whole(options.output, text.encode("utf-8", "replace"))
-    print(f"wrote {escaped(str(options.output))}: {len(runs)} runs")
+    print(f"wrote {escaped(str(options.output))}: {plural(len(runs), 'run')}")
     return 0
 
 

@@ -22,7 +22,7 @@ from classroom import capture, report
 from classroom.output import needed, write_whole
 from classroom.wire import LAB, ROOT
 from lab.events import Run, read_runs
-from program import Parser, UserError, escaped, output_path, run_program, to_stderr
+from program import Parser, UserError, escaped, output_path, plural, run_program, to_stderr
 
 PLACES = (  # of Wireshark, where it is not on the PATH
     "/Applications/Wireshark.app/Contents/MacOS/Wireshark",
@@ -92,7 +92,7 @@ def main() -> int:
         write_whole(output, report.page(runs, LAB).encode("utf-8", "replace"))
     else:
         write_whole(output, capture.pcapng([*capture.packets(runs, LAB)]))
-    print(f"wrote {escaped(str(output))}: {len(runs)} runs", flush=True)
+    print(f"wrote {escaped(str(output))}: {plural(len(runs), 'run')}", flush=True)
     if command == "report":
         open_page(output)
     else:

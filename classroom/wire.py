@@ -15,6 +15,7 @@ from typing import NamedTuple
 from classroom.keylog import DIRECTION_NAMES, describe_message
 from crypto_utils import TAG_BYTES
 from endpoint import OPCODE_NAMES, PORT
+from program import plural
 from protocol_fsm import CIPHERTEXT_AT, HEADER, Header
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -74,7 +75,7 @@ def in_short(change: Change) -> str:
     old = change.before.content
     new = change.after.content
     if len(old) != len(new):
-        return f"{change.after.name}: {len(old)} -> {len(new)} bytes"
+        return f"{change.after.name}: {len(old)} -> {plural(len(new), 'byte')}"
     if len(change.touched) > 1:
         return change.after.name
     (at,) = change.touched
@@ -120,7 +121,7 @@ def lab_fields(message: bytes) -> list[Field]:
 def lab_title(message: bytes) -> str:
     """Name a message by its opcode and its round."""
     if len(message) < HEADER.size:
-        return f"{len(message)} bytes"
+        return plural(len(message), "byte")
     header = Header(*HEADER.unpack_from(message))
     name = OPCODE_NAMES.get(header.opcode, f"opcode {header.opcode}")
     return f"{name}, round {header.round_number}"

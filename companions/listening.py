@@ -16,7 +16,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from channel import POLL_S, Channel
 from program import NoConnection, reason_of
-from protocol_fsm import Status
+from protocol_fsm import LocalError, Status
 
 END_S = 2.0  # how long the threads may take after a request to end
 
@@ -59,6 +59,8 @@ class Listener(ABC, Generic[AnyConnection]):
         """Return a connection whose thread has not begun."""
 
     def __enter__(self: AnyListener) -> AnyListener:
+        if self._acceptor.ident is not None:
+            raise LocalError("it listens once; for another time, make another one")
         self._acceptor.start()
         return self
 

@@ -21,9 +21,18 @@ from lab.events import KINDS, Step, event_of, parsed, run_of, shown
 from lab.frames import Frame, Log
 from lab.observer import Event, Observer
 from lab.rules import Names, Rules, expanded, glossary, rule_list
-from lab.screen import columns, painted
+from lab.screen import columns, painted, wrapped
 from lab.verdict import Result, judge, should_win, summary
-from program import Parser, UserError, escaped, output_path, read_whole, reason_of, write_text
+from program import (
+    Parser,
+    UserError,
+    escaped,
+    output_path,
+    plural,
+    read_whole,
+    reason_of,
+    write_text,
+)
 
 NewLab = Callable[[argparse.Namespace, Log, Any, Observer | None], AbstractContextManager[Stage]]
 
@@ -144,7 +153,7 @@ class Teller:
     def say(self, text: str, kind: str = "") -> None:
         """Print for a person, in the colour of a kind if there is one; with --json nothing."""
         if not self._options.json:
-            shown = "\n".join(map(escaped, text.split("\n")))  # before it has a colour
+            shown = wrapped("\n".join(map(escaped, text.split("\n"))))  # before it has a colour
             print(painted(shown, kind) if kind else shown, flush=True)
 
     def play(self, attack: Attack, lab: Stage, can_win: bool | None = False) -> Result:
@@ -161,9 +170,8 @@ class Teller:
         elif self._is_detailed:
             self.say(details(result, self.events[begin:], lab, self._program.title) + "\n")
         else:
-            line = f"{attack.story:<53}{result.words}"
-            told = textwrap.fill(line, columns(), subsequent_indent="  ")
-            self.say(told, "" if result.kind == "refused" else result.kind)
+            kind = "" if result.kind == "refused" else result.kind
+            self.say(f"{attack.story:<53}{result.words}", kind)
         self._conclude(result, lab, lab.rounds - rounds)
         return result
 
@@ -264,7 +272,7 @@ def details(
     lines = [f"{result.attack.name}: {result.attack.story}"]
     steps = run_of([parsed(event) for event in events]).steps if events else []
     for number, step in shown(steps):
-        lines += told(step, title) if step else [f"  ... {number} messages more ..."]
+        lines += told(step, title) if step else [f"  ... {plural(number, 'message')} more ..."]
     ended = endings(lab.outcome)
     for who, errors in lab.outcome.errors.items():
         refused = [error for error in errors if error not in ended[who]]
@@ -277,7 +285,7 @@ def told(step: Step, title: Callable[[bytes], str]) -> list[str]:
     """Return a line about a step, and one for each byte that was changed if these are few."""
     message = step.sent if step.comes_in else step.arrived
     size = len(step.arrived or step.sent)
-    lines = [f"  to {step.to}: {title(message)}, {size} bytes, {KINDS[step.kind]}"]
+    lines = [f"  to {step.to}: {title(message)}, {plural(size, 'byte')}, {KINDS[step.kind]}"]
     pairs = list(enumerate(zip(step.sent, step.arrived)))
     touched = [(place, old, new) for place, (old, new) in pairs if old != new]
     if len(step.sent) == len(step.arrived) and len(touched) <= MOST_BYTES:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import textwrap
 
 NARROW = 80
 WIDE = 120  # longer lines are hard to read from the back row
@@ -23,6 +24,17 @@ def columns() -> int:
     if not sys.stdout.isatty():
         return NARROW - 1
     return min(max(shutil.get_terminal_size().columns, NARROW), WIDE) - 1
+
+
+def wrapped(text: str) -> str:
+    """Cut lines to fit stdout, between words; what is cut off is indented two columns more."""
+    return "\n".join(map(_wrapped_line, text.split("\n")))
+
+
+def _wrapped_line(line: str) -> str:
+    margin = len(line) - len(line.lstrip())
+    indent = " " * (margin + 2)
+    return textwrap.fill(line, columns(), subsequent_indent=indent, break_on_hyphens=False)
 
 
 def is_coloured() -> bool:

@@ -30,7 +30,7 @@ from channel import EndRequested
 from lab.catalogue import Attack, Stage
 from lab.claims import Sets, as_json, read_claims
 from lab.rules import Names, Rules
-from program import Parser, UserError, output_path, positive, starting, write_text
+from program import Parser, UserError, output_path, plural, positive, starting, write_text
 from protocol_fsm import LocalError, ProtocolError
 
 Task = tuple[Names, tuple[str, ...]]  # what to take out, and the attacks to try then
@@ -178,7 +178,7 @@ def search(
         larger: dict[Names, set[str]] = defaultdict(set)
         tasks = tasks_of(tries, found)
         done = pool.imap_unordered(Told(trial), tasks)
-        for results in progress(f"{count} rules less", done, tasks):
+        for results in progress(f"{plural(count, 'rule')} less", done, tasks):
             for tried in results:
                 if tried.won:
                     found[tried.attack].append(tried.taken)
@@ -326,13 +326,16 @@ class Matrix:
         is_whole = not options.attack and options.size >= self.size
         if options.write and not is_whole:
             raise UserError(
-                f"--write is for all attacks, and for sets of {self.size} rules or more"
+                f"--write is for all attacks, and for sets of {plural(self.size, 'rule')} or more"
             )
         if unknown := set(names) - self.attacks.keys():
             raise UserError(f"no attack is named {min(unknown)}; attacks.py --list names them all")
         if options.write:
             output_path(str(output))  # tried now, not after minutes of work
-        say(f"searching for sets of up to {options.size} rules, which may take minutes ...\n")
+        say(
+            f"searching for sets of up to {plural(options.size, 'rule')}, "
+            "which may take minutes ...\n"
+        )
         found = self.found(names, options.size)
         if options.json:
             print(as_json(found), end="")
@@ -364,7 +367,7 @@ class Matrix:
                 rows[name] = f"not prevented (noticed by {found.not_prevented[name]})"
             elif name in found.sets:
                 sets = [shown(frozenset(taken), self.rules) for taken in found.sets[name]]
-                rows[name] = " ".join(sets) or f"no set of up to {found.size} rules found"
+                rows[name] = " ".join(sets) or f"no set of up to {plural(found.size, 'rule')} found"
         if not is_whole:
             return table(rows)
         reasons = read_claims(self.folder).redundant

@@ -7,7 +7,6 @@ exactly what it should win: with all rules in place `Attack.wins`, else as sets.
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -102,4 +101,4 @@ def summary(results: Sequence[Result]) -> str:
         if result.attack.noticed:
             also = f"; won: {result.won}" if result.won else ""
             lines.append(f"{result.attack.name}: noticed by {result.attack.noticed}{also}")
-    return "\n".join(line for text in lines for line in textwrap.wrap(text, 79))
+    return "\n".join(lines)

@@ -275,11 +275,11 @@ def test_of_a_cut_message_every_byte_that_is_there_is_shown_and_no_other(
     cut = bytes(0 if place in missing else byte for place, byte in enumerate(report))
     one = Recorded("", cut, missing)
     found = explain_recorded(one, session.log)
-    assert found.title == "CLIENT_DATA, client 1, round 1, C2S, 87 bytes, of which 17 are missing"
+    assert found.title == "CLIENT_DATA, client 1, round 1, C2S, 87 bytes, 17 of them missing"
     meanings = {part.name: part.meaning for part in found.parts}
     assert meanings["round"] == "1 [P 3.2]"
-    assert meanings["IV"] == "3 of 16 bytes are missing here"
-    assert meanings["tag"] == "7 of 32 bytes are missing here"
+    assert meanings["IV"] == "3 of 16 bytes missing here"
+    assert meanings["tag"] == "7 of 32 bytes missing here"
     text = as_text(Shown(1, one, found))
     cells = [cell for part in found.parts for cell in Shown(1, one, found).cells(part)]
     assert [cell.text for cell in cells] == [
@@ -291,7 +291,7 @@ def test_of_a_cut_message_every_byte_that_is_there_is_shown_and_no_other(
 def test_of_a_message_whose_header_is_cut_only_the_size_is_said(session: Session) -> None:
     found = explain_recorded(Recorded("", bytes(87), frozenset(range(3, 87))), session.log)
     assert found.title == "3 of the 87 bytes of a message"
-    assert found.parts[2].meaning == "3 of 4 bytes are missing here"
+    assert found.parts[2].meaning == "3 of 4 bytes missing here"
 
 
 def test_bytes_without_their_beginning_are_not_taken_for_a_message(session: Session) -> None:
@@ -392,8 +392,8 @@ def test_it_is_a_command(session: Session) -> None:
 def test_of_what_is_no_message_the_beginning_is_shown_and_the_rest_counted() -> None:
     found = Recorded("", bytes(200_000), nonsense=ILLEGAL)
     (one,) = all_shown([found], {})
-    assert "199872  bytes more" in as_text(one)
-    assert "and 134464 bytes more" in as_html([one])
+    assert "199,872  more" in as_text(one)
+    assert "and 134464 more" in as_html([one])
 
 
 def test_an_empty_message_is_made_from_no_other() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import itertools
 import re
 import sys
 
@@ -141,3 +142,23 @@ def test_no_file_names_a_machine_or_a_path_of_one() -> None:
             text = path.read_text("utf-8", errors="replace")
             found = [word for word in unwanted if word in text]
             assert not found, f"{path.relative_to(ROOT)} has {found}"
+
+
+COUNTED = re.compile(
+    r",? (more )?(characters|checks|clients|messages|others|packets|points|readings|rounds|rows"
+    r"|rules|runs|sessions|steps|worlds)\b"
+)
+
+
+@pytest.mark.slow
+def test_what_may_be_one_is_counted_by_plural() -> None:
+    """Counts that are written in capitals are constants, and more than one."""
+    for path in tracked_files():
+        parts = path.relative_to(ROOT).parts
+        if path.suffix == ".py" and not {"tests", "bench", "run.py"} & {*parts}:
+            for node in ast.walk(tree_of(path)):
+                values = node.values if isinstance(node, ast.JoinedStr) else []
+                for count, words in itertools.pairwise(values):
+                    is_counted = isinstance(words, ast.Constant) and COUNTED.match(str(words.value))
+                    if is_counted and isinstance(count, ast.FormattedValue):
+                        assert ast.unparse(count.value).isupper(), f"{path}: {ast.unparse(node)}"

@@ -30,10 +30,10 @@ PANELS = ("hand", "rules", "attacks", "script", "logs", "claims")
 SCREENS = ((1280, 720), (1280, 800), (1920, 1080), (2560, 1080))
 AT_900 = 24  # the byte of a report in which one bit makes 100 a 900
 LOGS = {  # of each protocol: what writes one, and the name that the page finds for it
-    "classroom": ("attacks.py", "1 runs of the lab's own protocol"),
-    "device_transfer": ("-m companions.device_transfer.attacks", "1 runs of device_transfer"),
-    "peer_messaging": ("-m companions.peer_messaging.attacks", "1 runs of peer_messaging"),
-    "secure_chat": ("-m companions.secure_chat.attacks", "1 runs of secure_chat"),
+    "classroom": ("attacks.py", "1 run of the lab's own protocol"),
+    "device_transfer": ("-m companions.device_transfer.attacks", "1 run of device_transfer"),
+    "peer_messaging": ("-m companions.peer_messaging.attacks", "1 run of peer_messaging"),
+    "secure_chat": ("-m companions.secure_chat.attacks", "1 run of secure_chat"),
 }
 
 

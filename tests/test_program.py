@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cmd
 import errno
 import io
 import logging
@@ -18,15 +19,18 @@ from hypothesis import strategies as st
 
 import program
 from program import (
+    MOST_LINE,
     Lines,
     LogFormatter,
     Parser,
+    Typed,
     UserError,
     append_whole,
     end_signals,
     escaped,
     host_and_port,
     output_path,
+    plural,
     port_number,
     positive,
     read_text,
@@ -287,6 +291,46 @@ def test_what_never_ends_is_a_sentence_once_the_memory_does() -> None:
     done = run("-c", "from program import run_program; run_program(lambda: len(bytes(2**62)))")
     assert done.returncode == 2
     assert done.stderr == "-c: not enough memory; is what it reads ever at an end?\n"
+
+
+def test_one_of_anything_is_no_plural() -> None:
+    told = [plural(count, "run") for count in (0, 1, 2, 1_000)]
+    assert told == ["0 runs", "1 run", "2 runs", "1,000 runs"]
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [input, cmd.Cmd().cmdloop, lambda: sys.stdin.readline()],  # the last is getpass's way
+    ids=["input", "cmd", "getpass"],
+)
+def test_whatever_asks_gets_a_line_that_has_an_end(
+    ask: Callable[[], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def typing(text: str) -> None:
+        monkeypatch.setattr(sys, "stdin", Typed(io.BytesIO(text.encode()), "utf-8"))
+
+    typing("0" * MOST_LINE)
+    with pytest.raises(UserError, match="has a line of 1,000,000 characters or more"):
+        ask()
+    typing("0" * (MOST_LINE - 2) + "\nü\r\nlast")
+    assert [input(), input(), input()] == ["0" * (MOST_LINE - 2), "ü", "last"]
+    with pytest.raises(EOFError):
+        input()
+
+
+def test_an_endless_line_is_one_sentence() -> None:
+    """As when a prompt is given /dev/zero."""
+    call = "from program import run_program; run_program(lambda: len(input()))"
+    done = run("-c", call, given="0" * (MOST_LINE + 1))
+    words = "standard input has a line of 1,000,000 characters or more"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"-c: {words}\n")
+
+
+@posix_only
+def test_input_that_is_closed_is_at_its_end() -> None:
+    call = "from program import run_program; run_program(lambda: len(input()))"
+    done = run("-c", f"import os, sys; os.close(0); sys.stdin = None; {call}")
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
 
 UNBUFFERED = """

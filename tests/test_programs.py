@@ -133,7 +133,7 @@ CASES = {
     "CSV with a short row": (
         "client.py 1 --port {port} --file {tmp}/short.csv --column b",
         2,
-        "short.csv line 3 has 1 cells, and the first row has 2",
+        "short.csv line 3 has 1 cell, and the first row has 2",
     ),
     "CSV without that column": (
         "client.py 1 --port {port} --file {tmp}/bad.csv --column x",
@@ -437,6 +437,13 @@ def test_interactive_takes_numbers_status_and_quit(port: str) -> None:
     assert re.search(r"C2S-ENC.*[0-9a-f]{8}", done.stdout)
     assert done.stdout.count("numbers up to 1e15, please") == 2
     assert "goodbye" in done.stdout
+
+
+@pytest.mark.slow
+def test_interactive_takes_no_endless_line(port: str) -> None:
+    done = run("client.py", "4", "--port", port, "--interactive", given="0" * 1_000_001)
+    words = "standard input has a line of 1,000,000 characters or more"
+    assert (done.returncode, done.stderr) == (2, f"client.py: {words}\n")
 
 
 @pytest.mark.slow

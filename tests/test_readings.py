@@ -71,7 +71,7 @@ REFUSED = {  # text, column, lines to skip, what the sentence says
     "a comma where commas separate nothing": ("v\n1,234\n", None, 0, "'1,234' is not a number"),
     "a row of sums": ("d;kWh\n1.1.;12\nTotal;12\n", None, 0, "line 3 begins with 'Total'"),
     "no header and several cells": ("2023,2024\n1,2\n", None, 0, "--column 1 to 2"),
-    "a short row": ("a,b\n1,2\n3\n", None, 0, "line 3 has 1 cells, and the first row has 2"),
+    "a short row": ("a,b\n1,2\n3\n", None, 0, "line 3 has 1 cell, and the first row has 2"),
     "a long row": ("temp,x\n1,22,5\n", "temp", 0, "line 2 has 3 cells, and the first row has 2"),
     "empty cells": ("a;b\n1;2\n;\n", None, 0, "line 3, column 2: '' is not a number"),
     "a title line": (LOGGER, None, 0, "cannot read .* line 2 as CSV"),

@@ -100,7 +100,7 @@ def test_the_last_message_of_a_stream_may_be_cut(tmp_path: Path) -> None:
     size = len(MESSAGES[-1])
     assert found[-1].message == MESSAGES[-1][:-5] + bytes(5)
     assert found[-1].missing == {*range(size - 5, size)}
-    assert found[-1].where.endswith("; 5 of its bytes are missing here")
+    assert found[-1].where.endswith("; 5 of its bytes missing here")
 
 
 def test_an_event_says_what_was_done_and_one_attack_can_be_asked_for(tmp_path: Path) -> None:
@@ -508,7 +508,7 @@ def test_a_hole_in_a_message_is_shown_as_one(tmp_path: Path) -> None:
     (cut,) = [one for one in found if one.missing]
     assert cut.missing == {*range(38, 48)}
     assert cut.message == REPORTS[1][:38] + bytes(10) + REPORTS[1][48:]
-    assert cut.where.endswith("; 10 of its bytes are missing here")
+    assert cut.where.endswith("; 10 of its bytes missing here")
 
 
 def test_the_end_that_is_missing_is_said(tmp_path: Path) -> None:

@@ -275,7 +275,7 @@ def numbered(event: str, deed: str, number: int, body: bytes = bytes(64)) -> Eve
 def test_of_very_many_messages_the_middle_is_left_out_everywhere() -> None:
     lines = [numbered("inserted", "inserted", number) for number in range(3_000)]
     text = report.page([run_of(lines)], LAB)
-    assert "... 2987 messages more ..." in text
+    assert "... 2,987 messages more ..." in text
     assert "CLIENT_DATA, round 2999" in text
     assert len(text) < 200_000
 

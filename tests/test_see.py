@@ -49,7 +49,7 @@ def test_without_a_browser_the_path_is_printed_and_a_win_is_no_failure(tmp_path:
     done = see("report", "--without", "tag", "flip-reading", "-o", str(page))
     assert (done.returncode, done.stdout.splitlines()) == (
         0,
-        [f"wrote {page}: 1 runs", "there is no browser here: open that file in one"],
+        [f"wrote {page}: 1 run", "there is no browser here: open that file in one"],
     )
     assert "[900.0, 20.5, 21.0, 22.5]" in page.read_text("utf-8")
 
@@ -63,7 +63,7 @@ def test_packets_are_opened_in_wireshark_with_the_dissector(tmp_path: Path) -> N
     wireshark.write_text(f'#!/bin/sh\necho "$@" > {shlex.quote(str(told))}\n')
     wireshark.chmod(0o755)
     done = see("capture", "flip-tag", "-o", str(packets), PATH=str(tmp_path))
-    assert (done.returncode, done.stdout) == (0, f"wrote {packets}: 1 runs\n")
+    assert (done.returncode, done.stdout) == (0, f"wrote {packets}: 1 run\n")
     dissector = ROOT / "classroom" / "wireshark" / "seclab.lua"
     assert told.read_text() == f"-X lua_script:{dissector} {packets}\n"
     assert packets.read_bytes()[:4] == b"\n\r\r\n"

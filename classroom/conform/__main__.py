@@ -34,6 +34,7 @@ from program import (
     UserError,
     host_and_port,
     output_path,
+    plural,
     read_text,
     run_program,
     write_whole,
@@ -112,7 +113,7 @@ def summary(results: Sequence[Result], took_s: float) -> str:
     """Return how many checks ended how."""
     ends = Counter(result.end for result in results)
     counts = [f"{ends[end]} {end}" for end in ("passed", *KINDS) if ends[end]]
-    return f"{len(results)} checks in {took_s:.0f} s: {', '.join(counts)}"
+    return f"{plural(len(results), 'check')} in {took_s:.0f} s: {', '.join(counts)}"
 
 
 def junit(results: Sequence[Result]) -> bytes:

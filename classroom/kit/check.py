@@ -21,7 +21,7 @@ from classroom.kit.graft import grafted
 from classroom.kit.others import planted
 from classroom.kit.skeleton import Sources, cut
 from classroom.kit.tasks import BUGS, TASKS, Bug, Task
-from program import Parser, run_program, write_text
+from program import Parser, plural, run_program, write_text
 
 HERE = Path(__file__).parent
 CACHE = HERE / ".checked.json"
@@ -57,7 +57,7 @@ def ends(dialect: Dialect) -> Iterator[Finding]:
             for result in report.results
             if bool(result.sentence) == bool(wanted)
         ]
-        words = f"{report.points} points" + "".join(f"\n      {line}" for line in wrong)
+        words = plural(report.points, "point") + "".join(f"\n      {line}" for line in wrong)
         yield Finding(what, report.points == wanted and not wrong, words)
 
 
@@ -73,7 +73,7 @@ def of_bug(bug: Bug, dialect: Dialect) -> Finding:
     ]
     report = graded(wrong, dialect, [task])
     lost = task.points - report.points
-    words = f"costs {lost} of {task.points} points of task {task.number}"
+    words = f"costs {lost} of {plural(task.points, 'point')} of task {task.number}"
     if others:
         words += f", and touches tasks {others}"
     return Finding(f"{bug.function}: {bug.idea}", lost > 0 and not others, words)

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 from classroom.kit.arena import wins
 from classroom.kit.sandbox import Asked, Gone, Raised
 from lab.weakened import RULES
+from program import plural
 
 PRELUDE = Path(__file__).with_name("prelude.py")
 ERRORS = {name for name, kind in vars(builtins).items() if isinstance(kind, type)}
@@ -181,7 +182,7 @@ def unpads(bench: Bench) -> None:
     for length in range(50):
         missing = 16 - length % 16
         bench.same(
-            f"[P 1] A padding of {missing} bytes has to be removed.",
+            f"[P 1] A padding of {plural(missing, 'byte')} has to be removed.",
             "pkcs7_unpad(data)",
             data=bench.data(length) + bytes([missing]) * missing,
         )
@@ -210,7 +211,8 @@ def checks_padding_length(bench: Bench) -> None:
         )
     for length in (0, 1, 15, 17):
         bench.same(
-            f"[P 1] {length} bytes are not a positive number of whole blocks: ValueError.",
+            f"[P 1] {plural(length, 'byte')} cannot be a positive number of whole blocks: "
+            "ValueError.",
             "pkcs7_unpad(data)",
             data=b"\1" * length,
         )
@@ -419,8 +421,8 @@ def checks_lengths(bench: Bench) -> None:
     lengths = [*range(0, 150), *range(65_500, 65_536), *(55 + 16 * n for n in range(0, 4100, 500))]
     for length in lengths:
         bench.same(
-            f"[P 3.1] check_length is wrong about {length:,} bytes: a message has 55 + 16n bytes, "
-            "71 to 65,527.",
+            f"[P 3.1] check_length is wrong about {plural(length, 'byte')}: a message has "
+            "55 + 16n bytes, 71 to 65,527.",
             "check_length(length)",
             length=length,
         )
@@ -483,8 +485,8 @@ def notices_cuts(bench: Bench) -> None:
     whole = framed(bench.data(71))
     for length in (0, 1, 2, 3, 40, 72):
         bench.same(
-            f"[P 3.1] A stream that ends after {length} bytes is a ConnectionCut, inside a frame "
-            "if at least one byte of it has come.",
+            f"[P 3.1] A stream that ends after {plural(length, 'byte')} is a ConnectionCut, inside "
+            "a frame if at least one byte of it has come.",
             "cut_of(pieces)",
             pieces=[whole[:length]] if length else [],
         )

@@ -20,7 +20,7 @@ from endpoint import OPCODE_NAMES
 from lab.claims import Claims, read_claims, read_sets
 from lab.events import KINDS, Run, Step, not_known, parse_events, runs_of, shown
 from lab.rules import meaning
-from program import UserError, escaped
+from program import UserError, escaped, plural
 
 View = dict[str, Any]
 MOST_BYTES = 512  # of a field that the page shows
@@ -96,7 +96,9 @@ def run_view(run: Run, wire: Wire) -> View:
         "verdict": {"kind": verdict.kind, "words": short(verdict.words)},
         "ended": short(", ".join(f"{end}: {error} ({n})" for (end, error), n in run.ended.items())),
         "rows": [
-            {**step_view(step, wire), "id": number} if step else {"note": f"{number} messages more"}
+            {**step_view(step, wire), "id": number}
+            if step
+            else {"note": f"{plural(number, 'message')} more"}
             for number, step in shown(run.steps)
         ],
     }

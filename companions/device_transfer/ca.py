@@ -50,7 +50,7 @@ from companions.device_transfer.certificates import (
 )
 from companions.device_transfer.transfer import CLOCK_SKEW
 from companions.terminal import ask_passphrase
-from program import UserError, escaped, flag_type, positive, reason_of, run_program
+from program import UserError, escaped, flag_type, positive, read_whole, reason_of, run_program
 from protocol_fsm import ProtocolError
 
 NAME = "device-transfer-ca"
@@ -187,7 +187,7 @@ def issued_certificates(pki: Path) -> list[Certificate]:
     found = []
     for path in _files(pki / "ca" / "issued", ".json"):
         try:
-            found.append(parse_certificate(path.read_bytes()))
+            found.append(parse_certificate(read_whole(path)))
         except OSError as error:
             raise UserError(f"cannot read {path}: {reason_of(error)}") from None
         except ProtocolError as error:
@@ -257,7 +257,7 @@ def _listed_serials(pki: Path) -> Set[str]:
 def _last_number(pki: Path) -> int:
     path = pki / "ca" / "number"
     try:
-        return int(path.read_bytes())
+        return int(read_whole(path))
     except FileNotFoundError:
         return 0
     except (OSError, ValueError) as error:

@@ -68,7 +68,16 @@ from companions.device_transfer.transfer import (
     sign_manifest,
 )
 from endpoint import HOST
-from program import NoConnection, UserError, end_signals, reason_of, run_program, seconds, to_stderr
+from program import (
+    NoConnection,
+    UserError,
+    end_signals,
+    plural,
+    reason_of,
+    run_program,
+    seconds,
+    to_stderr,
+)
 from protocol_fsm import (
     BadPayload,
     ConnectionCut,
@@ -122,17 +131,24 @@ class Device:
         self._address = (host, port)
         self.timeout_s = timeout_s
         self._number = 0
-        self.channel: Channel[Message]
+        self._channel: Channel[Message] | None = None
+
+    @property
+    def channel(self) -> Channel[Message]:
+        """The connection. Raises LocalError before there is one."""
+        if self._channel is None:
+            raise LocalError("a Device has a connection inside its `with`, and not before")
+        return self._channel
 
     def __enter__(self) -> Device:
-        if self.session.state is not State.HELLO:
+        if self._channel is not None:
             raise LocalError("a Device has one session; for another one, make another Device")
         try:
             sock = socket.create_connection(self._address, min(self.timeout_s, 10.0))
         except (OSError, UnicodeError, OverflowError) as error:
             where = "{}:{}".format(*self._address)
             raise NoConnection(f"no server at {where}: {reason_of(error)}") from None
-        self.channel = Channel(sock, self.session, self.timeout_s)
+        self._channel = Channel(sock, self.session, self.timeout_s)
         try:
             for kind in (Kind.HELLO, Kind.SHARE, Kind.CONFIRM):
                 self.channel.send(Message(kind))
@@ -197,19 +213,19 @@ class Device:
             self._check_ack(bytes.fromhex(manifest.digest))
         except BaseException as error:
             log.info(
-                "%s: %a of %d bytes not acknowledged: %r",
+                "%s: %a of %s not acknowledged: %r",
                 self.recipient,
                 announcement.name or "text",
-                announcement.size,
+                plural(announcement.size, "byte"),
                 error,
             )
             raise
         self._number += 1
         log.info(
-            "%s: %a of %d bytes acknowledged",
+            "%s: %a of %s acknowledged",
             self.recipient,
             manifest.name or "text",
-            manifest.size,
+            plural(manifest.size, "byte"),
         )
         return manifest
 
@@ -363,7 +379,7 @@ def listing(left: Sequence[str]) -> Iterator[None]:
 
 def send_all(device: Device, texts: Sequence[str], files: Sequence[Path], stop: list[int]) -> None:
     """Send everything, and print a line for each item acknowledged. Signals are put into `stop`."""
-    left = [f"text of {len(text):,} characters" for text in texts]
+    left = [f"text of {plural(len(text), 'character')}" for text in texts]
     left += [shorten(ascii(path.name), 40) for path in files]
 
     def leave(number: int, _: object) -> None:
@@ -381,7 +397,7 @@ def send_all(device: Device, texts: Sequence[str], files: Sequence[Path], stop: 
             for path in files:
                 with progress_of(path) as progress:
                     manifest = device.send_file(path, progress)
-                print(f"{left.pop(0)}: {manifest.size:,} bytes acknowledged", flush=True)
+                print(f"{left.pop(0)}: {plural(manifest.size, 'byte')} acknowledged", flush=True)
     print(f"done: {len(texts) + len(files)} sent and acknowledged")
 
 

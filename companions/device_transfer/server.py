@@ -41,7 +41,7 @@ from companions.device_transfer.store import JOURNAL, Partial, Store
 from companions.device_transfer.transfer import Incoming, ItemKind, Manifest, parse_announcement
 from companions.listening import Listener, listen
 from endpoint import HOST
-from program import Lines, UserError, end_signals, positive, run_program
+from program import Lines, UserError, end_signals, plural, positive, run_program
 from protocol_fsm import ConnectionCut, ProtocolError, Status
 
 log = logging.getLogger("device_transfer.server")
@@ -207,7 +207,7 @@ class Member:
             stored_as = partial.keep(manifest.name) if kind == "file" else ""
         self._enter(manifest, signed[:SIGNATURE_BYTES], stored_as, incoming.text)
         what = f" stored as {stored_as!a}" if stored_as else f": {incoming.text[:200]!a}"
-        log.info("%s: %s of %d bytes%s", self, kind, manifest.size, what)
+        log.info("%s: %s of %s%s", self, kind, plural(manifest.size, "byte"), what)
         server.record(Record("stored", self.name, incoming))
         self.channel.send(Message(Kind.ACK, incoming.digest))
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 
 from companions.device_transfer.transfer import MAX_NAME_BYTES, BadName, safe_name
-from program import UserError, reason_of
+from program import UserError, plural, reason_of
 from protocol_fsm import ProtocolError
 
 JOURNAL = "journal.jsonl"  # in the same folder: no file may have its name
@@ -110,7 +110,7 @@ class Partial:
 
     def write(self, chunk: bytes) -> None:
         """Append all of `chunk`. Raises StoreFailed."""
-        with storing(f"room for {len(chunk)} bytes"):
+        with storing(f"room for {plural(len(chunk), 'byte')}"):
             write_all(self._file, chunk)
 
     def sync(self) -> None:

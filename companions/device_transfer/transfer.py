@@ -316,11 +316,11 @@ class Incoming:
         if self.announcement.kind == "text":
             limit_bytes = min(limit_bytes, MAX_TEXT_BYTES)
         if self.announcement.size > limit_bytes:
-            raise TooLarge(f"at most {limit_bytes} bytes", self.announcement.size)
+            raise TooLarge(f"a size of at most {limit_bytes}", self.announcement.size)
 
     def _check_size(self) -> None:
         if self.size > self.announcement.size:
-            raise TooLarge(f"the {self.announcement.size} bytes announced", self.size)
+            raise TooLarge(f"size {self.announcement.size}, as announced", self.size)
 
     def _check_text(self, chunk: bytes, *, is_last: bool = False) -> None:
         """Keep a text, even if chunks cut its characters."""

@@ -25,7 +25,7 @@ from companions.device_transfer.protocol import (
     Kind,
 )
 from crypto_utils import BLOCK_BYTES, NONCE_BYTES, TAG_BYTES
-from program import escaped, run_program
+from program import escaped, plural, run_program
 
 LAYOUTS: dict[bytes, tuple[tuple[str, int], ...]] = {  # of what is sent in clear [D 1]
     Kind.HELLO.value: (("version", len(VERSION)), ("nonce", NONCE_BYTES), ("certificate", 2**16)),
@@ -79,7 +79,7 @@ def title(message: bytes) -> str:
 
 def describe(message: bytes) -> str:
     """Return the public part of a message, in a line."""
-    return f"{title(message)}, {len(message)} bytes"
+    return f"{title(message)}, {plural(len(message), 'byte')}"
 
 
 def framed(message: bytes) -> bytes:

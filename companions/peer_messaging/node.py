@@ -49,6 +49,7 @@ from program import (
     run_program,
     seconds,
 )
+from protocol_fsm import LocalError
 
 PORT = 5555
 POLL_S = 0.05  # how soon a waiting node looks at its timers
@@ -137,6 +138,8 @@ class Node:
         return outbox
 
     def __enter__(self) -> Node:
+        if self._thread.ident is not None:
+            raise LocalError("a Node has one life; for another one, make another Node")
         self._thread.start()
         return self
 
@@ -154,7 +157,7 @@ class Node:
     def say(self, text: str) -> None:
         """Send a text, or keep it until the peer is there. Any thread may.
 
-        Raises LocalError, also while 100 texts are waiting already.
+        Raises LocalError, also while 100 texts are waiting already, and after the `with`.
         """
         self.check()
         with self._lock:

@@ -121,6 +121,8 @@ class Peer:
 
     def say(self, text: str) -> list[bytes]:
         """Send a text of 1 to 4,096 bytes, or keep it until there is a session. LocalError."""
+        if self._has_left:
+            raise LocalError("a node that has left says nothing more")
         try:
             length = len(text.encode("utf-8"))
         except UnicodeEncodeError:

@@ -25,7 +25,7 @@ from companions.peer_messaging.protocol import (
     Kind,
     Role,
 )
-from program import run_program
+from program import plural, run_program
 
 PORT = 5555
 WHO = (("share", SHARE_BYTES), ("public key", KEY_BYTES), ("signature", SIGNATURE_BYTES))
@@ -84,7 +84,7 @@ def title(message: bytes) -> str:
 
 def describe(message: bytes) -> str:
     """Return the public part of a message, in a line."""
-    return f"{title(message)}, {len(message)} bytes"
+    return f"{title(message)}, {plural(len(message), 'byte')}"
 
 
 def framed(message: bytes) -> bytes:

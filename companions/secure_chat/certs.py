@@ -1,7 +1,8 @@
 """The folder `certs`: who reads and writes which file of it.
 
     ca_cert.pem, ca_crl.pem                    everybody; ca_private_key.pem only the authority
-    NAME_cert.pem, NAME_private_key.pem        an end, called client or server unless it has a name
+    NAME_cert.pem, NAME_private_key.pem        an end, called client or server unless it has a name;
+                                               below the certificate may be that of its issuer
     known_keys.txt                             the clients, see pins.py
 
 Private keys have mode 0600 from their first byte. Nothing but the list is ever overwritten.
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from cryptography import x509
@@ -19,7 +21,7 @@ from companions.asymmetric import PrivateKey, PublicKey, public_pem, read_privat
 from companions.secure_chat.authority import pem_of
 from companions.secure_chat.pki import Malformed, Trust, fingerprint_of, parse_pem
 from companions.terminal import ask_passphrase
-from program import UserError, reason_of
+from program import UserError, read_whole, reason_of
 
 CERTS = Path("certs")
 COMMAND = "python -m companions.secure_chat"
@@ -27,7 +29,7 @@ COMMAND = "python -m companions.secure_chat"
 
 @dataclass(frozen=True)
 class Credentials:
-    """An end's own certificate, also as PEM, and its private key."""
+    """An end's own certificate, its private key, and as PEM what it shows: an issuer, too."""
 
     pem: str
     certificate: x509.Certificate = field(repr=False)
@@ -44,20 +46,21 @@ def load_credentials(certs: Path, name: str) -> Credentials:
     pem = _read(path).decode("ascii", "replace")
     key = read_private(certs / f"{name}_private_key.pem", ask_passphrase)
     try:
-        certificate = parse_pem(pem)[0]
+        chain = parse_pem(pem)
+        certificate = chain[0]
         other = certificate.public_key()
     except (Malformed, ValueError) as error:
         raise UserError(f"{path} is not a certificate: {error}") from None
     if not isinstance(other, PublicKey) or public_pem(other) != public_pem(key.public_key()):
         raise UserError(f"the key in {certs} does not match the certificate {path}")
-    return Credentials(pem_of(certificate).decode("ascii"), certificate, key)
+    return Credentials(b"".join(map(pem_of, chain)).decode("ascii"), certificate, key)
 
 
 def load_trust(certs: Path) -> Trust:
     """Return the trust in the authority of a folder; its list is read anew each time. UserError."""
     path = certs / "ca_cert.pem"
     try:
-        return Trust(_read(path), (certs / "ca_crl.pem").read_bytes)
+        return Trust(_read(path), partial(read_whole, certs / "ca_crl.pem"))
     except Malformed as error:
         raise UserError(f"{path} is not a certificate: {error}") from None
 
@@ -76,7 +79,7 @@ def file_name(name: str) -> str:
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_whole(path)
     except FileNotFoundError:
         raise UserError(
             f"Certificate not found: {path}; {COMMAND}.gen_ca and {COMMAND}.gen_cert make them"

@@ -72,6 +72,7 @@ from program import (
     end_signals,
     escaped,
     flag_type,
+    plural,
     reason_of,
     run_program,
     to_stderr,
@@ -155,21 +156,37 @@ class Client:
         self.username = ""
         self.token = ""  # with which this session can be resumed; in memory only
         self.kept: Kept | None = None  # of the last room that we have left
-        self.seat: Seat
-        self.channel: Duplex
+        self._seat: Seat | None = None
+        self._channel: Duplex | None = None
         self._address = (host, port)
         self._new_room = new_room
         self._evidence: Evidence | None = None
         self._held: deque[Callable[[], object]] = deque()  # until there are new keys
         self._update_by = math.inf  # monotonic; by then the server must have sent its share
 
+    @property
+    def channel(self) -> Duplex:
+        """The connection. Raises LocalError before there is one."""
+        if self._channel is None:
+            raise LocalError("a Client has a connection inside its `with`, and not before")
+        return self._channel
+
+    @property
+    def seat(self) -> Seat:
+        """Our place in the room that we are in, or were in last. Raises LocalError before both."""
+        if self._seat is None:
+            raise LocalError("a Client is in no room before it joins one")
+        return self._seat
+
     def __enter__(self) -> Client:
+        if self._channel is not None:
+            raise LocalError("a Client has one session; for another one, make another Client")
         try:
             sock = socket.create_connection(self._address, min(self.timeout_s, 10.0))
         except (OSError, UnicodeError, OverflowError) as error:
             where = "{}:{}".format(*self._address)
             raise NoConnection(f"no server at {where}: {reason_of(error)}") from None
-        self.channel = Duplex(sock, self.session, self.timeout_s)
+        self._channel = Duplex(sock, self.session, self.timeout_s)
         try:
             self.channel.send(Message(Kind.HELLO))
             self._receive()
@@ -259,7 +276,7 @@ class Client:
             room.enter(self._member(values))
         if found["room"] != name or me not in [one.address for one in room.members.values()]:
             raise BadPayload(f"{name}, and us in it", "something else")
-        self.seat = Seat(self.party, self.session.peer, room, self.session.encrypt)
+        self._seat = Seat(self.party, self.session.peer, room, self.session.encrypt)
         self._evidence = Evidence(self.session, name, room.head, self.folder)
 
     @property
@@ -318,7 +335,13 @@ class Client:
         return Updated(self.session.fingerprints())
 
     def hear(self, timeout_s: float = NO_LIMIT_S) -> Event:
-        """Return what happens next; our own texts come back, too, when the server has them."""
+        """Return what happens next; our own texts come back, too, when the server has them.
+
+        Raises LocalError outside of a room.
+        """
+        evidence = self._evidence
+        if evidence is None:
+            raise LocalError("a Client hears nothing outside of a room")
         deadline = time.monotonic() + timeout_s
         while True:
             if self.session.is_update_due and self.session.state is State.CHAT:
@@ -329,18 +352,17 @@ class Client:
             if self.session.state is State.ASKED:  # else it has crossed our share, or our leave
                 self.update()
         try:
-            return self._take(message)
+            return self._take(message, evidence)
         except ProtocolError as error:
             self._fail(error)
             raise
 
-    def _take(self, message: Message) -> Event:
+    def _take(self, message: Message, evidence: Evidence) -> Event:
         """Return what a message of the server means. Raises ProtocolError."""
         if message.kind is Kind.DH_SERVER:
             return self._updated()
         room = self.seat.room
-        evidence = self._evidence
-        if evidence is None or message.members.get("room", room.name) != room.name:
+        if message.members.get("room", room.name) != room.name:
             raise BadPayload(room.name, "another room")
         if message.kind is Kind.RELAY:
             said = self.seat.hear(message)
@@ -358,7 +380,10 @@ class Client:
         return self._settle(evidence, message)
 
     def leave(self) -> None:
-        """Say that we leave; what was said before still comes, and then the server's receipt."""
+        """Say that we leave; what was said before still comes, and then the server's receipt.
+
+        Raises LocalError outside of a room.
+        """
         leave = Message(Kind.LEAVE, {"room": self.seat.room.name})
         self._do_or_hold(lambda: self.channel.send(leave))
         self.channel.hurry(self.timeout_s)
@@ -692,7 +717,7 @@ class Run:
 
 
 def report(kept: Kept) -> None:
-    show(f"[*] transcript: {kept.transcript} ({kept.messages} messages)")
+    show(f"[*] transcript: {kept.transcript} ({plural(kept.messages, 'message')})")
     state = "countersigned by the server" if kept.is_countersigned else "uncountersigned"
     show(f"[*] receipt: {kept.receipt}, {state}")
 

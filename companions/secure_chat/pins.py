@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from companions.asymmetric import PublicKey
 from companions.secure_chat.pki import BadCertificate, Identity, fold
-from program import UserError, append_whole, reason_of
+from program import UserError, append_whole, read_whole, reason_of
 
 FILE = "known_keys.txt"  # in the folder of certificates
 LINE = re.compile(r"([!-~]+) ([0-9a-f]{64})")
@@ -75,14 +75,14 @@ class Pins:
 
 def _is_cut(path: Path) -> bool:
     """Return whether the last line has no end, as some editors leave it."""
-    return path.exists() and not (b"\n" + path.read_bytes()).endswith(b"\n")
+    return path.exists() and not (b"\n" + read_whole(path)).endswith(b"\n")
 
 
 def _read(path: Path) -> dict[str, str]:
     try:
         if os.name == "posix" and path.stat().st_mode & 0o022:
             raise UserError(f"others can write {path}; check it, then chmod 600 {path}")
-        lines = path.read_text("ascii").splitlines()
+        lines = read_whole(path).decode("ascii").splitlines()
     except FileNotFoundError:
         return {}
     except (OSError, UnicodeError) as error:

@@ -184,6 +184,15 @@ def usages_of(certificate: x509.Certificate) -> list[x509.ObjectIdentifier]:
     return list(extension.value)
 
 
+def has_issued(issuer: x509.Certificate, one: x509.Certificate) -> bool:
+    """Return whether the issuer's name is in a certificate, and its signature below it."""
+    try:
+        one.verify_directly_issued_by(issuer)
+    except (*UNREADABLE, InvalidSignature):
+        return False
+    return True
+
+
 def list_number(latest: x509.CertificateRevocationList) -> int:
     """Return the number of a list. Raises UnusableList."""
     try:
@@ -351,7 +360,7 @@ class Trust:
         self, leaf: x509.Certificate, role: Role, now: datetime, words: str
     ) -> BadCertificate:
         """Return why the library refuses a certificate: it says so in words only."""
-        if not self._is_issuer_of(leaf):
+        if not has_issued(self.authority, leaf):
             is_own = leaf.issuer == leaf.subject
             return UnknownIssuer("our authority", "itself" if is_own else "another one, or forged")
         if now < leaf.not_valid_before_utc:
@@ -366,10 +375,3 @@ class Trust:
         if not alternative_names(leaf):
             return WrongName("a subject alternative name", "none")
         return BadCertificate("what RFC 5280 asks for", words[:120])
-
-    def _is_issuer_of(self, leaf: x509.Certificate) -> bool:
-        try:
-            leaf.verify_directly_issued_by(self.authority)
-        except (ValueError, TypeError, InvalidSignature):
-            return False
-        return True

@@ -194,7 +194,7 @@ def from_base64(text: str, low: int = 0, high: int = MAX_FROM_SERVER) -> bytes:
     except ValueError:
         raise BadPayload("base64", "something else") from None
     if to_base64(data) != text or not low <= len(data) <= high:
-        raise BadPayload(f"base64 of {low} to {high} bytes", f"{len(data)} bytes")
+        raise BadPayload(f"base64 of {low} to {high} bytes", len(data))
     return data
 
 
@@ -617,7 +617,7 @@ class Session:
     def decrypt(self, data: bytes) -> bytes:
         """Return what the peer encrypted; its tag has been checked. Raises BadPayload."""
         if len(data) < 2 * BLOCK_BYTES or len(data) % BLOCK_BYTES:
-            raise BadPayload("an IV and whole blocks", f"{len(data)} bytes")
+            raise BadPayload("bytes of an IV and of whole blocks", len(data))
         key = self._key(self.receives, "ENC")
         aes = Cipher(algorithms.AES(key), modes.CBC(data[:BLOCK_BYTES])).decryptor()
         try:
@@ -654,11 +654,11 @@ class Session:
 
     def _check_group(self, generator: int, prime: int) -> None:
         if (generator, prime) != (dh.GENERATOR, dh.PRIME):
-            raise BadGroup("group 14", f"a prime of {prime.bit_length()} bits")
+            raise BadGroup("group 14", f"a {prime.bit_length()}-bit prime")
 
     def _check_range(self, value: int) -> None:
         if not dh.is_in_range(value, self._group()[1]):
-            raise BadShare("2 to p-2", f"a value of {value.bit_length()} bits")
+            raise BadShare("2 to p-2", f"a {value.bit_length()}-bit value")
 
     def _check_subgroup(self, value: int) -> None:
         if not dh.is_in_subgroup(value, self._group()[1]):

@@ -20,7 +20,7 @@ from classroom.output import write_whole
 from companions.secure_chat.authority import pem_of, revocation_list, revoked_entry
 from companions.secure_chat.certs import CERTS, Credentials, load_authority, load_trust
 from companions.secure_chat.pki import BadCertificate, list_number, parse_pem, utc_now
-from program import Parser, UserError, reason_of, run_program
+from program import Parser, UserError, read_whole, reason_of, run_program
 
 MAX_SERIAL_BITS = 159  # 20 bytes, without the sign bit
 
@@ -36,7 +36,7 @@ def _renew(certs: Path, own: Credentials, serials: list[int]) -> x509.Certificat
     path = certs / "ca_crl.pem"
     now = utc_now()
     try:
-        before = load_trust(certs).signed_list(path.read_bytes())
+        before = load_trust(certs).signed_list(read_whole(path))
     except OSError as error:
         raise UserError(f"cannot read the list {path}: {reason_of(error)}") from None
     except BadCertificate as error:
@@ -72,7 +72,7 @@ def serial_of(certs: Path, which: str) -> int:
             raise UserError(f"{which} is no serial number: it has 1 to {MAX_SERIAL_BITS} bits")
         return serial
     try:
-        found = parse_pem(Path(which).read_text("ascii", "replace"))[0]
+        found = parse_pem(read_whole(Path(which)).decode("ascii", "replace"))[0]
         found.verify_directly_issued_by(load_authority(certs).certificate)
     except OSError as error:
         raise UserError(f"cannot read {which}: {reason_of(error)}") from None

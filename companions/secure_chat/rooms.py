@@ -318,7 +318,7 @@ class Room:
         r = opening[:OPENING_BYTES]
         text = opening[OPENING_BYTES:]
         if len(r) < OPENING_BYTES or len(text) > MAX_TEXT_BYTES:
-            raise BadPayload(f"{OPENING_BYTES} bytes and a text", f"{len(opening)} bytes")
+            raise BadPayload(f"{OPENING_BYTES} bytes and a text", len(opening))
         self._check_commitment(message, r, text)
         try:
             text.decode("utf-8")
@@ -372,7 +372,7 @@ class Room:
 
     def _check_recipient(self, message: forms.Message) -> None:
         if self.me is not None and self.me not in message.recipients:
-            raise WrongRecipient("us, in this session", f"{len(message.recipients)} others")
+            raise WrongRecipient("us, in this session", f"only others, {len(message.recipients)}")
 
     def _check_commitment(self, message: forms.Message, r: bytes, text: bytes) -> None:
         if not forms.opens(message.commitment, r, text):

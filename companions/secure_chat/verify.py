@@ -3,9 +3,10 @@
     python -m companions.secure_chat.verify receipt.json transcript.txt cert.pem
         [--ca ca_cert.pem] [--crl ca_crl.pem] [--openings FILE] [--against OTHER_TRANSCRIPT]
 
-`cert.pem` holds every certificate whose fingerprint appears, one after the other. With `--ca`, each
-is judged at the time of each line that it signed; without, cert.pem is believed. `--crl`, with
-`--ca`, refuses what was revoked by then. The certificate inside a receipt is never trusted by
+`cert.pem` holds every certificate whose fingerprint appears, and those between one of them and the
+authority, one after the other. With `--ca`, each is judged at the time of each line that it signed,
+as in a handshake; without, cert.pem is believed. `--crl`, with `--ca`, refuses what was revoked by
+then. The certificate inside a receipt is never trusted by
 itself. `--openings` compares disclosed texts with the commitments, `--against` another member's
 transcript with this one: a server that told two histories has signed both. The first bad line is
 named, and exit code 1.
@@ -37,6 +38,7 @@ from companions.secure_chat.pki import (
     alternative_names,
     client_name,
     fingerprint_of,
+    has_issued,
     parse_pem,
 )
 from companions.secure_chat.transcript import (
@@ -50,7 +52,7 @@ from companions.secure_chat.transcript import (
     parse_receipt,
     parse_time,
 )
-from program import Parser, UserError, escaped, reason_of, run_program
+from program import Parser, UserError, escaped, plural, reason_of, run_program
 
 MAX_LINES = 1 << 30  # bytes, of a transcript or of openings
 MAX_FILE = 1 << 24  # bytes, of certificates, lists and receipts
@@ -95,14 +97,31 @@ class Certificates:
         if not isinstance(key, PublicKey):
             raise Wrong("a certificate whose key is not RSA")
         if self._trust:
-            try:
-                self._trust.identify(pem_of(certificate).decode("ascii"), role, None, moment)
-            except BadCertificate as error:
-                raise Wrong(f"its signer's certificate: {error}") from None
-        since = self._revoked_at(certificate)
-        if since and since <= moment:
-            raise Wrong(f"its signer's certificate was revoked {since:%Y-%m-%d %H:%M} UTC")
+            refusals = [
+                self._refusal(self._trust, chain, role, moment)
+                for chain in self._chains(certificate)
+            ]
+            if all(refusals):
+                raise Wrong(refusals[-1])
         return key
+
+    def _chains(self, leaf: x509.Certificate) -> list[list[x509.Certificate]]:
+        """Return a certificate alone, and with each known one that has issued it."""
+        return [[leaf], *([leaf, one] for one in self._known.values() if has_issued(one, leaf))]
+
+    def _refusal(
+        self, trust: Trust, chain: list[x509.Certificate], role: Role, moment: datetime
+    ) -> str:
+        """Return why a chain would not have been accepted then; nothing if it would have been."""
+        try:
+            trust.identify(b"".join(map(pem_of, chain)).decode("ascii"), role, None, moment)
+        except BadCertificate as error:
+            return f"its signer's certificate: {error}"
+        for one, whose in zip(chain, ("its signer's", "its signer's issuer's")):
+            since = self._revoked_at(one)
+            if since and since <= moment:
+                return f"{whose} certificate was revoked {since:%Y-%m-%d %H:%M} UTC"
+        return ""
 
     def name(self, fingerprint: str) -> str:
         """Return the client's address in a known certificate. Raises Wrong."""
@@ -363,10 +382,14 @@ def check_counts(receipt: Receipt, transcript: bytes, history: History) -> None:
         raise Wrong("receipt: its numbers do not fit its count")
     if found < receipt.message_count:
         missing = receipt.message_count - found
-        raise Wrong(f"line {2 * found + 1}: missing, and with it the last {missing} message(s)")
+        raise Wrong(
+            f"line {2 * found + 1}: missing, and with it the last {plural(missing, 'message')}"
+        )
     if found > receipt.message_count:
         line = 2 * receipt.message_count + 1
-        raise Wrong(f"line {line}: the receipt is of {receipt.message_count} messages only")
+        raise Wrong(
+            f"line {line}: the receipt is of {plural(receipt.message_count, 'message')} only"
+        )
     if hashlib.sha256(transcript).hexdigest() != receipt.transcript_hash:
         raise Wrong("receipt: of another transcript, though each line holds")
 
@@ -417,7 +440,8 @@ def report(options: argparse.Namespace) -> list[str]:
     receipt, is_countersigned, history = verify(read(options.receipt), transcript, certificates)
     count = receipt.message_count
     said = [
-        f"{count} message(s) in {escaped(receipt.room)}, {receipt.created_at}: every line holds"
+        f"{plural(count, 'message')} in {escaped(receipt.room)}, {receipt.created_at}: "
+        "every line holds"
     ]
     ends = [
         f"the server {certificates.server_name(history.server)}",

@@ -18,7 +18,7 @@ from companions.secure_chat.attacks import kind_name
 from companions.secure_chat.pki import BadCertificate, alternative_names, parse_pem
 from companions.secure_chat.protocol import LENGTH_BYTES
 from companions.secure_chat.settings import PORT
-from program import run_program
+from program import plural, run_program
 
 MEMBER = re.compile(rb'([{,])("[A-Za-z_]+"):("(?:[^"\\]|\\.)*"|\[.*\]|[0-9]+)')  # canonical JSON
 SHOWN = frozenset({"type", "seqno", "ts", "room", "error_type", "g"})  # as they are
@@ -50,7 +50,9 @@ def meaning_of(name: str, content: bytes) -> str:
             return ", ".join(str(one.value) for one in names)
     if name in ("payload", "ct"):
         with suppress(ValueError):
-            return f"IV and ciphertext, {len(base64.b64decode(text, validate=True))} bytes"
+            return (
+                f"IV and ciphertext, {plural(len(base64.b64decode(text, validate=True)), 'byte')}"
+            )
     return ""
 
 
@@ -62,7 +64,7 @@ def title(message: bytes) -> str:
 
 def describe(message: bytes) -> str:
     """Return the public part of a message, in a line."""
-    return f"{title(message)}, {len(message)} bytes"
+    return f"{title(message)}, {plural(len(message), 'byte')}"
 
 
 def framed(message: bytes) -> bytes:

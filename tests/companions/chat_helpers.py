@@ -90,6 +90,23 @@ def changed(
     return builder.sign(key, hashes.SHA256())
 
 
+def authority_below(school: Authority, key: PrivateKey) -> x509.Certificate:
+    """Let a school have other authorities below it, and return the certificate of one."""
+    school.certificate = changed(
+        school.certificate,
+        school.key,
+        without=(x509.BasicConstraints,),
+        extra=[(x509.BasicConstraints(ca=True, path_length=None), True)],
+    )
+    issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(school.key.public_key())
+    return changed(
+        authority.authority_certificate(key, NOW - DAY, name="Below"),
+        school.key,
+        extra=[(issuer, False)],
+        issuer=school.certificate.subject,
+    )
+
+
 def identity_of(own: Credentials, role: Role, name: str) -> Identity:
     return Identity(name, role, own.fingerprint, own.certificate, own.key.public_key())
 

@@ -37,7 +37,7 @@ from lab.catalogue import Attack
 from lab.events import Run, parse_events, runs_of
 from lab.frames import Frame, Frames
 from lab.verdict import Result, judge
-from program import UserError
+from program import UserError, plural
 
 pytestmark = pytest.mark.usefixtures("quiet")
 
@@ -299,7 +299,7 @@ def record_of(kind: Kind) -> st.SearchStrategy[bytes]:
 def test_the_fields_of_a_message_are_all_of_its_bytes(message: bytes) -> None:
     assert b"".join(field.content for field in wire.fields(message)) == message
     assert wire.title(message)
-    assert wire.describe(message).endswith(f", {len(message)} bytes")
+    assert wire.describe(message).endswith(f", {plural(len(message), 'byte')}")
 
 
 def test_fields_say_what_they_mean(lab: Lab) -> None:

@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 
 from companions.asymmetric import PrivateKey, public_pem
 from companions.canonical import canonical
-from companions.secure_chat import forms, pae, verify
+from companions.secure_chat import authority, forms, pae, verify
 from companions.secure_chat.authority import pem_of
 from companions.secure_chat.certs import Credentials
 from companions.secure_chat.evidence import Evidence
@@ -58,7 +58,9 @@ from tests.companions.chat_helpers import (
     START,
     Authority,
     Talk,
+    authority_below,
     changed,
+    credentials,
     identity_of,
 )
 from tests.companions.chat_sessions import Pair, World, in_state
@@ -744,6 +746,29 @@ def test_revocation_counts_from_its_moment(whole: Case, keys: list[PrivateKey]) 
             refuse(case, "revoked 2026-01-31 11:00 UTC")
 
 
+def test_member_below_another_authority_is_judged_as_in_a_handshake(
+    whole: Case, keys: list[PrivateKey]
+) -> None:
+    school = Authority(keys[0])
+    below = authority_below(school, keys[3])
+    namesake = authority_below(school, keys[1])
+    made = authority.certificate(keys[3], below, "client", BOB, keys[2].public_key(), NOW)
+    talk = Talk(whole.server)
+    bob = credentials(made, keys[2])
+    entry, _ = talk.say(bob, BOBS, "hello", [Recipient(whole.alice.fingerprint, ALICES)])
+    lines = whole_of(whole, [entry])
+    receipt = receipt_over(whole, lines, 1)
+    case = replace(whole, school=school, bundle=whole.bundle + pem_of(namesake) + pem_of(made))
+    refuse(case, "^line 1: its signer's certificate: UnknownIssuer", lines, receipt)
+    case.bundle += pem_of(below)
+    case.verify(lines, receipt)
+    school.revoke([below], NOW + DAY)
+    case.verify(lines, receipt)
+    school.revoked.clear()
+    school.revoke([below], NOW - DAY)
+    refuse(case, "^line 1: its signer's issuer's certificate was revoked", lines, receipt)
+
+
 def test_unknown_fingerprint_is_named(whole: Case) -> None:
     bundle = (whole.alice.pem + whole.server.pem).encode()
     refuse(replace(whole, bundle=bundle), "^line 3: no certificate with the fingerprint")
@@ -951,7 +976,7 @@ def test_program_prints_what_holds_and_what_it_rests_on(
     files = [whole.folder / name for name in ("receipt.json", "transcript.txt", "certs.pem")]
     assert run(monkeypatch, *files) == 0
     said = capsys.readouterr().out
-    assert "6 message(s) in lobby" in said
+    assert "6 messages in lobby" in said
     names = "localhost, 127.0.0.1, ::1"
     assert f"signed by the server {names}, countersigned by the client {ALICE}" in said
     assert "without --ca" in said

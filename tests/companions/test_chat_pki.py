@@ -21,8 +21,17 @@ from companions.asymmetric import PrivateKey
 from companions.secure_chat import authority, gen_ca, gen_cert, pki, revoke
 from companions.secure_chat.authority import pem_of
 from companions.secure_chat.certs import load_credentials, load_trust
-from program import UserError
-from tests.companions.chat_helpers import ALICE, BOB, DAY, NOW, Authority, changed
+from companions.secure_chat.pins import Pins
+from program import MIB, UserError
+from tests.companions.chat_helpers import (
+    ALICE,
+    BOB,
+    DAY,
+    NOW,
+    Authority,
+    authority_below,
+    changed,
+)
 
 Keys = list[PrivateKey]
 
@@ -282,22 +291,10 @@ def test_revocation_needs_no_restart(school: Authority, keys: Keys) -> None:
 
 def test_revoked_authority_below_ours_lets_nobody_in(school: Authority, keys: Keys) -> None:
     """Ours issues none, but another authority may."""
-    root = changed(
-        school.certificate,
-        keys[0],
-        without=(x509.BasicConstraints,),
-        extra=[(x509.BasicConstraints(ca=True, path_length=None), True)],
-    )
-    issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(keys[0].public_key())
-    below = changed(
-        authority.authority_certificate(keys[1], NOW - DAY, name="Below"),
-        keys[0],
-        extra=[(issuer, False)],
-        issuer=root.subject,
-    )
+    below = authority_below(school, keys[1])
     leaf = authority.certificate(keys[1], below, "client", ALICE, keys[2].public_key(), NOW)
     chain = (pem_of(leaf) + pem_of(below)).decode()
-    trust = pki.Trust(pem_of(root), lambda: school.list)
+    trust = school.trust()
     assert trust.verify(chain, "client", ALICE, NOW).name == ALICE
     school.revoke([below])
     with pytest.raises(pki.Revoked, match="CN=Below"):
@@ -468,6 +465,36 @@ def test_two_lists_are_not_made_at_once(certs: Path) -> None:
     assert (certs / "ca_crl.pem").read_bytes() == before
     revoke.renew(certs, [1])
     assert not (certs / "ca_crl.lock").exists()
+
+
+def test_file_without_an_end_is_not_read_to_it(
+    certs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A longer file than the limit stands here for /dev/zero, which would fill the memory."""
+    monkeypatch.setattr("program.MOST_READ", MIB)
+    gen_cert.issue(certs, "client", ALICE, "alice")
+    trust = load_trust(certs)
+    pem = load_credentials(certs, "alice").pem
+    for path in certs.glob("*.pem"):
+        os.truncate(path, MIB + 1)
+    for read in (
+        lambda: load_trust(certs),
+        lambda: load_credentials(certs, "alice"),
+        lambda: revoke.serial_of(certs, str(certs / "alice_cert.pem")),
+        lambda: Pins(certs / "alice_private_key.pem"),
+    ):
+        with pytest.raises(UserError, match="or no end"):
+            read()
+    with pytest.raises(pki.UnusableList, match="or no end"):
+        trust.verify(pem, "client", ALICE, pki.utc_now())
+
+
+def test_end_shows_its_issuer_if_that_is_in_its_file(certs: Path, keys: Keys) -> None:
+    gen_cert.issue(certs, "client", ALICE, "alice")
+    path = certs / "alice_cert.pem"
+    path.write_bytes(path.read_bytes() + (certs / "ca_cert.pem").read_bytes())
+    assert load_credentials(certs, "alice").pem.encode() == path.read_bytes()
+    assert load_credentials(certs, "ca").pem.encode() == (certs / "ca_cert.pem").read_bytes()
 
 
 def test_lost_list_is_not_begun_anew(certs: Path) -> None:

@@ -11,6 +11,7 @@ import os
 import socket
 import sys
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ from program import NoConnection, UserError
 from protocol_fsm import ConnectionCut, DeadlineExpired, LocalError, Status
 from tests.companions.chat_helpers import ALICE, BOB
 from tests.companions.chat_programs import LIMIT_S, PASSWORDS, House, Typed, hear
+from tests.companions.chat_sessions import World
 from tests.programs import run
 
 pytestmark = pytest.mark.usefixtures("quiet")
@@ -562,3 +564,52 @@ def test_password_is_not_shown_on_a_terminal(keys: list[PrivateKey], tmp_path: P
         person.close()
         assert person.exitstatus == 0
         assert PASSWORDS[ALICE].encode() not in shown.getvalue()
+
+
+OUT_OF_ORDER: dict[str, Callable[[Client], object]] = {
+    "register": lambda client: client.register(ALICE, "alice", PASSWORDS[ALICE]),
+    "log_in": lambda client: client.log_in(ALICE, PASSWORDS[ALICE]),
+    "resume": lambda client: client.resume("AAAA"),
+    "join": lambda client: client.join(),
+    "say": lambda client: client.say("text"),
+    "update": lambda client: client.update(),
+    "hear": lambda client: client.hear(),
+    "leave": lambda client: client.leave(),
+    "settle": lambda client: client.settle(),
+}
+
+
+def test_client_that_has_not_begun_can_do_nothing(keys: list[PrivateKey], tmp_path: Path) -> None:
+    world = World(keys)
+    client = Client(world.alice, world.authority.trust(), "localhost", tmp_path)
+    for call in OUT_OF_ORDER.values():
+        with pytest.raises(LocalError):
+            call(client)
+    with pytest.raises(LocalError):
+        client.channel.request_end(Status.SHUTDOWN)
+    with pytest.raises(LocalError):
+        client.seat.compose("text", 0)
+
+
+@pytest.mark.slow
+def test_client_can_do_nothing_out_of_order(house: House) -> None:
+    def try_all_but(*good: str) -> None:
+        state = alice.session.state
+        for name, call in OUT_OF_ORDER.items():
+            if name not in good:
+                with pytest.raises(LocalError):
+                    call(alice)
+        assert alice.session.state is state, "nothing has changed"
+
+    alice = house.client()
+    with alice:
+        with pytest.raises(LocalError), alice:
+            pytest.fail("entered twice")
+        try_all_but("register", "log_in", "resume")
+        alice.register(ALICE, "alice", PASSWORDS[ALICE])
+        try_all_but("join")
+        alice.join()
+        try_all_but("say", "update", "hear", "leave", "settle")
+        alice.settle()
+        try_all_but("join")
+    try_all_but()

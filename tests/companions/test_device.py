@@ -360,6 +360,8 @@ def test_a_device_sends_only_inside_its_block(
     device = device_for(world, party[0])
     with pytest.raises(LocalError, match="there is no session: a Device sends inside its `with`"):
         device.send_text("too early")
+    with pytest.raises(LocalError, match="inside its `with`, and not before"):
+        device.receive()
     with device:
         with pytest.raises(LocalError, match="one session"), device:
             pytest.fail("entered twice")

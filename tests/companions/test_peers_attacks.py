@@ -26,7 +26,7 @@ from lab.catalogue import Attack
 from lab.events import parse_events, runs_of
 from lab.frames import Frame, Frames
 from lab.verdict import Result, judge
-from program import UserError
+from program import UserError, plural
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -293,7 +293,7 @@ def message_of(kind: Kind) -> st.SearchStrategy[bytes]:
 def test_the_fields_of_a_message_are_all_of_its_bytes(message: bytes) -> None:
     assert b"".join(field.content for field in wire.fields(message)) == message
     assert wire.title(message)
-    assert wire.describe(message).endswith(f", {len(message)} bytes")
+    assert wire.describe(message).endswith(f", {plural(len(message), 'byte')}")
     assert wire.framed(message).endswith(message)
 
 

@@ -41,7 +41,7 @@ from companions.peer_messaging.protocol import (
 )
 from companions.peer_messaging.talk import MAX_UNSEEN, Talk
 from program import NoConnection, UserError
-from protocol_fsm import MalformedMessage
+from protocol_fsm import LocalError, MalformedMessage
 from tests.companions.peers_helpers import (
     ANOTHER_PART,
     GREETING,
@@ -344,6 +344,16 @@ def test_a_host_that_there_is_not_is_a_sentence(
 ) -> None:
     with pytest.raises(UserError, match=r"^there is no host named 'aaa"):
         Party(*people, **{"at": (HOST, 1), **where})
+
+
+def test_a_node_lives_once(people: tuple[Identity, Identity]) -> None:
+    node = Party(*people, (HOST, 1))
+    with node, pytest.raises(LocalError, match="one life"), node:
+        pytest.fail("entered twice")
+    with pytest.raises(LocalError, match="has left"):
+        node.say("too late")
+    with pytest.raises(LocalError, match="one life"), node:
+        pytest.fail("entered again")
 
 
 def test_a_node_may_have_a_name(people: tuple[Identity, Identity]) -> None:

@@ -963,7 +963,9 @@ def test_whoever_leaves_says_so_and_nothing_any_more(world: World, link: Link, n
     link.time.now += 100
     for message in (introduce(link.people[1 - n], at_s=NOW + 100), b"", bytes(50)):
         assert link.peers[n].receive(message) == []
-    assert link.peers[n].tick() == link.peers[n].leave() == link.peers[n].say("x") == []
+    with pytest.raises(LocalError, match="has left"):
+        link.peers[n].say("x")
+    assert link.peers[n].tick() == link.peers[n].leave() == []
     assert link.told[n][-1].what == "unconfirmed"
 
 

@@ -55,6 +55,7 @@ from protocol_fsm import (
     BadTag,
     ConnectionCut,
     DeadlineExpired,
+    LocalError,
     MalformedMessage,
     ProtocolError,
     Status,
@@ -455,6 +456,14 @@ def test_a_lack_of_descriptors_passes(
                 device.send_text("later")
     assert not failures
     assert caplog.text.count("cannot accept: [Errno 24] Too many open files") == 1
+
+
+def test_a_server_listens_once(world: World, received: Path) -> None:
+    with serving(world, received) as (server, _):
+        with pytest.raises(LocalError, match="listens once"), server:
+            pytest.fail("entered twice")
+        with device_for(world, server) as device:
+            device.send_text("it still listens")
 
 
 # The disk

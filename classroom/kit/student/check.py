@@ -157,7 +157,7 @@ def check_4() -> None:
         pieces = [stream[at : at + size] for at in range(0, len(stream), size)]
         recv = receiver(pieces)
         for frame in frames:
-            check(read_frame(recv) == frame[2:], f"pieces of {size} bytes are joined wrongly")
+            check(read_frame(recv) == frame[2:], f"pieces of size {size} are joined wrongly")
     sent: list[bytes] = []
     write_frame(sent.append, frames[0][2:])
     check(sent == [frames[0]], "a frame is not sent in one piece, its length first")
@@ -170,7 +170,7 @@ def check_4() -> None:
             error = "accepted"
         except ConnectionCut as cut:
             error = "" if cut.mid_frame is (end > 0) else f"mid_frame is {cut.mid_frame}"
-        check(not error, f"a stream that ends after {end} bytes: {error}")
+        check(not error, f"a stream that ends at byte {end}: {error}")
 
 
 def receiver(pieces: list[bytes]) -> Callable[[int], bytes]:

@@ -224,7 +224,7 @@ export class Logs {
         return;
       }
       const left = log.count > log.runs.length ? `the first ${log.runs.length} are shown` : "";
-      note.textContent = [`${log.count} runs of ${log.name}`, left, log.note].filter(Boolean).join("; ");
+      note.textContent = [`${log.count} ${log.count === 1 ? "run" : "runs"} of ${log.name}`, left, log.note].filter(Boolean).join("; ");
       const names = log.runs.map((run, at) => [String(at), `${run.title}: ${run.verdict.words}`]);
       const pick = chooser("Run", names, (at) => this.show(log.runs[at]), "0");
       byId("log-runs").replaceChildren(el("label", {}, "Run ", pick));
