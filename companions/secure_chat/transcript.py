@@ -12,7 +12,6 @@ it (its index, its clock, and the head in place of a ciphertext). Both ends writ
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import hashlib
 import os
@@ -29,6 +28,7 @@ from companions.secure_chat import forms
 from companions.secure_chat.forms import OPENING_BYTES
 from companions.secure_chat.pae import is_signed, pae, sign
 from companions.secure_chat.pki import SKEW, Identity
+from companions.secure_chat.protocol import from_base64, to_base64
 from program import UserError, reason_of
 from protocol_fsm import ProtocolError
 
@@ -77,18 +77,6 @@ def _columns(signed: bytes, signature: bytes, fingerprint: str) -> tuple[str, st
 @lru_cache(maxsize=64)
 def _sender_of(signed: bytes) -> str:
     return forms.parse_message(signed).sender
-
-
-def to_base64(data: bytes) -> str:
-    return base64.b64encode(data).decode("ascii")
-
-
-def from_base64(text: str) -> bytes:
-    """Return the bytes of the one base64 text that they have. Raises ValueError."""
-    data = base64.b64decode(text, validate=True)
-    if to_base64(data) != text:
-        raise ValueError("not base64 as we write it")
-    return data
 
 
 class Lines:
@@ -253,7 +241,7 @@ MEMBERS: Mapping[str, type] = get_type_hints(Receipt)
 
 
 def parse_receipt(members: Mapping[str, Any]) -> Receipt:
-    """Return a receipt, unverified. Raises ValueError."""
+    """Return a receipt, unverified. Raises ValueError, BadPayload."""
     if not has_members(members, MEMBERS):
         raise ValueError("not exactly the fields of a receipt, or a wrong type")
     receipt = Receipt(**members)

@@ -41,18 +41,18 @@ from companions.secure_chat.pki import (
     has_issued,
     parse_pem,
 )
+from companions.secure_chat.protocol import from_base64
 from companions.secure_chat.transcript import (
     COLUMNS,
     MEMBERS,
     UNCOUNTERSIGNED,
-    BadReceipt,
     Receipt,
-    from_base64,
     line_of,
     parse_receipt,
     parse_time,
 )
 from program import Parser, UserError, escaped, plural, reason_of, run_program
+from protocol_fsm import BadPayload, ProtocolError
 
 MAX_LINES = 1 << 30  # bytes, of a transcript or of openings
 MAX_FILE = 1 << 24  # bytes, of certificates, lists and receipts
@@ -191,7 +191,7 @@ def _read_line(number: int, text: bytes, chain: bytes) -> tuple[Line, bytes]:
         signed = from_base64(columns[6])
         expected, after = line_of(chain, signed, signature, columns[4])
         content = forms.parse_signed(signed)
-    except ValueError as error:
+    except (ValueError, BadPayload) as error:
         raise Wrong(f"unreadable: {escaped(str(error))[:80]}") from None
     for name, is_there, should_be in zip(NAMES, columns, expected.split("|")):
         if is_there != should_be:
@@ -342,7 +342,7 @@ def read_receipt(data: bytes) -> tuple[Receipt, bytes | None]:
             if not FINGERPRINT.fullmatch(getattr(receipt, name)):
                 raise ValueError(f"{name} is not 32 bytes in hex")
         return receipt, None if mark == UNCOUNTERSIGNED else from_base64(mark)
-    except (ValueError, BadReceipt) as error:
+    except (ValueError, ProtocolError) as error:
         raise Wrong(f"receipt: unreadable: {escaped(str(error))[:200]}") from None
 
 
@@ -353,7 +353,7 @@ def check_signatures(
     try:
         pem = from_base64(receipt.signer_cert).decode("ascii")
         signer = fingerprint_of(parse_pem(pem)[0])
-    except (ValueError, BadCertificate):
+    except (ValueError, ProtocolError):
         raise Wrong("receipt: signer_cert is not a certificate") from None
     moment = parse_time(receipt.created_at)
     roles: Mapping[str, tuple[Role, Role]] = {
@@ -403,7 +403,7 @@ def check_openings(data: bytes, history: History, certificates: Certificates) ->
             message = history.messages[members["index"]]
             opening = from_base64(members["opening"])
             text = members["text"].encode("utf-8")
-        except (ValueError, KeyError):
+        except (ValueError, KeyError, BadPayload):
             raise Wrong(f"opening {number}: unreadable, or of no message here") from None
         if not forms.opens(message.commitment, opening, text):
             raise Wrong(f"opening {number}: not the text that was signed")
