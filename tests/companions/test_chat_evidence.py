@@ -33,6 +33,7 @@ from companions.secure_chat.evidence import Evidence
 from companions.secure_chat.forms import NOTHING, Head, Message, Recipient
 from companions.secure_chat.pki import SKEW, fingerprint_of
 from companions.secure_chat.protocol import State, to_base64
+from companions.secure_chat.rooms import Entry, Member, Said
 from companions.secure_chat.transcript import (
     BadReceipt,
     EvidenceFailed,
@@ -847,6 +848,17 @@ def world(keys: list[PrivateKey]) -> World:
     return World(keys)
 
 
+@pytest.fixture(scope="module")
+def pair(world: World) -> Pair:
+    """A session that Evidence only reads."""
+    return in_state(world, State.CHAT)
+
+
+@pytest.fixture(scope="module")
+def another(world: World) -> Pair:
+    return in_state(world, State.CHAT)
+
+
 def stays(
     pair: Pair, folder: Path, room: str = ROOM, base: bytes = START
 ) -> tuple[Evidence, Evidence]:
@@ -854,12 +866,12 @@ def stays(
     return Evidence(pair.client, room, base, folder), Evidence(pair.server, room, base, folder)
 
 
-@pytest.mark.slow
-def test_receipt_of_another_stay_is_not_countersigned(world: World, tmp_path: Path) -> None:
-    pair = in_state(world, State.CHAT)
+def test_receipt_of_another_stay_is_not_countersigned(
+    pair: Pair, another: Pair, tmp_path: Path
+) -> None:
     ours = stays(pair, tmp_path)
     others = [
-        stays(in_state(world, State.CHAT), tmp_path / "of another session"),
+        stays(another, tmp_path / "of another session"),
         stays(pair, tmp_path / "of another room", room="elsewhere"),
         stays(pair, tmp_path / "from another head", base=BOBS),
     ]
@@ -870,19 +882,28 @@ def test_receipt_of_another_stay_is_not_countersigned(world: World, tmp_path: Pa
                 mine.accept(other.offer())
 
 
-@pytest.mark.slow
-def test_countersignature_is_of_this_receipt_and_by_the_peer(world: World, tmp_path: Path) -> None:
-    client, server = stays(in_state(world, State.CHAT), tmp_path)
+def test_object_that_is_no_receipt_is_not_countersigned(pair: Pair, tmp_path: Path) -> None:
+    client, server = stays(pair, tmp_path)
+    offer = server.offer()
+    assert offer["countersignature"] == ""
+    with pytest.raises(BadReceipt):
+        client.accept(replace(offer, members={**offer.members, "receipt": {}}))
+
+
+def test_countersignature_is_of_this_receipt_and_by_the_peer(
+    pair: Pair, another: Pair, tmp_path: Path
+) -> None:
+    client, server = stays(pair, tmp_path)
     signed = server.accept(client.offer())
     client.confirm(to_base64(signed))
-    other, peer = stays(in_state(world, State.CHAT), tmp_path / "of another session")
+    other, peer = stays(another, tmp_path / "of another session")
     for wrong in (peer.accept(other.offer()), client.accept(server.offer()), signed[::-1]):
         with pytest.raises(BadReceipt):
             client.confirm(to_base64(wrong))
 
 
-def test_both_receipts_are_kept_with_both_words(world: World, tmp_path: Path) -> None:
-    client, server = stays(in_state(world, State.CHAT), tmp_path)
+def test_both_receipts_are_kept_with_both_words(world: World, pair: Pair, tmp_path: Path) -> None:
+    client, server = stays(pair, tmp_path)
     asked = server.offer()
     answered = client.offer(client.accept(asked))
     told = server.accept(answered)
@@ -895,6 +916,74 @@ def test_both_receipts_are_kept_with_both_words(world: World, tmp_path: Path) ->
         receipt, mark = verify.read_receipt(path.read_bytes())
         assert receipt.members() == offer["receipt"]
         assert is_countersigned(peer.identity.public_key, receipt, mark or b"")
+
+
+# The files of a stay ------------------------------------------------------------------------------
+
+
+def heard(case: Case) -> list[Said]:
+    """Return what Bob hears: a text of Alice's, his own, and one of Alice's that is for others."""
+    said = []
+    for number, (entry, opening) in enumerate(say(Talk(case.server), case.alice, case.bob)[:3]):
+        own = case.alice if number % 2 == 0 else case.bob
+        member = Member(identity_of(own, "client", ""), f"nonsense\n{own.pem}", ALICES)
+        opening = opening if number < 2 else b""
+        message = forms.parse_message(entry[0])
+        said.append(Said(member, message, Entry(*entry), opening, None))
+    return said
+
+
+def test_client_keeps_all_that_it_heard_and_every_certificate_once(
+    whole: Case, pair: Pair, tmp_path: Path
+) -> None:
+    client, _ = stays(pair, tmp_path)
+    told = Transcript(None, pair.server.party.identity.fingerprint, START)
+    for said in heard(whole):
+        client.hear(said)
+        told.add(*said.entry)
+    kept = client.keep()
+    names = ("certs_{}.pem", "openings_{}.jsonl", "receipt_{}_client.json", "transcript_{}.txt")
+    paths = [tmp_path / name.format("20260131_120000") for name in names]
+    certs, openings, receipt, transcript = paths
+    assert sorted(tmp_path.iterdir()) == paths
+    assert kept == (transcript, receipt, 3, False)
+    assert hashlib.sha256(transcript.read_bytes()).hexdigest() == told.hash()
+    texts = [json.loads(line) for line in openings.read_bytes().splitlines()]
+    assert [(one["index"], one["text"]) for one in texts] == [(0, "hello"), (1, "and you?")]
+    parties = (pair.client.party.identity, pair.server.party.identity)
+    expected = [one.certificate for one in (*parties, whole.alice, whole.bob)]
+    assert certs.read_bytes() == b"".join(map(pem_of, expected))
+
+
+def test_server_keeps_a_receipt_of_all_that_was_said_and_no_other_file(
+    whole: Case, pair: Pair, tmp_path: Path
+) -> None:
+    server = Evidence(pair.server, ROOM, START, tmp_path)
+    for said in heard(whole):
+        server.add(said.entry)
+    kept = server.keep()
+    assert [*tmp_path.iterdir()] == [kept.receipt]
+    session = pair.server.session_id.hex()[:8]
+    assert kept.receipt.name == f"receipt_20260131_120000_{session}_server.json"
+    assert verify.read_receipt(kept.receipt.read_bytes())[0].message_count == 3
+
+
+def test_nothing_is_added_to_what_is_kept(whole: Case, pair: Pair, tmp_path: Path) -> None:
+    client, _ = stays(pair, tmp_path)
+    client.keep()
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    for said in heard(whole):
+        client.hear(said)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_stays_that_begin_in_one_second_are_kept_side_by_side(pair: Pair, tmp_path: Path) -> None:
+    session = pair.server.session_id.hex()[:8]
+    for number in ("", "_2", "_3"):
+        client, server = stays(pair, tmp_path)
+        assert client.keep().receipt.name == f"receipt_20260131_120000{number}_client.json"
+        name = f"receipt_20260131_120000_{session}{number}_server.json"
+        assert server.keep().receipt.name == name
 
 
 # A server that tells two histories ----------------------------------------------------------------
