@@ -937,7 +937,7 @@ def test_client_keeps_all_that_it_heard_and_every_certificate_once(
     whole: Case, pair: Pair, tmp_path: Path
 ) -> None:
     client, _ = stays(pair, tmp_path)
-    told = Transcript(None, pair.server.party.identity.fingerprint, START)
+    told = Transcript(None, pair.client.peer.fingerprint, START)
     for said in heard(whole):
         client.hear(said)
         told.add(*said.entry)
@@ -959,13 +959,16 @@ def test_server_keeps_a_receipt_of_all_that_was_said_and_no_other_file(
     whole: Case, pair: Pair, tmp_path: Path
 ) -> None:
     server = Evidence(pair.server, ROOM, START, tmp_path)
+    told = Transcript(None, pair.client.peer.fingerprint, START)
     for said in heard(whole):
         server.add(said.entry)
+        told.add(*said.entry)
     kept = server.keep()
     assert [*tmp_path.iterdir()] == [kept.receipt]
     session = pair.server.session_id.hex()[:8]
     assert kept.receipt.name == f"receipt_20260131_120000_{session}_server.json"
-    assert verify.read_receipt(kept.receipt.read_bytes())[0].message_count == 3
+    receipt, _ = verify.read_receipt(kept.receipt.read_bytes())
+    assert (receipt.message_count, receipt.transcript_hash) == (3, told.hash())
 
 
 def test_nothing_is_added_to_what_is_kept(whole: Case, pair: Pair, tmp_path: Path) -> None:
