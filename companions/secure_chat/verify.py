@@ -351,10 +351,11 @@ def check_signatures(
 ) -> str:
     """Return the fingerprint of the signer. Raises Wrong."""
     try:
+        signature = from_base64(receipt.signature)
         pem = from_base64(receipt.signer_cert).decode("ascii")
         signer = fingerprint_of(parse_pem(pem)[0])
     except (ValueError, ProtocolError):
-        raise Wrong("receipt: signer_cert is not a certificate") from None
+        raise Wrong("receipt: its signature or its signer_cert cannot be read") from None
     moment = parse_time(receipt.created_at)
     roles: Mapping[str, tuple[Role, Role]] = {
         "client": ("server", "client"),
@@ -368,7 +369,7 @@ def check_signatures(
         peer_key = certificates.key(receipt.peer_cert_fingerprint, theirs, moment)
     except Wrong as wrong:
         raise Wrong(f"receipt: {wrong}") from None
-    if not is_signed(key, receipt.signed(), from_base64(receipt.signature)):
+    if not is_signed(key, receipt.signed(), signature):
         raise Wrong("receipt: a field was changed, or the signature is not its signer's")
     if countersignature and not is_signed(peer_key, receipt.countersigned(), countersignature):
         raise Wrong("receipt: the countersignature is not the peer's")

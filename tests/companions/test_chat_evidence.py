@@ -37,6 +37,7 @@ from companions.secure_chat.rooms import Entry, Member, Said
 from companions.secure_chat.transcript import (
     BadReceipt,
     EvidenceFailed,
+    Lines,
     Openings,
     Receipt,
     Transcript,
@@ -49,6 +50,7 @@ from companions.secure_chat.transcript import (
 )
 from companions.secure_chat.verify import Certificates, Wrong
 from program import UserError
+from tests.cases import case
 from tests.companions.chat_helpers import (
     ALICE,
     BOB,
@@ -272,6 +274,11 @@ def test_hashes_and_signed_bytes_are_those_of_readme_written_out(whole: Case) ->
     assert whole.receipt.countersigned() == pae.pae("countersign", canonical(members))
     del members["signature"]
     assert whole.receipt.signed() == pae.pae("receipt", canonical(members))
+    chain = NOTHING
+    for line in whole.lines.decode("ascii").splitlines():
+        *before, told, last = line.split("|")
+        chain = sha256(b"secure_chat v1 line", chain, "|".join([*before, last]).encode())
+        assert told == chain.hex()
 
 
 # Lines --------------------------------------------------------------------------------------------
@@ -306,7 +313,7 @@ def test_other_end_writes_the_same_without_a_file(whole: Case) -> None:
 
 
 def test_evidence_is_its_owners_and_never_overwritten(tmp_path: Path) -> None:
-    path = tmp_path / "new" / "transcript.txt"
+    path = tmp_path / "a" / "new" / "transcript.txt"
     Transcript(path, "a" * 64, START).close()
     if os.name == "posix":
         assert path.stat().st_mode & 0o777 == 0o600
@@ -324,6 +331,26 @@ def test_every_message_is_on_the_disk_before_the_next(
         stay.add(*entry)
         assert len(synced) == count
     stay.close()
+
+
+def test_openings_do_not_wait_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "fsync")
+    kept = Openings(tmp_path / "openings.jsonl")
+    kept.add(0, bytes(32) + b"text")
+    kept.close()
+
+
+def test_file_of_lines_is_closed_once_and_then_keeps_nothing(tmp_path: Path) -> None:
+    lines = Lines(tmp_path / "lines.txt")
+    file = lines._file
+    assert file is not None
+    lines.append(b"one\n")
+    lines.close()
+    with pytest.raises(OSError):
+        os.fstat(file)
+    lines.close()
+    lines.append(b"two\n")
+    assert (tmp_path / "lines.txt").read_bytes() == b"one\n"
 
 
 def test_full_disk_is_told(whole: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -635,6 +662,14 @@ def test_member_who_came_late_verifies_from_there(whole: Case) -> None:
     assert list(whole.verify(lines, file_of(made)).messages) == [3]
 
 
+def test_stay_in_which_nothing_was_said_is_verified_too(whole: Case) -> None:
+    stay = Transcript(None, whole.server.fingerprint, START)
+    assert (stay.first_seqno, stay.last_seqno, stay.message_count) == (0, -1, 0)
+    alice = identity_of(whole.alice, "client", ALICE)
+    made = make_receipt(stay.known(ALICES, ROOM, alice, whole.server.pem), whole.server.key, NOW)
+    assert not whole.verify(b"", file_of(made)).lines
+
+
 # Receipts -----------------------------------------------------------------------------------------
 
 
@@ -686,6 +721,21 @@ def test_other_bytes_than_a_receipts_are_refused(
     assert data != whole.receipt_file
     with pytest.raises(Wrong, match=r"^receipt: "):
         verify.read_receipt(data)
+
+
+@pytest.mark.parametrize("change", [{"version": 2}, {"type": "else"}])
+def test_receipt_of_another_version_is_refused_though_it_is_signed(
+    whole: Case, change: dict[str, object]
+) -> None:
+    reason = "^receipt: unreadable: not a receipt of this version"
+    refuse(whole, reason, receipt=receipt_over(whole, whole.lines, 6, **change))
+
+
+def test_receipt_without_a_readable_signature_or_certificate_is_refused(whole: Case) -> None:
+    for name, value in itertools.product(("signature", "signer_cert"), ("", "?", "QR==", "/w==")):
+        made = replace(whole.receipt, **{name: value})  # type: ignore[arg-type]
+        with case(f"{name} {value}"):
+            refuse(whole, "^receipt: ", receipt=file_of(made))
 
 
 def test_receipt_of_another_transcript_is_refused_though_its_count_fits(whole: Case) -> None:
@@ -832,6 +882,9 @@ def test_receipt_that_was_changed_when_it_was_signed_is_refused(
 def test_receipt_is_of_now(whole: Case, direction: int) -> None:
     edge = NOW + direction * SKEW
     check(whole, created_at=f"{edge:%Y-%m-%dT%H:%M:%SZ}")
+    for other in ("now", "2026-01-31T12:00:0Z"):
+        with pytest.raises(BadReceipt):
+            check(whole, created_at=other)
     with pytest.raises(BadReceipt, match="a receipt of now"):
         check(whole, created_at=f"{edge + direction * timedelta(seconds=1):%Y-%m-%dT%H:%M:%SZ}")
 
@@ -938,7 +991,8 @@ def test_client_keeps_all_that_it_heard_and_every_certificate_once(
 ) -> None:
     client, _ = stays(pair, tmp_path)
     told = Transcript(None, pair.client.peer.fingerprint, START)
-    for said in heard(whole):
+    stay = heard(whole)
+    for said in stay:
         client.hear(said)
         told.add(*said.entry)
     kept = client.keep()
@@ -949,7 +1003,10 @@ def test_client_keeps_all_that_it_heard_and_every_certificate_once(
     assert kept == (transcript, receipt, 3, False)
     assert hashlib.sha256(transcript.read_bytes()).hexdigest() == told.hash()
     texts = [json.loads(line) for line in openings.read_bytes().splitlines()]
-    assert [(one["index"], one["text"]) for one in texts] == [(0, "hello"), (1, "and you?")]
+    assert texts == [
+        {"index": index, "opening": to_base64(opening[:32]), "text": opening[32:].decode()}
+        for index, opening in enumerate(said.opening for said in stay[:2])
+    ]
     parties = (pair.client.party.identity, pair.server.party.identity)
     expected = [one.certificate for one in (*parties, whole.alice, whole.bob)]
     assert certs.read_bytes() == b"".join(map(pem_of, expected))
