@@ -17,7 +17,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
@@ -159,8 +159,8 @@ class Line:
 
     number: int  # the first is 1
     fingerprint: str
-    signed: bytes = field(repr=False)
-    signature: bytes = field(repr=False)
+    signed: bytes
+    signature: bytes
     content: Message | Head
 
 
@@ -226,7 +226,7 @@ class History:
         self._head = bytes.fromhex(receipt.base_head)
         self._heads = {self._head}
         self._said: dict[bytes, tuple[int, bytes]] = {}  # by session: next seqno, last hash
-        self._pending: Line | None = None  # a message whose head comes next
+        self._pending: tuple[Line, Message] | None = None  # its head comes next
 
     def take(self, line: Line) -> None:
         """Go on by a line. Raises Wrong."""
@@ -242,7 +242,8 @@ class History:
     def end(self) -> None:
         """Raise Wrong if the last message has no head."""
         if self._pending:
-            raise Wrong(f"line {self._pending.number}: the server's head after it is missing")
+            line, _ = self._pending
+            raise Wrong(f"line {line.number}: the server's head after it is missing")
 
     def _take_message(self, line: Line, message: Message) -> None:
         if self._pending:
@@ -264,12 +265,12 @@ class History:
                 "its sender has seen a head that is not here: lines are lost, or the history forks"
             )
         self._said[message.session] = (message.seqno + 1, forms.message_hash(line.signed))
-        self._pending = line
+        self._pending = (line, message)
 
     def _take_head(self, line: Line, head: Head) -> None:
-        before = self._pending
-        if before is None or not isinstance(before.content, Message):
+        if self._pending is None:
             raise Wrong("a head, where a message was due")
+        before, message = self._pending
         if line.fingerprint != self.server:
             raise Wrong("a head that the receipt's server did not sign")
         index = self._receipt.first_seqno + len(self.messages)
@@ -279,12 +280,12 @@ class History:
             raise Wrong("of another room with the same name")
         if head.head != forms.next_head(self._head, before.signed, before.signature):
             raise Wrong("the head does not follow from the message and the head before")
-        if abs(head.ts - before.content.ts) > SKEW_MS:
+        if abs(head.ts - message.ts) > SKEW_MS:
             raise Wrong("the clocks of sender and server differ by more than five minutes")
         self._start = head.start
         self._head = head.head
         self._heads.add(head.head)
-        self.messages[index] = before.content
+        self.messages[index] = message
         self._pending = None
 
 

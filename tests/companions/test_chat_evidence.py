@@ -16,11 +16,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import padding
+from cryptography.hazmat.primitives.asymmetric import ec, padding
+from cryptography.hazmat.primitives.serialization import Encoding
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -418,6 +420,15 @@ def test_honest_evidence_holds(whole: Case) -> None:
     assert is_countersigned
     assert receipt == whole.receipt
     assert list(history.messages) == [0, 1, 2, 3, 4, 5]
+    assert [line.number for line in history.lines] == [*range(1, 13)]
+
+
+def test_receipt_of_the_client_is_verified_like_the_servers(whole: Case) -> None:
+    server = identity_of(whole.server, "server", "localhost")
+    known = whole.stay.known(ALICES, ROOM, server, whole.alice.pem)
+    history = whole.verify(receipt=file_of(make_receipt(known, whole.alice.key, NOW)))
+    parties = (history.client, history.server)
+    assert parties == (whole.alice.fingerprint, whole.server.fingerprint)
 
 
 @pytest.mark.slow
@@ -442,6 +453,26 @@ def test_line_with_another_end_is_named(whole: Case) -> None:
     refuse(whole, r"^line 1: torn", whole.lines.replace(b"\n", b"\r\n"))
     refuse(whole, r"^line 12: torn", whole.lines[:-1])
     refuse(whole, r"^line 13: not 7 columns", whole.lines + b"\n")
+
+
+@pytest.mark.parametrize(
+    ("column", "text", "reason"),
+    [
+        (4, b"\x1b[2J", "not 7 columns with a fingerprint as the fifth"),
+        (3, b"?", "unreadable"),
+        (6, b"?", "unreadable"),
+        (6, b"QUJD", "unreadable"),
+        (6, b"QUJD|", "not 7 columns"),
+        (0, b"1", "seqno: not as signed"),
+        (5, b"0", "chain: a line was changed, moved or lost"),
+    ],
+)
+def test_column_that_cannot_be_read_is_named_with_its_line(
+    whole: Case, column: int, text: bytes, reason: str
+) -> None:
+    columns = whole.lines.splitlines()[0].split(b"|")
+    columns[column] = text
+    refuse(whole, f"^line 1: {reason}", b"|".join(columns) + b"\n")
 
 
 @pytest.mark.parametrize(
@@ -546,7 +577,8 @@ def receipt_over(case: Case, lines: bytes, count: int, **changes: object) -> byt
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"ts": NOW_MS + 1}, ""),
+        ({"ts": NOW_MS + 300_000}, ""),
+        ({"ts": NOW_MS - 300_000}, ""),
         ({"room": "other"}, "line 1: of another room"),
         ({"sender": "f" * 64}, "line 1: "),
         ({"seqno": 3}, "line 1: not the next message"),
@@ -670,6 +702,20 @@ def test_stay_in_which_nothing_was_said_is_verified_too(whole: Case) -> None:
     assert not whole.verify(b"", file_of(made)).lines
 
 
+def test_message_to_others_may_be_older_than_the_stay(whole: Case) -> None:
+    """Bob speaks to Alice's earlier session: he has not heard yet what came before this one."""
+    talk = Talk(whole.server)
+    say(talk, whole.alice, whole.bob, TEXTS[:2])
+    stay = Transcript(None, whole.server.fingerprint, talk.head)
+    to = [Recipient(whole.alice.fingerprint, ALICES)]
+    entry, _ = talk.say(whole.bob, BOBS, "late", to, seen=START)
+    stay.add(*entry)
+    alice = identity_of(whole.alice, "client", ALICE)
+    known = stay.known(b"L" * 32, ROOM, alice, whole.server.pem)
+    made = make_receipt(known, whole.server.key, NOW)
+    assert list(whole.verify(whole_of(whole, [entry]), file_of(made)).messages) == [2]
+
+
 # Receipts -----------------------------------------------------------------------------------------
 
 
@@ -786,7 +832,7 @@ def test_certificate_that_expired_in_between_does_not_sign(
 
 
 def test_revocation_counts_from_its_moment(whole: Case, keys: list[PrivateKey]) -> None:
-    for hours, is_good in ((-1, False), (1, True)):
+    for hours, is_good in ((-1, False), (0, False), (1, True)):
         school = Authority(keys[0])
         school.revoke([whole.alice.certificate], NOW + timedelta(hours=hours))
         case = replace(whole, school=school)
@@ -794,7 +840,7 @@ def test_revocation_counts_from_its_moment(whole: Case, keys: list[PrivateKey]) 
             case.verify()
             assert case.certificates().revoked_later() == [whole.alice.fingerprint]
         else:
-            refuse(case, "revoked 2026-01-31 11:00 UTC")
+            refuse(case, f"revoked 2026-01-31 {12 + hours}:00 UTC")
 
 
 def test_member_below_another_authority_is_judged_as_in_a_handshake(
@@ -841,8 +887,25 @@ def test_sender_with_unreadable_names_is_told(whole: Case, keys: list[PrivateKey
         without=(x509.SubjectAlternativeName,),
         extra=[(names, False)],
     )
+    found = Certificates(pem_of(made))
     with pytest.raises(Wrong, match="a sender without an address"):
-        Certificates(pem_of(made)).name(fingerprint_of(made))
+        found.name(fingerprint_of(made))
+    with pytest.raises(Wrong, match="a server without a name"):
+        found.server_name(fingerprint_of(made))
+    with pytest.raises(Wrong, match="a sender without an address"):
+        whole.certificates().name(whole.server.fingerprint)
+    nameless = changed(whole.alice.certificate, keys[0], without=(x509.SubjectAlternativeName,))
+    assert Certificates(pem_of(nameless)).server_name(fingerprint_of(nameless)) == "without a name"
+
+
+def test_signer_without_rsa_is_told(whole: Case, keys: list[PrivateKey]) -> None:
+    curve: Any = ec.generate_private_key(ec.SECP256R1()).public_key()
+    made = changed(whole.alice.certificate, keys[0], public_key=curve)
+    rsa, unknown = (bytes.fromhex(f"2a864886f70d0101{last}") for last in ("01", "63"))
+    unreadable = whole.alice.certificate.public_bytes(Encoding.DER).replace(rsa, unknown)
+    for other in (made, x509.load_der_x509_certificate(unreadable)):
+        with pytest.raises(Wrong, match="not RSA"):
+            Certificates(pem_of(other)).key(fingerprint_of(other), "client", NOW)
 
 
 # Two ends that exchange receipts ------------------------------------------------------------------
@@ -1112,6 +1175,15 @@ def test_disclosed_text_is_the_one_that_was_signed(whole: Case) -> None:
         assert edited != kept[0]
         with pytest.raises(Wrong, match=r"^opening 1: "):
             verify.check_openings(edited, history, whole.certificates())
+
+
+def test_file_is_read_up_to_its_limit(tmp_path: Path) -> None:
+    assert (verify.MAX_LINES, verify.MAX_FILE) == (1_073_741_824, 16_777_216)
+    path = tmp_path / "file"
+    path.write_bytes(b"four")
+    assert verify.read(path, 4) == b"four"
+    with pytest.raises(UserError, match="is longer than 3 bytes"):
+        verify.read(path, 3)
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
