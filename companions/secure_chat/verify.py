@@ -56,6 +56,7 @@ from protocol_fsm import BadPayload, ProtocolError
 
 MAX_LINES = 1 << 30  # bytes, of a transcript or of openings
 MAX_FILE = 1 << 24  # bytes, of certificates, lists and receipts
+EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 SKEW_MS = SKEW // timedelta(milliseconds=1)
 NAMES = ("seqno", "ts", "ct", "sig", "peer_cert_fingerprint", "chain", "signed")
 OPENING_MEMBERS = {"index": int, "opening": str, "text": str}
@@ -203,8 +204,8 @@ def _read_line(number: int, text: bytes, chain: bytes) -> tuple[Line, bytes]:
 def moment_of(ts: int) -> datetime:
     """Return the moment of a time in ms. Raises Wrong."""
     try:
-        return datetime.fromtimestamp(ts / 1000, timezone.utc)
-    except (OverflowError, ValueError, OSError):
+        return EPOCH + timedelta(milliseconds=ts)
+    except OverflowError:
         raise Wrong(f"no moment that a calendar has: {ts}") from None
 
 

@@ -587,6 +587,7 @@ def receipt_over(case: Case, lines: bytes, count: int, **changes: object) -> byt
         ({"ts": NOW_MS + 300_001}, "line 2: the clocks"),
         ({"ts": NOW_MS - 300_001}, "line 2: the clocks"),
         ({"ts": 2**62}, "line 1: no moment"),
+        ({"ts": 2**48}, "line 1: no moment"),  # after the year 9999
     ],
 )
 def test_message_that_breaks_a_rule_is_named_though_all_signed_it(
@@ -775,6 +776,11 @@ def test_receipt_of_another_version_is_refused_though_it_is_signed(
 ) -> None:
     reason = "^receipt: unreadable: not a receipt of this version"
     refuse(whole, reason, receipt=receipt_over(whole, whole.lines, 6, **change))
+
+
+def test_peer_of_a_receipt_is_client_or_server(whole: Case) -> None:
+    receipt = receipt_over(whole, whole.lines, 6, peer="else")
+    refuse(whole, "^receipt: peer is neither", receipt=receipt)
 
 
 def test_receipt_without_a_readable_signature_or_certificate_is_refused(whole: Case) -> None:
@@ -1137,6 +1143,26 @@ def test_two_rooms_at_once_are_exposed_and_a_restart_is_none(whole: Case) -> Non
         verify.compare(ours, told(whole, ["one"], BOBS, NOW_MS + 1))
 
 
+def opened(start: bytes, first: int, last: int, room: str = ROOM) -> list[verify.Line]:
+    """Return two heads of a room, with their times."""
+    heads = [Head(room, start, index, ts, NOTHING) for index, ts in enumerate((first, last))]
+    return [verify.Line(2, "a" * 64, b"", b"", head) for head in heads]
+
+
+def test_rooms_with_two_starts_and_one_name_share_no_moment() -> None:
+    ours = opened(START, 5, 9)
+    for others in (
+        opened(BOBS, 1, 4),
+        opened(BOBS, 10, 12),
+        opened(BOBS, 5, 9, "elsewhere"),
+        opened(START, 5, 9),
+    ):
+        verify.compare(ours, others)
+    for others in (opened(BOBS, 1, 5), opened(BOBS, 6, 7), opened(BOBS, 9, 12)):
+        with pytest.raises(Wrong, match="two rooms lobby at once"):
+            verify.compare(ours, others)
+
+
 def test_message_that_crosses_a_fork_exposes_it(whole: Case) -> None:
     """Bob has seen another history than Alice, and his next message says so."""
     for_bob = Talk(whole.server)
@@ -1170,6 +1196,7 @@ def test_disclosed_text_is_the_one_that_was_signed(whole: Case) -> None:
         kept[0].replace(b'"index":0', b'"index":1'),
         kept[0].replace(b'"index":0', b'"index":9'),
         kept[0].replace(b'"index":0', b'"index":"0"'),
+        canonical({**json.loads(kept[0]), "opening": "?"}),
         b"nothing\n",
     ):
         assert edited != kept[0]

@@ -88,7 +88,9 @@ def test_time_in_messages_is_unix_time_in_milliseconds() -> None:
 @pytest.mark.parametrize("name", ["localhost", "127.0.0.1", "::1"])
 def test_localhost_is_found_under_its_addresses(school: Authority, keys: Keys, name: str) -> None:
     server = school.issue("server", "localhost", keys[1])
-    assert school.trust().verify(server.pem, "server", name, NOW).name == name
+    trust = school.trust()
+    assert trust.verify(server.pem, "server", name, NOW).name == name
+    assert trust.verify(server.pem, "server", None, NOW).name == "localhost, 127.0.0.1, ::1"
 
 
 @pytest.mark.parametrize("name", ["192.0.2.7", "chat.example.org"])
