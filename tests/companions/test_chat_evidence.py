@@ -778,6 +778,14 @@ def test_receipt_of_another_version_is_refused_though_it_is_signed(
     refuse(whole, reason, receipt=receipt_over(whole, whole.lines, 6, **change))
 
 
+@pytest.mark.parametrize(
+    "name", ["session_id", "base_head", "transcript_hash", "peer_cert_fingerprint"]
+)
+def test_signed_field_of_a_receipt_that_is_no_hash_is_named(whole: Case, name: str) -> None:
+    data = file_of(replace(whole.receipt, **{name: "A" * 64}))  # type: ignore[arg-type]
+    refuse(whole, f"^receipt: unreadable: {name} is not 32 bytes in hex", receipt=data)
+
+
 def test_peer_of_a_receipt_is_client_or_server(whole: Case) -> None:
     receipt = receipt_over(whole, whole.lines, 6, peer="else")
     refuse(whole, "^receipt: peer is neither", receipt=receipt)
@@ -1237,6 +1245,31 @@ def test_program_prints_what_holds_and_what_it_rests_on(
     assert f"0 {ALICE}: hello" in said
     assert "tells the same history" in said
     assert "without" not in said
+
+
+def test_program_tells_of_a_fork_a_later_revocation_and_an_unconfirmed_receipt(
+    whole: Case,
+    tmp_path: Path,
+    keys: list[PrivateKey],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    server = identity_of(whole.server, "server", "localhost")
+    known = whole.stay.known(ALICES, ROOM, server, whole.alice.pem)
+    save_receipt(tmp_path / "receipt.json", make_receipt(known, whole.alice.key, NOW), None)
+    school = Authority(keys[0])
+    school.revoke([whole.alice.certificate], NOW + DAY)
+    (tmp_path / "crl.pem").write_bytes(school.list)
+    entries = [entry for entry, _ in say(Talk(whole.server), whole.alice, whole.bob, ["no"])]
+    (tmp_path / "other.txt").write_bytes(whole_of(whole, entries))
+    files = [tmp_path / "receipt.json", whole.folder / "transcript.txt", whole.folder / "certs.pem"]
+    judged = ["--ca", whole.folder / "ca.pem", "--crl", tmp_path / "crl.pem"]
+    assert run(monkeypatch, *files, *judged) == 0
+    said = capsys.readouterr().out
+    assert f"signed by the client {ALICE}, uncountersigned; not confirmed by the server" in said
+    assert f"revoked since: {whole.alice.fingerprint[:16]}..\n" in said
+    assert run(monkeypatch, *files, "--against", tmp_path / "other.txt") == 1
+    assert "two histories" in capsys.readouterr().out
 
 
 def test_empty_file_is_no_authority_and_no_list(

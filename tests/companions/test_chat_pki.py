@@ -300,7 +300,7 @@ def test_fault_is_told_at_the_first_and_the_last_moment_too(school: Authority, k
 
 
 def test_log_says_what_was_found_and_not_more_than_a_line(school: Authority, keys: Keys) -> None:
-    long = f"{'x' * 50}@example.org"
+    long = f"{'x' * 60}@example.org"
     names = x509.SubjectAlternativeName([x509.RFC822Name(long), x509.RFC822Name(BOB)])
     made = certificate_of(school, keys)
     two_long = changed(made, keys[0], without=SAN, extra=[(names, False)])
