@@ -221,8 +221,7 @@ class Trust:
         self.authority = parse_pem(ca_pem.decode("ascii", "replace"))[0]
         self._revocations = revocations
         self._lock = threading.Lock()
-        self._highest_number = 0
-        self._latest = b""
+        self._newest: tuple[int, bytes] | None = None  # number and bytes of a list
 
     def verify(self, pem: str, role: Role, name: str | None, now: datetime) -> Identity:
         """Return whose certificate this is, at this moment. Raises BadCertificate.
@@ -249,7 +248,7 @@ class Trust:
         latest = self.revocation_list(now)
         for one in parse_pem(pem):
             if latest.get_revoked_certificate_by_serial_number(one.serial_number):
-                name = one.subject.rfc4514_string()[:80]
+                name = one.subject.rfc4514_string()
                 raise Revoked("a valid certificate", f"{name}, serial {one.serial_number:x}")
 
     def revocation_list(self, now: datetime) -> x509.CertificateRevocationList:
@@ -343,11 +342,10 @@ class Trust:
 
     def _check_list_number(self, latest: x509.CertificateRevocationList, encoded: bytes) -> None:
         number = list_number(latest)
-        known = self._highest_number
-        if number < known or (number == known and encoded != self._latest):
+        known, seen = self._newest or (number, encoded)
+        if number < known or (number == known and encoded != seen):
             raise RolledBackList(f"number {known}, and its list", number)
-        self._highest_number = number
-        self._latest = encoded
+        self._newest = (number, encoded)
 
     def _check_list_dates(self, latest: x509.CertificateRevocationList, now: datetime) -> None:
         until = latest.next_update_utc

@@ -139,7 +139,7 @@ def parse_said(message: Message, sender: str) -> tuple[forms.Message, bytes]:
 
 def parse_recipients(pairs: Sequence[object]) -> tuple[Recipient, ...]:
     found = []
-    for pair in pairs[: MAX_MEMBERS + 1]:
+    for pair in pairs:
         if not isinstance(pair, list) or [type(one) for one in pair] != [str, str]:
             raise BadPayload("a fingerprint and a session", type(pair).__name__)
         found.append(Recipient(from_hex(pair[0]).hex(), from_hex(pair[1])))

@@ -12,7 +12,6 @@ it (its index, its clock, and the head in place of a ciphertext). Both ends writ
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import hashlib
 import os
@@ -29,6 +28,7 @@ from companions.secure_chat import forms
 from companions.secure_chat.forms import OPENING_BYTES
 from companions.secure_chat.pae import is_signed, pae, sign
 from companions.secure_chat.pki import SKEW, Identity
+from companions.secure_chat.protocol import from_base64, to_base64
 from program import UserError, reason_of
 from protocol_fsm import ProtocolError
 
@@ -79,18 +79,6 @@ def _sender_of(signed: bytes) -> str:
     return forms.parse_message(signed).sender
 
 
-def to_base64(data: bytes) -> str:
-    return base64.b64encode(data).decode("ascii")
-
-
-def from_base64(text: str) -> bytes:
-    """Return the bytes of the one base64 text that they have. Raises ValueError."""
-    data = base64.b64decode(text, validate=True)
-    if to_base64(data) != text:
-        raise ValueError("not base64 as we write it")
-    return data
-
-
 class Lines:
     """A new file of lines that is only ever appended to, mode 0600. None: nothing is kept.
 
@@ -98,7 +86,7 @@ class Lines:
     """
 
     def __init__(self, path: Path | None) -> None:
-        self._file = -1
+        self._file: int | None = None
         if path is None:
             return
         try:
@@ -112,7 +100,7 @@ class Lines:
 
         A part that still fits on a full disk is removed again: later lines must not follow it.
         """
-        if self._file < 0:
+        if self._file is None:
             return
         before = os.fstat(self._file).st_size
         try:
@@ -128,8 +116,8 @@ class Lines:
 
     def close(self) -> None:
         file = self._file
-        self._file = -1
-        if file >= 0:
+        self._file = None
+        if file is not None:
             os.close(file)
 
 
@@ -259,8 +247,6 @@ def parse_receipt(members: Mapping[str, Any]) -> Receipt:
     receipt = Receipt(**members)
     if receipt.type != "receipt" or receipt.version != RECEIPT_VERSION:
         raise ValueError("not a receipt of this version")
-    if not from_base64(receipt.signature) or not from_base64(receipt.signer_cert):
-        raise ValueError("no signature, or no certificate")
     return receipt
 
 
@@ -274,7 +260,7 @@ def make_receipt(known: Mapping[str, Any], key: PrivateKey, now: datetime) -> Re
 def check_receipt(
     receipt: Receipt, known: Mapping[str, Any], signer: Identity, now: datetime
 ) -> None:
-    """Raise BadReceipt unless the peer signed what we know ourselves, just now."""
+    """Raise BadReceipt, or BadPayload, unless the peer signed what we know ourselves, just now."""
     said = receipt.members()
     for name, value in known.items():
         if said[name] != value:
@@ -312,12 +298,9 @@ def save_receipt(path: Path, receipt: Receipt, countersignature: bytes | None) -
     Without a countersignature it says so, and proves only its signer's word.
     """
     mark = to_base64(countersignature) if countersignature else UNCOUNTERSIGNED
-    file = Lines(path)
     try:
-        file.append(canonical({**receipt.members(), "countersignature": mark}) + b"\n")
+        with contextlib.closing(Lines(path)) as file:
+            file.append(canonical({**receipt.members(), "countersignature": mark}) + b"\n")
     except EvidenceFailed as error:
-        file.close()
         path.unlink()  # an empty one would look like a receipt
         raise UserError(f"cannot write {path}: {error.got}") from None
-    finally:
-        file.close()

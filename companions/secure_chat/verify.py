@@ -17,7 +17,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
@@ -41,21 +41,22 @@ from companions.secure_chat.pki import (
     has_issued,
     parse_pem,
 )
+from companions.secure_chat.protocol import from_base64
 from companions.secure_chat.transcript import (
     COLUMNS,
     MEMBERS,
     UNCOUNTERSIGNED,
-    BadReceipt,
     Receipt,
-    from_base64,
     line_of,
     parse_receipt,
     parse_time,
 )
 from program import Parser, UserError, escaped, plural, reason_of, run_program
+from protocol_fsm import BadPayload, ProtocolError
 
 MAX_LINES = 1 << 30  # bytes, of a transcript or of openings
 MAX_FILE = 1 << 24  # bytes, of certificates, lists and receipts
+EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 SKEW_MS = SKEW // timedelta(milliseconds=1)
 NAMES = ("seqno", "ts", "ct", "sig", "peer_cert_fingerprint", "chain", "signed")
 OPENING_MEMBERS = {"index": int, "opening": str, "text": str}
@@ -159,8 +160,8 @@ class Line:
 
     number: int  # the first is 1
     fingerprint: str
-    signed: bytes = field(repr=False)
-    signature: bytes = field(repr=False)
+    signed: bytes
+    signature: bytes
     content: Message | Head
 
 
@@ -191,7 +192,7 @@ def _read_line(number: int, text: bytes, chain: bytes) -> tuple[Line, bytes]:
         signed = from_base64(columns[6])
         expected, after = line_of(chain, signed, signature, columns[4])
         content = forms.parse_signed(signed)
-    except ValueError as error:
+    except (ValueError, BadPayload) as error:
         raise Wrong(f"unreadable: {escaped(str(error))[:80]}") from None
     for name, is_there, should_be in zip(NAMES, columns, expected.split("|")):
         if is_there != should_be:
@@ -203,8 +204,8 @@ def _read_line(number: int, text: bytes, chain: bytes) -> tuple[Line, bytes]:
 def moment_of(ts: int) -> datetime:
     """Return the moment of a time in ms. Raises Wrong."""
     try:
-        return datetime.fromtimestamp(ts / 1000, timezone.utc)
-    except (OverflowError, ValueError, OSError):
+        return EPOCH + timedelta(milliseconds=ts)
+    except OverflowError:
         raise Wrong(f"no moment that a calendar has: {ts}") from None
 
 
@@ -226,7 +227,7 @@ class History:
         self._head = bytes.fromhex(receipt.base_head)
         self._heads = {self._head}
         self._said: dict[bytes, tuple[int, bytes]] = {}  # by session: next seqno, last hash
-        self._pending: Line | None = None  # a message whose head comes next
+        self._pending: tuple[Line, Message] | None = None  # its head comes next
 
     def take(self, line: Line) -> None:
         """Go on by a line. Raises Wrong."""
@@ -242,7 +243,8 @@ class History:
     def end(self) -> None:
         """Raise Wrong if the last message has no head."""
         if self._pending:
-            raise Wrong(f"line {self._pending.number}: the server's head after it is missing")
+            line, _ = self._pending
+            raise Wrong(f"line {line.number}: the server's head after it is missing")
 
     def _take_message(self, line: Line, message: Message) -> None:
         if self._pending:
@@ -264,12 +266,12 @@ class History:
                 "its sender has seen a head that is not here: lines are lost, or the history forks"
             )
         self._said[message.session] = (message.seqno + 1, forms.message_hash(line.signed))
-        self._pending = line
+        self._pending = (line, message)
 
     def _take_head(self, line: Line, head: Head) -> None:
-        before = self._pending
-        if before is None or not isinstance(before.content, Message):
+        if self._pending is None:
             raise Wrong("a head, where a message was due")
+        before, message = self._pending
         if line.fingerprint != self.server:
             raise Wrong("a head that the receipt's server did not sign")
         index = self._receipt.first_seqno + len(self.messages)
@@ -279,12 +281,12 @@ class History:
             raise Wrong("of another room with the same name")
         if head.head != forms.next_head(self._head, before.signed, before.signature):
             raise Wrong("the head does not follow from the message and the head before")
-        if abs(head.ts - before.content.ts) > SKEW_MS:
+        if abs(head.ts - message.ts) > SKEW_MS:
             raise Wrong("the clocks of sender and server differ by more than five minutes")
         self._start = head.start
         self._head = head.head
         self._heads.add(head.head)
-        self.messages[index] = before.content
+        self.messages[index] = message
         self._pending = None
 
 
@@ -342,7 +344,7 @@ def read_receipt(data: bytes) -> tuple[Receipt, bytes | None]:
             if not FINGERPRINT.fullmatch(getattr(receipt, name)):
                 raise ValueError(f"{name} is not 32 bytes in hex")
         return receipt, None if mark == UNCOUNTERSIGNED else from_base64(mark)
-    except (ValueError, BadReceipt) as error:
+    except (ValueError, ProtocolError) as error:
         raise Wrong(f"receipt: unreadable: {escaped(str(error))[:200]}") from None
 
 
@@ -351,10 +353,11 @@ def check_signatures(
 ) -> str:
     """Return the fingerprint of the signer. Raises Wrong."""
     try:
+        signature = from_base64(receipt.signature)
         pem = from_base64(receipt.signer_cert).decode("ascii")
         signer = fingerprint_of(parse_pem(pem)[0])
-    except (ValueError, BadCertificate):
-        raise Wrong("receipt: signer_cert is not a certificate") from None
+    except (ValueError, ProtocolError):
+        raise Wrong("receipt: its signature or its signer_cert cannot be read") from None
     moment = parse_time(receipt.created_at)
     roles: Mapping[str, tuple[Role, Role]] = {
         "client": ("server", "client"),
@@ -368,7 +371,7 @@ def check_signatures(
         peer_key = certificates.key(receipt.peer_cert_fingerprint, theirs, moment)
     except Wrong as wrong:
         raise Wrong(f"receipt: {wrong}") from None
-    if not is_signed(key, receipt.signed(), from_base64(receipt.signature)):
+    if not is_signed(key, receipt.signed(), signature):
         raise Wrong("receipt: a field was changed, or the signature is not its signer's")
     if countersignature and not is_signed(peer_key, receipt.countersigned(), countersignature):
         raise Wrong("receipt: the countersignature is not the peer's")
@@ -403,7 +406,7 @@ def check_openings(data: bytes, history: History, certificates: Certificates) ->
             message = history.messages[members["index"]]
             opening = from_base64(members["opening"])
             text = members["text"].encode("utf-8")
-        except (ValueError, KeyError):
+        except (ValueError, KeyError, BadPayload):
             raise Wrong(f"opening {number}: unreadable, or of no message here") from None
         if not forms.opens(message.commitment, opening, text):
             raise Wrong(f"opening {number}: not the text that was signed")

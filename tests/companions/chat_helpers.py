@@ -9,7 +9,7 @@ from datetime import datetime, timedelta, timezone
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
-from companions.asymmetric import PrivateKey
+from companions.asymmetric import PrivateKey, PublicKey
 from companions.secure_chat import authority, forms, pae
 from companions.secure_chat.authority import pem_of
 from companions.secure_chat.certs import Credentials
@@ -69,7 +69,7 @@ def changed(
     *,
     without: tuple[type[x509.ExtensionType], ...] = (),
     extra: Iterable[tuple[x509.ExtensionType, bool]] = (),
-    public_key: PrivateKey | None = None,
+    public_key: PublicKey | None = None,
     issuer: x509.Name | None = None,
 ) -> x509.Certificate:
     """Return the certificate signed anew by `key`, with other extensions, issuer or public key."""
@@ -77,7 +77,7 @@ def changed(
         x509.CertificateBuilder()
         .subject_name(made.subject)
         .issuer_name(issuer or made.issuer)
-        .public_key(public_key.public_key() if public_key else made.public_key())
+        .public_key(public_key or made.public_key())
         .serial_number(made.serial_number)
         .not_valid_before(made.not_valid_before_utc)
         .not_valid_after(made.not_valid_after_utc)

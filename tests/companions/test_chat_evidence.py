@@ -16,11 +16,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import padding
+from cryptography.hazmat.primitives.asymmetric import ec, padding
+from cryptography.hazmat.primitives.serialization import Encoding
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -33,9 +35,11 @@ from companions.secure_chat.evidence import Evidence
 from companions.secure_chat.forms import NOTHING, Head, Message, Recipient
 from companions.secure_chat.pki import SKEW, fingerprint_of
 from companions.secure_chat.protocol import State, to_base64
+from companions.secure_chat.rooms import Entry, Member, Said
 from companions.secure_chat.transcript import (
     BadReceipt,
     EvidenceFailed,
+    Lines,
     Openings,
     Receipt,
     Transcript,
@@ -48,6 +52,7 @@ from companions.secure_chat.transcript import (
 )
 from companions.secure_chat.verify import Certificates, Wrong
 from program import UserError
+from tests.cases import case
 from tests.companions.chat_helpers import (
     ALICE,
     BOB,
@@ -271,6 +276,11 @@ def test_hashes_and_signed_bytes_are_those_of_readme_written_out(whole: Case) ->
     assert whole.receipt.countersigned() == pae.pae("countersign", canonical(members))
     del members["signature"]
     assert whole.receipt.signed() == pae.pae("receipt", canonical(members))
+    chain = NOTHING
+    for line in whole.lines.decode("ascii").splitlines():
+        *before, told, last = line.split("|")
+        chain = sha256(b"secure_chat v1 line", chain, "|".join([*before, last]).encode())
+        assert told == chain.hex()
 
 
 # Lines --------------------------------------------------------------------------------------------
@@ -305,7 +315,7 @@ def test_other_end_writes_the_same_without_a_file(whole: Case) -> None:
 
 
 def test_evidence_is_its_owners_and_never_overwritten(tmp_path: Path) -> None:
-    path = tmp_path / "new" / "transcript.txt"
+    path = tmp_path / "a" / "new" / "transcript.txt"
     Transcript(path, "a" * 64, START).close()
     if os.name == "posix":
         assert path.stat().st_mode & 0o777 == 0o600
@@ -323,6 +333,26 @@ def test_every_message_is_on_the_disk_before_the_next(
         stay.add(*entry)
         assert len(synced) == count
     stay.close()
+
+
+def test_openings_do_not_wait_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "fsync")
+    kept = Openings(tmp_path / "openings.jsonl")
+    kept.add(0, bytes(32) + b"text")
+    kept.close()
+
+
+def test_file_of_lines_is_closed_once_and_then_keeps_nothing(tmp_path: Path) -> None:
+    lines = Lines(tmp_path / "lines.txt")
+    file = lines._file
+    assert file is not None
+    lines.append(b"one\n")
+    lines.close()
+    with pytest.raises(OSError):
+        os.fstat(file)
+    lines.close()
+    lines.append(b"two\n")
+    assert (tmp_path / "lines.txt").read_bytes() == b"one\n"
 
 
 def test_full_disk_is_told(whole: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -390,6 +420,15 @@ def test_honest_evidence_holds(whole: Case) -> None:
     assert is_countersigned
     assert receipt == whole.receipt
     assert list(history.messages) == [0, 1, 2, 3, 4, 5]
+    assert [line.number for line in history.lines] == [*range(1, 13)]
+
+
+def test_receipt_of_the_client_is_verified_like_the_servers(whole: Case) -> None:
+    server = identity_of(whole.server, "server", "localhost")
+    known = whole.stay.known(ALICES, ROOM, server, whole.alice.pem)
+    history = whole.verify(receipt=file_of(make_receipt(known, whole.alice.key, NOW)))
+    parties = (history.client, history.server)
+    assert parties == (whole.alice.fingerprint, whole.server.fingerprint)
 
 
 @pytest.mark.slow
@@ -414,6 +453,26 @@ def test_line_with_another_end_is_named(whole: Case) -> None:
     refuse(whole, r"^line 1: torn", whole.lines.replace(b"\n", b"\r\n"))
     refuse(whole, r"^line 12: torn", whole.lines[:-1])
     refuse(whole, r"^line 13: not 7 columns", whole.lines + b"\n")
+
+
+@pytest.mark.parametrize(
+    ("column", "text", "reason"),
+    [
+        (4, b"\x1b[2J", "not 7 columns with a fingerprint as the fifth"),
+        (3, b"?", "unreadable"),
+        (6, b"?", "unreadable"),
+        (6, b"QUJD", "unreadable"),
+        (6, b"QUJD|", "not 7 columns"),
+        (0, b"1", "seqno: not as signed"),
+        (5, b"0", "chain: a line was changed, moved or lost"),
+    ],
+)
+def test_column_that_cannot_be_read_is_named_with_its_line(
+    whole: Case, column: int, text: bytes, reason: str
+) -> None:
+    columns = whole.lines.splitlines()[0].split(b"|")
+    columns[column] = text
+    refuse(whole, f"^line 1: {reason}", b"|".join(columns) + b"\n")
 
 
 @pytest.mark.parametrize(
@@ -518,7 +577,8 @@ def receipt_over(case: Case, lines: bytes, count: int, **changes: object) -> byt
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"ts": NOW_MS + 1}, ""),
+        ({"ts": NOW_MS + 300_000}, ""),
+        ({"ts": NOW_MS - 300_000}, ""),
         ({"room": "other"}, "line 1: of another room"),
         ({"sender": "f" * 64}, "line 1: "),
         ({"seqno": 3}, "line 1: not the next message"),
@@ -527,6 +587,7 @@ def receipt_over(case: Case, lines: bytes, count: int, **changes: object) -> byt
         ({"ts": NOW_MS + 300_001}, "line 2: the clocks"),
         ({"ts": NOW_MS - 300_001}, "line 2: the clocks"),
         ({"ts": 2**62}, "line 1: no moment"),
+        ({"ts": 2**48}, "line 1: no moment"),  # after the year 9999
     ],
 )
 def test_message_that_breaks_a_rule_is_named_though_all_signed_it(
@@ -634,6 +695,28 @@ def test_member_who_came_late_verifies_from_there(whole: Case) -> None:
     assert list(whole.verify(lines, file_of(made)).messages) == [3]
 
 
+def test_stay_in_which_nothing_was_said_is_verified_too(whole: Case) -> None:
+    stay = Transcript(None, whole.server.fingerprint, START)
+    assert (stay.first_seqno, stay.last_seqno, stay.message_count) == (0, -1, 0)
+    alice = identity_of(whole.alice, "client", ALICE)
+    made = make_receipt(stay.known(ALICES, ROOM, alice, whole.server.pem), whole.server.key, NOW)
+    assert not whole.verify(b"", file_of(made)).lines
+
+
+def test_message_to_others_may_be_older_than_the_stay(whole: Case) -> None:
+    """Bob speaks to Alice's earlier session: he has not heard yet what came before this one."""
+    talk = Talk(whole.server)
+    say(talk, whole.alice, whole.bob, TEXTS[:2])
+    stay = Transcript(None, whole.server.fingerprint, talk.head)
+    to = [Recipient(whole.alice.fingerprint, ALICES)]
+    entry, _ = talk.say(whole.bob, BOBS, "late", to, seen=START)
+    stay.add(*entry)
+    alice = identity_of(whole.alice, "client", ALICE)
+    known = stay.known(b"L" * 32, ROOM, alice, whole.server.pem)
+    made = make_receipt(known, whole.server.key, NOW)
+    assert list(whole.verify(whole_of(whole, [entry]), file_of(made)).messages) == [2]
+
+
 # Receipts -----------------------------------------------------------------------------------------
 
 
@@ -687,6 +770,34 @@ def test_other_bytes_than_a_receipts_are_refused(
         verify.read_receipt(data)
 
 
+@pytest.mark.parametrize("change", [{"version": 2}, {"type": "else"}])
+def test_receipt_of_another_version_is_refused_though_it_is_signed(
+    whole: Case, change: dict[str, object]
+) -> None:
+    reason = "^receipt: unreadable: not a receipt of this version"
+    refuse(whole, reason, receipt=receipt_over(whole, whole.lines, 6, **change))
+
+
+@pytest.mark.parametrize(
+    "name", ["session_id", "base_head", "transcript_hash", "peer_cert_fingerprint"]
+)
+def test_signed_field_of_a_receipt_that_is_no_hash_is_named(whole: Case, name: str) -> None:
+    data = file_of(replace(whole.receipt, **{name: "A" * 64}))  # type: ignore[arg-type]
+    refuse(whole, f"^receipt: unreadable: {name} is not 32 bytes in hex", receipt=data)
+
+
+def test_peer_of_a_receipt_is_client_or_server(whole: Case) -> None:
+    receipt = receipt_over(whole, whole.lines, 6, peer="else")
+    refuse(whole, "^receipt: peer is neither", receipt=receipt)
+
+
+def test_receipt_without_a_readable_signature_or_certificate_is_refused(whole: Case) -> None:
+    for name, value in itertools.product(("signature", "signer_cert"), ("", "?", "QR==", "/w==")):
+        made = replace(whole.receipt, **{name: value})  # type: ignore[arg-type]
+        with case(f"{name} {value}"):
+            refuse(whole, "^receipt: ", receipt=file_of(made))
+
+
 def test_receipt_of_another_transcript_is_refused_though_its_count_fits(whole: Case) -> None:
     refuse(whole, "^receipt: of another transcript", receipt=receipt_over(whole, b"another", 6))
 
@@ -735,7 +846,7 @@ def test_certificate_that_expired_in_between_does_not_sign(
 
 
 def test_revocation_counts_from_its_moment(whole: Case, keys: list[PrivateKey]) -> None:
-    for hours, is_good in ((-1, False), (1, True)):
+    for hours, is_good in ((-1, False), (0, False), (1, True)):
         school = Authority(keys[0])
         school.revoke([whole.alice.certificate], NOW + timedelta(hours=hours))
         case = replace(whole, school=school)
@@ -743,7 +854,7 @@ def test_revocation_counts_from_its_moment(whole: Case, keys: list[PrivateKey]) 
             case.verify()
             assert case.certificates().revoked_later() == [whole.alice.fingerprint]
         else:
-            refuse(case, "revoked 2026-01-31 11:00 UTC")
+            refuse(case, f"revoked 2026-01-31 {12 + hours}:00 UTC")
 
 
 def test_member_below_another_authority_is_judged_as_in_a_handshake(
@@ -790,8 +901,25 @@ def test_sender_with_unreadable_names_is_told(whole: Case, keys: list[PrivateKey
         without=(x509.SubjectAlternativeName,),
         extra=[(names, False)],
     )
+    found = Certificates(pem_of(made))
     with pytest.raises(Wrong, match="a sender without an address"):
-        Certificates(pem_of(made)).name(fingerprint_of(made))
+        found.name(fingerprint_of(made))
+    with pytest.raises(Wrong, match="a server without a name"):
+        found.server_name(fingerprint_of(made))
+    with pytest.raises(Wrong, match="a sender without an address"):
+        whole.certificates().name(whole.server.fingerprint)
+    nameless = changed(whole.alice.certificate, keys[0], without=(x509.SubjectAlternativeName,))
+    assert Certificates(pem_of(nameless)).server_name(fingerprint_of(nameless)) == "without a name"
+
+
+def test_signer_without_rsa_is_told(whole: Case, keys: list[PrivateKey]) -> None:
+    curve: Any = ec.generate_private_key(ec.SECP256R1()).public_key()
+    made = changed(whole.alice.certificate, keys[0], public_key=curve)
+    rsa, unknown = (bytes.fromhex(f"2a864886f70d0101{last}") for last in ("01", "63"))
+    unreadable = whole.alice.certificate.public_bytes(Encoding.DER).replace(rsa, unknown)
+    for other in (made, x509.load_der_x509_certificate(unreadable)):
+        with pytest.raises(Wrong, match="not RSA"):
+            Certificates(pem_of(other)).key(fingerprint_of(other), "client", NOW)
 
 
 # Two ends that exchange receipts ------------------------------------------------------------------
@@ -831,6 +959,9 @@ def test_receipt_that_was_changed_when_it_was_signed_is_refused(
 def test_receipt_is_of_now(whole: Case, direction: int) -> None:
     edge = NOW + direction * SKEW
     check(whole, created_at=f"{edge:%Y-%m-%dT%H:%M:%SZ}")
+    for other in ("now", "2026-01-31T12:00:0Z"):
+        with pytest.raises(BadReceipt):
+            check(whole, created_at=other)
     with pytest.raises(BadReceipt, match="a receipt of now"):
         check(whole, created_at=f"{edge + direction * timedelta(seconds=1):%Y-%m-%dT%H:%M:%SZ}")
 
@@ -847,6 +978,17 @@ def world(keys: list[PrivateKey]) -> World:
     return World(keys)
 
 
+@pytest.fixture(scope="module")
+def pair(world: World) -> Pair:
+    """A session that Evidence only reads."""
+    return in_state(world, State.CHAT)
+
+
+@pytest.fixture(scope="module")
+def another(world: World) -> Pair:
+    return in_state(world, State.CHAT)
+
+
 def stays(
     pair: Pair, folder: Path, room: str = ROOM, base: bytes = START
 ) -> tuple[Evidence, Evidence]:
@@ -854,12 +996,12 @@ def stays(
     return Evidence(pair.client, room, base, folder), Evidence(pair.server, room, base, folder)
 
 
-@pytest.mark.slow
-def test_receipt_of_another_stay_is_not_countersigned(world: World, tmp_path: Path) -> None:
-    pair = in_state(world, State.CHAT)
+def test_receipt_of_another_stay_is_not_countersigned(
+    pair: Pair, another: Pair, tmp_path: Path
+) -> None:
     ours = stays(pair, tmp_path)
     others = [
-        stays(in_state(world, State.CHAT), tmp_path / "of another session"),
+        stays(another, tmp_path / "of another session"),
         stays(pair, tmp_path / "of another room", room="elsewhere"),
         stays(pair, tmp_path / "from another head", base=BOBS),
     ]
@@ -870,19 +1012,28 @@ def test_receipt_of_another_stay_is_not_countersigned(world: World, tmp_path: Pa
                 mine.accept(other.offer())
 
 
-@pytest.mark.slow
-def test_countersignature_is_of_this_receipt_and_by_the_peer(world: World, tmp_path: Path) -> None:
-    client, server = stays(in_state(world, State.CHAT), tmp_path)
+def test_object_that_is_no_receipt_is_not_countersigned(pair: Pair, tmp_path: Path) -> None:
+    client, server = stays(pair, tmp_path)
+    offer = server.offer()
+    assert offer["countersignature"] == ""
+    with pytest.raises(BadReceipt):
+        client.accept(replace(offer, members={**offer.members, "receipt": {}}))
+
+
+def test_countersignature_is_of_this_receipt_and_by_the_peer(
+    pair: Pair, another: Pair, tmp_path: Path
+) -> None:
+    client, server = stays(pair, tmp_path)
     signed = server.accept(client.offer())
     client.confirm(to_base64(signed))
-    other, peer = stays(in_state(world, State.CHAT), tmp_path / "of another session")
+    other, peer = stays(another, tmp_path / "of another session")
     for wrong in (peer.accept(other.offer()), client.accept(server.offer()), signed[::-1]):
         with pytest.raises(BadReceipt):
             client.confirm(to_base64(wrong))
 
 
-def test_both_receipts_are_kept_with_both_words(world: World, tmp_path: Path) -> None:
-    client, server = stays(in_state(world, State.CHAT), tmp_path)
+def test_both_receipts_are_kept_with_both_words(world: World, pair: Pair, tmp_path: Path) -> None:
+    client, server = stays(pair, tmp_path)
     asked = server.offer()
     answered = client.offer(client.accept(asked))
     told = server.accept(answered)
@@ -895,6 +1046,81 @@ def test_both_receipts_are_kept_with_both_words(world: World, tmp_path: Path) ->
         receipt, mark = verify.read_receipt(path.read_bytes())
         assert receipt.members() == offer["receipt"]
         assert is_countersigned(peer.identity.public_key, receipt, mark or b"")
+
+
+# The files of a stay ------------------------------------------------------------------------------
+
+
+def heard(case: Case) -> list[Said]:
+    """Return what Bob hears: a text of Alice's, his own, and one of Alice's that is for others."""
+    said = []
+    for number, (entry, opening) in enumerate(say(Talk(case.server), case.alice, case.bob)[:3]):
+        own = case.alice if number % 2 == 0 else case.bob
+        member = Member(identity_of(own, "client", ""), f"nonsense\n{own.pem}", ALICES)
+        opening = opening if number < 2 else b""
+        message = forms.parse_message(entry[0])
+        said.append(Said(member, message, Entry(*entry), opening, None))
+    return said
+
+
+def test_client_keeps_all_that_it_heard_and_every_certificate_once(
+    whole: Case, pair: Pair, tmp_path: Path
+) -> None:
+    client, _ = stays(pair, tmp_path)
+    told = Transcript(None, pair.client.peer.fingerprint, START)
+    stay = heard(whole)
+    for said in stay:
+        client.hear(said)
+        told.add(*said.entry)
+    kept = client.keep()
+    names = ("certs_{}.pem", "openings_{}.jsonl", "receipt_{}_client.json", "transcript_{}.txt")
+    paths = [tmp_path / name.format("20260131_120000") for name in names]
+    certs, openings, receipt, transcript = paths
+    assert sorted(tmp_path.iterdir()) == paths
+    assert kept == (transcript, receipt, 3, False)
+    assert hashlib.sha256(transcript.read_bytes()).hexdigest() == told.hash()
+    texts = [json.loads(line) for line in openings.read_bytes().splitlines()]
+    assert texts == [
+        {"index": index, "opening": to_base64(opening[:32]), "text": opening[32:].decode()}
+        for index, opening in enumerate(said.opening for said in stay[:2])
+    ]
+    parties = (pair.client.party.identity, pair.server.party.identity)
+    expected = [one.certificate for one in (*parties, whole.alice, whole.bob)]
+    assert certs.read_bytes() == b"".join(map(pem_of, expected))
+
+
+def test_server_keeps_a_receipt_of_all_that_was_said_and_no_other_file(
+    whole: Case, pair: Pair, tmp_path: Path
+) -> None:
+    server = Evidence(pair.server, ROOM, START, tmp_path)
+    told = Transcript(None, pair.client.peer.fingerprint, START)
+    for said in heard(whole):
+        server.add(said.entry)
+        told.add(*said.entry)
+    kept = server.keep()
+    assert [*tmp_path.iterdir()] == [kept.receipt]
+    session = pair.server.session_id.hex()[:8]
+    assert kept.receipt.name == f"receipt_20260131_120000_{session}_server.json"
+    receipt, _ = verify.read_receipt(kept.receipt.read_bytes())
+    assert (receipt.message_count, receipt.transcript_hash) == (3, told.hash())
+
+
+def test_nothing_is_added_to_what_is_kept(whole: Case, pair: Pair, tmp_path: Path) -> None:
+    client, _ = stays(pair, tmp_path)
+    client.keep()
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    for said in heard(whole):
+        client.hear(said)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_stays_that_begin_in_one_second_are_kept_side_by_side(pair: Pair, tmp_path: Path) -> None:
+    session = pair.server.session_id.hex()[:8]
+    for number in ("", "_2", "_3"):
+        client, server = stays(pair, tmp_path)
+        assert client.keep().receipt.name == f"receipt_20260131_120000{number}_client.json"
+        name = f"receipt_20260131_120000_{session}{number}_server.json"
+        assert server.keep().receipt.name == name
 
 
 # A server that tells two histories ----------------------------------------------------------------
@@ -923,6 +1149,26 @@ def test_two_rooms_at_once_are_exposed_and_a_restart_is_none(whole: Case) -> Non
     verify.compare(ours, told(whole, ["one"], BOBS, NOW_MS + 3))
     with pytest.raises(Wrong, match="two rooms lobby at once"):
         verify.compare(ours, told(whole, ["one"], BOBS, NOW_MS + 1))
+
+
+def opened(start: bytes, first: int, last: int, room: str = ROOM) -> list[verify.Line]:
+    """Return two heads of a room, with their times."""
+    heads = [Head(room, start, index, ts, NOTHING) for index, ts in enumerate((first, last))]
+    return [verify.Line(2, "a" * 64, b"", b"", head) for head in heads]
+
+
+def test_rooms_with_two_starts_and_one_name_share_no_moment() -> None:
+    ours = opened(START, 5, 9)
+    for others in (
+        opened(BOBS, 1, 4),
+        opened(BOBS, 10, 12),
+        opened(BOBS, 5, 9, "elsewhere"),
+        opened(START, 5, 9),
+    ):
+        verify.compare(ours, others)
+    for others in (opened(BOBS, 1, 5), opened(BOBS, 6, 7), opened(BOBS, 9, 12)):
+        with pytest.raises(Wrong, match="two rooms lobby at once"):
+            verify.compare(ours, others)
 
 
 def test_message_that_crosses_a_fork_exposes_it(whole: Case) -> None:
@@ -958,11 +1204,21 @@ def test_disclosed_text_is_the_one_that_was_signed(whole: Case) -> None:
         kept[0].replace(b'"index":0', b'"index":1'),
         kept[0].replace(b'"index":0', b'"index":9'),
         kept[0].replace(b'"index":0', b'"index":"0"'),
+        canonical({**json.loads(kept[0]), "opening": "?"}),
         b"nothing\n",
     ):
         assert edited != kept[0]
         with pytest.raises(Wrong, match=r"^opening 1: "):
             verify.check_openings(edited, history, whole.certificates())
+
+
+def test_file_is_read_up_to_its_limit(tmp_path: Path) -> None:
+    assert (verify.MAX_LINES, verify.MAX_FILE) == (1_073_741_824, 16_777_216)
+    path = tmp_path / "file"
+    path.write_bytes(b"four")
+    assert verify.read(path, 4) == b"four"
+    with pytest.raises(UserError, match="is longer than 3 bytes"):
+        verify.read(path, 3)
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
@@ -989,6 +1245,31 @@ def test_program_prints_what_holds_and_what_it_rests_on(
     assert f"0 {ALICE}: hello" in said
     assert "tells the same history" in said
     assert "without" not in said
+
+
+def test_program_tells_of_a_fork_a_later_revocation_and_an_unconfirmed_receipt(
+    whole: Case,
+    tmp_path: Path,
+    keys: list[PrivateKey],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    server = identity_of(whole.server, "server", "localhost")
+    known = whole.stay.known(ALICES, ROOM, server, whole.alice.pem)
+    save_receipt(tmp_path / "receipt.json", make_receipt(known, whole.alice.key, NOW), None)
+    school = Authority(keys[0])
+    school.revoke([whole.alice.certificate], NOW + DAY)
+    (tmp_path / "crl.pem").write_bytes(school.list)
+    entries = [entry for entry, _ in say(Talk(whole.server), whole.alice, whole.bob, ["no"])]
+    (tmp_path / "other.txt").write_bytes(whole_of(whole, entries))
+    files = [tmp_path / "receipt.json", whole.folder / "transcript.txt", whole.folder / "certs.pem"]
+    judged = ["--ca", whole.folder / "ca.pem", "--crl", tmp_path / "crl.pem"]
+    assert run(monkeypatch, *files, *judged) == 0
+    said = capsys.readouterr().out
+    assert f"signed by the client {ALICE}, uncountersigned; not confirmed by the server" in said
+    assert f"revoked since: {whole.alice.fingerprint[:16]}..\n" in said
+    assert run(monkeypatch, *files, "--against", tmp_path / "other.txt") == 1
+    assert "two histories" in capsys.readouterr().out
 
 
 def test_empty_file_is_no_authority_and_no_list(

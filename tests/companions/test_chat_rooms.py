@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -43,11 +44,14 @@ from companions.secure_chat.rooms import (
     encode_relay,
     encode_said,
     parse_member,
+    parse_number,
     parse_recipients,
     parse_relay,
+    parse_room_name,
     parse_said,
 )
 from protocol_fsm import BadPayload, LocalError, ProtocolError
+from tests.cases import case
 from tests.companions.chat_helpers import ALICE, BOB, NOW, NOW_MS, ROOM, START, Authority
 from tests.companions.chat_sessions import Rooms, World
 
@@ -108,6 +112,7 @@ def test_both_hear_the_same_in_the_same_order(world: World) -> None:
     views = [rooms.room, *(seat.room for seat in rooms.seats.values())]
     assert len({view.head for view in views}) == 1
     assert {view.index for view in views} == {4}
+    assert rooms.room.head == forms.parse_head(heard[0].entry.head).head
 
 
 def test_each_message_names_the_newest_head_its_recipients_and_a_fresh_commitment(
@@ -191,6 +196,24 @@ def test_member_who_came_back_is_told_of_a_message_to_its_earlier_session(world:
 
 def rooms_seat(world: World, view: Room) -> rooms.Seat:
     return rooms.Seat(world.alice, world.server.identity, view, lambda data: bytes(48))
+
+
+def test_text_is_neither_said_to_nor_heard_from_whom_we_do_not_trust(world: World) -> None:
+    rooms = Rooms(world)
+    server = Server(rooms)
+    rooms.seats[ALICE].room.members[rooms.sessions[BOB]].is_trusted = False
+    heard, _ = say(rooms, server, BOB, "text")
+    assert (heard.opening, heard.text) == (b"", None)
+    assert rooms.seats[ALICE].compose("text", NOW_MS)["recipients"] == []
+
+
+def test_history_concerns_the_server_the_sender_and_the_recipients(world: World) -> None:
+    rooms = Rooms(world)
+    said = rooms.seats[ALICE].compose("text", NOW_MS)
+    message, _ = parse_said(said, world.alice.identity.fingerprint)
+    views = [rooms.room, *(seat.room for seat in rooms.seats.values())]
+    for one, concerned in ((message, [True] * 3), (replace(message, recipients=()), [1, 1, 0])):
+        assert [view.concerns(one) for view in views] == concerned
 
 
 # What is refused ----------------------------------------------------------------------------------
@@ -289,6 +312,39 @@ def test_other_opening_than_the_senders_is_refused(world: World, text: bytes) ->
         rooms.seats[BOB].hear(relay)
 
 
+def test_text_is_utf_8_of_at_most_4096_bytes_even_if_it_was_committed_to(world: World) -> None:
+    rooms = Rooms(world)
+    said = rooms.seats[ALICE].compose("text", NOW_MS)
+    message, _ = parse_said(said, world.alice.identity.fingerprint)
+    for text, is_good in ((b"x" * 4_096, True), (b"x" * 4_097, False), (b"\xff", False)):
+        committed = replace(message, commitment=forms.commitment(bytes(32), text))
+        for view in (rooms.room, rooms.seats[BOB].room):  # the server may read all
+            with case(text[:9]), nullcontext() if is_good else pytest.raises(BadPayload):
+                assert view.check_opening(committed, bytes(32) + text) == text
+    with pytest.raises(BadOpening):
+        rooms.room.check_opening(message, bytes(32))
+
+
+def test_relay_of_something_else_than_a_message_is_refused(world: World) -> None:
+    rooms = Rooms(world)
+    _, relay = Server(rooms).relay(b"nonsense", bytes(256), b"")
+    with pytest.raises(BadPayload):
+        rooms.seats[BOB].hear(relay)
+
+
+def test_own_message_that_we_never_sent_is_refused(world: World) -> None:
+    said = Rooms(world).seats[ALICE].compose("text", NOW_MS)
+    rooms = Rooms(world)
+    relay = Server(rooms).take(ALICE, said, b"")
+    with pytest.raises(WrongSender):
+        rooms.seats[ALICE].hear(relay)
+
+
+def test_server_says_nothing_in_a_room(world: World) -> None:
+    with pytest.raises(LocalError):
+        rooms_seat(world, Rooms(world).room).compose("text", NOW_MS)
+
+
 def test_addressed_member_is_told_the_text(world: World) -> None:
     rooms = Rooms(world)
     said = rooms.seats[ALICE].compose("text", NOW_MS)
@@ -367,6 +423,8 @@ def test_session_has_one_stay_in_a_room(world: World) -> None:
     assert view.leave(alice.session) is None
     with pytest.raises(BadPayload):
         view.enter(alice)
+    rooms.room.leave(alice.session)
+    rooms.room.enter(alice)  # the server knows by its connections who has been here
 
 
 def test_room_is_full_at_a_hundred(world: World) -> None:
@@ -397,6 +455,7 @@ def test_member_is_shown_with_a_certificate_that_holds(world: World) -> None:
     alice = Member(world.alice.identity, world.alice.pem, bytes(32), 3, b"p" * 32)
     trust = world.authority.trust()
     assert parse_member(alice.encode(), trust, NOW) == alice
+    assert "BEGIN" not in repr(alice)
     for change in ({"seqno": -1}, {"seqno": "0"}, {"session": "x"}, {"more": 1}):
         with pytest.raises(BadPayload):
             parse_member({**alice.encode(), **change}, trust, NOW)
@@ -414,6 +473,10 @@ def test_member_revoked_or_expired_meanwhile_is_shown_and_not_trusted(world: Wor
     revoking.revoke([world.alice.identity.certificate])
     for member in (late, parse_member(alice.encode(), revoking.trust(), NOW)):
         assert (member.identity, member.is_trusted) == (alice.identity, False)
+    long = revoking.issue("client", ALICE, world.keys[2], days=5_000)  # outlives its authority
+    revoking.revoke([long.certificate])
+    shown = parse_member({**alice.encode(), "certificate": long.pem}, revoking.trust(), NOW)
+    assert not shown.is_trusted
     stranger = Authority(world.keys[1]).issue("client", ALICE, world.keys[2])
     with pytest.raises(UnknownIssuer):
         parse_member({**alice.encode(), "certificate": stranger.pem}, world.authority.trust(), NOW)
@@ -421,13 +484,47 @@ def test_member_revoked_or_expired_meanwhile_is_shown_and_not_trusted(world: Wor
 
 # Bad input ----------------------------------------------------------------------------------------
 
+
+def test_names_numbers_and_sizes_end_where_readme_says(world: World) -> None:
+    rooms = Rooms(world)
+    said = rooms.seats[ALICE].compose("text", NOW_MS)
+    entry, _ = parse_relay(Server(rooms).take(ALICE, said, b""))
+    assert parse_room_name("a" * 32) == "a" * 32
+    assert parse_number(2**63 - 1) == 2**63 - 1
+    pairs = [[f"{number:064x}", "1" * 64] for number in range(101)]
+    assert len(parse_recipients(pairs[:100])) == 100
+    opening = bytes(32 + 4_096)
+    assert parse_relay(encode_relay(entry, opening))[1] == opening
+    assert parse_relay(encode_relay(entry._replace(signature=bytes(512)), b""))
+    for parse in (
+        lambda: parse_room_name("a" * 33),
+        lambda: parse_recipients(pairs),
+        lambda: parse_relay(encode_relay(entry, opening + b"x")),
+        lambda: parse_relay(encode_relay(entry._replace(signature=bytes(513)), b"")),
+        lambda: parse_relay(encode_relay(entry._replace(signature=bytes(255)), b"")),
+    ):
+        with pytest.raises(BadPayload):
+            parse()
+
+
 A = ["a" * 64, "1" * 64]
 B = ["b" * 64, "1" * 64]
 
 
 @pytest.mark.parametrize(
     "pairs",
-    [[B, A], [A, A], [["a" * 64]], ["a" * 64], [[1, 2]], [["A" * 64, "1" * 64]], [A] * 200, [{}]],
+    [
+        [B, A],
+        [A, A],
+        [["a" * 64]],
+        ["a" * 64],
+        [[1, 2]],
+        [["A" * 64, "1" * 64]],
+        [A] * 200,
+        [{}],
+        [dict.fromkeys(A, 0)],
+        [7],
+    ],
 )
 def test_recipients_are_sorted_pairs_each_once(pairs: list[object]) -> None:
     assert parse_recipients([A, B])

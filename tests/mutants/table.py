@@ -53,6 +53,7 @@ MODULES = {
     CHAT + "rooms.py": companion("chat_rooms", "chat_evidence"),
     CHAT + "forms.py": companion("chat_evidence", "chat_rooms"),
     CHAT + "transcript.py": companion("chat_evidence"),
+    CHAT + "verify.py": companion("chat_evidence"),
     CHAT + "evidence.py": companion("chat_evidence", "chat_programs", "chat_many_rooms"),
     CHAT + "accounts.py": companion("chat_accounts", "chat_resume", "chat_tries"),
     CHAT + "tries.py": companion("chat_tries", "chat_accounts"),
