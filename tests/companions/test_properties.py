@@ -154,7 +154,7 @@ def test_an_ack_with_any_bit_changed_is_refused(
     class Line:
         fail = failures.append
 
-    monkeypatch.setattr(sender, "channel", Line(), raising=False)
+    monkeypatch.setattr(sender, "_channel", Line())
     monkeypatch.setattr(sender, "receive", lambda: Message(DeviceKind.ACK, acks.pop(0)))
     for bit in range(256):
         with case(f"bit {bit}"), pytest.raises(BadPayload):
