@@ -149,8 +149,6 @@ class Database:
         try:
             address = make_url(url)
             is_sqlite = address.get_backend_name() == "sqlite"
-            if is_sqlite and not (is_read_only and Path(address.database or "").is_file()):
-                _make_file(address.database, is_read_only)
             self._engine = sql.create_engine(
                 address,
                 pool_pre_ping=True,
@@ -158,6 +156,8 @@ class Database:
                 connect_args={} if is_sqlite else MYSQL,
             )
             if is_sqlite:
+                if not (is_read_only and Path(address.database or "").is_file()):
+                    _make_file(address.database, is_read_only)
                 sql.event.listen(self._engine, "connect", _prepare_sqlite)
             if not is_read_only:
                 SCHEMA.create_all(self._engine)

@@ -435,11 +435,15 @@ def test_lost_table_is_a_failure_with_one_line(database: Database) -> None:
         "sqlite:///x.db?timeout=hunter22",
     ],
 )
-def test_url_of_no_database_is_one_sentence(url: str) -> None:
+def test_url_of_no_database_is_one_sentence(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"Database connection failed|DATABASE_URL") as caught:
         Database(url)
     assert "\n" not in str(caught.value)
     assert "hunter22" not in str(caught.value)
+    assert not [*tmp_path.iterdir()]
 
 
 def test_failure_without_words_is_told_too() -> None:
