@@ -172,6 +172,7 @@ def test_an_eavesdropper_sees_that_a_cipher_is_none(session: type[Session]) -> N
         assert weak.suffer(ATTACKS["eavesdrop"]).learned
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cap", [LIMITS.max_strangers - 1, 15])
 def test_a_flood_is_refused_by_the_limit_that_is_set_and_by_no_other(cap: int) -> None:
     class Roomy(Server):

@@ -240,12 +240,15 @@ def test_strangers_with_room_for_all_are_gone_at_their_deadline_even_if_they_dri
 ) -> None:
     """With room for all of them they all stay, each with a thread, until their time is over."""
     limit_s = 8.0
+    silent = SILENT // 2  # so many have a thread in a quarter of their time, on a quiet machine
+    dripping = DRIPPING // 2
+    number = silent + dripping
     with (
         ServerProcess(
             "--keys",
             keys,
             "--max-strangers",
-            "1300",
+            str(number + 100),
             "--frame-timeout",
             "60",
             "--stranger-timeout",
@@ -255,12 +258,12 @@ def test_strangers_with_room_for_all_are_gone_at_their_deadline_even_if_they_dri
     ):
         rounds_s(established, 5)
         before = server.usage()
-        with peak_of(server) as peak, Flood(server.address, SILENT, DRIPPING) as flood:
-            wait_until(lambda: flood.connected == SILENT + DRIPPING)
+        with peak_of(server) as peak, Flood(server.address, silent, dripping) as flood:
+            wait_until(lambda: flood.connected == number)
             connected_s = time.monotonic() - flood.began
             if before.threads:
-                wait_until(lambda: server.usage().threads >= before.threads + 1_100)
-            quickest_s = quickest(2.0, lambda: rounds_s(established, 20))
+                wait_until(lambda: server.usage().threads >= before.threads + number - 50)
+            quickest_s = quickest(FAST_S, lambda: rounds_s(established, 20))
             lets_in(server, keys, 6, 1)
             wait_until(lambda: flood.is_over)
             print(
@@ -268,12 +271,12 @@ def test_strangers_with_room_for_all_are_gone_at_their_deadline_even_if_they_dri
                 f"{connected_s:.1f} s, gone from {min(flood.closed):.1f} to "
                 f"{max(flood.closed):.1f} s"
             )
-        assert quickest_s < 2.0
-        assert peak().resident_kb - before.resident_kb < 40 * MB, "some 25 kB for each"
+        assert quickest_s < FAST_S
+        assert peak().resident_kb - before.resident_kb < 20 * MB, "some 25 kB for each"
         assert min(flood.closed) > limit_s - 0.1
         assert max(flood.closed) < connected_s + limit_s + 20.0, "a frame may take 60 s"
         assert settled(server, before)[1:] == before[1:]
-        assert sum("DeadlineExpired" in line for line in server.log()) == SILENT + DRIPPING
+        assert sum("DeadlineExpired" in line for line in server.log()) == number
 
 
 # Many sessions
