@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from bench.calls import KEY, READINGS, ROOT, count_calls
+from bench.calls import KEY, READINGS, ROOT, calls_in, checked
 from bench.measure import (
     LIMIT_S,
     Ends,
@@ -62,10 +62,6 @@ def call(pipe: Connection, checkout: Path, address: tuple[str, int]) -> None:
             for _ in range(rounds):
                 client.report(READINGS)
             pipe.send(Share(began, now(), []))
-
-
-def tell_calls(pipe: Connection, checkout: Path) -> None:
-    pipe.send(sum(count_calls(checkout).values()))
 
 
 # Here ---------------------------------------------------------------------------------------------
@@ -114,12 +110,6 @@ def both_s(slices: Sequence[Slice]) -> list[float]:
     return [each.both_s for each in slices]
 
 
-def calls_in(checkout: Path) -> float:
-    """Return how many calls a round makes there, both ends together. Raises Failed."""
-    with process(tell_calls, checkout) as pipe:
-        return float(hear(pipe))
-
-
 def table(seen: Seen, calls: Mapping[str, float]) -> str:
     """Return what came out, as ratios in ASCII of at most 79 columns."""
     lines = ["One client, small bodies; medians of all slices, and their quartiles", ""]
@@ -137,7 +127,7 @@ def table(seen: Seen, calls: Mapping[str, float]) -> str:
 
 @measurement
 def main(words: Sequence[str] | None = None) -> int:
-    from program import Parser, UserError, positive  # the processes load that of their checkout
+    from program import Parser, positive  # the processes load that of their checkout
 
     parser = Parser("Our round beside that of another checkout.")
     parser.add_argument("checkout", type=Path, help="its folder")
@@ -146,15 +136,14 @@ def main(words: Sequence[str] | None = None) -> int:
         "--slices", type=positive, default=SLICES, help=f"in a turn; default {SLICES}"
     )
     options = parser.options(words)
-    if not (options.checkout / "server.py").is_file():
-        raise UserError(f"there is no server.py in {options.checkout}")
+    other = checked(options.checkout)
     from bench.certificate import write_certificate
 
-    other = options.checkout.resolve()
     with tempfile.TemporaryDirectory() as folder:
         write_certificate(Path(folder), "127.0.0.1")
         seen = run(other, Path(folder), options.turns, options.slices)
-    print(table(seen, {"ours": calls_in(ROOT), "theirs": calls_in(other)}))
+    calls = {name: sum(calls_in(at).values()) for name, at in (("ours", ROOT), ("theirs", other))}
+    print(table(seen, calls))
     return 0
 
 

@@ -12,9 +12,13 @@ from __future__ import annotations
 import sys
 import threading
 from collections import Counter
+from collections.abc import Sequence
+from multiprocessing.connection import Connection
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
+
+from bench.measure import hear, measurement, process
 
 ROOT = Path(__file__).resolve().parent.parent
 KEY = b"benchmark key 001"
@@ -71,9 +75,35 @@ def count_calls(checkout: Path, rounds: int = ROUNDS) -> dict[Call, float]:
     return {call: number / rounds for call, number in counts.found.items()}
 
 
-def main() -> int:
-    checkout = Path(sys.argv[1]).resolve() if len(sys.argv) > 1 else ROOT
-    calls = count_calls(checkout)
+def tell_calls(pipe: Connection, checkout: Path) -> None:
+    pipe.send(count_calls(checkout))
+
+
+def calls_in(checkout: Path) -> dict[Call, float]:
+    """Count in a process of its own. Raises Failed."""
+    with process(tell_calls, checkout) as pipe:
+        counted: dict[Call, float] = hear(pipe)
+        return counted
+
+
+def checked(checkout: Path) -> Path:
+    """Return the folder of a checkout, whole. Raises UserError."""
+    from program import UserError  # the processes load that of their checkout
+
+    if not (checkout / "server.py").is_file():
+        raise UserError(f"there is no server.py in {checkout}")
+    return checkout.resolve()
+
+
+@measurement
+def main(words: Sequence[str] | None = None) -> int:
+    from program import Parser
+
+    parser = Parser("The calls of a round, function by function.")
+    parser.add_argument(
+        "checkout", type=Path, nargs="?", default=ROOT, help="its folder; default: this one"
+    )
+    calls = calls_in(checked(parser.options(words).checkout))
     by_place: dict[str, float] = {}
     for call, number in calls.items():
         by_place[call.where] = by_place.get(call.where, 0.0) + number
@@ -87,4 +117,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from program import run_program
+
+    run_program(main)

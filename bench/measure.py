@@ -22,8 +22,6 @@ from pathlib import Path
 from statistics import quantiles
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
-from program import starting
-
 SPAWN = multiprocessing.get_context("spawn")  # the same on every system
 ROOT = Path(__file__).resolve().parent.parent
 LIMIT_S = 120.0  # for what should take a moment
@@ -69,6 +67,8 @@ def at_root() -> Iterator[None]:
 @contextmanager
 def process(target: Callable[..., object], *arguments: object) -> Iterator[Connection]:
     """Start a process, and yield the pipe to it; the process does not outlive the block."""
+    from program import starting  # here: the new process must load that of another checkout
+
     ours, theirs = SPAWN.Pipe()
     child = SPAWN.Process(target=target, args=(theirs, *arguments), daemon=True)
     with at_root(), starting():
