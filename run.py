@@ -488,7 +488,10 @@ def main(words):
         os.environ.pop(name, None)
     words = words or [DEFAULT]
     if words[0] in ("help", "-h", "--help"):
-        return 0 if tell(sys.stdout, help_text()) else 2
+        if tell(sys.stdout, help_text()):
+            return 0
+        say("the help cannot be written")
+        return 2
     try:
         if words[0] == "offline":
             offline(words[1:])

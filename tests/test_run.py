@@ -628,7 +628,7 @@ def test_help_that_nobody_can_read_is_no_traceback() -> None:
     os.close(reader)
     with open(writer, "wb") as pipe:
         done = subprocess.run(command, stdout=pipe, stderr=subprocess.PIPE, cwd=ROOT, text=True)
-    assert (done.returncode, done.stderr) == (2, "")
+    assert (done.returncode, done.stderr) == (2, "run.py: the help cannot be written\n")
 
 
 def test_run_py_is_found_through_a_link(tmp_path: Path) -> None:
