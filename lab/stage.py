@@ -133,9 +133,9 @@ def crowded(outcome: Outcome) -> str:
 class Parts(NamedTuple):
     """What the lab is built from: the real parts, or weakened ones from lab/weakened.py."""
 
-    session: Callable[..., Session] = Session
-    server: Callable[..., Server] = Server
-    client: Callable[..., Client] = Client
+    session: type[Session] = Session
+    server: type[Server] = Server
+    client: type[Client] = Client
 
 
 class Lab(Stage):

@@ -5,28 +5,21 @@ python -m companions.device_transfer.matrix
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from pathlib import Path
 
 from companions.device_transfer.attacks import ATTACKS
-from companions.device_transfer.stage import Lab, Parts, Pki
+from companions.device_transfer.stage import Lab
 from companions.device_transfer.weakened import RULES, without
 from lab.search import Found, Matrix, Task, Trials, Tried, search, workers
 from program import run_program
 
 
-@functools.cache
-def pki() -> Pki:
-    """Return the keys of this process: making them takes longer than a try."""
-    return Pki()
-
-
 TRIALS = Trials(
     attacks=ATTACKS,
     rules=RULES,
-    parts=lambda names: Parts(*without(names)),
-    lab=lambda parts, number: Lab(lambda *_: None, parts, None, pki()),
+    parts=without,
+    lab=lambda parts, number: Lab(lambda *_: None, parts),
     heard=("session", "trust", "incoming", "store"),
     also_checks=("final_name",),
 )

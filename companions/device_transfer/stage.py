@@ -7,6 +7,7 @@ here. The stage says what became of the victim's session, and nothing of how an 
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import socket
 import tempfile
@@ -138,12 +139,12 @@ def alone(outcome: Outcome) -> str:
 class Parts(NamedTuple):
     """What the lab is built from: the real parts, or weakened ones from weakened.py."""
 
-    session: Callable[..., Session] = Session
-    trust: Callable[..., Trust] = Trust
-    incoming: Callable[..., Incoming] = Incoming
-    store: Callable[..., Store] = Store
-    server: Callable[..., Server] = Server
-    device: Callable[..., Device] = Device
+    session: type[Session] = Session
+    trust: type[Trust] = Trust
+    incoming: type[Incoming] = Incoming
+    store: type[Store] = Store
+    server: type[Server] = Server
+    device: type[Device] = Device
 
 
 class Pki:
@@ -196,6 +197,12 @@ class Pki:
         ).encoded
 
 
+@functools.cache
+def pki() -> Pki:
+    """Return the keys of this process: making them takes longer than an attack."""
+    return Pki()
+
+
 @contextlib.contextmanager
 def in_peace() -> Iterator[None]:
     """Turn an error in an undisturbed session into a UserError."""
@@ -213,13 +220,12 @@ class Lab(Stage):
         log: Log,
         parts: Parts | None = None,
         observer: Observer | None = None,
-        pki: Pki | None = None,
     ) -> None:
         self.outcome: Outcome = Outcome()
         self.attack = ""
         self.is_weakened = bool(parts)
         self.parts = parts or Parts()
-        self.pki = pki or Pki()
+        self.pki = pki()
         self.rounds = 0  # that the bystander has done
         self.harm: list[Exception] = []  # that has come to it: there must be none
         self.victim: Device  # while it is connected

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from companions.peer_messaging.attacks import ATTACKS
-from companions.peer_messaging.stage import Lab, Parts
+from companions.peer_messaging.stage import Lab
 from companions.peer_messaging.weakened import RULES, without
 from lab.search import Found, Matrix, Task, Trials, Tried, search, workers
 from program import run_program
@@ -17,7 +17,7 @@ from program import run_program
 TRIALS = Trials(
     attacks=ATTACKS,
     rules=RULES,
-    parts=lambda names: Parts(*without(names)),
+    parts=without,
     lab=lambda parts, number: Lab(lambda *_: None, parts),
     heard=("session", "trust", "peer"),
     also_checks=("_decrypt",),

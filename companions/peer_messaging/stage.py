@@ -175,10 +175,10 @@ class Wire:
 class Parts(NamedTuple):
     """What the lab is built from: the real parts, or weakened ones from weakened.py."""
 
-    session: Callable[..., Session] = Session
-    trust: Callable[..., Trust] = Trust
-    peer: Callable[..., Peer] = Peer
-    node: Callable[..., Node] = Node
+    session: type[Session] = Session
+    trust: type[Trust] = Trust
+    peer: type[Peer] = Peer
+    node: type[Node] = Node
 
 
 @functools.cache

@@ -11,7 +11,6 @@ the ends did, never whether bytes came back. Nothing here weakens anything.
 
 from __future__ import annotations
 
-import argparse
 import base64
 import copy
 import json
@@ -106,7 +105,6 @@ from companions.secure_chat.stage import (
     Bribe,
     Lab,
     Outcome,
-    Parts,
     Told,
     alone,
     divided,
@@ -122,8 +120,7 @@ from companions.secure_chat.verify import Certificates, Wrong, verify
 from crypto_utils import BLOCK_BYTES, aes_cbc_decrypt, hmac_verify, pkcs7_unpad
 from lab.catalogue import Catalogue, CutHere
 from lab.frames import Frame, Frames
-from lab.program import Program, run
-from lab.rules import Rules
+from lab.program import Program
 from program import run_program
 from protocol_fsm import BadTag, ConnectionCut, DeadlineExpired
 
@@ -1257,37 +1254,16 @@ def slow_drip(lab: Lab) -> None:
 # The program --------------------------------------------------------------------------------------
 
 
-def weakened_parts(names: Sequence[str]) -> Parts:
-    from companions.secure_chat.weakened import without  # insecure: loaded when asked for
-
-    return Parts(*without(names))
-
-
-def rules() -> tuple[Rules, Sequence[str]]:
-    from companions.secure_chat.weakened import DOCUMENTED, RULES
-
-    return RULES, DOCUMENTED
-
-
-def new_lab(options: argparse.Namespace, log: Any, parts: Any, observer: Any) -> Lab:
-    return Lab(log, parts, observer)
-
-
-def main() -> int:
-    return run(
-        Program(
-            description="Attacks members and a server of its own, on loopback.",
-            attacks=ATTACKS,
-            lab=new_lab,
-            parts=weakened_parts,
-            rules=rules,
-            module="companions.secure_chat.attacks",
-            sets=Path(__file__).parent / "sets.json",
-            title=kind_name,
-            beginning="making keys for an authority, a server and four members ...",
-        )
-    )
-
+PROGRAM = Program(
+    description="Attacks members and a server of its own, on loopback.",
+    attacks=ATTACKS,
+    lab=lambda options, log, parts, observer: Lab(log, parts, observer),
+    weakened="companions.secure_chat.weakened",
+    title=kind_name,
+    beginning="making keys for an authority, a server and four members ...",
+    module="companions.secure_chat.attacks",
+    sets=Path(__file__).parent / "sets.json",
+)
 
 if __name__ == "__main__":
-    run_program(main)
+    run_program(PROGRAM.run)

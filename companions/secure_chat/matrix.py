@@ -5,7 +5,6 @@ python -m companions.secure_chat.matrix
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from companions.secure_chat.accounts import Refused
 from companions.secure_chat.attacks import ATTACKS
 from companions.secure_chat.pki import WrongPurpose
 from companions.secure_chat.protocol import BadGroup, BadSignature
-from companions.secure_chat.stage import Lab, Outcome, Parts, Pki
+from companions.secure_chat.stage import Lab, Outcome
 from companions.secure_chat.weakened import RULES, without
 from lab.rules import Names
 from lab.search import Found, Matrix, Task, Trials, Tried, search, workers
@@ -49,17 +48,11 @@ def idle(outcome: Outcome) -> Names:
     return frozenset(all_names - useful)
 
 
-@functools.cache
-def pki() -> Pki:
-    """Return the keys of this process: making them takes longer than a try."""
-    return Pki()
-
-
 TRIALS = Trials(
     attacks=ATTACKS,
     rules=RULES,
-    parts=lambda names: Parts(*without(names)),
-    lab=lambda parts, number: Lab(lambda *_: None, parts, None, pki()),
+    parts=without,
+    lab=lambda parts, number: Lab(lambda *_: None, parts),
     heard=("session", "trust", "pins", "accounts", "room"),
     also_checks=("check_revocation", "check_key"),
     idle=idle,

@@ -9,6 +9,7 @@ of how an attack works.
 from __future__ import annotations
 
 import contextlib
+import functools
 import socket
 import tempfile
 import threading
@@ -154,14 +155,14 @@ def alone(outcome: Outcome) -> str:
 class Parts(NamedTuple):
     """What the lab is built from: the real parts, or weakened ones from weakened.py."""
 
-    session: Callable[..., Session] = Session
-    trust: Callable[..., Trust] = Trust
-    accounts: Callable[..., Accounts] = Accounts
-    room: Callable[..., Room] = Room
+    session: type[Session] = Session
+    trust: type[Trust] = Trust
+    accounts: type[Accounts] = Accounts
+    room: type[Room] = Room
     receipt: type[Receipt] = Receipt
-    server: Callable[..., Server] = Server
-    client: Callable[..., Client] = Client
-    pins: Callable[..., Pins] = Pins
+    server: type[Server] = Server
+    client: type[Client] = Client
+    pins: type[Pins] = Pins
 
 
 class Pki:
@@ -222,6 +223,12 @@ class Pki:
         return pem_of(made)
 
 
+@functools.cache
+def pki() -> Pki:
+    """Return the keys of this process: making them takes longer than an attack."""
+    return Pki()
+
+
 @contextlib.contextmanager
 def in_peace() -> Iterator[None]:
     """Turn an error in an undisturbed session into a UserError."""
@@ -239,13 +246,12 @@ class Lab(Stage):
         log: Log,
         parts: Parts | None = None,
         observer: Observer | None = None,
-        pki: Pki | None = None,
     ) -> None:
         self.outcome: Outcome = Outcome()
         self.attack = ""
         self.is_weakened = bool(parts)
         self.parts = parts or Parts()
-        self.pki = pki or Pki()
+        self.pki = pki()
         self.rounds = 0  # that Carol has done
         self.harm: list[Exception] = []  # that has come to her: there must be none
         self.alice: Client  # while they are connected
