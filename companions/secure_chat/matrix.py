@@ -5,7 +5,7 @@ python -m companions.secure_chat.matrix
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from companions.secure_chat.accounts import Refused
@@ -15,7 +15,7 @@ from companions.secure_chat.protocol import BadGroup, BadSignature
 from companions.secure_chat.stage import Lab, Outcome
 from companions.secure_chat.weakened import RULES, without
 from lab.rules import Names
-from lab.search import Found, Matrix, Task, Trials, Tried, search, workers
+from lab.search import Matrix, Task, Trials, Tried, find
 from program import run_program
 from protocol_fsm import BadTag, DeadlineExpired
 
@@ -64,14 +64,8 @@ def trial(task: Task) -> list[Tried]:
     return TRIALS.trial(task)
 
 
-def find(names: Sequence[str], size: int) -> Found:
-    """Return the minimal sets of each attack."""
-    with workers(2) as pool:  # more of them would make the lab's deadlines pass
-        return search(names, size, pool, trial)
-
-
-MATRIX = Matrix(ATTACKS, RULES, Path(__file__).parent, find)
-
+PER_CORE = 2  # processes per core; with more the lab's deadlines would pass
+MATRIX = Matrix(ATTACKS, RULES, Path(__file__).parent, partial(find, trial, PER_CORE))
 
 if __name__ == "__main__":
     run_program(MATRIX.run)

@@ -288,7 +288,7 @@ def record_of(kind: Kind) -> st.SearchStrategy[bytes]:
 def test_the_fields_of_a_message_are_all_of_its_bytes(message: bytes) -> None:
     assert b"".join(field.content for field in wire.fields(message)) == message
     assert wire.title(message)
-    assert wire.describe(message).endswith(f", {plural(len(message), 'byte')}")
+    assert wire.WIRE.describe(message).endswith(f", {plural(len(message), 'byte')}")
 
 
 def test_fields_say_what_they_mean(lab: Lab) -> None:

@@ -293,7 +293,7 @@ def message_of(kind: Kind) -> st.SearchStrategy[bytes]:
 def test_the_fields_of_a_message_are_all_of_its_bytes(message: bytes) -> None:
     assert b"".join(field.content for field in wire.fields(message)) == message
     assert wire.title(message)
-    assert wire.describe(message).endswith(f", {plural(len(message), 'byte')}")
+    assert wire.WIRE.describe(message).endswith(f", {plural(len(message), 'byte')}")
     assert wire.framed(message).endswith(message)
 
 
