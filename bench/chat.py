@@ -64,7 +64,7 @@ from companions.secure_chat.certs import (
 )
 from companions.secure_chat.client import Client
 from companions.secure_chat.forms import NOTHING, OPENING_BYTES, Recipient
-from companions.secure_chat.options import start_log
+from companions.logs import start_log
 from companions.secure_chat.pae import is_signed, sign
 from companions.secure_chat.pki import Role, utc_now
 from companions.secure_chat.protocol import Party

@@ -48,7 +48,6 @@ from companions.device_transfer.options import (
     PartyParser,
     check_role,
     load_party,
-    start_log,
 )
 from companions.device_transfer.protocol import (
     CHUNK_BYTES,
@@ -58,6 +57,7 @@ from companions.device_transfer.protocol import (
     Session,
     State,
 )
+from companions.logs import start_log
 from companions.device_transfer.transfer import (
     MAX_TEXT_BYTES,
     Announcement,

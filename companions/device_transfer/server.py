@@ -32,12 +32,12 @@ from companions.device_transfer.options import (
     check_role,
     is_same_file,
     load_party,
-    start_log,
 )
 from companions.device_transfer.protocol import Kind, Message, Session
 from companions.device_transfer.store import JOURNAL, Partial, Store
 from companions.device_transfer.transfer import Incoming, ItemKind, Manifest, parse_announcement
 from companions.listening import Connection, Listener, listen, serve
+from companions.logs import start_log
 from endpoint import HOST
 from program import Lines, UserError, plural, positive, run_program
 from protocol_fsm import ConnectionCut

@@ -29,7 +29,7 @@ from companions.device_transfer.certificates import (
     Role,
     UntrustedCertificate,
 )
-from companions.device_transfer.options import LineFormatter
+from companions.logs import LineFormatter
 from companions.listening import host_and_port_of
 from companions.device_transfer.protocol import (
     Kind,
