@@ -19,10 +19,8 @@ The server has a process of its own, the clients are threads of another, the flo
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import hashlib
-import json
 import socket
 import ssl
 import sys
@@ -52,13 +50,13 @@ from bench.chat import (
     tell,
     write,
 )
+from bench.flags import counts, write_numbers
 from bench.measure import (
     LIMIT_S,
     Failed,
     Spread,
     by_rival,
     hear,
-    machine,
     measurement,
     process,
     ratio,
@@ -73,7 +71,7 @@ from companions.secure_chat.client import Client, Joined, NotLetIn
 from companions.secure_chat.evidence import Kept
 from companions.secure_chat.rooms import Said
 from companions.secure_chat.storage import Database
-from program import NoConnection, Parser, output_path, positive, run_program, write_text
+from program import NoConnection, run_program
 from protocol_fsm import LocalError, ProtocolError
 
 NAMES = {"tls": "signed, over TLS", "ours": "ours", "attacked": "ours, attacked"}
@@ -528,25 +526,18 @@ def is_whole(seen: Mapping[str, Sequence[Slice]]) -> bool:
     )
 
 
-def parse() -> argparse.Namespace:
-    parser = Parser("Many clients in many rooms of secure_chat: counted, timed, and attacked.")
-    for name, default in {
-        "--clients": 100,
-        "--rooms": 10,
-        "--seconds": 30,
-        "--rate": 10,
-        "--turns": 3,
-    }.items():
-        parser.add_argument(
-            name, type=positive, default=default, metavar="N", help=f"default {default}"
-        )
-    parser.add_argument("--json", type=output_path, metavar="FILE", help="write all numbers there")
-    return parser.options()
-
-
 @measurement
 def main() -> int:
-    options = parse()
+    options = counts(
+        "Many clients in many rooms of secure_chat: counted, timed, and attacked.",
+        {
+            "--clients": (100, "in all"),
+            "--rooms": (10, "for them"),
+            "--seconds": (30, "of a slice"),
+            "--rate": (10, "texts a second"),
+            "--turns": (3, "of all rivals"),
+        },
+    )
     plan = Plan(options.clients, options.rooms, options.seconds, options.rate)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -560,10 +551,8 @@ def main() -> int:
         seen = by_rival(turns([*NAMES], options.turns, run_one))
     print(f"{plan.clients} clients in {plan.rooms} rooms, {plan.rate} texts/s, {plan.seconds} s")
     print("", table({name: seen[name] for name in NAMES}), "", *sentences(seen), sep="\n")
-    if options.json:
-        numbers = {rival: [one._asdict() for one in each] for rival, each in seen.items()}
-        found = {**machine(), "openssl": ssl.OPENSSL_VERSION, **plan._asdict(), "slices": numbers}
-        write_text(options.json, json.dumps(found, indent=1) + "\n")
+    numbers = {rival: [one._asdict() for one in each] for rival, each in seen.items()}
+    write_numbers(options, {"openssl": ssl.OPENSSL_VERSION, **plan._asdict(), "slices": numbers})
     if not is_whole(seen):
         print("some texts were lost, or heard twice, or elsewhere", file=sys.stderr)
         return 1
