@@ -162,6 +162,15 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
+def reach(address: tuple[str, int], timeout_s: float) -> socket.socket:
+    """Return a connection to a server. Raises NoConnection."""
+    try:
+        return socket.create_connection(address, timeout_s)
+    except (OSError, UnicodeError, OverflowError) as error:
+        where = "{}:{}".format(*address)
+        raise NoConnection(f"no server at {where}: {reason_of(error)}") from None
+
+
 def host_and_port_of(address: Sequence[object]) -> str:
     """Return HOST:PORT, of IPv4 or IPv6."""
     host = str(address[0])

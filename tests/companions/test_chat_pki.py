@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from companions.asymmetric import PrivateKey
+from companions.locking import locked
 from companions.secure_chat import authority, gen_ca, gen_cert, pki, revoke
 from companions.secure_chat.authority import pem_of
 from companions.secure_chat.certs import load_credentials, load_trust
@@ -588,7 +589,7 @@ def test_certificate_that_is_named_twice_is_revoked_once(certs: Path) -> None:
 @pytest.mark.slow
 def test_two_lists_are_not_made_at_once(certs: Path) -> None:
     before = (certs / "ca_crl.pem").read_bytes()
-    with revoke.locked(certs / "ca_crl.lock"):
+    with locked(certs / "ca_crl.lock"):
         with pytest.raises(UserError, match="another program is making a list"):
             revoke.renew(certs, [1])
     assert (certs / "ca_crl.pem").read_bytes() == before
