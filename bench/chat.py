@@ -52,6 +52,7 @@ from bench.measure import (
 from bench.process import Usage, usage_of
 from bench.rivals import HOST, tls_context
 from companions.asymmetric import PrivateKey, new_identity
+from companions.logs import start_log
 from companions.secure_chat import authority, forms, gen_ca, gen_cert
 from companions.secure_chat.accounts import LANES, MEMORY_KIB, PASSES, Accounts
 from companions.secure_chat.certs import (
@@ -62,7 +63,6 @@ from companions.secure_chat.certs import (
 )
 from companions.secure_chat.client import Client
 from companions.secure_chat.forms import NOTHING, OPENING_BYTES, Recipient
-from companions.logs import start_log
 from companions.secure_chat.pae import is_signed, sign
 from companions.secure_chat.pki import Role, utc_now
 from companions.secure_chat.protocol import Party

@@ -167,7 +167,7 @@ class Lab(Stage):
         self.rounds = 0
         self.is_weakened = parts is not None
         self._new_session = (parts or Parts()).session
-        self._observer = observer
+        self.observer = observer
         self._log = log
 
     def __enter__(self) -> Lab:
@@ -202,8 +202,7 @@ class Lab(Stage):
                 server.join(5.0)
 
     def _channel(self, sock: socket.socket, end: str) -> Channel[Note]:
-        watchers = [self._observer.watcher(end)] if self._observer else []
-        return Channel(sock, self._new_session(watchers))
+        return Channel(sock, self._new_session(self.watchers(end)))
 
     def _serve(self, listener: socket.socket) -> None:
         channel = self._channel(listener.accept()[0], "server")

@@ -24,7 +24,8 @@ from lab.program import Teller
 from lab.rules import expanded
 from lab.stage import Lab
 from lab.verdict import should_win
-from lab.weakened import DOCUMENTED, without as parts_without
+from lab.weakened import DOCUMENTED
+from lab.weakened import without as parts_without
 from program import UserError
 
 SETS = Path(LAB.data, "sets.json")

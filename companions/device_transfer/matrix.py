@@ -14,7 +14,6 @@ from companions.device_transfer.weakened import RULES, without
 from lab.search import Matrix, Task, Trials, Tried, find
 from program import run_program
 
-
 TRIALS = Trials(
     attacks=ATTACKS,
     rules=RULES,

@@ -46,7 +46,7 @@ from lab.line import Line
 from lab.observer import Observer
 from lab.proxy import Proxy
 from program import UserError
-from protocol_fsm import DeadlineExpired, LocalError, ProtocolError, Seen, Watcher
+from protocol_fsm import DeadlineExpired, LocalError, ProtocolError
 
 AUTHORITY = "school"
 SERVER = "server-1"
@@ -230,7 +230,7 @@ class Lab(Stage):
         self.harm: list[Exception] = []  # that has come to it: there must be none
         self.victim: Device  # while it is connected
         self._log = log
-        self._observer = observer
+        self.observer = observer
         self._list_number = 0
         self.publish()
         authority = self.pki.keys[AUTHORITY].public_key()
@@ -284,24 +284,16 @@ class Lab(Stage):
     ) -> Session:
         """Return a session of an honest end; those of server and victim are observed."""
         ends = {SERVER: "server", VICTIM: "client"}
-        name = identity.certificate.common_name
-        watchers: list[Watcher] = []
-        if self._observer and self.attack and name in ends:
-            watchers.append(self._observer.watcher(ends[name]))
+        watchers = self.watchers(ends.get(identity.certificate.common_name, ""))
         return self.parts.session(
             identity, trust, peer_name, watchers=watchers, rekey_chunks=REKEY_CHUNKS
         )
 
     def device(self, who: Identity, rekey_chunks: int = REKEY_CHUNKS) -> Device:
         """Return a device of the adversary's, whose messages are logged as its own."""
-
-        def watch(seen: Seen) -> None:
-            if seen.verdict == "sealed":
-                self.log("inserted", Frame("server", seen.message))
-            else:
-                self.log("sent", Frame("client", seen.message))
-
-        new_session = partial(self.parts.session, watchers=[watch], rekey_chunks=rekey_chunks)
+        new_session = partial(
+            self.parts.session, watchers=[self.watch_own], rekey_chunks=rekey_chunks
+        )
         return self._device(who, self.address, new_session)
 
     def _device(

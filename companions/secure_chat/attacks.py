@@ -76,10 +76,10 @@ from companions.secure_chat.protocol import (
     to_base64,
 )
 from companions.secure_chat.rooms import (
+    LOBBY,
     BadHead,
     BadMessageSignature,
     BadOpening,
-    LOBBY,
     Entry,
     Fork,
     FromTheFuture,

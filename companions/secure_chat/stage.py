@@ -58,7 +58,7 @@ from lab.line import Line
 from lab.observer import Observer
 from lab.proxy import Proxy
 from program import UserError
-from protocol_fsm import LocalError, ProtocolError, Seen, Watcher
+from protocol_fsm import LocalError, ProtocolError
 
 SERVER = "localhost"
 ALICE = "alice@example.org"
@@ -262,7 +262,7 @@ class Lab(Stage):
         self.seats: dict[str, Connection] = {}  # at the server, by name
         self.start = b""  # of the rooms that the bribed server makes; empty: by chance
         self._log = log
-        self._observer = observer
+        self.observer = observer
         self._list_number = 0
         self._changed = threading.Condition()
         self._connections = 0  # that have not ended yet
@@ -334,26 +334,16 @@ class Lab(Stage):
     def new_session(self, party: Party, trust: Trust, server_name: str | None = None) -> Session:
         """Return a session of an honest end; those of the server and of Alice are observed."""
         ends = {SERVER: "server", ALICE: "client"}
-        name = party.identity.name
-        watchers: list[Watcher] = []
-        if self._observer and self.attack and name in ends:
-            watchers.append(self._observer.watcher(ends[name]))
+        watchers = self.watchers(ends.get(party.identity.name, ""))
         return self.parts.session(party, trust, server_name, watchers=watchers)
 
     def client(self, who: Party, later_ms: int = 0) -> Client:
         """Return a client of the adversary's, whose messages are logged as its own."""
-
-        def watch(seen: Seen) -> None:
-            if seen.verdict == "sealed":
-                self.log("inserted", Frame("server", seen.message))
-            else:
-                self.log("sent", Frame("client", seen.message))
-
         return self._client(
             who,
             self.address,
             PATIENCE_S,
-            new_session=partial(self.parts.session, watchers=[watch]),
+            new_session=partial(self.parts.session, watchers=[self.watch_own]),
             clock=lambda: now_ms() + later_ms,
         )
 

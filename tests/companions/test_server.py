@@ -29,8 +29,6 @@ from companions.device_transfer.certificates import (
     Role,
     UntrustedCertificate,
 )
-from companions.logs import LineFormatter
-from companions.listening import host_and_port_of
 from companions.device_transfer.protocol import (
     Kind,
     Message,
@@ -51,6 +49,8 @@ from companions.device_transfer.transfer import (
     TooLarge,
     sign_manifest,
 )
+from companions.listening import host_and_port_of
+from companions.logs import LineFormatter
 from program import NoConnection, UserError
 from protocol_fsm import (
     BadTag,
