@@ -695,7 +695,7 @@ def test_key_whose_certificate_cannot_be_written_is_taken_away(
     make: Callable[[], object] = partial(gen_ca.create, certs)
     if module is gen_cert:
         make = partial(gen_cert.issue, certs, "server", "localhost", "server")
-    monkeypatch.setattr(module, "write_whole", full)
+    monkeypatch.setattr("companions.secure_chat.certs.write_whole", full)
     with pytest.raises(UserError, match="No space left"):
         make()
     assert sorted(certs.glob("*")) == before
