@@ -39,9 +39,8 @@ from endpoint import DEMO_KEYS, HOST, OPCODE_NAMES, PORT, choose_keys
 from lab.catalogue import Catalogue, CutHere
 from lab.ciphertexts import repeats, shown_by
 from lab.frames import Frame, Frames, Tap, flipped, xored
-from lab.program import Program, run
+from lab.program import Program
 from lab.proxy import Proxy
-from lab.rules import Rules
 from lab.stage import (
     CROWD,
     LIMITS,
@@ -49,7 +48,6 @@ from lab.stage import (
     READINGS,
     VICTIM,
     Lab,
-    Parts,
     alone_in_a_session,
     counted,
     crowded,
@@ -685,18 +683,6 @@ def add_flags(parser: Parser) -> None:
     parser.add_argument("--seed", help="repeat a run byte for byte")
 
 
-def weakened_parts(names: Sequence[str]) -> Parts:
-    from lab.weakened import without  # insecure code is loaded only when it is asked for
-
-    return Parts(*without(names))
-
-
-def rules() -> tuple[Rules, Sequence[str]]:
-    from lab.weakened import DOCUMENTED, RULES
-
-    return RULES, DOCUMENTED
-
-
 def new_lab(options: argparse.Namespace, log: Any, parts: Any, observer: Any) -> Lab:
     seed = options.seed or secrets.token_hex(4)
     return Lab(seed, log, parts, server_to_attack(options), observer)
@@ -706,22 +692,17 @@ def title(message: bytes) -> str:
     return OPCODE_NAMES.get(message[0], f"opcode {message[0]}")
 
 
-def main() -> int:
-    return run(
-        Program(
-            description="Attacks a server of its own, or the one that --server names.",
-            module="attacks",
-            attacks=ATTACKS,
-            lab=new_lab,
-            parts=weakened_parts,
-            rules=rules,
-            sets=Path(__file__).parent / "classroom" / "sets.json",
-            title=title,
-            add_flags=add_flags,
-            families={"documented": DOCUMENTED},
-        )
-    )
-
+PROGRAM = Program(
+    description="Attacks a server of its own, or the one that --server names.",
+    attacks=ATTACKS,
+    lab=new_lab,
+    weakened="lab.weakened",
+    title=title,
+    add_flags=add_flags,
+    module="attacks",
+    sets=Path(__file__).parent / "classroom" / "sets.json",
+    families={"documented": DOCUMENTED},
+)
 
 if __name__ == "__main__":
-    run_program(main)
+    run_program(PROGRAM.run)

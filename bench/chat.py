@@ -17,9 +17,7 @@ what they cost it, and how long a text takes to reach all of them.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import json
 import os
 import socket
 import ssl
@@ -37,13 +35,13 @@ from typing import BinaryIO, NamedTuple, cast
 from argon2 import PasswordHasher
 
 from bench.certificate import write_certificate
+from bench.flags import counts, write_numbers
 from bench.measure import (
     Moment,
     Spread,
     bars,
     by_rival,
     hear,
-    machine,
     measurement,
     now,
     process,
@@ -54,6 +52,7 @@ from bench.measure import (
 from bench.process import Usage, usage_of
 from bench.rivals import HOST, tls_context
 from companions.asymmetric import PrivateKey, new_identity
+from companions.logs import start_log
 from companions.secure_chat import authority, forms, gen_ca, gen_cert
 from companions.secure_chat.accounts import LANES, MEMORY_KIB, PASSES, Accounts
 from companions.secure_chat.certs import (
@@ -64,7 +63,6 @@ from companions.secure_chat.certs import (
 )
 from companions.secure_chat.client import Client
 from companions.secure_chat.forms import NOTHING, OPENING_BYTES, Recipient
-from companions.secure_chat.options import start_log
 from companions.secure_chat.pae import is_signed, sign
 from companions.secure_chat.pki import Role, utc_now
 from companions.secure_chat.protocol import Party
@@ -72,7 +70,7 @@ from companions.secure_chat.rooms import LOBBY, MAX_MEMBERS, Said
 from companions.secure_chat.server import Server
 from companions.secure_chat.storage import Database
 from companions.secure_chat.transcript import Transcript
-from program import Parser, output_path, positive, run_program, write_text
+from program import run_program
 
 NAMES = {"tls": "signed, over TLS", "ours": "ours"}
 MESSAGES = 400
@@ -559,24 +557,17 @@ def sentences(rate: float, most: float, room: Held) -> list[str]:
     ]
 
 
-def parse() -> argparse.Namespace:
-    parser = Parser("Measures messages, logins and clients of secure_chat.")
-    for name, default in {
-        "--messages": MESSAGES,
-        "--logins": LOGINS,
-        "--clients": MAX_MEMBERS,
-        "--turns": TURNS,
-    }.items():
-        parser.add_argument(
-            name, type=positive, default=default, metavar="N", help=f"default {default}"
-        )
-    parser.add_argument("--json", type=output_path, metavar="FILE", help="write all numbers there")
-    return parser.options()
-
-
 @measurement
 def main() -> int:
-    options = parse()
+    options = counts(
+        "Measures messages, logins and clients of secure_chat.",
+        {
+            "--messages": (MESSAGES, "of a slice"),
+            "--logins": (LOGINS, "one after another"),
+            "--clients": (MAX_MEMBERS, "in a room"),
+            "--turns": (TURNS, "of all rivals"),
+        },
+    )
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         certify(folder)
@@ -586,18 +577,16 @@ def main() -> int:
         room = held(folder, options.clients)
     print(table(options.messages, seen))
     print("", *sentences(rate, most, room), sep="\n")
-    if options.json:
-        found = {
-            **machine(),
-            "openssl": ssl.OPENSSL_VERSION,
-            "messages": options.messages,
-            "slices": {rival: [one._asdict() for one in each] for rival, each in seen.items()},
-            "ours_of": {"tls": of(seen["ours"], seen["tls"])},
-            "logins_per_s": rate,
-            "argon2_per_s": most,
-            "held": room,
-        }
-        write_text(options.json, json.dumps(found, indent=1) + "\n")
+    found = {
+        "openssl": ssl.OPENSSL_VERSION,
+        "messages": options.messages,
+        "slices": {rival: [one._asdict() for one in each] for rival, each in seen.items()},
+        "ours_of": {"tls": of(seen["ours"], seen["tls"])},
+        "logins_per_s": rate,
+        "argon2_per_s": most,
+        "held": room,
+    }
+    write_numbers(options, found)
     return 0
 
 

@@ -19,10 +19,8 @@ The server has a process of its own, the clients are threads of another, the flo
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import hashlib
-import json
 import socket
 import ssl
 import sys
@@ -31,6 +29,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -52,13 +51,13 @@ from bench.chat import (
     tell,
     write,
 )
+from bench.flags import counts, write_numbers
 from bench.measure import (
     LIMIT_S,
     Failed,
     Spread,
     by_rival,
     hear,
-    machine,
     measurement,
     process,
     ratio,
@@ -73,7 +72,7 @@ from companions.secure_chat.client import Client, Joined, NotLetIn
 from companions.secure_chat.evidence import Kept
 from companions.secure_chat.rooms import Said
 from companions.secure_chat.storage import Database
-from program import NoConnection, Parser, output_path, positive, run_program, write_text
+from program import NoConnection, run_program
 from protocol_fsm import LocalError, ProtocolError
 
 NAMES = {"tls": "signed, over TLS", "ours": "ours", "attacked": "ours, attacked"}
@@ -158,8 +157,11 @@ class Tally:
 class Crowd:
     """Members that are all there: each can be told to say something, until it is over."""
 
-    def __init__(self, tally: Tally) -> None:
-        self.tally = tally
+    def __init__(self, folder: Path, address: tuple[str, int], plan: Plan) -> None:
+        self.folder = folder  # of keys and certificates
+        self.address = address  # of the server
+        self.members = plan.members()  # by room
+        self.tally = Tally(self.members)
         self.speakers: dict[str, tuple[str, Callable[[str], object]]] = {}  # with their rooms
         self.over = threading.Event()
         self._changed = threading.Condition()
@@ -193,10 +195,8 @@ def run_crowd(
 ) -> None:
     """In the clients' process: come, tell, talk when told to, tell what was found, and go."""
     raise_descriptor_limit()
-    members = plan.members()
-    crowd = Crowd(Tally(members))
-    begin = begin_lean if rival == "tls" else begin_ours
-    threads = begin(crowd, folder, address, members, has_idlers=rival == "attacked")
+    crowd = Crowd(folder, address, plan)
+    threads = begin_lean(crowd) if rival == "tls" else begin_ours(crowd, rival == "attacked")
     crowd.wait(plan.clients)
     pipe.send("all are here")
     pipe.recv()
@@ -211,29 +211,21 @@ def run_crowd(
 # Ours ---------------------------------------------------------------------------------------------
 
 
-def begin_ours(
-    crowd: Crowd,
-    folder: Path,
-    address: tuple[str, int],
-    members: Mapping[str, Sequence[str]],
-    *,
-    has_idlers: bool,
-) -> list[threading.Thread]:
+def begin_ours(crowd: Crowd, has_idlers: bool) -> list[threading.Thread]:
     """Start a thread for each client, after those that will never read."""
     key = new_identity()  # one for all: a key takes long to make
     here = threading.Semaphore(0)
-    idlers = [*members] if has_idlers else []
+    idlers = [*crowd.members] if has_idlers else []
     for room in idlers:
-        arguments = (crowd, folder, address, key, f"idle-{room}", room, here)
+        arguments = (crowd, key, room, here)
         threading.Thread(target=idle, args=arguments, daemon=True).start()
     for _ in idlers:
         here.acquire()
     gate = threading.Semaphore(AT_ONCE)
     threads = []
-    for room, names in members.items():
+    for room, names in crowd.members.items():
         for name in names:
-            size = len(names) + bool(has_idlers)
-            given = (crowd, folder, address, key, name, room, size, gate)
+            given = (crowd, key, name, room, len(names) + has_idlers, gate)
             threads.append(threading.Thread(target=live_ours, args=given, daemon=True))
     for thread in threads:
         thread.start()
@@ -241,19 +233,12 @@ def begin_ours(
 
 
 def live_ours(
-    crowd: Crowd,
-    folder: Path,
-    address: tuple[str, int],
-    key: PrivateKey,
-    name: str,
-    room: str,
-    size: int,
-    gate: threading.Semaphore,
+    crowd: Crowd, key: PrivateKey, name: str, room: str, size: int, gate: threading.Semaphore
 ) -> None:
     """Live the life of a member: hear all, say what it is told to, and leave with a receipt."""
     with contextlib.ExitStack() as stack:
         with gate:
-            client = stack.enter_context(our_client(folder, certified(folder, name, key), address))
+            client = stack.enter_context(member(crowd, key, name))
             count = len(client.join(room))
         if count == size:
             crowd.come(name, room, partial(say_ours, client))
@@ -265,6 +250,11 @@ def live_ours(
                 crowd.come(name, room, partial(say_ours, client))
 
 
+def member(crowd: Crowd, key: PrivateKey, name: str) -> AbstractContextManager[Client]:
+    """Give a client that is logged in."""
+    return our_client(crowd.folder, certified(crowd.folder, name, key), crowd.address)
+
+
 def say_ours(client: Client, text: str) -> None:
     client.channel.post(lambda: client.say(text))
 
@@ -274,17 +264,9 @@ def leave_when_over(crowd: Crowd, client: Client) -> None:
     client.channel.post(client.leave)
 
 
-def idle(
-    crowd: Crowd,
-    folder: Path,
-    address: tuple[str, int],
-    key: PrivateKey,
-    name: str,
-    room: str,
-    here: threading.Semaphore,
-) -> None:
+def idle(crowd: Crowd, key: PrivateKey, room: str, here: threading.Semaphore) -> None:
     """Come into a room, and never read."""
-    with our_client(folder, certified(folder, name, key), address) as client:
+    with member(crowd, key, f"idle-{room}") as client:
         client.join(room)
         client.channel._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
         here.release()
@@ -298,42 +280,25 @@ def session_of(name: str) -> bytes:
     return hashlib.sha256(name.encode()).digest()
 
 
-def begin_lean(
-    crowd: Crowd,
-    folder: Path,
-    address: tuple[str, int],
-    members: Mapping[str, Sequence[str]],
-    *,
-    has_idlers: bool,
-) -> list[threading.Thread]:
+def begin_lean(crowd: Crowd) -> list[threading.Thread]:
     """Start a thread for each client of the lean relay; none of them ends by itself."""
-    if has_idlers:
-        raise Failed("the lean relay would wait for them for ever")
-    for room, names in members.items():
+    for room, names in crowd.members.items():
         for name in names:
-            given = (crowd, folder, address, name, room, names)
-            threading.Thread(target=live_lean, args=given, daemon=True).start()
+            threading.Thread(target=live_lean, args=(crowd, name, room), daemon=True).start()
     return []
 
 
-def live_lean(
-    crowd: Crowd,
-    folder: Path,
-    address: tuple[str, int],
-    name: str,
-    room: str,
-    names: Sequence[str],
-) -> None:
-    others = [session_of(one) for one in names if one != name]
-    context = tls_context("tls13", folder, is_server=False)
-    member = LeanMember(folder, name, address, room, session_of(name), others)
-    write(member.stream, b"down", room.encode())
-    read(member.stream, 1)
-    up = lean_stream(socket.create_connection(address), context, is_server=False)
+def live_lean(crowd: Crowd, name: str, room: str) -> None:
+    others = [session_of(one) for one in crowd.members[room] if one != name]
+    context = tls_context("tls13", crowd.folder, is_server=False)
+    lean = LeanMember(crowd.folder, name, crowd.address, room, session_of(name), others)
+    write(lean.stream, b"down", room.encode())
+    read(lean.stream, 1)
+    up = lean_stream(socket.create_connection(crowd.address), context, is_server=False)
     write(up, b"up", room.encode())
-    crowd.come(name, room, partial(member.say, up))
+    crowd.come(name, room, partial(lean.say, up))
     while True:  # until the process ends
-        crowd.tally.hear(name, member.hear())
+        crowd.tally.hear(name, lean.hear())
 
 
 def serve_lean(pipe: Connection, folder: Path) -> None:
@@ -528,25 +493,18 @@ def is_whole(seen: Mapping[str, Sequence[Slice]]) -> bool:
     )
 
 
-def parse() -> argparse.Namespace:
-    parser = Parser("Many clients in many rooms of secure_chat: counted, timed, and attacked.")
-    for name, default in {
-        "--clients": 100,
-        "--rooms": 10,
-        "--seconds": 30,
-        "--rate": 10,
-        "--turns": 3,
-    }.items():
-        parser.add_argument(
-            name, type=positive, default=default, metavar="N", help=f"default {default}"
-        )
-    parser.add_argument("--json", type=output_path, metavar="FILE", help="write all numbers there")
-    return parser.options()
-
-
 @measurement
 def main() -> int:
-    options = parse()
+    options = counts(
+        "Many clients in many rooms of secure_chat: counted, timed, and attacked.",
+        {
+            "--clients": (100, "in all"),
+            "--rooms": (10, "for them"),
+            "--seconds": (30, "of a slice"),
+            "--rate": (10, "texts a second"),
+            "--turns": (3, "of all rivals"),
+        },
+    )
     plan = Plan(options.clients, options.rooms, options.seconds, options.rate)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -560,10 +518,8 @@ def main() -> int:
         seen = by_rival(turns([*NAMES], options.turns, run_one))
     print(f"{plan.clients} clients in {plan.rooms} rooms, {plan.rate} texts/s, {plan.seconds} s")
     print("", table({name: seen[name] for name in NAMES}), "", *sentences(seen), sep="\n")
-    if options.json:
-        numbers = {rival: [one._asdict() for one in each] for rival, each in seen.items()}
-        found = {**machine(), "openssl": ssl.OPENSSL_VERSION, **plan._asdict(), "slices": numbers}
-        write_text(options.json, json.dumps(found, indent=1) + "\n")
+    numbers = {rival: [one._asdict() for one in each] for rival, each in seen.items()}
+    write_numbers(options, {"openssl": ssl.OPENSSL_VERSION, **plan._asdict(), "slices": numbers})
     if not is_whole(seen):
         print("some texts were lost, or heard twice, or elsewhere", file=sys.stderr)
         return 1

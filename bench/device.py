@@ -14,10 +14,8 @@ ones: TMPDIR chooses the disk.
 
 from __future__ import annotations
 
-import argparse
 import filecmp
 import hashlib
-import json
 import os
 import socket
 import ssl
@@ -33,6 +31,7 @@ from statistics import median
 from typing import NamedTuple
 
 from bench.certificate import write_certificate
+from bench.flags import counts, write_numbers
 from bench.measure import (
     LIMIT_S,
     Failed,
@@ -41,7 +40,6 @@ from bench.measure import (
     bars,
     by_rival,
     hear,
-    machine,
     measurement,
     now,
     process,
@@ -53,7 +51,7 @@ from bench.rivals import HOST, tls_context
 from companions.device_transfer.certificates import Identity, Trust, load_identity, load_trust
 from companions.device_transfer.device import Device
 from companions.device_transfer.server import Server
-from program import Parser, output_path, positive, run_program, write_text
+from program import run_program
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = {
@@ -318,34 +316,25 @@ def table(size_bytes: int, seen: Mapping[str, Sequence[Slice]]) -> str:
     )
 
 
-def as_json(size_bytes: int, seen: Mapping[str, Sequence[Slice]]) -> str:
-    slices = {rival: [each._asdict() for each in given] for rival, given in seen.items()}
-    ours_of = {rival: of(seen["ours"], given) for rival, given in seen.items()}
-    found = {**machine(), "openssl": ssl.OPENSSL_VERSION, "size_bytes": size_bytes}
-    return json.dumps({**found, "slices": slices, "ours_of": ours_of}, indent=1) + "\n"
-
-
-def parse() -> argparse.Namespace:
-    parser = Parser("Sends one file over ours and over TLS, and compares.")
-    parser.add_argument(
-        "--size",
-        type=positive,
-        default=SIZE_MIB,
-        metavar="MIB",
-        help=f"of the file; default {SIZE_MIB}",
-    )
-    parser.add_argument("--turns", type=positive, default=TURNS, help=f"default {TURNS}")
-    parser.add_argument("--json", type=output_path, metavar="FILE", help="write all numbers there")
-    return parser.options()
+def numbers(size_bytes: int, seen: Mapping[str, Sequence[Slice]]) -> Mapping[str, object]:
+    """Return all that was found, for a file."""
+    return {
+        "openssl": ssl.OPENSSL_VERSION,
+        "size_bytes": size_bytes,
+        "slices": {rival: [each._asdict() for each in given] for rival, given in seen.items()},
+        "ours_of": {rival: of(seen["ours"], given) for rival, given in seen.items()},
+    }
 
 
 @measurement
 def main() -> int:
-    options = parse()
+    options = counts(
+        "Sends one file over ours and over TLS, and compares.",
+        {"--size": (SIZE_MIB, "MiB of the file"), "--turns": (TURNS, "of all rivals")},
+    )
     seen = run(options.size * MIB, options.turns)
     print(table(options.size * MIB, seen))
-    if options.json:
-        write_text(options.json, as_json(options.size * MIB, seen))
+    write_numbers(options, numbers(options.size * MIB, seen))
     return 0
 
 

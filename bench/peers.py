@@ -16,8 +16,6 @@ receipt of the one before. Each turn every rival does all of it once (measure.py
 
 from __future__ import annotations
 
-import argparse
-import json
 import queue
 import socket
 import sys
@@ -33,6 +31,7 @@ from typing import NamedTuple
 
 import zmq
 
+from bench.flags import counts, write_numbers
 from bench.measure import (
     LIMIT_S,
     Failed,
@@ -41,7 +40,6 @@ from bench.measure import (
     bars,
     by_rival,
     hear,
-    machine,
     measurement,
     now,
     process,
@@ -54,7 +52,7 @@ from companions.peer_messaging.node import Node
 from companions.peer_messaging.peer import Event
 from companions.peer_messaging.protocol import NUMBER
 from endpoint import HOST
-from program import Parser, output_path, positive, run_program, write_text
+from program import run_program
 
 NAMES = {"plain": "plain ZeroMQ", "curve": "ZeroMQ CURVE", "ours": "ours"}
 SIZES = (100, 4_000)  # bytes of a text
@@ -337,7 +335,8 @@ def table(work: Work, texts: int, seen: Mapping[str, Sequence[Slice]]) -> str:
     return "\n".join([*lines, "", *drawn, ""])
 
 
-def as_json(texts: int, seen: Mapping[str, Sequence[Slice]]) -> str:
+def numbers(texts: int, seen: Mapping[str, Sequence[Slice]]) -> Mapping[str, object]:
+    """Return all that was found, for a file."""
     slices = {
         rival: [
             {
@@ -352,33 +351,20 @@ def as_json(texts: int, seen: Mapping[str, Sequence[Slice]]) -> str:
         rival: {str(work): of(seen["ours"], given, work) for work in WORK}
         for rival, given in seen.items()
     }
-    found = {**machine(), "zeromq": zmq.zmq_version(), "texts": texts}
-    return json.dumps({**found, "slices": slices, "ours_of": ours_of}, indent=1) + "\n"
-
-
-def parse() -> argparse.Namespace:
-    parser = Parser("Sends texts over ours and over bare ZeroMQ, and compares.")
-    parser.add_argument(
-        "--texts",
-        type=positive,
-        default=TEXTS,
-        metavar="N",
-        help=f"of each size in a stream; default {TEXTS}",
-    )
-    parser.add_argument("--turns", type=positive, default=TURNS, help=f"default {TURNS}")
-    parser.add_argument("--json", type=output_path, metavar="FILE", help="write all numbers there")
-    return parser.options()
+    return {"zeromq": zmq.zmq_version(), "texts": texts, "slices": slices, "ours_of": ours_of}
 
 
 @measurement
 def main() -> int:
-    options = parse()
+    options = counts(
+        "Sends texts over ours and over bare ZeroMQ, and compares.",
+        {"--texts": (TEXTS, "of each size in a stream"), "--turns": (TURNS, "of all rivals")},
+    )
     seen = run(options.texts, options.turns)
     print(f"Texts and their receipts, {options.turns} times each\n")
     for work in WORK:
         print(table(work, options.texts, seen))
-    if options.json:
-        write_text(options.json, as_json(options.texts, seen))
+    write_numbers(options, numbers(options.texts, seen))
     return 0
 
 

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from bench.report import NAMES
 from bench.rivals import BODIES
-from classroom.drawing import Picture, both_schemes
+from classroom.drawing import PAPER_AND_INK, Picture
 from classroom.output import write_whole
 from program import Parser, UserError, escaped, output_path, read_text, run_program
 
@@ -45,9 +45,7 @@ MARKS = {  # paths around 0,0
     "ours": "M-6,0 a6,6 0 1 0 12,0 a6,6 0 1 0 -12,0 z",
 }
 COLOURS = {  # by class: light, dark
-    "paper": ("#ffffff", "#14181a"),
-    "ink": ("#1b2224", "#e4e8e6"),
-    "soft": ("#4d585d", "#a9b3b8"),
+    **PAPER_AND_INK,
     "line": ("#d5dadc", "#353d40"),
     "one": ("#7c878c", "#7f8a8f"),
     "piece": ("#6f8698", "#8ba4b8"),
@@ -58,11 +56,7 @@ COLOURS = {  # by class: light, dark
     "over_tls": ("#6a3fb5", "#bd9fff"),
     "ours": ("#bd1f57", "#ff82b0"),
 }
-STYLE = """
-text { font: 15px system-ui, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
-text.ink, text.soft { stroke: none; }
-text.title { font-size: 17px; font-weight: 600; }
-text.name-ours { font-weight: 700; }
+STYLE = """text.name-ours { font-weight: 700; }
 path.curve { fill: none; stroke-width: 1.5; }
 path.curve.ours { stroke-width: 3; }
 line.range { stroke-width: 2; }
@@ -256,7 +250,7 @@ class Plot(Picture):
     """The SVG."""
 
     def __init__(self, height: int, title: str, description: str) -> None:
-        super().__init__(WIDTH, height, "plot", title, description, both_schemes(COLOURS) + STYLE)
+        super().__init__(WIDTH, height, "plot", title, description, COLOURS, STYLE)
 
     def heading(self, top: float, title: str, note: str) -> None:
         self.write(MARGIN, top + 18, title, "ink title")

@@ -165,7 +165,7 @@ def closing(run: Run, end: str, wire: Wire) -> tuple[int, tuple[str, str]]:
         words += f"; its {sessions} ended with {', '.join(errors)}"
     comments = [f"{run.attack}: the adversary closes"] * 2
     comments[honest] = words
-    is_cut = bool(errors) and wire.cuts.issuperset(errors)
+    is_cut = {*errors} == {wire.cut}
     return 1 - honest if is_cut else honest, (comments[0], comments[1])
 
 

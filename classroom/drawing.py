@@ -167,11 +167,30 @@ class Drawing:
         self.text(LANES["server"] + 14, y + 4, note, "note", "start")
 
 
+PAPER_AND_INK = {  # by class: light, dark
+    "paper": ("#ffffff", "#14181a"),
+    "ink": ("#1b2224", "#e4e8e6"),
+    "soft": ("#4d585d", "#a9b3b8"),
+}
+STYLE = """
+text { font: 15px system-ui, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
+text.ink, text.soft { stroke: none; }
+text.title { font-size: 17px; font-weight: 600; }
+"""
+
+
 class Picture(Drawing):
     """An SVG that is a file of its own: it brings its paper, and its colours."""
 
     def __init__(
-        self, width: int, height: int, name: str, title: str, description: str, style: str
+        self,
+        width: int,
+        height: int,
+        name: str,
+        title: str,
+        description: str,
+        colours: Mapping[str, tuple[str, str]],
+        style: str,
     ) -> None:
         super().__init__(height, name, title, description)
         self._svg.attrib.update(
@@ -183,7 +202,7 @@ class Picture(Drawing):
                 "class": name,
             }
         )
-        self._put("style", style)
+        self._put("style", both_schemes(colours) + STYLE + style)
         self._put("rect", width=width, height=height, class_="paper")
 
     def write(

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import protocol_fsm
-from classroom.drawing import Picture, both_schemes
+from classroom.drawing import PAPER_AND_INK, Picture
 from classroom.output import write_whole
 from classroom.wire import FIELD_NAMES, ROOT
 from crypto_utils import (
@@ -51,19 +51,13 @@ MARGIN = 20
 CELL = 21  # the width of one byte
 READINGS = [100.0, 20.5, 21.0, 22.5]
 COLOURS = {  # by class: light, dark
-    "paper": ("#ffffff", "#14181a"),
-    "ink": ("#1b2224", "#e4e8e6"),
-    "soft": ("#4d585d", "#a9b3b8"),
+    **PAPER_AND_INK,
     "line": ("#7c878c", "#7f8a8f"),
     "plain": ("#eef0ee", "#232a2c"),
     "moved": ("#d9e8f7", "#1d3a55"),
     "touched": ("#fbd3bf", "#6b3312"),
 }
-STYLE = """
-text { font: 15px system-ui, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
-text.ink, text.soft { stroke: none; }
-text.title { font-size: 17px; font-weight: 600; }
-text.strong { font-weight: 600; }
+STYLE = """text.strong { font-weight: 600; }
 text.small { font-size: 13px; }
 text.bytes { font: 13px ui-monospace, Menlo, Consolas, "DejaVu Sans Mono", monospace; }
 line.line { stroke-width: 1.5; }
@@ -74,7 +68,7 @@ class Figure(Picture):
     """A picture with boxes, rows of bytes and arrows that point down."""
 
     def __init__(self, height: int, name: str, title: str, description: str) -> None:
-        super().__init__(WIDTH, height, name, title, description, both_schemes(COLOURS) + STYLE)
+        super().__init__(WIDTH, height, name, title, description, COLOURS, STYLE)
         self.write(MARGIN, 34, title, "ink title")
 
     def box(self, x: float, y: float, width: float, words: str, kind: str = "plain") -> None:

@@ -18,7 +18,7 @@ from lab.catalogue import Attack, Catalogue
 from lab.frames import Frame, Frames
 from lab.program import families_of
 from lab.screen import columns, painted, passing
-from lab.stage import READINGS, Lab, Parts, forged
+from lab.stage import READINGS, Lab, forged
 from lab.verdict import Result, judge
 from lab.weakened import without
 from program import Parser, run_program
@@ -47,7 +47,7 @@ class Act:
 
     def __init__(self, attack: Attack, *missing: str) -> None:
         self._frames: dict[str, Frame] = {}
-        parts = Parts(*without(missing)) if missing else None
+        parts = without(missing) if missing else None
         with Lab(SEED, self._log, parts) as lab:
             self.outcome = lab.suffer(attack)
 

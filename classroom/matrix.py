@@ -389,7 +389,7 @@ MEMORY = Trials(
 SOCKETS = Trials(
     attacks=ATTACKS,
     rules=SERVER_RULES,
-    parts=lambda names: Parts(*without(names)),
+    parts=without,
     lab=new_lab,
     tries=1,  # which are repeated where it matters
 )

@@ -14,14 +14,13 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from classroom.story import CLIENTS, OLD, ROUNDS, Notes, Step, broken, readings
 from client import Client
 from lab.catalogue import CutHere
 from lab.line import Line
 from lab.stage import LOSS_S, Lab, Parts
-from lab.weakened import Weakened
 from protocol_fsm import (
     ClientData,
     Direction,
@@ -150,7 +149,7 @@ class Stage:
         self._lines[name] = Line(sock, self._lab.log, read_frame, write_frame)
 
 
-def on_sockets(weak: Weakened, story: Sequence[Step], end: str, has_thief: bool = False) -> str:
+def on_sockets(weak: Parts, story: Sequence[Step], end: str, has_thief: bool = False) -> str:
     """Return which promise to an end a story breaks between the real programs; empty if none."""
     made: list[Notes] = []
 
@@ -159,7 +158,7 @@ def on_sockets(weak: Weakened, story: Sequence[Step], end: str, has_thief: bool 
     ) -> Session:
         notes = Notes(client_id, sends)
         made.append(notes)
-        session = weak.session(
+        session: Session = weak.session(
             client_id,
             key,
             sends,
@@ -170,7 +169,8 @@ def on_sockets(weak: Weakened, story: Sequence[Step], end: str, has_thief: bool 
         notes.attach(session)
         return session
 
-    with Lab("stage", lambda *_: None, Parts(new_session, weak.server, weak.client)) as lab:
+    parts = weak._replace(session=cast(type[Session], new_session))  # it is only called
+    with Lab("stage", lambda *_: None, parts) as lab:
         stage = Stage(lab, made)
         senders = {step.sender.replace("server", "client") for step in story}
         for client in senders & OLD.keys():

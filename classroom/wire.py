@@ -8,12 +8,12 @@ order, even of a message that is cut short or nonsense.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from classroom.keylog import DIRECTION_NAMES, describe_message
-from crypto_utils import TAG_BYTES
+from crypto_utils import BLOCK_BYTES, TAG_BYTES
 from endpoint import OPCODE_NAMES, PORT
 from program import plural
 from protocol_fsm import CIPHERTEXT_AT, HEADER, Header
@@ -41,7 +41,7 @@ class Wire(NamedTuple):
     describe: Callable[[bytes], str]  # the public part of a message, in a line
     framed: Callable[[bytes], bytes]  # what TCP carries for a message
     port: int  # of the server
-    cuts: frozenset[str]  # errors of an end whose peer has closed first
+    cut: str = "ConnectionCut"  # the error of an end whose peer has closed first
 
     def what_changed(self, before: bytes, after: bytes) -> str:
         """Return which fields differ, and how if that is short; empty unless both are there."""
@@ -49,6 +49,45 @@ class Wire(NamedTuple):
             return ""
         fields = changes(self.fields(before), self.fields(after))
         return ", ".join(in_short(change) for change in fields if change.touched)
+
+
+def companion(
+    name: str,
+    title: Callable[[bytes], str],
+    fields: Callable[[bytes], Sequence[Field]],
+    framed: Callable[[bytes], bytes],
+    port: int,
+    cut: str = "ConnectionCut",
+) -> Wire:
+    """Return the Wire of a companion, whose documents stand in its folder."""
+    folder = ROOT / "companions" / name
+    return Wire(
+        name,
+        title,
+        fields,
+        folder,
+        folder / "CLAIMS.md",
+        f"python -m companions.{name}.attacks",
+        lambda message: f"{title(message)}, {plural(len(message), 'byte')}",
+        framed,
+        port,
+        cut,
+    )
+
+
+def laid_out(
+    message: bytes, layout: Iterable[tuple[str, int]], meaning: Callable[[str, bytes], str]
+) -> list[Field]:
+    """Cut a message into fields of given names and lengths; what is longer has a `rest`."""
+    found: list[Field] = []
+    at = 0
+    for name, length in layout:
+        content = message[at : at + length]
+        found.append(Field(name, content, meaning(name, content)))
+        at += len(content)
+    if at < len(message):
+        found.append(Field("rest", message[at:]))
+    return found
 
 
 class Change(NamedTuple):
@@ -93,29 +132,26 @@ def differing(one: bytes, other: bytes) -> frozenset[int]:
 # This lab's protocol [P 3.2] ----------------------------------------------------------------------
 
 FIELD_NAMES = {"client_id": "client id", "round_number": "round"}
-MEANINGS: dict[str, Callable[[int], str]] = {
-    "opcode": lambda value: f"{value}: {OPCODE_NAMES.get(value, 'unknown')}",
-    "direction": lambda value: f"{value}: {DIRECTION_NAMES.get(value, 'unknown')}",
+IN_HEADER = {
+    FIELD_NAMES.get(name, name): struct.calcsize(code)
+    for name, code in zip(Header._fields, HEADER.format.lstrip(">"))
 }
+NAMES: dict[str, Mapping[int, str]] = {"opcode": OPCODE_NAMES, "direction": DIRECTION_NAMES}
 
 
 def lab_fields(message: bytes) -> list[Field]:
     """Cut a message as PROTOCOL.md 3.2 does. One that is too short for its tag has none."""
-    fields = []
-    at = 0
-    for name, code in zip(Header._fields, HEADER.format.lstrip(">")):
-        content = message[at : at + struct.calcsize(code)]
-        at += len(content)
-        say = MEANINGS.get(name, str)
-        meaning = say(int.from_bytes(content, "big")) if content else ""
-        fields.append(Field(FIELD_NAMES.get(name, name), content, meaning))
-    end = max(CIPHERTEXT_AT, len(message) - TAG_BYTES)
-    return [
-        *fields,
-        Field("IV", message[HEADER.size : CIPHERTEXT_AT]),
-        Field("ciphertext", message[CIPHERTEXT_AT:end]),
-        Field("tag", message[end:]),
-    ]
+    ciphertext = max(0, len(message) - CIPHERTEXT_AT - TAG_BYTES)
+    layout = {**IN_HEADER, "IV": BLOCK_BYTES, "ciphertext": ciphertext, "tag": TAG_BYTES}
+    return laid_out(message, layout.items(), lab_meaning)
+
+
+def lab_meaning(name: str, content: bytes) -> str:
+    """Say what a field of the header means."""
+    if name not in IN_HEADER or not content:
+        return ""
+    value = int.from_bytes(content, "big")
+    return f"{value}: {NAMES[name].get(value, 'unknown')}" if name in NAMES else str(value)
 
 
 def lab_title(message: bytes) -> str:
@@ -137,5 +173,4 @@ LAB = Wire(
     lambda message: describe_message(message)[0],
     lambda message: len(message).to_bytes(2, "big") + message,
     PORT,
-    frozenset({"ConnectionCut"}),
 )

@@ -1,38 +1,28 @@
 """What servers of the companions share: they accept, serve each connection in a thread, and end.
 
-A connection is a stranger until its owner says otherwise; few may wait: one more evicts the oldest.
+A connection is a stranger until its server says otherwise; few may wait: one more evicts the
+oldest. Only its own thread touches its session and writes its socket; others may ask it to end.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import signal
 import socket
 import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
-from channel import POLL_S, Channel
-from program import NoConnection, reason_of
-from protocol_fsm import LocalError, Status
+from channel import POLL_S, Channel, EndRequested
+from program import Lines, NoConnection, UserError, end_signals, reason_of
+from protocol_fsm import LocalError, ProtocolError, Status
 
 END_S = 2.0  # how long the threads may take after a request to end
 
-
-class Connection(Protocol):
-    """One connection, served by a thread of its own."""
-
-    thread: threading.Thread
-    is_stranger: bool
-
-    @property
-    def channel(self) -> Channel[Any]:
-        """Where it may be asked to end."""
-
-
-AnyConnection = TypeVar("AnyConnection", bound=Connection)
+AnyConnection = TypeVar("AnyConnection", bound="Connection")
 AnyListener = TypeVar("AnyListener", bound="Listener[Any]")
 
 
@@ -48,7 +38,7 @@ class Listener(ABC, Generic[AnyConnection]):
         self.address: tuple[str, int] = listener.getsockname()[:2]
         self._listener = listener
         self._max_strangers = max_strangers
-        self._log = log
+        self.log = log
         self._lock = threading.Lock()  # guards what follows
         self._connections: list[AnyConnection] = []  # the oldest first
         self._closing = threading.Event()
@@ -57,6 +47,10 @@ class Listener(ABC, Generic[AnyConnection]):
     @abstractmethod
     def _connect(self, sock: socket.socket, address: Sequence[object]) -> AnyConnection:
         """Return a connection whose thread has not begun."""
+
+    @abstractmethod
+    def tell(self, connection: AnyConnection, reason: Exception | None) -> None:
+        """Log how a connection ended; without a reason, in peace."""
 
     def __enter__(self: AnyListener) -> AnyListener:
         if self._acceptor.ident is not None:
@@ -86,7 +80,7 @@ class Listener(ABC, Generic[AnyConnection]):
                 continue
             except Exception as error:  # a lack of descriptors, threads or memory passes
                 level = logging.DEBUG if pause_s else logging.ERROR
-                self._log.log(level, "cannot accept: %s", error)
+                self.log.log(level, "cannot accept: %s", error)
                 pause_s = POLL_S
 
     def _begin(self, sock: socket.socket, address: Sequence[object]) -> None:
@@ -108,6 +102,55 @@ class Listener(ABC, Generic[AnyConnection]):
             self._connections = [one for one in self._connections if one is not connection]
 
 
+class Connection(ABC):
+    """One connection, from its first byte to its last, served by a thread of its own."""
+
+    def __init__(
+        self, listener: Listener[Any], channel: Channel[Any], address: Sequence[object]
+    ) -> None:
+        self.thread = threading.Thread(target=self._run, daemon=True)
+        self.name = ""  # in the certificate; empty until it was shown
+        self.is_stranger = True
+        self._listener = listener
+        self.channel = channel
+        self._address = host_and_port_of(address)
+
+    def __str__(self) -> str:
+        return f"{self.name or 'a stranger'} at {self._address}"
+
+    @abstractmethod
+    def _serve(self) -> None:
+        """Serve to the end."""
+
+    def _run(self) -> None:
+        status = Status.SHUTDOWN
+        try:
+            reason = self._outcome()
+            if isinstance(reason, EndRequested):
+                status = reason.status
+            self._listener.tell(self, reason)
+        except (ProtocolError, UserError) as error:  # of the database, or of the disk
+            self._listener.log.error("%s: %s", self, error)
+        finally:
+            self.channel.leave(status)
+            self._listener.forget(self)
+
+    def _outcome(self) -> Exception | None:
+        """Serve, and return what ended the session; nothing after a goodbye."""
+        try:
+            self._serve()
+        except ProtocolError as error:
+            if self.channel.session.has_farewell:  # the error was found above the session
+                self.channel.fail(error)
+            return error
+        except (EndRequested, UserError) as reason:  # the second: of the disk
+            return reason
+        except Exception as error:  # a defect of ours: it ends this session and no other
+            self._listener.log.exception("%s: internal error", self)
+            return error
+        return None
+
+
 def listen(host: str, port: int) -> socket.socket:
     """Return a listening socket whose `accept` gives up now and then. Raises NoConnection."""
     try:
@@ -117,3 +160,32 @@ def listen(host: str, port: int) -> socket.socket:
         raise NoConnection(f"cannot listen on {host}:{port}: {reason_of(error)}") from None
     listener.settimeout(POLL_S / 4)
     return listener
+
+
+def reach(address: tuple[str, int], timeout_s: float) -> socket.socket:
+    """Return a connection to a server. Raises NoConnection."""
+    try:
+        return socket.create_connection(address, timeout_s)
+    except (OSError, UnicodeError, OverflowError) as error:
+        where = "{}:{}".format(*address)
+        raise NoConnection(f"no server at {where}: {reason_of(error)}") from None
+
+
+def host_and_port_of(address: Sequence[object]) -> str:
+    """Return HOST:PORT, of IPv4 or IPv6."""
+    host = str(address[0])
+    port = address[1]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def serve(listener: Listener[Any], greeting: str, lines: Lines) -> None:
+    """Serve until a signal comes; `lines` are those of the log."""
+    stop: list[int] = []  # not an Event, whose lock a second signal would find taken
+    for number in end_signals():
+        signal.signal(number, lambda number, _: stop.append(number))
+    with listener:
+        print(f"{greeting} {host_and_port_of(listener.address)}", flush=True)
+        while not stop:
+            time.sleep(POLL_S)
+    lines.drain()
+    print("stopped")

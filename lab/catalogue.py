@@ -19,8 +19,9 @@ from types import FrameType
 from typing import Any, NamedTuple, TypeVar
 
 from lab.frames import OTHER_END, Frame, Frames
+from lab.observer import Observer
 from program import UserError, escaped
-from protocol_fsm import LocalError, ProtocolError
+from protocol_fsm import LocalError, ProtocolError, Seen, Watcher
 
 Goal = Callable[[Any], str]  # from an outcome to what the adversary has won; empty if nothing
 OnPath = TypeVar("OnPath", bound=Callable[..., Iterator[Frame]])
@@ -74,6 +75,7 @@ class Stage(ABC):
     rounds: int  # done by the bystanders
     is_foreign = False  # the server is in another process, and nobody sees inside
     is_weakened = False
+    observer: Observer | None = None  # of the victims' sessions
     again = ""  # the flags that repeat this run
     where = ""  # the address or seed of the lab, for the first line of a run
     harm: Sequence[Exception] = ()  # errors that the bystanders met
@@ -81,6 +83,17 @@ class Stage(ABC):
     @abstractmethod
     def log(self, deed: str, frame: Frame) -> None:
         """Note what happened to a frame: it was sent, or what the adversary did with it."""
+
+    def watch_own(self, seen: Seen) -> None:
+        """Log a message of an honest program that the adversary uses: what it says is inserted."""
+        if seen.verdict == "sealed":
+            self.log("inserted", Frame("server", seen.message))
+        else:
+            self.log("sent", Frame("client", seen.message))
+
+    def watchers(self, end: str) -> list[Watcher]:
+        """Return the watchers of a session: the observer of an end, while an attack goes on."""
+        return [self.observer.watcher(end)] if self.observer and self.attack and end else []
 
     @abstractmethod
     def undergo(self, attack: Attack) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import logging
 import shlex
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from lab.catalogue import Attack, NotEnded, Stage
@@ -20,7 +22,7 @@ from lab.claims import Sets, read_sets
 from lab.events import KINDS, Step, event_of, parsed, run_of, shown
 from lab.frames import Frame, Log
 from lab.observer import Event, Observer
-from lab.rules import Names, Rules, expanded, glossary, rule_list
+from lab.rules import Names, expanded, glossary, rule_list
 from lab.screen import columns, painted, wrapped
 from lab.verdict import Result, judge, should_win, summary
 from program import (
@@ -35,18 +37,11 @@ from program import (
 )
 
 NewLab = Callable[[argparse.Namespace, Log, Any, Observer | None], AbstractContextManager[Stage]]
-
-
 MOST_BYTES = 3  # of a change that is shown byte by byte
 
 
 def no_more_flags(parser: Parser) -> None:
     """Add nothing to the flags that all adversaries have."""
-
-
-def no_rules() -> tuple[Rules, Sequence[str]]:
-    """Return no rules: --without takes nothing."""
-    return {}, ()
 
 
 @dataclass(frozen=True)
@@ -56,14 +51,42 @@ class Program:
     description: str
     attacks: Mapping[str, Attack]
     lab: NewLab  # of the options, a log, the parts (or None), and an observer (or None)
-    parts: Callable[[Sequence[str]], Any]  # without some rules
+    weakened: str  # the module with RULES, DOCUMENTED, and `without`, which returns parts
     title: Callable[[bytes], str]
     beginning: str = ""  # what is said first
     add_flags: Callable[[Parser], None] = no_more_flags
-    rules: Callable[[], tuple[Rules, Sequence[str]]] = no_rules  # and those of `documented`
     module: str = "__main__"  # of the attacks, from which a student's file imports
     sets: Path | None = None  # sets.json, if there is one
     families: Mapping[str, Sequence[str]] = field(default_factory=dict)  # beside those of claims
+
+    def insecure(self) -> ModuleType:
+        """Return the module of weakened parts, which is loaded only when it is asked for."""
+        return importlib.import_module(self.weakened)
+
+    def run(self) -> int:
+        """Run the attacks that the command line asks for, and return the exit code. UserError."""
+        options, attacks = parse(self)
+        if options.rules:
+            weakened = self.insecure()
+            print(*glossary(weakened.RULES, weakened.DOCUMENTED), sep="\n")
+            return 0
+        if options.list:
+            for family, names in families_of(self.attacks.values()).items():
+                print(f"{family}:")
+                for name in names:
+                    line = f"  {name:<28}{self.attacks[name].story}"
+                    print(textwrap.fill(line, columns(), subsequent_indent=30 * " "))
+            return 0
+        teller = Teller(self, options)
+        logging.disable()  # refusals are told here
+        try:
+            results = play_all(self, options, attacks, teller)
+        finally:
+            logging.disable(logging.NOTSET)
+        teller.say(f"honest session last: worked\n\n{summary(results)}")
+        if options.events:
+            write_text(options.events, "".join(json.dumps(event) + "\n" for event in teller.events))
+        return int(any(result.kind in ("won", "wrong") for result in results))
 
 
 def parse(program: Program) -> tuple[argparse.Namespace, list[Attack]]:
@@ -199,31 +222,6 @@ class Teller:
             self.events.append({"attack": attack.name, **event})
 
 
-def run(program: Program) -> int:
-    """Run the attacks that the command line asks for, and return the exit code. UserError."""
-    options, attacks = parse(program)
-    if options.rules:
-        print(*glossary(*program.rules()), sep="\n")
-        return 0
-    if options.list:
-        for family, names in families_of(program.attacks.values()).items():
-            print(f"{family}:")
-            for name in names:
-                line = f"  {name:<28}{program.attacks[name].story}"
-                print(textwrap.fill(line, columns(), subsequent_indent=30 * " "))
-        return 0
-    teller = Teller(program, options)
-    logging.disable()  # refusals are told here
-    try:
-        results = play_all(program, options, attacks, teller)
-    finally:
-        logging.disable(logging.NOTSET)
-    teller.say(f"honest session last: worked\n\n{summary(results)}")
-    if options.events:
-        write_text(options.events, "".join(json.dumps(event) + "\n" for event in teller.events))
-    return int(any(result.kind in ("won", "wrong") for result in results))
-
-
 def play_all(
     program: Program, options: argparse.Namespace, attacks: Sequence[Attack], teller: Teller
 ) -> list[Result]:
@@ -231,9 +229,9 @@ def play_all(
     parts = None
     taken: Names = frozenset()
     if options.without is not None:
-        names = options.without.split(",")
-        parts = program.parts(names)
-        taken = expanded(names, program.rules()[1])
+        weakened = program.insecure()
+        taken = expanded(options.without.split(","), weakened.DOCUMENTED)
+        parts = weakened.without(taken)
     found = read_sets(program.sets) if taken and program.sets else Sets(0, {}, {})
     results: list[Result] = []
     if program.beginning:

@@ -275,6 +275,14 @@ def workers(
             pool.join()
 
 
+def find(
+    trial: Callable[[Task], list[Tried]], per_core: int, names: Sequence[str], size: int
+) -> Found:
+    """Return the minimal sets of each attack, searched in so many processes for each core."""
+    with workers(per_core) as pool:
+        return search(names, size, pool, trial)
+
+
 # Showing ------------------------------------------------------------------------------------------
 
 

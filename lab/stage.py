@@ -40,7 +40,6 @@ from protocol_fsm import (
     RoundMismatch,
     ServerAggrResponse,
     Session,
-    Watcher,
     read_frame,
     write_frame,
 )
@@ -133,9 +132,9 @@ def crowded(outcome: Outcome) -> str:
 class Parts(NamedTuple):
     """What the lab is built from: the real parts, or weakened ones from lab/weakened.py."""
 
-    session: Callable[..., Session] = Session
-    server: Callable[..., Server] = Server
-    client: Callable[..., Client] = Client
+    session: type[Session] = Session
+    server: type[Server] = Server
+    client: type[Client] = Client
 
 
 class Lab(Stage):
@@ -166,7 +165,7 @@ class Lab(Stage):
         self._reports = Counter[int]()
         self._log = log
         self._parts = parts or Parts()
-        self._observer = observer
+        self.observer = observer
         self._sessions = Counter[str]()
         self._changed = threading.Condition()
         self._connections = 0  # that have not ended yet
@@ -213,14 +212,12 @@ class Lab(Stage):
         name = f"{self.seed} {self.attack} {client_id} {sends.name}"
         self._sessions[name] += 1
         source = random_source(f"{name} {self._sessions[name]}")
-        watchers: list[Watcher] = []
-        if self._observer and self.attack:
-            watchers.append(
-                self._observer.watcher("client" if sends is Direction.C2S else "server")
-            )
-        session = self._parts.session(client_id, key, sends, watchers=watchers, random_bytes=source)
+        end = "client" if sends is Direction.C2S else "server"
+        session = self._parts.session(
+            client_id, key, sends, watchers=self.watchers(end), random_bytes=source
+        )
         if client_id == VICTIM:
-            self.sessions["client" if sends is Direction.C2S else "server"] = session
+            self.sessions[end] = session
         return session
 
     def client(self, client_id: int, address: tuple[str, int] | None = None) -> Client:

@@ -12,13 +12,14 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 from channel import EndRequested
 from client import Client
 from crypto_utils import NONCE_BYTES, TAG_BYTES, derive_key
 from endpoint import DEMO_KEYS, HOST
 from lab.rules import chosen, lacking, require_loopback
+from lab.stage import Parts
 from protocol_fsm import (
     CIPHERTEXT_AT,
     HEADER,
@@ -302,17 +303,9 @@ DOCUMENTED = (  # rules that the protocol of the original documents lacks
 )
 
 
-class Weakened(NamedTuple):
-    """The endpoints without some rules."""
-
-    session: type[Session]
-    server: type[Server]
-    client: type[Client]
-
-
-def without(names: Iterable[str]) -> Weakened:
+def without(names: Iterable[str]) -> Parts:
     """Return endpoints without these rules; `documented` stands for several. UserError."""
     rules = chosen(names, RULES, DOCUMENTED)
     server = lacking(Server, rules, LoopbackServer)
     server.roster_class = lacking(Roster, rules)
-    return Weakened(lacking(Session, rules), server, LoopbackClient)
+    return Parts(lacking(Session, rules), server, LoopbackClient)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ def lab() -> Iterator[Lab]:
 
 
 def lab_without(*names: str) -> Lab:
-    return Lab("test", ignore, Parts(*without(names)))
+    return Lab("test", ignore, without(names))
 
 
 # In the middle
@@ -235,14 +236,14 @@ def test_an_attack_that_raises_is_broken_though_the_server_refused(lab: Lab, nam
 def test_a_broken_attack_without_a_docstring_is_told_and_exits_with_1(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(attacks, "ATTACKS", {name: MADE_BADLY.attacks[name]})
+    program = replace(attacks.PROGRAM, attacks={name: MADE_BADLY.attacks[name]})
     for flags, told in (
         (["--list"], f"  {name:<28}(an attack without a docstring)"),
         ([], "(an attack without a docstring)                      the attack raised"),
         ([name], "  the attack raised TypeError: no such thing"),
     ):
         monkeypatch.setattr(sys, "argv", ["attacks.py", "--seed", "1", *flags])
-        assert attacks.main() == int(flags != ["--list"])
+        assert program.run() == int(flags != ["--list"])
         out = capsys.readouterr().out
         assert f"{told}" in out
     assert out.splitlines()[-1].split() == [*MADE_BADLY.attacks[name].family.split(), *"10001"]
@@ -264,10 +265,9 @@ def test_an_attack_that_hangs_is_the_last_of_its_run(
     monkeypatch.setattr("lab.proxy.PATIENCE_S", 0.1)
     monkeypatch.setattr("lab.catalogue.GRACE_S", 0.1)
     names = {"hangs": MADE_BADLY.attacks["hangs"], "flip-tag": ATTACKS["flip-tag"]}
-    monkeypatch.setattr(attacks, "ATTACKS", names)
     monkeypatch.setattr(sys, "argv", ["attacks.py", "--seed", "1", "--without", "tag"])
     try:
-        assert attacks.main() == 1
+        assert replace(attacks.PROGRAM, attacks=names).run() == 1
     finally:
         RELEASED.set()
     told = capsys.readouterr().out
@@ -337,13 +337,13 @@ def test_only_the_server_that_is_asked_for_is_attacked(
         monkeypatch.setattr(attacks, "PORT", server.address[1])
         for flags in ([], ["--seed", "1"]):
             monkeypatch.setattr(sys, "argv", ["attacks.py", "flip-tag", *flags])
-            assert attacks.main() == 0
+            assert attacks.PROGRAM.run() == 0
             told = capsys.readouterr()
             assert "worked (seed " in told.out
             assert told.err == f"something listens on {where}; attack it with: --server {where}\n"
         assert not journal.records
         monkeypatch.setattr(sys, "argv", ["attacks.py", "flip-tag", "--server", where])
-        assert attacks.main() == 0
+        assert attacks.PROGRAM.run() == 0
         told = capsys.readouterr()
         assert (f"worked (server {where})" in told.out, told.err) == (True, "")
         assert journal.of("end", VICTIM)
@@ -743,7 +743,7 @@ def test_a_file_without_attacks_is_one_sentence(
         path.write_text(text)
     monkeypatch.setattr(sys, "argv", ["attacks.py", "--file", str(path)])
     with pytest.raises(UserError) as caught:
-        attacks.main()
+        attacks.PROGRAM.run()
     assert str(caught.value).startswith(sentence.format(path))
     assert "\n" not in str(caught.value)
 

@@ -25,7 +25,8 @@ from classroom.conform.server_checks import SERVER
 from classroom.conform.targets import Process, filled, words_of
 from client import Client
 from endpoint import DEMO_KEYS, generate_keys
-from lab.weakened import RULES, Weakened, without
+from lab.stage import Parts
+from lab.weakened import RULES, without
 from program import UserError
 from protocol_fsm import ConnectionCut, DeadlineExpired, LocalError, ProtocolError
 from server import Server
@@ -87,7 +88,7 @@ class ServersHere:
     is_ours = True
     keys: Mapping[int, bytes] = KEYS
 
-    def __init__(self, weak: Weakened) -> None:
+    def __init__(self, weak: Parts) -> None:
         self._weak = weak
 
     @contextlib.contextmanager
@@ -102,7 +103,7 @@ class ServersHere:
 class ClientHere(threading.Thread):
     """A client in a thread, with the exit codes of client.py."""
 
-    def __init__(self, weak: Weakened, address: tuple[str, int], client_id: int) -> None:
+    def __init__(self, weak: Parts, address: tuple[str, int], client_id: int) -> None:
         super().__init__(daemon=True)
         self._client: Client = weak.client(
             client_id, KEYS, *address, timeout_s=2.0, new_session=weak.session

@@ -506,6 +506,9 @@ class Changing(Asked):
     def do(self, code: str, **options: object) -> object:
         return next(self._answers)
 
+    def close(self) -> None:
+        """There is none to end."""
+
 
 def test_set_is_asked_for_once() -> None:
     bench = Bench(Changing(), Changing(), lambda _: None, "")

@@ -9,14 +9,14 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum
 from functools import partial
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pytest
 
@@ -27,7 +27,7 @@ from lab.claims import read_sets
 from lab.events import parse_events, runs_of
 from lab.frames import Frame, Frames, flipped
 from lab.observer import Observer
-from lab.program import Program, run
+from lab.program import Program
 from lab.proxy import Proxy
 from lab.rules import chosen, lacking
 from lab.search import Matrix, Trials, search
@@ -160,14 +160,14 @@ class Outcome:
 
 class Lab(Stage):
     def __init__(
-        self, log: Callable[[str, Frame], object], session: Any, observer: Observer | None
+        self, log: Callable[[str, Frame], object], parts: Parts | None, observer: Observer | None
     ) -> None:
         self.outcome = Outcome()
         self.attack = ""
         self.rounds = 0
-        self.is_weakened = session is not None
-        self._new_session = session or Session
-        self._observer = observer
+        self.is_weakened = parts is not None
+        self._new_session = (parts or Parts()).session
+        self.observer = observer
         self._log = log
 
     def __enter__(self) -> Lab:
@@ -202,8 +202,7 @@ class Lab(Stage):
                 server.join(5.0)
 
     def _channel(self, sock: socket.socket, end: str) -> Channel[Note]:
-        watchers = [self._observer.watcher(end)] if self._observer else []
-        return Channel(sock, self._new_session(watchers))
+        return Channel(sock, self._new_session(self.watchers(end)))
 
     def _serve(self, listener: socket.socket) -> None:
         channel = self._channel(listener.accept()[0], "server")
@@ -270,24 +269,30 @@ class NoNumber(Session):
 
 
 RULES: dict[str, type] = {"tag": NoTag, "number": NoNumber}
+DOCUMENTED = ()
+
+
+class Parts(NamedTuple):
+    session: type[Session] = Session
+
+
+def without(names: Iterable[str]) -> Parts:
+    return Parts(lacking(Session, chosen(names, RULES, DOCUMENTED)))
+
+
 TOY = Program(
     description="Attacks a toy.",
     attacks=CATALOGUE.attacks,
     lab=lambda options, log, parts, observer: Lab(log, parts, observer),
-    parts=lambda names: lacking(Session, chosen(names, RULES, [])),
+    weakened=__name__,
     title=lambda message: Kind(message[0]).name,
 )
-
-
-class Parts(NamedTuple):
-    session: type[Session]
-
 
 TRIALS = Trials(
     attacks=CATALOGUE.attacks,
     rules=RULES,
-    parts=lambda names: Parts(lacking(Session, chosen(names, RULES, []))),
-    lab=lambda parts, number: Lab(lambda *_: None, parts.session, None),
+    parts=without,
+    lab=lambda parts, number: Lab(lambda *_: None, parts, None),
     heard=("session",),
 )
 
@@ -302,7 +307,7 @@ def find(names: Sequence[str], size: int) -> dict[str, list[frozenset[str]]]:
 
 def run_toy(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
     monkeypatch.setattr("sys.argv", ["toy", *words])
-    return run(TOY)
+    return TOY.run()
 
 
 def test_a_new_protocol_has_verdicts_for_its_attacks(

@@ -11,7 +11,7 @@ from classroom.kit.sandbox import Asked, Gone, Raised
 from lab.catalogue import Attack, CutHere
 from lab.frames import OTHER_END, Frame, Frames
 from lab.rules import Names
-from lab.stage import Lab, Parts, forged
+from lab.stage import Lab, forged
 from lab.weakened import without
 from protocol_fsm import MAX_MESSAGE, MIN_MESSAGE
 
@@ -83,7 +83,7 @@ def wins(student: Asked, seed: str, rules: Names) -> bool:
         error=None,
         goal=forged,
     )
-    parts = Parts(*without(sorted(rules))) if rules else None
+    parts = without(sorted(rules)) if rules else None
     with Lab(seed, lambda deed, frame: None, parts) as lab:
         won = forged(lab.suffer(attack))
     if remote.error and not won:

@@ -18,21 +18,13 @@ from classroom.kit.dialect import ROOT, Dialect
 from classroom.kit.skeleton import cut
 from classroom.kit.tasks import TASKS
 from classroom.output import filled
+from lab.rules import meaning
 from lab.weakened import DOCUMENTED, RULES
 from program import Parser, UserError, escaped, reason_of
 
 AS_THEY_ARE = ("LICENSE", "requirements.txt")
 CHECKER = "classroom/kit/student/check.py"
 HANDED_IN = ("crypto_utils.py", "protocol_fsm.py", "server.py", "breaking.py", "mine.py")
-
-
-def rules() -> dict[str, str]:
-    """Return what an endpoint does without each rule, by the name of the rule."""
-    told = {}
-    for name, kind in RULES.items():
-        methods = [value for value in vars(kind).values() if callable(value)]
-        told[name] = next((method.__doc__ for method in methods if method.__doc__), "") or ""
-    return told
 
 
 def handout(student: str) -> str:
@@ -43,7 +35,7 @@ def handout(student: str) -> str:
         tasks=TASKS,
         points=sum(task.points for task in TASKS),
         handed_in=HANDED_IN,
-        rules=rules(),
+        rules={name: meaning(rule) for name, rule in RULES.items()},
         documented=DOCUMENTED,
     )
 

@@ -22,6 +22,7 @@ import sys
 import tempfile
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -190,24 +191,16 @@ def _fill(folder: Path, sources: dict[str, str]) -> None:
     folder.chmod(0o755)  # nobody reads it, too
 
 
-class Asked:
+class Asked(ABC):
     """Something that can be asked what Python code makes of some values."""
 
-    def do(
-        self,
-        code: str,
-        *,
-        within_s: float = 3.0,
-        until: float = math.inf,
-        told: Callable[[list[Any]], object] | None = None,
-        is_raw: bool = False,
-        **values: object,
-    ) -> Any:
-        raise NotImplementedError
+    @abstractmethod
+    def do(self, code: str, **options: Any) -> Any:
+        """Return what `code` makes of the values among the options. Raises Gone, Raised."""
 
+    @abstractmethod
     def close(self) -> None:
         """End the child."""
-        raise NotImplementedError
 
 
 class Raw:

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-from attacks import ATTACKS, new_lab, rules, title, weakened_parts
+from attacks import ATTACKS, PROGRAM
 from classroom.live.scene import Feeds
 from classroom.live.views import View, run_view
 from classroom.wire import LAB
@@ -20,10 +20,12 @@ from lab.catalogue import Attack
 from lab.claims import read_sets
 from lab.events import parsed, run_of
 from lab.frames import Frame
-from lab.program import Program, Teller
+from lab.program import Teller
 from lab.rules import expanded
 from lab.stage import Lab
 from lab.verdict import should_win
+from lab.weakened import DOCUMENTED
+from lab.weakened import without as parts_without
 from program import UserError
 
 SETS = Path(LAB.data, "sets.json")
@@ -36,8 +38,7 @@ class QuietTeller(Teller):
         options = argparse.Namespace(
             names=[], verbose=False, file=None, events=True, json=False, step=False, without=without
         )
-        program = Program("", ATTACKS, new_lab, weakened_parts, title)
-        super().__init__(program, options)
+        super().__init__(PROGRAM, options)
         self.without = without
         self._feeds = feeds
 
@@ -67,8 +68,8 @@ class Plays:
         if unknown := {*names} - ATTACKS.keys():
             raise UserError(f"no attack is named {min(unknown)!a}")
         self._stop.clear()
-        taken = expanded(filter(None, without.split(",")), rules()[1])
-        parts = weakened_parts([*taken]) if taken else None
+        taken = expanded(filter(None, without.split(",")), DOCUMENTED)
+        parts = parts_without(taken) if taken else None
         teller = QuietTeller(",".join(sorted(taken)), self._feeds)
         with Lab(secrets.token_hex(4), teller.log, parts, None, teller.observer) as lab:
             for name in names:

@@ -11,7 +11,6 @@ back. Nothing here weakens anything.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import suppress
@@ -71,7 +70,6 @@ from companions.device_transfer.stage import (
     TEXT,
     VICTIM,
     Lab,
-    Parts,
     alone,
     escaped,
     forged,
@@ -99,8 +97,7 @@ from crypto_utils import (
 from lab.catalogue import Catalogue, CutHere
 from lab.ciphertexts import shown_by
 from lab.frames import Frame, Frames, flipped
-from lab.program import Program, run
-from lab.rules import Rules
+from lab.program import Program
 from program import run_program
 from protocol_fsm import BadTag, ConnectionCut, DeadlineExpired, WrongDirection, WrongPeer
 
@@ -728,37 +725,16 @@ def kind_name(message: bytes) -> str:
     return "nonsense"
 
 
-def weakened_parts(names: Sequence[str]) -> Parts:
-    from companions.device_transfer.weakened import without  # insecure: loaded when asked for
-
-    return Parts(*without(names))
-
-
-def rules() -> tuple[Rules, Sequence[str]]:
-    from companions.device_transfer.weakened import DOCUMENTED, RULES
-
-    return RULES, DOCUMENTED
-
-
-def new_lab(options: argparse.Namespace, log: Any, parts: Any, observer: Any) -> Lab:
-    return Lab(log, parts, observer)
-
-
-def main() -> int:
-    return run(
-        Program(
-            description="Attacks devices and a server of its own, on loopback.",
-            attacks=ATTACKS,
-            lab=new_lab,
-            parts=weakened_parts,
-            rules=rules,
-            title=kind_name,
-            module="companions.device_transfer.attacks",
-            sets=Path(__file__).parent / "sets.json",
-            beginning="making keys for an authority, a server and three devices ...",
-        )
-    )
-
+PROGRAM = Program(
+    description="Attacks devices and a server of its own, on loopback.",
+    attacks=ATTACKS,
+    lab=lambda options, log, parts, observer: Lab(log, parts, observer),
+    weakened="companions.device_transfer.weakened",
+    title=kind_name,
+    beginning="making keys for an authority, a server and three devices ...",
+    module="companions.device_transfer.attacks",
+    sets=Path(__file__).parent / "sets.json",
+)
 
 if __name__ == "__main__":
-    run_program(main)
+    run_program(PROGRAM.run)

@@ -49,6 +49,7 @@ from companions.device_transfer.certificates import (
     utc_now,
 )
 from companions.device_transfer.transfer import CLOCK_SKEW
+from companions.locking import locked
 from companions.terminal import ask_passphrase
 from program import UserError, escaped, flag_type, positive, read_whole, reason_of, run_program
 from protocol_fsm import ProtocolError
@@ -144,7 +145,7 @@ def revoke(pki: Path, who: str, *, ask: Ask | None = None) -> RevocationList:
     if serials[0] in _listed_serials(pki):
         raise UserError(f"{who!r} is revoked already")
     trust, key = _authority(pki, ask)
-    with _locked(pki):
+    with locked(pki / "ca" / "lock"):
         write_whole(pki / "ca" / "revoked" / serials[0], b"")
         return _publish(pki, key, trust.issuer, LIST_DAYS)
 
@@ -152,7 +153,7 @@ def revoke(pki: Path, who: str, *, ask: Ask | None = None) -> RevocationList:
 def refresh(pki: Path, days: int = LIST_DAYS, *, ask: Ask | None = None) -> RevocationList:
     """Sign the list anew, good for `days` from now. Raises UserError."""
     trust, key = _authority(pki, ask)
-    with _locked(pki):
+    with locked(pki / "ca" / "lock"):
         return _publish(pki, key, trust.issuer, days)
 
 
@@ -307,24 +308,6 @@ def _new_folder(folder: Path) -> Iterator[Path]:
             raise
     except OSError as error:
         raise UserError(f"cannot make {folder}: {reason_of(error)}") from None
-
-
-@contextlib.contextmanager
-def _locked(pki: Path) -> Iterator[None]:
-    """Exclude other writers of the list, who could lose a revocation. Raises UserError."""
-    path = pki / "ca" / "lock"
-    try:
-        path.open("x").close()
-    except FileExistsError:
-        raise UserError(
-            f"another program is making a list; if there is none, remove {path}"
-        ) from None
-    except OSError as error:
-        raise UserError(f"cannot make {path}: {reason_of(error)}") from None
-    try:
-        yield
-    finally:
-        path.unlink(missing_ok=True)
 
 
 # The program --------------------------------------------------------------------------------------

@@ -17,7 +17,6 @@ import io
 import logging
 import os
 import signal
-import socket
 import stat
 import sys
 import time
@@ -48,7 +47,6 @@ from companions.device_transfer.options import (
     PartyParser,
     check_role,
     load_party,
-    start_log,
 )
 from companions.device_transfer.protocol import (
     CHUNK_BYTES,
@@ -67,9 +65,10 @@ from companions.device_transfer.transfer import (
     check_name,
     sign_manifest,
 )
+from companions.listening import reach
+from companions.logs import start_log
 from endpoint import HOST
 from program import (
-    NoConnection,
     UserError,
     end_signals,
     plural,
@@ -143,11 +142,7 @@ class Device:
     def __enter__(self) -> Device:
         if self._channel is not None:
             raise LocalError("a Device has one session; for another one, make another Device")
-        try:
-            sock = socket.create_connection(self._address, min(self.timeout_s, 10.0))
-        except (OSError, UnicodeError, OverflowError) as error:
-            where = "{}:{}".format(*self._address)
-            raise NoConnection(f"no server at {where}: {reason_of(error)}") from None
+        sock = reach(self._address, min(self.timeout_s, 10.0))
         self._channel = Channel(sock, self.session, self.timeout_s)
         try:
             for kind in (Kind.HELLO, Kind.SHARE, Kind.CONFIRM):

@@ -5,28 +5,20 @@ python -m companions.device_transfer.matrix
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from companions.device_transfer.attacks import ATTACKS
-from companions.device_transfer.stage import Lab, Parts, Pki
+from companions.device_transfer.stage import Lab
 from companions.device_transfer.weakened import RULES, without
-from lab.search import Found, Matrix, Task, Trials, Tried, search, workers
+from lab.search import Matrix, Task, Trials, Tried, find
 from program import run_program
-
-
-@functools.cache
-def pki() -> Pki:
-    """Return the keys of this process: making them takes longer than a try."""
-    return Pki()
-
 
 TRIALS = Trials(
     attacks=ATTACKS,
     rules=RULES,
-    parts=lambda names: Parts(*without(names)),
-    lab=lambda parts, number: Lab(lambda *_: None, parts, None, pki()),
+    parts=without,
+    lab=lambda parts, number: Lab(lambda *_: None, parts),
     heard=("session", "trust", "incoming", "store"),
     also_checks=("final_name",),
 )
@@ -37,14 +29,8 @@ def trial(task: Task) -> list[Tried]:
     return TRIALS.trial(task)
 
 
-def find(names: Sequence[str], size: int) -> Found:
-    """Return the minimal sets of each attack."""
-    with workers(4) as pool:  # they wait most of the time
-        return search(names, size, pool, trial)
-
-
-MATRIX = Matrix(ATTACKS, RULES, Path(__file__).parent, find)
-
+PER_CORE = 4  # processes per core, which wait most of the time
+MATRIX = Matrix(ATTACKS, RULES, Path(__file__).parent, partial(find, trial, PER_CORE))
 
 if __name__ == "__main__":
     run_program(MATRIX.run)

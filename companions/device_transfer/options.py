@@ -8,7 +8,6 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TextIO
 
 from companions.device_transfer.certificates import (
     Identity,
@@ -20,7 +19,7 @@ from companions.device_transfer.certificates import (
 )
 from companions.terminal import ask_passphrase
 from endpoint import HOST
-from program import Lines, Parser, UserError, escaped, fitted, indented, port_number, reason_of
+from program import Parser, UserError, port_number
 from protocol_fsm import ProtocolError
 
 PORT = 9998  # the core's server has 9999
@@ -84,58 +83,12 @@ def check_role(identity: Identity, role: Role) -> None:
         )
 
 
-# The log ------------------------------------------------------------------------------------------
-
-
-class LineFormatter(logging.Formatter):
-    """One event in one line, after its time in UTC; characters that could break it are escaped."""
-
-    converter = staticmethod(time.gmtime)
-
-    def __init__(self) -> None:
-        super().__init__("%(asctime)s %(message)s", "%Y-%m-%dT%H:%M:%SZ")
-
-    def formatMessage(self, record: logging.LogRecord) -> str:
-        return escaped(super().formatMessage(record))
-
-
-class ScreenFormatter(LineFormatter):
-    """The same, cut to fit the terminal."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        return fitted(indented(super().format(record)))
-
-
 def is_same_file(one: Path, other: Path) -> bool:
     """Return whether two paths lead to the same file, or would if it existed."""
     try:
         return os.path.samefile(one, other)
     except OSError:
         return os.path.realpath(one) == os.path.realpath(other)
-
-
-def _open_log(path: Path) -> TextIO:
-    """Open a log file (mode 0600), which stays open until the program ends. Raises UserError."""
-    try:
-        file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-    except OSError as error:
-        raise UserError(f"cannot log to {path}: {reason_of(error)}") from None
-    return open(file, "a", encoding="utf-8", errors="backslashreplace")
-
-
-def start_log(path: Path | None, stream: TextIO | Lines, level: int = logging.INFO) -> None:
-    """Log events of `level` to a stream, and all to a file if `path` names one. Raises UserError.
-
-    Texts and names are in it, keys never. A log that cannot be written disturbs no session.
-    """
-    handlers: list[logging.Handler] = [logging.StreamHandler(stream)]
-    handlers[0].setLevel(level)
-    if path:
-        handlers.append(logging.StreamHandler(_open_log(path)))
-        handlers[1].setFormatter(LineFormatter())
-    handlers[0].setFormatter(ScreenFormatter())
-    logging.raiseExceptions = False
-    logging.basicConfig(level=logging.INFO, handlers=handlers)
 
 
 class Pace:

@@ -14,16 +14,14 @@ import contextlib
 import hashlib
 import itertools
 import logging
-import signal
 import socket
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from channel import POLL_S, Channel, EndRequested
+from channel import Channel
 from companions.asymmetric import SIGNATURE_BYTES
 from companions.device_transfer.certificates import Identity, Role, Trust
 from companions.device_transfer.journal import Entry, Journal
@@ -34,15 +32,15 @@ from companions.device_transfer.options import (
     check_role,
     is_same_file,
     load_party,
-    start_log,
 )
-from companions.device_transfer.protocol import Kind, Message, Session, State
+from companions.device_transfer.protocol import Kind, Message, Session
 from companions.device_transfer.store import JOURNAL, Partial, Store
 from companions.device_transfer.transfer import Incoming, ItemKind, Manifest, parse_announcement
-from companions.listening import Listener, listen
+from companions.listening import Connection, Listener, listen, serve
+from companions.logs import start_log
 from endpoint import HOST
-from program import Lines, UserError, end_signals, plural, positive, run_program
-from protocol_fsm import ConnectionCut, ProtocolError, Status
+from program import Lines, UserError, plural, positive, run_program
+from protocol_fsm import ConnectionCut
 
 log = logging.getLogger("device_transfer.server")
 NOTHING = hashlib.sha256(b"").digest()  # for the ACK of an END
@@ -109,7 +107,7 @@ class Server(Listener["Member"]):
             self.close = stack.pop_all().close  # for a server that never serves
 
     def _connect(self, sock: socket.socket, address: Sequence[object]) -> Member:
-        return Member(self, sock, host_and_port_of(address))
+        return Member(self, sock, address)
 
     def admit(self, member: Member) -> None:
         """Let in a stranger that has proved its identity. Raises EndRequested if it was evicted."""
@@ -128,43 +126,16 @@ class Server(Listener["Member"]):
         self.record(Record("end", member.name, reason))
 
 
-class Member:
-    """One connection, from its first byte to its last, served by a thread of its own."""
+class Member(Connection):
+    """A device, and what has come from it."""
 
-    def __init__(self, server: Server, sock: socket.socket, address: str) -> None:
-        self._server = server
-        self._address = address
+    channel: Channel[Message]
+
+    def __init__(self, server: Server, sock: socket.socket, address: Sequence[object]) -> None:
         self.session = server.new_session(server.identity, server.trust)
-        self.channel: Channel[Message] = Channel(sock, self.session, server.limits.frame_s)
-        self.thread = threading.Thread(target=self.run, daemon=True)
-        self.name = ""
+        super().__init__(server, Channel(sock, self.session, server.limits.frame_s), address)
+        self._server = server
         self.received = 0
-        self.is_stranger = True
-
-    def __str__(self) -> str:
-        return f"{self.name or 'a stranger'} at {self._address}"
-
-    def run(self) -> None:
-        try:
-            self._server.tell(self, self._outcome())
-        finally:
-            self.channel.leave(Status.SHUTDOWN)
-            self._server.forget(self)
-
-    def _outcome(self) -> Exception | None:
-        """Serve to the end, and return what ended the session; nothing after an END."""
-        try:
-            self._serve()
-        except ProtocolError as error:
-            if self.session.state is not State.ENDED:  # found by the transfer or the store
-                self.channel.fail(error)
-            return error
-        except EndRequested as request:
-            return request
-        except Exception as error:  # a defect of ours: it ends this session and no other
-            log.exception("%s: internal error", self)
-            return error
-        return None
 
     def _serve(self) -> None:
         self._shake_hands(time.monotonic() + self._server.limits.handshake_s)
@@ -237,13 +208,6 @@ class Member:
             raise
 
 
-def host_and_port_of(address: Sequence[object]) -> str:
-    """Return HOST:PORT, of IPv4 or IPv6."""
-    host = str(address[0])
-    port = address[1]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
 def main() -> int:
     parser = PartyParser("Takes texts and files from devices, and keeps what they have signed.")
     parser.add_argument(
@@ -266,23 +230,15 @@ def main() -> int:
     lines = Lines()
     start_log(options.log, lines)
     identity, trust = load_party(options, Role.SERVER)
-    stop: list[int] = []  # not an Event, whose lock a second signal would find taken
-    for number in end_signals():
-        signal.signal(number, lambda number, _: stop.append(number))
-    with Server(
+    server = Server(
         identity,
         trust,
         options.received,
         options.host,
         options.port,
         Limits(max_bytes=options.max_bytes),
-    ) as server:
-        where = host_and_port_of(server.address)
-        print(f"{identity.certificate.common_name} listens on {where}", flush=True)
-        while not stop:
-            time.sleep(POLL_S)
-    lines.drain()
-    print("stopped")
+    )
+    serve(server, f"{identity.certificate.common_name} listens on", lines)
     return 0
 
 

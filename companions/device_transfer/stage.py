@@ -7,6 +7,7 @@ here. The stage says what became of the victim's session, and nothing of how an 
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import socket
 import tempfile
@@ -45,7 +46,7 @@ from lab.line import Line
 from lab.observer import Observer
 from lab.proxy import Proxy
 from program import UserError
-from protocol_fsm import DeadlineExpired, LocalError, ProtocolError, Seen, Watcher
+from protocol_fsm import DeadlineExpired, LocalError, ProtocolError
 
 AUTHORITY = "school"
 SERVER = "server-1"
@@ -138,12 +139,12 @@ def alone(outcome: Outcome) -> str:
 class Parts(NamedTuple):
     """What the lab is built from: the real parts, or weakened ones from weakened.py."""
 
-    session: Callable[..., Session] = Session
-    trust: Callable[..., Trust] = Trust
-    incoming: Callable[..., Incoming] = Incoming
-    store: Callable[..., Store] = Store
-    server: Callable[..., Server] = Server
-    device: Callable[..., Device] = Device
+    session: type[Session] = Session
+    trust: type[Trust] = Trust
+    incoming: type[Incoming] = Incoming
+    store: type[Store] = Store
+    server: type[Server] = Server
+    device: type[Device] = Device
 
 
 class Pki:
@@ -196,6 +197,12 @@ class Pki:
         ).encoded
 
 
+@functools.cache
+def pki() -> Pki:
+    """Return the keys of this process: making them takes longer than an attack."""
+    return Pki()
+
+
 @contextlib.contextmanager
 def in_peace() -> Iterator[None]:
     """Turn an error in an undisturbed session into a UserError."""
@@ -213,18 +220,17 @@ class Lab(Stage):
         log: Log,
         parts: Parts | None = None,
         observer: Observer | None = None,
-        pki: Pki | None = None,
     ) -> None:
         self.outcome: Outcome = Outcome()
         self.attack = ""
         self.is_weakened = bool(parts)
         self.parts = parts or Parts()
-        self.pki = pki or Pki()
+        self.pki = pki()
         self.rounds = 0  # that the bystander has done
         self.harm: list[Exception] = []  # that has come to it: there must be none
         self.victim: Device  # while it is connected
         self._log = log
-        self._observer = observer
+        self.observer = observer
         self._list_number = 0
         self.publish()
         authority = self.pki.keys[AUTHORITY].public_key()
@@ -278,24 +284,16 @@ class Lab(Stage):
     ) -> Session:
         """Return a session of an honest end; those of server and victim are observed."""
         ends = {SERVER: "server", VICTIM: "client"}
-        name = identity.certificate.common_name
-        watchers: list[Watcher] = []
-        if self._observer and self.attack and name in ends:
-            watchers.append(self._observer.watcher(ends[name]))
+        watchers = self.watchers(ends.get(identity.certificate.common_name, ""))
         return self.parts.session(
             identity, trust, peer_name, watchers=watchers, rekey_chunks=REKEY_CHUNKS
         )
 
     def device(self, who: Identity, rekey_chunks: int = REKEY_CHUNKS) -> Device:
         """Return a device of the adversary's, whose messages are logged as its own."""
-
-        def watch(seen: Seen) -> None:
-            if seen.verdict == "sealed":
-                self.log("inserted", Frame("server", seen.message))
-            else:
-                self.log("sent", Frame("client", seen.message))
-
-        new_session = partial(self.parts.session, watchers=[watch], rekey_chunks=rekey_chunks)
+        new_session = partial(
+            self.parts.session, watchers=[self.watch_own], rekey_chunks=rekey_chunks
+        )
         return self._device(who, self.address, new_session)
 
     def _device(

@@ -13,7 +13,7 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any
 
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import padding
@@ -33,6 +33,7 @@ from companions.device_transfer.protocol import (
     Session,
 )
 from companions.device_transfer.server import Server
+from companions.device_transfer.stage import Parts
 from companions.device_transfer.store import Partial, Store
 from companions.device_transfer.transfer import Incoming, Manifest
 from crypto_utils import TAG_BYTES
@@ -345,21 +346,10 @@ DOCUMENTED = (  # what the protocol of the seed document does without
 )
 
 
-class Weakened(NamedTuple):
-    """The parts of a lab without some rules."""
-
-    session: type[Session]
-    trust: type[Trust]
-    incoming: type[Incoming]
-    store: type[Store]
-    server: type[Server]
-    device: type[Device]
-
-
-def without(names: Iterable[str]) -> Weakened:
+def without(names: Iterable[str]) -> Parts:
     """Return parts without these rules; `documented` stands for several. UserError."""
     rules = chosen(names, RULES, DOCUMENTED)
-    return Weakened(
+    return Parts(
         lacking(Session, rules),
         lacking(Trust, rules),
         lacking(Incoming, rules),

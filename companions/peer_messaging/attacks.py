@@ -11,11 +11,10 @@ never whether bytes came back. Nothing here weakens anything.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import secrets
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -54,7 +53,6 @@ from companions.peer_messaging.stage import (
     MALLORY,
     SECOND,
     Lab,
-    Parts,
     alone,
     deserted,
     disturbed,
@@ -67,8 +65,7 @@ from companions.peer_messaging.stage import (
 from lab.catalogue import Catalogue, CutHere
 from lab.ciphertexts import repeats, shown_by
 from lab.frames import Frame, Frames, flipped, xored
-from lab.program import Program, run
-from lab.rules import Rules
+from lab.program import Program
 from program import run_program
 from protocol_fsm import BadPayload, BadTag, WrongDirection, WrongPeer
 
@@ -518,37 +515,16 @@ def kind_name(message: bytes) -> str:
     return "nonsense"
 
 
-def weakened_parts(names: Sequence[str]) -> Parts:
-    from companions.peer_messaging.weakened import without  # insecure: loaded when asked for
-
-    return Parts(*without(names))
-
-
-def rules() -> tuple[Rules, Sequence[str]]:
-    from companions.peer_messaging.weakened import DOCUMENTED, RULES
-
-    return RULES, DOCUMENTED
-
-
-def new_lab(options: argparse.Namespace, log: Any, parts: Any, observer: Any) -> Lab:
-    return Lab(log, parts, observer)
-
-
-def main() -> int:
-    return run(
-        Program(
-            description="Attacks two nodes of its own, on loopback.",
-            attacks=ATTACKS,
-            lab=new_lab,
-            parts=weakened_parts,
-            rules=rules,
-            title=kind_name,
-            module="companions.peer_messaging.attacks",
-            sets=Path(__file__).parent / "sets.json",
-            beginning="making keys for five people ...",
-        )
-    )
-
+PROGRAM = Program(
+    description="Attacks two nodes of its own, on loopback.",
+    attacks=ATTACKS,
+    lab=lambda options, log, parts, observer: Lab(log, parts, observer),
+    weakened="companions.peer_messaging.weakened",
+    title=kind_name,
+    beginning="making keys for five people ...",
+    module="companions.peer_messaging.attacks",
+    sets=Path(__file__).parent / "sets.json",
+)
 
 if __name__ == "__main__":
-    run_program(main)
+    run_program(PROGRAM.run)

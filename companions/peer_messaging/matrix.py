@@ -5,19 +5,19 @@ python -m companions.peer_messaging.matrix
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from companions.peer_messaging.attacks import ATTACKS
-from companions.peer_messaging.stage import Lab, Parts
+from companions.peer_messaging.stage import Lab
 from companions.peer_messaging.weakened import RULES, without
-from lab.search import Found, Matrix, Task, Trials, Tried, search, workers
+from lab.search import Matrix, Task, Trials, Tried, find
 from program import run_program
 
 TRIALS = Trials(
     attacks=ATTACKS,
     rules=RULES,
-    parts=lambda names: Parts(*without(names)),
+    parts=without,
     lab=lambda parts, number: Lab(lambda *_: None, parts),
     heard=("session", "trust", "peer"),
     also_checks=("_decrypt",),
@@ -29,14 +29,8 @@ def trial(task: Task) -> list[Tried]:
     return TRIALS.trial(task)
 
 
-def find(names: Sequence[str], size: int) -> Found:
-    """Return the minimal sets of each attack."""
-    with workers(8) as pool:  # they wait most of the time
-        return search(names, size, pool, trial)
-
-
-MATRIX = Matrix(ATTACKS, RULES, Path(__file__).parent, find)
-
+PER_CORE = 8  # processes per core, which wait most of the time
+MATRIX = Matrix(ATTACKS, RULES, Path(__file__).parent, partial(find, trial, PER_CORE))
 
 if __name__ == "__main__":
     run_program(MATRIX.run)

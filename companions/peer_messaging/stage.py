@@ -30,7 +30,7 @@ from lab.catalogue import Attack, Stage, attacked, run_outside
 from lab.frames import OTHER_END, Frame, Frames, Log, Tap, recorder
 from lab.observer import Observer
 from program import UserError
-from protocol_fsm import LocalError, ProtocolError, Watcher
+from protocol_fsm import LocalError, ProtocolError
 
 VICTIMS = {"client": "alice", "server": "bob"}
 BYSTANDERS = {"client": "carol", "server": "dave"}
@@ -175,10 +175,10 @@ class Wire:
 class Parts(NamedTuple):
     """What the lab is built from: the real parts, or weakened ones from weakened.py."""
 
-    session: Callable[..., Session] = Session
-    trust: Callable[..., Trust] = Trust
-    peer: Callable[..., Peer] = Peer
-    node: Callable[..., Node] = Node
+    session: type[Session] = Session
+    trust: type[Trust] = Trust
+    peer: type[Peer] = Peer
+    node: type[Node] = Node
 
 
 @functools.cache
@@ -205,7 +205,7 @@ class Lab(Stage):
         self.offset_s = 0.0  # of the victims' clocks
         self._told = 0  # texts that a bystander has heard
         self._log = log
-        self._observer = observer
+        self.observer = observer
         self._changed = threading.Condition()
 
     def __enter__(self) -> Lab:
@@ -262,9 +262,7 @@ class Lab(Stage):
 
     def _new_session(self, end: str, is_victim: bool, *arguments: Any, **options: Any) -> Session:
         """Return a session of a node; those of the victims are kept, and observed."""
-        watchers: list[Watcher] = []
-        if self._observer and self.attack and is_victim:
-            watchers.append(self._observer.watcher(end))
+        watchers = self.watchers(end if is_victim else "")
         session = self.parts.session(*arguments, watchers=watchers, **options)
         if is_victim:
             self.sessions.append(session)

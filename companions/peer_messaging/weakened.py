@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives import serialization
@@ -31,6 +31,7 @@ from companions.peer_messaging.protocol import (
     Session,
     State,
 )
+from companions.peer_messaging.stage import Parts
 from endpoint import HOST
 from lab.rules import chosen, lacking, require_loopback
 from protocol_fsm import BadTag, ProtocolError
@@ -257,18 +258,7 @@ DOCUMENTED = (  # what the protocol of the seed document does without
 )
 
 
-class Weakened(NamedTuple):
-    """The parts of a lab without some rules."""
-
-    session: type[Session]
-    trust: type[Trust]
-    peer: type[Peer]
-    node: type[Node]
-
-
-def without(names: Iterable[str]) -> Weakened:
+def without(names: Iterable[str]) -> Parts:
     """Return parts without these rules; `documented` stands for several. UserError."""
     rules = chosen(names, RULES, DOCUMENTED)
-    return Weakened(
-        lacking(Session, rules), lacking(Trust, rules), lacking(Peer, rules), LoopbackNode
-    )
+    return Parts(lacking(Session, rules), lacking(Trust, rules), lacking(Peer, rules), LoopbackNode)

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from datetime import datetime, timezone
 from functools import partial
-from pathlib import Path
 
 from classroom.report import main
-from classroom.wire import Field, Wire
+from classroom.wire import Field, companion, laid_out
 from companions.asymmetric import SHARE_BYTES, SIGNATURE_BYTES
 from companions.peer_messaging.attacks import kind_name
 from companions.peer_messaging.identity import KEY_BYTES
@@ -25,13 +24,13 @@ from companions.peer_messaging.protocol import (
     Kind,
     Role,
 )
-from program import plural, run_program
+from program import run_program
 
 PORT = 5555
 WHO = (("share", SHARE_BYTES), ("public key", KEY_BYTES), ("signature", SIGNATURE_BYTES))
-LAYOUTS: dict[int, tuple[tuple[str, int], ...]] = {  # of what is sent in clear [N 2]
-    Kind.HELLO: (("version", 1), ("timestamp", 8), *WHO),
-    Kind.REPLY: (("version", 1), ("timestamp", 8), ("HELLO", DIGEST_BYTES), *WHO),
+LAYOUTS: dict[bytes, tuple[tuple[str, int], ...]] = {  # of what is sent in clear [N 2]
+    bytes([Kind.HELLO]): (("version", 1), ("timestamp", 8), *WHO),
+    bytes([Kind.REPLY]): (("version", 1), ("timestamp", 8), ("HELLO", DIGEST_BYTES), *WHO),
 }
 RECORD = (("session", SESSION_BYTES), ("sender", 1), ("sequence", 4), ("timestamp", 8))  # [N 4]
 NUMBERS = ("version", "sender", "sequence", "timestamp")
@@ -41,24 +40,16 @@ LATEST_MS = 2**42  # in the year 2109; what is later is no time of ours
 
 def fields(message: bytes) -> list[Field]:
     """Cut a message as [N 2] and [N 4] do. What is too short for its tag has none."""
-    kind = message[:1]
-    layout = LAYOUTS.get(message[0]) if message else None
-    found = [Field("kind", kind, kind_name(message))]
-    at = len(kind)
-    for name, length in layout or RECORD:
-        content = message[at : at + length]
-        found.append(Field(name, content, meaning_of(name, content)))
-        at += len(content)
-    if layout is None:
-        end = max(HEADER.size, len(message) - GCM_TAG_BYTES)
-        found += [Field("ciphertext", message[at:end]), Field("tag", message[end:])]
-    elif at < len(message):
-        found.append(Field("rest", message[at:]))
-    return found
+    ciphertext = max(0, len(message) - HEADER.size - GCM_TAG_BYTES)
+    record = (*RECORD, ("ciphertext", ciphertext), ("tag", GCM_TAG_BYTES))
+    layout = LAYOUTS.get(message[:1], record)
+    return laid_out(message, [("kind", 1), *layout], meaning_of)
 
 
 def meaning_of(name: str, content: bytes) -> str:
     """Say what a field means, if that can be read without a key."""
+    if name == "kind":
+        return kind_name(content)
     if name not in NUMBERS or not content:
         return ""
     value = int.from_bytes(content, "big")
@@ -77,14 +68,9 @@ def time_of(milliseconds: int) -> str:
 
 def title(message: bytes) -> str:
     """Name a message by its kind, and a record by its number too."""
-    if not message or message[0] in LAYOUTS or len(message) < MIN_RECORD:
+    if message[:1] in LAYOUTS or len(message) < MIN_RECORD:
         return kind_name(message)
     return f"{kind_name(message)}, number {Header(*HEADER.unpack_from(message)).sequence}"
-
-
-def describe(message: bytes) -> str:
-    """Return the public part of a message, in a line."""
-    return f"{title(message)}, {plural(len(message), 'byte')}"
 
 
 def framed(message: bytes) -> bytes:
@@ -94,19 +80,7 @@ def framed(message: bytes) -> bytes:
     return b"\0" + len(message).to_bytes(1, "big") + message
 
 
-FOLDER = Path(__file__).parent
-WIRE = Wire(
-    name="peer_messaging",
-    title=title,
-    fields=fields,
-    data=FOLDER,
-    claims=FOLDER / "CLAIMS.md",
-    attacks="python -m companions.peer_messaging.attacks",
-    describe=describe,
-    framed=framed,
-    port=PORT,
-    cuts=frozenset({"PeerAway"}),
-)
+WIRE = companion("peer_messaging", title, fields, framed, PORT, cut="PeerAway")
 
 if __name__ == "__main__":
     run_program(partial(main, WIRE))

@@ -94,38 +94,34 @@ class Accounts:
     ) -> Account:
         """Make an account for the owner of a certificate. Raises Refused and StorageFailed."""
         with self._limited(identity, name_key(email), ip):
-            return self._made(identity, email, username, password)
-
-    def _made(self, identity: Identity, email: str, username: str, password: str) -> Account:
-        if not ADDRESS.fullmatch(fold(email)):
-            raise Refused("the e-mail address is none")
-        self._check_binding(identity, email)
-        names = {"email": name_key(email), "username": name_key(username)}
-        row = {**names, "pwd_hash": self._hash(password)}
-        try:
-            made = self.database.insert(users, row)
-        except Taken:  # the database decides, so that of many at once only one succeeds
-            raise Refused("the e-mail address or the user name is taken") from None
-        return Account(made, fold(email), fold(username))
+            if not ADDRESS.fullmatch(fold(email)):
+                raise Refused("the e-mail address is none")
+            self._check_binding(identity, email)
+            names = {"email": name_key(email), "username": name_key(username)}
+            row = {**names, "pwd_hash": self._hash(password)}
+            try:
+                made = self.database.insert(users, row)
+            except Taken:  # the database decides, so that of many at once only one succeeds
+                raise Refused("the e-mail address or the user name is taken") from None
+            return Account(made, fold(email), fold(username))
 
     def login(self, identity: Identity, email: str, password: str, ip: str = LOOPBACK) -> Account:
-        """Return the account of this address, password and certificate. Raises Refused."""
-        with self._limited(identity, name_key(email), ip):
-            return self._judged(identity, email, password)
+        """Return the account of this address, password and certificate. Raises Refused.
 
-    def _judged(self, identity: Identity, email: str, password: str) -> Account:
-        """Compare a password; that of an unknown user with a hash that no password has."""
-        row = self._find(email)
-        stored = row.pwd_hash if row else self._unknown_user()
-        is_right = self._is_right(stored, password)
-        if row is None:
-            raise Refused("unknown user")
-        if not is_right:
-            raise Refused("wrong password")
-        self._check_binding(identity, email)
-        if self._is_outdated(row.pwd_hash):
-            self._store_hash(row.id, self._hash(password))
-        return Account(row.id, row.email.decode("utf-8"), row.username.decode("utf-8", "replace"))
+        The password of an unknown user is compared with a hash that no password has.
+        """
+        with self._limited(identity, name_key(email), ip):
+            row = self._find(email)
+            stored = row.pwd_hash if row else self._unknown_user()
+            is_right = self._is_right(stored, password)
+            if row is None:
+                raise Refused("unknown user")
+            if not is_right:
+                raise Refused("wrong password")
+            self._check_binding(identity, email)
+            if self._is_outdated(row.pwd_hash):
+                self._store_hash(row.id, self._hash(password))
+            return account_of(row.id, row)
 
     # Sessions
 
@@ -178,8 +174,7 @@ class Accounts:
             raise Refused("an unknown or used token")
         self._check_expiry(found.expires_at)
         self._check_holder(identity, found.client_cert_fingerprint)
-        username = found.username.decode("utf-8", "replace")
-        return Account(found.user_id, found.email.decode("utf-8"), username)
+        return account_of(found.user_id, found)
 
     def forget_token(self, token: bytes) -> None:
         """Let nobody resume a session that ended in peace. Raises StorageFailed."""
@@ -302,6 +297,11 @@ class Accounts:
         with self.database.transaction() as connection:
             mine = users.c.id == user_id
             connection.execute(users.update().where(mine).values(pwd_hash=pwd_hash))
+
+
+def account_of(user_id: int, row: Any) -> Account:
+    """Return the account whose names are in a row."""
+    return Account(user_id, row.email.decode("utf-8"), row.username.decode("utf-8", "replace"))
 
 
 def token_hash(token: bytes) -> str:

@@ -11,7 +11,6 @@ the ends did, never whether bytes came back. Nothing here weakens anything.
 
 from __future__ import annotations
 
-import argparse
 import base64
 import copy
 import json
@@ -25,6 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -77,10 +77,10 @@ from companions.secure_chat.protocol import (
     to_base64,
 )
 from companions.secure_chat.rooms import (
+    LOBBY,
     BadHead,
     BadMessageSignature,
     BadOpening,
-    LOBBY,
     Entry,
     Fork,
     FromTheFuture,
@@ -106,7 +106,6 @@ from companions.secure_chat.stage import (
     Bribe,
     Lab,
     Outcome,
-    Parts,
     Told,
     alone,
     divided,
@@ -122,8 +121,7 @@ from companions.secure_chat.verify import Certificates, Wrong, verify
 from crypto_utils import BLOCK_BYTES, aes_cbc_decrypt, hmac_verify, pkcs7_unpad
 from lab.catalogue import Catalogue, CutHere
 from lab.frames import Frame, Frames
-from lab.program import Program, run
-from lab.rules import Rules
+from lab.program import Program
 from program import run_program
 from protocol_fsm import BadTag, ConnectionCut, DeadlineExpired
 
@@ -228,11 +226,13 @@ def solved(seen: Sequence[bytes]) -> str:
     exponent = logarithm(share["g"], share["A"], prime)
     if exponent is None:
         return ""
-    running = b""
-    for message in seen[:4]:
-        running = chained(running, message)
-    secret = dh.shared_secret(exponent, parse(seen[3])["B"], prime)
-    return readable(unsealed(keys_of(running, secret), Direction.C2S, seen[4]))
+    return password_in(seen[:4], dh.shared_secret(exponent, parse(seen[3])["B"], prime), seen[4])
+
+
+def password_in(handshake: Iterable[bytes], secret: bytes, login: bytes) -> str:
+    """Return the password in a login after a handshake, nothing if the secret is another."""
+    keys = keys_of(reduce(chained, handshake, b""), secret)
+    return readable(unsealed(keys, Direction.C2S, login))
 
 
 def logarithm(base: int, power: int, prime: int) -> int | None:
@@ -502,10 +502,8 @@ def replaced_shares(frames: Frames, lab: Lab) -> Frames:
     login = next(frames)
     secret = dh.shared_secret(exponent, parse(offer.message)["A"])
     for offered in ([offer.message], []):  # whatever the keys are bound to
-        running = b""
-        for message in (hello.message, hello_back.message, *offered, answer.message):
-            running = chained(running, message)
-        if found := readable(unsealed(keys_of(running, secret), Direction.C2S, login.message)):
+        handshake = (hello.message, hello_back.message, *offered, answer.message)
+        if found := password_in(handshake, secret, login.message):
             lab.outcome.learned = f"the password: {found}"
 
 
@@ -594,11 +592,9 @@ def borrowed_certificate(lab: Lab) -> None:
 @outside("certificates", "server", WrongPurpose)
 def server_as_client(lab: Lab) -> None:
     """A server's certificate logs in as a client."""
-    knock(lab, replace(lab.pki.people[SERVER], identity=client_of(lab)), "a server's certificate")
-
-
-def client_of(lab: Lab) -> Identity:
-    return replace(lab.pki.people[SERVER].identity, role="client")
+    server = lab.pki.people[SERVER]
+    client = replace(server, identity=replace(server.identity, role="client"))
+    knock(lab, client, "a server's certificate")
 
 
 @outside("certificates", "server", WeakKey)
@@ -856,13 +852,13 @@ class Story:
         self._index = self._room.index
         self._head = self._room.head
 
-    def tell(self, signed: bytes, signature: bytes, opening: bytes) -> Told:
-        """Return what it says of this message, in the next place."""
-        self._head = forms.next_head(self._head, signed, signature)
+    def tell(self, entry: Entry, opening: bytes) -> Told:
+        """Return what it says of this message, in the next place, whatever its head was."""
+        self._head = forms.next_head(self._head, entry.signed, entry.signature)
         room = self._room
         head = forms.Head(room.name, room.start, self._index, now_ms(), self._head).encode()
         self._index += 1
-        return Entry(signed, signature, head, sign(self._key, head)), opening
+        return entry._replace(head=head, head_signature=sign(self._key, head)), opening
 
 
 def is_by(lab: Lab, name: str, entry: Entry) -> bool:
@@ -878,6 +874,16 @@ def to_bob(change: Callable[[Entry, bytes], Iterable[Told]]) -> Bribe:
         return change(entry, opening) if name == BOB else [(entry, opening)]
 
     return bribe
+
+
+def before_all(lie: Told) -> Bribe:
+    """Return a bribe that tells Bob something else before what he should be told."""
+    return to_bob(lambda entry, opening: [lie, (entry, opening)])
+
+
+def first_told(told: Iterable[tuple[str, Entry, bytes]]) -> Told:
+    """Return the first of all that Bob was told."""
+    return next((entry, opening) for name, entry, opening in told if name == BOB)
 
 
 @outside("honesty", "client", BadMessageSignature)
@@ -900,8 +906,8 @@ def forged_message(lab: Lab) -> None:
         ct=os.urandom(64),
     )
     signed = message.encode()
-    lie = Story(lab, lab.bob).tell(signed, sign(lab.pki.keys[MALLORY], signed), opening)
-    lab.bribe = to_bob(lambda entry, opening: [lie, (entry, opening)])
+    forged = Entry(signed, sign(lab.pki.keys[MALLORY], signed), b"", b"")
+    lab.bribe = before_all(Story(lab, lab.bob).tell(forged, opening))
 
 
 @outside("honesty", "client", BadOpening)
@@ -917,10 +923,7 @@ def changed_text(lab: Lab) -> None:
 @outside("honesty", "client", WrongSeqno)
 def repeated_message(lab: Lab) -> None:
     """The server tells Bob a message of Alice's twice."""
-    first = next((entry, opening) for name, entry, opening in lab.told if name == BOB)
-    story = Story(lab, lab.bob)
-    again = story.tell(first[0].signed, first[0].signature, first[1])
-    lab.bribe = to_bob(lambda entry, opening: [again, (entry, opening)])
+    lab.bribe = before_all(Story(lab, lab.bob).tell(*first_told(lab.told)))
 
 
 @outside("honesty", "client", WrongSeqno, goal=vanished)
@@ -933,7 +936,7 @@ def dropped_message(lab: Lab) -> None:
         if not dropped:
             dropped.append(entry)
             return []
-        return [story.tell(entry.signed, entry.signature, opening)]
+        return [story.tell(entry, opening)]
 
     lab.bribe = to_bob(change)
     lab.say_unheard("this never arrives")
@@ -942,14 +945,13 @@ def dropped_message(lab: Lab) -> None:
 @on_path("honesty", "client", WrongSender)
 def earlier_session(frames: Frames, lab: Lab) -> Frames:
     """What Alice said in an earlier session is repeated."""
-    old = next((entry, opening) for name, entry, opening in lab.earlier if name == BOB)
     story: list[Story] = []
 
     def change(entry: Entry, opening: bytes) -> Iterable[Told]:
         if not story:
             story.append(Story(lab, lab.bob))
-            return [story[0].tell(old[0].signed, old[0].signature, old[1])]
-        return [story[0].tell(entry.signed, entry.signature, opening)]
+            return [story[0].tell(*first_told(lab.earlier))]
+        return [story[0].tell(entry, opening)]
 
     lab.bribe = to_bob(change)
     yield from frames
@@ -958,11 +960,10 @@ def earlier_session(frames: Frames, lab: Lab) -> Frames:
 @outside("honesty", "client", WrongRoom)
 def other_room(lab: Lab) -> None:
     """What Alice said in one room is repeated in another, which begins with the same head."""
-    said, opening = next((entry, opening) for name, entry, opening in lab.told if name == BOB)
-    lab.start = forms.parse_message(said.signed).seen
+    said = first_told(lab.told)
+    lab.start = forms.parse_message(said[0].signed).seen
     lab.move("elsewhere")
-    again = Story(lab, lab.bob).tell(said.signed, said.signature, opening)
-    lab.bribe = to_bob(lambda entry, opening: [again, (entry, opening)])
+    lab.bribe = before_all(Story(lab, lab.bob).tell(*said))
 
 
 @outside("honesty", "client", WrongRecipient, goal=overheard)
@@ -982,13 +983,14 @@ def forwarded_message(lab: Lab) -> None:
     lab.say_unheard(SECRET)
 
 
-def other_words(lab: Lab, entry: Entry) -> tuple[bytes, bytes, bytes]:
+def other_words(lab: Lab, entry: Entry) -> Told:
     """Return what Mallory says to Bob in place of what she says to all others."""
     opening = os.urandom(32) + b"I pay 1000"
     message = forms.parse_message(entry.signed)
     other = replace(message, commitment=forms.commitment(opening[:32], opening[32:]))
     signed = other.encode()
-    return signed, sign(lab.pki.keys[MALLORY], signed), opening
+    signature = sign(lab.pki.keys[MALLORY], signed)
+    return entry._replace(signed=signed, signature=signature), opening
 
 
 @outside("honesty", "client", Fork, goal=divided)
@@ -997,9 +999,8 @@ def two_histories(lab: Lab) -> None:
     story = Story(lab, lab.bob)
 
     def change(entry: Entry, opening: bytes) -> Iterable[Told]:
-        if is_by(lab, MALLORY, entry):
-            return [story.tell(*other_words(lab, entry))]
-        return [story.tell(entry.signed, entry.signature, opening)]
+        told = other_words(lab, entry) if is_by(lab, MALLORY, entry) else (entry, opening)
+        return [story.tell(*told)]
 
     lab.bribe = to_bob(change)
     speak(lab, "I pay 10")
@@ -1024,10 +1025,7 @@ def two_histories_one_head(lab: Lab) -> None:
     """The same, with one head for both histories."""
 
     def change(entry: Entry, opening: bytes) -> Iterable[Told]:
-        if not is_by(lab, MALLORY, entry):
-            return [(entry, opening)]
-        signed, signature, other = other_words(lab, entry)
-        return [(Entry(signed, signature, entry.head, entry.head_signature), other)]
+        return [other_words(lab, entry) if is_by(lab, MALLORY, entry) else (entry, opening)]
 
     lab.bribe = to_bob(change)
     speak(lab, "I pay 10")
@@ -1113,13 +1111,10 @@ def stolen_server_key(lab: Lab) -> None:
     from companions.secure_chat.weakened import static_exponent  # what an end must not have
 
     lab.outcome.means = "steals"
-    seen = [frame.message for frame in lab.tape[:5]]
-    running = b""
-    for message in seen[:4]:
-        running = chained(running, message)
+    *handshake, login = [frame.message for frame in lab.tape[:5]]
     exponent = static_exponent(lab.pki.people[SERVER])
-    secret = dh.shared_secret(exponent, parse(seen[2])["A"])
-    if found := readable(unsealed(keys_of(running, secret), Direction.C2S, seen[4])):
+    secret = dh.shared_secret(exponent, parse(handshake[2])["A"])
+    if found := password_in(handshake, secret, login):
         lab.outcome.learned = f"the recorded password: {found}"
 
 
@@ -1257,37 +1252,16 @@ def slow_drip(lab: Lab) -> None:
 # The program --------------------------------------------------------------------------------------
 
 
-def weakened_parts(names: Sequence[str]) -> Parts:
-    from companions.secure_chat.weakened import without  # insecure: loaded when asked for
-
-    return Parts(*without(names))
-
-
-def rules() -> tuple[Rules, Sequence[str]]:
-    from companions.secure_chat.weakened import DOCUMENTED, RULES
-
-    return RULES, DOCUMENTED
-
-
-def new_lab(options: argparse.Namespace, log: Any, parts: Any, observer: Any) -> Lab:
-    return Lab(log, parts, observer)
-
-
-def main() -> int:
-    return run(
-        Program(
-            description="Attacks members and a server of its own, on loopback.",
-            attacks=ATTACKS,
-            lab=new_lab,
-            parts=weakened_parts,
-            rules=rules,
-            module="companions.secure_chat.attacks",
-            sets=Path(__file__).parent / "sets.json",
-            title=kind_name,
-            beginning="making keys for an authority, a server and four members ...",
-        )
-    )
-
+PROGRAM = Program(
+    description="Attacks members and a server of its own, on loopback.",
+    attacks=ATTACKS,
+    lab=lambda options, log, parts, observer: Lab(log, parts, observer),
+    weakened="companions.secure_chat.weakened",
+    title=kind_name,
+    beginning="making keys for an authority, a server and four members ...",
+    module="companions.secure_chat.attacks",
+    sets=Path(__file__).parent / "sets.json",
+)
 
 if __name__ == "__main__":
-    run_program(main)
+    run_program(PROGRAM.run)

@@ -11,13 +11,21 @@ Private keys have mode 0600 from their first byte. Nothing but the list is ever 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 from cryptography import x509
 
-from companions.asymmetric import PrivateKey, PublicKey, public_pem, read_private
+from classroom.output import write_whole
+from companions.asymmetric import (
+    PrivateKey,
+    PublicKey,
+    public_pem,
+    read_private,
+    write_private,
+)
 from companions.secure_chat.authority import pem_of
 from companions.secure_chat.pki import Malformed, Trust, fingerprint_of, parse_pem
 from companions.terminal import ask_passphrase
@@ -54,6 +62,23 @@ def load_credentials(certs: Path, name: str) -> Credentials:
     if not isinstance(other, PublicKey) or public_pem(other) != public_pem(key.public_key()):
         raise UserError(f"the key in {certs} does not match the certificate {path}")
     return Credentials(b"".join(map(pem_of, chain)).decode("ascii"), certificate, key)
+
+
+def save_new(certs: Path, name: str, key: PrivateKey, files: Mapping[str, bytes]) -> None:
+    """Write a new private key, and what belongs to it. Raises FileExistsError, OSError, UserError.
+
+    A key without its certificate would serve nobody, and is removed again.
+    """
+    path = certs / f"{name}_private_key.pem"
+    if (certs / f"{name}_cert.pem").exists():
+        raise FileExistsError
+    write_private(path, key)
+    try:
+        for file, content in files.items():
+            write_whole(certs / file, content)
+    except BaseException:  # Ctrl-C too
+        path.unlink(missing_ok=True)
+        raise
 
 
 def load_trust(certs: Path) -> Trust:

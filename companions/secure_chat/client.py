@@ -21,7 +21,6 @@ import math
 import os
 import re
 import signal
-import socket
 import sys
 import threading
 import time
@@ -33,11 +32,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from channel import POLL_S, EndRequested
+from companions.listening import reach
+from companions.secure_chat.certs import load_trust
 from companions.secure_chat.duplex import Duplex
 from companions.secure_chat.evidence import Evidence, Kept
 from companions.secure_chat.forms import Recipient
 from companions.secure_chat.options import ChatParser, load_party, log_frame, settings_of, start_log
-from companions.secure_chat.certs import load_trust
 from companions.secure_chat.pins import FILE as KNOWN_KEYS
 from companions.secure_chat.pins import OtherKey, Pins, key_fingerprint
 from companions.secure_chat.pki import BadCertificate, Identity, Trust, UnusableList, now_ms
@@ -73,7 +73,6 @@ from program import (
     escaped,
     flag_type,
     plural,
-    reason_of,
     run_program,
     to_stderr,
 )
@@ -181,11 +180,7 @@ class Client:
     def __enter__(self) -> Client:
         if self._channel is not None:
             raise LocalError("a Client has one session; for another one, make another Client")
-        try:
-            sock = socket.create_connection(self._address, min(self.timeout_s, 10.0))
-        except (OSError, UnicodeError, OverflowError) as error:
-            where = "{}:{}".format(*self._address)
-            raise NoConnection(f"no server at {where}: {reason_of(error)}") from None
+        sock = reach(self._address, min(self.timeout_s, 10.0))
         self._channel = Duplex(sock, self.session, self.timeout_s)
         try:
             self.channel.send(Message(Kind.HELLO))

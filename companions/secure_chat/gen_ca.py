@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from classroom.output import write_whole
-from companions.asymmetric import new_identity, write_private
+from companions.asymmetric import new_identity
 from companions.secure_chat.authority import authority_certificate, pem_of, revocation_list
-from companions.secure_chat.certs import CERTS
+from companions.secure_chat.certs import CERTS, save_new
 from companions.secure_chat.pki import utc_now
 from program import Parser, UserError, reason_of, run_program
 
@@ -22,22 +21,17 @@ def create(certs: Path) -> None:
     key = new_identity()
     now = utc_now()
     own = authority_certificate(key, now)
-    path = certs / "ca_private_key.pem"
+    files = {
+        "ca_crl.pem": pem_of(revocation_list(key, own, 1, (), now)),
+        "ca_cert.pem": pem_of(own),
+    }
     try:
         certs.mkdir(parents=True, exist_ok=True)
-        if (certs / "ca_cert.pem").exists():
-            raise FileExistsError
-        write_private(path, key)
+        save_new(certs, "ca", key, files)
     except FileExistsError:
         raise UserError(f"{certs} already has an authority") from None
     except OSError as error:
         raise UserError(f"cannot make an authority in {certs}: {reason_of(error)}") from None
-    try:
-        write_whole(certs / "ca_crl.pem", pem_of(revocation_list(key, own, 1, (), now)))
-        write_whole(certs / "ca_cert.pem", pem_of(own))
-    except BaseException:  # Ctrl-C too
-        path.unlink(missing_ok=True)  # a key without a certificate serves nobody
-        raise
 
 
 def main() -> int:

@@ -13,10 +13,9 @@ from pathlib import Path
 
 from cryptography import x509
 
-from classroom.output import write_whole
-from companions.asymmetric import new_identity, write_private
+from companions.asymmetric import new_identity
 from companions.secure_chat.authority import CERTIFICATE_DAYS, certificate, pem_of
-from companions.secure_chat.certs import CERTS, file_name, load_authority
+from companions.secure_chat.certs import CERTS, file_name, load_authority, save_new
 from companions.secure_chat.pki import BadCertificate, Role, Trust, utc_now
 from program import Parser, UserError, positive, reason_of, run_program
 
@@ -28,7 +27,6 @@ def issue(
     own = load_authority(certs)
     key = new_identity()
     address = identity if role == "server" or "@" in identity else f"client@{identity}"
-    path = certs / f"{file_name(name)}_private_key.pem"
     try:
         made = certificate(
             own.key, own.certificate, role, address, key.public_key(), utc_now(), days
@@ -36,9 +34,7 @@ def issue(
         Trust(own.pem.encode("ascii"), bytes).identify(
             pem_of(made).decode("ascii"), role, address, utc_now()
         )  # as every peer will
-        if (certs / f"{name}_cert.pem").exists():
-            raise FileExistsError
-        write_private(path, key)
+        save_new(certs, file_name(name), key, {f"{name}_cert.pem": pem_of(made)})
     except FileExistsError:
         raise UserError(
             f"{certs} already has files named {name!r}; choose others with --name"
@@ -46,12 +42,7 @@ def issue(
     except (ValueError, OverflowError, BadCertificate) as error:
         raise UserError(f"no certificate for {address!r}: {error}") from None
     except OSError as error:
-        raise UserError(f"cannot write {path}: {reason_of(error)}") from None
-    try:
-        write_whole(certs / f"{name}_cert.pem", pem_of(made))
-    except BaseException:  # Ctrl-C too
-        path.unlink(missing_ok=True)  # a key without a certificate serves nobody
-        raise
+        raise UserError(f"cannot write the key into {certs}: {reason_of(error)}") from None
     return made
 
 

@@ -5,18 +5,17 @@ python -m companions.secure_chat.matrix
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from companions.secure_chat.accounts import Refused
 from companions.secure_chat.attacks import ATTACKS
 from companions.secure_chat.pki import WrongPurpose
 from companions.secure_chat.protocol import BadGroup, BadSignature
-from companions.secure_chat.stage import Lab, Outcome, Parts, Pki
+from companions.secure_chat.stage import Lab, Outcome
 from companions.secure_chat.weakened import RULES, without
 from lab.rules import Names
-from lab.search import Found, Matrix, Task, Trials, Tried, search, workers
+from lab.search import Matrix, Task, Trials, Tried, find
 from program import run_program
 from protocol_fsm import BadTag, DeadlineExpired
 
@@ -49,17 +48,11 @@ def idle(outcome: Outcome) -> Names:
     return frozenset(all_names - useful)
 
 
-@functools.cache
-def pki() -> Pki:
-    """Return the keys of this process: making them takes longer than a try."""
-    return Pki()
-
-
 TRIALS = Trials(
     attacks=ATTACKS,
     rules=RULES,
-    parts=lambda names: Parts(*without(names)),
-    lab=lambda parts, number: Lab(lambda *_: None, parts, None, pki()),
+    parts=without,
+    lab=lambda parts, number: Lab(lambda *_: None, parts),
     heard=("session", "trust", "pins", "accounts", "room"),
     also_checks=("check_revocation", "check_key"),
     idle=idle,
@@ -71,14 +64,8 @@ def trial(task: Task) -> list[Tried]:
     return TRIALS.trial(task)
 
 
-def find(names: Sequence[str], size: int) -> Found:
-    """Return the minimal sets of each attack."""
-    with workers(2) as pool:  # more of them would make the lab's deadlines pass
-        return search(names, size, pool, trial)
-
-
-MATRIX = Matrix(ATTACKS, RULES, Path(__file__).parent, find)
-
+PER_CORE = 2  # processes per core; with more the lab's deadlines would pass
+MATRIX = Matrix(ATTACKS, RULES, Path(__file__).parent, partial(find, trial, PER_CORE))
 
 if __name__ == "__main__":
     run_program(MATRIX.run)

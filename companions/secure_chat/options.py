@@ -6,15 +6,14 @@ import argparse
 import logging
 import os
 import re
-import time
 from pathlib import Path
-from typing import TextIO
 
+from companions import logs
 from companions.secure_chat.certs import load_credentials
 from companions.secure_chat.pki import BadCertificate, Role, Trust, utc_now
 from companions.secure_chat.protocol import Party
 from companions.secure_chat.settings import Settings, load_settings
-from program import Lines, Parser, UserError, escaped, port_number, reason_of, fitted, indented
+from program import Lines, Parser, UserError, port_number, reason_of
 from protocol_fsm import Seen
 
 TYPE = re.compile(rb'"type":"([a-z_]+)"')  # of a frame
@@ -81,51 +80,9 @@ def load_party(certs: Path, name: str, role: Role, trust: Trust) -> Party:
 # The log ------------------------------------------------------------------------------------------
 
 
-class LineFormatter(logging.Formatter):
-    """One event in one line, after its time in UTC; characters that could break it are escaped."""
-
-    converter = staticmethod(time.gmtime)
-
-    def __init__(self) -> None:
-        super().__init__("%(asctime)s %(message)s", "%Y-%m-%dT%H:%M:%SZ")
-
-    def formatMessage(self, record: logging.LogRecord) -> str:
-        return escaped(super().formatMessage(record))
-
-
-class ScreenFormatter(LineFormatter):
-    """The same, cut to fit the terminal."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        return fitted(indented(super().format(record)))
-
-
-def open_log(path: Path) -> TextIO:
-    """Open a log file (mode 0600), and its folder, for as long as we run. Raises UserError."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-    except OSError as error:
-        raise UserError(f"cannot log to {path}: {reason_of(error)}") from None
-    return open(file, "a", encoding="utf-8", errors="backslashreplace")
-
-
-def start_log(path: Path | None, stream: TextIO | Lines | None, *, debug: bool = False) -> None:
-    """Log events to a stream, and to a file if there is a path. Raises UserError.
-
-    Names are in it; passwords, keys and texts never. A log that cannot be written disturbs nobody.
-    """
-    handlers: list[logging.Handler] = []
-    if stream:
-        handlers.append(logging.StreamHandler(stream))
-    if path:
-        handlers.append(logging.StreamHandler(open_log(path)))
-    for handler in handlers:
-        handler.setFormatter(LineFormatter())
-    if stream:
-        handlers[0].setFormatter(ScreenFormatter())
-    logging.raiseExceptions = False
-    logging.basicConfig(handlers=handlers or [logging.NullHandler()])
+def start_log(path: Path | None, stream: Lines | None, *, debug: bool) -> None:
+    """Log events, with `debug` every message too. Raises UserError."""
+    logs.start_log(path, stream)
     log.setLevel(logging.DEBUG if debug else logging.INFO)
 
 

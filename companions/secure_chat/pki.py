@@ -15,6 +15,7 @@ import threading
 import time
 import unicodedata
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from typing import Literal
@@ -150,11 +151,11 @@ def parse_pem(pem: str) -> list[x509.Certificate]:
 
 
 def alternative_names(certificate: x509.Certificate) -> list[x509.GeneralName]:
-    try:
-        extension = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
-    except x509.ExtensionNotFound:
-        return []
-    return list(extension.value)
+    """Return the names that decide; nothing if there are none."""
+    with suppress(x509.ExtensionNotFound):
+        found = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
+        return list(found.value)
+    return []
 
 
 def client_name(certificate: x509.Certificate) -> str:
@@ -177,11 +178,9 @@ def subject_of(name: str) -> verification.Subject:
 
 def usages_of(certificate: x509.Certificate) -> list[x509.ObjectIdentifier]:
     """Return what the extended key usage allows; nothing if there is none."""
-    try:
-        extension = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage)
-    except x509.ExtensionNotFound:
-        return []
-    return list(extension.value)
+    with suppress(x509.ExtensionNotFound):
+        return list(certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value)
+    return []
 
 
 def has_issued(issuer: x509.Certificate, one: x509.Certificate) -> bool:

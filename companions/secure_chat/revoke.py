@@ -8,15 +8,14 @@ A running server needs no restart: it reads ca_crl.pem for each certificate that
 
 from __future__ import annotations
 
-import contextlib
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 
 from classroom.output import write_whole
+from companions.locking import locked
 from companions.secure_chat.authority import pem_of, revocation_list, revoked_entry
 from companions.secure_chat.certs import CERTS, Credentials, load_authority, load_trust
 from companions.secure_chat.pki import BadCertificate, list_number, parse_pem, utc_now
@@ -47,21 +46,6 @@ def _renew(certs: Path, own: Credentials, serials: list[int]) -> x509.Certificat
     made = revocation_list(own.key, own.certificate, list_number(before) + 1, entries, now)
     write_whole(path, pem_of(made))
     return made
-
-
-@contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Let one program make a list at a time: else one of two revocations would be lost."""
-    try:
-        path.open("x").close()
-    except FileExistsError:
-        raise UserError(f"another program is making a list; if none is, remove {path}") from None
-    except OSError as error:
-        raise UserError(f"cannot make {path}: {reason_of(error)}") from None
-    try:
-        yield
-    finally:
-        path.unlink(missing_ok=True)
 
 
 def serial_of(certs: Path, which: str) -> int:

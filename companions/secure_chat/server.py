@@ -14,7 +14,6 @@ import contextlib
 import logging
 import math
 import os
-import signal
 import socket
 import threading
 import time
@@ -24,8 +23,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from channel import POLL_S, EndRequested
-from companions.listening import Listener, listen
+from companions import listening
+from companions.listening import Listener, listen, serve
 from companions.secure_chat import forms
 from companions.secure_chat.accounts import TOKEN_BYTES, Account, Accounts, Refused
 from companions.secure_chat.certs import load_trust
@@ -64,8 +63,8 @@ from companions.secure_chat.settings import PORT
 from companions.secure_chat.storage import Database
 from companions.secure_chat.transcript import Transcript
 from endpoint import HOST
-from program import Lines, UserError, end_signals, run_program
-from protocol_fsm import BadPayload, ConnectionCut, LocalError, ProtocolError, Status
+from program import Lines, run_program
+from protocol_fsm import BadPayload, ConnectionCut, LocalError, Status
 
 MAX_STAYS = 100  # of one session, each in another room
 
@@ -292,18 +291,16 @@ class SharedRoom:
 # Connections --------------------------------------------------------------------------------------
 
 
-class Connection:
-    """One connection, from its first byte to its last, served by a thread of its own."""
+class Connection(listening.Connection):
+    """A member, and what is posted to it."""
+
+    channel: Duplex
 
     def __init__(self, server: Server, sock: socket.socket, address: Sequence[object]) -> None:
-        self._server = server
-        self._address = host_and_port_of(address)
-        self.ip = str(address[0])
         self.session = server.new_session(server.party, server.trust)
-        self.channel = Duplex(sock, self.session, server.limits.frame_s)
-        self.thread = threading.Thread(target=self.run, daemon=True)
-        self.is_stranger = True
-        self.name = ""
+        super().__init__(server, Duplex(sock, self.session, server.limits.frame_s), address)
+        self._server = server
+        self.ip = str(address[0])
         self.fingerprint = ""
         self._token = b""
         self._been_in: set[str] = set()  # a session has one stay in each room
@@ -311,40 +308,13 @@ class Connection:
         self._ask_at = math.inf  # monotonic, for new keys
         self._answer_by = math.inf  # monotonic, since we have asked
 
-    def __str__(self) -> str:
-        return f"{self.name or 'a stranger'} at {self._address}"
-
-    def run(self) -> None:
-        status = Status.SHUTDOWN
+    def _serve(self) -> None:
         try:
-            reason = self._outcome()
-            if isinstance(reason, EndRequested):
-                status = reason.status
-            self._server.tell(self, reason)
-        except (ProtocolError, UserError) as error:  # of the database, or of the disk
-            log.error("%s: %s", self, error)
-        finally:
-            self.channel.leave(status)
-            self._server.forget(self)
-
-    def _outcome(self) -> Exception | None:
-        """Serve to the end, and return what ended the session; nothing after bye."""
-        try:
-            self._serve()
-        except ProtocolError as error:
-            if self.session.state is not State.ENDED:  # the error was found above the session
-                self.channel.fail(error)
-            return error
-        except (EndRequested, UserError) as reason:  # the second: of the disk
-            return reason
-        except Exception as error:  # a defect of ours: it ends this session and no other
-            log.exception("%s: internal error", self)
-            return error
+            self._live()
         finally:
             self._keep_evidence()
-        return None
 
-    def _serve(self) -> None:
+    def _live(self) -> None:
         self._shake_hands(time.monotonic() + self._server.limits.handshake_s)
         account = self._log_in()
         self._server.admit(self)
@@ -501,13 +471,6 @@ class Connection:
             )
 
 
-def host_and_port_of(address: Sequence[object]) -> str:
-    """Return HOST:PORT, of IPv4 or IPv6."""
-    host = str(address[0])
-    port = address[1]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
 # The program --------------------------------------------------------------------------------------
 
 
@@ -522,10 +485,7 @@ def main() -> int:
     party = load_party(settings.certs, options.name, "server", trust)
     require_folder(settings.transcripts)
     database = Database(settings.database_url.get_secret_value())
-    stop: list[int] = []  # not an Event, whose lock a second signal would find taken
-    for number in end_signals():
-        signal.signal(number, lambda number, _: stop.append(number))
-    with Server(
+    server = Server(
         party,
         trust,
         Accounts(database),
@@ -533,15 +493,10 @@ def main() -> int:
         settings.server_host,
         settings.server_port,
         new_session=partial(Session, watchers=[log_frame]),
-    ) as server:
-        log.info("our key is %s", key_fingerprint(party.identity.public_key))
-        where = host_and_port_of(server.address)
-        print(f"[*] Secure Chat Server listening on {where}", flush=True)
-        while not stop:
-            time.sleep(POLL_S)
-    lines.drain()
+    )
+    log.info("our key is %s", key_fingerprint(party.identity.public_key))
+    serve(server, "[*] Secure Chat Server listening on", lines)
     database.close()
-    print("stopped")
     return 0
 
 

@@ -9,6 +9,7 @@ of how an attack works.
 from __future__ import annotations
 
 import contextlib
+import functools
 import socket
 import tempfile
 import threading
@@ -57,7 +58,7 @@ from lab.line import Line
 from lab.observer import Observer
 from lab.proxy import Proxy
 from program import UserError
-from protocol_fsm import LocalError, ProtocolError, Seen, Watcher
+from protocol_fsm import LocalError, ProtocolError
 
 SERVER = "localhost"
 ALICE = "alice@example.org"
@@ -154,14 +155,14 @@ def alone(outcome: Outcome) -> str:
 class Parts(NamedTuple):
     """What the lab is built from: the real parts, or weakened ones from weakened.py."""
 
-    session: Callable[..., Session] = Session
-    trust: Callable[..., Trust] = Trust
-    accounts: Callable[..., Accounts] = Accounts
-    room: Callable[..., Room] = Room
+    session: type[Session] = Session
+    trust: type[Trust] = Trust
+    accounts: type[Accounts] = Accounts
+    room: type[Room] = Room
     receipt: type[Receipt] = Receipt
-    server: Callable[..., Server] = Server
-    client: Callable[..., Client] = Client
-    pins: Callable[..., Pins] = Pins
+    server: type[Server] = Server
+    client: type[Client] = Client
+    pins: type[Pins] = Pins
 
 
 class Pki:
@@ -222,6 +223,12 @@ class Pki:
         return pem_of(made)
 
 
+@functools.cache
+def pki() -> Pki:
+    """Return the keys of this process: making them takes longer than an attack."""
+    return Pki()
+
+
 @contextlib.contextmanager
 def in_peace() -> Iterator[None]:
     """Turn an error in an undisturbed session into a UserError."""
@@ -239,13 +246,12 @@ class Lab(Stage):
         log: Log,
         parts: Parts | None = None,
         observer: Observer | None = None,
-        pki: Pki | None = None,
     ) -> None:
         self.outcome: Outcome = Outcome()
         self.attack = ""
         self.is_weakened = bool(parts)
         self.parts = parts or Parts()
-        self.pki = pki or Pki()
+        self.pki = pki()
         self.rounds = 0  # that Carol has done
         self.harm: list[Exception] = []  # that has come to her: there must be none
         self.alice: Client  # while they are connected
@@ -256,7 +262,7 @@ class Lab(Stage):
         self.seats: dict[str, Connection] = {}  # at the server, by name
         self.start = b""  # of the rooms that the bribed server makes; empty: by chance
         self._log = log
-        self._observer = observer
+        self.observer = observer
         self._list_number = 0
         self._changed = threading.Condition()
         self._connections = 0  # that have not ended yet
@@ -328,26 +334,16 @@ class Lab(Stage):
     def new_session(self, party: Party, trust: Trust, server_name: str | None = None) -> Session:
         """Return a session of an honest end; those of the server and of Alice are observed."""
         ends = {SERVER: "server", ALICE: "client"}
-        name = party.identity.name
-        watchers: list[Watcher] = []
-        if self._observer and self.attack and name in ends:
-            watchers.append(self._observer.watcher(ends[name]))
+        watchers = self.watchers(ends.get(party.identity.name, ""))
         return self.parts.session(party, trust, server_name, watchers=watchers)
 
     def client(self, who: Party, later_ms: int = 0) -> Client:
         """Return a client of the adversary's, whose messages are logged as its own."""
-
-        def watch(seen: Seen) -> None:
-            if seen.verdict == "sealed":
-                self.log("inserted", Frame("server", seen.message))
-            else:
-                self.log("sent", Frame("client", seen.message))
-
         return self._client(
             who,
             self.address,
             PATIENCE_S,
-            new_session=partial(self.parts.session, watchers=[watch]),
+            new_session=partial(self.parts.session, watchers=[self.watch_own]),
             clock=lambda: now_ms() + later_ms,
         )
 

@@ -16,7 +16,7 @@ import secrets
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import sqlalchemy as sql
 from cryptography import x509
@@ -43,6 +43,7 @@ from companions.secure_chat.pki import (
 from companions.secure_chat.protocol import Direction, Kind, Party, Session, State, parse
 from companions.secure_chat.rooms import Entry, Member, Room
 from companions.secure_chat.server import Server
+from companions.secure_chat.stage import Parts
 from companions.secure_chat.storage import login_tries
 from companions.secure_chat.transcript import Receipt
 from companions.secure_chat.tries import Subject
@@ -569,23 +570,10 @@ DOCUMENTED = (  # what the seed document does without
 )
 
 
-class Weakened(NamedTuple):
-    """The parts of a lab without some rules."""
-
-    session: type[Session]
-    trust: type[Trust]
-    accounts: type[Accounts]
-    room: type[Room]
-    receipt: type[Receipt]
-    server: type[Server]
-    client: type[Client]
-    pins: type[Pins]
-
-
-def without(names: Iterable[str]) -> Weakened:
+def without(names: Iterable[str]) -> Parts:
     """Return parts without these rules; `documented` stands for several. UserError."""
     rules = chosen(names, RULES, DOCUMENTED)
-    return Weakened(
+    return Parts(
         lacking(Session, rules),
         lacking(Trust, rules),
         lacking(Accounts, rules),

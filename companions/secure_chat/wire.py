@@ -10,10 +10,9 @@ import base64
 import re
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
 
 from classroom.report import main
-from classroom.wire import Field, Wire
+from classroom.wire import Field, companion
 from companions.secure_chat.attacks import kind_name
 from companions.secure_chat.pki import BadCertificate, alternative_names, parse_pem
 from companions.secure_chat.protocol import LENGTH_BYTES
@@ -62,29 +61,12 @@ def title(message: bytes) -> str:
     return kind_name(message) + (f", number {number[1].decode()}" if number else "")
 
 
-def describe(message: bytes) -> str:
-    """Return the public part of a message, in a line."""
-    return f"{title(message)}, {plural(len(message), 'byte')}"
-
-
 def framed(message: bytes) -> bytes:
     """Return what TCP carries for a message [C 1]."""
     return len(message).to_bytes(LENGTH_BYTES, "big") + message
 
 
-FOLDER = Path(__file__).parent
-WIRE = Wire(
-    name="secure_chat",
-    title=title,
-    fields=fields,
-    data=FOLDER,
-    claims=FOLDER / "CLAIMS.md",
-    attacks="python -m companions.secure_chat.attacks",
-    describe=describe,
-    framed=framed,
-    port=PORT,
-    cuts=frozenset({"ConnectionCut"}),
-)
+WIRE = companion("secure_chat", title, fields, framed, PORT)
 
 if __name__ == "__main__":
     run_program(partial(main, WIRE))

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from classroom import report
-from companions.device_transfer import attacks, stage, wire
+from companions.device_transfer import attacks, wire
 from companions.device_transfer.attacks import ATTACKS
 from companions.device_transfer.certificates import Trust
 from companions.device_transfer.protocol import Kind, Session, UnexpectedKind
@@ -28,7 +28,7 @@ from companions.device_transfer.stage import (
     Lab,
     Outcome,
     Parts,
-    Pki,
+    pki,
     forged,
     item,
 )
@@ -43,14 +43,9 @@ pytestmark = pytest.mark.usefixtures("quiet")
 
 
 @pytest.fixture(scope="module")
-def pki() -> Pki:
-    return Pki()
-
-
-@pytest.fixture(scope="module")
-def lab(pki: Pki) -> Iterator[Lab]:
+def lab() -> Iterator[Lab]:
     """One lab for all attacks: none may leave a trace in it that another one sees."""
-    with Lab(nobody_logs, pki=pki) as lab:
+    with Lab(nobody_logs) as lab:
         yield lab
 
 
@@ -63,9 +58,9 @@ def suffer(lab: Lab, name: str) -> Result:
     return judge(ATTACKS[name], lab)
 
 
-def lost_without(pki: Pki, rules: str, name: str) -> Result:
+def lost_without(rules: str, name: str) -> Result:
     """Run an attack on endpoints that lack some rules."""
-    with Lab(nobody_logs, Parts(*without(rules.split(","))), pki=pki) as lab:
+    with Lab(nobody_logs, without(rules.split(","))) as lab:
         return suffer(lab, name)
 
 
@@ -112,8 +107,8 @@ def test_goals_see_what_was_never_sent_and_what_never_arrived() -> None:
     assert not forged(Outcome([], [], [(MALLORY, text)])), "who speaks for himself forges nothing"
 
 
-def test_a_harmed_bystander_is_a_result_that_is_wrong(pki: Pki) -> None:
-    with Lab(nobody_logs, pki=pki) as lab:
+def test_a_harmed_bystander_is_a_result_that_is_wrong() -> None:
+    with Lab(nobody_logs) as lab:
         lab.harm.append(RuntimeError("on purpose"))
         assert suffer(lab, "flip-tag").words == "a bystander was harmed"
 
@@ -123,10 +118,10 @@ class Refusing(Session):
         raise UnexpectedKind("nothing", kind.name)
 
 
-def test_without_an_honest_session_there_is_no_lab(pki: Pki) -> None:
+def test_without_an_honest_session_there_is_no_lab() -> None:
     with (
         pytest.raises(UserError, match="no honest session"),
-        Lab(nobody_logs, Parts(Refusing), pki=pki),
+        Lab(nobody_logs, Parts(Refusing)),
     ):
         pass
 
@@ -148,19 +143,19 @@ SHOWN = (  # rules, attack, what is won; all others stand in SECURITY.md
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("rules", "name", "won"), SHOWN)
-def test_without_its_rules_an_attack_wins(pki: Pki, rules: str, name: str, won: str) -> None:
-    assert lost_without(pki, rules, name).won == won
+def test_without_its_rules_an_attack_wins(rules: str, name: str, won: str) -> None:
+    assert lost_without(rules, name).won == won
 
 
-def test_without_rekeying_stolen_keys_open_all(pki: Pki) -> None:
-    won = lost_without(pki, "rekey-limit", "stolen-keys-across-rekeying").won
+def test_without_rekeying_stolen_keys_open_all() -> None:
+    won = lost_without("rekey-limit", "stolen-keys-across-rekeying").won
     assert won == "with the first keys, chunks after rekeying: 1"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rule", RULES)
-def test_without_one_rule_honest_sessions_still_work(pki: Pki, rule: str) -> None:
-    with Lab(nobody_logs, Parts(*without([rule])), pki=pki) as lab:
+def test_without_one_rule_honest_sessions_still_work(rule: str) -> None:
+    with Lab(nobody_logs, without([rule])) as lab:
         assert lab.bystanders_go_on()
 
 
@@ -176,8 +171,8 @@ def test_without_one_rule_honest_sessions_still_work(pki: Pki, rule: str) -> Non
         "provoke",
     ],
 )
-def test_what_the_document_leaves_out_lets_attacks_win(pki: Pki, name: str) -> None:
-    result = lost_without(pki, "documented", name)
+def test_what_the_document_leaves_out_lets_attacks_win(name: str) -> None:
+    result = lost_without("documented", name)
     assert result.won, result.words
 
 
@@ -185,14 +180,14 @@ def test_what_the_document_leaves_out_are_rules() -> None:
     assert not {*DOCUMENTED} - RULES.keys()
 
 
-def test_weakened_endpoints_refuse_every_address_but_loopback(pki: Pki, tmp_path: Path) -> None:
+def test_weakened_endpoints_refuse_every_address_but_loopback(tmp_path: Path) -> None:
     parts = without([])
-    trust = Trust(pki.keys[AUTHORITY].public_key(), AUTHORITY, bytes)
+    trust = Trust(pki().keys[AUTHORITY].public_key(), AUTHORITY, bytes)
     with pytest.raises(UserError, match="loopback only"):
-        parts.device(pki.people[VICTIM], trust, SERVER, "192.0.2.1")
+        parts.device(pki().people[VICTIM], trust, SERVER, "192.0.2.1")
     with pytest.raises(UserError, match="loopback only"):
-        parts.server(pki.people[SERVER], trust, tmp_path, "0.0.0.0")
-    device = parts.device(pki.people[VICTIM], trust, SERVER, "localhost", 1)
+        parts.server(pki().people[SERVER], trust, tmp_path, "0.0.0.0")
+    device = parts.device(pki().people[VICTIM], trust, SERVER, "localhost", 1)
     assert device._address == ("127.0.0.1", 1), "the name is not looked up again"
 
 
@@ -206,15 +201,9 @@ HANDSHAKE = ("HELLO", "SHARE", "CONFIRM")
 # The program --------------------------------------------------------------------------------------
 
 
-@pytest.fixture(autouse=True)
-def no_new_keys(monkeypatch: pytest.MonkeyPatch, pki: Pki) -> None:
-    """Let the program take the keys of these tests: to make its own takes long."""
-    monkeypatch.setattr(stage, "Pki", lambda: pki)
-
-
 def run(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
     monkeypatch.setattr(sys, "argv", ["attacks.py", *words])
-    return attacks.main()
+    return attacks.PROGRAM.run()
 
 
 @pytest.mark.slow
@@ -299,7 +288,7 @@ def record_of(kind: Kind) -> st.SearchStrategy[bytes]:
 def test_the_fields_of_a_message_are_all_of_its_bytes(message: bytes) -> None:
     assert b"".join(field.content for field in wire.fields(message)) == message
     assert wire.title(message)
-    assert wire.describe(message).endswith(f", {plural(len(message), 'byte')}")
+    assert wire.WIRE.describe(message).endswith(f", {plural(len(message), 'byte')}")
 
 
 def test_fields_say_what_they_mean(lab: Lab) -> None:
@@ -331,7 +320,7 @@ def test_the_program_lists_attacks_and_knows_no_others(
         run(monkeypatch, "nonsense")
 
 
-def test_the_people_of_the_lab_are_not_each_other(pki: Pki) -> None:
+def test_the_people_of_the_lab_are_not_each_other() -> None:
     names = {SERVER, VICTIM, BYSTANDER, MALLORY}
-    assert {person.certificate.common_name for person in pki.people.values()} == names
-    assert len({person.certificate.serial for person in pki.people.values()}) == len(names)
+    assert {person.certificate.common_name for person in pki().people.values()} == names
+    assert len({person.certificate.serial for person in pki().people.values()}) == len(names)

@@ -30,6 +30,7 @@ from companions.device_transfer.certificates import (
     parse_revocation_list,
 )
 from companions.device_transfer.transfer import CLOCK_SKEW
+from companions.locking import locked
 from companions.terminal import ask_passphrase
 from program import UserError
 from tests.house import ROOT, modules_imported
@@ -564,7 +565,7 @@ def test_a_record_of_the_authority_that_cannot_be_read_is_named(tmp_path: Path) 
 
 def test_a_lock_that_cannot_be_made_is_reported_to_the_user(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot make"):
-        ca._locked(tmp_path / "nowhere").__enter__()
+        locked(tmp_path / "nowhere" / "lock").__enter__()
 
 
 def test_a_key_of_another_authority_signs_nothing(tmp_path: Path, pki: Path) -> None:

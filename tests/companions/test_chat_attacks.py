@@ -24,8 +24,6 @@ from companions.secure_chat.stage import (
     TEXT,
     Lab,
     Outcome,
-    Parts,
-    Pki,
     alone,
     divided,
     forged,
@@ -49,14 +47,9 @@ pytestmark = pytest.mark.usefixtures("quiet")
 
 
 @pytest.fixture(scope="module")
-def pki() -> Pki:
-    return Pki()
-
-
-@pytest.fixture(scope="module")
-def lab(pki: Pki) -> Iterator[Lab]:
+def lab() -> Iterator[Lab]:
     """One lab for all attacks: none may leave a trace in it that another one sees."""
-    with Lab(nobody_logs, pki=pki) as lab:
+    with Lab(nobody_logs) as lab:
         yield lab
 
 
@@ -69,9 +62,9 @@ def suffer(lab: Lab, name: str) -> Result:
     return judge(ATTACKS[name], lab)
 
 
-def lost_without(pki: Pki, rules: str, name: str) -> Result:
+def lost_without(rules: str, name: str) -> Result:
     """Run an attack on endpoints that lack some rules."""
-    with Lab(nobody_logs, Parts(*without(rules.split(","))), pki=pki) as lab:
+    with Lab(nobody_logs, without(rules.split(","))) as lab:
         return suffer(lab, name)
 
 
@@ -121,10 +114,10 @@ def test_histories_that_never_cross_are_exposed_by_comparing(lab: Lab) -> None:
 
 
 @pytest.mark.slow
-def test_without_their_rules_attacks_win(pki: Pki) -> None:
+def test_without_their_rules_attacks_win() -> None:
     """Some, others in each run: a run of all attacks takes minutes."""
     for name, rules in random.sample(WINNING, 6):
-        result = lost_without(pki, rules, name)
+        result = lost_without(rules, name)
         assert result.words.startswith("WON: "), (name, rules, result.words)
 
 
@@ -136,13 +129,13 @@ def test_without_their_rules_attacks_win(pki: Pki) -> None:
         ("replaced-shares", "shares", f"the password: {PASSWORDS[ALICE]}"),
     ],
 )
-def test_what_is_won_is_told(pki: Pki, name: str, rules: str, won: str) -> None:
-    assert lost_without(pki, rules, name).won == won
+def test_what_is_won_is_told(name: str, rules: str, won: str) -> None:
+    assert lost_without(rules, name).won == won
 
 
 @pytest.mark.slow
-def test_the_documented_protocol_loses_the_password(pki: Pki) -> None:
-    assert lost_without(pki, "documented", "man-in-the-middle").won
+def test_the_documented_protocol_loses_the_password() -> None:
+    assert lost_without("documented", "man-in-the-middle").won
     assert {*DOCUMENTED} < RULES.keys()
 
 
@@ -152,7 +145,7 @@ def test_unknown_rule_is_one_sentence() -> None:
 
 
 @pytest.mark.slow
-def test_weakened_ends_refuse_every_network(pki: Pki) -> None:
+def test_weakened_ends_refuse_every_network() -> None:
     parts = without(["tag"])
     nobody: Any = None
     with pytest.raises(UserError, match="loopback only"):

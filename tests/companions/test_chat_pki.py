@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from companions.asymmetric import PrivateKey
+from companions.locking import locked
 from companions.secure_chat import authority, gen_ca, gen_cert, pki, revoke
 from companions.secure_chat.authority import pem_of
 from companions.secure_chat.certs import load_credentials, load_trust
@@ -588,7 +589,7 @@ def test_certificate_that_is_named_twice_is_revoked_once(certs: Path) -> None:
 @pytest.mark.slow
 def test_two_lists_are_not_made_at_once(certs: Path) -> None:
     before = (certs / "ca_crl.pem").read_bytes()
-    with revoke.locked(certs / "ca_crl.lock"):
+    with locked(certs / "ca_crl.lock"):
         with pytest.raises(UserError, match="another program is making a list"):
             revoke.renew(certs, [1])
     assert (certs / "ca_crl.pem").read_bytes() == before
@@ -694,7 +695,7 @@ def test_key_whose_certificate_cannot_be_written_is_taken_away(
     make: Callable[[], object] = partial(gen_ca.create, certs)
     if module is gen_cert:
         make = partial(gen_cert.issue, certs, "server", "localhost", "server")
-    monkeypatch.setattr(module, "write_whole", full)
+    monkeypatch.setattr("companions.secure_chat.certs.write_whole", full)
     with pytest.raises(UserError, match="No space left"):
         make()
     assert sorted(certs.glob("*")) == before

@@ -6,7 +6,6 @@ import base64
 import contextlib
 import hashlib
 import io
-import logging
 import os
 import socket
 import sys
@@ -507,11 +506,6 @@ def test_programs_end_with_their_codes_and_one_sentence(
         assert "Certificate validation failed" in other.stderr
         wrong = typed.client(port, "login\n" + "login\n".join(["wrong\n"] * 7))
         assert wrong.returncode in (1, 3)
-
-
-def test_log_line_of_a_peers_words_stays_one_line() -> None:
-    record = logging.LogRecord("x", logging.INFO, "", 0, "%s", ("a\nb\x1b[2J",), None)
-    assert "\n" not in options.LineFormatter().format(record)
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ import threading
 import pytest
 
 from companions.secure_chat import stage
-from companions.secure_chat.stage import ALICE, ANSWER, BOB, EARLIER, LAST, Lab, Parts, Pki
+from companions.secure_chat.stage import ALICE, ANSWER, BOB, EARLIER, LAST, Lab, Parts
 from companions.secure_chat.weakened import without
 
 TSHARK = shutil.which("tshark")
@@ -36,11 +36,6 @@ pytestmark = [
     pytest.mark.skipif(TSHARK is None, reason="tshark is not installed"),
     pytest.mark.usefixtures("quiet"),
 ]
-
-
-@pytest.fixture(scope="module")
-def pki() -> Pki:
-    return Pki()
 
 
 def forms_of(secret: str) -> dict[str, bytes]:
@@ -129,17 +124,17 @@ class Capture:
         return b"\n".join(self._streams.values())
 
 
-def honest_session(pki: Pki, parts: Parts) -> bytes:
+def honest_session(parts: Parts) -> bytes:
     """Return what a session of Alice and Bob puts on the wire."""
-    with Lab(lambda *_: None, parts, pki=pki) as lab, Capture(lab.address[1]) as capture:
+    with Lab(lambda *_: None, parts) as lab, Capture(lab.address[1]) as capture:
         lab.honest_session()
         with lab.connect() as line:
             line.socket.sendall(MARK)
             return capture.up_to_the_mark()
 
 
-def test_capture_shows_no_password_and_no_text(pki: Pki) -> None:
-    wire = honest_session(pki, Parts())
+def test_capture_shows_no_password_and_no_text() -> None:
+    wire = honest_session(Parts())
     assert wire.count(b'"type":"server_hello"') == 2
     assert wire.count(b'"type":"msg"') == 3
     assert wire.count(b'"type":"receipt"') == 4
@@ -147,8 +142,8 @@ def test_capture_shows_no_password_and_no_text(pki: Pki) -> None:
     assert found_in(wire) == set()
 
 
-def test_same_search_finds_all_of_it_without_encryption(pki: Pki) -> None:
-    wire = honest_session(pki, Parts(*without(["encryption"])))
+def test_same_search_finds_all_of_it_without_encryption() -> None:
+    wire = honest_session(without(["encryption"]))
     assert {name for name, _ in found_in(wire)} == set(WORDS)
 
 

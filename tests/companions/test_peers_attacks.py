@@ -20,7 +20,7 @@ from companions.peer_messaging import attacks, stage, wire
 from companions.peer_messaging.attacks import ATTACKS, readable, taped
 from companions.peer_messaging.identity import Identity, Trust
 from companions.peer_messaging.protocol import Kind, PeerAway
-from companions.peer_messaging.stage import ANSWER, FIRST, SECOND, Lab, Outcome, Parts, forged
+from companions.peer_messaging.stage import ANSWER, FIRST, SECOND, Lab, Outcome, forged
 from companions.peer_messaging.weakened import DOCUMENTED, RULES, without
 from lab.catalogue import Attack
 from lab.events import parse_events, runs_of
@@ -62,7 +62,7 @@ def suffer(lab: Lab, name: str) -> Result:
 
 def lost_without(rules: str, name: str) -> Result:
     """Run an attack on nodes that lack some rules."""
-    with Lab(nobody_logs, Parts(*without(rules.split(",")))) as lab:
+    with Lab(nobody_logs, without(rules.split(","))) as lab:
         return suffer(lab, name)
 
 
@@ -195,7 +195,7 @@ def test_without_other_rules_other_attacks_win(rules: str, name: str, won: str) 
 @pytest.mark.slow
 @pytest.mark.parametrize("rule", RULES)
 def test_without_one_rule_honest_sessions_still_work(rule: str) -> None:
-    with Lab(nobody_logs, Parts(*without([rule]))) as lab:
+    with Lab(nobody_logs, without([rule])) as lab:
         assert lab.bystanders_go_on()
 
 
@@ -230,7 +230,7 @@ def test_a_name_of_no_rule_is_the_users_fault() -> None:
 
 def run(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
     monkeypatch.setattr(sys, "argv", ["attacks.py", *words])
-    return attacks.main()
+    return attacks.PROGRAM.run()
 
 
 @pytest.mark.slow
@@ -293,7 +293,7 @@ def message_of(kind: Kind) -> st.SearchStrategy[bytes]:
 def test_the_fields_of_a_message_are_all_of_its_bytes(message: bytes) -> None:
     assert b"".join(field.content for field in wire.fields(message)) == message
     assert wire.title(message)
-    assert wire.describe(message).endswith(f", {plural(len(message), 'byte')}")
+    assert wire.WIRE.describe(message).endswith(f", {plural(len(message), 'byte')}")
     assert wire.framed(message).endswith(message)
 
 

@@ -284,9 +284,10 @@ CASES = {
         "cannot keep files in .*: ",
     ),
     "a log that cannot be": (
-        "server --identity {pki}/home --port 0 --received {tmp}/r --log {tmp}/no/where",
+        "server --identity {pki}/home --port 0 --received {tmp}/r --log "
+        "{pki}/revocation_list.json/where",
         2,
-        "cannot log to .*where: No such file",
+        "cannot log to .*where: File exists",
     ),
     "files of no bytes": (
         "server --identity {pki}/home --max-bytes 0",

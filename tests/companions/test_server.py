@@ -29,7 +29,6 @@ from companions.device_transfer.certificates import (
     Role,
     UntrustedCertificate,
 )
-from companions.device_transfer.options import LineFormatter
 from companions.device_transfer.protocol import (
     Kind,
     Message,
@@ -50,6 +49,8 @@ from companions.device_transfer.transfer import (
     TooLarge,
     sign_manifest,
 )
+from companions.listening import host_and_port_of
+from companions.logs import LineFormatter
 from program import NoConnection, UserError
 from protocol_fsm import (
     BadTag,
@@ -427,7 +428,7 @@ def test_without_a_thread_a_connection_is_closed_and_the_next_served(
 
     with serving(world, received) as (server, _):
         monkeypatch.setattr(threading.Thread, "start", start_or_not)
-        monkeypatch.setattr(server_module, "POLL_S", 0.01)
+        monkeypatch.setattr("companions.listening.POLL_S", 0.01)
         with socket.create_connection(server.address, PATIENCE_S) as sock:
             assert sock.recv(1) == b""
         with device_for(world, server) as device:
@@ -449,7 +450,7 @@ def test_a_lack_of_descriptors_passes(
             return self.real.accept()
 
     with serving(world, received) as (server, _):
-        monkeypatch.setattr(server_module, "POLL_S", 0.01)
+        monkeypatch.setattr("companions.listening.POLL_S", 0.01)
         monkeypatch.setattr(server, "_listener", Listener(server._listener))
         for _ in range(2):  # the real listener, already waiting, may accept the first
             with device_for(world, server) as device:
@@ -688,8 +689,8 @@ def test_nothing_breaks_a_line_of_the_log() -> None:
 
 
 def test_addresses_are_shown_as_they_are_typed() -> None:
-    assert server_module.host_and_port_of(("127.0.0.1", 80)) == "127.0.0.1:80"
-    assert server_module.host_and_port_of(("::1", 80, 0, 0)) == "[::1]:80"
+    assert host_and_port_of(("127.0.0.1", 80)) == "127.0.0.1:80"
+    assert host_and_port_of(("::1", 80, 0, 0)) == "[::1]:80"
 
 
 @pytest.mark.slow

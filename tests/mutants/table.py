@@ -32,6 +32,7 @@ MODULES = {
     "lab/weakened.py": core("attacks", "matrix"),
     "companions/asymmetric.py": companion("asymmetric"),
     "companions/terminal.py": companion("terminal"),
+    "companions/locking.py": companion("ca", "chat_pki"),
     "companions/listening.py": companion("server", "chat_programs"),
     DEVICE + "protocol.py": companion("protocol", "channel"),
     DEVICE + "certificates.py": companion("certificates"),
