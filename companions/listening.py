@@ -140,8 +140,7 @@ class Connection(ABC):
         try:
             self._serve()
         except ProtocolError as error:
-            if self.channel.session.has_farewell:  # the error was found above the session
-                self.channel.fail(error)
+            self.channel.fail(error)  # what a session has found has ended it already
             return error
         except (EndRequested, UserError) as reason:  # the second: of the disk
             return reason
