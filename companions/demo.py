@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import re
 import tempfile
 import textwrap
@@ -16,6 +17,7 @@ from program import Parser, UserError, escaped, reason_of
 
 COLUMNS = 79
 LIMIT_S = 300.0  # for all of a demo
+ATTACKS_SHOWN = 6  # one by one, before the summary of all
 UNSHOWN = re.compile(r"^[\d-]+T[\d:]+Z | at [\d.]+:\d+(?=: )")  # time and address in a log
 
 
@@ -103,6 +105,20 @@ class Programs(Crew):
                 lines.append(line)
         self.check_end(program)
         return lines
+
+    def play_attacks(self) -> None:
+        """Show some attacks one by one, and then the summary of all."""
+        lines: list[str] = []
+        self.begin("attacks", "attacks")
+        while "attacks" not in self.ended:
+            _, line = self.next_line()
+            lines.append(line)
+            if len(lines) <= ATTACKS_SHOWN:
+                show_all([line])
+        print("... `attacks` alone shows them all ...\n")
+        summary = [*itertools.dropwhile(lambda line: not line.startswith("family "), lines)]
+        show_all(summary or lines[-10:])  # it may never come to a summary
+        self.await_end("attacks")
 
     def check_end(self, name: str, wanted: int = 0) -> None:
         """Remember a program that did not end as it should."""
