@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any, NamedTuple, TypeVar
@@ -193,6 +193,18 @@ class Catalogue:
 
 
 UNTOLD = "(an attack without a docstring)"
+
+
+def first_of(
+    frames: Frames, is_wanted: Callable[[Frame], bool], count: int = 1
+) -> Generator[Frame, None, Frame]:
+    """Deliver all before the first (second, ...) wanted frame, and return that. Raises CutHere."""
+    for frame in frames:
+        count -= is_wanted(frame)
+        if not count:
+            return frame
+        yield frame
+    raise CutHere
 
 
 def attacked(attack: Attack, frames: Frames, lab: Stage) -> Frames:

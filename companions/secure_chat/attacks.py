@@ -99,7 +99,6 @@ from companions.secure_chat.stage import (
     LIMITS,
     MALLORY,
     PASSWORDS,
-    PATIENCE_S,
     SECRET,
     SERVER,
     TEXT,
@@ -119,9 +118,10 @@ from companions.secure_chat.transcript import TIME, UNCOUNTERSIGNED
 from companions.secure_chat.tries import FREE_TRIES
 from companions.secure_chat.verify import Certificates, Wrong, verify
 from crypto_utils import BLOCK_BYTES, aes_cbc_decrypt, hmac_verify, pkcs7_unpad
-from lab.catalogue import Catalogue, CutHere
+from lab.catalogue import Catalogue, CutHere, first_of
 from lab.frames import Frame, Frames
 from lab.program import Program
+from lab.tcp import PATIENCE_S
 from program import run_program
 from protocol_fsm import BadTag, ConnectionCut, DeadlineExpired
 
@@ -162,13 +162,11 @@ def up_to(
     frames: Frames, kind: Kind, count: int = 1, to: str = "server"
 ) -> Generator[Frame, None, Frame]:
     """Deliver all before the first (second, ...) message of a kind, and return that. CutHere."""
-    for frame in frames:
-        if frame.to == to and kind_name(frame.message) == kind.value:
-            count -= 1
-        if count == 0:
-            return frame
-        yield frame
-    raise CutHere
+
+    def is_wanted(frame: Frame) -> bool:
+        return frame.to == to and kind_name(frame.message) == kind.value
+
+    return (yield from first_of(frames, is_wanted, count))
 
 
 def edited(frame: Frame, **members: Any) -> Frame:
