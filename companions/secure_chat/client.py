@@ -243,7 +243,7 @@ class Client(Caller[Duplex]):
         try:
             self._enter(name, self._receive())
         except ProtocolError as error:
-            self._fail(error)
+            self.channel.fail(error)
             raise
         return [*self.seat.room.members.values()]
 
@@ -339,7 +339,7 @@ class Client(Caller[Duplex]):
         try:
             return self._take(message, evidence)
         except ProtocolError as error:
-            self._fail(error)
+            self.channel.fail(error)
             raise
 
     def _take(self, message: Message, evidence: Evidence) -> Event:
@@ -395,10 +395,6 @@ class Client(Caller[Duplex]):
         if self._evidence:
             self.kept = self._evidence.keep()
         self._evidence = None
-
-    def _fail(self, error: ProtocolError) -> None:
-        if self.session.state is not State.ENDED:  # the error was found above the session
-            self.channel.fail(error)
 
 
 # The program --------------------------------------------------------------------------------------
