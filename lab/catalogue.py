@@ -79,6 +79,13 @@ class Stage(ABC):
     again = ""  # the flags that repeat this run
     where = ""  # the address or seed of the lab, for the first line of a run
     harm: Sequence[Exception] = ()  # errors that the bystanders met
+    _close: Callable[[], object] = staticmethod(lambda: None)  # ends what `__enter__` began
+
+    def __enter__(self) -> Stage:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._close()
 
     @abstractmethod
     def log(self, deed: str, frame: Frame) -> None:

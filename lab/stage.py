@@ -188,9 +188,6 @@ class Lab(TcpStage):
             self._close = stack.pop_all().close
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        self._close()
-
     def log(self, deed: str, frame: Frame) -> None:
         """Note what happened to a frame of the victim's connection, or of an outsider's."""
         if (deed, frame.to) == ("sent", "client"):
