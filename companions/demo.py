@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import re
 import tempfile
 import textwrap
@@ -92,6 +93,11 @@ class Programs(Crew):
         while name not in self.ended:
             show(*self.next_line())
         self.check_end(name, wanted)
+
+    def stop(self, name: str, wanted: int = 0) -> None:
+        """Ask a program to end, show its last lines, and check its exit code."""
+        self.processes[name].terminate()
+        self.await_end(name, wanted if os.name == "posix" else 1)  # Windows knows no gentle end
 
     def finish(self, program: str, *words: str | Path) -> list[str]:
         """Run a program to its end, and return the lines that it prints."""

@@ -132,8 +132,7 @@ def revoke(stage: Stage) -> None:
     stage.check_end("device-2", 3)
     is_noticed = any("CertificateRevoked" in line for line in stage.said)
     stage.check(is_noticed, "the server did not notice the revocation")
-    stage.processes["server"].terminate()
-    stage.await_end("server", 0 if os.name == "posix" else 1)  # Windows knows no gentle end
+    stage.stop("server")
 
 
 def verify(stage: Stage) -> None:

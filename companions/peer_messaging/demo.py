@@ -155,8 +155,7 @@ def pose(stage: Stage) -> None:
     stage.say("alice", "nobody must read this")
     stage.listen(("alice", "text 4, .* waits"))
     for name in ("alice", "bob"):
-        stage.processes[name].terminate()
-        stage.await_end(name, 143 if os.name == "posix" else 1)  # Windows knows no gentle end
+        stage.stop(name, 143)
 
 
 def attack(stage: Stage) -> None:
