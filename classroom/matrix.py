@@ -188,9 +188,6 @@ class MemoryLab(Stage):
         self.other_tape = self.honest_session(OTHER, OLD_READINGS)
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        """Leave nothing."""
-
     def _open(self) -> None:
         """Begin anew, but for epochs: so it does not matter which attacks came before."""
         self._started = Counter[str]()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import os
 import re
 import tempfile
 import textwrap
@@ -16,6 +18,7 @@ from program import Parser, UserError, escaped, reason_of
 
 COLUMNS = 79
 LIMIT_S = 300.0  # for all of a demo
+ATTACKS_SHOWN = 6  # one by one, before the summary of all
 UNSHOWN = re.compile(r"^[\d-]+T[\d:]+Z | at [\d.]+:\d+(?=: )")  # time and address in a log
 
 
@@ -91,6 +94,11 @@ class Programs(Crew):
             show(*self.next_line())
         self.check_end(name, wanted)
 
+    def stop(self, name: str, wanted: int = 0) -> None:
+        """Ask a program to end, show its last lines, and check its exit code."""
+        self.processes[name].terminate()
+        self.await_end(name, wanted if os.name == "posix" else 1)  # Windows knows no gentle end
+
     def finish(self, program: str, *words: str | Path) -> list[str]:
         """Run a program to its end, and return the lines that it prints."""
         lines: list[str] = []
@@ -103,6 +111,20 @@ class Programs(Crew):
                 lines.append(line)
         self.check_end(program)
         return lines
+
+    def play_attacks(self) -> None:
+        """Show some attacks one by one, and then the summary of all."""
+        lines: list[str] = []
+        self.begin("attacks", "attacks")
+        while "attacks" not in self.ended:
+            _, line = self.next_line()
+            lines.append(line)
+            if len(lines) <= ATTACKS_SHOWN:
+                show_all([line])
+        print("... `attacks` alone shows them all ...\n")
+        summary = [*itertools.dropwhile(lambda line: not line.startswith("family "), lines)]
+        show_all(summary or lines[-10:])  # it may never come to a summary
+        self.await_end("attacks")
 
     def check_end(self, name: str, wanted: int = 0) -> None:
         """Remember a program that did not end as it should."""

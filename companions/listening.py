@@ -23,6 +23,7 @@ from protocol_fsm import LocalError, ProtocolError, Status
 END_S = 2.0  # how long the threads may take after a request to end
 
 AnyConnection = TypeVar("AnyConnection", bound="Connection")
+AnyChannel = TypeVar("AnyChannel", bound=Channel[Any])
 AnyListener = TypeVar("AnyListener", bound="Listener[Any]")
 
 
@@ -161,13 +162,27 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def reach(address: tuple[str, int], timeout_s: float) -> socket.socket:
-    """Return a connection to a server. Raises NoConnection."""
-    try:
-        return socket.create_connection(address, timeout_s)
-    except (OSError, UnicodeError, OverflowError) as error:
-        where = "{}:{}".format(*address)
-        raise NoConnection(f"no server at {where}: {reason_of(error)}") from None
+class Caller(Generic[AnyChannel]):
+    """A client: it has one session, inside its `with`."""
+
+    _channel: AnyChannel | None = None
+
+    @property
+    def channel(self) -> AnyChannel:
+        """The connection. Raises LocalError before there is one."""
+        if self._channel is None:
+            raise LocalError("a client has a connection inside its `with`, and not before")
+        return self._channel
+
+    def _reach(self, address: tuple[str, int], timeout_s: float) -> socket.socket:
+        """Return a connection to a server. Raises NoConnection, and LocalError after a session."""
+        if self._channel is not None:
+            raise LocalError("a client has one session; for another one, make another client")
+        try:
+            return socket.create_connection(address, timeout_s)
+        except (OSError, UnicodeError, OverflowError) as error:
+            where = "{}:{}".format(*address)
+            raise NoConnection(f"no server at {where}: {reason_of(error)}") from None
 
 
 def host_and_port_of(address: Sequence[object]) -> str:

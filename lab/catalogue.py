@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any, NamedTuple, TypeVar
@@ -79,6 +79,13 @@ class Stage(ABC):
     again = ""  # the flags that repeat this run
     where = ""  # the address or seed of the lab, for the first line of a run
     harm: Sequence[Exception] = ()  # errors that the bystanders met
+    _close: Callable[[], object] = staticmethod(lambda: None)  # ends what `__enter__` began
+
+    def __enter__(self) -> Stage:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._close()
 
     @abstractmethod
     def log(self, deed: str, frame: Frame) -> None:
@@ -193,6 +200,18 @@ class Catalogue:
 
 
 UNTOLD = "(an attack without a docstring)"
+
+
+def first_of(
+    frames: Frames, is_wanted: Callable[[Frame], bool], count: int = 1
+) -> Generator[Frame, None, Frame]:
+    """Deliver all before the first (second, ...) wanted frame, and return that. Raises CutHere."""
+    for frame in frames:
+        count -= is_wanted(frame)
+        if not count:
+            return frame
+        yield frame
+    raise CutHere
 
 
 def attacked(attack: Attack, frames: Frames, lab: Stage) -> Frames:

@@ -11,7 +11,6 @@ import sys
 import textwrap
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -36,7 +35,7 @@ from program import (
     write_text,
 )
 
-NewLab = Callable[[argparse.Namespace, Log, Any, Observer | None], AbstractContextManager[Stage]]
+NewLab = Callable[[argparse.Namespace, Log, Any, Observer | None], Stage]
 MOST_BYTES = 3  # of a change that is shown byte by byte
 
 

@@ -19,7 +19,6 @@ import textwrap
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from multiprocessing.pool import Pool
@@ -64,7 +63,7 @@ class Trials:
     attacks: Mapping[str, Attack]
     rules: Rules
     parts: Callable[[Names], Any]
-    lab: Callable[[Any, int], AbstractContextManager[Stage]]
+    lab: Callable[[Any, int], Stage]
     heard: tuple[str, ...] = ()
     also_checks: tuple[str, ...] = ()
     idle: Callable[[Any], Names] = lambda outcome: Names()

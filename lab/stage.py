@@ -11,11 +11,10 @@ import hashlib
 import itertools
 import queue
 import shlex
-import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
@@ -23,11 +22,10 @@ from typing import NamedTuple
 from channel import EndRequested
 from client import Client
 from endpoint import DEMO_KEYS, OPCODE_NAMES
-from lab.catalogue import Attack, Evidence, Stage, attacked, run_outside
-from lab.frames import Frame, Log, Tap, recorder
-from lab.line import Line
+from lab.catalogue import Attack, Evidence, run_outside
+from lab.frames import Frame, Log, recorder
 from lab.observer import Observer
-from lab.proxy import Proxy
+from lab.tcp import TcpStage
 from program import UserError
 from protocol_fsm import (
     ClientData,
@@ -137,7 +135,7 @@ class Parts(NamedTuple):
     client: type[Client] = Client
 
 
-class Lab(Stage):
+class Lab(TcpStage):
     """The stage of one run. `foreign` is the address of a server in another process.
 
     A foreign server's verdict is what it says last before it closes.
@@ -151,24 +149,18 @@ class Lab(Stage):
         foreign: tuple[str, int] | None = None,
         observer: Observer | None = None,
     ) -> None:
+        super().__init__(log, observer, read_frame, write_frame)
         self.seed = seed
         self.outcome: Outcome = Outcome()
-        self.attack = ""
         self.is_foreign = bool(foreign)
         self.is_weakened = bool(parts and not foreign)
         self.sessions: dict[str, Session] = {}  # of the victim, the newest of each end
-        self.rounds = 0  # done by the bystanders
-        self._due = 1  # rounds that they should have done by now
-        self.harm: list[Exception] = []  # errors that they met: there must be none
+        self._due = 1  # rounds that the bystanders should have done by now
         # they report when the victim has, so that a run with the same seed has the same epochs
         self._turns: queue.SimpleQueue[bool] = queue.SimpleQueue()
         self._reports = Counter[int]()
-        self._log = log
         self._parts = parts or Parts()
-        self.observer = observer
         self._sessions = Counter[str]()
-        self._changed = threading.Condition()
-        self._connections = 0  # that have not ended yet
         self._server: Server | None = None
         self.address = foreign or ("", 0)
         self.where = f"seed {seed}"
@@ -196,14 +188,11 @@ class Lab(Stage):
             self._close = stack.pop_all().close
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        self._close()
-
     def log(self, deed: str, frame: Frame) -> None:
         """Note what happened to a frame of the victim's connection, or of an outsider's."""
         if (deed, frame.to) == ("sent", "client"):
             self.outcome.said.append(OPCODE_NAMES.get(frame.message[0], "no opcode"))
-        self._log(deed, frame)
+        super().log(deed, frame)
 
     # The actors
 
@@ -222,8 +211,8 @@ class Lab(Stage):
 
     def client(self, client_id: int, address: tuple[str, int] | None = None) -> Client:
         """Return an honest client, whose end the lab will wait for."""
-        with self._changed:
-            self._connections += client_id not in (BYSTANDER, OTHER)
+        if client_id not in (BYSTANDER, OTHER):
+            self._await_one_more()
         return self._parts.client(
             client_id,
             DEMO_KEYS,
@@ -232,14 +221,6 @@ class Lab(Stage):
             new_session=self.new_session,
         )
 
-    @contextlib.contextmanager
-    def connect(self) -> Iterator[Line]:
-        """Give an outsider's connection, whose end the lab will wait for."""
-        with self._changed:
-            self._connections += 1
-        with socket.create_connection(self.address, 5.0) as sock:
-            yield Line(sock, self.log, read_frame, write_frame)
-
     def honest_session(
         self, client_id: int = VICTIM, reports: Sequence[list[float]] = READINGS
     ) -> list[Frame]:
@@ -247,7 +228,7 @@ class Lab(Stage):
         tape: list[Frame] = []
         try:
             with (
-                self._proxy(recorder(tape)) as proxy,
+                self.proxy(recorder(tape)) as proxy,
                 self.client(client_id, proxy.address) as client,
             ):
                 for readings in reports:
@@ -264,9 +245,6 @@ class Lab(Stage):
             f"the program on {where} is not our server, or has other keys than the demo keys "
             f"({type(error).__name__}); without --server the lab attacks one of its own"
         )
-
-    def _proxy(self, tap: Tap) -> Proxy:
-        return Proxy(self.address, tap, read_frame, write_frame)
 
     def _stand_by(self) -> None:
         try:
@@ -295,10 +273,6 @@ class Lab(Stage):
         self._take_turn()
         return self._wait(lambda: self.rounds == self._due) and not self.harm
 
-    def _wait(self, until: Callable[[], bool]) -> bool:
-        with self._changed:
-            return self._changed.wait_for(until, 5.0)
-
     # An attack
 
     def undergo(self, attack: Attack) -> Outcome:
@@ -308,15 +282,11 @@ class Lab(Stage):
         self._sessions.clear()
         if self._server:
             self._server._epochs.current.number = 1  # the same bytes alone and after other attacks
-        if attack.is_on_path:
-            with self._proxy(partial(attacked, attack, lab=self)) as proxy:
-                self._live(proxy.address, attack)
-        else:
-            self._live(self.address, attack)
+        self.attack_on(attack, partial(self._live, attack))
         self._wait(lambda: self.is_foreign or self._connections == 0)  # it may need a moment longer
         return outcome
 
-    def _live(self, address: tuple[str, int], attack: Attack) -> None:
+    def _live(self, attack: Attack, address: tuple[str, int]) -> None:
         outcome = self.outcome
         try:
             with self.client(VICTIM, address) as victim:
@@ -350,7 +320,7 @@ class Lab(Stage):
                     self._take_turn()
             elif not is_bystander:
                 outcome.errors["server"].append(detail)
-                self._connections -= 1
+                self._one_has_ended()
             self._changed.notify_all()
 
     def evidence(self, attack: Attack) -> Evidence:

@@ -22,15 +22,15 @@ import pytest
 
 from channel import Channel
 from crypto_utils import TAG_BYTES, hmac_sha256, hmac_verify
-from lab.catalogue import Attack, Catalogue, CutHere, Stage, attacked
+from lab.catalogue import Attack, Catalogue, CutHere, attacked
 from lab.claims import read_sets
 from lab.events import parse_events, runs_of
 from lab.frames import Frame, Frames, flipped
 from lab.observer import Observer
 from lab.program import Program
-from lab.proxy import Proxy
 from lab.rules import chosen, lacking
 from lab.search import Matrix, Trials, search
+from lab.tcp import TcpStage
 from protocol_fsm import (
     BadTag,
     ConnectionCut,
@@ -158,26 +158,14 @@ class Outcome:
     broken: Exception | None = None
 
 
-class Lab(Stage):
+class Lab(TcpStage):
     def __init__(
         self, log: Callable[[str, Frame], object], parts: Parts | None, observer: Observer | None
     ) -> None:
+        super().__init__(log, observer, read_frame, write_frame)
         self.outcome = Outcome()
-        self.attack = ""
-        self.rounds = 0
         self.is_weakened = parts is not None
         self._new_session = (parts or Parts()).session
-        self.observer = observer
-        self._log = log
-
-    def __enter__(self) -> Lab:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        """Leave nothing: each session has a server of its own."""
-
-    def log(self, deed: str, frame: Frame) -> None:
-        self._log(deed, frame)
 
     def undergo(self, attack: Attack) -> Outcome:
         outcome = self.outcome = Outcome()
@@ -197,7 +185,8 @@ class Lab(Stage):
         with socket.create_server(("127.0.0.1", 0)) as listener:
             server = threading.Thread(target=self._serve, args=(listener,))
             server.start()
-            with Proxy(listener.getsockname(), tap, read_frame, write_frame) as proxy:
+            self.address = listener.getsockname()
+            with self.proxy(tap) as proxy:
                 self._report(proxy.address)
                 server.join(5.0)
 

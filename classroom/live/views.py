@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from attacks import ATTACKS
 from classroom.keylog import DIRECTION_NAMES
 from classroom.report import command_of, verdict_of
 from classroom.wire import LAB, ROOT, Wire
@@ -20,6 +21,7 @@ from endpoint import OPCODE_NAMES
 from lab.claims import Claims, read_claims, read_sets
 from lab.events import KINDS, Run, Step, not_known, parse_events, runs_of, shown
 from lab.rules import meaning
+from lab.weakened import DOCUMENTED, RULES
 from program import UserError, escaped, plural
 
 View = dict[str, Any]
@@ -159,9 +161,6 @@ def wire_of(protocol: str) -> Wire:
 
 def facts() -> View:
     """Return rules, attacks and claims, and which step of receiving raises which error."""
-    from attacks import ATTACKS
-    from lab.weakened import DOCUMENTED, RULES
-
     told = read_claims(LAB.data)
     sets = read_sets(LAB.data / "sets.json")
     return {

@@ -94,7 +94,7 @@ from crypto_utils import (
     aes_cbc_decrypt,
     pkcs7_unpad,
 )
-from lab.catalogue import Catalogue, CutHere
+from lab.catalogue import Catalogue, CutHere, first_of
 from lab.ciphertexts import shown_by
 from lab.frames import Frame, Frames, flipped
 from lab.program import Program
@@ -117,13 +117,11 @@ def up_to(
     frames: Frames, kind: Kind, count: int = 1, to: str = "server"
 ) -> Generator[Frame, None, Frame]:
     """Deliver all before the first (second, ...) message of a kind, and return that. CutHere."""
-    for frame in frames:
-        if frame.to == to and frame.message.startswith(kind):
-            count -= 1
-        if count == 0:
-            return frame
-        yield frame
-    raise CutHere
+
+    def is_wanted(frame: Frame) -> bool:
+        return frame.to == to and frame.message.startswith(kind)
+
+    return (yield from first_of(frames, is_wanted, count))
 
 
 def taped(lab: Lab, kind: Kind, number: int = 0) -> Frame:

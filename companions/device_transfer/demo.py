@@ -10,7 +10,6 @@ should. Everything is in a temporary folder that is removed at the end, or in FO
 from __future__ import annotations
 
 import filecmp
-import itertools
 import os
 import re
 import shlex
@@ -23,7 +22,6 @@ from program import run_program
 
 PROGRAMS = "companions.device_transfer"
 SESSION_END = re.compile(r": (done|ended)\b")  # as the server's log has it
-ATTACKS_SHOWN = 6  # one by one, before the summary of all
 MEDIA = {"device-1": ("door.png", media.image), "device-2": ("door.avi", media.video)}
 
 
@@ -134,8 +132,7 @@ def revoke(stage: Stage) -> None:
     stage.check_end("device-2", 3)
     is_noticed = any("CertificateRevoked" in line for line in stage.said)
     stage.check(is_noticed, "the server did not notice the revocation")
-    stage.processes["server"].terminate()
-    stage.await_end("server", 0 if os.name == "posix" else 1)  # Windows knows no gentle end
+    stage.stop("server")
 
 
 def verify(stage: Stage) -> None:
@@ -161,10 +158,7 @@ def attack(stage: Stage) -> None:
         "Each attack is real: a proxy on the wire, bad certificates, stolen keys. Look at the "
         "name of the check that stops it, and at what nothing prevents.",
     )
-    lines = stage.finish("attacks")
-    show_all(lines[2 : 2 + ATTACKS_SHOWN])
-    print("... `attacks` alone shows them all ...\n", flush=True)
-    show_all([*itertools.dropwhile(lambda line: not line.startswith("family "), lines)])
+    stage.play_attacks()
 
 
 def run(folder: Path) -> list[str]:

@@ -65,7 +65,7 @@ from companions.device_transfer.transfer import (
     check_name,
     sign_manifest,
 )
-from companions.listening import reach
+from companions.listening import Caller
 from companions.logs import start_log
 from endpoint import HOST
 from program import (
@@ -99,7 +99,7 @@ REFUSED = (
 )
 
 
-class Device:
+class Device(Caller[Channel[Message]]):
     """A session with one server, named by its certificate: begins with `with`, ends with END.
 
     `timeout_s` is the limit for each answer, and for 64 KiB to go out. Raises UserError and
@@ -130,19 +130,9 @@ class Device:
         self._address = (host, port)
         self.timeout_s = timeout_s
         self._number = 0
-        self._channel: Channel[Message] | None = None
-
-    @property
-    def channel(self) -> Channel[Message]:
-        """The connection. Raises LocalError before there is one."""
-        if self._channel is None:
-            raise LocalError("a Device has a connection inside its `with`, and not before")
-        return self._channel
 
     def __enter__(self) -> Device:
-        if self._channel is not None:
-            raise LocalError("a Device has one session; for another one, make another Device")
-        sock = reach(self._address, min(self.timeout_s, 10.0))
+        sock = self._reach(self._address, min(self.timeout_s, 10.0))
         self._channel = Channel(sock, self.session, self.timeout_s)
         try:
             for kind in (Kind.HELLO, Kind.SHARE, Kind.CONFIRM):

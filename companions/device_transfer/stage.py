@@ -9,9 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-import socket
 import tempfile
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -40,11 +38,10 @@ from companions.device_transfer.protocol import (
 from companions.device_transfer.server import Limits, Record, Server
 from companions.device_transfer.store import JOURNAL, Store
 from companions.device_transfer.transfer import Incoming
-from lab.catalogue import Attack, Stage, attacked, run_outside
+from lab.catalogue import Attack, run_outside
 from lab.frames import Frame, Log, recorder
-from lab.line import Line
 from lab.observer import Observer
-from lab.proxy import Proxy
+from lab.tcp import PATIENCE_S, TcpStage
 from program import UserError
 from protocol_fsm import DeadlineExpired, LocalError, ProtocolError
 
@@ -58,7 +55,6 @@ PHOTO = bytes(2 * 65_536) + hashlib.shake_256(b"photo").digest(96_000)  # 4 chun
 REKEY_CHUNKS = 4  # the text, and 3 of the photo
 LIMITS = Limits(handshake_s=2.0, frame_s=0.3, max_bytes=2**20)
 LOSS_S = 0.6  # for an answer that an attack keeps back
-PATIENCE_S = 5.0  # of all others, for what must come
 
 Item = tuple[str, str]  # the name of a file, empty for a text; and the SHA-256 digest, in hex
 
@@ -212,7 +208,7 @@ def in_peace() -> Iterator[None]:
         raise UserError(f"no honest session: {error}") from None
 
 
-class Lab(Stage):
+class Lab(TcpStage):
     """The stage of one run: the bystander's session never ends, the victim has one per attack."""
 
     def __init__(
@@ -221,22 +217,16 @@ class Lab(Stage):
         parts: Parts | None = None,
         observer: Observer | None = None,
     ) -> None:
+        super().__init__(log, observer, read_frame, write_frame)
         self.outcome: Outcome = Outcome()
-        self.attack = ""
         self.is_weakened = bool(parts)
         self.parts = parts or Parts()
         self.pki = pki()
-        self.rounds = 0  # that the bystander has done
-        self.harm: list[Exception] = []  # that has come to it: there must be none
         self.victim: Device  # while it is connected
-        self._log = log
-        self.observer = observer
         self._list_number = 0
         self.publish()
         authority = self.pki.keys[AUTHORITY].public_key()
         self.trust = self.parts.trust(authority, AUTHORITY, lambda: self.revocations)
-        self._changed = threading.Condition()
-        self._connections = 0  # that have not ended yet
 
     def __enter__(self) -> Lab:
         with contextlib.ExitStack() as stack:
@@ -267,10 +257,6 @@ class Lab(Stage):
     def __exit__(self, *exception: object) -> None:
         with suppress(ProtocolError, LocalError, UserError):  # an attack may have harmed bystanders
             self._close()
-
-    def log(self, deed: str, frame: Frame) -> None:
-        """Note what happened to a frame of the victim's connection, or of an outsider's."""
-        self._log(deed, frame)
 
     def publish(self, *revoked: Identity, ends: int = 1, authority: str = AUTHORITY) -> None:
         """Hand both ends a new revocation list."""
@@ -309,17 +295,6 @@ class Lab(Stage):
             who, self.trust, SERVER, *address, timeout_s=PATIENCE_S, new_session=new_session
         )
 
-    def _await_one_more(self) -> None:
-        with self._changed:
-            self._connections += 1
-
-    @contextlib.contextmanager
-    def connect(self) -> Iterator[Line]:
-        """Give an outsider's connection, whose end the lab will wait for."""
-        self._await_one_more()
-        with socket.create_connection(self.address, PATIENCE_S) as sock:
-            yield Line(sock, self.log, read_frame, write_frame)
-
     def _victim(self, address: tuple[str, int]) -> Device:
         return self._device(self.pki.people[VICTIM], address, self.new_session)
 
@@ -328,7 +303,7 @@ class Lab(Stage):
         tape: list[Frame] = []
         with (
             in_peace(),
-            Proxy(self.address, recorder(tape), read_frame, write_frame) as proxy,
+            self.proxy(recorder(tape)) as proxy,
             self._victim(proxy.address) as device,
         ):
             device.send_text(TEXT)
@@ -352,18 +327,12 @@ class Lab(Stage):
         outcome = self.outcome = Outcome()
         self.attack = attack.name
         self.publish()
-        if attack.is_on_path:
-            tap = partial(attacked, attack, lab=self)
-            with Proxy(self.address, tap, read_frame, write_frame) as proxy:
-                self._live(proxy.address, attack)
-        else:
-            self._live(self.address, attack)
-        with self._changed:
-            self._changed.wait_for(lambda: self._connections == 0, PATIENCE_S)
+        self.attack_on(attack, partial(self._live, attack))
+        self._await_all_ends()
         self._clear_up()
         return outcome
 
-    def _live(self, address: tuple[str, int], attack: Attack) -> None:
+    def _live(self, attack: Attack, address: tuple[str, int]) -> None:
         outcome = self.outcome
         text = item("", TEXT.encode())
         photo = item(self.photo.name, PHOTO)
@@ -387,17 +356,15 @@ class Lab(Stage):
         outcome = self.outcome
         if record.sender == BYSTANDER:
             return
-        with self._changed:
-            if isinstance(detail, Incoming):
-                came = (detail.announcement.name, detail.digest.hex())
-                outcome.stored.append((record.sender, came))
-                return
-            self._connections -= 1
-            if record.sender:
-                outcome.named.append(record.sender)
-            if detail:
-                outcome.errors["server"].append(detail)
-            self._changed.notify_all()
+        if isinstance(detail, Incoming):
+            came = (detail.announcement.name, detail.digest.hex())
+            outcome.stored.append((record.sender, came))
+            return
+        if record.sender:
+            outcome.named.append(record.sender)
+        if detail:
+            outcome.errors["server"].append(detail)
+        self._one_has_ended()
 
     def _clear_up(self) -> None:
         """Look for files that should not be, and remove what there is."""

@@ -62,7 +62,7 @@ from companions.peer_messaging.stage import (
     touched,
     unnoticed,
 )
-from lab.catalogue import Catalogue, CutHere
+from lab.catalogue import Catalogue, first_of
 from lab.ciphertexts import repeats, shown_by
 from lab.frames import Frame, Frames, flipped, xored
 from lab.program import Program
@@ -81,11 +81,11 @@ MINUTE_S = 60.0
 
 def up_to(frames: Frames, kind: Kind, to: str = "server") -> Generator[Frame, None, Frame]:
     """Deliver everything up to the first message of a kind, and return that. Raises CutHere."""
-    for frame in frames:
-        if frame.to == to and frame.message[0] == kind:
-            return frame
-        yield frame
-    raise CutHere
+
+    def is_wanted(frame: Frame) -> bool:
+        return frame.to == to and frame.message[0] == kind
+
+    return (yield from first_of(frames, is_wanted))
 
 
 def taped(lab: Lab, kind: Kind, to: str = "server") -> Frame:

@@ -9,7 +9,6 @@ temporary folder that is removed at the end, or in FOLDER, which is kept.
 
 from __future__ import annotations
 
-import itertools
 import os
 import signal
 import socket
@@ -25,7 +24,6 @@ from program import escaped, run_program
 
 PROGRAMS = "companions.peer_messaging"
 PREFIX = 11  # columns before each line, for the name of the program
-ATTACKS_SHOWN = 6  # one by one, before the summary of all
 
 
 def free_ports() -> tuple[int, int]:
@@ -157,8 +155,7 @@ def pose(stage: Stage) -> None:
     stage.say("alice", "nobody must read this")
     stage.listen(("alice", "text 4, .* waits"))
     for name in ("alice", "bob"):
-        stage.processes[name].terminate()
-        stage.await_end(name, 143 if os.name == "posix" else 1)  # Windows knows no gentle end
+        stage.stop(name, 143)
 
 
 def attack(stage: Stage) -> None:
@@ -168,17 +165,7 @@ def attack(stage: Stage) -> None:
         "keys. There alice, who begins, is called the client, and bob the server. Look at "
         "the name of the check that stops it, and at what nothing prevents.",
     )
-    stage.begin("attacks", "attacks")
-    lines: list[str] = []
-    while "attacks" not in stage.ended:
-        _, line = stage.next_line()
-        lines.append(line)
-        if len(lines) <= ATTACKS_SHOWN:
-            print(line, flush=True)
-    print("... `attacks` alone shows them all ...\n")
-    summary = [*itertools.dropwhile(lambda line: not line.startswith("family "), lines)]
-    print(*(summary or lines[-10:]), sep="\n", flush=True)  # it may never come to a summary
-    stage.await_end("attacks")
+    stage.play_attacks()
 
 
 def run(folder: Path) -> list[str]:

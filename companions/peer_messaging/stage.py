@@ -217,9 +217,6 @@ class Lab(Stage):
             self._close = stack.pop_all().close
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        self._close()
-
     def log(self, deed: str, frame: Frame) -> None:
         """Note what happened to a frame between the victims, or of an outsider's."""
         self._log(deed, frame)

@@ -99,7 +99,6 @@ from companions.secure_chat.stage import (
     LIMITS,
     MALLORY,
     PASSWORDS,
-    PATIENCE_S,
     SECRET,
     SERVER,
     TEXT,
@@ -119,9 +118,10 @@ from companions.secure_chat.transcript import TIME, UNCOUNTERSIGNED
 from companions.secure_chat.tries import FREE_TRIES
 from companions.secure_chat.verify import Certificates, Wrong, verify
 from crypto_utils import BLOCK_BYTES, aes_cbc_decrypt, hmac_verify, pkcs7_unpad
-from lab.catalogue import Catalogue, CutHere
+from lab.catalogue import Catalogue, CutHere, first_of
 from lab.frames import Frame, Frames
 from lab.program import Program
+from lab.tcp import PATIENCE_S
 from program import run_program
 from protocol_fsm import BadTag, ConnectionCut, DeadlineExpired
 
@@ -162,13 +162,11 @@ def up_to(
     frames: Frames, kind: Kind, count: int = 1, to: str = "server"
 ) -> Generator[Frame, None, Frame]:
     """Deliver all before the first (second, ...) message of a kind, and return that. CutHere."""
-    for frame in frames:
-        if frame.to == to and kind_name(frame.message) == kind.value:
-            count -= 1
-        if count == 0:
-            return frame
-        yield frame
-    raise CutHere
+
+    def is_wanted(frame: Frame) -> bool:
+        return frame.to == to and kind_name(frame.message) == kind.value
+
+    return (yield from first_of(frames, is_wanted, count))
 
 
 def edited(frame: Frame, **members: Any) -> Frame:
@@ -232,7 +230,7 @@ def solved(seen: Sequence[bytes]) -> str:
 def password_in(handshake: Iterable[bytes], secret: bytes, login: bytes) -> str:
     """Return the password in a login after a handshake, nothing if the secret is another."""
     keys = keys_of(reduce(chained, handshake, b""), secret)
-    return readable(unsealed(keys, Direction.C2S, login))
+    return decrypted(keys, login)
 
 
 def logarithm(base: int, power: int, prime: int) -> int | None:
@@ -273,14 +271,14 @@ def is_prime(number: int) -> bool:
     return all(number % n for n in range(2, math.isqrt(number) + 1))
 
 
-def unsealed(keys: Mapping[str, bytes], sender: Direction, message: bytes) -> bytes:
-    """Return what a record holds, nothing if these keys do not fit."""
+def decrypted(keys: Mapping[str, bytes], message: bytes) -> str:
+    """Return the password or text in a client's record, nothing if these keys do not fit."""
     values = parse(message)
     with suppress(ValueError):
         data = base64.b64decode(values.get("payload") or values["ct"])
-        key = keys[f"{sender.name}-ENC"]
-        return pkcs7_unpad(aes_cbc_decrypt(data[BLOCK_BYTES:], key, data[:BLOCK_BYTES]))
-    return b""
+        padded = aes_cbc_decrypt(data[BLOCK_BYTES:], keys["C2S-ENC"], data[:BLOCK_BYTES])
+        return readable(pkcs7_unpad(padded))
+    return ""
 
 
 # Integrity and order on the wire ------------------------------------------------------------------
@@ -1149,7 +1147,7 @@ def stolen_session_keys(frames: Frames, lab: Lab) -> Frames:
     """The session's keys are stolen in the middle of it."""
     lab.outcome.means = "steals"
     message = yield from up_to(frames, Kind.MSG)
-    found = readable(unsealed(lab.alice.session._keys, Direction.C2S, message.message))
+    found = decrypted(lab.alice.session._keys, message.message)
     lab.outcome.learned = f"up to the update: {found}"
     yield message
 
@@ -1168,7 +1166,7 @@ def keys_before_update(frames: Frames, lab: Lab) -> Frames:
         yield share
     message = yield from up_to(frames, Kind.MSG)
     for candidate in (keys, keys_of(running, keys["C2S-MAC"])):  # the same, or derived from them
-        if found := readable(unsealed(candidate, Direction.C2S, message.message)):
+        if found := decrypted(candidate, message.message):
             lab.outcome.learned = f"after the update: {found}"
     yield message
 
@@ -1181,7 +1179,7 @@ def keys_after_update(frames: Frames, lab: Lab) -> Frames:
     yield recorded
     message = yield from up_to(frames, Kind.MSG)
     keys = lab.alice.session._keys
-    if found := readable(unsealed(keys, Direction.C2S, recorded.message)):
+    if found := decrypted(keys, recorded.message):
         lab.outcome.learned = f"before the update: {found}"
     yield message
 

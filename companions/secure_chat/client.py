@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from channel import POLL_S, EndRequested
-from companions.listening import reach
+from companions.listening import Caller
 from companions.secure_chat.certs import load_trust
 from companions.secure_chat.duplex import Duplex
 from companions.secure_chat.evidence import Evidence, Kept
@@ -118,7 +118,7 @@ class Updated(NamedTuple):
 Event = Said | Joined | Left | Updated | Kept
 
 
-class Client:
+class Client(Caller[Duplex]):
     """A session with one server, named by its certificate: begins with `with`, ends with bye.
 
     `folder` is where transcripts and receipts go; `timeout_s` is the limit for each answer that the
@@ -156,19 +156,11 @@ class Client:
         self.token = ""  # with which this session can be resumed; in memory only
         self.kept: Kept | None = None  # of the last room that we have left
         self._seat: Seat | None = None
-        self._channel: Duplex | None = None
         self._address = (host, port)
         self._new_room = new_room
         self._evidence: Evidence | None = None
         self._held: deque[Callable[[], object]] = deque()  # until there are new keys
         self._update_by = math.inf  # monotonic; by then the server must have sent its share
-
-    @property
-    def channel(self) -> Duplex:
-        """The connection. Raises LocalError before there is one."""
-        if self._channel is None:
-            raise LocalError("a Client has a connection inside its `with`, and not before")
-        return self._channel
 
     @property
     def seat(self) -> Seat:
@@ -178,9 +170,7 @@ class Client:
         return self._seat
 
     def __enter__(self) -> Client:
-        if self._channel is not None:
-            raise LocalError("a Client has one session; for another one, make another Client")
-        sock = reach(self._address, min(self.timeout_s, 10.0))
+        sock = self._reach(self._address, min(self.timeout_s, 10.0))
         self._channel = Duplex(sock, self.session, self.timeout_s)
         try:
             self.channel.send(Message(Kind.HELLO))
@@ -253,7 +243,7 @@ class Client:
         try:
             self._enter(name, self._receive())
         except ProtocolError as error:
-            self._fail(error)
+            self.channel.fail(error)
             raise
         return [*self.seat.room.members.values()]
 
@@ -349,7 +339,7 @@ class Client:
         try:
             return self._take(message, evidence)
         except ProtocolError as error:
-            self._fail(error)
+            self.channel.fail(error)
             raise
 
     def _take(self, message: Message, evidence: Evidence) -> Event:
@@ -405,10 +395,6 @@ class Client:
         if self._evidence:
             self.kept = self._evidence.keep()
         self._evidence = None
-
-    def _fail(self, error: ProtocolError) -> None:
-        if self.session.state is not State.ENDED:  # the error was found above the session
-            self.channel.fail(error)
 
 
 # The program --------------------------------------------------------------------------------------

@@ -139,8 +139,7 @@ def revoke(stage: Stage) -> None:
     come(stage, "bob", "login")
     stage.listen(("bob", ""), ("server", "Revoked"))
     stage.check_end("bob", 1)
-    stage.processes["server"].terminate()
-    stage.await_end("server", 0 if os.name == "posix" else 1)  # Windows knows no gentle end
+    stage.stop("server")
 
 
 def attack(stage: Stage) -> None:

@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import socket
 import tempfile
-import threading
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -52,11 +50,10 @@ from companions.secure_chat.rooms import Entry, Room, Said
 from companions.secure_chat.server import Connection, Limits, Record, Server
 from companions.secure_chat.storage import Database, login_tries, resumable
 from companions.secure_chat.transcript import Receipt
-from lab.catalogue import Attack, Stage, attacked, run_outside
+from lab.catalogue import Attack, run_outside
 from lab.frames import Frame, Log, recorder
-from lab.line import Line
 from lab.observer import Observer
-from lab.proxy import Proxy
+from lab.tcp import PATIENCE_S, TcpStage
 from program import UserError
 from protocol_fsm import LocalError, ProtocolError
 
@@ -73,7 +70,6 @@ LAST = "bring 500"
 SECRET = "Bob must not know"  # what Alice says when she believes that he has left
 LIMITS = Limits(handshake_s=2.0, credentials_s=2.0, frame_s=0.3)
 TIMEOUT_S = 1.5  # of a client under attack, for an answer
-PATIENCE_S = 5.0  # of all others, for what must come
 MEMORY_KIB = 19_456  # of the lab's argon2, in one pass: half of what it costs outside
 
 Told = tuple[Entry, bytes]  # what a member is told: a message in its place, and its opening
@@ -238,7 +234,7 @@ def in_peace() -> Iterator[None]:
         raise UserError(f"no honest session: {error!r}") from None
 
 
-class Lab(Stage):
+class Lab(TcpStage):
     """The stage of one run: Carol stays connected, Alice and Bob have a session per attack."""
 
     def __init__(
@@ -247,13 +243,11 @@ class Lab(Stage):
         parts: Parts | None = None,
         observer: Observer | None = None,
     ) -> None:
+        super().__init__(log, observer, read_frame, write_frame)
         self.outcome: Outcome = Outcome()
-        self.attack = ""
         self.is_weakened = bool(parts)
         self.parts = parts or Parts()
         self.pki = pki()
-        self.rounds = 0  # that Carol has done
-        self.harm: list[Exception] = []  # that has come to her: there must be none
         self.alice: Client  # while they are connected
         self.bob: Client
         self.known = self.parts.pins()  # by Alice, from her undisturbed session
@@ -261,11 +255,7 @@ class Lab(Stage):
         self.told: list[tuple[str, Entry, bytes]] = []  # by the server, in this session
         self.seats: dict[str, Connection] = {}  # at the server, by name
         self.start = b""  # of the rooms that the bribed server makes; empty: by chance
-        self._log = log
-        self.observer = observer
         self._list_number = 0
-        self._changed = threading.Condition()
-        self._connections = 0  # that have not ended yet
         self.publish()
         authority = pem_of(self.pki.authorities["ca"])
         self.trust = self.parts.trust(authority, lambda: self.revocations)
@@ -316,10 +306,6 @@ class Lab(Stage):
             accounts.register(identity, name, name.partition("@")[0], password)
         return accounts
 
-    def log(self, deed: str, frame: Frame) -> None:
-        """Note what happened to a frame of Alice's connection, or of an outsider's."""
-        self._log(deed, frame)
-
     def publish(self, *revoked: Party, days: int = 4, authority: str = "ca") -> None:
         """Hand all ends a new revocation list."""
         self._list_number += 1
@@ -365,17 +351,6 @@ class Lab(Stage):
             **options,
         )
 
-    def _await_one_more(self) -> None:
-        with self._changed:
-            self._connections += 1
-
-    @contextlib.contextmanager
-    def connect(self) -> Iterator[Line]:
-        """Give an outsider's connection, whose end the lab will wait for."""
-        self._await_one_more()
-        with socket.create_connection(self.address, PATIENCE_S) as sock:
-            yield Line(sock, self.log, read_frame, write_frame)
-
     def honest_session(self) -> list[Frame]:
         """Let Alice and Bob live an undisturbed session, and return a recording of hers."""
         tape: list[Frame] = []
@@ -383,14 +358,14 @@ class Lab(Stage):
         self._forget_tries()
         with (
             in_peace(),
-            Proxy(self.address, recorder(tape), read_frame, write_frame) as proxy,
+            self.proxy(recorder(tape)) as proxy,
             self._client(self.pki.people[BOB], self.address, PATIENCE_S) as bob,
             self._client(
                 self.pki.people[ALICE], proxy.address, PATIENCE_S, pins=self.known
             ) as alice,
         ):
-            self._talk(alice, bob, lambda: None, EARLIER)
-        self._await_the_end()
+            self._talk(alice, bob, None, EARLIER)
+        self._await_all_ends()
         if forged(self.outcome) or len(self.outcome.taken) != 3:
             raise UserError("no honest session")
         self.evidence_kept = dict(self.outcome.kept)
@@ -437,33 +412,26 @@ class Lab(Stage):
         self.publish()
         self._forget_tries()
         try:
-            if attack.is_on_path:
-                tap = partial(attacked, attack, lab=self)
-                with Proxy(self.address, tap, read_frame, write_frame) as proxy:
-                    self._live(proxy.address, lambda: None)
-            else:
-                self._live(self.address, lambda: run_outside(attack, self))
+            self.attack_on(attack, partial(self._live, attack))
         finally:
             self.bribe = None
             self.start = b""
             self.publish()  # a good one, by which Carol judges who came meanwhile
-        self._await_the_end()
+        self._await_all_ends()
         return outcome
 
-    def _live(self, address: tuple[str, int], meanwhile: Callable[[], object]) -> None:
+    def _live(self, attack: Attack, address: tuple[str, int]) -> None:
         self.bob = self._client(self.pki.people[BOB], self.address, TIMEOUT_S)
         self.alice = self._client(self.pki.people[ALICE], address, TIMEOUT_S)
         try:
             with self.bob, self.alice:
-                self._talk(self.alice, self.bob, meanwhile)
+                self._talk(self.alice, self.bob, None if attack.is_on_path else attack)
         except ProtocolError as error:
             self.outcome.errors["client"].append(error)
         except NotLetIn:
             pass
 
-    def _talk(
-        self, alice: Client, bob: Client, meanwhile: Callable[[], object], first: str = TEXT
-    ) -> None:
+    def _talk(self, alice: Client, bob: Client, outside: Attack | None, first: str = TEXT) -> None:
         """Let two members come, talk, and leave with receipts; Alice asks for new keys."""
         for client, name in ((bob, BOB), (alice, ALICE)):
             client.log_in(name, PASSWORDS[name])
@@ -473,7 +441,8 @@ class Lab(Stage):
         alice.update()
         while not isinstance(event := alice.hear(alice.timeout_s), Updated):
             self._note(alice, event)
-        meanwhile()
+        if outside:
+            run_outside(outside, self)
         self._say(bob, ANSWER)
         self._hear(bob, alice)
         self._say(alice, LAST)
@@ -532,22 +501,14 @@ class Lab(Stage):
         outcome = self.outcome
         if record.name == CAROL:
             return
-        with self._changed:
-            if record.what == "said":
-                outcome.taken.append((record.name, record.detail))
-            elif record.what == "login":
-                outcome.logins.append((record.name, record.detail.email))
-            elif record.what == "refused":
-                outcome.errors["server"].append(record.detail)
-            else:
-                self._connections -= 1
-                if record.detail:
-                    outcome.errors["server"].append(record.detail)
-                self._changed.notify_all()
-
-    def _await_the_end(self) -> None:
-        with self._changed:
-            self._changed.wait_for(lambda: self._connections == 0, PATIENCE_S)
+        if record.what == "said":
+            outcome.taken.append((record.name, record.detail))
+        elif record.what == "login":
+            outcome.logins.append((record.name, record.detail.email))
+        elif record.detail:  # of a refusal, or of the end
+            outcome.errors["server"].append(record.detail)
+        if record.what == "end":
+            self._one_has_ended()
 
 
 class Bribed(Connection):

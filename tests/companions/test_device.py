@@ -368,7 +368,7 @@ def test_a_device_sends_only_inside_its_block(
         device.send_text("now")
     with pytest.raises(LocalError, match="there is no session"):
         device.send_text("too late")
-    with pytest.raises(LocalError, match="make another Device"), device:
+    with pytest.raises(LocalError, match="make another client"), device:
         pytest.fail("entered again")
 
 
