@@ -5,8 +5,6 @@ from __future__ import annotations
 import ast
 import importlib
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -15,8 +13,8 @@ from typing import Any
 
 from lab.claims import Claims, Sets, read_claims, read_sets
 from protocol_fsm import ProtocolError
+from tests.programs import ROOT, run
 
-ROOT = Path(__file__).parent.parent
 NO_SESSION = ("__init__", "bench", "demo", "media", "weakened")  # modules without errors of one
 
 
@@ -122,16 +120,9 @@ def commands(text: str) -> Iterator[tuple[str, list[str]]]:
                 yield command, [word.strip().removeprefix("#").strip() for word in words]
 
 
-def run(command: str) -> str:
+def printed_by(command: str) -> str:
     """Run a command of a document, and return what it printed, with single spaces."""
-    done = subprocess.run(
-        [sys.executable, *command.split()[1:]],
-        cwd=ROOT,
-        text=True,
-        capture_output=True,
-        timeout=300,
-        check=False,
-    )
+    done = run(*command.split()[1:], timeout_s=300)
     assert done.stderr == ""
     assert done.returncode in (0, 1)
     return " ".join(done.stdout.split())

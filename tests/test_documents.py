@@ -6,8 +6,6 @@ import hashlib
 import os
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
@@ -26,9 +24,8 @@ from tests import diagrams
 from tests.helpers import ANSWER, MASTER_KEY, REPORT, Pair, ciphertext_of, pair_in
 from tests.house import CORE, tracked_files
 from tests.network import client_for, serving
-from tests.programs import Program
+from tests.programs import ROOT, Program, run
 
-ROOT = Path(__file__).parent.parent
 DOCUMENTS = sorted(path.name for path in ROOT.glob("*.md"))
 README = (ROOT / "README.md").read_text("utf-8")
 PROTOCOL = (ROOT / "PROTOCOL.md").read_text("utf-8")
@@ -335,14 +332,7 @@ def test_three_steps_to_a_new_opcode(copy: Path) -> None:
         source = path.read_text()
         assert source.count(before) == 1, f"{header}: not the code that the README shows"
         path.write_text(source.replace(before, after))
-    done = subprocess.run(
-        [sys.executable, "-c", PING],
-        cwd=copy,
-        text=True,
-        capture_output=True,
-        timeout=60,
-        check=False,
-    )
+    done = run("-c", PING, cwd=copy)
     assert done.stderr == ""
     assert done.stdout.split() == ["4.0", "5.0", "CLIENT_PING", "BadTag", "BadPayload"]
 
@@ -382,26 +372,12 @@ def test_commands_of_the_readme_work_in_a_clean_copy(copy: Path) -> None:
             port = servers[-1].wait_for("^listening on ").rpartition(":")[2]
             continue
         if words[1] == "attacks.py":
-            done = subprocess.run(
-                [sys.executable, *line.replace(":9999", f":{port}").split()[1:]],
-                cwd=copy,
-                text=True,
-                capture_output=True,
-                timeout=180,
-                check=False,
-            )
+            done = run(*line.replace(":9999", f":{port}").split()[1:], cwd=copy, timeout_s=180)
             assert ("WON" in done.stdout) == ("--without" in words), line
             assert done.returncode == ("--without" in words), line
             continue
         extra = ["--port", port, "--interval", "0.01"] if words[1] == "client.py" else []
-        done = subprocess.run(
-            [sys.executable, *words[1:], *extra],
-            cwd=copy,
-            text=True,
-            capture_output=True,
-            timeout=60,
-            check=False,
-        )
+        done = run(*words[1:], *extra, cwd=copy)
         how_a_file_is_read = r"(reads column 2, 'temperature_f': .*\n)?"
         assert done.returncode == 0, line
         assert re.fullmatch(how_a_file_is_read, done.stderr), line

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import random
 import re
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -60,8 +58,8 @@ from protocol_fsm import (
 )
 from server import Roster
 from tests.helpers import MASTER_KEY, REPORT
+from tests.programs import Done, run
 
-ROOT = Path(__file__).parent.parent
 REAL: frozenset[str] = frozenset()
 
 # Sessions with a mistake that somebody could make -------------------------------------------------
@@ -568,15 +566,8 @@ def test_sets_are_those_of_the_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
 # The program --------------------------------------------------------------------------------------
 
 
-def run_explore(*flags: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "classroom.explore", *flags],
-        cwd=ROOT,
-        text=True,
-        capture_output=True,
-        check=False,
-        timeout=300,
-    )
+def run_explore(*flags: str) -> Done:
+    return run("-m", "classroom.explore", *flags, timeout_s=300)
 
 
 @pytest.mark.slow

@@ -14,8 +14,7 @@ from classroom.figures import COLOURS, FIGURES, MIXED_IN, Conversation, steps
 from classroom.pictures import browser
 from lab.weakened import RULES
 from protocol_fsm import ClientData, Opcode, ServerAggrResponse
-from tests.house import ROOT
-from tests.programs import run
+from tests.programs import ROOT, run
 
 PICTURES = ROOT / "pictures"
 SHEET = ROOT / "classroom" / "cheatsheet.html"

@@ -79,8 +79,8 @@ from tests.helpers import (
     with_header,
     worded,
 )
-from tests.secrets_walk import held, objects, opaque, reachable
 from tests.properties import given, st
+from tests.secrets_walk import held, objects, opaque, reachable
 
 C2S = Direction.C2S
 S2C = Direction.S2C

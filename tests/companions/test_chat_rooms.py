@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from companions.asymmetric import PrivateKey
+from companions.canonical import canonical
 from companions.secure_chat import forms, rooms
 from companions.secure_chat.pae import sign
 from companions.secure_chat.pki import UnknownIssuer
-from companions.canonical import canonical
 from companions.secure_chat.protocol import (
     MAX_FROM_SERVER,
     MAX_HANDSHAKE,

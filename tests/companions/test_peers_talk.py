@@ -25,8 +25,6 @@ from companions.terminal import bold
 from program import UserError, escaped
 from protocol_fsm import BadTag, LocalError, MalformedMessage, WrongPeer
 
-LIMIT_S = 20.0
-
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
