@@ -48,6 +48,18 @@ D2S = Direction.D2S
 S2D = Direction.S2D
 OTHER = {D2S: S2D, S2D: D2S}
 REKEY_CHUNKS = 3
+LOW_ORDER = [  # shares that are of no use
+    (n % 2**256).to_bytes(32, "little")
+    for n in (
+        0,
+        1,
+        2**255 - 20,
+        2**255 - 19,
+        2**255 - 18,
+        325606250916557431795983626356110631294008115727848805560023387167927233504,
+        39382357235489614581723060781553021112529911719440698176882885853963445705823,
+    )
+]
 
 BODIES: Mapping[Kind, bytes] = {  # one that is legal; what a session builds itself has none here
     Kind.TEXT: b'{"size":4,"time":"2026-01-31T12:00:00Z"}',
