@@ -299,7 +299,8 @@ from endpoint import DEMO_KEYS
 from protocol_fsm import ClientPing, parse_message
 from client import Client
 from server import Server
-from tests.helpers import pair_in, State, refusal
+from tests.helpers import pair_in, State
+from tests.sessions import refusal
 
 with Server(DEMO_KEYS, port=0) as server, Client(1, None, *server.address) as client:
     client.ping()

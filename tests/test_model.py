@@ -39,8 +39,9 @@ from protocol_fsm import (
     Terminate,
 )
 from tests.applied_pi import Model, Role, Value, World, joined, tokens_of, without_comments
-from tests.helpers import refusal, worded
+from tests.helpers import worded
 from tests.programs import ROOT, run
+from tests.sessions import refusal
 
 FOLDER = ROOT / "classroom" / "model"
 PAGE = (FOLDER / "README.md").read_text("utf-8")

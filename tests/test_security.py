@@ -14,8 +14,9 @@ from attacks import unsealed
 from lab.weakened import DOCUMENTED
 from protocol_fsm import ClientData, Direction, Opcode, State, bind_keys
 from tests.books import BOOKS, CORE, Book, commands, names_of_tests_in, printed_by, quoted, resolve
-from tests.helpers import Pair, clone, pair_in, reseal
+from tests.helpers import Pair, pair_in, reseal
 from tests.programs import ROOT
+from tests.sessions import clone
 
 MOST_BYTES = 22 * 1024  # of the core's page, which a class reads beside the code
 MODULES = {path.stem for path in ROOT.glob("*.py")} | {"classroom", "companions", "lab"}

@@ -5,7 +5,6 @@ Keys and tags are computed here from the text [D 3], [D 4], by other libraries t
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import hmac
 from collections.abc import Mapping, Sequence
@@ -38,6 +37,7 @@ from companions.device_transfer.protocol import (
     State,
 )
 from protocol_fsm import ProtocolError
+from tests.sessions import clone
 
 NOW = datetime(2026, 1, 31, 12, tzinfo=timezone.utc)
 DAY = timedelta(1)
@@ -203,29 +203,9 @@ def legal(kind: Kind) -> Message:
     return Message(kind, BODIES.get(kind, b""))
 
 
-def clone(session: Session) -> Session:
-    """Copy a session as copy.copy would, which sessions refuse because they hold keys."""
-    twin = Session.__new__(Session)
-    twin.__dict__.update(
-        {
-            name: copy.copy(value) if isinstance(value, (dict, list)) else value
-            for name, value in vars(session).items()
-        }
-    )
-    twin.fsm = copy.copy(session.fsm)
-    return twin
-
-
 def snapshot(session: Session) -> dict[str, object]:
     """Return all that a session knows, to be compared later."""
     return {**vars(clone(session)), "fsm": session.state}
-
-
-def refusal(session: Session, message: bytes) -> ProtocolError:
-    """Return the error with which `session` refuses `message`."""
-    with pytest.raises(ProtocolError) as caught:
-        session.open(message)
-    return caught.value
 
 
 def is_farewell(error: ProtocolError, peer: Session) -> bool:

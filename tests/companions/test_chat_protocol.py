@@ -71,17 +71,17 @@ from tests.companions.chat_sessions import (
     C2S,
     CONVERSATION,
     LOGIN,
+    Pair,
     S2C,
     SAID,
-    Pair,
     World,
-    clone,
     edited,
     flips,
     in_state,
     message,
     refusal,
 )
+from tests.sessions import clone
 
 CELLS = [
     (state, kind, direction)

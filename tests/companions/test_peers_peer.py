@@ -41,16 +41,8 @@ from companions.peer_messaging.protocol import (
 )
 from protocol_fsm import BadPayload, BadTag, LocalError, MalformedMessage, WrongPeer
 from tests.companions.helpers import flipped
-from tests.companions.peers_helpers import (
-    NOW,
-    Link,
-    World,
-    clone,
-    error_of,
-    forge,
-    introduce,
-    snapshot,
-)
+from tests.companions.peers_helpers import Link, NOW, World, forge, introduce, snapshot
+from tests.sessions import clone, error_of
 
 
 @pytest.fixture(scope="module")

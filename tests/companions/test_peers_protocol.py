@@ -60,17 +60,15 @@ from protocol_fsm import (
 )
 from tests.companions.helpers import LOW_ORDER, flipped, sha256, x25519
 from tests.companions.peers_helpers import (
-    BODIES,
-    NOW,
-    OTHER,
-    WAY,
     A,
     B,
+    BODIES,
     Clock,
+    NOW,
+    OTHER,
     Pair,
+    WAY,
     World,
-    clone,
-    error_of,
     forge,
     introduce,
     is_dropped,
@@ -79,6 +77,7 @@ from tests.companions.peers_helpers import (
     nonce_of,
     snapshot,
 )
+from tests.sessions import clone, error_of
 
 ROLES = pytest.mark.parametrize("sender", [A, B], ids=lambda role: role.name)
 STATES = pytest.mark.parametrize("state", list(State), ids=lambda state: state.name)

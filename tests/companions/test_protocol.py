@@ -62,20 +62,18 @@ from tests.companions.helpers import (
     LOW_ORDER,
     NOW,
     OTHER,
+    Pair,
     REKEY_CHUNKS,
     S2D,
     SERVER,
-    Pair,
     World,
     behind_lengths,
-    clone,
     flipped,
     forge,
     forge_share,
     is_farewell,
     keys_after,
     legal,
-    refusal,
     rsa_verify,
     secret_after,
     sha256,
@@ -83,6 +81,7 @@ from tests.companions.helpers import (
     with_header,
     x25519,
 )
+from tests.sessions import clone, error_of, refusal
 
 ENDS = pytest.mark.parametrize("sends", [D2S, S2D], ids=["device sends", "server sends"])
 SHARING = pytest.mark.parametrize(
@@ -864,15 +863,6 @@ def handshake_with(world: World, at: int, change: Callable[[bytes], bytes]) -> P
             return error
         assert pair.end(OTHER[sends]).state not in ACTIVE
     raise AssertionError("nobody has noticed")
-
-
-def error_of(session: Session, message: bytes) -> ProtocolError | None:
-    """As helpers.refusal, but without pytest's bookkeeping: this runs thousands of times."""
-    try:
-        session.open(message)
-    except ProtocolError as error:
-        return error
-    return None
 
 
 def test_a_record_of_another_session_is_refused(world: World) -> None:
