@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import hashlib
 import importlib
 import re
 from collections.abc import Iterator
@@ -109,6 +110,18 @@ def names_of_tests_in(path: str) -> set[str]:
 def quoted(text: str) -> list[str]:
     """Return what stands between backticks."""
     return re.findall(r"`([^`]+)`", text)
+
+
+def formula(protocol: str, name: str, **values: bytes) -> bytes:
+    """Compute a formula of a PROTOCOL.md from the values of its parts."""
+    (parts,) = re.findall(rf"^    {name} += SHA-256\((.*?)\)", protocol, re.MULTILINE)
+    joined = b"".join(
+        part.strip('"').encode()
+        if part.startswith('"')
+        else values[part.replace("-", "_").replace(" ", "_")]
+        for part in parts.split(" || ")
+    )
+    return hashlib.sha256(joined).digest()
 
 
 def commands(text: str) -> Iterator[tuple[str, list[str]]]:

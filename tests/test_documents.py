@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import shutil
@@ -21,6 +20,7 @@ from endpoint import DEMO_KEYS, HOST, PORT
 from protocol_fsm import CIPHERTEXT_AT, HEADER, KEY_LABELS, Direction, Opcode, State, Status
 from server import Limits, Server
 from tests import diagrams
+from tests.books import formula
 from tests.helpers import ANSWER, MASTER_KEY, REPORT, Pair, ciphertext_of, pair_in
 from tests.house import CORE, tracked_files
 from tests.network import client_for, serving
@@ -48,18 +48,6 @@ def blocks(language: str) -> list[str]:
 # Tables, numbers, diagrams
 
 
-def formula(name: str, **values: bytes) -> bytes:
-    """Compute a formula of [P 3.4] from the values of its parts."""
-    (parts,) = re.findall(rf"^    {name} += SHA-256\((.*)\)", PROTOCOL, re.MULTILINE)
-    joined = b"".join(
-        part.strip('"').encode()
-        if part.startswith('"')
-        else values[part.replace("-", "_").replace(" ", "_")]
-        for part in parts.split(" || ")
-    )
-    return hashlib.sha256(joined).digest()
-
-
 def test_the_formulas_of_the_key_schedule_are_those_of_the_code() -> None:
     drawn: list[bytes] = []
 
@@ -70,21 +58,22 @@ def test_the_formulas_of_the_key_schedule_are_those_of_the_code() -> None:
     pair = Pair(client_random=noted, server_random=noted)  # a nonce, an IV, a nonce, an IV, ...
     pair.hello()
     keys = dict(pair.client._keys)
-    assert keys == {label: formula(label, master_key=MASTER_KEY) for label in KEY_LABELS}
+    assert keys == {label: formula(PROTOCOL, label, master_key=MASTER_KEY) for label in KEY_LABELS}
     pair.challenge()
     nonces = {"client_nonce": drawn[0], "server_nonce": drawn[2]}
-    keys = {label: formula("X'", X=key, **nonces) for label, key in keys.items()}
+    keys = {label: formula(PROTOCOL, "X'", X=key, **nonces) for label, key in keys.items()}
     assert pair.client._keys == keys
     pair.report()
     sealed = {"ciphertext": ciphertext_of(pair.transcript[-1]), "nonce": drawn[4]}
     for label in ("C2S-ENC", "C2S-MAC"):
         old = {label.replace("-", "_"): keys[label]}
-        keys[label] = formula(f"{label}'", **old, **sealed)
+        keys[label] = formula(PROTOCOL, f"{label}'", **old, **sealed)
     assert pair.server._keys == keys
     pair.answer()
     for label in ("S2C-ENC", "S2C-MAC"):
         old = {label.replace("-", "_"): keys[label]}
-        keys[label] = formula(f"{label}'", **old, body=ANSWER.body, status=bytes([Status.OK]))
+        sealed = {"body": ANSWER.body, "status": bytes([Status.OK])}
+        keys[label] = formula(PROTOCOL, f"{label}'", **old, **sealed)
     assert pair.client._keys == keys
 
 

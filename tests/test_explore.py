@@ -31,6 +31,7 @@ from classroom.explore import (
     needs,
     rounds_of,
     tell,
+    Clients,
 )
 from classroom.matrix import SEEDS, MemoryLab, Pieces
 from classroom.stage import on_sockets
@@ -620,16 +621,9 @@ def test_nothing_breaks_in_three_thousand_worlds_of_four_sessions() -> None:
 
 
 @pytest.mark.slow
-def test_nothing_breaks_in_any_world_of_two_sessions() -> None:
-    found = explore(TWO, 100_000)
-    assert found.is_complete
-    assert not found.story
-    assert len(found.marks) > 1_000
-
-
-@pytest.mark.slow
-def test_nothing_breaks_in_any_world_of_two_sessions_of_one_client() -> None:
-    found = explore(TWICE, 100_000)
+@pytest.mark.parametrize("clients", [TWO, TWICE], ids=["of two clients", "of one client"])
+def test_nothing_breaks_in_any_world_of_two_sessions(clients: Clients) -> None:
+    found = explore(clients, 100_000)
     assert found.is_complete
     assert not found.story
     assert len(found.marks) > 1_000

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import difflib
-import hashlib
 import json
 import re
 import sys
@@ -24,6 +23,7 @@ from classroom.kit.tasks import BUGS, TASKS
 from program import UserError
 from protocol_fsm import KEY_LABELS, Direction
 from tests import diagrams
+from tests.books import formula
 from tests.house import tracked_files
 from tests.programs import ROOT, Done, run
 
@@ -308,18 +308,6 @@ def test_every_part_of_a_dialect_matters(flag: str) -> None:
     assert error == "BadTag"
     assert count == {"label_first": 0, "material_first": 2, "server_first": 2}.get(flag, count)
     assert count in (0, 2, 4, 5)
-
-
-def formula(protocol: str, name: str, **values: bytes) -> bytes:
-    """Compute a formula of a PROTOCOL.md from the values of its parts."""
-    (parts,) = re.findall(rf"^    {name} = SHA-256\((.*?)\)", protocol, re.MULTILINE)
-    joined = b"".join(
-        part.strip('"').encode()
-        if part.startswith('"')
-        else values[part.replace("-", "_").replace(" ", "_")]
-        for part in parts.split(" || ")
-    )
-    return hashlib.sha256(joined).digest()
 
 
 @pytest.mark.parametrize("flag", ["word", *FLAGS])

@@ -102,12 +102,6 @@ def test_goals_see_what_was_never_sent_and_what_never_arrived() -> None:
     assert not forged(Outcome([], [], [(MALLORY, text)])), "who speaks for himself forges nothing"
 
 
-def test_a_harmed_bystander_is_a_result_that_is_wrong() -> None:
-    with Lab(nobody_logs) as lab:
-        lab.harm.append(RuntimeError("on purpose"))
-        assert suffer(lab, "flip-tag").words == "a bystander was harmed"
-
-
 class Refusing(Session):
     def _check_kind(self, kind: Kind) -> None:
         raise UnexpectedKind("nothing", kind.name)
