@@ -809,3 +809,5 @@ def test_signature_of_each_kind_is_worthless_in_every_other_place(world: World) 
     for (kind, signature), other in itertools.product(signed.items(), KINDS):
         is_good = is_signed(key.public_key(), pae(other, b"one", b"other"), signature)
         assert is_good == (kind == other)
+    with pytest.raises(ValueError):
+        pae("else", b"")
