@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from Crypto.Cipher import AES
 from Crypto.Hash import SHA256
+from Crypto.Protocol import DH
 from Crypto.PublicKey import RSA
 from Crypto.Signature import pss
 from Crypto.Util.Padding import pad
@@ -247,36 +248,11 @@ def keys_after(secret: bytes) -> dict[str, bytes]:
 
 
 def x25519(scalar: bytes, point: bytes) -> bytes:
-    """The Montgomery ladder of RFC 7748 section 5, as it stands there."""
-    p = 2**255 - 19
-    k = int.from_bytes(scalar, "little")
-    k = k & ~7 & ~(1 << 255) | 1 << 254
-    x1 = int.from_bytes(point, "little") % 2**255
-    x2 = 1
-    z2 = 0
-    x3 = x1
-    z3 = 1
-    swap = 0
-    for t in reversed(range(255)):
-        if swap ^ (k >> t & 1):
-            x2, z2, x3, z3 = x3, z3, x2, z2
-        swap = k >> t & 1
-        a = x2 + z2
-        b = x2 - z2
-        c = x3 + z3
-        d = x3 - z3
-        da = d * a
-        cb = c * b
-        aa = a * a
-        bb = b * b
-        x3 = (da + cb) ** 2 % p
-        z3 = x1 * (da - cb) ** 2 % p
-        x2 = aa * bb % p
-        z2 = (aa - bb) * (aa + 121665 * (aa - bb)) % p
-    if swap:
-        x2 = x3
-        z2 = z3
-    return (x2 * pow(z2, p - 2, p) % p).to_bytes(32, "little")
+    """RFC 7748 section 5."""
+    private = DH.import_x25519_private_key(scalar)
+    public = DH.import_x25519_public_key(point)
+    agreed: bytes = DH.key_agreement(static_priv=private, static_pub=public, kdf=bytes)
+    return agreed
 
 
 def rsa_verify(key: PrivateKey, context: str, digest: bytes, signature: bytes) -> None:
