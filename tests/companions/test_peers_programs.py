@@ -209,61 +209,52 @@ def test_a_node_that_is_stopped_says_goodbye(pair: Pair, number: signal.Signals)
         assert alice.lines["err"] == []
 
 
+@contextlib.contextmanager
+def stalled(pair: Pair) -> Iterator[tuple[subprocess.Popen[bytes], Program]]:
+    """Alice has far more to show than a pipe holds, and nobody reads it."""
+    with (
+        pair.start("bob", "--verbose") as bob,
+        subprocess.Popen(
+            [sys.executable, *pair.words("alice")],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        ) as alice,
+        contextlib.ExitStack() as stack,
+    ):
+        stack.callback(alice.kill)
+        bob.wait_for("alice is here")
+        write(bob, f"{'x' * 4_096}\n" * 99)
+        bob.wait_for("text 99, .* has arrived")
+        yield alice, bob
+
+
 @posix_only
 @pytest.mark.parametrize("number", end_signals())
 def test_the_second_signal_ends_a_node_whose_output_nobody_reads(
     pair: Pair, number: signal.Signals
 ) -> None:
-    with (
-        pair.start("bob", "--verbose") as bob,
-        subprocess.Popen(
-            [sys.executable, *pair.words("alice")],
-            cwd=ROOT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-        ) as alice,
-    ):
-        try:
-            bob.wait_for("alice is here")
-            write(bob, f"{'x' * 4_096}\n" * 99)  # far more than a pipe holds
-            bob.wait_for("text 99, .* has arrived")
+    with stalled(pair) as (alice, _):
+        alice.send_signal(number)
+        with pytest.raises(subprocess.TimeoutExpired):
+            alice.wait(0.5)  # it has to show all that first
+        for _ in range(20):  # of two that come too close, a system may drop one
             alice.send_signal(number)
-            with pytest.raises(subprocess.TimeoutExpired):
-                alice.wait(0.5)  # it has to show all that first
-            for _ in range(20):  # of two that come too close, a system may drop one
-                alice.send_signal(number)
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    alice.wait(0.5)
-                    break
-            assert alice.poll() == -number
-        finally:
-            alice.kill()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                alice.wait(0.5)
+                break
+        assert alice.poll() == -number
 
 
 @posix_only
 def test_the_first_signal_is_enough_once_somebody_reads_again(pair: Pair) -> None:
-    with (
-        pair.start("bob", "--verbose") as bob,
-        subprocess.Popen(
-            [sys.executable, *pair.words("alice")],
-            cwd=ROOT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-        ) as alice,
-    ):
-        try:
-            bob.wait_for("alice is here")
-            write(bob, f"{'x' * 4_096}\n" * 99)
-            bob.wait_for("text 99, .* has arrived")
-            alice.send_signal(signal.SIGINT)
-            out, _ = alice.communicate(timeout=30)
-            assert alice.returncode == 130
-            assert out.count(b"bob: ") == 99
-            assert out.endswith(b"* over: 0 sent, 99 received\n")
-        finally:
-            alice.kill()
+    with stalled(pair) as (alice, bob):
+        alice.send_signal(signal.SIGINT)
+        out, _ = alice.communicate(timeout=30)
+        assert alice.returncode == 130
+        assert out.count(b"bob: ") == 99
+        assert out.endswith(b"* over: 0 sent, 99 received\n")
         bob.wait_for("alice has left")
 
 
