@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import ast
+import hashlib
 import importlib
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -15,8 +14,8 @@ from typing import Any
 
 from lab.claims import Claims, Sets, read_claims, read_sets
 from protocol_fsm import ProtocolError
+from tests.programs import ROOT, run
 
-ROOT = Path(__file__).parent.parent
 NO_SESSION = ("__init__", "bench", "demo", "media", "weakened")  # modules without errors of one
 
 
@@ -113,6 +112,18 @@ def quoted(text: str) -> list[str]:
     return re.findall(r"`([^`]+)`", text)
 
 
+def formula(protocol: str, name: str, **values: bytes) -> bytes:
+    """Compute a formula of a PROTOCOL.md from the values of its parts."""
+    (parts,) = re.findall(rf"^    {name} += SHA-256\((.*?)\)", protocol, re.MULTILINE)
+    joined = b"".join(
+        part.strip('"').encode()
+        if part.startswith('"')
+        else values[part.replace("-", "_").replace(" ", "_")]
+        for part in parts.split(" || ")
+    )
+    return hashlib.sha256(joined).digest()
+
+
 def commands(text: str) -> Iterator[tuple[str, list[str]]]:
     """Yield every command of a document with the words that it is said to print."""
     for block in re.findall(r"^ *```sh\n(.*?)^ *```", text, re.DOTALL | re.MULTILINE):
@@ -122,16 +133,9 @@ def commands(text: str) -> Iterator[tuple[str, list[str]]]:
                 yield command, [word.strip().removeprefix("#").strip() for word in words]
 
 
-def run(command: str) -> str:
+def printed_by(command: str) -> str:
     """Run a command of a document, and return what it printed, with single spaces."""
-    done = subprocess.run(
-        [sys.executable, *command.split()[1:]],
-        cwd=ROOT,
-        text=True,
-        capture_output=True,
-        timeout=300,
-        check=False,
-    )
+    done = run(*command.split()[1:], timeout_s=300)
     assert done.stderr == ""
     assert done.returncode in (0, 1)
     return " ".join(done.stdout.split())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import copy
 from pathlib import Path
 from typing import TypeVar
 
@@ -31,6 +30,7 @@ from protocol_fsm import (
     Status,
     Terminate,
 )
+from tests.sessions import clone
 
 MASTER_KEY = b"client1_master_k"
 REPORT = ClientData([21.5, 19.0])
@@ -43,14 +43,6 @@ def worded(message: JsonMessage, body: bytes) -> JsonMessage:
     """Return `message` with a body that our own encoder would not write; nothing checks it."""
     vars(message)["body"] = body
     return message
-
-
-def clone(session: Session) -> Session:
-    """Copy a session as copy.copy would, which sessions refuse because they hold keys."""
-    twin = Session.__new__(type(session))
-    twin.__dict__.update(session.__dict__)
-    twin.fsm = copy.copy(session.fsm)
-    return twin
 
 
 def reseal(
@@ -196,13 +188,6 @@ def live(pair: Pair) -> list[bytes]:
         pair.carry(Direction.C2S, GOODBYE)
     assert len(pair.transcript) == 7
     return pair.transcript
-
-
-def refusal(session: Session, message: bytes) -> ProtocolError:
-    """Return the error with which `session` refuses `message`."""
-    with pytest.raises(ProtocolError) as caught:
-        session.open(message)
-    return caught.value
 
 
 def farewell_of(error: ProtocolError, peer: Session) -> tuple[Opcode, Status] | None:

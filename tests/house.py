@@ -7,7 +7,8 @@ import functools
 import subprocess
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+from tests.programs import ROOT
+
 CORE = (
     "crypto_utils",
     "protocol_fsm",

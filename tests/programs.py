@@ -6,11 +6,12 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from program import end_signals
 
 ROOT = Path(__file__).parent.parent
 TIMEOUT_S = 30
+Done = subprocess.CompletedProcess[str]
 posix_only = pytest.mark.skipif(os.name != "posix", reason="signals and modes of POSIX")
 
 
@@ -100,29 +102,50 @@ def running_server(*flags: str) -> Iterator[tuple[Program, str]]:
         yield server, server.wait_for("^listening on ").rpartition(":")[2]
 
 
-def run(*arguments: str, given: str = "") -> subprocess.CompletedProcess[str]:
+def run(
+    *words: object,
+    given: str = "",
+    cwd: Path = ROOT,
+    timeout_s: float = 2 * TIMEOUT_S,
+    env: Mapping[str, str] | None = None,
+) -> Done:
+    """Run a program of Python to its end, without a terminal; `env` is added to its environment."""
     return subprocess.run(
-        [sys.executable, *arguments],
-        cwd=ROOT,
+        [sys.executable, *map(str, words)],
+        cwd=cwd,
         input=given,
         text=True,
         capture_output=True,
-        timeout=TIMEOUT_S,
+        timeout=timeout_s,
+        check=False,
+        env={**os.environ, **(env or {})},
+        start_new_session=True,
+    )
+
+
+def run_in_shell(words: Iterable[str], streams: str) -> Done:
+    """Run a program of Python in bash, which leads its streams elsewhere, as in `> /dev/full`."""
+    return subprocess.run(
+        ["bash", "-c", f"{shlex.join([sys.executable, *words])} {streams}"],
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
+        timeout=2 * TIMEOUT_S,
         check=False,
     )
+
+
+def write(program: Program, text: str) -> None:
+    """Type into a program's standard input."""
+    assert program.process.stdin
+    program.process.stdin.write(text)
+    program.process.stdin.flush()
 
 
 def measured(module: str, folder: Path, flags: str) -> tuple[str, dict[str, Any]]:
     """Run a benchmark; return its page and its numbers, beside which it leaves nothing behind."""
-    done = subprocess.run(
-        [sys.executable, "-m", f"bench.{module}", *flags.split(), "--json", folder / "numbers"],
-        cwd=ROOT,
-        text=True,
-        capture_output=True,
-        timeout=20 * TIMEOUT_S,  # on a machine that is busy with other things
-        check=False,
-        env={**os.environ, "TMPDIR": str(folder)},
-    )
+    words = ("-m", f"bench.{module}", *flags.split(), "--json", folder / "numbers")
+    done = run(*words, timeout_s=20 * TIMEOUT_S, env={"TMPDIR": str(folder)})  # on a busy machine
     assert done.returncode == 0, done.stderr
     assert max(map(len, done.stdout.splitlines())) <= 79
     assert [path.name for path in folder.iterdir()] == ["numbers"]

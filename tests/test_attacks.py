@@ -5,9 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import socket
 import re
-import subprocess
+import socket
 import sys
 import threading
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from Crypto.Cipher import AES
 
 import attacks
 from attacks import ATTACKS, in_the_middle, up_to
+from crypto_utils import TAG_BYTES
 from endpoint import DEMO_KEYS, HOST
 from lab.catalogue import Catalogue
 from lab.frames import Frame, Frames, flipped, xored
@@ -28,7 +28,6 @@ from lab.stage import BYSTANDER, LIMITS, READINGS, VICTIM, Lab, Parts, forged
 from lab.verdict import judge
 from lab.weakened import DOCUMENTED, RULES, without
 from program import UserError
-from crypto_utils import TAG_BYTES
 from protocol_fsm import (
     CIPHERTEXT_AT,
     HEADER,
@@ -44,8 +43,7 @@ from protocol_fsm import (
 from server import Limits, Roster, Server
 from tests.house import CORE
 from tests.network import other_program, serving
-
-ROOT = Path(__file__).parent.parent
+from tests.programs import ROOT, Done, run
 
 
 def ignore(deed: str, frame: Frame) -> None:
@@ -281,7 +279,7 @@ def test_an_attack_that_hangs_is_the_last_of_its_run(
 @pytest.mark.slow
 def test_a_foreign_server_is_judged_by_what_it_says_before_it_closes() -> None:
     with serving(window_s=0.2) as (server, journal):
-        done = run("--server", "{}:{}".format(*server.address))
+        done = run_attacks("--server", "{}:{}".format(*server.address))
     assert (done.returncode, done.stderr) == (0, "")
     told = done.stdout.splitlines()
     assert told[0] == "honest session first: worked (server {}:{})".format(*server.address)
@@ -365,7 +363,7 @@ def test_a_server_with_other_keys_or_of_another_kind_is_one_sentence() -> None:
     with Server(keys, port=0) as server, other_program(b"HTTP/1.0 400 Bad Request\r\n") as other:
         for address in (server.address, other):
             where = "{}:{}".format(*address)
-            done = run("--server", where, "flip-tag")
+            done = run_attacks("--server", where, "flip-tag")
             assert (done.returncode, done.stdout) == (2, "")
             assert done.stderr.startswith(f"attacks.py: the program on {where} is not our server,")
             assert len(done.stderr.splitlines()) == 1
@@ -375,7 +373,7 @@ def test_a_server_with_other_keys_or_of_another_kind_is_one_sentence() -> None:
 def test_a_server_that_is_not_there_is_one_sentence() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         free = "{}:{}".format(*taken.getsockname())
-    done = run("--server", free, "flip-tag")
+    done = run_attacks("--server", free, "flip-tag")
     assert (done.returncode, done.stdout) == (3, "")
     assert done.stderr == f"attacks.py: no server at {free}: nothing listens there\n"
 
@@ -482,37 +480,21 @@ def test_programs_cannot_reach_weakened_rules() -> None:
     for name in CORE:
         assert "weakened" not in (ROOT / f"{name}.py").read_text()
     loaded = "import attacks, sys; print('lab.weakened' in sys.modules)"
-    done = subprocess.run(
-        [sys.executable, "-c", loaded],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
-    )
-    assert done.stdout.strip() == "False", "attacks.py loads it only for --without"
+    assert run("-c", loaded).stdout.strip() == "False", "attacks.py loads it only for --without"
 
 
 # The program
 
 
-def run(*flags: str, given: str = "") -> subprocess.CompletedProcess[str]:
+def run_attacks(*flags: str, given: str = "") -> Done:
     if not {*flags} & {"--server", "--seed", "--without"}:
         flags = ("--seed", "test", *flags)
-    return subprocess.run(
-        [sys.executable, "attacks.py", *flags],
-        cwd=ROOT,
-        text=True,
-        input=given,
-        capture_output=True,
-        timeout=60,
-        check=False,
-    )
+    return run("attacks.py", *flags, given=given)
 
 
 @pytest.mark.slow
 def test_the_demo_tells_every_story_in_ascii_of_80_columns() -> None:
-    done = run()
+    done = run_attacks()
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.isascii()
     assert max(map(len, done.stdout.splitlines())) <= 80
@@ -525,7 +507,7 @@ def test_the_demo_tells_every_story_in_ascii_of_80_columns() -> None:
 
 @pytest.mark.slow
 def test_details_of_an_attack_fit_on_twenty_lines() -> None:
-    done = run("-v")
+    done = run_attacks("-v")
     assert done.returncode == 0
     blocks = done.stdout.split("\n\n")[:-1]
     stories = [block for block in blocks if block.startswith(tuple(f"{n}:" for n in ATTACKS))]
@@ -536,14 +518,14 @@ def test_details_of_an_attack_fit_on_twenty_lines() -> None:
 
 @pytest.mark.slow
 def test_one_attack_is_told_with_the_bytes_that_it_touched() -> None:
-    done = run("flip-reading")
+    done = run_attacks("flip-reading")
     assert "  server ended: BadTag" in done.stdout
     assert "changed on the way\n    byte 24: " in done.stdout
 
 
 @pytest.mark.slow
 def test_the_six_documented_families_can_be_asked_for() -> None:
-    done = run("documented")
+    done = run_attacks("documented")
     for name in attacks.DOCUMENTED:
         assert f"\n{ATTACKS[name].story}" in done.stdout
     assert done.returncode == 0
@@ -551,7 +533,7 @@ def test_the_six_documented_families_can_be_asked_for() -> None:
 
 @pytest.mark.slow
 def test_a_family_can_be_asked_for_by_name() -> None:
-    done = run("loss", "secrecy")
+    done = run_attacks("loss", "secrecy")
     stories = [ATTACKS[name].story for name in ("drop-report", "drop-answer", "hold", "eavesdrop")]
     told = [line[:53].rstrip() for line in done.stdout.splitlines()[1:5]]
     assert (told, done.returncode) == (stories, 0)
@@ -560,7 +542,7 @@ def test_a_family_can_be_asked_for_by_name() -> None:
 @pytest.mark.slow
 def test_list_names_all_attacks_below_their_families() -> None:
     families: dict[str, list[str]] = {}
-    for line in run("--list").stdout.splitlines():
+    for line in run_attacks("--list").stdout.splitlines():
         assert len(line) < 80
         if re.match("  [a-z]", line):
             families[[*families][-1]].append(line.split()[0])
@@ -573,7 +555,7 @@ def test_list_names_all_attacks_below_their_families() -> None:
 
 @pytest.mark.slow
 def test_rules_are_named_with_what_is_done_without_them() -> None:
-    lines = run("--rules").stdout.splitlines()
+    lines = run_attacks("--rules").stdout.splitlines()
     assert max(map(len, lines)) <= 79
     named = [line.split()[0] for line in lines if line[0] != " "]
     assert named == ["rule", *RULES, "documented"]
@@ -582,14 +564,16 @@ def test_rules_are_named_with_what_is_done_without_them() -> None:
 
 @pytest.mark.slow
 def test_blanks_between_rules_do_not_matter() -> None:
-    done = run("--without", "tag, payload", "--json", "flip-reading")
+    done = run_attacks("--without", "tag, payload", "--json", "flip-reading")
     assert (done.returncode, done.stderr) == (1, "")
     assert json.loads(done.stdout)["won"]
 
 
 @pytest.mark.slow
 def test_json_has_one_object_per_attack() -> None:
-    results = [json.loads(line) for line in run("--json", "cut", "hold").stdout.splitlines()]
+    results = [
+        json.loads(line) for line in run_attacks("--json", "cut", "hold").stdout.splitlines()
+    ]
     assert results == [
         {"attack": "cut", "as_expected": True, "words": "server: ConnectionCut", "won": ""},
         {"attack": "hold", "as_expected": True, "words": "not prevented", "won": ""},
@@ -600,7 +584,7 @@ def test_json_has_one_object_per_attack() -> None:
 def test_the_same_seed_gives_the_same_events_byte_for_byte(tmp_path: Path) -> None:
     logs = [tmp_path / "one", tmp_path / "two", tmp_path / "other"]
     for path, seed in zip(logs, ("7", "7", "8")):
-        assert run("--seed", seed, "--events", str(path)).returncode == 0
+        assert run_attacks("--seed", seed, "--events", str(path)).returncode == 0
     one, two, other = (path.read_bytes() for path in logs)
     assert one == two
     assert one != other
@@ -619,14 +603,14 @@ def test_the_same_seed_gives_the_same_events_byte_for_byte(tmp_path: Path) -> No
 
 @pytest.mark.slow
 def test_step_waits_for_enter_before_each_attack() -> None:
-    done = run("--step", "cut", "flip-tag", given="\n\n")
+    done = run_attacks("--step", "cut", "flip-tag", given="\n\n")
     assert done.stdout.count("Enter starts ") == 2
     assert done.returncode == 0
 
 
 @pytest.mark.slow
 def test_a_won_attack_is_an_exit_code_and_capital_letters() -> None:
-    done = run("--without", "tag", "flip-reading")
+    done = run_attacks("--without", "tag", "flip-reading")
     assert done.returncode == 1
     assert "WON: the server aggregates [900.0, 20.5, 21.0, 22.5]" in " ".join(done.stdout.split())
 
@@ -646,7 +630,7 @@ def test_a_won_attack_is_an_exit_code_and_capital_letters() -> None:
     ],
 )
 def test_bad_input_is_one_sentence(flags: list[str], sentence: str) -> None:
-    done = run(*flags)
+    done = run_attacks(*flags)
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
     assert sentence in done.stderr
@@ -681,7 +665,7 @@ def with_a_typo(lab: Lab) -> None:
 def test_a_file_of_attacks_is_run_beside_the_catalogue(tmp_path: Path) -> None:
     path = tmp_path / "my attacks"
     path.write_text(OWN)
-    done = run("--file", str(path))
+    done = run_attacks("--file", str(path))
     assert (done.returncode, done.stderr) == (1, "")
     told = done.stdout.splitlines()
     assert "stale-answer: (an attack without a docstring)" in told
@@ -698,13 +682,13 @@ def test_a_file_of_attacks_is_run_beside_the_catalogue(tmp_path: Path) -> None:
 def test_a_file_of_attacks_is_known_to_all_flags(tmp_path: Path) -> None:
     path = tmp_path / "my.py"
     path.write_text(OWN)
-    assert "stale-answer" in run("--file", str(path), "--list").stdout
-    done = run(
+    assert "stale-answer" in run_attacks("--file", str(path), "--list").stdout
+    done = run_attacks(
         "--file", str(path), "--without", "ratchet,header-in-tag", "stale-answer", "flip-tag"
     )
     assert "WON: the client believes an answer that the server did not give" in done.stdout
     events = tmp_path / "events.jsonl"
-    assert run("--file", str(path), "stale-answer", "--events", str(events)).returncode == 0
+    assert run_attacks("--file", str(path), "stale-answer", "--events", str(events)).returncode == 0
     judged = json.loads(events.read_text().splitlines()[-1])
     assert judged["again"] == f"--seed test --file {path}"
 
@@ -753,5 +737,5 @@ def test_a_file_without_attacks_is_one_sentence(
 def test_a_signal_in_the_middle_of_an_attack_ends_the_program(tmp_path: Path) -> None:
     path = tmp_path / "my.py"
     path.write_text(OWN.replace("line.sent(lab.tape[0])", "import os; os.kill(os.getpid(), 15)"))
-    done = run("--file", str(path), "with-a-typo")
+    done = run_attacks("--file", str(path), "with-a-typo")
     assert (done.returncode, done.stderr) == (143, "")

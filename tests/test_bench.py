@@ -6,8 +6,6 @@ import json
 import math
 import re
 import shutil
-import subprocess
-import sys
 import threading
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -15,7 +13,6 @@ from typing import Any
 
 import pytest
 
-from classroom import pictures
 from bench import against, calls, ladder, report
 from bench.bench import parse
 from bench.certificate import write_certificate
@@ -45,6 +42,7 @@ from bench.rivals import (
     tls_context,
 )
 from bench.slices import Case, ends_of
+from classroom import pictures
 from crypto_utils import TAG_BYTES
 from program import UserError
 from protocol_fsm import (
@@ -57,20 +55,9 @@ from protocol_fsm import (
     Direction,
     ServerAggrResponse,
 )
+from tests.programs import ROOT, run
 
-ROOT = Path(__file__).resolve().parent.parent
 LIMIT_S = 600  # on a machine that is busy with other things
-
-
-def ran(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *words],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=LIMIT_S,
-        check=False,
-    )
 
 
 def answers_of(
@@ -262,7 +249,7 @@ def test_a_folder_without_a_server_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_against_itself_a_checkout_makes_as_many_calls(tmp_path: Path) -> None:
-    done = ran("-m", "bench.bench", "--turns", "1", "--against", str(ROOT))
+    done = run("-m", "bench.bench", "--turns", "1", "--against", str(ROOT), timeout_s=LIMIT_S)
     assert done.returncode == 0, done.stderr
     one, other = re.findall(r"(\d+)", done.stdout.splitlines()[-1])
     assert abs(int(one) - int(other)) < 20
@@ -270,7 +257,7 @@ def test_against_itself_a_checkout_makes_as_many_calls(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_calls_are_listed_by_file_and_function() -> None:
-    done = ran("-m", "bench.calls")
+    done = run("-m", "bench.calls", timeout_s=LIMIT_S)
     assert done.returncode == 0, done.stderr
     assert re.search(r"^protocol_fsm.py +[\d.]+$", done.stdout, re.MULTILINE)
     assert re.search(r"^    seal +2.00$", done.stdout, re.MULTILINE)
@@ -336,7 +323,7 @@ def test_impossible_options_are_refused(words: str) -> None:
 def test_a_quick_run_prints_tables_bars_and_a_ladder_and_writes_json(tmp_path: Path) -> None:
     file = tmp_path / "bench.json"
     words = "-m bench.bench --quick --rounds 6 --turns 1 --clients 1 3 --body small --json"
-    done = ran(*words.split(), str(file))
+    done = run(*words.split(), str(file), timeout_s=LIMIT_S)
     assert done.returncode == 0, done.stderr
     assert done.stdout.isascii()
     assert max(map(len, done.stdout.splitlines())) <= 80
@@ -358,7 +345,7 @@ def test_the_delays_of_the_live_page_are_measured_in_a_browser() -> None:
     pytest.importorskip("playwright")
     if not pictures.find_chromium():
         pytest.skip("there is no Chromium")
-    done = ran("-m", "bench.live", "--rounds", "20")
+    done = run("-m", "bench.live", "--rounds", "20", timeout_s=LIMIT_S)
     assert done.returncode == 0, done.stderr
     titles = [line.partition(":")[0] for line in done.stdout.splitlines()[::3]]
     assert titles == ["by hand", "by itself", "by hand, below all these"]

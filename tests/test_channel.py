@@ -22,6 +22,7 @@ from protocol_fsm import (
     MalformedMessage,
     Message,
     PeerTerminated,
+    ProtocolError,
     Session,
     State,
     Status,
@@ -68,36 +69,15 @@ def soon() -> float:
 # Deadlines
 
 
-def test_a_message_that_does_not_come_is_a_timeout_that_the_peer_is_told() -> None:
-    with channel_and_peer() as (channel, theirs, session):
-        with pytest.raises(DeadlineExpired, match="a message"):
-            channel.receive(time.monotonic() + 0.05)
-        channel.leave(Status.GOODBYE)
-        with pytest.raises(PeerTerminated) as caught:
-            session.open(theirs.recv(65_536)[2:])
-        assert caught.value.status is Status.TIMEOUT
-
-
-def test_each_frame_has_its_own_deadline() -> None:
-    with channel_and_peer(frame_timeout_s=0.2) as (channel, theirs, session):
-        channel.send(REPORT)
-        session.open(theirs.recv(65_536)[2:])
-        write_frame(theirs.sendall, session.seal(ANSWER))
-        channel.receive(soon())
-        theirs.sendall(b"\x00")
-        began = time.monotonic()
-        with pytest.raises(DeadlineExpired, match="a whole frame"):
-            channel.receive(began + SOON_S)
-        assert time.monotonic() - began < SOON_S / 2
-
-
-def test_a_frame_whose_first_byte_came_with_the_last_one_has_its_deadline() -> None:
+@pytest.mark.parametrize("is_joined", [False, True], ids=["alone", "with the last frame"])
+def test_each_frame_has_its_own_deadline_from_its_first_byte(is_joined: bool) -> None:
     """The system hands out what has arrived, and that need not end where a frame ends."""
     with channel_and_peer(frame_timeout_s=0.2) as (channel, theirs, session):
         channel.send(REPORT)
         session.open(theirs.recv(65_536)[2:])
-        theirs.sendall(framed(session.seal(ANSWER)) + b"\x00")
+        theirs.sendall(framed(session.seal(ANSWER)) + (b"\x00" if is_joined else b""))
         channel.receive(soon())
+        theirs.sendall(b"" if is_joined else b"\x00")
         began = time.monotonic()
         with pytest.raises(DeadlineExpired, match="a whole frame"):
             channel.receive(began + SOON_S)
@@ -333,8 +313,7 @@ def test_who_is_asked_to_end_seals_nothing_more() -> None:
         with pytest.raises(EndRequested):
             channel.send(REPORT)
         channel.leave(Status.GOODBYE)
-        with pytest.raises(PeerTerminated):
-            session.open(theirs.recv(65_536)[2:])
+        assert told(theirs, session) is Status.GOODBYE
 
 
 # Sends that fail
@@ -452,16 +431,32 @@ def test_no_farewell_is_written_into_the_middle_of_a_frame() -> None:
 # Farewells
 
 
-def test_what_is_refused_is_answered_by_the_farewell_of_its_error() -> None:
+def told(theirs: socket.socket, session: Session) -> Status:
+    """Return with which status the peer hears a farewell."""
+    with pytest.raises(PeerTerminated) as caught:
+        session.open(read_frame(theirs.recv))
+    return caught.value.status
+
+
+@pytest.mark.parametrize(
+    ("sent", "error", "status"),
+    [
+        ("a bad tag", BadTag, Status.VIOLATION),
+        ("two bytes", MalformedMessage, Status.VIOLATION),
+        ("nothing", DeadlineExpired, Status.TIMEOUT),
+    ],
+)
+def test_what_is_refused_is_answered_by_the_farewell_of_its_error(
+    sent: str, error: type[ProtocolError], status: Status
+) -> None:
     with channel_and_peer() as (channel, theirs, session):
-        good = reseal(session, 60, b"\x01")
-        write_frame(theirs.sendall, good[:-1] + bytes([good[-1] ^ 1]))
-        with pytest.raises(BadTag):
-            channel.receive(soon())
+        good = framed(reseal(session, 60, b"\x01"))
+        frames = {"a bad tag": good[:-1] + bytes([good[-1] ^ 1]), "two bytes": b"\x00\x03"}
+        theirs.sendall(frames.get(sent, b""))
+        with pytest.raises(error):
+            channel.receive(time.monotonic() + (SOON_S if sent in frames else 0.05))
         channel.leave(Status.GOODBYE)
-        with pytest.raises(PeerTerminated) as caught:
-            session.open(theirs.recv(65_536)[2:])
-        assert caught.value.status is Status.VIOLATION
+        assert told(theirs, session) is status
 
 
 def test_who_leaves_says_so_behind_what_it_has_sent() -> None:
@@ -469,30 +464,15 @@ def test_who_leaves_says_so_behind_what_it_has_sent() -> None:
         channel.send(REPORT)
         channel.leave(Status.GOODBYE)
         assert session.open(read_frame(theirs.recv)) == REPORT
-        with pytest.raises(PeerTerminated) as caught:
-            session.open(read_frame(theirs.recv))
-        assert caught.value.status is Status.GOODBYE
+        assert told(theirs, session) is Status.GOODBYE
         assert theirs.recv(1) == b""
-
-
-def test_a_malformed_frame_is_refused_after_two_bytes_and_answered() -> None:
-    with channel_and_peer() as (channel, theirs, session):
-        theirs.sendall(b"\x00\x03")
-        with pytest.raises(MalformedMessage):
-            channel.receive(soon())
-        channel.leave(Status.GOODBYE)
-        with pytest.raises(PeerTerminated) as caught:
-            session.open(theirs.recv(65_536)[2:])
-        assert caught.value.status is Status.VIOLATION
 
 
 def test_what_something_above_found_wrong_is_told_the_peer_too() -> None:
     with channel_and_peer() as (channel, theirs, session):
         channel.fail(DeadlineExpired("a person", "nobody"))
         channel.leave(Status.GOODBYE)
-        with pytest.raises(PeerTerminated) as caught:
-            session.open(theirs.recv(65_536)[2:])
-        assert caught.value.status is Status.TIMEOUT
+        assert told(theirs, session) is Status.TIMEOUT
 
 
 @pytest.mark.parametrize("state", [State.HELLO, State.CHALLENGE, State.ENDED])

@@ -10,8 +10,6 @@ import importlib
 import json
 import random
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -20,8 +18,9 @@ from lab.claims import VERDICTS, Sets, as_json, read_claims, read_sets
 from lab.rules import meaning
 from program import UserError
 from tests import diagrams
-from tests.books import BOOKS, COMPANIONS, CORE, ROOT, Book, names_of_tests_in, resolve
+from tests.books import BOOKS, COMPANIONS, CORE, Book, names_of_tests_in, resolve
 from tests.cases import case
+from tests.programs import ROOT, run
 
 SOURCES = ["attack", "test", "exploration", "model"]
 MODEL_PAGE = (ROOT / "classroom/model/README.md").read_text("utf-8")
@@ -158,14 +157,10 @@ def test_sets_of_a_companion_are_those_that_the_search_finds() -> None:
     book = random.choice(COMPANIONS)
     written = json.loads((book.data / "sets.json").read_text("utf-8"))
     attack = random.choice([*written["sets"]])
-    done = subprocess.run(
-        [sys.executable, "-m", f"companions.{book.name}.matrix", "--json", f"--attack={attack}"],
-        cwd=ROOT,
-        text=True,
-        capture_output=True,
-        timeout=600,
-        check=True,
+    done = run(
+        "-m", f"companions.{book.name}.matrix", "--json", f"--attack={attack}", timeout_s=600
     )
+    assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)["sets"]
     wanted = {attack: written["sets"][attack]}
     assert found == wanted, f"run: python -m companions.{book.name}.matrix --write"

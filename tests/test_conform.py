@@ -8,7 +8,6 @@ import re
 import secrets
 import shlex
 import socket
-import subprocess
 import sys
 import threading
 from collections.abc import Collection, Iterator, Mapping
@@ -31,7 +30,7 @@ from program import UserError
 from protocol_fsm import ConnectionCut, DeadlineExpired, LocalError, ProtocolError
 from server import Server
 from tests.network import wait_until
-from tests.programs import ROOT, Program, posix_only, running_server
+from tests.programs import ROOT, Done, Program, posix_only, run, running_server
 
 KEYS = {**{n: secrets.token_bytes(32) for n in range(1, SESSIONS + 1)}, **DEMO_KEYS}
 SILENT = {"server/silent-stranger", "server/stranger-without-report"}  # take 10 s
@@ -200,15 +199,8 @@ def test_our_own_programs_pass_every_check(flag: str, command: str, tmp_path: Pa
 # The program
 
 
-def conform(*words: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(ROOT / "run.py"), "conform", *words],
-        cwd=cwd,
-        text=True,
-        capture_output=True,
-        timeout=120,
-        check=False,
-    )
+def conform(*words: str, cwd: Path = ROOT) -> Done:
+    return run(ROOT / "run.py", "conform", *words, cwd=cwd, timeout_s=120)
 
 
 def program(tmp_path: Path, *lines: str) -> str:

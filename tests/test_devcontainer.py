@@ -6,7 +6,8 @@ import json
 import re
 from pathlib import Path
 
-from tests.house import ROOT, tracked_files
+from tests.house import tracked_files
+from tests.programs import ROOT
 
 CONTAINER = json.loads((ROOT / ".devcontainer" / "devcontainer.json").read_text("ascii"))
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
@@ -23,12 +20,12 @@ from endpoint import DEMO_KEYS, HOST, PORT
 from protocol_fsm import CIPHERTEXT_AT, HEADER, KEY_LABELS, Direction, Opcode, State, Status
 from server import Limits, Server
 from tests import diagrams
+from tests.books import formula
 from tests.helpers import ANSWER, MASTER_KEY, REPORT, Pair, ciphertext_of, pair_in
 from tests.house import CORE, tracked_files
 from tests.network import client_for, serving
-from tests.programs import Program
+from tests.programs import ROOT, Program, run
 
-ROOT = Path(__file__).parent.parent
 DOCUMENTS = sorted(path.name for path in ROOT.glob("*.md"))
 README = (ROOT / "README.md").read_text("utf-8")
 PROTOCOL = (ROOT / "PROTOCOL.md").read_text("utf-8")
@@ -51,18 +48,6 @@ def blocks(language: str) -> list[str]:
 # Tables, numbers, diagrams
 
 
-def formula(name: str, **values: bytes) -> bytes:
-    """Compute a formula of [P 3.4] from the values of its parts."""
-    (parts,) = re.findall(rf"^    {name} += SHA-256\((.*)\)", PROTOCOL, re.MULTILINE)
-    joined = b"".join(
-        part.strip('"').encode()
-        if part.startswith('"')
-        else values[part.replace("-", "_").replace(" ", "_")]
-        for part in parts.split(" || ")
-    )
-    return hashlib.sha256(joined).digest()
-
-
 def test_the_formulas_of_the_key_schedule_are_those_of_the_code() -> None:
     drawn: list[bytes] = []
 
@@ -73,21 +58,22 @@ def test_the_formulas_of_the_key_schedule_are_those_of_the_code() -> None:
     pair = Pair(client_random=noted, server_random=noted)  # a nonce, an IV, a nonce, an IV, ...
     pair.hello()
     keys = dict(pair.client._keys)
-    assert keys == {label: formula(label, master_key=MASTER_KEY) for label in KEY_LABELS}
+    assert keys == {label: formula(PROTOCOL, label, master_key=MASTER_KEY) for label in KEY_LABELS}
     pair.challenge()
     nonces = {"client_nonce": drawn[0], "server_nonce": drawn[2]}
-    keys = {label: formula("X'", X=key, **nonces) for label, key in keys.items()}
+    keys = {label: formula(PROTOCOL, "X'", X=key, **nonces) for label, key in keys.items()}
     assert pair.client._keys == keys
     pair.report()
     sealed = {"ciphertext": ciphertext_of(pair.transcript[-1]), "nonce": drawn[4]}
     for label in ("C2S-ENC", "C2S-MAC"):
         old = {label.replace("-", "_"): keys[label]}
-        keys[label] = formula(f"{label}'", **old, **sealed)
+        keys[label] = formula(PROTOCOL, f"{label}'", **old, **sealed)
     assert pair.server._keys == keys
     pair.answer()
     for label in ("S2C-ENC", "S2C-MAC"):
         old = {label.replace("-", "_"): keys[label]}
-        keys[label] = formula(f"{label}'", **old, body=ANSWER.body, status=bytes([Status.OK]))
+        sealed = {"body": ANSWER.body, "status": bytes([Status.OK])}
+        keys[label] = formula(PROTOCOL, f"{label}'", **old, **sealed)
     assert pair.client._keys == keys
 
 
@@ -302,7 +288,8 @@ from endpoint import DEMO_KEYS
 from protocol_fsm import ClientPing, parse_message
 from client import Client
 from server import Server
-from tests.helpers import pair_in, State, refusal
+from tests.helpers import pair_in, State
+from tests.sessions import refusal
 
 with Server(DEMO_KEYS, port=0) as server, Client(1, None, *server.address) as client:
     client.ping()
@@ -335,14 +322,7 @@ def test_three_steps_to_a_new_opcode(copy: Path) -> None:
         source = path.read_text()
         assert source.count(before) == 1, f"{header}: not the code that the README shows"
         path.write_text(source.replace(before, after))
-    done = subprocess.run(
-        [sys.executable, "-c", PING],
-        cwd=copy,
-        text=True,
-        capture_output=True,
-        timeout=60,
-        check=False,
-    )
+    done = run("-c", PING, cwd=copy)
     assert done.stderr == ""
     assert done.stdout.split() == ["4.0", "5.0", "CLIENT_PING", "BadTag", "BadPayload"]
 
@@ -382,26 +362,12 @@ def test_commands_of_the_readme_work_in_a_clean_copy(copy: Path) -> None:
             port = servers[-1].wait_for("^listening on ").rpartition(":")[2]
             continue
         if words[1] == "attacks.py":
-            done = subprocess.run(
-                [sys.executable, *line.replace(":9999", f":{port}").split()[1:]],
-                cwd=copy,
-                text=True,
-                capture_output=True,
-                timeout=180,
-                check=False,
-            )
+            done = run(*line.replace(":9999", f":{port}").split()[1:], cwd=copy, timeout_s=180)
             assert ("WON" in done.stdout) == ("--without" in words), line
             assert done.returncode == ("--without" in words), line
             continue
         extra = ["--port", port, "--interval", "0.01"] if words[1] == "client.py" else []
-        done = subprocess.run(
-            [sys.executable, *words[1:], *extra],
-            cwd=copy,
-            text=True,
-            capture_output=True,
-            timeout=60,
-            check=False,
-        )
+        done = run(*words[1:], *extra, cwd=copy)
         how_a_file_is_read = r"(reads column 2, 'temperature_f': .*\n)?"
         assert done.returncode == 0, line
         assert re.fullmatch(how_a_file_is_read, done.stderr), line

@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from classroom.capture import packets, pcapng
 from classroom.explain import (
     TEMPLATE,
     Explained,
@@ -26,7 +25,6 @@ from classroom.keylog import KeyLog, parse_keylog, plaintext_of, read_keylog
 from classroom.output import filled
 from classroom.recordings import ILLEGAL, Recorded, recorded
 from classroom.wire import LAB
-from lab.events import parse_events, runs_of
 from program import UserError
 from protocol_fsm import MAX_MESSAGE, Direction, Opcode
 from tests.helpers import REPORT, Pair, live, logged_pair, reseal
@@ -39,10 +37,6 @@ def as_html(shown: list[Shown]) -> str:
 
 def shown(message: bytes, found: Explained, where: str = "") -> Shown:
     return Shown(1_000, Recorded(where, message), found)
-
-
-def capture_of(log: str) -> bytes:
-    return pcapng([*packets([*runs_of(parse_events(log, "log")[0])], LAB)])
 
 
 class Session:

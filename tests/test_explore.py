@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import random
 import re
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -33,6 +31,7 @@ from classroom.explore import (
     needs,
     rounds_of,
     tell,
+    Clients,
 )
 from classroom.matrix import SEEDS, MemoryLab, Pieces
 from classroom.stage import on_sockets
@@ -60,8 +59,8 @@ from protocol_fsm import (
 )
 from server import Roster
 from tests.helpers import MASTER_KEY, REPORT
+from tests.programs import Done, run
 
-ROOT = Path(__file__).parent.parent
 REAL: frozenset[str] = frozenset()
 
 # Sessions with a mistake that somebody could make -------------------------------------------------
@@ -568,15 +567,8 @@ def test_sets_are_those_of_the_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
 # The program --------------------------------------------------------------------------------------
 
 
-def run_explore(*flags: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "classroom.explore", *flags],
-        cwd=ROOT,
-        text=True,
-        capture_output=True,
-        check=False,
-        timeout=300,
-    )
+def run_explore(*flags: str) -> Done:
+    return run("-m", "classroom.explore", *flags, timeout_s=300)
 
 
 @pytest.mark.slow
@@ -629,16 +621,9 @@ def test_nothing_breaks_in_three_thousand_worlds_of_four_sessions() -> None:
 
 
 @pytest.mark.slow
-def test_nothing_breaks_in_any_world_of_two_sessions() -> None:
-    found = explore(TWO, 100_000)
-    assert found.is_complete
-    assert not found.story
-    assert len(found.marks) > 1_000
-
-
-@pytest.mark.slow
-def test_nothing_breaks_in_any_world_of_two_sessions_of_one_client() -> None:
-    found = explore(TWICE, 100_000)
+@pytest.mark.parametrize("clients", [TWO, TWICE], ids=["of two clients", "of one client"])
+def test_nothing_breaks_in_any_world_of_two_sessions(clients: Clients) -> None:
+    found = explore(clients, 100_000)
     assert found.is_complete
     assert not found.story
     assert len(found.marks) > 1_000

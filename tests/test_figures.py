@@ -14,8 +14,8 @@ from classroom.figures import COLOURS, FIGURES, MIXED_IN, Conversation, steps
 from classroom.pictures import browser
 from lab.weakened import RULES
 from protocol_fsm import ClientData, Opcode, ServerAggrResponse
-from tests.house import ROOT
-from tests.programs import run
+from tests.colours import contrast
+from tests.programs import ROOT, run
 
 PICTURES = ROOT / "pictures"
 SHEET = ROOT / "classroom" / "cheatsheet.html"
@@ -56,15 +56,7 @@ def test_nothing_in_a_figure_is_outside_or_silent(name: str) -> None:
 def test_words_of_a_figure_stand_out_from_all_they_stand_on(scheme: int) -> None:
     for word in ("ink", "soft"):
         for ground in ("paper", "plain", "moved", "touched") if word == "ink" else ("paper",):
-            low, high = sorted(luminance(COLOURS[kind][scheme]) for kind in (word, ground))
-            assert (high + 0.05) / (low + 0.05) >= 4.5, (word, ground)
-
-
-def luminance(colour: str) -> float:
-    """Return the relative luminance of #rrggbb, as WCAG 2 defines it."""
-    parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
-    red, green, blue = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts)
-    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+            assert contrast(COLOURS[word][scheme], COLOURS[ground][scheme]) >= 4.5, (word, ground)
 
 
 def test_the_keys_that_the_figure_moves_are_those_that_move() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.programs import ROOT, TIMEOUT_S, posix_only
+from tests.programs import ROOT, posix_only, run
 
 BOUND = "import resource, runpy, sys; size = int(sys.argv.pop(1))"
 BOUND += "; resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))"
@@ -45,8 +45,8 @@ PROGRAMS = [
 ]
 
 
-def python(words: str, **places: Path) -> list[str]:
-    return [sys.executable, *shlex.split(words.format(**places))]
+def split(words: str, **places: Path) -> list[str]:
+    return shlex.split(words.format(**places))
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with all that programs read here."""
     made = tmp_path_factory.mktemp("read")
     for words in READ.values():
-        subprocess.run(python(words, folder=made), cwd=ROOT, check=True, capture_output=True)
+        assert run(*split(words, folder=made)).returncode == 0
     return made
 
 
@@ -72,17 +72,9 @@ def test_a_full_disk_is_a_sentence_and_nothing_is_half_written(
 ) -> None:
     """Some of these write several files, of which small ones have room."""
     before = found(folder, tmp_path)
-    command = python(words, folder=folder, new=tmp_path / "new")
-    kind, rest = (MODULE, command[2:]) if command[1] == "-m" else (SCRIPT, command[1:])
-    done = subprocess.run(
-        [sys.executable, "-c", kind, str(ROOM), *rest],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-        stdin=subprocess.DEVNULL,
-        timeout=TIMEOUT_S,
-    )
+    command = split(words, folder=folder, new=tmp_path / "new")
+    kind, rest = (MODULE, command[1:]) if command[0] == "-m" else (SCRIPT, command)
+    done = run("-c", kind, ROOM, *rest)
     assert (done.returncode, "Traceback" in done.stderr) == (2, False), done.stderr
     assert "cannot " in done.stderr.splitlines()[-1]
     assert found(folder, tmp_path) == before

@@ -3,27 +3,16 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 from bench import fuzz
 from protocol_fsm import ProtocolError, Session, State
+from tests.programs import Done, run
 
-ROOT = Path(__file__).parent.parent
 
-
-def fuzzed(*flags: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "bench.fuzz", *flags],
-        cwd=ROOT,
-        text=True,
-        capture_output=True,
-        timeout=600,
-        check=False,
-    )
+def fuzzed(*flags: str) -> Done:
+    return run("-m", "bench.fuzz", *flags, timeout_s=600)
 
 
 @pytest.mark.slow

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import ast
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 import guard
-from tests.programs import ROOT, TIMEOUT_S
+from tests.programs import ROOT, Done, run
 
 FOLDERS = ("bench", "classroom", "companions")
 PROGRAMS = [
@@ -25,16 +24,9 @@ PROGRAMS = [
 QUICK = {Path("server.py"), Path("companions/peer_messaging/node.py")}
 
 
-def bare(*words: str) -> subprocess.CompletedProcess[str]:
+def bare(*words: str) -> Done:
     """Run a Python that has no packages."""
-    return subprocess.run(
-        [sys.executable, "-S", *words],
-        cwd=ROOT,
-        text=True,
-        capture_output=True,
-        timeout=TIMEOUT_S,
-        check=False,
-    )
+    return run("-S", *words)
 
 
 @pytest.mark.parametrize(

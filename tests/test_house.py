@@ -12,7 +12,8 @@ import pytest
 
 import protocol_fsm
 from protocol_fsm import ProtocolError
-from tests.house import CORE, ROOT, imports_of, long_functions, tracked_files, tree_of
+from tests.house import CORE, imports_of, long_functions, tracked_files, tree_of
+from tests.programs import ROOT
 
 BELOW: dict[str, set[str]] = {  # what each module of the core may import from the core
     "guard": set(),

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import ast
 import difflib
-import hashlib
 import json
 import re
-import subprocess
 import sys
 import types
 from collections import Counter
@@ -17,15 +15,17 @@ from typing import Any
 
 import pytest
 
+from classroom.keylog import PairOfKeys, plaintext_of
 from classroom.kit import dialect, export, skeleton
 from classroom.kit.dialect import MODULES, OWN, Dialect
 from classroom.kit.export import HANDED_IN
 from classroom.kit.tasks import BUGS, TASKS
-from classroom.keylog import PairOfKeys, plaintext_of
 from program import UserError
 from protocol_fsm import KEY_LABELS, Direction
 from tests import diagrams
-from tests.house import ROOT, tracked_files
+from tests.books import formula
+from tests.house import tracked_files
+from tests.programs import ROOT, Done, run
 
 CLASS_KEY = b"a class key of a test"
 ALICE = dialect.of(CLASS_KEY, "alice")
@@ -182,15 +182,8 @@ def test_the_handout_names_every_task_and_function_and_all_that_it_links() -> No
     assert "&#" not in text
 
 
-def run_kit(*words: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "classroom.kit", *map(str, words)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=LIMIT_S,
-        check=False,
-    )
+def run_kit(*words: object) -> Done:
+    return run("-m", "classroom.kit", *words, timeout_s=LIMIT_S)
 
 
 @pytest.fixture
@@ -317,18 +310,6 @@ def test_every_part_of_a_dialect_matters(flag: str) -> None:
     assert count in (0, 2, 4, 5)
 
 
-def formula(protocol: str, name: str, **values: bytes) -> bytes:
-    """Compute a formula of a PROTOCOL.md from the values of its parts."""
-    (parts,) = re.findall(rf"^    {name} = SHA-256\((.*?)\)", protocol, re.MULTILINE)
-    joined = b"".join(
-        part.strip('"').encode()
-        if part.startswith('"')
-        else values[part.replace("-", "_").replace(" ", "_")]
-        for part in parts.split(" || ")
-    )
-    return hashlib.sha256(joined).digest()
-
-
 @pytest.mark.parametrize("flag", ["word", *FLAGS])
 def test_the_formulas_of_a_dialect_are_those_of_its_code(flag: str) -> None:
     chosen = ALICE if flag == "word" else PLAIN._replace(**{flag: True})  # type: ignore[arg-type]
@@ -416,13 +397,7 @@ def test_a_dialect_leaves_the_messages_as_they_are_so_that_a_key_log_opens_them(
 
 
 def checked(folder: Path, *numbers: int) -> list[str]:
-    done = subprocess.run(
-        [sys.executable, str(folder / "check.py"), *map(str, numbers)],
-        capture_output=True,
-        text=True,
-        timeout=LIMIT_S,
-        check=False,
-    )
+    done = run(folder / "check.py", *numbers, timeout_s=LIMIT_S)
     assert not done.stderr
     return done.stdout.splitlines()
 
@@ -432,8 +407,7 @@ def test_paths_of_the_kit_are_those_of_where_the_user_is(tmp_path: Path) -> None
     (tmp_path / "class.key").write_text("k" * 40)
     flags = ["--student", "s", "--class-key", "class.key"]
     for words in (["kit", "new", "work", *flags], ["grade", "work", *flags, "--tasks", "1"]):
-        command = [sys.executable, str(ROOT / "run.py"), *words]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=LIMIT_S)
+        done = run(ROOT / "run.py", *words, cwd=tmp_path, timeout_s=LIMIT_S)
         assert done.returncode == 0, done.stderr
     assert (tmp_path / "work" / "HANDOUT.md").exists()
 
@@ -441,9 +415,7 @@ def test_paths_of_the_kit_are_those_of_where_the_user_is(tmp_path: Path) -> None
 @pytest.mark.slow
 @pytest.mark.parametrize("word", ["0", "99", "three", "\u00b2"])
 def test_the_checker_refuses_a_task_that_there_is_not(word: str) -> None:
-    checker = ROOT / export.CHECKER
-    command = [sys.executable, "-X", "utf8", str(checker), word]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False)
+    done = run("-X", "utf8", ROOT / export.CHECKER, word)
     said = "check.py: tasks are numbered 1 to 13\n"
     assert (done.returncode, done.stdout, done.stderr) == (2, "", said)
 
@@ -537,12 +509,5 @@ def test_the_attacks_of_a_handout_win_without_the_rule_and_else_do_not(path: Pat
     )
     assert len(commands) >= 2
     for command in commands:
-        done = subprocess.run(
-            [sys.executable, "-m", *command.split()],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=LIMIT_S,
-            check=False,
-        )
+        done = run("-m", *command.split(), timeout_s=LIMIT_S)
         assert ("WON" in done.stdout) == ("--without" in command), command

@@ -17,7 +17,6 @@ from classroom.kit import grade, grading
 from classroom.kit.check import ends, of_bug
 from classroom.kit.checks import CHECKS, Bench, own_rules
 from classroom.kit.dialect import Dialect, of, sources
-from classroom.kit.graft import MAX_FILE, Unreadable, grafted, submission
 from classroom.kit.grading import (
     LONGER_S,
     TASK_S,
@@ -32,6 +31,7 @@ from classroom.kit.grading import (
     reports,
     vetted,
 )
+from classroom.kit.graft import MAX_FILE, Unreadable, grafted, submission
 from classroom.kit.others import is_killed, sorted_tests
 from classroom.kit.sandbox import Asked, Gone, Jail, Raised, Side, best_jail, folder_with, works
 from classroom.kit.skeleton import Sources, cut

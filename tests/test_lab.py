@@ -30,8 +30,9 @@ from lab.rules import chosen, glossary, lacking, require_loopback, rule_list
 from lab.verdict import judge, should_win, summary
 from program import UserError
 from protocol_fsm import BadTag, ConnectionCut, LocalError, Session, UnexpectedOpcode, Watchers
-from tests.helpers import Pair, refusal
+from tests.helpers import Pair
 from tests.network import at_once
+from tests.sessions import refusal
 
 # A stage without protocol, sockets or ends --------------------------------------------------------
 

@@ -17,9 +17,8 @@ import pytest
 from attacks import ATTACKS
 from lab.events import DEEDS
 from lab.weakened import DOCUMENTED
-from tests.programs import TIMEOUT_S, Program, posix_only
+from tests.programs import ROOT, TIMEOUT_S, Program, posix_only, run, write
 
-ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
 LESSON = (ROOT / "classroom" / "LESSON.md").read_text("utf-8")
 NOTES = (ROOT / "classroom" / "INSTRUCTOR.md").read_text("utf-8")
@@ -130,14 +129,7 @@ def play(commands: list[list[str]], folder: Path) -> list[list[str]]:
                 continue
             if words[0] == "client.py":
                 words = replaced(replaced(words, "--port", port), "--interval", "0.01")
-            done = subprocess.run(
-                [sys.executable, *words],
-                cwd=folder,
-                text=True,
-                check=False,
-                capture_output=True,
-                timeout=2 * TIMEOUT_S,
-            )
+            done = run(*words, cwd=folder)
             assert done.stderr == "", words
             assert done.returncode == int("WON: " in done.stdout), words
             outputs.append(done.stdout.splitlines())
@@ -182,11 +174,11 @@ def test_two_clients_show_what_the_lesson_says() -> None:
         first.wait_for("^epoch 1 ")
         second = stack.enter_context(Program(*second_flags, *where))
         server.wait_for(" client 2: round 1, ", "err")
-        put(first, part.typed[0])
+        write(first, part.typed[0])
         second.wait_for("^epoch 2 ")
         first.wait_for("epoch 2 ")
-        put(first, part.typed[1])
-        put(second, "quit\n")
+        write(first, part.typed[1])
+        write(second, "quit\n")
         assert (first.finish(), second.finish()) == (0, 0)
         again = stack.enter_context(Program(*again_flags, *where))
         assert again.finish() == 0
@@ -227,11 +219,11 @@ def test_the_man_in_the_middle_by_hand_sees_what_the_lesson_says(copy: Path) -> 
         port = proxy.wait_for("^listening on ").partition(";")[0].rpartition(":")[2]
         first, second = (replaced(flags, "--port", port) for flags in clients)
         refused = start(first)
-        put(proxy, part.typed[0] + part.typed[1])
+        write(proxy, part.typed[0] + part.typed[1])
         assert refused.finish() == 1
         proxy.wait_for("^connection 1 is over")
         honest = start(second)
-        put(proxy, part.typed[2])
+        write(proxy, part.typed[2])
         assert (honest.finish(), proxy.finish()) == (0, 0)
         assert proxy.lines["err"] == []
         server.wait_for(" stranger .* BadTag", "err", count=2)
@@ -268,12 +260,6 @@ def called(*words: str) -> str:
     ).stdout
 
 
-def put(program: Program, typed: str) -> None:
-    assert program.process.stdin
-    program.process.stdin.write(typed)
-    program.process.stdin.flush()
-
-
 def names_below(program: Program, line: str) -> list[str]:
     """Return the names of the four keys as the trace has them below its first such line."""
     trace = program.lines["err"]
@@ -299,22 +285,8 @@ def test_a_port_that_is_taken_and_a_server_that_is_absent_are_named_as_the_lesso
     assert len(quoted) == 2
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = str(listener.getsockname()[1])
-        said = subprocess.run(
-            [sys.executable, "server.py", "--port", port],
-            cwd=ROOT,
-            text=True,
-            capture_output=True,
-            timeout=TIMEOUT_S,
-            check=False,
-        ).stderr
-    said += subprocess.run(
-        [sys.executable, "client.py", "1", "--port", port],
-        cwd=ROOT,
-        text=True,
-        capture_output=True,
-        timeout=TIMEOUT_S,
-        check=False,
-    ).stderr
+        said = run("server.py", "--port", port).stderr
+    said += run("client.py", "1", "--port", port).stderr
     assert said.replace(port, "9999") == "".join(quoted)
 
 
@@ -402,14 +374,7 @@ def cells(heading: str) -> list[str]:
 
 def logged(path: Path, *arguments: str) -> list[dict[str, Any]]:
     """Run attacks.py with an event log, and return its lines."""
-    done = subprocess.run(
-        [sys.executable, "attacks.py", "--events", str(path), *arguments],
-        cwd=ROOT,
-        text=True,
-        capture_output=True,
-        timeout=TIMEOUT_S,
-        check=False,
-    )
+    done = run("attacks.py", "--events", path, *arguments)
     assert (done.returncode, done.stderr) == (0, "")
     text = path.read_bytes().decode("ascii")
     assert text.endswith("\n")
@@ -581,14 +546,7 @@ def deeds_of(lines: list[dict[str, Any]], name: str, message: str) -> list[str]:
 
 @pytest.mark.slow
 def test_verdicts_have_the_members_that_the_document_names() -> None:
-    done = subprocess.run(
-        [sys.executable, "attacks.py", "--seed", "1", "--json", "flip-tag"],
-        cwd=ROOT,
-        text=True,
-        capture_output=True,
-        timeout=TIMEOUT_S,
-        check=True,
-    )
+    done = run("attacks.py", "--seed", "1", "--json", "flip-tag")
     members = re.search(r"with the members(.*?)\.\n", EVENTS, re.DOTALL)
     assert members
     assert [*json.loads(done.stdout)] == re.findall(r"`(\w+)`", members[1])

@@ -6,11 +6,8 @@ import functools
 import itertools
 import json
 import random
-import subprocess
-import sys
 from collections import Counter
 from multiprocessing.pool import ThreadPool
-from pathlib import Path
 
 import pytest
 
@@ -35,8 +32,8 @@ from lab.stage import Lab, Outcome
 from lab.weakened import DOCUMENTED, RULES, without
 from program import UserError
 from protocol_fsm import BadPadding, LocalError, ProtocolError, Session
+from tests.programs import Done, run
 
-ROOT = Path(__file__).parent.parent
 TRIED = [name for name in ATTACKS if name not in NEED_SOCKETS]
 KNOWN = [  # an attack, and one of the minimal sets that let it win
     ("flip-reading", {"tag"}),
@@ -202,15 +199,8 @@ def test_reasons_fit_their_lines() -> None:
     assert max(map(len, lines)) <= 80
 
 
-def run_matrix(*flags: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "classroom.matrix", *flags],
-        cwd=ROOT,
-        text=True,
-        capture_output=True,
-        check=False,
-        timeout=600,
-    )
+def run_matrix(*flags: str) -> Done:
+    return run("-m", "classroom.matrix", *flags, timeout_s=600)
 
 
 @pytest.mark.slow

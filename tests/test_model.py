@@ -10,7 +10,6 @@ import hashlib
 import os
 import re
 import shutil
-import subprocess
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable
@@ -40,9 +39,10 @@ from protocol_fsm import (
     Terminate,
 )
 from tests.applied_pi import Model, Role, Value, World, joined, tokens_of, without_comments
-from tests.helpers import refusal, worded
+from tests.helpers import worded
+from tests.programs import ROOT, run
+from tests.sessions import refusal
 
-ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "classroom" / "model"
 PAGE = (FOLDER / "README.md").read_text("utf-8")
 TEXTS = {path.name: path.read_text("utf-8") for path in sorted(FOLDER.glob("*.pv"))}
@@ -596,15 +596,7 @@ def spoken(name: str) -> str:
 
 
 def run_model(*arguments: str, path: str, timeout: float = 60) -> tuple[int, str, str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "classroom.model", *arguments],
-        cwd=ROOT,
-        env={**os.environ, "PATH": path},
-        text=True,
-        capture_output=True,
-        timeout=timeout,
-        check=False,
-    )
+    done = run("-m", "classroom.model", *arguments, timeout_s=timeout, env={"PATH": path})
     return done.returncode, done.stdout, done.stderr
 
 

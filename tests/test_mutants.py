@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -14,6 +12,7 @@ import pytest
 from tests.mutants import kills, named
 from tests.mutants.source import ROOT, operator_mutants
 from tests.mutants.table import MODULES, wider
+from tests.programs import Done, run
 
 DOOR = """
 def is_tall(height, limit):
@@ -65,15 +64,8 @@ class House:
         (self.mutants / "named.txt").write_text(f"[door.py]\n{named_lines}\n")
         (self.mutants / "equivalents.txt").write_text(f"[door.py]\n{equivalent_lines}\n")
 
-    def mutate(self, *flags: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "tests.mutants", "--limit", "2", *flags],
-            cwd=self.folder,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
+    def mutate(self, *flags: str) -> Done:
+        return run("-m", "tests.mutants", "--limit", "2", *flags, cwd=self.folder, timeout_s=120)
 
     def kills(self) -> dict[str, list[str]]:
         found: dict[str, list[str]] = json.loads((self.mutants / "kills.json").read_text())

@@ -36,8 +36,8 @@ from program import (
     read_text,
     reason_of,
     seconds,
-    whole,
     to_stderr,
+    whole,
     write_text,
 )
 from tests.programs import TIMEOUT_S, posix_only, run

@@ -21,7 +21,17 @@ from endpoint import generate_keys
 from program import UserError
 from protocol_fsm import PeerTerminated, State
 from tests.network import other_program
-from tests.programs import ROOT, TIMEOUT_S, Program, named_signal, posix_only, run, running_server
+from tests.programs import (
+    ROOT,
+    TIMEOUT_S,
+    Done,
+    Program,
+    named_signal,
+    posix_only,
+    run,
+    run_in_shell,
+    running_server,
+)
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +51,10 @@ def key_file(path: Path, text: str | bytes, mode: int = 0o600) -> str:
     path.write_bytes(text.encode() if isinstance(text, str) else text)
     path.chmod(mode)
     return str(path)
+
+
+def client(port: str, words: str, *more: str, given: str = "") -> Done:
+    return run("client.py", "--port", port, *words.split(), *more, given=given)
 
 
 GOOD_KEY = "ab" * 16
@@ -284,20 +298,8 @@ def test_bad_input_ends_in_one_sentence(
 @pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no such device here")
 def test_the_exit_code_is_right_though_nobody_can_be_told_why(closed_port: str) -> None:
-    with open("/dev/full", "w") as full:
-        for words, code in (
-            (("client.py", "1", "--port", closed_port), 3),
-            (("server.py", "--window", "x"), 2),
-        ):
-            done = subprocess.run(
-                [sys.executable, *words],
-                cwd=ROOT,
-                stderr=full,
-                check=False,
-                stdout=subprocess.DEVNULL,
-                timeout=TIMEOUT_S,
-            )
-            assert done.returncode == code
+    for words, code in ((f"client.py 1 --port {closed_port}", 3), ("server.py --window x", 2)):
+        assert run_in_shell(words.split(), "2> /dev/full").returncode == code
 
 
 def test_a_wrong_flag_leaves_no_key_log(tmp_path: Path) -> None:
@@ -330,7 +332,7 @@ def test_a_log_that_nobody_reads_holds_nobody_up() -> None:
 
 @pytest.mark.slow
 def test_the_cases_leave_the_server_untouched(port: str) -> None:
-    done = run("client.py", "1", "--port", port, "--rounds", "2", "--interval", "0.01")
+    done = client(port, "1 --rounds 2 --interval 0.01")
     assert (done.returncode, done.stderr) == (0, "")
 
 
@@ -354,7 +356,7 @@ def test_another_program_is_not_taken_for_an_attack(says: bytes, code: int, sent
 
 @pytest.mark.slow
 def test_ten_simulated_rounds_by_default(port: str) -> None:
-    done = run("client.py", "2", "--port", port, "--interval", "0.01", "--json")
+    done = client(port, "2 --interval 0.01 --json")
     answers = [json.loads(line) for line in done.stdout.splitlines()]
     assert [answer["round"] for answer in answers] == list(range(1, 11))
     assert done.returncode == 0
@@ -362,59 +364,21 @@ def test_ten_simulated_rounds_by_default(port: str) -> None:
 
 @pytest.mark.slow
 def test_values_are_reported_together_each_round(port: str) -> None:
-    done = run(
-        "client.py",
-        "2",
-        "--port",
-        port,
-        "--interval",
-        "0.01",
-        "--json",
-        "--rounds",
-        "2",
-        "--values",
-        "1",
-        "2.5",
-        "-3",
-    )
+    done = client(port, "2 --interval 0.01 --json --rounds 2 --values 1 2.5 -3")
     assert [json.loads(line)["own_sum"] for line in done.stdout.splitlines()] == [0.5, 0.5]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("flags", [[], ["--column", "temperature_f"]], ids=["last", "named"])
 def test_csv_is_reported_row_by_row(port: str, flags: list[str]) -> None:
-    done = run(
-        "client.py",
-        "3",
-        "--port",
-        port,
-        "--interval",
-        "0.01",
-        "--json",
-        "--rounds",
-        "5",
-        "--file",
-        "data/seattle.csv",
-        *flags,
-    )
+    done = client(port, "3 --interval 0.01 --json --rounds 5 --file data/seattle.csv", *flags)
     sums = [json.loads(line)["own_sum"] for line in done.stdout.splitlines()]
     assert sums == [39.4, 39.2, 39.0, 38.9, 38.8]
 
 
 @pytest.mark.slow
 def test_standard_input_is_reported_line_by_line_after_an_empty_report(port: str) -> None:
-    done = run(
-        "client.py",
-        "3",
-        "--port",
-        port,
-        "--interval",
-        "0.01",
-        "--json",
-        "--file",
-        "-",
-        given="celsius\n20.5\n\n21\n",
-    )
+    done = client(port, "3 --interval 0.01 --json --file -", given="celsius\n20.5\n\n21\n")
     answers = [json.loads(line) for line in done.stdout.splitlines()]
     assert [(a["own_count"], a["own_sum"]) for a in answers] == [(0, 0.0), (1, 20.5), (1, 21.0)]
     how = "reads column 1, 'celsius': one cell a row, decimal point\n"
@@ -423,14 +387,7 @@ def test_standard_input_is_reported_line_by_line_after_an_empty_report(port: str
 
 @pytest.mark.slow
 def test_interactive_takes_numbers_status_and_quit(port: str) -> None:
-    done = run(
-        "client.py",
-        "4",
-        "--port",
-        port,
-        "--interactive",
-        given="20 21.5\nstatus\nnonsense\n\n1e16\nquit\n",
-    )
+    done = client(port, "4 --interactive", given="20 21.5\nstatus\nnonsense\n\n1e16\nquit\n")
     assert (done.returncode, done.stderr) == (0, "")
     assert "own_count 2  own_sum 41.5" in done.stdout
     assert "<Session of client 4, sends C2S, REPORT, round 3>" in done.stdout
@@ -441,14 +398,14 @@ def test_interactive_takes_numbers_status_and_quit(port: str) -> None:
 
 @pytest.mark.slow
 def test_interactive_takes_no_endless_line(port: str) -> None:
-    done = run("client.py", "4", "--port", port, "--interactive", given="0" * 1_000_001)
+    done = client(port, "4 --interactive", given="0" * 1_000_001)
     words = "standard input has a line of 1,000,000 characters or more"
     assert (done.returncode, done.stderr) == (2, f"client.py: {words}\n")
 
 
 @pytest.mark.slow
 def test_output_of_a_client_is_ascii_of_at_most_80_columns(port: str) -> None:
-    done = run("client.py", "4", "--port", port, "--rounds", "2", "--trace", "--interval", "0.01")
+    done = client(port, "4 --rounds 2 --trace --interval 0.01")
     lines = (done.stdout + done.stderr).splitlines()
     assert len(lines) > 15
     assert all(len(line) <= 80 and line.isascii() for line in lines), lines
@@ -456,7 +413,7 @@ def test_output_of_a_client_is_ascii_of_at_most_80_columns(port: str) -> None:
 
 @pytest.mark.slow
 def test_trace_shows_messages_and_fingerprints_on_stderr_only(port: str) -> None:
-    done = run("client.py", "4", "--port", port, "--rounds", "1", "--trace", "--json")
+    done = client(port, "4 --rounds 1 --trace --json")
     assert len(done.stdout.splitlines()) == 1
     names = re.findall(r"^(<-|->) ([A-Z_]+) ", done.stderr, re.MULTILINE)
     assert names == [
@@ -467,12 +424,13 @@ def test_trace_shows_messages_and_fingerprints_on_stderr_only(port: str) -> None
         ("->", "TERMINATE"),
     ]
     assert done.stderr.count("keys now C2S-ENC ") == 5
+    assert "client4_master_k" not in done.stderr + done.stdout
 
 
 @pytest.mark.slow
 def test_trace_of_the_server_shows_what_it_refuses_and_with_which_keys(files: Path) -> None:
     with running_server("--trace") as (server, port):
-        done = run("client.py", "1", "--port", port, "--trace", "--keys", str(files / "wrong.key"))
+        done = client(port, "1 --trace --keys", str(files / "wrong.key"))
         shown = server.wait_for("keys now C2S-ENC", "err").split()
         assert server.wait_for("^<- CLIENT_HELLO", "err")
         assert shown[3] not in done.stderr, "the names differ, and that is what the class looks for"
@@ -482,34 +440,12 @@ def test_trace_of_the_server_shows_what_it_refuses_and_with_which_keys(files: Pa
 
 
 @pytest.mark.slow
-def test_keys_of_the_demo_stay_out_of_the_trace(port: str) -> None:
-    done = run("client.py", "4", "--port", port, "--rounds", "1", "--trace", "--json")
-    assert "client4_master_k" not in done.stderr + done.stdout
-
-
-@pytest.mark.slow
+@posix_only
 def test_a_client_whose_reader_leaves_ends_quietly(port: str) -> None:
-    command = [
-        sys.executable,
-        "client.py",
-        "5",
-        "--port",
-        port,
-        "--rounds",
-        "500",
-        "--interval",
-        "0.01",
-    ]
-    with subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as client:
-        assert client.stdout is not None
-        assert client.stderr is not None
-        while not client.stdout.readline().startswith("epoch"):
-            pass
-        client.stdout.close()
-        assert client.stderr.read() == ""
-        assert client.wait(TIMEOUT_S) == 141
+    words = f"client.py 5 --port {port} --rounds 500 --interval 0.01"
+    done = run_in_shell(words.split(), "| grep -m 1 ^epoch; exit ${PIPESTATUS[0]}")
+    assert (done.returncode, done.stderr) == (141, "")
+    assert done.stdout.startswith("epoch")
 
 
 @pytest.mark.slow
@@ -539,16 +475,7 @@ def test_generated_keys_work_and_one_client_has_only_its_own(tmp_path: Path) -> 
         assert {path.stat().st_mode & 0o777 for path in keys.iterdir()} == {0o600}
         assert keys.stat().st_mode & 0o777 == 0o700
     with running_server("--keys", str(keys / "server.keys")) as (server, port):
-        done = run(
-            "client.py",
-            "40",
-            "--port",
-            port,
-            "--keys",
-            str(keys / "client-40.key"),
-            "--rounds",
-            "1",
-        )
+        done = client(port, "40 --rounds 1 --keys", str(keys / "client-40.key"))
         assert (done.returncode, done.stderr) == (0, "")
         assert "demo" not in done.stdout + "".join(server.lines["err"])
 
@@ -594,7 +521,7 @@ def test_ctrl_c_while_the_keys_are_awaited_stops_the_server(tmp_path: Path) -> N
 @pytest.mark.slow
 def test_demo_keys_are_warned_about_on_both_sides() -> None:
     with running_server() as (server, port):
-        assert "demo keys" in run("client.py", "1", "--port", port, "--rounds", "1").stdout
+        assert "demo keys" in client(port, "1 --rounds 1").stdout
         server.wait_for("demo keys are published", "err")
 
 
@@ -651,15 +578,8 @@ def test_streams_that_are_closed_or_full_cost_no_goodbye_and_no_traceback(redire
     if "full" in redirection and not os.path.exists("/dev/full"):
         pytest.skip("there is no such device here")
     with running_server() as (server, port):
-        done = subprocess.run(
-            f"{sys.executable} client.py 1 --port {port} --rounds 2 --interval 0.1 {redirection}",
-            shell=True,
-            cwd=ROOT,
-            text=True,
-            capture_output=True,
-            timeout=TIMEOUT_S,
-            check=False,
-        )
+        words = f"client.py 1 --port {port} --rounds 2 --interval 0.1"
+        done = run_in_shell(words.split(), redirection)
         assert "Traceback" not in done.stderr + done.stdout
         assert len(done.stderr.splitlines()) <= 1
         server.wait_for("client 1: left", "err")
@@ -740,7 +660,7 @@ def test_of_two_clients_with_one_id_the_later_stays() -> None:
         Program("client.py", "1", "--port", port, "--rounds", "500") as first,
     ):
         first.wait_for("^epoch")
-        second = run("client.py", "1", "--port", port, "--rounds", "3", "--interval", "0.05")
+        second = client(port, "1 --rounds 3 --interval 0.05")
         assert second.returncode == 0
         assert first.finish() == 1
         assert first.lines["err"] == ["client 1: session terminated by the server: REPLACED"]
@@ -750,22 +670,10 @@ def test_of_two_clients_with_one_id_the_later_stays() -> None:
 def test_patient_lifts_the_deadlines_on_both_sides() -> None:
     limits = ["--stranger-timeout", "0.2", "--silence-timeout", "0.2", "--frame-timeout", "0.2"]
     with running_server(*limits, "--patient") as (_, port):
-        done = run(
-            "client.py",
-            "1",
-            "--port",
-            port,
-            "--rounds",
-            "2",
-            "--interval",
-            "0.8",
-            "--patient",
-            "--timeout",
-            "0.05",
-        )
+        done = client(port, "1 --rounds 2 --interval 0.8 --patient --timeout 0.05")
         assert (done.returncode, done.stderr) == (0, "")
     with running_server(*limits) as (_, port):
-        done = run("client.py", "1", "--port", port, "--rounds", "2", "--interval", "0.8")
+        done = client(port, "1 --rounds 2 --interval 0.8")
         assert done.stderr == "client 1: session terminated by the server: TIMEOUT\n"
         assert done.returncode == 1
 
@@ -773,7 +681,7 @@ def test_patient_lifts_the_deadlines_on_both_sides() -> None:
 @pytest.mark.slow
 def test_verbose_server_logs_reports_and_epochs() -> None:
     with running_server("--verbose") as (server, port):
-        run("client.py", "1", "--port", port, "--rounds", "1", "--values", "7", "8")
+        client(port, "1 --rounds 1 --values 7 8")
         server.wait_for(r" client 1: round 1, \[7.0, 8.0\]", "err")
         server.wait_for(r" epoch 1  participants 1  count 2  sum 15", "err")
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import re
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -45,7 +44,7 @@ from protocol_fsm import (
 from server import Contribution
 from tests.helpers import logging_to
 from tests.network import PATIENCE_S, Journal, serving
-from tests.programs import ROOT, TIMEOUT_S, Program, posix_only, run, running_server
+from tests.programs import ROOT, TIMEOUT_S, Done, Program, posix_only, run, running_server
 
 
 class ImpatientTable(Table):
@@ -557,16 +556,8 @@ def test_a_wrong_line_is_named_before_anything_is_done(tmp_path: Path, text: str
 # The program
 
 
-def proxy(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "classroom.proxy", *arguments],
-        cwd=ROOT,
-        text=True,
-        input="",
-        capture_output=True,
-        timeout=TIMEOUT_S,
-        check=False,
-    )
+def proxy(*arguments: str) -> Done:
+    return run("-m", "classroom.proxy", *arguments)
 
 
 @pytest.mark.slow

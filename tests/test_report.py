@@ -9,7 +9,6 @@ import random
 import re
 import shlex
 import struct
-import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -29,8 +28,8 @@ from lab.observer import Event
 from lab.verdict import kind_of
 from program import UserError
 from protocol_fsm import Opcode
+from tests.programs import run as run_program
 
-ROOT = Path(__file__).parent.parent
 SAMPLE = (
     "flip-reading",
     "replay-report",
@@ -49,23 +48,11 @@ CLAIMS = read_claims(LAB.data).claims
 SETS = read_sets(LAB.data / "sets.json")
 
 
-def command(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *words],
-        cwd=ROOT,
-        text=True,
-        encoding="utf-8",
-        capture_output=True,
-        timeout=300,
-        check=False,
-    )
-
-
 @pytest.fixture(scope="module")
 def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One attack of each kind."""
     path = tmp_path_factory.mktemp("log") / "events.jsonl"
-    done = command("attacks.py", "--seed", "report", "--events", str(path), *SAMPLE)
+    done = run_program("attacks.py", "--seed", "report", "--events", str(path), *SAMPLE)
     assert (done.returncode, done.stderr) == (0, "")
     return path
 
@@ -382,12 +369,12 @@ def test_the_command_that_repeats_a_run_has_its_flags(runs: dict[str, Run]) -> N
 def test_the_command_of_a_run_repeats_it_byte_for_byte(flags: list[str], tmp_path: Path) -> None:
     names = ["flip-tag", "replay-rewritten", "flip-answer", "hold", "cut", "replay-hello"]
     log = tmp_path / "events"
-    assert command("attacks.py", *flags, "--events", str(log), *names).returncode in (0, 1)
+    assert run_program("attacks.py", *flags, "--events", str(log), *names).returncode in (0, 1)
     lines = log.read_bytes().splitlines()
     for run in read_runs(log):
         words = shlex.split(report.view_of(run, "", LAB).command)[1:]
         alone = tmp_path / run.attack
-        assert command(*words, "--events", str(alone)).returncode in (0, 1)
+        assert run_program(*words, "--events", str(alone)).returncode in (0, 1)
         mine = [line for line in lines if json.loads(line)["attack"] == run.attack]
         assert alone.read_bytes().splitlines() == mine, run.attack
 
@@ -510,7 +497,7 @@ def test_an_event_of_a_kind_that_is_not_known_is_skipped_and_said(
     more.write_text(LINE + '{"attack": "a", "event": "applause", "by": "nobody"}\n')
     matrix = tmp_path / "matrix"
     matrix.write_text('{"size": 1, "sets": {"a": [["tag"]]}, "not_prevented": {}}')
-    done = command(
+    done = run_program(
         "-m",
         "classroom.report",
         str(log),
@@ -548,9 +535,9 @@ def chromium() -> Iterator[Any]:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The page of all attacks, and of one that wins."""
     folder = tmp_path_factory.mktemp("whole")
-    assert command("attacks.py", "--seed", "1", "--events", f"{folder}/1").returncode == 0
+    assert run_program("attacks.py", "--seed", "1", "--events", f"{folder}/1").returncode == 0
     assert (
-        command(
+        run_program(
             "attacks.py",
             "--seed",
             "1",
@@ -562,7 +549,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ).returncode
         == 1
     )
-    done = command(
+    done = run_program(
         "-m", "classroom.report", f"{folder}/1", f"{folder}/2", "-o", f"{folder}/report.html"
     )
     assert done.stdout.endswith(f": {len(ATTACKS) + 1} runs\n"), done.stderr
@@ -675,7 +662,7 @@ class TestInABrowser:
 @pytest.mark.skipif(not CHROMIUM, reason="there is no Chromium")
 def test_pictures_are_made_anew_and_small(tmp_path: Path) -> None:
     pytest.importorskip("playwright")
-    done = command("-m", "classroom.pictures", str(tmp_path))
+    done = run_program("-m", "classroom.pictures", str(tmp_path))
     assert (done.returncode, done.stderr) == (0, "")
     assert {path.name for path in tmp_path.iterdir()} == {*pictures.PICTURES, *pictures.LIVE}
     for path in tmp_path.iterdir():

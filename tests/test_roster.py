@@ -364,6 +364,7 @@ def test_an_aggregation_cannot_change_what_was_reported_nor_anybodys_own_part() 
         for values in contributions.values():
             values.clear()
         contributions.clear()
+        contributions[99] = [5.0]
         return {"epoch": -7, "round": 99, "own_sum": 0.5, "of": "its own"}
 
     epochs = new_epochs(meddling)

@@ -26,7 +26,8 @@ from typing import IO, Any
 
 import pytest
 
-from tests.programs import named_signal
+from tests.programs import Done, named_signal
+from tests.programs import run as run_program
 
 ROOT = Path(__file__).resolve().parent.parent
 LIMIT_S = 60  # for what should take a second or two
@@ -267,10 +268,8 @@ def test_without_a_command_the_default_runs(run: Any, world: World) -> None:
 def test_what_a_command_makes_is_where_the_user_is(tmp_path: Path, words: str, made: str) -> None:
     for name in ("json.py", "socket.py"):
         (tmp_path / name).write_text("raise ValueError('no module of ours')")
-    command = [sys.executable, str(ROOT / "run.py"), *words.split()]
-    environment = {**os.environ, "PATH": "", "BROWSER": ""}
-    done = subprocess.run(
-        command, cwd=tmp_path, env=environment, capture_output=True, timeout=LIMIT_S, check=False
+    done = run_program(
+        ROOT / "run.py", *words.split(), cwd=tmp_path, env={"PATH": "", "BROWSER": ""}
     )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / made).exists()
@@ -281,8 +280,7 @@ def test_the_help_of_a_command_shows_what_to_type(run: Any) -> None:
     for name, (_, lines, _) in run.COMMANDS.items():
         module = lines[0].split()
         if module[0].startswith(("classroom.", "companions.", "bench.")):
-            command = [sys.executable, str(ROOT / "run.py"), run.START, *module, "-h"]
-            done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S)
+            done = run_program("run.py", run.START, *module, "-h")
             assert done.returncode == 0
             assert done.stdout.startswith((f"usage: run.py {name} ", f"run.py {name} "))
 
@@ -775,14 +773,8 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(
 # The classroom demo
 
 
-def demo_in(folder: Path, *flags: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(folder / "run.py"), "classroom", *flags],
-        capture_output=True,
-        text=True,
-        timeout=LIMIT_S,
-        check=False,
-    )
+def demo_in(folder: Path, *flags: str) -> Done:
+    return run_program(folder / "run.py", "classroom", *flags)
 
 
 def readings(client_id: int) -> list[float]:

@@ -13,8 +13,10 @@ import pytest
 from attacks import unsealed
 from lab.weakened import DOCUMENTED
 from protocol_fsm import ClientData, Direction, Opcode, State, bind_keys
-from tests.books import BOOKS, CORE, ROOT, Book, commands, names_of_tests_in, quoted, resolve, run
-from tests.helpers import Pair, clone, pair_in, reseal
+from tests.books import BOOKS, CORE, Book, commands, names_of_tests_in, printed_by, quoted, resolve
+from tests.helpers import Pair, pair_in, reseal
+from tests.programs import ROOT
+from tests.sessions import clone
 
 MOST_BYTES = 22 * 1024  # of the core's page, which a class reads beside the code
 MODULES = {path.stem for path in ROOT.glob("*.py")} | {"classroom", "companions", "lab"}
@@ -150,7 +152,7 @@ def test_every_command_runs_attacks_and_is_said_to_print_something(book: Book) -
 
 
 def check_command(command: str) -> None:
-    printed = run(command)
+    printed = printed_by(command)
     for words in COMMANDS[command]:
         assert words in printed, f"{command} printed {printed[-600:]}"
 

@@ -5,29 +5,19 @@ from __future__ import annotations
 import os
 import shlex
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.programs import ROOT, posix_only
+from tests.programs import ROOT, Done, posix_only, run
 
 pytestmark = pytest.mark.slow
 
 
-def see(*words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+def see(*words: str, **variables: str) -> Done:
     """Run it where there is neither a browser nor Wireshark, but for what the variables say."""
-    kept = {name: value for name, value in os.environ.items() if not name.endswith("DISPLAY")}
-    return subprocess.run(
-        [sys.executable, "run.py", *words],
-        cwd=ROOT,
-        env={**kept, "PATH": "", "BROWSER": "", **variables},
-        text=True,
-        capture_output=True,
-        timeout=60,
-        check=False,
-    )
+    hidden = dict.fromkeys(("DISPLAY", "WAYLAND_DISPLAY", "PATH", "BROWSER"), "")
+    return run("run.py", *words, env={**hidden, **variables})
 
 
 @posix_only

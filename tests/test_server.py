@@ -152,19 +152,7 @@ def test_aggregate_is_independent_of_the_order_of_clients(
 def test_a_lone_client_waits_for_nobody() -> None:
     with serving(window_s=60) as (server, _), client_for(server, 3) as client:
         answer = client.report([20.0, 22.0])
-        assert answer == {
-            "epoch": 1,
-            "round": 1,
-            "participants": [3],
-            "count": 2,
-            "sum": 42.0,
-            "mean": 21.0,
-            "min": 20.0,
-            "max": 22.0,
-            "own_count": 2,
-            "own_sum": 42.0,
-            "own_share": 1.0,
-        }
+        assert (answer["epoch"], answer["participants"], answer["own_sum"]) == (1, [3], 42.0)
         assert client.report([])["mean"] is None
 
 
@@ -374,14 +362,6 @@ def test_a_session_that_was_asked_to_end_contributes_nothing_more() -> None:
         assert len(journal.of("report")) == 1
 
 
-def test_extreme_and_empty_reports_are_answered() -> None:
-    with serving() as (server, _), client_for(server, 1) as client:
-        largest = client.report([1e15] * 1024)
-        assert (largest["count"], largest["sum"], largest["own_share"]) == (1024, 1024e15, 1.0)
-        assert client.report([1e15, -1e15])["own_share"] is None
-        assert client.report([])["count"] == 0
-
-
 @pytest.mark.parametrize(
     "aggregation",
     [
@@ -407,61 +387,12 @@ def test_a_failing_aggregation_ends_its_epoch_but_not_the_server(
                 client.report([1])
             assert caught.value.status is Status.SHUTDOWN
             assert terminated(unlucky.session, unlucky.receive())[1] is Status.SHUTDOWN
+            assert isinstance(reason(journal, 2), EndRequested)
         assert "Traceback" in caplog.text
         with client_for(server, 1) as again:
             assert again.report([4])["sum"] == 4
         epochs = [record.detail for record in journal.of("epoch")]
         assert [bool(e.answers) for e in epochs if isinstance(e, Epoch)] == [True, False, True]
-
-
-@pytest.mark.parametrize(
-    "meddle",
-    [
-        lambda c: [values.pop() for values in c.values()],
-        lambda c: c.clear(),
-        lambda c: c.update({99: [5.0]}),
-    ],
-    ids=["readings", "clients", "an extra client"],
-)
-def test_an_aggregation_that_changes_its_input_changes_no_personal_part(meddle: Any) -> None:
-    def meddling(contributions: Any) -> dict[str, Any]:
-        meddle(contributions)
-        return {"epoch": -7, "round": 99, "own_sum": 0.5, "of": "its own"}
-
-    with serving(meddling) as (server, journal), client_for(server, 1) as client:
-        assert client.report([4.0, 6.0]) == {
-            "epoch": -7,
-            "round": 1,
-            "own_sum": 10.0,
-            "of": "its own",
-            "own_count": 2,
-            "own_share": 1.0,
-        } | {"epoch": 1}
-        assert accepted_readings(journal) == [[4.0, 6.0]]
-
-
-def test_a_later_report_does_not_extend_its_epoch() -> None:
-    with serving(window_s=60) as (server, journal), client_for(server, 5) as awaited:
-        awaited.report([0])
-        with (
-            Hand(server.address, 1).shake_hands() as first,
-            Hand(server.address, 2).shake_hands() as second,
-        ):
-            first.report()
-            journal.wait("report", 1)
-            deadline = server._epochs.current.deadline
-            second.report()
-            journal.wait("report", 2)
-            assert server._epochs.current.deadline == deadline
-            assert awaited.report([1])["participants"] == [1, 2, 5]
-
-
-def test_a_session_ended_by_a_failing_aggregation_is_logged_as_a_requested_end() -> None:
-    with serving(lambda _: 1 / 0) as (server, journal):
-        with Hand(server.address, 1).shake_hands() as hand:
-            hand.report()
-            assert status_told(hand) is Status.SHUTDOWN
-        assert isinstance(journal.wait("end", 1)[0].detail, EndRequested)
 
 
 # Admission and endings
@@ -603,19 +534,13 @@ def test_terminate_in_the_handshake_is_not_understood() -> None:
         assert isinstance(reason(journal, 1), UnexpectedOpcode)
 
 
-def test_malformed_frame_of_a_bound_session_is_answered_by_terminate() -> None:
-    with serving() as (server, journal), Hand(server.address, 1).shake_hands() as hand:
-        hand.socket.sendall(b"\x00\x03abc" + bytes(100))
-        assert terminated(hand.session, hand.receive()) == (Opcode.TERMINATE, Status.VIOLATION)
-        assert isinstance(reason(journal, 1), MalformedMessage)
-
-
 def test_a_farewell_is_not_destroyed_by_what_still_arrives() -> None:
     """A socket closed with bytes unread sends a reset, which may overtake what was sent before."""
-    with serving() as (server, _), Hand(server.address, 1).shake_hands() as hand:
+    with serving() as (server, journal), Hand(server.address, 1).shake_hands() as hand:
         hand.socket.sendall(b"\x00\x03" + bytes(200_000))
         assert terminated(hand.session, hand.receive()) == (Opcode.TERMINATE, Status.VIOLATION)
         assert hand.socket.recv(1) == b"", "an orderly end, no reset"
+        assert isinstance(reason(journal, 1), MalformedMessage)
 
 
 def test_wrong_round_is_answered_by_key_desync_error() -> None:
@@ -855,46 +780,6 @@ def test_the_decoy_key_is_drawn_whole_from_the_operating_system(
     expected = Session(9, b"\xd5" * 32, Direction.S2C).fingerprints()
     assert server.session_for(9).fingerprints() == expected
     server.__exit__()
-
-
-def test_decoy_keys_of_an_unknown_id_differ_between_servers() -> None:
-    with serving() as (first, _), serving() as (second, _):
-        assert first.session_for(77).fingerprints() != second.session_for(77).fingerprints()
-
-
-@pytest.mark.slow
-def test_a_stranger_that_has_left_frees_its_place() -> None:
-    with serving(max_strangers=2) as (server, journal):
-        with Hand(server.address, 1).shake_hands() as first:
-            with Hand(server.address, 2).shake_hands():
-                pass
-            journal.wait("end", 2)
-            with Hand(server.address, 3).shake_hands() as third:
-                for hand in (first, third):
-                    hand.report()
-                    assert isinstance(hand.open(), ServerAggrResponse)
-
-
-def test_forgetting_a_replaced_session_late_removes_nothing_of_the_newer_one() -> None:
-    """`forget` comes when its thread does, often after the newer session has reported."""
-    with serving(window_s=60) as (server, journal), client_for(server, 5) as other:
-        other.report([0])
-        with (
-            Hand(server.address, 1).shake_hands() as older,
-            Hand(server.address, 1).shake_hands() as newer,
-        ):
-            older.report([100])  # waits for client 5
-            journal.wait("report", 1)
-            member = server._roster.members[1]
-            newer.report([7])
-            assert status_told(older) is Status.REPLACED
-            journal.wait("report", 1, 2)
-            server.forget(member, EndRequested(Status.REPLACED))  # as if it came late
-            assert other.report([1])["sum"] == 8
-            assert newer.answer()["participants"] == [1, 5]
-            with Hand(server.address, 1).shake_hands() as newest:
-                newest.report()
-                assert status_told(newer) is Status.REPLACED
 
 
 def test_closing_a_server_waits_until_every_client_is_told() -> None:

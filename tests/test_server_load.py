@@ -34,9 +34,8 @@ from endpoint import DEMO_KEYS, generate_keys, load_keys
 from program import UserError
 from protocol_fsm import PeerTerminated, ProtocolError, Status
 from tests.network import Wire, at_once, wait_until
-from tests.programs import posix_only
+from tests.programs import ROOT, posix_only
 
-ROOT = Path(__file__).parent.parent
 FAST_S = 5.0  # for 20 rounds during a flood, on a machine that is busy with other things
 TIMEOUT_S = 30.0  # of a client for an answer, on a busy machine
 SILENT = 1_000

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import itertools
 import re
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from bench import soak
 from bench.process import ServerProcess, Usage
 from bench.soak import Ledger
-
-ROOT = Path(__file__).parent.parent
+from tests.programs import Done, run
 
 
 def test_the_ledger_finds_lost_doubled_stale_and_invented_readings() -> None:
@@ -62,15 +59,8 @@ def test_the_ledger_finds_lost_doubled_stale_and_invented_readings() -> None:
     assert wrong(told(round=2), told()) == 1
 
 
-def soaked(*flags: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "bench.soak", *flags],
-        cwd=ROOT,
-        text=True,
-        capture_output=True,
-        timeout=120,
-        check=False,
-    )
+def soaked(*flags: str) -> Done:
+    return run("-m", "bench.soak", *flags, timeout_s=120)
 
 
 @pytest.mark.slow

@@ -440,7 +440,7 @@ def borrowed_server_certificate(frames: Frames, lab: Lab) -> Frames:
 
 @on_path("identity", "client", OtherKey, goal=learned)
 def second_certificate(frames: Frames, lab: Lab) -> Frames:
-    """The authority certifies another key for a server that Alice knows."""
+    """The authority certifies another key for the server."""
     lab.alice.pins = lab.known
     key = lab.pki.keys[MALLORY]
     yield from impostor(frames, lab, lab.pki.person(SERVER, "server", key=key))
@@ -611,7 +611,10 @@ def revoked_certificate(lab: Lab) -> None:
 
 @outside("certificates", "server", Revoked)
 def revoked_meanwhile(lab: Lab) -> None:
-    """A member's certificate is revoked while it is in a room, until the next key update."""
+    """A member's certificate is revoked inside a room.
+
+    It stays until the next key update.
+    """
     with lab.client(lab.pki.people[MALLORY]) as client:
         client.log_in(MALLORY, PASSWORDS[MALLORY])
         client.join("elsewhere")  # alone: others would judge her by the newer list
@@ -775,7 +778,10 @@ def time_of(client: Client, name: str) -> float:
 
 @outside("accounts", "server", Refused, goal=learned)
 def parallel_guesses(lab: Lab) -> None:
-    """Alice's stolen key is used to guess her password, six times at once and once more."""
+    """A stolen key guesses Alice's password, six at once.
+
+    And once more, when the six have been counted.
+    """
     lab.outcome.means = "steals"
     wrong = [f"a wrong guess, {number}" for number in range(6)]
     meet = threading.Barrier(len(wrong) + 1)
@@ -804,7 +810,7 @@ def resume(lab: Lab, who: Party, token: str) -> None:
 
 @outside("accounts", "server", Refused, goal=learned)
 def used_token(lab: Lab) -> None:
-    """Alice's token is used a second time, with her stolen key."""
+    """Alice's token is used again, with her stolen key."""
     token = lab.alice.token
     with lab.client(lab.pki.people[ALICE]) as alice:
         alice.resume(token)
@@ -813,7 +819,7 @@ def used_token(lab: Lab) -> None:
 
 @outside("accounts", "server", Refused, goal=learned)
 def late_token(lab: Lab) -> None:
-    """Alice's token is used a day later, with her stolen key."""
+    """Alice's token is used a day late, with her key."""
     lab.let_tokens_expire()
     resume(lab, lab.pki.people[ALICE], lab.alice.token)
 
@@ -826,7 +832,7 @@ def stolen_token(lab: Lab) -> None:
 
 @outside("availability", "server", Refused, goal=learned)
 def lock_out(lab: Lab) -> None:
-    """Mallory tries Alice's account until it is locked, so that Alice cannot log in."""
+    """Mallory tries to have Alice's account locked."""
     with lab.client(lab.pki.people[ALICE]) as alice:
         with lab.client(lab.pki.people[MALLORY]) as client:
             for _ in range(FREE_TRIES):
@@ -957,7 +963,10 @@ def earlier_session(frames: Frames, lab: Lab) -> Frames:
 
 @outside("honesty", "client", WrongRoom)
 def other_room(lab: Lab) -> None:
-    """What Alice said in one room is repeated in another, which begins with the same head."""
+    """What Alice said in one room is repeated in another.
+
+    The other room begins with the same head.
+    """
     said = first_told(lab.told)
     lab.start = forms.parse_message(said[0].signed).seen
     lab.move("elsewhere")
@@ -1013,7 +1022,7 @@ def two_histories(lab: Lab) -> None:
     wins="Alice and Bob have receipts of two histories",
 )
 def uncrossed_histories(lab: Lab) -> None:
-    """The same, but Alice and Bob leave before anything crosses."""
+    """The same, but both leave before anything crosses."""
     two_histories(lab)
     lab.move("elsewhere")
 
@@ -1154,7 +1163,7 @@ def stolen_session_keys(frames: Frames, lab: Lab) -> Frames:
 
 @on_path("theft", "", None, goal=learned)
 def keys_before_update(frames: Frames, lab: Lab) -> Frames:
-    """Session keys are stolen, then comes a key update, and the thief listens on."""
+    """A thief of session keys listens after a key update."""
     lab.outcome.means = "steals"
     message = yield from up_to(frames, Kind.MSG)
     keys = dict(lab.alice.session._keys)
@@ -1173,7 +1182,7 @@ def keys_before_update(frames: Frames, lab: Lab) -> Frames:
 
 @on_path("theft", "", None, goal=learned)
 def keys_after_update(frames: Frames, lab: Lab) -> Frames:
-    """Session keys are stolen after a key update, for what was recorded before it."""
+    """A thief of new session keys opens what came before."""
     lab.outcome.means = "steals"
     recorded = yield from up_to(frames, Kind.MSG)
     yield recorded
@@ -1186,7 +1195,7 @@ def keys_after_update(frames: Frames, lab: Lab) -> Frames:
 
 @on_path("theft", "server", BadSignature, goal=learned)
 def keys_in_the_middle(frames: Frames, lab: Lab) -> Frames:
-    """A thief of session keys puts her own shares into a key update."""
+    """A thief puts her own shares into a key update."""
     message = yield from up_to(frames, Kind.MSG)
     to_client = going_on(lab, SERVER, Direction.S2C)
     to_server = going_on(lab, ALICE, Direction.C2S)
@@ -1226,7 +1235,7 @@ def going_on(lab: Lab, name: str, sends: Direction) -> Session:
     wins=f"the password: {PASSWORDS[ALICE]}",
 )
 def stolen_authority_key(frames: Frames, lab: Lab) -> Frames:
-    """A stolen authority key certifies a false server, for a newcomer."""
+    """A stolen authority key certifies a false server."""
     key = lab.pki.keys[MALLORY]
     yield from impostor(frames, lab, lab.pki.person(SERVER, "server", key=key))
 

@@ -23,8 +23,8 @@ from companions.secure_chat.rooms import Said
 from companions.secure_chat.server import Limits, Record, Server
 from companions.secure_chat.storage import Database
 from tests.companions.chat_helpers import ALICE, BOB, Authority
+from tests.programs import ROOT
 
-ROOT = Path(__file__).parent.parent.parent
 LIMIT_S = 60.0  # for what must come: other tests may run beside these
 PASSWORDS = {ALICE: "alices secret word", BOB: "bobs secret word"}
 PROGRAM = [sys.executable, "-W", "error", "-m"]

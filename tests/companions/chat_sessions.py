@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -19,8 +18,10 @@ from companions.secure_chat.protocol import (
     parse,
 )
 from companions.secure_chat.rooms import Member, Room, Seat
-from protocol_fsm import ProtocolError, Watchers
+from protocol_fsm import ProtocolError
 from tests.companions.chat_helpers import ALICE, BOB, NOW, NOW_MS, ROOM, START, Authority
+from tests import sessions
+from tests.sessions import clone
 
 SERVER = "localhost"
 C2S = Direction.C2S
@@ -151,27 +152,13 @@ def in_state(world: World, state: State) -> Pair:
     return Pair(world).up_to(state)
 
 
-def clone(session: Session) -> Session:
-    """Return a session in the same state, which goes its own way from here."""
-    twin = object.__new__(type(session))
-    vars(twin).update(vars(session))
-    twin.fsm = copy.copy(session.fsm)
-    twin._keys = dict(session._keys)
-    twin._number = dict(session._number)
-    twin.watchers = Watchers([])
-    return twin
-
-
 def refusal(session: Session, frame: bytes) -> ProtocolError:
     """Return the error with which a copy of the session refuses a frame."""
     twin = clone(session)
-    try:
-        twin.open(frame)
-    except ProtocolError as error:
-        assert twin.state is State.ENDED
-        assert not twin._keys
-        return error
-    raise AssertionError("it was accepted")
+    error = sessions.refusal(twin, frame)
+    assert twin.state is State.ENDED
+    assert not twin._keys
+    return error
 
 
 def edited(frame: bytes, **members: Any) -> bytes:

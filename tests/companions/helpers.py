@@ -5,7 +5,6 @@ Keys and tags are computed here from the text [D 3], [D 4], by other libraries t
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import hmac
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ from typing import Any
 import pytest
 from Crypto.Cipher import AES
 from Crypto.Hash import SHA256
+from Crypto.Protocol import DH
 from Crypto.PublicKey import RSA
 from Crypto.Signature import pss
 from Crypto.Util.Padding import pad
@@ -38,6 +38,7 @@ from companions.device_transfer.protocol import (
     State,
 )
 from protocol_fsm import ProtocolError
+from tests.sessions import clone
 
 NOW = datetime(2026, 1, 31, 12, tzinfo=timezone.utc)
 DAY = timedelta(1)
@@ -48,6 +49,18 @@ D2S = Direction.D2S
 S2D = Direction.S2D
 OTHER = {D2S: S2D, S2D: D2S}
 REKEY_CHUNKS = 3
+LOW_ORDER = [  # shares that are of no use
+    (n % 2**256).to_bytes(32, "little")
+    for n in (
+        0,
+        1,
+        2**255 - 20,
+        2**255 - 19,
+        2**255 - 18,
+        325606250916557431795983626356110631294008115727848805560023387167927233504,
+        39382357235489614581723060781553021112529911719440698176882885853963445705823,
+    )
+]
 
 BODIES: Mapping[Kind, bytes] = {  # one that is legal; what a session builds itself has none here
     Kind.TEXT: b'{"size":4,"time":"2026-01-31T12:00:00Z"}',
@@ -191,29 +204,9 @@ def legal(kind: Kind) -> Message:
     return Message(kind, BODIES.get(kind, b""))
 
 
-def clone(session: Session) -> Session:
-    """Copy a session as copy.copy would, which sessions refuse because they hold keys."""
-    twin = Session.__new__(Session)
-    twin.__dict__.update(
-        {
-            name: copy.copy(value) if isinstance(value, (dict, list)) else value
-            for name, value in vars(session).items()
-        }
-    )
-    twin.fsm = copy.copy(session.fsm)
-    return twin
-
-
 def snapshot(session: Session) -> dict[str, object]:
     """Return all that a session knows, to be compared later."""
     return {**vars(clone(session)), "fsm": session.state}
-
-
-def refusal(session: Session, message: bytes) -> ProtocolError:
-    """Return the error with which `session` refuses `message`."""
-    with pytest.raises(ProtocolError) as caught:
-        session.open(message)
-    return caught.value
 
 
 def is_farewell(error: ProtocolError, peer: Session) -> bool:
@@ -255,36 +248,11 @@ def keys_after(secret: bytes) -> dict[str, bytes]:
 
 
 def x25519(scalar: bytes, point: bytes) -> bytes:
-    """The Montgomery ladder of RFC 7748 section 5, as it stands there."""
-    p = 2**255 - 19
-    k = int.from_bytes(scalar, "little")
-    k = k & ~7 & ~(1 << 255) | 1 << 254
-    x1 = int.from_bytes(point, "little") % 2**255
-    x2 = 1
-    z2 = 0
-    x3 = x1
-    z3 = 1
-    swap = 0
-    for t in reversed(range(255)):
-        if swap ^ (k >> t & 1):
-            x2, z2, x3, z3 = x3, z3, x2, z2
-        swap = k >> t & 1
-        a = x2 + z2
-        b = x2 - z2
-        c = x3 + z3
-        d = x3 - z3
-        da = d * a
-        cb = c * b
-        aa = a * a
-        bb = b * b
-        x3 = (da + cb) ** 2 % p
-        z3 = x1 * (da - cb) ** 2 % p
-        x2 = aa * bb % p
-        z2 = (aa - bb) * (aa + 121665 * (aa - bb)) % p
-    if swap:
-        x2 = x3
-        z2 = z3
-    return (x2 * pow(z2, p - 2, p) % p).to_bytes(32, "little")
+    """RFC 7748 section 5."""
+    private = DH.import_x25519_private_key(scalar)
+    public = DH.import_x25519_public_key(point)
+    agreed: bytes = DH.key_agreement(static_priv=private, static_pub=public, kdf=bytes)
+    return agreed
 
 
 def rsa_verify(key: PrivateKey, context: str, digest: bytes, signature: bytes) -> None:

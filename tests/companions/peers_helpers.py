@@ -7,7 +7,6 @@ sessions'. Time passes when a test says so.
 from __future__ import annotations
 
 import contextlib
-import copy
 import hashlib
 import hmac
 import os
@@ -34,6 +33,7 @@ from companions.peer_messaging.protocol import (
 )
 from protocol_fsm import ProtocolError, read_exactly
 from tests.companions.helpers import expand, sha256
+from tests.sessions import clone, error_of
 
 A = Role.INITIATOR
 B = Role.RESPONDER  # who begins, and who answers
@@ -143,31 +143,9 @@ class Pair:
         return Pair(ends[0], ends[1], clock, self.messages)
 
 
-def clone(session: Session) -> Session:
-    """Copy a session as copy.copy would, which sessions refuse because they hold keys."""
-    twin = Session.__new__(Session)
-    twin.__dict__.update(
-        {
-            name: copy.copy(value) if isinstance(value, dict) else value
-            for name, value in vars(session).items()
-        }
-    )
-    twin.fsm = copy.copy(session.fsm)
-    return twin
-
-
 def snapshot(session: Session) -> dict[str, object]:
     """Return all that a session knows, to be compared later."""
     return {**vars(clone(session)), "fsm": session.state, "pinned": session.trust.pinned}
-
-
-def error_of(session: Session, message: bytes) -> ProtocolError | None:
-    """Return the error with which `session` refuses `message`, if it does."""
-    try:
-        session.open(message)
-    except ProtocolError as error:
-        return error
-    return None
 
 
 def is_dropped(session: Session, message: bytes, expected: type[ProtocolError]) -> bool:
@@ -307,6 +285,12 @@ class Link:
         """Begin node n again; it knows its key and its peer's, and nothing else."""
         self.peers[n] = self._peer(n)
         self.wires[n].clear()
+
+    def jump(self, now: float) -> None:
+        """Let it be so late, and neither has been silent."""
+        self.time.now = now
+        for peer in self.peers:
+            peer._heard = now
 
     def put(self, sender: int, messages: Iterable[bytes]) -> None:
         """Send messages, unless they get lost."""

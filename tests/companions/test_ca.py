@@ -33,7 +33,8 @@ from companions.device_transfer.transfer import CLOCK_SKEW
 from companions.locking import locked
 from companions.terminal import ask_passphrase
 from program import UserError
-from tests.house import ROOT, modules_imported
+from tests.house import modules_imported
+from tests.programs import ROOT
 
 DAY = timedelta(days=1)
 load_once = functools.cache(serialization.load_pem_private_key)

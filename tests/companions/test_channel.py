@@ -5,8 +5,6 @@ What any protocol shows of a channel is tested in tests/test_channel.py.
 
 from __future__ import annotations
 
-import contextlib
-import io
 import socket
 import struct
 import threading
@@ -16,13 +14,12 @@ from collections.abc import Callable, Iterator, Sequence
 import pytest
 
 import channel as module
-from channel import POLL_S, Channel, EndRequested
+from channel import POLL_S, Channel
 from companions.asymmetric import PrivateKey
 from companions.device_transfer.protocol import (
     Kind,
     Message,
     PeerFailed,
-    Session,
     State,
     WrongSession,
     read_frame,
@@ -178,27 +175,6 @@ def test_a_frame_longer_than_the_state_allows_is_refused_after_its_length(
 # Requests to end ----------------------------------------------------------------------------------
 
 
-def test_a_stranger_that_is_sent_away_wakes_at_once(
-    ends: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "POLL_S", LATE_S)  # so that it does not wake by itself
-    pair = ends(State.CONFIRM_BACK)
-    waiting, raised = in_background(pair.receive)
-    pair.channel.send_away(Status.TIMEOUT)
-    waiting.join(LATE_S / 2)
-    assert [str(error) for error in raised] == [str(EndRequested(Status.TIMEOUT))]
-    assert not pair.farewell()
-
-
-def test_a_device_that_is_sent_away_is_told(ends: Make) -> None:
-    pair = ends()
-    waiting, raised = in_background(pair.receive)
-    pair.channel.send_away(Status.TIMEOUT)
-    waiting.join(LATE_S / 2)
-    assert [type(error) for error in raised] == [EndRequested]
-    assert pair.farewell()
-
-
 # The end ------------------------------------------------------------------------------------------
 
 
@@ -211,78 +187,7 @@ def test_a_farewell_arrives_although_the_peer_sent_more(ends: Make, tcp: bool) -
     assert pair.farewell()
 
 
-def test_in_the_handshake_a_failure_just_closes(ends: Make) -> None:
-    pair = ends(State.CONFIRM_BACK)
-    pair.deliver(b"<FAIL>" + bytes(89))
-    pair.failure()
-    assert not pair.farewell()
-
-
-def test_leaving_says_fail_until_the_session_has_ended(ends: Make) -> None:
-    pair = ends()
-    assert pair.farewell()
-    assert pair.session.state is State.ENDED
-    pair.channel.leave(Status.SHUTDOWN)
-    assert not ends(State.ENDED).farewell()
-
-
-def test_a_failure_found_above_the_channel_is_told(ends: Make) -> None:
-    pair = ends()
-    pair.channel.fail(ProtocolError(None, "the disk is full"))
-    assert pair.session.state is State.ENDED
-    assert pair.farewell()
-
-
 # Peers that disappear, or do not read -------------------------------------------------------------
-
-
-def test_a_reset_is_a_cut(ends: Make) -> None:
-    pair = ends(tcp=True)
-    pair.socket.sendall(b"\0\0\0\x5f<FAIL>")
-    reset(pair.socket)
-    assert isinstance(pair.failure(), ConnectionCut)
-    pair.channel.leave(Status.SHUTDOWN)
-
-
-def send_for_ever(pair: Ends) -> None:
-    pair.session.rekey_chunks = 1_000
-    for _ in range(1_000):
-        pair.channel.send(Message(Kind.CHUNK, bytes(65_536)))
-
-
-def open_chunks(peer: Session, received: bytes) -> None:
-    """Open chunks, and nothing else, up to the end, which raises ConnectionCut."""
-    peer.rekey_chunks = 1_000
-    stream = io.BytesIO(received)
-    while True:
-        assert peer.open(read_frame(stream.read)).kind is Kind.CHUNK
-
-
-def test_a_stuck_send_is_given_up_and_nothing_is_said_in_its_torn_frame(
-    ends: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The peer would take a farewell for the rest of a chunk."""
-    monkeypatch.setattr(module, "FRAME_S", SOON_S)  # for the peer's own farewell
-    pair = ends(frame_s=SOON_S)
-    pair.channel._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 50_000)  # half a chunk fits
-    with pytest.raises(DeadlineExpired):
-        send_for_ever(pair)
-    received = drained(pair.socket)  # after which there would be room
-    pair.channel.leave(Status.SHUTDOWN)
-    received += drained(pair.socket)
-    assert pair.session.state is State.ENDED
-    with pytest.raises(ConnectionCut):
-        open_chunks(pair.peer, received)
-
-
-def drained(sock: socket.socket) -> bytes:
-    """Return all that can be read at once."""
-    sock.setblocking(False)
-    received = b""
-    with contextlib.suppress(BlockingIOError):
-        while more := sock.recv(1 << 20):
-            received += more
-    return received
 
 
 class Stubborn:
@@ -293,7 +198,6 @@ class Stubborn:
         self.taken = b""
         self._every = every
         self._asked = 0
-        self.busy: Callable[[], object] = lambda: None  # called when nothing can be sent
 
     def __enter__(self) -> Stubborn:
         return self
@@ -314,40 +218,12 @@ class Stubborn:
         self.now += 0.1
         self._asked += 1
         if self._asked % self._every:
-            self.busy()
             raise TimeoutError
         self.taken += data[:1_000]
         return min(len(data), 1_000)
 
-    def sendall(self, data: bytes) -> None:
-        self.taken += data
-
-    def shutdown(self, how: int) -> None:
-        pass
-
     def recv(self, wanted: int) -> bytes:
         return b""
-
-
-def test_a_request_ends_a_stuck_send_and_nothing_is_said_in_its_torn_frame(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    stubborn = Stubborn(3)
-    monkeypatch.setattr(module, "time", stubborn)
-    device = world.pair(State.SENDING).device
-    channel: Channel[Message] = Channel(stubborn, device, LATE_S)  # type: ignore[arg-type]
-
-    def ask_in_the_middle() -> None:
-        if stubborn.taken:
-            channel.request_end(Status.SHUTDOWN)
-
-    stubborn.busy = ask_in_the_middle
-    with pytest.raises(EndRequested):
-        channel.send(Message(Kind.CHUNK, bytes(65_536)))
-    assert stubborn.now == pytest.approx(0.4), "the fourth try, after one that took bytes"
-    channel.leave(Status.SHUTDOWN)
-    assert device.state is State.ENDED
-    assert len(stubborn.taken) == 1_000
 
 
 @pytest.mark.parametrize(("every", "is_sent"), [(1, True), (2, True), (3, False)])
@@ -379,40 +255,6 @@ def test_an_illegal_message_is_not_sent_and_the_session_goes_on(ends: Make) -> N
 
 
 # What arrives unasked -----------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("says", "expected"),
-    [
-        (lambda peer: peer.seal(Message(Kind.FAIL)), PeerFailed),
-        (lambda peer: b"<ACKN>" + bytes(89), ProtocolError),
-        (lambda peer: b"", ConnectionCut),
-    ],
-    ids=["a farewell", "nonsense", "the end"],
-)
-def test_what_arrives_unasked_is_heard(
-    ends: Make, says: Callable[[Session], bytes], expected: type[ProtocolError]
-) -> None:
-    pair = ends()
-    if message := says(pair.peer):
-        pair.deliver(message)
-    else:
-        pair.socket.close()
-    with pytest.raises(expected):
-        pair.channel.hear()
-    assert pair.session.state is State.ENDED
-
-
-def test_what_arrived_with_the_last_message_is_heard(ends: Make) -> None:
-    """One read of the socket took both, so that nothing is left to arrive."""
-    pair = ends(State.CHECKING)
-    stream: list[bytes] = []
-    for message in (legal(Kind.ACK), Message(Kind.FAIL)):
-        write_frame(stream.append, pair.peer.seal(message))
-    pair.socket.sendall(b"".join(stream))
-    assert pair.receive().kind is Kind.ACK
-    with pytest.raises(PeerFailed):
-        pair.channel.hear()
 
 
 def test_a_reset_is_heard(ends: Make) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -38,8 +36,8 @@ from lab.catalogue import Attack
 from lab.frames import Frame
 from lab.verdict import Result, judge
 from program import UserError
+from tests.programs import ROOT
 
-ROOT = Path(__file__).parent.parent.parent
 SETS = json.loads((ROOT / "companions/secure_chat/sets.json").read_text("ascii"))["sets"]
 WINNING = [(name, ",".join(sets[0])) for name, sets in SETS.items() if sets]
 
@@ -139,11 +137,6 @@ def test_the_documented_protocol_loses_the_password() -> None:
     assert {*DOCUMENTED} < RULES.keys()
 
 
-def test_unknown_rule_is_one_sentence() -> None:
-    with pytest.raises(UserError, match="there is no rule"):
-        without(["padding"])
-
-
 @pytest.mark.slow
 def test_weakened_ends_refuse_every_network() -> None:
     parts = without(["tag"])
@@ -194,24 +187,3 @@ def test_every_byte_of_every_recorded_frame_is_in_a_field(lab: Lab) -> None:
     assert "msg, number 1" in titles
     for nonsense in (b"", b"nonsense", b'{"type":"msg"'):
         assert b"".join(field.content for field in wire.fields(nonsense)) == nonsense
-
-
-@pytest.mark.slow
-def test_program_and_page_come_from_one_log(tmp_path: Path) -> None:
-    log = tmp_path / "events.jsonl"
-    page = tmp_path / "report.html"
-    program = [sys.executable, "-m", "companions.secure_chat.attacks"]
-    done = subprocess.run(
-        [*program, "--events", str(log), "changed-text"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert "client: BadOpening" in done.stdout
-    subprocess.run(
-        [sys.executable, "-m", "companions.secure_chat.wire", str(log), "-o", str(page)],
-        cwd=ROOT,
-        check=True,
-    )
-    assert "BadOpening" in page.read_text("utf-8")

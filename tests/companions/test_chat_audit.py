@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from datetime import datetime
 from pathlib import Path
@@ -17,6 +16,7 @@ from companions.secure_chat.settings import DATABASE
 from companions.secure_chat.storage import Database, audit_log
 from program import UserError
 from tests.companions.chat_helpers import ALICE, BOB
+from tests.programs import ROOT, run
 
 EVENTS = [
     ("login_failure", "Alice@Example.org", "wrong password", "2023-11-15 14:30:22"),
@@ -111,14 +111,8 @@ def test_time_that_is_none_is_one_sentence(monkeypatch: pytest.MonkeyPatch, time
 @pytest.mark.slow
 def test_database_that_is_not_there_is_not_made(logged: Path) -> None:
     (logged / "chat.env").write_text("DATABASE_URL=sqlite:///other.db\n")
-    program = [sys.executable, "-m", "companions.secure_chat.audit", "--env", "chat.env"]
-    done = subprocess.run(
-        program,
-        capture_output=True,
-        text=True,
-        env={"PYTHONPATH": str(Path(audit.__file__).parents[2])},
-        check=False,
-    )
+    words = ("-m", "companions.secure_chat.audit", "--env", "chat.env")
+    done = run(*words, cwd=logged, env={"PYTHONPATH": str(ROOT)})
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "audit.py: Database connection failed: there is no file other.db\n"
     assert not (logged / "other.db").exists()

@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from companions.secure_chat import demo
 from companions.secure_chat.demo import PLAYED
-from tests.programs import ROOT
-
-DEMO = [sys.executable, "run.py", "chat"]
+from tests.programs import run
 
 
 @pytest.mark.slow
 def test_demo_shows_every_act_and_keeps_what_it_made(tmp_path: Path) -> None:
     folder = tmp_path / "kept"
-    done = subprocess.run(
-        [*DEMO, "--keep", str(folder)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=400,
-        check=False,
-    )
+    done = run("run.py", "chat", "--keep", folder, timeout_s=400)
     assert (done.returncode, done.stderr) == (0, ""), done.stdout[-2_000:]
     assert done.stdout.rstrip().endswith("All went as it should.")
     for words in ("at noon, at the station", "Valid", "bad-", "Revoked", *PLAYED):

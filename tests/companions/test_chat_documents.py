@@ -18,8 +18,8 @@ from companions.secure_chat.protocol import ERROR_TYPES, MEMBERS, Kind
 from companions.secure_chat.server import Limits
 from companions.secure_chat.transcript import MEMBERS as RECEIPT_MEMBERS
 from companions.secure_chat.verify import NAMES
+from tests.programs import ROOT
 
-ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "companions" / "secure_chat"
 README = (FOLDER / "README.md").read_text("utf-8")
 LIMIT_S = 300  # on a machine that is busy with other things

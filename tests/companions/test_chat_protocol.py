@@ -71,17 +71,17 @@ from tests.companions.chat_sessions import (
     C2S,
     CONVERSATION,
     LOGIN,
+    Pair,
     S2C,
     SAID,
-    Pair,
     World,
-    clone,
     edited,
     flips,
     in_state,
     message,
     refusal,
 )
+from tests.sessions import clone
 
 CELLS = [
     (state, kind, direction)
@@ -809,3 +809,5 @@ def test_signature_of_each_kind_is_worthless_in_every_other_place(world: World) 
     for (kind, signature), other in itertools.product(signed.items(), KINDS):
         is_good = is_signed(key.public_key(), pae(other, b"one", b"other"), signature)
         assert is_good == (kind == other)
+    with pytest.raises(ValueError):
+        pae("else", b"")

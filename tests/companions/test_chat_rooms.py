@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 
 from companions.asymmetric import PrivateKey
+from companions.canonical import canonical
 from companions.secure_chat import forms, rooms
 from companions.secure_chat.pae import sign
 from companions.secure_chat.pki import UnknownIssuer
-from companions.canonical import canonical
 from companions.secure_chat.protocol import (
     MAX_FROM_SERVER,
     MAX_HANDSHAKE,
+    Party,
     Kind,
     Message,
     to_base64,
@@ -86,6 +87,18 @@ class Server:
 
 def opening_of(rooms: Rooms, name: str) -> bytes:
     return rooms.seats[name]._pending[-1][1]
+
+
+def relayed(
+    rooms: Rooms, signer: Party | None = None, opening: bytes | None = None, **changes: Any
+) -> Message:
+    """Have Alice say a text; return how the server tells it, changed, and signed by `signer`."""
+    said = rooms.seats[ALICE].compose("text", NOW_MS)
+    message, _ = parse_said(said, rooms.world.alice.identity.fingerprint)
+    signed = replace(message, **changes).encode()
+    signature = sign((signer or rooms.world.alice).private_key, signed)
+    told = opening_of(rooms, ALICE) if opening is None else opening
+    return Server(rooms).relay(signed, signature, told)[1]
 
 
 def say(rooms: Rooms, server: Server, name: str, text: str) -> list[Said]:
@@ -261,12 +274,8 @@ def test_each_check_of_a_relayed_message_has_its_own_error(
 
 def test_message_that_another_signed_is_refused(world: World) -> None:
     rooms = Rooms(world)
-    said = rooms.seats[ALICE].compose("text", NOW_MS)
-    message, _ = parse_said(said, world.alice.identity.fingerprint)
-    signed = message.encode()
-    _, relay = Server(rooms).relay(signed, sign(world.bob.private_key, signed), b"")
     with pytest.raises(BadMessageSignature):
-        rooms.seats[BOB].hear(relay)
+        rooms.seats[BOB].hear(relayed(rooms, world.bob))
 
 
 FAULTS: dict[type[ProtocolError], dict[str, Any]] = {  # in the order in which they are looked for
@@ -285,18 +294,12 @@ FAULTS: dict[type[ProtocolError], dict[str, Any]] = {  # in the order in which t
 @pytest.mark.parametrize("first", FAULTS)
 def test_of_several_faults_the_first_is_told(world: World, first: type[ProtocolError]) -> None:
     rooms = Rooms(world)
-    message, _ = parse_said(
-        rooms.seats[ALICE].compose("text", NOW_MS), world.alice.identity.fingerprint
-    )
     faults = [*FAULTS][[*FAULTS].index(first) :]
     wrong = {name: value for fault in faults for name, value in FAULTS[fault].items()}
-    signed = replace(message, **wrong).encode()
-    signer = world.bob if BadMessageSignature in faults else world.alice
-    signature = sign(signer.private_key, signed)
-    _, relay = Server(rooms).relay(signed, signature, opening_of(rooms, ALICE))
+    relay = relayed(rooms, world.bob if BadMessageSignature in faults else world.alice, **wrong)
     if BadHead in faults:
         entry, opening = parse_relay(relay)
-        relay = encode_relay(entry._replace(head_signature=signature), opening)
+        relay = encode_relay(entry._replace(head_signature=entry.signature), opening)
     with pytest.raises(ProtocolError) as caught:
         rooms.seats[BOB].hear(relay)
     assert type(caught.value) is first
@@ -305,11 +308,8 @@ def test_of_several_faults_the_first_is_told(world: World, first: type[ProtocolE
 @pytest.mark.parametrize("text", [b"another", b"\xff", b"x" * 5_000])
 def test_other_opening_than_the_senders_is_refused(world: World, text: bytes) -> None:
     rooms = Rooms(world)
-    said = rooms.seats[ALICE].compose("text", NOW_MS)
-    message, signature = parse_said(said, world.alice.identity.fingerprint)
-    _, relay = Server(rooms).relay(message.encode(), signature, bytes(32) + text)
     with pytest.raises((BadOpening, BadPayload)):
-        rooms.seats[BOB].hear(relay)
+        rooms.seats[BOB].hear(relayed(rooms, opening=bytes(32) + text))
 
 
 def test_text_is_utf_8_of_at_most_4096_bytes_even_if_it_was_committed_to(world: World) -> None:
@@ -347,20 +347,14 @@ def test_server_says_nothing_in_a_room(world: World) -> None:
 
 def test_addressed_member_is_told_the_text(world: World) -> None:
     rooms = Rooms(world)
-    said = rooms.seats[ALICE].compose("text", NOW_MS)
-    message, signature = parse_said(said, world.alice.identity.fingerprint)
-    _, relay = Server(rooms).relay(message.encode(), signature, b"")
     with pytest.raises(BadPayload):
-        rooms.seats[BOB].hear(relay)
+        rooms.seats[BOB].hear(relayed(rooms, opening=b""))
 
 
 @pytest.mark.parametrize("change", ["room", "start", "index", "head", "signature", "nonsense"])
 def test_head_that_does_not_fit_is_refused(world: World, change: str) -> None:
     rooms = Rooms(world)
-    said = rooms.seats[ALICE].compose("text", NOW_MS)
-    message, signature = parse_said(said, world.alice.identity.fingerprint)
-    _, relay = Server(rooms).relay(message.encode(), signature, opening_of(rooms, ALICE))
-    entry, opening = parse_relay(relay)
+    entry, opening = parse_relay(relayed(rooms))
     values: dict[str, Any] = {"room": "other", "start": bytes(32), "index": 7, "head": bytes(32)}
     head = entry.head
     if change in values:
@@ -376,13 +370,8 @@ def test_head_that_does_not_fit_is_refused(world: World, change: str) -> None:
 
 def test_server_cannot_put_words_between_ours(world: World) -> None:
     rooms = Rooms(world)
-    server = Server(rooms)
-    said = rooms.seats[ALICE].compose("text", NOW_MS)
-    message, _ = parse_said(said, world.alice.identity.fingerprint)
-    signed = replace(message, ts=NOW_MS + 1).encode()
-    _, relay = server.relay(signed, sign(world.alice.private_key, signed), b"")
     with pytest.raises(WrongSender):
-        rooms.seats[ALICE].hear(relay)
+        rooms.seats[ALICE].hear(relayed(rooms, opening=b"", ts=NOW_MS + 1))
 
 
 def test_own_text_that_does_not_come_back_is_missed(world: World) -> None:

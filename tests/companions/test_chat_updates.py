@@ -312,23 +312,23 @@ def test_member_asks_and_what_it_says_meanwhile_is_heard(house: House) -> None:
 
 
 @pytest.mark.slow
-def test_text_too_long_is_refused_at_once_during_an_update(house: House) -> None:
+@pytest.mark.parametrize(
+    ("is_leaving", "text", "reason"),
+    [(False, "x" * 4_097, "at most"), (True, "too late", "cannot be sent in LEAVING")],
+    ids=["too long, in an update", "after the leave"],
+)
+def test_text_that_cannot_be_said_is_refused_at_once_and_costs_no_receipt(
+    house: House, is_leaving: bool, text: str, reason: str
+) -> None:
     with house.members() as (alice, _):
-        alice.update()
-        with pytest.raises(LocalError, match="at most"):
-            alice.say("x" * 4_097)
-        alice.leave()
-        while not isinstance(event := alice.hear(LIMIT_S), Kept):
-            pass
-        assert event.is_countersigned
-
-
-@pytest.mark.slow
-def test_text_after_the_leave_is_refused_and_costs_no_receipt(house: House) -> None:
-    with house.members() as (alice, _):
-        alice.leave()
-        with pytest.raises(LocalError, match="cannot be sent in LEAVING"):
-            alice.say("too late")
+        if is_leaving:
+            alice.leave()
+        else:
+            alice.update()
+        with pytest.raises(LocalError, match=reason):
+            alice.say(text)
+        if not is_leaving:
+            alice.leave()
         while not isinstance(event := alice.hear(LIMIT_S), Kept):
             pass
         assert event.is_countersigned

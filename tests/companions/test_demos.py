@@ -15,7 +15,7 @@ import pytest
 
 from companions.demo import Programs, Spoiled
 from program import UserError
-from tests.programs import ROOT, posix_only
+from tests.programs import ROOT, posix_only, run
 
 LIMIT_S = 400
 
@@ -32,7 +32,7 @@ class Demo:
 
     @property
     def command(self) -> list[str]:
-        return [sys.executable, "-m", f"companions.{self.name}.demo"]
+        return ["-m", f"companions.{self.name}.demo"]
 
 
 DEMOS = {
@@ -161,15 +161,7 @@ def test_an_act_that_cannot_go_on_is_the_last() -> None:
 def test_a_demo_shows_all_of_it_within_80_columns_and_leaves_nothing(
     demo: Demo, tmp_path: Path
 ) -> None:
-    done = subprocess.run(
-        demo.command,
-        cwd=ROOT,
-        env={**os.environ, "TMPDIR": str(tmp_path)},
-        text=True,
-        capture_output=True,
-        timeout=LIMIT_S,
-        check=False,
-    )
+    done = run(*demo.command, timeout_s=LIMIT_S, env={"TMPDIR": str(tmp_path)})
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
     assert done.stdout.isascii()
     assert "\x1b" not in done.stdout
@@ -186,7 +178,7 @@ def test_a_demo_shows_all_of_it_within_80_columns_and_leaves_nothing(
 @posix_only
 def test_ctrl_c_in_the_middle_ends_all_and_removes_the_folder(demo: Demo, tmp_path: Path) -> None:
     with subprocess.Popen(
-        demo.command,
+        [sys.executable, *demo.command],
         cwd=ROOT,
         env={**os.environ, "TMPDIR": str(tmp_path)},
         text=True,

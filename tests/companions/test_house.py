@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ast
+
 import pytest
 
 from tests.cases import case
-from tests.house import ROOT, imports_of, long_functions, modules_imported, tree_of
+from tests.house import imports_of, long_functions, modules_imported, tree_of
+from tests.programs import ROOT
 
 FOLDER = ROOT / "companions"
 MODULES = sorted(FOLDER.rglob("*.py"))

@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import stat
-import subprocess
 import sys
 import threading
 from collections.abc import Callable
@@ -47,8 +46,8 @@ from companions.device_transfer.journal import (
 from companions.device_transfer.store import JOURNAL, StoreFailed
 from companions.device_transfer.transfer import ItemKind, Manifest, sign_manifest, split_signed
 from program import UserError
+from tests.programs import run
 
-ROOT = Path(__file__).parent.parent.parent
 NOW = datetime(2026, 1, 31, 12, tzinfo=timezone.utc)
 DAY = timedelta(days=1)
 posix_only = pytest.mark.skipif(os.name != "posix", reason="modes, pipes and renaming of POSIX")
@@ -731,17 +730,10 @@ def test_misuse_is_the_users_fault(
 
 @pytest.mark.slow
 def test_the_program_runs_as_documented(folder: Path, authority: Path) -> None:
-    command = [sys.executable, "-m", "companions.device_transfer.journal", str(folder)]
-    ran = subprocess.run(
-        [*command, "--authority", str(authority)],
-        cwd=ROOT,
-        text=True,
-        capture_output=True,
-        timeout=60,
-        check=False,
-    )
+    command = ("-m", "companions.device_transfer.journal", folder)
+    ran = run(*command, "--authority", authority)
     assert (ran.returncode, ran.stderr, ran.stdout.count(" ok\n")) == (0, "", 3)
-    ran = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, timeout=60, check=False)
+    ran = run(*command)
     assert (ran.returncode, ran.stdout, ran.stderr.count("\n")) == (2, "", 1)
 
 

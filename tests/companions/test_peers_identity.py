@@ -6,8 +6,6 @@ import hashlib
 import os
 import pickle
 import stat
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -34,9 +32,8 @@ from companions.peer_messaging.identity import (
 from program import UserError
 from protocol_fsm import ProtocolError, WrongPeer
 from tests.companions.peers_helpers import World, ours_alone
-from tests.programs import posix_only
+from tests.programs import posix_only, run
 
-ROOT = Path(__file__).parent.parent.parent
 pytestmark = pytest.mark.usefixtures(ours_alone.__name__)
 
 
@@ -271,13 +268,9 @@ def test_names_are_written_in_utf_8_whatever_the_locale(tmp_path: Path) -> None:
         "import sys; from pathlib import Path; from companions.peer_messaging import identity; "
         "identity.remember(Path(sys.argv[1]), 'b\\xfcro \\u4f60', '1' * 64)"
     )
-    subprocess.run(
-        [sys.executable, "-c", code, path],
-        cwd=ROOT,
-        check=True,
-        timeout=60,
-        env={**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
-    )
+    env = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = run("-c", code, path, env=env)
+    assert done.returncode == 0, done.stderr
     assert path.read_bytes() == f"b\u00fcro \u4f60 {ONE}\n".encode()
 
 
@@ -391,8 +384,8 @@ except (identity.UserError, OSError) as error:
 
 def on_a_full_disk(call: str, folder: Path, room: int) -> str:
     """Return the error of a call in a process none of whose files can outgrow `room` bytes."""
-    words = [sys.executable, "-c", FULL.format(call=call), str(folder), str(room)]
-    done = subprocess.run(words, cwd=ROOT, check=True, timeout=60, text=True, capture_output=True)
+    done = run("-c", FULL.format(call=call), folder, room)
+    assert done.returncode == 0, done.stderr
     return done.stdout
 
 

@@ -41,16 +41,8 @@ from companions.peer_messaging.protocol import (
 )
 from protocol_fsm import BadPayload, BadTag, LocalError, MalformedMessage, WrongPeer
 from tests.companions.helpers import flipped
-from tests.companions.peers_helpers import (
-    NOW,
-    Link,
-    World,
-    clone,
-    error_of,
-    forge,
-    introduce,
-    snapshot,
-)
+from tests.companions.peers_helpers import Link, NOW, World, forge, introduce, snapshot
+from tests.sessions import clone, error_of
 
 
 @pytest.fixture(scope="module")
@@ -876,9 +868,7 @@ def test_of_spent_numbers_there_are_enough_for_all_that_is_under_way(link: Link)
 def test_what_is_said_while_sessions_change_is_said_in_the_new_one(link: Link) -> None:
     link.meet()
     old = link.open_session(0)
-    link.time.now = 3_600
-    link.peers[0]._heard = 3_600
-    link.peers[1]._heard = 3_600
+    link.jump(3_600.0)
     link.tick(0)
     link.say(0, "before the CONFIRM")
     assert link.kinds(1) == [Kind.HELLO, Kind.TEXT]
@@ -901,9 +891,7 @@ def test_what_is_said_while_sessions_change_is_said_in_the_new_one(link: Link) -
 def test_a_text_that_crosses_a_renewal_arrives_once_and_its_fate_is_told(link: Link) -> None:
     """Its receipt would come after the CONFIRM, and the keys for it are gone by then."""
     link.meet()
-    link.time.now = 3_600.0
-    link.peers[0]._heard = 3_600.0
-    link.peers[1]._heard = 3_600.0
+    link.jump(3_600.0)
     link.tick(0)
     link.deliver(1)
     link.say(1, "on its way")
@@ -988,9 +976,7 @@ def test_who_was_left_waits_for_the_peer(link: Link) -> None:
 
 
 def renew(link: Link) -> None:
-    link.time.now = 3_600.0
-    link.peers[0]._heard = 3_600.0
-    link.peers[1]._heard = 3_600.0
+    link.jump(3_600.0)
     link.tick(0)
     link.carry()
     assert link.is_one_session()
@@ -1133,9 +1119,8 @@ def at_stage(world: World, stage: int) -> Link:
         link.say(0, "one")
         link.say(1, "two")
         link.carry()
-        link.time.now = 3_600.0
+        link.jump(3_600.0)
         for peer in link.peers:
-            peer._heard = 3_600.0
             peer._hellos.clear()  # which the next HELLO would do, whatever it is
     if stage % 4:
         link.tick(0)

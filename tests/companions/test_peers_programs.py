@@ -27,9 +27,8 @@ from tests.companions.peers_helpers import (
     reset,
     wait_for_hello,
 )
-from tests.programs import Program
+from tests.programs import ROOT, Program, run, run_in_shell, write
 
-ROOT = Path(__file__).parent.parent.parent
 MODULE = "companions.peer_messaging.node"
 HOST = "127.0.0.1"
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures(ours_alone.__name__)]
@@ -81,27 +80,9 @@ def pair(tmp_path: Path, keys: Sequence[PrivateKey]) -> Pair:
     return Pair(tmp_path, keys)
 
 
-def write(program: Program, text: str) -> None:
-    assert program.process.stdin
-    program.process.stdin.write(text)
-    program.process.stdin.flush()
-
-
 def close(program: Program) -> None:
     assert program.process.stdin
     program.process.stdin.close()
-
-
-def run(words: Sequence[str], given: str = "") -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *words],
-        cwd=ROOT,
-        input=given,
-        text=True,
-        timeout=60,
-        capture_output=True,
-        check=False,
-    )
 
 
 # Meeting and talking ------------------------------------------------------------------------------
@@ -140,7 +121,7 @@ def test_two_strangers_meet_talk_and_leave_and_know_each_other_afterwards(tmp_pa
 def test_a_file_of_texts_arrives_whole_and_in_order_before_the_end(pair: Pair) -> None:
     texts = [f"text {n} {'x' * (n % 50)}!" for n in range(3_000)]
     with pair.start("bob") as bob:
-        done = run(pair.words("alice"), "\n".join(texts))
+        done = run(*pair.words("alice"), given="\n".join(texts))
         assert (done.returncode, done.stderr) == (0, "")
         assert done.stdout.endswith("* over: 3000 sent, 0 received\n")
         bob.wait_for("alice has left")
@@ -149,7 +130,7 @@ def test_a_file_of_texts_arrives_whole_and_in_order_before_the_end(pair: Pair) -
 
 
 def test_who_says_something_to_nobody_is_told(pair: Pair) -> None:
-    done = run(pair.words("alice", "--patience", 0.3), "one\ntwo\n")
+    done = run(*pair.words("alice", "--patience", 0.3), given="one\ntwo\n")
     assert done.returncode == 1
     assert "* bob is not here; text 1, and what follows it, waits" in done.stdout
     assert done.stderr == "node: 2 texts have no receipt, and may not have arrived\n"
@@ -157,7 +138,7 @@ def test_who_says_something_to_nobody_is_told(pair: Pair) -> None:
 
 def test_a_text_that_is_too_long_is_told_and_the_others_arrive(pair: Pair) -> None:
     with pair.start("bob") as bob:
-        done = run(pair.words("alice"), "one\n" + "\u4f60" * 1_366 + "\nthree\n")
+        done = run(*pair.words("alice"), given="one\n" + "\u4f60" * 1_366 + "\nthree\n")
         assert done.returncode == 1
         assert "* not sent: a text has 1 to 4,096 bytes, and this one 4,098\n" in done.stdout
         bob.wait_for("^alice: three")
@@ -228,61 +209,52 @@ def test_a_node_that_is_stopped_says_goodbye(pair: Pair, number: signal.Signals)
         assert alice.lines["err"] == []
 
 
+@contextlib.contextmanager
+def stalled(pair: Pair) -> Iterator[tuple[subprocess.Popen[bytes], Program]]:
+    """Alice has far more to show than a pipe holds, and nobody reads it."""
+    with (
+        pair.start("bob", "--verbose") as bob,
+        subprocess.Popen(
+            [sys.executable, *pair.words("alice")],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        ) as alice,
+        contextlib.ExitStack() as stack,
+    ):
+        stack.callback(alice.kill)
+        bob.wait_for("alice is here")
+        write(bob, f"{'x' * 4_096}\n" * 99)
+        bob.wait_for("text 99, .* has arrived")
+        yield alice, bob
+
+
 @posix_only
 @pytest.mark.parametrize("number", end_signals())
 def test_the_second_signal_ends_a_node_whose_output_nobody_reads(
     pair: Pair, number: signal.Signals
 ) -> None:
-    with (
-        pair.start("bob", "--verbose") as bob,
-        subprocess.Popen(
-            [sys.executable, *pair.words("alice")],
-            cwd=ROOT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-        ) as alice,
-    ):
-        try:
-            bob.wait_for("alice is here")
-            write(bob, f"{'x' * 4_096}\n" * 99)  # far more than a pipe holds
-            bob.wait_for("text 99, .* has arrived")
+    with stalled(pair) as (alice, _):
+        alice.send_signal(number)
+        with pytest.raises(subprocess.TimeoutExpired):
+            alice.wait(0.5)  # it has to show all that first
+        for _ in range(20):  # of two that come too close, a system may drop one
             alice.send_signal(number)
-            with pytest.raises(subprocess.TimeoutExpired):
-                alice.wait(0.5)  # it has to show all that first
-            for _ in range(20):  # of two that come too close, a system may drop one
-                alice.send_signal(number)
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    alice.wait(0.5)
-                    break
-            assert alice.poll() == -number
-        finally:
-            alice.kill()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                alice.wait(0.5)
+                break
+        assert alice.poll() == -number
 
 
 @posix_only
 def test_the_first_signal_is_enough_once_somebody_reads_again(pair: Pair) -> None:
-    with (
-        pair.start("bob", "--verbose") as bob,
-        subprocess.Popen(
-            [sys.executable, *pair.words("alice")],
-            cwd=ROOT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-        ) as alice,
-    ):
-        try:
-            bob.wait_for("alice is here")
-            write(bob, f"{'x' * 4_096}\n" * 99)
-            bob.wait_for("text 99, .* has arrived")
-            alice.send_signal(signal.SIGINT)
-            out, _ = alice.communicate(timeout=30)
-            assert alice.returncode == 130
-            assert out.count(b"bob: ") == 99
-            assert out.endswith(b"* over: 0 sent, 99 received\n")
-        finally:
-            alice.kill()
+    with stalled(pair) as (alice, bob):
+        alice.send_signal(signal.SIGINT)
+        out, _ = alice.communicate(timeout=30)
+        assert alice.returncode == 130
+        assert out.count(b"bob: ") == 99
+        assert out.endswith(b"* over: 0 sent, 99 received\n")
         bob.wait_for("alice has left")
 
 
@@ -438,7 +410,7 @@ def test_what_is_wrong_is_said_in_a_sentence(pair: Pair, name: str) -> None:
     line, code, why = CASES[name]
     with socket.create_server((HOST, 0)) as listener:
         words = line.format(tmp=pair.folder, taken=listener.getsockname()[1]).split()
-        done = run(["-m", MODULE, *words])
+        done = run("-m", MODULE, *words)
     assert done.returncode == code, done
     assert len(done.stderr.splitlines()) == 1, done.stderr
     assert re.search(f"^node.py: .*{why}", done.stderr), done.stderr
@@ -450,7 +422,6 @@ def test_what_is_wrong_is_said_in_a_sentence(pair: Pair, name: str) -> None:
 @posix_only
 def test_nobody_reads_the_output_or_there_is_no_input(pair: Pair) -> None:
     with pair.start("bob"):
-        quoted = " ".join(f"'{word}'" for word in [sys.executable, *pair.words("alice")])
         for redirection, codes in (
             ("< /dev/null | head -1 >&2; exit ${PIPESTATUS[0]}", (141, 0)),
             ("< /dev/null >&- 2>&-", (0,)),
@@ -459,14 +430,7 @@ def test_nobody_reads_the_output_or_there_is_no_input(pair: Pair) -> None:
             ("<<< hello", (0,)),
             ("<<< hello 2> /dev/full", (0,)),
         ):
-            done = subprocess.run(
-                ["bash", "-c", f"{quoted} {redirection}"],
-                cwd=ROOT,
-                text=True,
-                capture_output=True,
-                timeout=60,
-                check=False,
-            )
+            done = run_in_shell(pair.words("alice"), redirection)
             assert done.returncode in codes, (redirection, done)
             assert "Traceback" not in done.stderr, (redirection, done.stderr)
             assert "Fatal" not in done.stderr, (redirection, done.stderr)
@@ -519,15 +483,6 @@ def test_an_encrypted_key_needs_somebody_who_types(pair: Pair, keys: Sequence[Pr
     path = pair.folder / "alice" / "identity.pem"
     path.unlink()
     write_private(path, keys[0], "correct horse")
-    done = subprocess.run(
-        [sys.executable, *pair.words("alice")],
-        cwd=ROOT,
-        text=True,
-        timeout=60,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        check=False,
-        start_new_session=True,
-    )
+    done = run(*pair.words("alice"))
     assert done.returncode == 2
     assert done.stderr.endswith("the key needs a passphrase, and nobody types one\n")

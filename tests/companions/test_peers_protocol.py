@@ -58,19 +58,17 @@ from protocol_fsm import (
     WrongDirection,
     WrongPeer,
 )
-from tests.companions.helpers import flipped, sha256, x25519
+from tests.companions.helpers import LOW_ORDER, flipped, sha256, x25519
 from tests.companions.peers_helpers import (
-    BODIES,
-    NOW,
-    OTHER,
-    WAY,
     A,
     B,
+    BODIES,
     Clock,
+    NOW,
+    OTHER,
     Pair,
+    WAY,
     World,
-    clone,
-    error_of,
     forge,
     introduce,
     is_dropped,
@@ -79,22 +77,11 @@ from tests.companions.peers_helpers import (
     nonce_of,
     snapshot,
 )
+from tests.sessions import clone, error_of
 
 ROLES = pytest.mark.parametrize("sender", [A, B], ids=lambda role: role.name)
 STATES = pytest.mark.parametrize("state", list(State), ids=lambda state: state.name)
 RECORDS = [kind for kind in Kind if kind not in (Kind.HELLO, Kind.REPLY)]
-LOW_ORDER = [
-    (n % 2**256).to_bytes(32, "little")
-    for n in (
-        0,
-        1,
-        2**255 - 20,
-        2**255 - 19,
-        2**255 - 18,
-        325606250916557431795983626356110631294008115727848805560023387167927233504,
-        39382357235489614581723060781553021112529911719440698176882885853963445705823,
-    )
-]
 
 
 @pytest.fixture(scope="module")
@@ -1172,23 +1159,3 @@ def test_no_sealed_nonsense_ends_in_anything_but_a_typed_error(
     assert session.state is (State.ENDED if error else MOVES[state, kind, sender])
     if error and not isinstance(error, PeerLeft):
         assert is_farewell(error, pair.end(sender)) is (state is State.OPEN)
-
-
-@pytest.mark.slow
-@given(
-    state=st.sampled_from(State),
-    sender=st.sampled_from([A, B]),
-    kind=st.sampled_from(RECORDS),
-    body=st.binary(max_size=6),
-)
-def test_misuse_of_seal_changes_nothing(
-    keys: Sequence[PrivateKey], state: State, sender: Role, kind: Kind, body: bytes
-) -> None:
-    session = world_of(keys).pair(state).end(sender)
-    before = snapshot(session)
-    try:
-        session.seal(Message(kind, body))
-    except LocalError:
-        assert snapshot(session) == before
-    else:
-        assert session.state is MOVES[state, kind, sender]

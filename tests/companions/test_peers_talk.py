@@ -23,9 +23,7 @@ from companions.peer_messaging.talk import (
 )
 from companions.terminal import bold
 from program import UserError, escaped
-from protocol_fsm import BadTag, LocalError, MalformedMessage, WrongPeer
-
-LIMIT_S = 20.0
+from protocol_fsm import BadTag, LocalError, MalformedMessage, ProtocolError, WrongPeer
 
 
 @pytest.fixture(autouse=True)
@@ -236,18 +234,18 @@ def test_other_refusals_are_counted_and_told_when_asked_for() -> None:
     assert seen[0] == "* messages refused: 2 BadTag, 1 MalformedMessage"
 
 
-def test_who_talks_to_themselves_is_told_so_once() -> None:
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (WrongPeer("another node", "ourselves"), "our own key"),
+        (Untimely("at most 30 s", "-60.0 s"), "the clocks differ, and bob and we cannot meet"),
+    ],
+)
+def test_a_refusal_that_a_person_can_mend_is_told_once(error: ProtocolError, told: str) -> None:
     seen = Seen()
     for _ in range(2):
-        seen.screen.refused(WrongPeer("another node", "ourselves"))
-    assert seen.joined.count("our own key") == 1
-
-
-def test_clocks_that_differ_are_told_once() -> None:
-    seen = Seen()
-    for _ in range(2):
-        seen.screen.refused(Untimely("at most 30 s from our clock", "-60.0 s"))
-    assert seen.joined.count("the clocks differ, and bob and we cannot meet") == 1
+        seen.screen.refused(error)
+    assert seen.joined.count(told) == 1
 
 
 def test_a_peer_that_never_answers_is_worth_a_hint() -> None:

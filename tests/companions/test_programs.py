@@ -10,6 +10,7 @@ import hashlib
 import itertools
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -27,9 +28,8 @@ from companions.device_transfer.certificates import Role, load_identity, load_tr
 from companions.device_transfer.protocol import Kind, PeerFailed, Session
 from program import end_signals
 from tests.companions.network import PATIENCE_S, Raw, files_in, raw_server
-from tests.programs import Program
+from tests.programs import ROOT, Done, Program, run, run_in_shell
 
-ROOT = Path(__file__).parent.parent.parent
 MODULE = "companions.device_transfer."
 posix_only = pytest.mark.skipif(os.name != "posix", reason="signals, limits, terminals of POSIX")
 proc_only = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="measured in /proc")
@@ -88,6 +88,11 @@ SPOILT: dict[str, Callable[[Path], object]] = {
 }
 
 
+def server_command(pki: Path, received: Path, who: str = "home") -> list[str]:
+    words = f"-m {MODULE}server --port 0 --identity".split()
+    return [*words, str(pki / who), "--received", str(received)]
+
+
 class Running(NamedTuple):
     program: Program
     port: str
@@ -99,18 +104,8 @@ def serving(
     pki: Path, received: Path, *flags: object, who: str = "home", limit: str = ""
 ) -> Iterator[Running]:
     """Run server.py on a port of its own choice; `limit` is for ulimit."""
-    arguments = [
-        "-m",
-        MODULE + "server",
-        "--identity",
-        pki / who,
-        "--port",
-        0,
-        "--received",
-        received,
-        *flags,
-    ]
-    with (Limited if limit else Program)(*map(str, arguments), *([limit] if limit else [])) as one:
+    arguments = [*server_command(pki, received, who), *map(str, flags)]
+    with (Limited if limit else Program)(*arguments, *([limit] if limit else [])) as one:
         yield Running(one, one.wait_for(f"^{who} listens on 127").rpartition(":")[2], received)
 
 
@@ -141,34 +136,16 @@ class Limited(Program):
 def command(
     pki: Path, port: str, *arguments: object, who: str = "phone", to: str = "home"
 ) -> list[str]:
-    return [
-        "-m",
-        MODULE + "device",
-        "--identity",
-        str(pki / who),
-        "--to",
-        to,
-        "--port",
-        port,
-        *map(str, arguments),
-    ]
+    words = f"-m {MODULE}device --to {to} --port {port} --identity".split()
+    return [*words, str(pki / who), *map(str, arguments)]
 
 
-def device(*arguments: object, **options: object) -> Program:
-    return Program(*command(*arguments, **options))  # type: ignore[arg-type]
+def device(pki: Path, port: str, *arguments: object) -> Program:
+    return Program(*command(pki, port, *arguments))
 
 
-def run(arguments: list[str], **options: bool) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *arguments],
-        cwd=ROOT,
-        text=True,
-        timeout=60,
-        check=False,
-        capture_output=True,
-        stdin=subprocess.DEVNULL,
-        start_new_session=options.get("alone", False),
-    )
+def send(pki: Path, port: str, *arguments: object, who: str = "phone", to: str = "home") -> Done:
+    return run(*command(pki, port, *arguments, who=who, to=to))
 
 
 def sparse(path: Path, size: int) -> Path:
@@ -191,7 +168,7 @@ def test_a_text_and_a_file_arrive_and_ctrl_c_stops_the_server(
     pki = authority_with_two(tmp_path / "pki")
     (picture := tmp_path / "t\u00fcr.png").write_bytes(b"picture" * 30_000)
     with serving(pki, tmp_path / "received", "--log", tmp_path / "log") as server:
-        done = run(command(pki, server.port, "--text", "all is well", picture))
+        done = send(pki, server.port, "--text", "all is well", picture)
         assert (done.returncode, done.stderr) == (0, "")
         assert done.stdout.splitlines() == [
             "session with home begun",
@@ -354,7 +331,7 @@ def test_what_is_wrong_is_said_in_a_sentence(
     program, *arguments = line.format(
         pki=pki, lab=pki.parent, tmp=tmp_path, port=running.port, closed=closed
     ).split()
-    done = run(["-m", MODULE + program, *arguments], alone=True)
+    done = run("-m", MODULE + program, *arguments)
     said = [
         line
         for line in done.stderr.splitlines()
@@ -371,7 +348,7 @@ def test_what_is_wrong_is_said_in_a_sentence(
 
 @pytest.mark.slow
 def test_a_certificate_that_does_not_hold_is_remarked_at_home(pki: Path, running: Running) -> None:
-    done = run(command(pki, running.port, "--text", "x", who="old"))
+    done = send(pki, running.port, "--text", "x", who="old")
     assert re.match(r"20\S+Z our own certificate is not valid: CertificateExpired: ", done.stderr)
     running.program.wait_for("a stranger at 127.0.0.1:.* CertificateExpired", "err")
 
@@ -380,7 +357,7 @@ def test_a_certificate_that_does_not_hold_is_remarked_at_home(pki: Path, running
 def test_a_server_with_an_old_certificate_is_refused_by_devices(pki: Path, tmp_path: Path) -> None:
     with serving(pki, tmp_path / "received", who="old-home") as server:
         server.program.wait_for("our own certificate is not valid: CertificateExpired", "err")
-        done = run(command(pki, server.port, "--text", "x", to="old-home"))
+        done = send(pki, server.port, "--text", "x", to="old-home")
         assert done.returncode == 1
         assert "device: the server's certificate is refused: CertificateExpired" in done.stderr
 
@@ -390,12 +367,12 @@ def test_a_revocation_needs_no_restart(pki: Path, tmp_path: Path) -> None:
     listed = tmp_path / "list.json"
     listed.write_bytes((pki / "revocation_list.json").read_bytes())
     with serving(pki, tmp_path / "received", "--revocations", listed) as server:
-        assert run(command(pki, server.port, "--text", "x")).returncode == 0
+        assert send(pki, server.port, "--text", "x").returncode == 0
         listed.unlink()
-        assert run(command(pki, server.port, "--text", "x")).returncode == 3
+        assert send(pki, server.port, "--text", "x").returncode == 3
         server.program.wait_for("RevocationListUnusable.*No such file", "err")
         listed.write_bytes((pki / "revocation_list.json").read_bytes())
-        assert run(command(pki, server.port, "--text", "x")).returncode == 0
+        assert send(pki, server.port, "--text", "x").returncode == 0
 
 
 # Killed, interrupted, full
@@ -521,11 +498,11 @@ def test_a_full_disk_ends_a_session_and_not_the_server(pki: Path, tmp_path: Path
     (small := tmp_path / "small.png").write_bytes(b"small")
     large = sparse(tmp_path / "large.bin", 3_000_000)
     with serving(pki, tmp_path / "received", limit="-f 2048") as server:  # 1 MiB, or 2
-        done = run(command(pki, server.port, large))
+        done = send(pki, server.port, large)
         assert done.returncode == 1
         assert "the server ended the session; only its log says why" in done.stderr
         server.program.wait_for("StoreFailed: expected room for .*, got File too large", "err")
-        assert run(command(pki, server.port, small)).returncode == 0
+        assert send(pki, server.port, small).returncode == 0
         assert files_in(server.received) == {"small.png": b"small"}
 
 
@@ -534,7 +511,7 @@ def test_a_full_disk_ends_a_session_and_not_the_server(pki: Path, tmp_path: Path
 def test_what_no_longer_fits_into_the_journal_is_not_kept(pki: Path, tmp_path: Path) -> None:
     (small := tmp_path / "small.png").write_bytes(b"small")
     with serving(pki, tmp_path / "received", limit="-f 16") as server:  # 8 or 16 KiB
-        codes = [run(command(pki, server.port, small)).returncode for _ in range(10)]
+        codes = [send(pki, server.port, small).returncode for _ in range(10)]
         assert set(codes) == {0, 1}
         assert codes == sorted(codes)
         assert len(files_in(server.received)) == codes.count(0)
@@ -550,36 +527,17 @@ def test_what_no_longer_fits_into_the_journal_is_not_kept(pki: Path, tmp_path: P
 @posix_only
 @pytest.mark.slow
 def test_nobody_reads_the_output(pki: Path, running: Running, tmp_path: Path) -> None:
-    python = [sys.executable, *command(pki, running.port, "--text", "a", "--text", "b")]
-    quoted = " ".join(f"'{word}'" for word in python)
+    words = [*command(pki, running.port, "--text", "a", "--text", "b")]
     for redirection, code in (
         ("| head -1 >&2; exit ${PIPESTATUS[0]}", (141, 0)),
         (">&- 2>&-", (0,)),
         ("> /dev/full", (2,)),
         ("2> /dev/full", (0,)),
     ):
-        done = subprocess.run(
-            ["bash", "-c", f"{quoted} {redirection}"],
-            cwd=ROOT,
-            text=True,
-            capture_output=True,
-            timeout=60,
-            check=False,
-        )
+        done = run_in_shell(words, redirection)
         assert done.returncode in code, (redirection, done)
         assert "Traceback" not in done.stderr, (redirection, done.stderr)
-    words = [
-        sys.executable,
-        "-m",
-        MODULE + "server",
-        "--identity",
-        str(pki / "home"),
-        "--port",
-        "0",
-        "--received",
-        str(tmp_path / "r"),
-    ]
-    quoted = " ".join(f"'{word}'" for word in words)
+    quoted = shlex.join([sys.executable, *server_command(pki, tmp_path / "r")])
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(
             subprocess.Popen(
@@ -593,7 +551,7 @@ def test_nobody_reads_the_output(pki: Path, running: Running, tmp_path: Path) ->
         assert server.stdout is not None
         port = server.stdout.readline().strip().rpartition(":")[2]
         for _ in range(3):
-            done = run(command(pki, port, "--text", "x"))
+            done = send(pki, port, "--text", "x")
             assert done.returncode == 0, "that nobody reads the log disturbs no session"
         server.send_signal(signal.SIGINT)
         assert server.stdout.read() == "stopped\n"
@@ -622,7 +580,7 @@ def test_a_bar_is_for_terminals_and_stays_in_80_columns(
     pieces = re.split(r"[\r\n]+", re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", child.before))
     assert max(map(len, pieces)) <= 80
     assert "\x1b[2J" not in child.before
-    done = run(command(pki, running.port, path))
+    done = send(pki, running.port, path)
     assert "%|" not in done.stderr
     assert all(
         re.fullmatch(r"v\\xfcn+\.\.\.?mp4: \d+ of 300 MB", line)
@@ -636,16 +594,7 @@ def test_a_passphrase_is_asked_for_and_not_shown(
     pki: Path, running: Running, tmp_path: Path
 ) -> None:
     pexpect = pytest.importorskip("pexpect")
-    server = [
-        "-m",
-        MODULE + "server",
-        "--identity",
-        str(pki / "locked-home"),
-        "--port",
-        "0",
-        "--received",
-        str(tmp_path / "r"),
-    ]
+    server = server_command(pki, tmp_path / "r", "locked-home")
     sender = command(pki, running.port, "--text", "x", who="locked")
     for arguments, shown in ((sender, "acknowledged"), (server, "locked-home listens on")):
         for typed, code in ((PASSPHRASE + "\r", 0), ("wrong\r", 2), ("\x04", 2), ("\x03", 130)):
@@ -718,7 +667,7 @@ def test_a_file_of_128_mebibytes_needs_less_than_64_megabytes_at_either_end(
 def test_a_crowd_that_says_nothing_leaves_nothing(pki: Path, tmp_path: Path) -> None:
     """A thousand connections, with 256 descriptors for the server, while devices come and go."""
     with serving(pki, tmp_path / "received", limit="-n 256") as server:
-        assert run(command(pki, server.port, "--text", "warm up")).returncode == 0
+        assert send(pki, server.port, "--text", "warm up").returncode == 0
         fds = Path(f"/proc/{server.program.process.pid}/fd")
         before = len(os.listdir(fds)), status(server.program, "Threads")
         for _ in range(5):
@@ -727,7 +676,7 @@ def test_a_crowd_that_says_nothing_leaves_nothing(pki: Path, tmp_path: Path) -> 
                     stack.enter_context(
                         socket.create_connection(("127.0.0.1", int(server.port)), PATIENCE_S)
                     )
-                assert run(command(pki, server.port, "--text", "x")).returncode == 0
+                assert send(pki, server.port, "--text", "x").returncode == 0
         server.program.wait_for("ended", "err", count=900)
         for _ in range(100):
             after = len(os.listdir(fds)), status(server.program, "Threads")
@@ -736,4 +685,4 @@ def test_a_crowd_that_says_nothing_leaves_nothing(pki: Path, tmp_path: Path) -> 
             with contextlib.suppress(subprocess.TimeoutExpired):
                 server.program.process.wait(0.1)
         assert after <= before
-        assert run(command(pki, server.port, "--text", "still here")).returncode == 0
+        assert send(pki, server.port, "--text", "still here").returncode == 0

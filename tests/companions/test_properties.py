@@ -71,9 +71,10 @@ from tests.cases import case
 from tests.companions import helpers, peers_helpers
 from tests.companions.helpers import D2S, DEVICE, NOW, SERVER, flipped, forge
 from tests.companions.network import PATIENCE_S, Raw, device_for, raw_device, serving
-from tests.companions.peers_helpers import clone, error_of, is_dropped, snapshot
+from tests.companions.peers_helpers import is_dropped, snapshot
 from tests.companions.secrets_helpers import Nodes, Recorder
 from tests.secrets_walk import objects
+from tests.sessions import clone, error_of, refusal
 
 A = Role.INITIATOR
 B = Role.RESPONDER
@@ -102,8 +103,8 @@ def test_a_record_of_a_file_with_any_bit_changed_is_refused(
     sealed = pair.device.seal(Message(DeviceKind.CHUNK, bytes(size)))
     body = bit % (8 * (len(sealed) - HEADER.size))
     for changed in (flipped(sealed, 8 * HEADER.size + body), flipped(sealed, 8 * len(sealed) - 1)):
-        assert type(helpers.refusal(helpers.clone(pair.server), changed)) is BadTag
-    assert helpers.clone(pair.server).open(sealed).body == bytes(size)
+        assert type(refusal(clone(pair.server), changed)) is BadTag
+    assert clone(pair.server).open(sealed).body == bytes(size)
 
 
 @pytest.mark.slow
@@ -218,9 +219,9 @@ def test_a_record_is_the_next_one_however_late(world: helpers.World, number: int
     others = {number - 1, number + 1, 0, *(number ^ 1 << bit for bit in range(64))} - {number, -1}
     for other in others:
         message = forge(pair.device, DeviceKind.CHUNK, b"data", sequence=other)
-        assert type(helpers.refusal(helpers.clone(pair.server), message)) is WrongSequence
+        assert type(refusal(clone(pair.server), message)) is WrongSequence
     message = forge(pair.device, DeviceKind.CHUNK, b"data", session_id=bytes(16))
-    assert type(helpers.refusal(helpers.clone(pair.server), message)) is WrongSession
+    assert type(refusal(clone(pair.server), message)) is WrongSession
     pair.carry(D2S, DeviceKind.CHUNK)
     assert pair.server._sequence[D2S] == number + 1
 

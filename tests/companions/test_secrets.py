@@ -27,7 +27,6 @@ from tests.companions.network import device_for, serving
 from tests.companions.secrets_helpers import Nodes, Recorder
 from tests.secrets_walk import held
 
-
 # device_transfer ----------------------------------------------------------------------------------
 
 

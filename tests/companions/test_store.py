@@ -29,8 +29,8 @@ from companions.device_transfer.store import (
 )
 from companions.device_transfer.transfer import MAX_NAME_BYTES, BadName, safe_name
 from program import UserError
+from tests.programs import ROOT
 
-ROOT = Path(__file__).parent.parent.parent
 NAMES = (
     st.text(st.characters(), max_size=40)
     | st.text("./\\: CONcom1-_<\u202ea", max_size=8)
