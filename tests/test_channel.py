@@ -585,6 +585,7 @@ def test_leave_does_not_wait_for_a_peer_that_talks_on() -> None:
 def test_leave_does_not_wait_for_a_peer_that_never_reads() -> None:
     with channel_and_peer() as (channel, _, _):
         fill(channel)
+        channel._sock.setblocking(True)
         assert ends_soon(lambda: channel.leave(Status.GOODBYE)), "a farewell that nobody reads"
 
 
