@@ -369,6 +369,7 @@ def test_a_failed_send_is_a_cut_even_if_an_answer_arrives() -> None:
         breaking(channel, deliver)
         with pytest.raises(ConnectionCut):
             channel.send(REPORT)
+        assert channel.session.state is State.ENDED
         channel.leave(Status.GOODBYE)
         assert theirs.recv(1) == b"", "a farewell to nobody"
 
