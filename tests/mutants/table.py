@@ -24,7 +24,7 @@ MODULES = {
     "program.py": core("program", "programs"),
     "endpoint.py": core("endpoint", "keylog", "programs"),
     "server.py": core("roster", "server", "documents", "programs"),
-    "client.py": core("readings", "programs", "server"),
+    "client.py": core("readings", "client", "programs", "server"),
     "lab/frames.py": core("lab", "proxy", "attacks"),
     "lab/proxy.py": core("proxy", "lab", "attacks"),
     "lab/verdict.py": core("lab", "attacks"),
