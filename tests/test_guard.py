@@ -93,6 +93,7 @@ def test_each_package_that_is_imported_is_known() -> None:
         ("import zmq.utils", 2, "-c: this Python has no package zmq; in "),
         ("import telepathy", 1, "Traceback"),
         ("from os import telepathy", 1, "Traceback"),
+        ("raise ImportError(name='zmq')", 1, "Traceback"),
         ("1 / 0", 1, "Traceback"),
         ("import sys; sys.ps1 = '> '; raise KeyboardInterrupt", None, "Traceback"),
     ],
