@@ -164,6 +164,15 @@ def test_a_whole_session_is_shown_and_nothing_is_delivered_before_forward(seat: 
         "#4 to client: SERVER_AGGR_RESPONSE",
         "#5 to server: TERMINATE",
     ]
+    assert [line for line in seat.said.splitlines() if line.startswith("forwarded ")] == [
+        "forwarded #1 CLIENT_HELLO to server",
+        "forwarded #2 SERVER_CHALLENGE to client",
+        "forwarded #3 CLIENT_DATA to server",
+        "forwarded #4 SERVER_AGGR_RESPONSE to client",
+        "forwarded #5 TERMINATE to server",
+    ]
+    for end in ("client", "server"):
+        assert f"the {end} has closed its side\n" in seat.said
     assert seat.said.splitlines()[-1] == "connection 1 is over"
 
 
