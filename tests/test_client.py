@@ -21,13 +21,16 @@ from endpoint import DEMO_KEYS, DEMO_WARNING
 from program import UserError
 from protocol_fsm import (
     BadTag,
+    ClientData,
     ConnectionCut,
     DeadlineExpired,
     LocalError,
     MalformedMessage,
+    Message,
     Opcode,
     PeerTerminated,
     ProtocolError,
+    Session,
     Status,
 )
 from server import Contribution
@@ -69,6 +72,7 @@ SOURCES: dict[str, tuple[str, list[list[float]], float, str]] = {  # flags, repo
         "reads column 1, 'a': commas, decimal point\n",
     ),
     "stream": ("--file -", [[], [5.0], [6.0]], 0.5, COMMAS),
+    "part of a stream": ("--file - --rounds 1", [[], [5.0]], 0.5, COMMAS),
     "typed": ("--interactive", [[], [7.0, 8.0], [9.0]], 0.01, ""),
     "part of what is typed": ("--interactive --rounds 1", [[], [7.0, 8.0]], 0.01, ""),
 }
@@ -83,7 +87,7 @@ def test_reports_are_those_that_the_flags_ask_for(
     Path("table").write_text(TABLE)
     Path("titled").write_text(f"a table\n{TABLE}")
     stdin: object = io.StringIO("7 8\n9\nquit\n")
-    if case == "stream":
+    if "--file -" in words:
         stdin = SimpleNamespace(fileno=lambda: os.open("table", os.O_RDONLY))
     monkeypatch.setattr(sys, "stdin", stdin)
     monkeypatch.setattr(random, "uniform", lambda low, high: low + 2 * high)
@@ -193,28 +197,50 @@ def test_a_mistake_of_the_users_is_no_end(run: Run, monkeypatch: pytest.MonkeyPa
         run()
 
 
-@pytest.mark.parametrize("when", ["in a pause", "at the prompt"])
+@pytest.mark.parametrize(
+    ("flags", "where", "number"),
+    [
+        ("--values 1", "Channel.idle", 1),
+        ("--values 1", "Session.seal", 0),
+        ("--interactive", "describe", 1),  # so that it is noticed before a person is asked
+        ("--interactive", "input", 1),
+    ],
+)
 def test_ctrl_c_says_goodbye_and_the_next_one_does_not_cut_it(
-    run: Run, monkeypatch: pytest.MonkeyPatch, when: str
+    run: Run, monkeypatch: pytest.MonkeyPatch, flags: str, where: str, number: int
 ) -> None:
     leave = Channel.leave
+    seal = Session.seal
+    typed: list[str] = []
 
     def interrupt(*_: object) -> str:
         signal.raise_signal(signal.SIGINT)
-        return "1"
+        return ""
 
     def leave_late(channel: Channel[object], status: Status) -> None:
         interrupt()
         leave(channel, status)
 
+    def seal_late(session: Session, message: Message) -> bytes:
+        sealed = seal(session, message)
+        if isinstance(message, ClientData):
+            interrupt()
+        return sealed
+
+    def ask() -> str:
+        if where == "input":
+            interrupt()
+        typed.append("a line")
+        return "quit"
+
+    monkeypatch.setattr("builtins.input", ask)
     monkeypatch.setattr(Channel, "leave", leave_late)
-    monkeypatch.setattr(Channel, "idle", interrupt)
-    if when == "at the prompt":
-        monkeypatch.setattr("builtins.input", interrupt)
+    if where != "input":
+        monkeypatch.setattr(f"client.{where}", seal_late if "seal" in where else interrupt)
     with serving() as (server, journal):
-        flags = ["--interactive"] if when == "at the prompt" else ["--values", "1"]
-        code, out, err = run("--port", str(server.address[1]), *flags)
+        code, out, err = run("--port", str(server.address[1]), *flags.split())
         journal.wait("end")
-    assert (code, err, reported(journal)) == (0, "", [[] if "--interactive" in flags else [1.0]])
-    assert out.endswith("client 1: goodbye said after round 1\n")
+    assert (code, err, typed) == (0, "", [])
+    assert reported(journal) == [[1.0] if "--values" in flags else []]
+    assert out.endswith(f"client 1: goodbye said after round {number}\n")
     assert "GOODBYE" in str(journal.of("end")[0].detail)

@@ -17,7 +17,7 @@ import pytest
 from client import Client, Table, plain_number, reading, typed
 from endpoint import DEMO_KEYS
 from program import NoConnection, UserError
-from protocol_fsm import MAX_MAGNITUDE, LocalError, PeerTerminated, Status
+from protocol_fsm import MAX_MAGNITUDE, DeadlineExpired, LocalError, PeerTerminated, Status
 from tests.network import client_for, serving
 from tests.programs import posix_only
 
@@ -255,6 +255,14 @@ def test_a_server_has_five_seconds_to_be_there(
         client.connect()
     assert asked == [("127.0.0.1", 9999), 5.0]
     assert client.timeout_s == 2.0
+
+
+def test_a_handshake_that_fails_leaves_no_connection() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        client = Client(1, port=silent.getsockname()[1], timeout_s=0.05)
+        with pytest.raises(DeadlineExpired):
+            client.connect()
+        assert client.channel._sock.fileno() == -1
 
 
 def test_a_key_file_without_the_id_is_said_to_be_that() -> None:
