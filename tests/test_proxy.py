@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -232,6 +233,29 @@ def test_show_has_every_byte_and_list_the_fate_of_every_message(seat: Seat) -> N
         "connection 1 #2 SERVER_CHALLENGE to client forwarded",
         "connection 1 #3 CLIENT_DATA to server put aside",
     ]
+
+
+def test_list_has_the_last_18_messages(seat: Seat) -> None:
+    for _ in range(4):
+        seat.client()
+        seat.end()
+    lines = seat.type("list").splitlines()
+    assert len(seat.table._came) == 20
+    assert [re.findall(r"#\d+", line) for line in lines] == [[f"#{n}"] for n in range(3, 21)]
+
+
+@pytest.mark.parametrize("types", [False, True])
+@pytest.mark.parametrize("reads", [False, True])
+def test_a_person_at_a_terminal_has_a_prompt(
+    monkeypatch: pytest.MonkeyPatch, types: bool, reads: bool
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdin", SimpleNamespace(isatty=lambda: types))
+        patch.setattr(sys, "stdout", SimpleNamespace(isatty=lambda: reads))
+        table = Table(0, (HOST, 1), "some.log")
+    table.wire._listener.close()
+    assert table.prompt == ("proxy> " if types and reads else "")
+    assert table._keylog == Path("some.log")
 
 
 # Meddling: a command when the report is in hand, and the error of the server
