@@ -370,7 +370,9 @@ def test_undo_takes_back_the_last_change_though_messages_have_come_since(
     before = seat.table._desk
     seat.type("flip 24.3", "flip 24.3", line)
     assert seat.table._desk != before
+    waits = " (it waits)" if seat.table._desk.waiting else ""
     seat.table._arrive("client", b"later")
+    assert f"#4 to server{waits}: " in seat.read()
     seat.type("undo", "undo", "undo")
     assert seat.table._desk.held == ()
     assert seat.table._desk.waiting[:-1] == before.waiting
