@@ -113,7 +113,7 @@ class Client:
         if self._channel is not None:
             raise LocalError("a Client has one session; make another Client for the next")
         try:
-            sock = socket.create_connection(self._address, max(5.0, min(self.timeout_s, 10.0)))
+            sock = socket.create_connection(self._address, 5.0)
         except (OSError, UnicodeError) as error:
             where = "{}:{}".format(*self._address)
             raise NoConnection(f"no server at {where}: {reason_of(error)}") from None
@@ -149,8 +149,6 @@ def plain_number(value: SupportsFloat) -> float:
     """Return an int or float, also of numpy's and array's numbers. Raises LocalError."""
     if isinstance(value, (int, float)):
         return value
-    if isinstance(value, numbers.Integral):
-        return int(value)
     if isinstance(value, numbers.Real):
         return float(value)
     raise LocalError(f"a reading is a real number, and this is a {type(value).__name__}")
@@ -189,7 +187,6 @@ class Table:
     def __init__(self, path: str, column: str | None = None, skip: int = 0) -> None:
         self._path = path
         self._skip = skip
-        self._separator = ""  # nothing if the first row has one cell
         self._signs: set[str] = set()  # decimal signs that the column has
         self._rows = self._read()
         where, head = next(self._rows, (path, []))
@@ -217,10 +214,10 @@ class Table:
 
     def _cut(self, lines: Iterator[str]) -> Iterator[tuple[str, list[str]]]:
         numbered = ((n, line) for n, line in enumerate(lines, 1) if n > self._skip and line.strip())
-        number, first = next(numbered, (1, ""))
+        number, first = next(numbered, (0, ""))
         if "\0" in first:
             raise UserError(f"{self._path} is not UTF-8 (UTF-16?); save it as UTF-8 text")
-        self._separator = separator_of(first)
+        self._separator = separator_of(first)  # nothing if the first row has one cell
         rows = csv.reader(
             itertools.chain([first], lines), delimiter=self._separator or "\t", strict=True
         )
@@ -291,7 +288,7 @@ class Table:
             counts = f"{plural(len(cells), 'cell')}, and the first row has {len(self._cells)}"
             raise UserError(f"{where} has {counts}; {self._hint()}")
         own = cells[0].strip()
-        if self._column and label and own and not is_title(label) and is_title(own):
+        if self._column and own and not is_title(label) and is_title(own):
             raise UserError(
                 f"{where} begins with {own[:30]!a}, and rows before it with values like "
                 f"{label[:30]!a}; if it is a sum or a remark, leave it out of the file"

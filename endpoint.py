@@ -123,7 +123,7 @@ def generate_keys(directory: Path, ids: list[int]) -> None:
                     file.write(text)
             unfinished.rename(directory)
         except BaseException:  # Ctrl-C too
-            shutil.rmtree(unfinished, ignore_errors=True)
+            shutil.rmtree(unfinished)
             raise
     except OSError as error:
         raise UserError(f"cannot write keys to {directory}: {reason_of(error)}") from None

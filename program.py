@@ -18,7 +18,6 @@ import math
 import os
 import queue
 import signal
-import socket
 import sys
 import textwrap
 import threading
@@ -220,8 +219,6 @@ def start_log(level: str, stream: Lines) -> None:
 
 def escaped(text: str) -> str:
     """Return text in which nothing moves a cursor, breaks a line, is hidden or turned round."""
-    if text.isprintable():
-        return text
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
@@ -239,7 +236,7 @@ def to_stderr(text: str) -> None:
 def reason_of(error: Exception) -> str:
     """Return what the system says of an error, without the rest."""
     reason: str = getattr(error, "strerror", None) or str(error)
-    if not isinstance(error, OSError) or not error.errno or isinstance(error, socket.gaierror):
+    if not isinstance(error, OSError) or not error.errno:
         return reason
     known = os.strerror(error.errno)
     is_of_windows = getattr(error, "winerror", None) and not known.startswith("Unknown error")

@@ -346,8 +346,10 @@ def test_a_failed_send_is_a_cut_even_if_an_answer_arrives() -> None:
             write_frame(theirs.sendall, session.seal(ANSWER))
 
         breaking(channel, deliver)
-        with pytest.raises(ConnectionCut):
+        with pytest.raises(ConnectionCut) as caught:
             channel.send(REPORT)
+        assert caught.value.mid_frame
+        assert not channel.session.has_farewell
         channel.leave(Status.GOODBYE)
         assert theirs.recv(1) == b"", "a farewell to nobody"
 
@@ -565,6 +567,7 @@ def test_leave_does_not_wait_for_a_peer_that_talks_on() -> None:
 def test_leave_does_not_wait_for_a_peer_that_never_reads() -> None:
     with channel_and_peer() as (channel, _, _):
         fill(channel)
+        channel._sock.setblocking(True)
         assert ends_soon(lambda: channel.leave(Status.GOODBYE)), "a farewell that nobody reads"
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import random
 import secrets
 import socket
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -21,10 +22,11 @@ from endpoint import (
     id_list,
     load_keys,
     loopback_address,
+    session_factory,
 )
 from lab.rules import require_loopback
 from program import UserError
-from protocol_fsm import DeadlineExpired
+from protocol_fsm import ClientHello, DeadlineExpired, Direction
 from tests.programs import posix_only
 
 GOOD_KEY = "ab" * 16
@@ -39,6 +41,18 @@ def test_a_host_with_one_foreign_address_is_not_loopback(monkeypatch: pytest.Mon
     assert loopback_address("both") == ""
     del found[1]
     assert loopback_address("ours") == "127.0.0.1"
+
+
+@pytest.mark.parametrize("error", [socket.gaierror(-2, "unknown"), UnicodeError("no label")])
+def test_a_host_without_an_address_is_none(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def resolve(*_: object, **__: object) -> NoReturn:
+        raise error
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    with pytest.raises(UserError, match="there is no host named 'nowhere'"):
+        loopback_address("nowhere")
 
 
 def test_an_address_of_ipv4_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,6 +159,7 @@ def test_a_key_of_any_length_is_read_whole(tmp_path: Path, length: int) -> None:
     path.write_text(f"7:{key.hex()}\n")
     path.chmod(0o600)
     assert load_keys(path) == {7: key}
+    assert choose_keys(str(path), "192.0.2.1") == ({7: key}, "192.0.2.1")
 
 
 @pytest.mark.parametrize(
@@ -181,6 +196,23 @@ def test_a_malformed_key_file_is_refused_and_no_key_shown(tmp_path: Path, text: 
     assert GOOD_KEY not in str(caught.value)
 
 
+def test_the_first_line_of_a_key_file_is_line_1(tmp_path: Path) -> None:
+    path = tmp_path / "some.keys"
+    path.write_text(f"1:{GOOD_KEY}\n2 {GOOD_KEY}\n")
+    path.chmod(0o600)
+    with pytest.raises(UserError, match=r"some\.keys line 2 is not id:hex"):
+        load_keys(path)
+
+
+def test_a_key_file_that_cannot_be_read_says_why(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir(mode=0o755)
+    (tmp_path / "binary").touch(0o600)
+    (tmp_path / "binary").write_bytes(b"\xff")
+    for name, words in (("none", "No such"), ("folder", "Is a dir"), ("binary", "'utf-8' codec")):
+        with pytest.raises(UserError, match=f"^cannot read keys from .*{name}: {words}"):
+            load_keys(tmp_path / name)
+
+
 @posix_only
 @pytest.mark.parametrize("mode", [0o640, 0o620, 0o604, 0o601], ids=oct)
 def test_a_key_file_that_others_can_access_is_refused(tmp_path: Path, mode: int) -> None:
@@ -198,7 +230,29 @@ def test_a_list_of_ids_outside_its_limits_is_refused(text: str) -> None:
 
 
 def test_ids_are_listed_once_each_and_rising() -> None:
-    assert id_list("3-4,1,255,4") == [1, 3, 4, 255]
+    assert id_list("3-5,1,255,4") == [1, 3, 4, 5, 255]
+
+
+def test_a_session_is_traced_only_if_that_was_asked_for() -> None:
+    for trace, count in ((False, 0), (True, 1)):
+        lines: list[str] = []
+        make = session_factory(argparse.Namespace(keylog=None, trace=trace), lines.append)
+        session = make(1, DEMO_KEYS[1], Direction.C2S)
+        session.seal(ClientHello())
+        assert not session.watchers.error
+        assert len(lines) == count
+        assert all(line.startswith("-> CLIENT_HELLO id 1 round 0") for line in lines)
+
+
+def test_flags_have_their_defaults() -> None:
+    assert vars(EndpointParser("").options(["--host", "192.0.2.1"])) == {
+        "host": "192.0.2.1",
+        "port": 9999,
+        "keys": None,
+        "patient": False,
+        "trace": False,
+        "keylog": None,
+    }
 
 
 def test_to_have_no_deadlines_is_for_loopback_only(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,12 +268,21 @@ def test_to_have_no_deadlines_is_for_loopback_only(monkeypatch: pytest.MonkeyPat
 
 def test_an_answer_is_shown_in_ascii_and_moves_no_cursor() -> None:
     shown = describe(
-        {"text": "21 \u00b0C \x1b]0;x\x07", "n\x1b": 1, "none": None, "x": [1.5, None]}
+        {"text": "21 \u00b0C \x1b]0;x\x07", "n\x1b": 1, "none": None, "x": [1 / 3, None]}
     )
-    assert shown == 'text "21 \\u00b0C \\u001b]0;x\\u0007"  n\\u001b 1  none null  x 1.5,null'
+    text = '"21 \\u00b0C \\u001b]0;x\\u0007"'
+    assert shown == f"text {text}  n\\u001b 1  none null  x 0.333333,null"
     long = describe({f"name{n}": float(n) for n in range(40)})
     assert all(len(line) <= 79 for line in long.splitlines())
     assert not [line for line in long.splitlines() if line.split()[-1].startswith("name")]
+
+
+def test_a_line_has_79_columns_and_a_list_of_more_than_40_has_blanks() -> None:
+    for digits, count in ((72, 1), (73, 2)):
+        assert len(describe({"a": 1, "b": int("1" * digits)}).splitlines()) == count
+    for first, count in ((100, 1), (1000, 13)):
+        items: list[str | float | None] = [first, 100, *[10] * 11]
+        assert len(describe({"x": items}).split()) == count + 1
 
 
 def test_no_number_of_many_clients_is_broken_in_two() -> None:

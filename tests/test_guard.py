@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ast
+import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import guard
+from tests.house import imports_of
 from tests.programs import ROOT, Done, run
 
 FOLDERS = ("bench", "classroom", "companions")
@@ -58,6 +61,23 @@ def test_guard_is_imported_before_all_else(path: str) -> None:
     assert ast.unparse(first) == "import guard"
 
 
+def test_each_package_that_is_imported_is_known() -> None:
+    folders = [*FOLDERS, "lab"]
+    files = [
+        *ROOT.glob("*.py"),
+        *(path for name in folders for path in ROOT.glob(f"{name}/**/*.py")),
+    ]
+    names = {name for path in files if "student" not in path.parts for name in imports_of(path)}
+    foreign = names - {
+        *sys.stdlib_module_names,
+        *folders,
+        *(path.stem for path in ROOT.glob("*.py")),
+    }
+    told_elsewhere = {"matplotlib", "playwright", "tomllib"}
+    imported_by_name = {"dpkt", "jinja2", "pymysql"}
+    assert foreign - told_elsewhere | imported_by_name == guard.PACKAGES
+
+
 @pytest.mark.parametrize(
     ("code", "status", "words"),
     [
@@ -65,6 +85,7 @@ def test_guard_is_imported_before_all_else(path: str) -> None:
         ("import zmq.utils", 2, "-c: this Python has no package zmq; in "),
         ("import telepathy", 1, "Traceback"),
         ("from os import telepathy", 1, "Traceback"),
+        ("raise ImportError(name='zmq')", 1, "Traceback"),
         ("1 / 0", 1, "Traceback"),
         ("import sys; sys.ps1 = '> '; raise KeyboardInterrupt", None, "Traceback"),
     ],
@@ -79,6 +100,7 @@ def test_only_what_is_no_mistake_of_ours_is_told_without_a_traceback(
 
 
 def test_an_old_python_is_told_its_version() -> None:
+    assert bare("-c", "import sys; sys.version_info = (3, 10, 0); import guard").returncode == 0
     done = bare("-c", "import sys; sys.version_info = (3, 9, 18); import guard")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "and 3.10 or newer is needed" in done.stderr
@@ -98,7 +120,9 @@ def test_the_commands_are_those_that_are_lacking(
     own = str(Path("node", "requirements.txt"))
     assert guard.remedy("zmq", program) == f"python -m pip install -r {own}"
     monkeypatch.setattr(sys, "prefix", "there")
-    assert " -m venv .venv, then " in guard.remedy("zmq", program)
+    for system, python in (("posix", "python3"), ("nt", "py")):
+        monkeypatch.setattr(guard, "os", SimpleNamespace(name=system, path=os.path))
+        assert guard.remedy("zmq", program).startswith(f"{python} -m venv .venv, then ")
     assert guard.remedy("zmq", program).endswith(f", then python -m pip install -r {own}")
     (tmp_path / ".venv").mkdir()
     assert guard.remedy("zmq", program).endswith("activate")

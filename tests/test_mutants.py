@@ -36,6 +36,14 @@ def test_grass_is_not_tall():
 def test_twice_is_twice():
     assert twice(3) == 6
 """
+SLOW_TESTS = """
+import pytest
+from door import is_tall
+
+@pytest.mark.slow
+def test_at_the_limit_it_is_tall():
+    assert is_tall(3, 3)
+"""
 TABLE = """
 MODULES = {"door.py": ("tests/test_door.py", "tests/test_slow.py")}
 
@@ -146,6 +154,19 @@ def test_only_changed_mutants_are_tried_again_and_no_equivalents(house: House) -
     (house.folder / "tests" / "heights.py").write_text("TREE = 30\n")
     both = "No time for all of 2: door.py::is_tall, door.py::twice\n"
     assert both in house.mutate(*no_time).stdout
+
+
+@pytest.mark.slow
+def test_slow_tests_are_asked_with_a_flag_and_then_by_name(house: House) -> None:
+    (house.folder / "pytest.ini").write_text(
+        "[pytest]\nmarkers = slow: takes long\naddopts = -m 'not slow'\n"
+    )
+    (house.folder / "tests" / "test_slow.py").write_text(SLOW_TESTS)
+    assert SURVIVOR in house.mutate().stdout
+    for flags in (["--slow"], []):
+        done = house.mutate(*flags)
+        assert done.returncode == 0, done.stdout
+    assert "tests/test_slow.py::test_at_the_limit_it_is_tall" in house.kills()["door.py::is_tall"]
 
 
 @pytest.mark.slow

@@ -10,8 +10,11 @@ import os
 import re
 import signal
 import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -28,6 +31,7 @@ from program import (
     append_whole,
     end_signals,
     escaped,
+    fitted,
     host_and_port,
     output_path,
     plural,
@@ -42,6 +46,8 @@ from program import (
 )
 from tests.programs import TIMEOUT_S, posix_only, run
 
+LONG = "x" * 250  # the longest name has 255
+
 
 @pytest.mark.parametrize(
     ("read", "text"),
@@ -55,6 +61,8 @@ from tests.programs import TIMEOUT_S, posix_only, run
         (positive, "1.5"),
         (port_number, "-1"),
         (port_number, "65536"),
+        (whole, "-1"),
+        (whole, "9223372036854775808"),
         (whole, "1_0"),
         (whole, "\u0662"),
         (positive, "1_0"),
@@ -73,7 +81,8 @@ def test_a_number_outside_its_limits_is_refused(read: Callable[[str], object], t
 
 
 def test_a_number_at_its_limit_is_accepted() -> None:
-    assert (seconds("1e-3"), positive("1")) == (0.001, 1)
+    assert (seconds("1e-3"), positive("1"), whole("0")) == (0.001, 1, 0)
+    assert positive(str(sys.maxsize)) == whole(str(sys.maxsize)) == sys.maxsize
     assert (port_number("0"), port_number("65535")) == (0, 65_535)
 
 
@@ -93,9 +102,45 @@ def test_a_wrong_flag_is_a_sentence_for_the_user(monkeypatch: pytest.MonkeyPatch
 def test_a_file_that_cannot_be_written_is_reported_in_one_sentence(tmp_path: Path) -> None:
     write_text(tmp_path / "some.txt", "one\ntwo\n")
     assert (tmp_path / "some.txt").read_bytes() == b"one\ntwo\n"
-    with pytest.raises(UserError, match=r"cannot write .*No such file"):
-        write_text(tmp_path / "nowhere" / "some.txt", "one\n")
+    for name, why in (("nowhere/some.txt", "No such file"), ("\0", "null")):
+        with pytest.raises(UserError, match=f"cannot write .*{why}"):
+            write_text(tmp_path / name, "one\n")
     assert [*tmp_path.iterdir()] == [tmp_path / "some.txt"]
+
+
+@posix_only
+@posix_only
+def test_a_pipe_is_written_to_and_no_file_takes_its_place(tmp_path: Path) -> None:
+    os.mkfifo(pipe := tmp_path / LONG)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    assert output_path(str(pipe)) == pipe
+    write_text(pipe, "one\n")
+    assert os.read(reader, 100) == b"one\n"
+    os.close(reader)
+    assert pipe.is_fifo()
+
+
+@posix_only
+def test_a_file_is_whole_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (old := tmp_path / LONG).touch()
+    for path in (old, tmp_path / ("y" * 250)):  # the name of what is not whole yet is too long
+        with pytest.raises(UserError, match=r"cannot write .*long"):
+            output_path(str(path))
+        with pytest.raises(UserError, match=r"cannot write .*long"):
+            write_text(path, "one\n")
+    monkeypatch.setattr(Path, "replace", lambda *_: os.stat(tmp_path / "nowhere"))
+    with pytest.raises(UserError, match="cannot write "):
+        write_text(tmp_path / "new", "one\n")
+    assert [*tmp_path.iterdir()] == [old]
+
+
+def test_a_file_of_another_that_is_not_whole_is_left_alone(tmp_path: Path) -> None:
+    (partial := tmp_path / f"new.{os.getpid()}.partial").touch()
+    with pytest.raises(UserError, match="File exists"):
+        output_path(str(tmp_path / "new"))
+    assert partial.exists()
 
 
 @posix_only
@@ -113,7 +158,7 @@ def test_where_a_program_will_write_is_tried_before_the_work(tmp_path: Path) -> 
     assert output_path(str(there)) == there
     assert output_path(str(tmp_path / "new")) == tmp_path / "new"
     assert output_path(os.devnull) == Path(os.devnull)
-    for name, why in (("nowhere/file", "No such file"), ("", "directory"), ("x" * 300, "too long")):
+    for name, why in (("nowhere/file", "No such file"), ("", "directory"), ("\0", "null")):
         with pytest.raises(UserError, match=f"cannot write .*{why}"):
             output_path(str(tmp_path / name))
     assert there.read_text() == "old"
@@ -189,8 +234,20 @@ def test_an_error_is_one_line_whatever_it_quotes() -> None:
 def test_windows_words_are_used_where_the_c_library_has_none(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    error = OSError(10061, "refused it")
+    monkeypatch.setattr(error, "winerror", 10061, raising=False)
+    monkeypatch.setattr(os, "strerror", lambda number: "refused")
+    assert reason_of(error) == "refused"
     monkeypatch.setattr(os, "strerror", lambda number: "Unknown error")
-    assert reason_of(OSError(10061, "refused it")) == "refused it"
+    assert reason_of(error) == "refused it"
+
+
+def test_the_reason_of_an_error_is_what_the_system_says_without_the_rest() -> None:
+    known = os.strerror(errno.ENOENT)
+    assert reason_of(OSError(errno.ENOENT, f"{known} (os error 2)")) == known
+    assert reason_of(OSError(errno.ENOENT, "another reason")) == "another reason"
+    assert reason_of(OSError(errno.ENOENT, "")) == known
+    assert reason_of(OSError("no number")) == "no number"
 
 
 def test_a_line_that_cannot_be_printed_disturbs_nobody(
@@ -212,6 +269,23 @@ def test_lines_are_printed_one_after_the_other(capfd: pytest.CaptureFixture[str]
     assert capfd.readouterr().err.split() == [str(n) for n in range(100)]
 
 
+def test_the_last_lines_have_half_a_second_and_no_more_is_waited(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    waited: list[float] = []
+    taken = threading.Event()
+    clock = SimpleNamespace(monotonic=lambda: sum(waited), sleep=waited.append)
+    monkeypatch.setattr(program, "time", clock)
+    monkeypatch.setattr(program, "os", SimpleNamespace(write=lambda *_: taken.wait(TIMEOUT_S)))
+    lines = Lines()
+    lines.write_line("a paused terminal does not take this")
+    lines.drain()
+    assert sum(waited) == pytest.approx(0.5, abs=0.02)
+    taken.set()
+    clock.monotonic, clock.sleep = lambda: 0.0, time.sleep
+    lines.drain()
+
+
 def logged(text: str) -> list[str]:
     record = logging.LogRecord("x", logging.INFO, "x", 1, "%s", (text,), None)
     return LogFormatter().format(record).split("\n")
@@ -225,19 +299,25 @@ def test_a_line_of_the_log_begins_with_the_time_and_no_other_does() -> None:
 
 @pytest.mark.parametrize("columns", [40, 80, 132])
 @pytest.mark.parametrize(
-    "text", ["word " * 60, "x" * 500, "12:00:00 " * 40, "a" * 71 + "12:00:00 client 1: left"]
+    "text", ["so-so " * 60, "x" * 500, "12:00:00 " * 40, "a" * 71 + "12:00:00 client 1: left"]
 )
 def test_on_a_terminal_it_is_cut_between_words_and_the_rest_is_indented(
     monkeypatch: pytest.MonkeyPatch, columns: int, text: str
 ) -> None:
-    monkeypatch.setattr(os, "get_terminal_size", lambda _: os.terminal_size((columns, 24)))
+    sizes = {2: os.terminal_size((columns, 24))}  # of stderr
+    monkeypatch.setattr(os, "get_terminal_size", sizes.__getitem__)
     first, *rest = logged(text)
     assert max(map(len, [first, *rest])) < columns
     assert all(line.startswith(" " * 9) for line in rest)
     whole = "".join([first[9:], *rest])
     assert "".join(whole.split()) == "".join(text.split())
-    if "word" in text:
-        assert {*whole.split()} == {"word"}
+    if "so-so" in text:
+        assert {*whole.split()} == {"so-so"}
+
+
+def test_a_terminal_has_at_least_20_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "get_terminal_size", lambda _: os.terminal_size((5, 5)))
+    assert fitted("x" * 50).split() == ["x" * 20, "x" * 11, "x" * 11, "x" * 8]
 
 
 def test_a_sentence_is_cut_too_and_lines_of_ours_are_left_as_they_are(
@@ -276,6 +356,7 @@ def test_an_error_that_no_program_has_foreseen_names_its_file() -> None:
 
 
 def test_a_file_that_never_ends_is_no_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert program.MOST_READ == 268_435_456
     monkeypatch.setattr(program, "MOST_READ", 2 * program.MIB)
     (tmp_path / "much").write_bytes(b"a" * 2 * program.MIB)
     assert len(read_text(tmp_path / "much")) == 2 * program.MIB
@@ -309,13 +390,16 @@ def test_whatever_asks_gets_a_line_that_has_an_end(
     def typing(text: str) -> None:
         monkeypatch.setattr(sys, "stdin", Typed(io.BytesIO(text.encode()), "utf-8"))
 
-    typing("0" * MOST_LINE)
-    with pytest.raises(UserError, match="has a line of 1,000,000 characters or more"):
-        ask()
+    for length in (MOST_LINE, MOST_LINE + 1):
+        typing("0" * length)
+        with pytest.raises(UserError, match="has a line of 1,000,000 characters or more"):
+            ask()
     typing("0" * (MOST_LINE - 2) + "\nü\r\nlast")
     assert [input(), input(), input()] == ["0" * (MOST_LINE - 2), "ü", "last"]
     with pytest.raises(EOFError):
         input()
+    typing("abc\n")
+    assert [sys.stdin.readline(size) for size in (0, 2, -1)] == ["", "ab", "c\n"]
 
 
 def test_an_endless_line_is_one_sentence() -> None:

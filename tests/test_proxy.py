@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -163,6 +164,15 @@ def test_a_whole_session_is_shown_and_nothing_is_delivered_before_forward(seat: 
         "#4 to client: SERVER_AGGR_RESPONSE",
         "#5 to server: TERMINATE",
     ]
+    assert [line for line in seat.said.splitlines() if line.startswith("forwarded ")] == [
+        "forwarded #1 CLIENT_HELLO to server",
+        "forwarded #2 SERVER_CHALLENGE to client",
+        "forwarded #3 CLIENT_DATA to server",
+        "forwarded #4 SERVER_AGGR_RESPONSE to client",
+        "forwarded #5 TERMINATE to server",
+    ]
+    for end in ("client", "server"):
+        assert f"the {end} has closed its side\n" in seat.said
     assert seat.said.splitlines()[-1] == "connection 1 is over"
 
 
@@ -222,6 +232,29 @@ def test_show_has_every_byte_and_list_the_fate_of_every_message(seat: Seat) -> N
         "connection 1 #2 SERVER_CHALLENGE to client forwarded",
         "connection 1 #3 CLIENT_DATA to server put aside",
     ]
+
+
+def test_list_has_the_last_18_messages(seat: Seat) -> None:
+    for _ in range(4):
+        seat.client()
+        seat.end()
+    lines = seat.type("list").splitlines()
+    assert len(seat.table._came) == 20
+    assert [re.findall(r"#\d+", line) for line in lines] == [[f"#{n}"] for n in range(3, 21)]
+
+
+@pytest.mark.parametrize("types", [False, True])
+@pytest.mark.parametrize("reads", [False, True])
+def test_a_person_at_a_terminal_has_a_prompt(
+    monkeypatch: pytest.MonkeyPatch, types: bool, reads: bool
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdin", SimpleNamespace(isatty=lambda: types))
+        patch.setattr(sys, "stdout", SimpleNamespace(isatty=lambda: reads))
+        table = Table(0, (HOST, 1), "some.log")
+    table.wire._listener.close()
+    assert table.prompt == ("proxy> " if types and reads else "")
+    assert table._keylog == Path("some.log")
 
 
 # Meddling: a command when the report is in hand, and the error of the server
@@ -336,7 +369,9 @@ def test_undo_takes_back_the_last_change_though_messages_have_come_since(
     before = seat.table._desk
     seat.type("flip 24.3", "flip 24.3", line)
     assert seat.table._desk != before
+    waits = " (it waits)" if seat.table._desk.waiting else ""
     seat.table._arrive("client", b"later")
+    assert f"#4 to server{waits}: " in seat.read()
     seat.type("undo", "undo", "undo")
     assert seat.table._desk.held == ()
     assert seat.table._desk.waiting[:-1] == before.waiting

@@ -5,16 +5,19 @@ from __future__ import annotations
 import array
 import io
 import os
+import socket
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
+from typing import NoReturn
 
 import pytest
 
 from client import Client, Table, plain_number, reading, typed
 from endpoint import DEMO_KEYS
-from program import UserError
-from protocol_fsm import MAX_MAGNITUDE, LocalError, PeerTerminated, Status
+from program import NoConnection, UserError
+from protocol_fsm import MAX_MAGNITUDE, DeadlineExpired, LocalError, PeerTerminated, Status
 from tests.network import client_for, serving
 from tests.programs import posix_only
 
@@ -52,9 +55,14 @@ READ = {  # text, column, lines to skip, readings, how it says they are read
     "a row without anything": ("v\n5\n \n\n6\n", None, 0, [5.0, 6.0], "column 1, 'v'"),
     "words and empty cells": ("d,v\n1.1.,2\n,3\nn/a,4\n", None, 0, [2.0, 3.0, 4.0], "column 2"),
     "a column of words": ("room,v\nattic,2\nTotal,3\n", None, 0, [2.0, 3.0], "column 2"),
+    "blank lines above": ("\n \nt;kWh\n1;12,5\n", None, 0, [12.5], "semicolons, decimal comma"),
+    "a blank cell first": ("d,v\n1,2\n ,3\n", None, 0, [2.0, 3.0], "column 2, 'v'"),
+    "a title after a number": ("2023,v\n1,2\n", "2", 0, [2.0], "column 2, 'v'"),
+    "a title before a number": ("v,2023\n1,2\n", "1", 0, [1.0], "column 1, 'v'"),
     "lines of Windows": ("a,b\r\n1,2\r\n", None, 0, [2.0], "column 2, 'b'"),
 }
 REFUSED = {  # text, column, lines to skip, what the sentence says
+    "a word in the only column": ("20\nx\n", None, 0, "line 2, column 1: 'x' is not .* 1e15$"),
     "a decimal comma between commas": ("20,5\n21,5\n", None, 0, "line 1 has 2 cells and no header"),
     "both signs in a number": (
         "d;v\nx;227.343,00\n",
@@ -124,6 +132,19 @@ def test_a_table_that_could_be_misread_is_refused_by_place(read: Read, case: str
         read(text, column, skip)
 
 
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"cannot read .*none\.csv: No such file"):
+        Table(str(tmp_path / "none.csv"))
+
+
+def test_a_dash_is_standard_input(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    path = tmp_path / "readings.csv"
+    path.write_text("5\n6\n")
+    stdin = SimpleNamespace(fileno=lambda: os.open(path, os.O_RDONLY))
+    monkeypatch.setattr("sys.stdin", stdin)
+    assert [*Table("-").readings()] == [[5.0], [6.0]]
+
+
 def test_a_line_that_never_ends_is_refused(read: Read) -> None:
     """As those of /dev/zero."""
     with pytest.raises(UserError, match="line of 1,000,000 characters or more"):
@@ -146,14 +167,16 @@ def test_what_is_no_such_number_is_no_reading(text: str) -> None:
 def test_a_typed_decimal_comma_is_asked_for_again(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("sys.stdin", io.StringIO("20,5\n1\u00a0234\n20.5 21\nquit\n"))
+    monkeypatch.setattr("sys.stdin", io.StringIO("20,5\n1\u00a0234\nstatus\n20.5 21\nquit\n"))
     assert [*typed(Client(1, DEMO_KEYS))] == [[20.5, 21.0]]
-    assert "with a decimal point" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert said.count("with a decimal point") == 2
+    assert "<Session of client 1, sends C2S, HELLO, round 0>\nC2S-ENC" in said
 
 
 @posix_only
 def test_a_person_at_the_prompt_hears_of_the_servers_end_at_once(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _, terminal = os.openpty()  # where nobody types anything
     with open(terminal) as stdin:
@@ -166,6 +189,7 @@ def test_a_person_at_the_prompt_hears_of_the_servers_end_at_once(
             next(typed(client))
     client.close()
     assert caught.value.status is Status.SHUTDOWN
+    assert capsys.readouterr().out == "numbers, status, quit> \n"
 
 
 def test_a_report_takes_any_real_numbers_and_names_the_limit_otherwise() -> None:
@@ -176,6 +200,7 @@ def test_a_report_takes_any_real_numbers_and_names_the_limit_otherwise() -> None
         for wrong, words in (
             ([1] * 1_025, "at most 1,024 numbers, got 1025"),
             (["1"], "a reading is a real number, and this is a str"),
+            ([True], "numbers of at most 1e"),
             ([1j], "and this is a complex"),
             ([2 * MAX_MAGNITUDE, 1], "numbers of at most 1e"),
         ):
@@ -212,6 +237,32 @@ def test_a_client_without_a_with_block_connects_once_and_closes_as_often_as_it_l
         assert "GOODBYE" in str(ended.detail)
         with pytest.raises(LocalError, match="one session"):
             client.connect()
+
+
+@pytest.mark.parametrize("error", [ConnectionRefusedError("nobody"), UnicodeError("no label")])
+def test_a_server_has_five_seconds_to_be_there(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    asked: list[object] = []
+
+    def connect(*words: object) -> NoReturn:
+        asked.extend(words)
+        raise error
+
+    monkeypatch.setattr(socket, "create_connection", connect)
+    client = Client(1)
+    with pytest.raises(NoConnection, match=f"^no server at 127.0.0.1:9999: {error}$"):
+        client.connect()
+    assert asked == [("127.0.0.1", 9999), 5.0]
+    assert client.timeout_s == 2.0
+
+
+def test_a_handshake_that_fails_leaves_no_connection() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        client = Client(1, port=silent.getsockname()[1], timeout_s=0.05)
+        with pytest.raises(DeadlineExpired):
+            client.connect()
+        assert client.channel._sock.fileno() == -1
 
 
 def test_a_key_file_without_the_id_is_said_to_be_that() -> None:

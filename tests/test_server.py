@@ -11,21 +11,25 @@ import logging
 import math
 import os
 import random
+import re
 import secrets
+import signal
 import socket
 import statistics
 import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from channel import POLL_S, Channel, EndRequested
 from client import Client
-from endpoint import DEMO_KEYS
-from program import NoConnection
+from endpoint import DEMO_KEYS, DEMO_WARNING, generate_keys
+from program import NoConnection, UserError, end_signals
 from protocol_fsm import (
     LAST_ROUND,
     BadTag,
@@ -770,6 +774,60 @@ def test_every_flag_of_a_limit_reaches_the_server(monkeypatch: pytest.MonkeyPatc
         with pytest.raises(Made):
             server_main()
         assert made.pop() == dataclasses.replace(Limits(), **{field.name: number + 2})
+    monkeypatch.setattr(sys, "argv", ["server.py", "--window", "0.5", "--patient"])
+    with pytest.raises(Made):
+        server_main()
+    assert made.pop() == Limits(0.5, math.inf, math.inf, math.inf)
+    monkeypatch.setattr(sys, "argv", ["server.py", "--max-strangers", "1.5"])
+    with pytest.raises(UserError, match="not a whole number"):
+        server_main()
+
+
+@pytest.mark.parametrize("flags", [[], ["--verbose"], ["--keys"]], ids=" ".join)
+def test_the_program_serves_until_it_is_told_to_stop(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
+    flags: list[str],
+) -> None:
+    generate_keys(tmp_path / "keys", [1])
+    words = [*flags, *([str(tmp_path / "keys" / "server.keys")] if flags == ["--keys"] else [])]
+    done: list[object] = []
+
+    def pause(seconds: float) -> None:
+        done.append(seconds)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(sys, "argv", ["server.py", "--port", "0", *words])
+    monkeypatch.setattr("server.time", SimpleNamespace(monotonic=time.monotonic, sleep=pause))
+    monkeypatch.setattr("server.start_log", lambda level, _: done.append(level))
+    monkeypatch.setattr("server.Lines.drain", lambda _: done.append("drained"))
+    before = {number: signal.getsignal(number) for number in end_signals()}
+    try:
+        assert server_main() == 0
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert done == ["DEBUG" if flags == ["--verbose"] else "INFO", POLL_S, "drained"]
+    listening, *summary = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"listening on 127\.0\.0\.1:\d+", listening)
+    assert summary == ["client  sessions  reports", "strangers: none"]
+    assert (DEMO_WARNING in caplog.messages) == (flags != ["--keys"])
+
+
+def test_the_program_writes_keys_for_five_clients_or_those_that_are_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    for words, count in (([], 5), (["--ids", "7"], 1)):
+        where = str(tmp_path / str(count))
+        monkeypatch.setattr(sys, "argv", ["server.py", "--generate-keys", where, *words])
+        assert server_main() == 0
+        assert capsys.readouterr().out == f"wrote server.keys and {count} client keys to {where}\n"
+        assert len([*Path(where).iterdir()]) == count + 1
+    monkeypatch.setattr(sys, "argv", ["server.py", "--ids", "7"])
+    with pytest.raises(UserError, match="--ids goes with --generate-keys"):
+        server_main()
 
 
 def test_the_decoy_key_is_drawn_whole_from_the_operating_system(

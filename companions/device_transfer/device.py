@@ -190,8 +190,7 @@ class Device(Caller[Channel[Message]]):
                 "something has ended that"
             )
         kind = Kind.TEXT if what == "text" else Kind.FILE
-        now = self._trust.now().replace(microsecond=0)
-        announcement = Announcement(what, name, size_of(content), now)
+        announcement = Announcement(what, name, size_of(content), self._trust.now())
         try:
             self.channel.send(Message(kind, announcement.encode()))
             manifest = self._send_content(Outgoing(announcement), content, progress)

@@ -67,9 +67,8 @@ class Event(NamedTuple):
 
 
 def bare(error: ProtocolError) -> ProtocolError:
-    """Strip an error of its traceback and its causes, which hold messages and keys."""
+    """Strip an error of its traceback and its context, which hold messages and keys."""
     error.__context__ = None
-    error.__cause__ = None
     return error.with_traceback(None)
 
 
@@ -142,7 +141,7 @@ class Peer:
         if self._session is None:
             return []
         farewell = self._session.goodbye(Reason.GOODBYE)
-        self._forget()
+        self._forget(self._session)
         return [farewell] if farewell else []
 
     # What is due by the clock
@@ -153,7 +152,7 @@ class Peer:
         sent: list[bytes] = []
         if self._has_left:
             return []
-        if self._pending and now - self._pending_since >= self.limits.handshake_s:
+        if now - self._pending_since >= self.limits.handshake_s:
             self._pending = None
         if self._session:
             sent += self._keep_alive(self._session, now)
@@ -261,7 +260,7 @@ class Peer:
         if message[:1] == bytes([Kind.REPLY]):
             return self._pending or self._session
         for session in (self._pending, self._session):
-            if session and session.session_id and session.session_id == message[1:17]:
+            if session and session.session_id == message[1:17]:
                 return session
         return self._session or self._pending
 
@@ -291,7 +290,7 @@ class Peer:
     def _establish(self, session: Session) -> None:
         """Open a session whose peer has shown the keys; it replaces the one before."""
         if self._session:
-            self._forget()
+            self._forget(self._session)
             self._tell(Event("ended"))
         self._session = session
         self._pending = None
@@ -307,19 +306,18 @@ class Peer:
         if session.state is not State.ENDED:
             session.fail(error)
         if session is self._session:
-            self._forget()
+            self._forget(session)
             self._tell(Event("ended", error=bare(error)))
         else:
             self._pending = None
             self._refuse(error)
         return [error.farewell] if error.farewell else []
 
-    def _forget(self) -> None:
+    def _forget(self, session: Session) -> None:
         """End the open session on our side; what became of its last texts is unknown."""
-        if self._session:
-            self._session.close()
-            if self._session.watchers.error:
-                log.error("a watcher of %r failed: %s", self._session, self._session.watchers.error)
+        session.close()
+        if session.watchers.error:
+            log.error("a watcher of %r failed: %s", session, session.watchers.error)
         self._session = None
         for number in self._numbers.values():
             self._tell(Event("unconfirmed", number=number))

@@ -851,7 +851,7 @@ def test_member_below_another_authority_is_judged_as_in_a_handshake(
     receipt = receipt_over(whole, lines, 1)
     case = replace(whole, school=school, bundle=whole.bundle + pem_of(namesake) + pem_of(made))
     refuse(case, "^line 1: its signer's certificate: UnknownIssuer", lines, receipt)
-    case.bundle += pem_of(below)
+    case.bundle = pem_of(below) + case.bundle
     case.verify(lines, receipt)
     school.revoke([below], NOW + DAY)
     case.verify(lines, receipt)

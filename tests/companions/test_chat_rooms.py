@@ -378,7 +378,7 @@ def test_own_text_that_does_not_come_back_is_missed(world: World) -> None:
     rooms = Rooms(world)
     rooms.seats[ALICE].check_complete()
     rooms.seats[ALICE].compose("text", NOW_MS)
-    assert rooms.seats[ALICE].pending == 1
+    assert (rooms.seats[ALICE].pending, rooms.seats[ALICE].unheard) == (1, ["text"])
     with pytest.raises(LostMessage):
         rooms.seats[ALICE].check_complete()
 

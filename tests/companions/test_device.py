@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import mmap
 import os
 import re
@@ -401,12 +402,63 @@ def test_no_such_port_is_no_connection(world: World) -> None:
         pytest.fail("connected")
 
 
+@pytest.mark.parametrize("error", [OSError("nobody"), UnicodeError("label"), OverflowError("port")])
+def test_a_server_has_ten_seconds_at_most_to_be_there(
+    world: World, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    asked: list[object] = []
+
+    def connect(*words: object) -> NoReturn:
+        asked.extend(words)
+        raise error
+
+    monkeypatch.setattr(socket, "create_connection", connect)
+    assert Device(world.device, world.trust(), SERVER).timeout_s == 10.0
+    for timeout_s in (3.0, 30.0):
+        device = Device(world.device, world.trust(), SERVER, timeout_s=timeout_s)
+        with pytest.raises(NoConnection, match=f"no server at 127.0.0.1:9998: {error}"), device:
+            pytest.fail("connected")
+    assert asked == [("127.0.0.1", 9998), 3.0, ("127.0.0.1", 9998), 10.0]
+
+
 def test_a_server_cannot_be_a_device(world: World) -> None:
     with pytest.raises(UserError, match="certificate of server-1 is for a server, and a device"):
         Device(world.server, world.trust(), SERVER)
 
 
 # How it ends
+
+
+def test_the_log_has_each_session_and_what_became_of_its_items(
+    world: World,
+    party: tuple[Server, Records, Path],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def said() -> list[str]:
+        records = [one for one in caplog.records if one.name == "device_transfer.device"]
+        caplog.clear()
+        return [one.getMessage().removeprefix(f"{SERVER}: ") for one in records]
+
+    caplog.set_level(logging.INFO, "device_transfer.device")
+    with device_for(world, party[0]) as device:
+        device.send_text("x")
+        device.send_file(a_file(tmp_path))
+    session = device.session.session_id.hex()
+    items = ["'text' of 1 byte acknowledged", "'door.png' of 7 bytes acknowledged"]
+    assert said() == [f"session {session} begun", *items, "session over, 2 acknowledged"]
+    for name in ("text", "door.png"):
+        with pytest.raises(EndRequested), device_for(world, party[0]) as device:  # noqa: PT012
+            device.channel.request_end(Status.SHUTDOWN)
+            device.send_text("x") if name == "text" else device.send_file(tmp_path / name)
+        failed, over = said()[1:]
+        assert re.fullmatch(rf"'{name}' of \d bytes? not acknowledged: EndRequested\(.*\)", failed)
+        assert over == "session over, 0 acknowledged"
+    with raw_server(lambda: Session(world.server, world.trust()), closes_at_once) as address:
+        device = Device(world.device, world.trust(), SERVER, *address)
+        with pytest.raises(ConnectionCut), device:
+            pytest.fail("there is a session")
+    assert said()[0].startswith("no session: ConnectionCut: ")
 
 
 def test_an_exception_of_the_callers_is_told_as_a_failure(world: World, tmp_path: Path) -> None:

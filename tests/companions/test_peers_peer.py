@@ -143,7 +143,7 @@ def test_no_hello_of_the_peers_puts_ours_off(world: World, link: Link) -> None:
     """However often it says one, ours comes a quarter of a second after its first."""
     link.tick(0)
     link.wires[1].clear()
-    for seconds in (0.125, 0.25, 0.375):
+    for seconds in (0.125, 0.25, 0.3725, 0.375):
         link.time.now = seconds
         link.deliver(0, introduce(world.bob))
         assert link.kinds(1) == []
@@ -335,6 +335,7 @@ def test_whatever_got_lost_they_meet_by_themselves(
 
 
 def test_a_handshake_that_goes_on_is_left_alone(link: Link) -> None:
+    link.time.now = 10.0
     link.tick(0)
     link.deliver(1)
     link.deliver(0)
@@ -346,12 +347,13 @@ def test_a_handshake_that_goes_on_is_left_alone(link: Link) -> None:
     assert len([1 for _, message in link.sent if message[0] == Kind.HELLO]) == 1
 
 
-def test_hellos_become_rare_while_nobody_answers(link: Link) -> None:
+def test_hellos_become_rare_while_nobody_answers(world: World) -> None:
+    link = Link(world.alice, world.bob, Limits(hello_s=0.5))
     said = []
     while link.time.now < 40:
         said += [link.time.now for message in link.peers[0].tick() if message[0] == 1]
         link.time.now += 0.25
-    assert said == [0, 1, 3, 7, 15, 23, 31, 39]
+    assert said == [0, 0.5, 1.5, *(3.5 + 4 * number for number in range(10))]
     link.wait(8)
     assert link.is_one_session()
     link.restart(1)
@@ -366,7 +368,7 @@ def test_hellos_become_rare_while_nobody_answers(link: Link) -> None:
     while link.time.now < began + 4:
         link.time.now += 0.25
         said += [link.time.now - began for message in link.peers[0].tick() if message[0] == 1]
-    assert said == [1, 3], "after a session they begin anew"
+    assert said == [0.5, 1.5, 3.5], "after a session they begin anew"
 
 
 def test_hellos_that_nobody_answers_are_told_once_an_absence(link: Link) -> None:
@@ -395,7 +397,32 @@ def test_a_hello_that_was_answered_was_not_in_vain(link: Link) -> None:
         link.deliver(0)
         link.wires[1].clear()  # the CONFIRM
         link.time.now += 9
+    for _ in range(link.limits.hellos):
+        link.tick(0)
+        link.time.now += 9
     assert "unanswered" not in {event.what for event in link.told[0]}
+
+
+def test_a_hello_before_a_session_was_not_in_vain(link: Link) -> None:
+    for _ in range(link.limits.hellos):
+        link.tick(1)
+        link.time.now += 9
+    link.wires[0].clear()
+    link.meet()
+    link.put(0, link.peers[0].leave())
+    link.carry()
+    for _ in range(link.limits.hellos):
+        link.tick(1)
+        link.time.now += 9
+    assert link.events(1, "unanswered") == []
+
+
+def test_a_hello_that_no_open_session_needs_was_not_in_vain(world: World) -> None:
+    link = Link(world.alice, world.bob, Limits(away_s=10**9, ping_s=10**9)).meet()
+    for number in range(5):
+        link.time.now = 3_600 + 9 * number
+        assert [Kind(message[0]) for message in link.peers[0].tick()] == [Kind.HELLO]
+    assert link.events(0, "unanswered") == []
 
 
 @pytest.mark.parametrize("stops_after", [Kind.REPLY, Kind.CONFIRM])
@@ -694,6 +721,20 @@ def test_only_what_is_accepted_counts_as_a_word(link: Link) -> None:
     assert link.errors(0, "ended") == [PeerAway]
 
 
+def test_a_reply_is_no_word_in_the_open_session(link: Link) -> None:
+    link.meet()
+    link.time.now = 3_600.0
+    link.peers[0]._heard = 3_600.0
+    link.tick(0)
+    link.deliver(1)
+    link.time.now = 3_601.0
+    link.deliver(0)
+    assert link.kinds(1) == [Kind.CONFIRM]
+    link.time.now = 3_606.0
+    link.tick(0)
+    assert link.errors(0, "ended") == [PeerAway]
+
+
 def test_who_was_away_is_met_again_and_hears_what_waited(link: Link) -> None:
     link.meet()
     link.ticking = [0]
@@ -740,9 +781,10 @@ def test_a_session_is_renewed_and_no_text_gets_lost(world: World) -> None:
 def test_a_session_is_renewed_by_whoever_began_it(world: World) -> None:
     for n in (0, 1):
         link = Link(world.alice, world.bob, Limits(away_s=10**9, ping_s=10**9))
+        link.time.now = 10.0
         link.tick(n)
         link.carry()
-        for seconds, is_time in ((3_599.9, False), (3_600, True)):
+        for seconds, is_time in ((3_609.9, False), (3_610, True)):
             link.time.now = seconds
             assert link.peers[1 - n].tick() == []
             link.put(n, link.peers[n].tick())
@@ -863,6 +905,8 @@ def test_of_spent_numbers_there_are_enough_for_all_that_is_under_way(link: Link)
         assert len(link.events(n, "receipt")) == len(link.texts_of(n)) == 200
     link.put(0, link.peers[0].leave())
     assert link.kinds(1) == [Kind.BYE]
+    link.open_session(1)._sequence[Role.RESPONDER] = 2**32
+    assert link.peers[1].leave() == [], "it has no number for a BYE"
 
 
 def test_what_is_said_while_sessions_change_is_said_in_the_new_one(link: Link) -> None:
@@ -886,6 +930,21 @@ def test_what_is_said_while_sessions_change_is_said_in_the_new_one(link: Link) -
         ("text", new.session_id, "after the CONFIRM"),
     ]
     assert len(link.events(0, "receipt")) == 2
+
+
+def test_what_is_said_while_sessions_change_waits_no_longer_than_a_handshake(link: Link) -> None:
+    link.meet()
+    link.time.now = 3_600
+    link.peers[0]._heard = 3_600
+    link.tick(0)
+    link.deliver(1)
+    link.deliver(0)
+    link.wires[1].clear()  # the CONFIRM
+    link.say(0, "after the CONFIRM")
+    assert link.kinds(1) == []
+    link.time.now = 3_605
+    link.tick(0)
+    assert Kind.TEXT in link.kinds(1)
 
 
 def test_a_text_that_crosses_a_renewal_arrives_once_and_its_fate_is_told(link: Link) -> None:
@@ -1197,6 +1256,7 @@ def test_a_watcher_that_fails_is_named_in_the_log_when_its_session_is_over(
     assert link.texts_of(1) == ["hello"]
     assert not caplog.records
     link.put(0, link.peers[0].leave())
+    link.carry()
     assert [record.getMessage() for record in caplog.records] == [
         "a watcher of <Session of the INITIATOR, ENDED> failed: ValueError: the disk is full"
     ]

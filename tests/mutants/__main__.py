@@ -30,6 +30,7 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("modules", metavar="MODULE", nargs="*", help="a file; without: all")
     parser.add_argument("--check", action="store_true", help="only see if the two lists fit")
     parser.add_argument("--changed", action="store_true", help="leave out what kills.json knows")
+    parser.add_argument("--slow", action="store_true", help="ask the slow tests, too")
     parser.add_argument("--minutes", type=float, default=0, help="begin nothing after so long")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="how many at a time")
     parser.add_argument("--limit", type=float, default=20, help="seconds until a test hangs")
@@ -70,6 +71,8 @@ def main(words: Sequence[str]) -> int:
         problems = unresolved_lines()
         print("\n".join([*problems, f"{len(problems)} lines do not fit the source"]))
         return int(bool(problems))
+    if arguments.slow:
+        os.environ["PYTEST_ADDOPTS"] = "-m ''"
     kills = Kills()
     try:
         scopes = find_scopes(arguments.modules or MODULES, kills, arguments.changed)

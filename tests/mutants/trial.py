@@ -195,6 +195,8 @@ def run_pytest(task: Task) -> None:
     flags = ["-q", "-p", "no:cacheprovider", "-W", preloaded]
     if not task.profile:
         flags += ["-x", "--tb=no"]
+    if all("::" in test for test in task.tests):
+        flags += ["-m", ""]  # what is asked by name may be slow
     plugin = Profiler(task) if task.profile else Witness(task)
     left_out = [f"--deselect={test}" for test in task.without]
     code = pytest.main([*flags, *left_out, *task.tests], plugins=[plugin])
