@@ -61,6 +61,7 @@ def test_guard_is_imported_before_all_else(path: str) -> None:
     assert ast.unparse(first) == "import guard"
 
 
+@pytest.mark.slow
 def test_each_package_that_is_imported_is_known() -> None:
     folders = [*FOLDERS, "lab"]
     files = [

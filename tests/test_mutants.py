@@ -117,6 +117,7 @@ def test_modules_and_tests_of_the_table_exist() -> None:
     assert listed <= {*MODULES}
 
 
+@pytest.mark.slow
 def test_a_test_is_found_though_its_helpers_import_each_other() -> None:
     path = "tests/companions/conftest.py"
     helpers = kills.helpers_of(path)

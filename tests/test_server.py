@@ -504,7 +504,10 @@ def test_who_cannot_send_still_hears_the_last_word(monkeypatch: pytest.MonkeyPat
 
 
 def test_the_oldest_stranger_makes_room_and_no_established_client_does() -> None:
-    with serving(max_strangers=2) as (server, _), client_for(server, 1) as established:
+    with (
+        serving(max_strangers=2, window_s=0.2) as (server, _),
+        client_for(server, 1) as established,
+    ):
         established.report([1])
         oldest = Hand(server.address, 2).shake_hands()
         others = [Hand(server.address, n).shake_hands() for n in (3, 4)]
