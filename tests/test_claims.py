@@ -40,6 +40,7 @@ def book(request: pytest.FixtureRequest) -> Book:
 # What a row names is there ------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_code_attacks_and_tests_of_a_claim_exist(book: Book) -> None:
     for claim in book.told.claims:
         assert claim.code, claim.id

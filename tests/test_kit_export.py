@@ -299,6 +299,7 @@ def test_a_copied_step_is_wrong_even_where_two_dialects_differ_by_their_word_onl
     assert all(other.bind_keys(keys, b"1", b"2")[label] != right[label] for label in KEY_LABELS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flag", FLAGS)
 def test_every_part_of_a_dialect_matters(flag: str) -> None:
     """Even if the labels were the same, each difference alone ends a session of two rounds."""
