@@ -25,6 +25,7 @@ import socket
 import ssl
 import sys
 import tempfile
+import textwrap
 import threading
 import time
 from collections import Counter
@@ -480,7 +481,7 @@ def sentences(seen: Mapping[str, Sequence[Slice]]) -> list[str]:
         lines.append(f"{NAMES[rival]:17} {share:6.1f} s, {slices[-1].usage}")
     for one in seen["attacked"]:
         words = ", ".join(f"{value:,.4g} {name}" for name, value in sorted(one.flood.items()))
-        lines.append(f"flood: {words}")
+        lines += textwrap.wrap(f"flood: {words}", 79)
     return lines
 
 

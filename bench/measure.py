@@ -203,7 +203,13 @@ class Spread(NamedTuple):
     high: float
 
     def __str__(self) -> str:
-        return f"{self.middle:.2f} ({self.low:.2f}-{self.high:.2f})"
+        return f"{in_short(self.middle)} ({in_short(self.low)}-{in_short(self.high)})"
+
+
+def in_short(value: float) -> str:
+    """Return a number with three digits, in four columns up to 9,999."""
+    decimals = 2 if value < 9.995 else 1 if value < 99.95 else 0
+    return f"{value:.{decimals}f}"
 
 
 def spread(values: Sequence[float]) -> Spread:

@@ -62,7 +62,7 @@ def test_clients_are_spread_over_the_rooms() -> None:
 
 
 def test_table_fits_a_terminal_and_compares_within_a_turn() -> None:
-    slow = found(p50_s=0.2, p99_s=0.8, lost=3)
+    slow = found(p50_s=2.0, p99_s=80.0, lost=3)
     seen = {"tls": [found()], "ours": [found(p50_s=0.15)], "attacked": [found(), slow]}
     seen["tls"].append(found())
     lines = table({name: list(map(slice_of, each)) for name, each in seen.items()}).splitlines()
@@ -73,7 +73,7 @@ def test_table_fits_a_terminal_and_compares_within_a_turn() -> None:
         for name in ("ours", "attacked")
     )
     assert ours.split()[1:5] == ["20", "0", "0", "1.50"]
-    assert attacked.split()[2:6] == ["40", "3", "0", "1.50"]
+    assert attacked.split()[2:6] == ["40", "3", "0", "10.5"]
     told = sentences({name: [slice_of(one) for one in each] for name, each in seen.items()})
     assert any("12 logins" in line for line in told)
     assert max(map(len, told)) <= 79

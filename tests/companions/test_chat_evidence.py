@@ -966,7 +966,7 @@ def pair(world: World) -> Pair:
 
 @pytest.fixture(scope="module")
 def another(world: World) -> Pair:
-    return in_state(world, State.CHAT)
+    return Pair(world).up_to(State.CHAT)
 
 
 def stays(
