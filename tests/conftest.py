@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import importlib.util
 import os
@@ -16,6 +17,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LEFT_OUT: dict[str, str] = {}  # the package that is missing, by test file
+
+gc.disable()  # until all is collected, and hardly anything of it is garbage
 
 # Whoever starts us in the background may ignore Ctrl-C, and our programs would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -39,6 +42,12 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     for path in paths[first:] + paths[:first]:
         with contextlib.suppress(ImportError):
             importlib.import_module(module_name(path))
+
+
+def pytest_collection_finish() -> None:
+    """Let the garbage collector leave alone what was imported: that is there to the end."""
+    gc.freeze()
+    gc.enable()
 
 
 def module_name(path: Path) -> str:
