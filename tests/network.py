@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import random
 import socket
 import threading
 import time
@@ -181,6 +182,14 @@ def wait_until(true: Callable[[], bool], within_s: float = 30.0) -> None:
     while not true():
         assert time.monotonic() < deadline, "it never came about"
         never.wait(0.02)
+
+
+def free_port() -> int:
+    """Return a port on which nothing listens, and which no system gives to a program by itself."""
+    while True:
+        port = random.randrange(10_000, 32_000)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
 
 
 @contextlib.contextmanager

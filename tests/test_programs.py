@@ -20,7 +20,7 @@ from client import Client
 from endpoint import generate_keys
 from program import UserError
 from protocol_fsm import PeerTerminated, State
-from tests.network import other_program
+from tests.network import free_port, other_program
 from tests.programs import (
     ROOT,
     TIMEOUT_S,
@@ -43,8 +43,7 @@ def port() -> Iterator[str]:
 
 @pytest.fixture
 def closed_port() -> str:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return str(listener.getsockname()[1])
+    return str(free_port())
 
 
 def key_file(path: Path, text: str | bytes, mode: int = 0o600) -> str:

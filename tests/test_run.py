@@ -14,7 +14,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import ssl
 import subprocess
 import sys
@@ -26,6 +25,7 @@ from typing import IO, Any
 
 import pytest
 
+from tests.network import free_port
 from tests.programs import Done, named_signal
 from tests.programs import run as run_program
 
@@ -1098,8 +1098,7 @@ def test_the_real_pip_says_why_it_fetches_nothing(
     value: str,
     sentence: str,
 ) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        closed = f"127.0.0.1:{listener.getsockname()[1]}"
+    closed = f"127.0.0.1:{free_port()}"
     monkeypatch.setenv(name, value.format(index=index, closed=closed))
     Path(run.HERE, "requirements.txt").write_text("a-package-that-nobody-has-made>=1\n")
     with pytest.raises(run.Problem, match=rf"(?i)cannot install a-package.*: {sentence}"):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +17,7 @@ from companions.secure_chat.protocol import ERROR_TYPES, MEMBERS, Kind
 from companions.secure_chat.server import Limits
 from companions.secure_chat.transcript import MEMBERS as RECEIPT_MEMBERS
 from companions.secure_chat.verify import NAMES
+from tests.network import free_port
 from tests.programs import ROOT
 
 FOLDER = ROOT / "companions" / "secure_chat"
@@ -223,10 +223,8 @@ def started(tmp_path: Path) -> Typist:
     typist = Typist(tmp_path)
     assert "Certificate not found" in typist("secure_chat.server", code=2)
     typist("cp companions")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
     env = (tmp_path / ".env").read_text()
-    (tmp_path / ".env").write_text(env.replace("SERVER_PORT=5050", f"SERVER_PORT={port}"))
+    (tmp_path / ".env").write_text(env.replace("SERVER_PORT=5050", f"SERVER_PORT={free_port()}"))
     typist("gen_ca")
     typist("gen_cert client localhost")
     typist("gen_cert server localhost")

@@ -40,6 +40,7 @@ from protocol_fsm import ConnectionCut, DeadlineExpired, LocalError, Status
 from tests.companions.chat_helpers import ALICE, BOB
 from tests.companions.chat_programs import LIMIT_S, PASSWORDS, House, Typed, hear
 from tests.companions.chat_sessions import World
+from tests.network import free_port
 from tests.programs import run
 
 pytestmark = pytest.mark.usefixtures("quiet")
@@ -415,11 +416,9 @@ def test_member_that_never_reads_is_sent_away_and_stops_nobody(
 def test_taken_port_and_missing_server_are_one_sentence(house: House, tmp_path: Path) -> None:
     with pytest.raises(NoConnection, match="cannot listen"):
         listen(*house.server.address)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
     party = house.party("client", ALICE, 2)
     with pytest.raises(NoConnection, match="no server"):
-        Client(party, house.trust, "localhost", tmp_path, "127.0.0.1", port).__enter__()
+        Client(party, house.trust, "localhost", tmp_path, "127.0.0.1", free_port()).__enter__()
 
 
 # What a person types and sees ---------------------------------------------------------------------

@@ -28,6 +28,7 @@ from protocol_fsm import ConnectionCut
 from tests.companions.chat_databases import Place
 from tests.companions.chat_helpers import ALICE, BOB, Authority, identity_of
 from tests.companions.chat_programs import LIMIT_S, PASSWORDS, House, hear
+from tests.network import free_port
 
 PASSWORD = "correct horse"
 
@@ -371,8 +372,7 @@ def test_server_that_stays_away_is_given_up(
 
     def happens() -> None:
         person.sees(f"{ALICE}: before")
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            ports[0] = free.getsockname()[1]
+        ports[0] = free_port()
         cut(house)
 
     with pytest.raises(ConnectionCut):

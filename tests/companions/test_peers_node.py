@@ -52,6 +52,7 @@ from tests.companions.peers_helpers import (
     reset,
     wait_for_hello,
 )
+from tests.network import free_port
 
 HOST = "127.0.0.1"
 LIMIT_S = 20.0
@@ -70,11 +71,6 @@ def people(keys: Sequence[PrivateKey]) -> tuple[Identity, Identity]:
     """Two people; if both begin at once, the first of them is to answer."""
     low, high = sorted(map(Identity, keys[:2]), key=lambda who: who.fingerprint)
     return high, low
-
-
-def free_port() -> int:
-    with socket.create_server((HOST, 0)) as listener:
-        return int(listener.getsockname()[1])
 
 
 class Party(Node):

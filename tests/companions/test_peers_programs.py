@@ -27,6 +27,7 @@ from tests.companions.peers_helpers import (
     reset,
     wait_for_hello,
 )
+from tests.network import free_port
 from tests.programs import ROOT, Program, run, run_in_shell, write
 
 MODULE = "companions.peer_messaging.node"
@@ -43,8 +44,7 @@ class Pair:
         for name, key in zip(("alice", "bob", "mallory"), keys):
             (folder / name).mkdir()
             write_private(folder / name / "identity.pem", key)
-        with socket.create_server((HOST, 0)) as one, socket.create_server((HOST, 0)) as other:
-            self.ports = {"alice": one.getsockname()[1], "bob": other.getsockname()[1]}
+        self.ports = {"alice": free_port(), "bob": free_port()}
 
     def words(self, name: str, *flags: object, folder: str = "") -> list[str]:
         peer = {"alice": "bob", "bob": "alice"}[name]

@@ -28,6 +28,7 @@ from companions.device_transfer.certificates import Role, load_identity, load_tr
 from companions.device_transfer.protocol import Kind, PeerFailed, Session
 from program import end_signals
 from tests.companions.network import PATIENCE_S, Raw, files_in, raw_server
+from tests.network import free_port
 from tests.programs import ROOT, Done, Program, run, run_in_shell
 
 MODULE = "companions.device_transfer."
@@ -326,10 +327,8 @@ def test_what_is_wrong_is_said_in_a_sentence(
     pki: Path, running: Running, tmp_path: Path, name: str
 ) -> None:
     line, code, why = CASES[name]
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        closed = listener.getsockname()[1]
     program, *arguments = line.format(
-        pki=pki, lab=pki.parent, tmp=tmp_path, port=running.port, closed=closed
+        pki=pki, lab=pki.parent, tmp=tmp_path, port=running.port, closed=free_port()
     ).split()
     done = run("-m", MODULE + program, *arguments)
     said = [
