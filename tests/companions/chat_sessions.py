@@ -94,7 +94,6 @@ class World:
         self.server = self.party("server", SERVER, keys[1])
         self.alice = self.party("client", ALICE, keys[2])
         self.bob = self.party("client", BOB, keys[3])
-        self.pairs: dict[State, Pair] = {}  # by the state that they have reached
 
     def party(self, role: Any, name: str, key: PrivateKey) -> Party:
         own = self.authority.issue(role, name, key)
@@ -148,20 +147,9 @@ class Pair:
         assert self.client.state is self.server.state is state
         return self
 
-    def twin(self) -> Pair:
-        """Return a copy that goes on by itself."""
-        twin = object.__new__(type(self))
-        twin.client = clone(self.client)
-        twin.server = clone(self.server)
-        twin.frames = [*self.frames]
-        return twin
-
 
 def in_state(world: World, state: State) -> Pair:
-    """Return a pair in a state; its handshake, which takes a while, is done once in a world."""
-    if state not in world.pairs:
-        world.pairs[state] = Pair(world).up_to(state)
-    return world.pairs[state].twin()
+    return Pair(world).up_to(state)
 
 
 def refusal(session: Session, frame: bytes) -> ProtocolError:

@@ -966,7 +966,7 @@ def pair(world: World) -> Pair:
 
 @pytest.fixture(scope="module")
 def another(world: World) -> Pair:
-    return Pair(world).up_to(State.CHAT)
+    return in_state(world, State.CHAT)
 
 
 def stays(

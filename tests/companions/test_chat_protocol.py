@@ -195,7 +195,7 @@ def test_keys_follow_from_the_frames_as_readme_says(
 ) -> None:
     exponents = iter([7, 11])
     monkeypatch.setattr(dh, "new_exponent", lambda: next(exponents))
-    pair = Pair(world).up_to(State.CREDENTIALS)
+    pair = in_state(world, State.CREDENTIALS)
     running = b""
     for frame in pair.frames:
         running = chained(running, frame)
@@ -298,7 +298,7 @@ def test_changed_handshake_frame_never_leads_to_a_session(world: World, number: 
 
 def test_share_of_another_conversation_is_refused(world: World) -> None:
     one = in_state(world, State.SHARE)
-    other = Pair(world).up_to(State.SHARE)
+    other = in_state(world, State.SHARE)
     frame = other.client.seal(message(Kind.DH_CLIENT))
     assert isinstance(refusal(one.server, frame), BadSignature)
 
