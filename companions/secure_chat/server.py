@@ -308,13 +308,13 @@ class Connection(listening.Connection):
         self._ask_at = math.inf  # monotonic, for new keys
         self._answer_by = math.inf  # monotonic, since we have asked
 
-    def _serve(self) -> None:
+    def _outcome(self) -> Exception | None:
         try:
-            self._live()
+            return super()._outcome()
         finally:
-            self._keep_evidence()
+            self._keep_evidence()  # once the session is over, and whatever ended it
 
-    def _live(self) -> None:
+    def _serve(self) -> None:
         self._shake_hands(time.monotonic() + self._server.limits.handshake_s)
         account = self._log_in()
         self._server.admit(self)
