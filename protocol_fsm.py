@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import struct
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, IntEnum
 from functools import cached_property
@@ -451,7 +451,7 @@ def check_readings(values: object) -> Sequence[float]:
     if len(values) > MAX_READINGS:
         raise BadPayload(f"at most {MAX_READINGS:,} numbers", len(values))
     for value in values:
-        if not (_is_number(value) and -MAX_MAGNITUDE <= value <= MAX_MAGNITUDE):
+        if not _is_number(value, MAX_MAGNITUDE):
             raise BadPayload(f"numbers of at most {MAX_MAGNITUDE:.0e}", "something else")
     return values
 
@@ -460,10 +460,8 @@ def check_aggregate(members: object) -> dict[str, Json]:
     """Return the object of an answer. Raises BadPayload."""
     if not isinstance(members, dict):
         raise BadPayload("an object", type(members).__name__)
-    is_legal = _is_text("".join(members))  # names are checked all at once
-    for value in members.values():
-        is_legal = is_legal and (_is_plain(value) or _is_array(value))
-    if not is_legal:
+    names = "".join(members)  # checked all at once
+    if not (_is_text(names) and _are_plain(members.values(), or_arrays=True)):
         raise BadPayload("strings, finite numbers, nulls, arrays of them", "something else")
     return members
 
@@ -499,12 +497,25 @@ _STRICT_JSON = json.JSONDecoder(parse_constant=int)  # int("NaN") is a ValueErro
 LARGEST = sys.float_info.max
 
 
-def _is_number(value: Any) -> bool:
-    """Return whether it is a finite number: not True, not 1e400, not a huge integer."""
+def _are_plain(values: Iterable[Any], or_arrays: bool = False) -> bool:
+    """Return whether all are finite numbers, nulls, strings, or (if so) arrays of such."""
+    for value in values:
+        if not (
+            _is_number(value, LARGEST)
+            or value is None
+            or _is_text(value)
+            or (or_arrays and isinstance(value, (list, tuple)) and _are_plain(value))
+        ):
+            return False
+    return True
+
+
+def _is_number(value: Any, most: float) -> bool:
+    """Return whether it is a number of at most that size: not True, not 1e400 for infinity."""
     kind = type(value)
     if kind is float or kind is int or (kind is not bool and isinstance(value, (float, int))):
-        is_finite: bool = -LARGEST <= value <= LARGEST
-        return is_finite
+        is_small: bool = -most <= value <= most
+        return is_small
     return False
 
 
@@ -513,14 +524,6 @@ def _is_text(value: object) -> bool:
     if not isinstance(value, str):
         return False
     return value.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in value)
-
-
-def _is_array(value: object) -> bool:
-    return isinstance(value, (list, tuple)) and all(map(_is_plain, value))
-
-
-def _is_plain(value: object) -> bool:
-    return _is_number(value) or value is None or _is_text(value)
 
 
 # Key schedule [P 3.4] -----------------------------------------------------------------------------

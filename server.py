@@ -244,16 +244,13 @@ class Epochs:
     def _answers(self, epoch: Epoch) -> dict[int, ServerAggrResponse]:
         """Return every member's answer, or raise LocalError for all of them."""
         given = epoch.contributions
-        total = math.fsum(value for entry in given.values() for value in entry.readings)
         copies = {client_id: [*entry.readings] for client_id, entry in given.items()}
+        total = math.fsum(itertools.chain.from_iterable(copies.values()))
         epoch.aggregate = self._aggregation(copies)
         answers = {}
         for client_id, entry in given.items():
             head: dict[str, Json] = {"epoch": epoch.number, "round": entry.round_number}
-            personal = {
-                **head,
-                **own_part(entry.readings, total),
-            }  # an aggregation cannot overwrite it
+            personal = {**head, **own_part(entry.readings, total)}  # no aggregation replaces it
             answers[client_id] = ServerAggrResponse({**head, **epoch.aggregate, **personal})
             _ = answers[client_id].body  # encoded here, to fail for all members or for none
         return answers
