@@ -70,6 +70,20 @@ def test_room_can_only_be_left_by_its_name(house: House) -> None:
 
 
 @pytest.mark.slow
+def test_disk_that_keeps_no_evidence_hides_no_violation_from_the_peer(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def keep(_: object) -> None:
+        raise UserError("there is no room on the disk")
+
+    with member(house.client(), LOBBY) as alice:
+        monkeypatch.setattr("companions.secure_chat.server.Connection._keep_evidence", keep)
+        alice.channel.send(Message(Kind.LEAVE, {"room": "blue"}))
+        with pytest.raises(PeerEnded, match="violation"):
+            alice.hear(LIMIT_S)
+
+
+@pytest.mark.slow
 def test_session_has_a_receipt_for_each_room_it_was_in(house: House) -> None:
     with member(house.client(), LOBBY) as alice:
         kept: list[Kept] = []
