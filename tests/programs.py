@@ -46,6 +46,7 @@ class Program:
             stderr=subprocess.PIPE,
         )
         self.lines: dict[str, list[str]] = {"out": [], "err": []}
+        self._ended: set[str] = set()  # the streams that have no more lines
         self._changed = threading.Condition()
         self._readers = [
             threading.Thread(target=self._read, args=(name, stream), daemon=True)
@@ -59,6 +60,9 @@ class Program:
             with self._changed:
                 self.lines[name].append(line.rstrip("\n"))
                 self._changed.notify_all()
+        with self._changed:
+            self._ended.add(name)
+            self._changed.notify_all()
 
     def wait_for(self, pattern: str, name: str = "out", count: int = 1) -> str:
         """Return the line that matches, when it has been printed `count` times."""
@@ -66,8 +70,12 @@ class Program:
         def found() -> list[str]:
             return [line for line in self.lines[name] if re.search(pattern, line)]
 
+        def is_decided() -> bool:
+            return len(found()) >= count or name in self._ended
+
         with self._changed:
-            assert self._changed.wait_for(lambda: len(found()) >= count, TIMEOUT_S), self.lines
+            self._changed.wait_for(is_decided, TIMEOUT_S)
+            assert len(found()) >= count, self.lines
         return found()[count - 1]
 
     def interrupt(self) -> None:
