@@ -177,8 +177,7 @@ def order_broken(me: Notes, everybody: Sequence[Notes]) -> str:
     """Return how promise 4 is broken; empty if it is not."""
     if me.sends is Direction.C2S or me.said[-1:] != (REPLACED,):
         return ""
-    later = everybody[everybody.index(me) + 1 :]
-    for end in later:
+    for end in everybody[everybody.index(me) + 1 :]:
         has_reported = any(heard.opcode == Opcode.CLIENT_DATA for heard in end.heard)
         if has_reported and end.sends is me.sends and end.client_id == me.client_id:
             return ""

@@ -8,7 +8,7 @@ import socket
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 from classroom.conform.checks import Checks
 from classroom.conform.peer import (
@@ -157,6 +157,12 @@ def refused_silently(trial: ClientTrial, peer: Peer, message: bytes) -> None:
     peer.say(message)
     peer.expect_end()
     trial.expect_failure()
+
+
+def refuses(trial: ClientTrial, opcode: int, body: bytes, **fields: Any) -> None:
+    """Forge an answer or farewell after a report, and expect that it is refused."""
+    peer = trial.reported()
+    refused(trial, peer, peer.forged(opcode, body, **fields))
 
 
 # 3.1 to 3.5 Honest sessions -----------------------------------------------------------------------
@@ -323,17 +329,13 @@ def reflected_report(trial: ClientTrial) -> None:
 @check("3.6")
 def id_of_another(trial: ClientTrial) -> None:
     """An answer with another client id is refused, even under the right keys."""
-    peer = trial.reported()
-    other = peer.session.client_id % 255 + 1
-    refused(trial, peer, peer.forged(Opcode.SERVER_AGGR_RESPONSE, b"{}", client_id=other))
+    refuses(trial, Opcode.SERVER_AGGR_RESPONSE, b"{}", client_id=trial.client_id % 255 + 1)
 
 
 @check("3.6")
 def reflected_farewell(trial: ClientTrial) -> None:
     """A farewell of the client's own direction is refused, even under its own keys."""
-    peer = trial.reported()
-    farewell = peer.forged(Opcode.TERMINATE, bytes([Status.GOODBYE]), sender=Direction.C2S)
-    refused(trial, peer, farewell)
+    refuses(trial, Opcode.TERMINATE, bytes([Status.GOODBYE]), sender=Direction.C2S)
 
 
 @check("3.4")
@@ -360,21 +362,14 @@ def early_answer(trial: ClientTrial) -> None:
 @check("3.6")
 def padding(trial: ClientTrial) -> None:
     """Step 7: every byte of the padding is checked."""
-    peer = trial.reported()
     padded = b"\0{}\0".ljust(16, b"\x0d")  # of 13 bytes, the first of them wrong
-    refused(trial, peer, peer.forged(Opcode.SERVER_AGGR_RESPONSE, b"", padded=padded))
+    refuses(trial, Opcode.SERVER_AGGR_RESPONSE, b"", padded=padded)
 
 
 @check("3.3")
 def status(trial: ClientTrial) -> None:
     """An answer with another status than OK is refused."""
-    peer = trial.reported()
-    refused(trial, peer, peer.forged(Opcode.SERVER_AGGR_RESPONSE, b"", plaintext=b"\1{}"))
-
-
-def refused_answer(trial: ClientTrial, body: bytes) -> None:
-    peer = trial.reported()
-    refused(trial, peer, peer.forged(Opcode.SERVER_AGGR_RESPONSE, body))
+    refuses(trial, Opcode.SERVER_AGGR_RESPONSE, b"", plaintext=b"\1{}")
 
 
 REFUSED_BODIES = {
@@ -391,7 +386,8 @@ REFUSED_BODIES = {
     "body-65456": (b"{}".ljust(MAX_BODY + 1), "A body of 65,456 bytes is refused"),
 }
 for name, (body, meaning) in REFUSED_BODIES.items():
-    CLIENT.enter(name, "3.3", meaning, partial(refused_answer, body=body))
+    run = partial(refuses, opcode=Opcode.SERVER_AGGR_RESPONSE, body=body)
+    CLIENT.enter(name, "3.3", meaning, run)
 
 
 def taken_answer(trial: ClientTrial, body: bytes) -> None:

@@ -67,7 +67,7 @@ class Bench:
         except Raised as error:
             raise Failed(f"{sentence} Yours raised {named(error.name)}.") from None
         except Gone as error:
-            raise Failed(f"{sentence} Yours {error.why}.") from None
+            raise Failed(f"{sentence} Yours {error}.") from None
 
     def same(self, sentence: str, code: str, **values: Any) -> Any:
         """Compare what both make of it, and return that. Raises Failed with the sentence."""
@@ -75,7 +75,7 @@ class Bench:
         try:
             got = tried(self.student, code, values)
         except Gone as error:
-            raise Failed(f"{sentence} Yours {error.why}.") from None
+            raise Failed(f"{sentence} Yours {error}.") from None
         if text_of(got) != text_of(wanted):
             raise Failed(sentence + difference(wanted, got))
         return wanted
@@ -87,7 +87,7 @@ class Bench:
         except Raised as error:
             got = ["refused"] if error.name != "NotImplementedError" else None
         except Gone as error:
-            raise Failed(f"{sentence} Yours {error.why}.") from None
+            raise Failed(f"{sentence} Yours {error}.") from None
         if isinstance(got, list) and got[:1] == ["refused"]:
             raise Failed(f"{sentence} Yours refuses what is right, too.")
 
@@ -368,21 +368,17 @@ def evolves(bench: Bench) -> None:
 
 
 def moves(bench: Bench, name: str, who: str, one: bytes, other: bytes) -> None:
-    keys = bench.keys()
+    values = {"keys": bench.keys(), "one": one, "other": other}
     bench.same(
         f"[P 3.4] {name} has to move {who} keys, each by the value that your dialect names, and "
         "leave the others.",
         f"{name}(keys, one, other)",
-        keys=keys,
-        one=one,
-        other=other,
+        **values,
     )
     bench.same(
         f"[P 3.4] {name} has to return new keys, and leave the old ones as they are.",
         f"[{name}(keys, one, other) is keys, keys]",
-        keys=keys,
-        one=one,
-        other=other,
+        **values,
     )
 
 
@@ -720,15 +716,14 @@ def opens_a_session(bench: Bench) -> None:
 @check(7, 1)
 def opens_farewells(bench: Bench) -> None:
     """A farewell ends the session, in any round."""
-    for state, sends in (("REPORT", S2C), ("REPORT", C2S), ("ANSWER", S2C), ("ANSWER", C2S)):
+    say = "[P 3.6] A farewell is accepted with any round, and raises PeerTerminated."
+    for state, sends in itertools.product(("REPORT", "ANSWER"), (S2C, C2S)):
         place = placed(bench, state, sends)
-        for opcode in (50, 60):
-            for away in (0, 1):
-                head = b"" if sends == C2S else bench.data(16)
-                number = place.round_number + away
-                message = made(bench, place, opcode, head + b"\2", round_number=number)
-                say = "[P 3.6] A farewell is accepted with any round, and raises PeerTerminated."
-                opens(bench, say, place, message)
+        plaintext = b"\2" if sends == C2S else bench.data(16) + b"\2"
+        for opcode, away in itertools.product((50, 60), (0, 1)):
+            number = place.round_number + away
+            message = made(bench, place, opcode, plaintext, round_number=number)
+            opens(bench, say, place, message)
 
 
 @check(7, 1)
@@ -748,11 +743,8 @@ def checks_peer(bench: Bench) -> None:
 def checks_opcode(bench: Bench) -> None:
     """Step 3: what the table does not allow is refused."""
     takes_report(bench)
-    for state, opcodes in (
-        ("HELLO", (30, 60, 50)),
-        ("REPORT", (10, 31, 0, 255)),
-        ("ANSWER", (30,)),
-    ):
+    illegal = {"HELLO": (30, 60, 50), "REPORT": (10, 31, 0, 255), "ANSWER": (30,)}
+    for state, opcodes in illegal.items():
         place = placed(bench, state)
         for opcode in opcodes:
             message = made(bench, place, opcode, bench.data(16) + b"\1")
@@ -851,9 +843,8 @@ MESSAGES = 64  # that a replay may deliver
 def replays(bench: Bench) -> None:
     """A recorded session is replayed against a server without binding."""
     for _ in range(3):
-        reports = [
-            [float(bench.random.randrange(1000))] for _ in range(bench.random.randrange(1, 5))
-        ]
+        count = bench.random.randrange(1, 5)
+        reports = [[float(bench.random.randrange(1000))] for _ in range(count)]
         key = bench.data(16)
         tape = bench.reference.do("unbound_recording(key, reports)", key=key, reports=reports)
         bench.reference.do("target = Unbound(key)", key=key)
@@ -896,12 +887,7 @@ def ask(
         except Raised:
             raise Failed(f"{sentence} Yours delivered something that is no message.") from None
 
-    try:
-        return bench.student.do(code, told=careful, **values)
-    except Raised as error:
-        raise Failed(f"{sentence} Yours raised {named(error.name)}.") from None
-    except Gone as error:
-        raise Failed(f"{sentence} Yours {error.why}.") from None
+    return bench.ask(sentence, code, told=careful, **values)
 
 
 @check(8, 2)
@@ -1139,19 +1125,22 @@ def one_oracle(bench: Bench) -> int:
     return count
 
 
-def reads(count: int, words: str) -> Callable[[Bench], None]:
-    def run(bench: Bench) -> None:
-        bench.true(
-            f"[P 3.6] {words} of the block has to be right on each of three fresh targets.",
-            bytes_read(bench) >= count,
-        )
-
-    run.__doc__ = f"{words} is read, on three fresh targets."
-    return run
+def reads(bench: Bench, count: int, words: str) -> None:
+    bench.true(
+        f"[P 3.6] {words} of the block has to be right on each of three fresh targets.",
+        bytes_read(bench) >= count,
+    )
 
 
-for _count, _words in enumerate(("The last", "The last but one", "The third", "The fourth"), 1):
-    check(11, 2)(reads(_count, f"{_words} byte from the end" if _count > 2 else f"{_words} byte"))
+LAST_BYTES = (
+    "The last byte",
+    "The last but one byte",
+    "The third byte from the end",
+    "The fourth byte from the end",
+)
+for _count, _words in enumerate(LAST_BYTES, 1):
+    _run = partial(reads, count=_count, words=_words)
+    CHECKS.append(Check(11, 2, f"{_words} is read, on three fresh targets", _run))
 
 
 # 12 An attack of their own ------------------------------------------------------------------------
@@ -1219,4 +1208,4 @@ def attacked(bench: Bench, rules: frozenset[str]) -> bool:
     except Raised as error:
         raise Failed(f"[P 3.6] own_attack has to run. Yours raised {named(error.name)}.") from None
     except Gone as error:
-        raise Failed(f"[P 3.6] own_attack has to run. Yours {error.why}.") from None
+        raise Failed(f"[P 3.6] own_attack has to run. Yours {error}.") from None
