@@ -64,7 +64,7 @@ from companions.secure_chat.certs import (
 from companions.secure_chat.client import Client
 from companions.secure_chat.forms import NOTHING, OPENING_BYTES, Recipient
 from companions.secure_chat.pae import is_signed, sign
-from companions.secure_chat.pki import Role, utc_now
+from companions.secure_chat.pki import Role, now_ms, utc_now
 from companions.secure_chat.protocol import Party
 from companions.secure_chat.rooms import LOBBY, MAX_MEMBERS, Said
 from companions.secure_chat.server import Server
@@ -248,10 +248,6 @@ class LeanRoom:
 
 def opens(message: forms.Message, opening: bytes) -> bool:
     return forms.opens(message.commitment, opening[:OPENING_BYTES], opening[OPENING_BYTES:])
-
-
-def now_ms() -> int:
-    return time.time_ns() // 1_000_000
 
 
 class LeanMember:

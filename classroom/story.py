@@ -15,7 +15,7 @@ from typing import NamedTuple
 from attacks import edited
 from crypto_utils import BLOCK_BYTES, NONCE_BYTES, TAG_BYTES, pkcs7_pad
 from endpoint import OPCODE_NAMES
-from lab.frames import Frame, flipped
+from lab.frames import Frame, flipped_bytes
 from protocol_fsm import (
     CIPHERTEXT_AT,
     FAREWELL_STATUS,
@@ -206,7 +206,7 @@ Change = Callable[[bytes, bytes, bytes], bytes]  # of a message, with its plaint
 
 
 def flip(position: int) -> Change:
-    return lambda message, *_: flipped(Frame("", message), position).message
+    return lambda message, *_: flipped_bytes(message, position)
 
 
 def cut_block(message: bytes, *_: bytes) -> bytes:

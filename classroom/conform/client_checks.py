@@ -18,10 +18,10 @@ from classroom.conform.peer import (
     VIOLATION,
     Mismatch,
     Peer,
-    flipped,
     named,
 )
 from crypto_utils import NONCE_BYTES
+from lab.frames import flipped_bytes
 from protocol_fsm import (
     CIPHERTEXT_AT,
     HEADER,
@@ -243,7 +243,7 @@ def echo(trial: ClientTrial) -> None:
 def challenge_tag(trial: ClientTrial) -> None:
     """A SERVER_CHALLENGE with a wrong tag is refused silently."""
     peer = trial.greeted()
-    refused_silently(trial, peer, flipped(peer.session.seal(ServerChallenge()), LAST_BYTE))
+    refused_silently(trial, peer, flipped_bytes(peer.session.seal(ServerChallenge()), LAST_BYTE))
 
 
 @check("3.3")
@@ -284,7 +284,7 @@ def silence_in_handshake(trial: ClientTrial) -> None:
 
 def changed_answer(trial: ClientTrial, position: int, mask: int, farewell: str) -> None:
     peer = trial.reported()
-    refused(trial, peer, flipped(peer.session.seal(answer(peer)), position, mask), farewell)
+    refused(trial, peer, flipped_bytes(peer.session.seal(answer(peer)), position, mask), farewell)
 
 
 FLIPS = {
@@ -437,7 +437,7 @@ def farewell_tag(trial: ClientTrial) -> None:
     """A farewell with a wrong tag is refused."""
     peer = trial.reported()
     farewell = peer.forged(Opcode.TERMINATE, b"", plaintext=bytes([Status.GOODBYE]))
-    refused(trial, peer, flipped(farewell, LAST_BYTE))
+    refused(trial, peer, flipped_bytes(farewell, LAST_BYTE))
 
 
 @check("3.7")

@@ -23,9 +23,9 @@ from classroom.conform.peer import (
     VIOLATION,
     Mismatch,
     Peer,
-    flipped,
 )
 from crypto_utils import NONCE_BYTES, TAG_BYTES
+from lab.frames import flipped_bytes
 from protocol_fsm import (
     CIPHERTEXT_AT,
     HEADER,
@@ -428,7 +428,7 @@ def round_before_tag(trial: ServerTrial) -> None:
     """If both round and tag are wrong, the round decides."""
     peer = trial.stranger()
     wrong = peer.forged(Opcode.CLIENT_DATA, b"[1]", round_number=7)
-    refused(peer, flipped(wrong, LAST_BYTE), DESYNC)
+    refused(peer, flipped_bytes(wrong, LAST_BYTE), DESYNC)
 
 
 @check("3.4")
@@ -452,7 +452,7 @@ def unbound_keys(trial: ServerTrial) -> None:
 
 def changed(trial: ServerTrial, position: int, mask: int, farewell: str) -> None:
     peer = trial.stranger()
-    refused(peer, flipped(peer.session.seal(REPORT), position, mask), farewell)
+    refused(peer, flipped_bytes(peer.session.seal(REPORT), position, mask), farewell)
 
 
 FLIPS = {
@@ -481,14 +481,14 @@ def opcode_under_tag(trial: ServerTrial) -> None:
 def farewell_round_under_tag(trial: ServerTrial) -> None:
     """A farewell whose round was changed on the way is refused for its tag."""
     peer = trial.stranger()
-    refused(peer, flipped(farewell_by_hand(peer), 5, 64))
+    refused(peer, flipped_bytes(farewell_by_hand(peer), 5, 64))
 
 
 @check("3.6")
 def farewell_tag(trial: ServerTrial) -> None:
     """A farewell with a wrong tag is refused."""
     peer = trial.stranger()
-    refused(peer, flipped(farewell_by_hand(peer), LAST_BYTE))
+    refused(peer, flipped_bytes(farewell_by_hand(peer), LAST_BYTE))
 
 
 NONCE = bytes(NONCE_BYTES)
@@ -508,7 +508,7 @@ def tag_and_padding(trial: ServerTrial) -> None:
     """A wrong padding under a wrong tag gets the same answer as either."""
     peer = trial.stranger()
     wrong = peer.forged(Opcode.CLIENT_DATA, b"", padded=bytes(32))
-    refused(peer, flipped(wrong, LAST_BYTE))
+    refused(peer, flipped_bytes(wrong, LAST_BYTE))
 
 
 @check("3.6")
@@ -516,7 +516,7 @@ def finality(trial: ServerTrial) -> None:
     """After a refusal nothing more is accepted."""
     peer = trial.stranger()
     good = forged_report(peer, b"[1]")
-    peer.say(flipped(forged_report(peer, b"[2]"), LAST_BYTE), good)
+    peer.say(flipped_bytes(forged_report(peer, b"[2]"), LAST_BYTE), good)
     peer.expect_end(VIOLATION)
 
 
@@ -544,7 +544,7 @@ def farewell_of_any_round(trial: ServerTrial) -> None:
 def drain(trial: ServerTrial) -> None:
     """Data that still arrives after a refusal does not destroy the farewell."""
     peer = trial.stranger()
-    peer.say(flipped(forged_report(peer, b"[1]"), LAST_BYTE))
+    peer.say(flipped_bytes(forged_report(peer, b"[1]"), LAST_BYTE))
     peer.pour(bytes(400_000))  # closing before it is read would reset the connection
     peer.expect(VIOLATION)
     peer.expect(CLOSED)

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 
 from classroom.kit.arena import wins
 from classroom.kit.sandbox import Asked, Gone, Raised
+from lab.frames import flipped_bytes
 from lab.weakened import RULES
 from program import plural
 
@@ -690,12 +691,6 @@ def takes_report(bench: Bench) -> Place:
     return place
 
 
-def flipped(message: bytes, place: int, mask: int = 1) -> bytes:
-    changed = bytearray(message)
-    changed[place] ^= mask
-    return bytes(changed)
-
-
 @check(7, 2)
 def opens_a_session(bench: Bench) -> None:
     """What is right is accepted, and moves keys, round and state."""
@@ -732,11 +727,11 @@ def checks_peer(bench: Bench) -> None:
     place = takes_report(bench)
     say = "[P 3.6] Step 2: a message with another client's id is a WrongPeer."
     opens(bench, say, place, report_for(bench, place, client_id=place.client_id ^ 1))
-    opens(bench, say, place, flipped(report_for(bench, place), 1))
+    opens(bench, say, place, flipped_bytes(report_for(bench, place), 1))
     say = "[P 3.6] Step 2: a message in our own direction is a WrongDirection."
     opens(bench, say, place, report_for(bench, place, sender=S2C))
-    opens(bench, say, place, flipped(report_for(bench, place), 6))
-    opens(bench, say, place, flipped(report_for(bench, place), 6, 0x82))
+    opens(bench, say, place, flipped_bytes(report_for(bench, place), 6))
+    opens(bench, say, place, flipped_bytes(report_for(bench, place), 6, 0x82))
 
 
 @check(7, 1)
@@ -768,7 +763,7 @@ def checks_tag(bench: Bench) -> None:
     message = report_for(bench, place)
     say = "[P 3.6] Step 5: a message that differs in one bit of IV, ciphertext or tag is a BadTag."
     for at in (7, 15, 22, 23, 40, len(message) - 33, -32, -1, bench.random.randrange(7, 71)):
-        opens(bench, say, place, flipped(message, at, 1 << bench.random.randrange(8)))
+        opens(bench, say, place, flipped_bytes(message, at, 1 << bench.random.randrange(8)))
     other = place._replace(keys=bench.keys())
     say = "[P 3.6] Step 5: a message under other keys is a BadTag."
     opens(bench, say, place, report_for(bench, other))
@@ -809,13 +804,13 @@ def checks_in_order(bench: Bench) -> None:
     for earlier, later in itertools.pairwise(names):
         message = report_for(bench, place, **faults[earlier], **faults[later])
         opens(bench, say.format(earlier, later), place, message)
-    message = flipped(flipped(report_for(bench, place), 0, 0xFF), 5)
+    message = flipped_bytes(flipped_bytes(report_for(bench, place), 0, 0xFF), 5)
     opens(bench, say.format("opcode", "round"), place, message)
-    message = flipped(report_for(bench, place, round_number=place.round_number + 1), -1)
+    message = flipped_bytes(report_for(bench, place, round_number=place.round_number + 1), -1)
     opens(bench, say.format("round", "tag"), place, message)
-    message = flipped(report_for(bench, place, padded=bytes(32)), -1)
+    message = flipped_bytes(report_for(bench, place, padded=bytes(32)), -1)
     opens(bench, say.format("tag", "padding"), place, message)
-    opens(bench, say.format("length", "id"), place, flipped(report_for(bench, place), 1)[:-1])
+    opens(bench, say.format("length", "id"), place, flipped_bytes(report_for(bench, place), 1)[:-1])
 
 
 @check(7, 2)
@@ -907,7 +902,12 @@ def binds(bench: Bench) -> None:
 def checks_echo(bench: Bench) -> None:
     """A challenge that answers another HELLO is refused."""
     place = placed(bench, "CHALLENGE", C2S)
-    for nonce in (bench.data(16), flipped(place.nonce, 15), flipped(place.nonce, 0), bytes(16)):
+    for nonce in (
+        bench.data(16),
+        flipped_bytes(place.nonce, 15),
+        flipped_bytes(place.nonce, 0),
+        bytes(16),
+    ):
         message = made(bench, place, 20, b"\0" + nonce + bench.data(16))
         say = "[P 3.6] Step 8: a challenge that echoes another nonce is an EchoMismatch."
         opens(bench, say, place, message)

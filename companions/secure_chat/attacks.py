@@ -119,7 +119,7 @@ from companions.secure_chat.tries import FREE_TRIES
 from companions.secure_chat.verify import Certificates, Wrong, verify
 from crypto_utils import BLOCK_BYTES, aes_cbc_decrypt, hmac_verify, pkcs7_unpad
 from lab.catalogue import Catalogue, CutHere, first_of
-from lab.frames import Frame, Frames
+from lab.frames import Frame, Frames, flipped_bytes
 from lab.program import Program
 from lab.tcp import PATIENCE_S
 from program import run_program
@@ -176,9 +176,8 @@ def edited(frame: Frame, **members: Any) -> Frame:
 
 def flipped_in(frame: Frame, name: str, position: int) -> Frame:
     """Flip a bit of what a member holds in base64."""
-    data = bytearray(base64.b64decode(parse(frame.message)[name]))
-    data[position] ^= 1
-    return edited(frame, **{name: to_base64(bytes(data))})
+    data = base64.b64decode(parse(frame.message)[name])
+    return edited(frame, **{name: to_base64(flipped_bytes(data, position))})
 
 
 def readable(plaintext: bytes) -> str:
