@@ -55,12 +55,7 @@ from companions.asymmetric import PrivateKey, new_identity
 from companions.logs import start_log
 from companions.secure_chat import authority, forms, gen_ca, gen_cert
 from companions.secure_chat.accounts import LANES, MEMORY_KIB, PASSES, Accounts
-from companions.secure_chat.certs import (
-    Credentials,
-    load_authority,
-    load_credentials,
-    load_trust,
-)
+from companions.secure_chat.certs import Credentials, load_authority, load_credentials, load_trust
 from companions.secure_chat.client import Client
 from companions.secure_chat.forms import NOTHING, OPENING_BYTES, Recipient
 from companions.secure_chat.pae import is_signed, sign

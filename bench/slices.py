@@ -15,16 +15,7 @@ from pathlib import Path
 from threading import Thread
 from typing import Any, NamedTuple
 
-from bench.measure import (
-    Ends,
-    Moment,
-    Share,
-    Slice,
-    hear,
-    now,
-    process,
-    tell_processor_time,
-)
+from bench.measure import Ends, Moment, Share, Slice, hear, now, process, tell_processor_time
 from bench.process import raise_descriptor_limit
 from bench.rivals import BODIES, Aggregation, Caller, make_client, make_server, tls_context
 

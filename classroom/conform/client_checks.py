@@ -11,15 +11,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from classroom.conform.checks import Checks
-from classroom.conform.peer import (
-    DESYNC,
-    PATIENCE_S,
-    TIMEOUT,
-    VIOLATION,
-    Mismatch,
-    Peer,
-    named,
-)
+from classroom.conform.peer import DESYNC, PATIENCE_S, TIMEOUT, VIOLATION, Mismatch, Peer, named
 from crypto_utils import NONCE_BYTES
 from lab.frames import flipped_bytes
 from protocol_fsm import (

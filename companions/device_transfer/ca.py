@@ -24,13 +24,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from classroom.output import write_whole
-from companions.asymmetric import (
-    PrivateKey,
-    new_identity,
-    public_pem,
-    read_private,
-    write_private,
-)
+from companions.asymmetric import PrivateKey, new_identity, public_pem, read_private, write_private
 from companions.canonical import canonical
 from companions.device_transfer import certificates
 from companions.device_transfer.certificates import (
