@@ -25,7 +25,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -40,14 +40,13 @@ from bench.measure import (
     Moment,
     Spread,
     bars,
-    by_rival,
     hear,
     measurement,
     now,
     process,
     ratio,
     since,
-    turns,
+    told_turns,
 )
 from bench.process import Usage, usage_of
 from bench.rivals import HOST, tls_context
@@ -373,24 +372,28 @@ def certify(folder: Path) -> None:
     write_certificate(folder, HOST)
     gen_ca.create(folder)
     gen_cert.issue(folder, "server", "localhost", "server")
-    accounts = Accounts(Database(f"sqlite:///{folder / 'chat.db'}"))
     for name in SESSIONS:
-        address = f"{name}@example.org"
-        gen_cert.issue(folder, "client", address, name)
-        identity = party(folder, name, "client").identity
-        accounts.register(identity, address, name, PASSWORD)
+        gen_cert.issue(folder, "client", f"{name}@example.org", name)
+    enroll(folder, [party(folder, name, "client") for name in SESSIONS])
+
+
+def enroll(folder: Path, people: Iterable[Party]) -> None:
+    """Make an account for everybody, under what stands before the @ of their address."""
+    accounts = Accounts(Database(f"sqlite:///{folder / 'chat.db'}"))
+    for who in people:
+        name = who.identity.name
+        accounts.register(who.identity, name, name.partition("@")[0], PASSWORD)
     accounts.database.close()
 
 
 def messages(folder: Path, count: int, turn_count: int) -> dict[str, list[Slice]]:
     """Return the slices of both rivals, in the order of turns. Raises Failed."""
-
-    def run_one(rival: str) -> Slice:
-        seen = run_slice(rival, folder, count)
-        print(f"{NAMES[rival]}: {1 / seen.wall_s:,.0f} messages/s", file=sys.stderr, flush=True)
-        return seen
-
-    return by_rival(turns([*NAMES], turn_count, run_one))
+    return told_turns(
+        NAMES,
+        turn_count,
+        lambda rival: run_slice(rival, folder, count),
+        lambda seen: f"{1 / seen.wall_s:,.0f} messages/s",
+    )
 
 
 # Logins -------------------------------------------------------------------------------------------

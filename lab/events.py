@@ -190,8 +190,7 @@ def parsed(event: Any) -> Event:
     """
     if not isinstance(event, dict):
         raise ValueError(event)
-    wanted: dict[str, type] = {"attack": str, "event": str}
-    wanted.update(WANTED.get(str(event.get("event")), {}))
+    wanted = {"attack": str, "event": str, **WANTED.get(str(event.get("event")), {})}
     if "origin" in event:
         wanted["origin"] = bytes
     if "again" in event:

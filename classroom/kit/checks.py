@@ -444,17 +444,12 @@ def reads_frames(bench: Bench) -> None:
     messages = [bench.data(55 + 16 * n) for n in (1, 2, 7, 4092)]
     stream = b"".join(map(framed, messages))
     for most in (40, 200, 70_000):
-        read_stream(bench, cut_up(bench, stream, most), 4)
-
-
-def read_stream(bench: Bench, pieces: list[bytes], count: int) -> None:
-    bench.same(
-        "[P 3.1] A stream has to give the messages that were written into it, however TCP cuts "
-        "and joins them: recv gives 1 to n bytes.",
-        "frames_of(pieces, count)",
-        pieces=pieces,
-        count=count,
-    )
+        bench.same(
+            "[P 3.1] A stream has to give the messages that were written into it, however TCP cuts "
+            "and joins them: recv gives 1 to n bytes.",
+            "frames_of(pieces, 4)",
+            pieces=cut_up(bench, stream, most),
+        )
 
 
 def takes_frame(bench: Bench) -> None:
@@ -599,10 +594,12 @@ def parses_numbers(bench: Bench) -> None:
     """Readings are finite numbers up to 1e15, and nothing else."""
     good = "A report is a JSON array of 0 to 1,024 numbers, each of at most 1e15"
     number = str(bench.random.randrange(10**6)).encode()
-    texts = [b"[]", b"[1]", b"[1.5,-2]", b"[1e15]", b"[-1e15]", b"[1000000000000000]", b"[0.1]"]
-    texts += (b"[1e16]", b"[-1e16]", b"[1000000000000001]", b"[1e400]", b"[-1e400]", b"[true]")
-    texts += (b"[false]", b"[NaN]", b"[Infinity]", b'["1"]', b"[null]", b"[[1]]", b"[{}]")
-    texts += (b"[1" + b"0" * 400 + b"]", b"[" + number + b"]", b"[1.0000000000000001e15]")
+    texts = b"""
+        [] [1] [1.5,-2] [1e15] [-1e15] [1000000000000000] [0.1] [1e16] [-1e16] [1000000000000001]
+        [1e400] [-1e400] [true] [false] [NaN] [Infinity] ["1"] [null] [[1]] [{}]
+        [1.0000000000000001e15]
+    """.split()
+    texts += (b"[1" + b"0" * 400 + b"]", b"[" + number + b"]")
     parses(bench, 30, C2S, {bench.data(16) + text: good for text in texts})
 
 
@@ -619,10 +616,12 @@ def parses_arrays(bench: Bench) -> None:
 def parses_answers(bench: Bench) -> None:
     """An answer is an object of strings, finite numbers, nulls, and arrays of them."""
     good = "An answer is an object of strings, finite numbers, nulls, and arrays of them"
-    texts = [b"{}", b'{"a":null}', b'{"a":"b"}', b'{"a":1.5,"b":[1,"c",null]}', b'{"a":[]}']
-    texts += (b'{"a":true}', b'{"a":{}}', b'{"a":[[]]}', b'{"a":[true]}', b'{"a":[{}]}', b"[]")
-    texts += (b'{"a":"\\ud800"}', b'{"\\ud800":1}', b'{"a":["\\udfff"]}', b'{"a":1e400}', b"null")
-    texts += (b'{"a":1e300}', '{"é":"日本"}'.encode(), b'{"a":NaN}', b'{"a":1,"a":true}', b"1")
+    texts = rb"""
+        {} {"a":null} {"a":"b"} {"a":1.5,"b":[1,"c",null]} {"a":[]} {"a":true} {"a":{}} {"a":[[]]}
+        {"a":[true]} {"a":[{}]} [] {"a":"\ud800"} {"\ud800":1} {"a":["\udfff"]} {"a":1e400} null
+        {"a":1e300} {"a":NaN} {"a":1,"a":true} 1
+    """.split()
+    texts.append('{"é":"日本"}'.encode())
     parses(bench, 40, S2C, {b"\0" + text: good for text in texts})
 
 
@@ -800,8 +799,7 @@ def checks_in_order(bench: Bench) -> None:
         "padding": {"padded": bytes(32)},
     }
     say = "[P 3.6] A message with two faults ({}, {}) is refused for the earlier step."
-    names = [*faults]
-    for earlier, later in itertools.pairwise(names):
+    for earlier, later in itertools.pairwise(faults):
         message = report_for(bench, place, **faults[earlier], **faults[later])
         opens(bench, say.format(earlier, later), place, message)
     message = flipped_bytes(flipped_bytes(report_for(bench, place), 0, 0xFF), 5)

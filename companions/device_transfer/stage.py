@@ -145,9 +145,8 @@ class Pki:
         names = (AUTHORITY, SERVER, VICTIM, BYSTANDER, MALLORY, "elsewhere")
         self.keys = {name: new_identity() for name in names}
         self.now = utc_now()
-        self.people = {SERVER: self.person(SERVER, Role.SERVER)}
-        for name in (VICTIM, BYSTANDER, MALLORY):
-            self.people[name] = self.person(name)
+        self.people = {name: self.person(name) for name in (VICTIM, BYSTANDER, MALLORY)}
+        self.people[SERVER] = self.person(SERVER, Role.SERVER)
 
     def person(
         self,

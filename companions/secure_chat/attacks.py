@@ -228,8 +228,7 @@ def solved(seen: Sequence[bytes]) -> str:
 
 def password_in(handshake: Iterable[bytes], secret: bytes, login: bytes) -> str:
     """Return the password in a login after a handshake, nothing if the secret is another."""
-    keys = keys_of(reduce(chained, handshake, b""), secret)
-    return decrypted(keys, login)
+    return decrypted(keys_of(reduce(chained, handshake, b""), secret), login)
 
 
 def logarithm(base: int, power: int, prime: int) -> int | None:
@@ -237,10 +236,7 @@ def logarithm(base: int, power: int, prime: int) -> int | None:
 
     None if there are not enough small factors, as for p - 1 = 2q with a prime q.
     """
-    factors: list[int] = []
-    for number in range(3, 4_096, 2):
-        if (prime - 1) % number == 0 and is_prime(number):
-            factors.append(number)
+    factors = [n for n in range(3, 4_096, 2) if (prime - 1) % n == 0 and is_prime(n)]
     order = math.prod(factors[:25])  # of the subgroup to which both are taken
     if order.bit_length() <= dh.EXPONENT_BITS:
         return None
@@ -462,8 +458,7 @@ def leaf_issues(frames: Frames, lab: Lab) -> Frames:
         made = made.add_extension(extension.value, extension.critical)
     issued = made.sign(own.private_key, hashes.SHA256())
     party = lab.pki.party(issued, "server", lab.pki.keys["elsewhere"])
-    chain = party.pem + own.pem
-    yield from impostor(frames, lab, replace(party, pem=chain))
+    yield from impostor(frames, lab, replace(party, pem=party.pem + own.pem))
 
 
 @on_path("identity", "server", BadSignature, goal=learned)
