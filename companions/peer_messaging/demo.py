@@ -109,7 +109,7 @@ def fall(stage: Stage) -> None:
     stage.node("bob", "alice", "bob")
     stage.listen(
         ("alice", "text 3, .* is unconfirmed"),
-        ("alice", "session with bob has begun|bob is here again"),  # the second if bob was away for long
+        ("alice", "session with bob has begun|bob is here again"),
         ("bob", "alice is here"),
     )
     stage.say("bob", "back again")
