@@ -50,13 +50,13 @@ class Stage(Programs):
         show(name, f"> {escaped(text)}")
         self.type(name, text)
 
-    def leave(self, name: str, wanted: int = 0) -> None:
+    def leave(self, name: str) -> None:
         """End a node's input, and check its exit code."""
         show(name, "> (end of the input)")
         stdin = self.processes[name].stdin
         if stdin:
             stdin.close()
-        self.await_end(name, wanted)
+        self.await_end(name)
 
 
 # The acts -----------------------------------------------------------------------------------------
