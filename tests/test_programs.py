@@ -17,9 +17,11 @@ from pathlib import Path
 import pytest
 
 from client import Client
+from client import main as client_main
 from endpoint import generate_keys
 from program import UserError
 from protocol_fsm import PeerTerminated, State
+from server import main as server_main
 from tests.network import free_port, other_program
 from tests.programs import (
     ROOT,
@@ -29,6 +31,7 @@ from tests.programs import (
     named_signal,
     posix_only,
     run,
+    run_here,
     run_in_shell,
     running_server,
 )
@@ -169,11 +172,6 @@ CASES = {
         "inf.csv line 2, column 1: 'inf' is not a number",
     ),
     "CSV is no text": ("client.py 1 --port {port} --file {tmp}/binary.csv", 2, "binary.csv"),
-    "bad cell on standard input": (
-        "client.py 1 --port {port} --file -",
-        2,
-        "- line 3, column 1: 'x' is not a number",
-    ),
     "keys missing": ("client.py 1 --keys {tmp}/none.key", 2, "cannot read keys .*: No such file"),
     "keys malformed": ("client.py 1 --keys {tmp}/malformed.key", 2, "malformed.key line 2 is not"),
     "keys too short": ("server.py --keys {tmp}/short.key", 2, "line 1 is not id:hex"),
@@ -279,11 +277,12 @@ QUICK = ("demo keys for the network", "port in use", "keys into what exists")
     [pytest.param(case, marks=[] if case in QUICK else [pytest.mark.slow]) for case in CASES],
 )
 def test_bad_input_ends_in_one_sentence(
-    case: str, port: str, closed_port: str, files: Path
+    case: str, port: str, closed_port: str, files: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     command, code, sentence = CASES[case]
     program, *flags = command.format(port=port, closed=closed_port, tmp=files).split()
-    done = run(program, *flags, given="1\n2\nx\n")
+    main = client_main if program == "client.py" else server_main
+    done = run_here(main, capfd, program, *flags)
     assert done.returncode == code, done
     # how a table is read is said before a later row is refused
     lines = [line for line in done.stderr.splitlines() if not line.startswith("reads column")]
@@ -292,6 +291,13 @@ def test_bad_input_ends_in_one_sentence(
     assert re.match(r"(client|server)\.py: |client \d+: ", lines[0]), lines[0]
     assert GOOD_KEY not in done.stdout + done.stderr
     assert not list(files.glob("*.partial"))
+
+
+@pytest.mark.slow
+def test_a_bad_cell_on_standard_input_ends_in_one_sentence(port: str) -> None:
+    done = client(port, "1 --file -", given="1\n2\nx\n")
+    assert done.returncode == 2
+    assert re.search(r"^client\.py: .*- line 3, column 1: 'x' is not a number", done.stderr, re.M)
 
 
 @pytest.mark.slow
