@@ -136,15 +136,18 @@ def run(
 def run_here(main: Callable[[], int], capfd: pytest.CaptureFixture[str], *words: object) -> Done:
     """Run a main to its end in this process, without input, and spare the start of another."""
     handlers = {number: signal.getsignal(number) for number in end_signals()}
+    level = logging.root.level
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [*map(str, words)])
         patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
         patch.setattr(sys, "unraisablehook", sys.unraisablehook)
+        patch.setattr(logging, "raiseExceptions", logging.raiseExceptions)
         patch.setattr(logging.root, "handlers", [])  # what it logs is for stderr
         with pytest.raises(SystemExit) as ended:
             run_program(main)
     for number, handler in handlers.items():
         signal.signal(number, handler)
+    logging.root.setLevel(level)
     return Done(words, int(str(ended.value)), *capfd.readouterr())
 
 

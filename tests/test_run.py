@@ -26,7 +26,7 @@ from typing import IO, Any
 import pytest
 
 from tests.network import free_port
-from tests.programs import Done, named_signal
+from tests.programs import Done, named_signal, posix_only
 from tests.programs import run as run_program
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -40,7 +40,6 @@ ROW = re.compile(
     r"^ +(\d+)  +((?:\d )*\d)  +(\d+)  +([\d.]+)  +([\d.]+)  +([\d.]+)  +([\d.]+)$", re.MULTILINE
 )
 PROCESS = re.compile(r"(server|client \d) +\| is process (\d+)")
-posix_only = pytest.mark.skipif(os.name != "posix", reason="Windows has no such signals")
 
 
 class World:

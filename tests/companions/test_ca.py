@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import getpass
 import itertools
-import os
 import re
 import shutil
 import sys
@@ -34,11 +33,10 @@ from companions.locking import locked
 from companions.terminal import ask_passphrase
 from program import UserError
 from tests.house import modules_imported
-from tests.programs import ROOT
+from tests.programs import ROOT, posix_only
 
 DAY = timedelta(days=1)
 load_once = functools.cache(serialization.load_pem_private_key)
-posix_only = pytest.mark.skipif(os.name != "posix", reason="modes and terminals of POSIX")
 
 
 @pytest.fixture(autouse=True)

@@ -63,8 +63,7 @@ from tests.companions.network import (
     raw_server,
     serving,
 )
-
-posix_only = pytest.mark.skipif(os.name != "posix", reason="pipes and names of POSIX")
+from tests.programs import posix_only
 
 
 @pytest.fixture(scope="module")

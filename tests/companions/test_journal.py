@@ -46,11 +46,10 @@ from companions.device_transfer.journal import (
 from companions.device_transfer.store import JOURNAL, StoreFailed
 from companions.device_transfer.transfer import ItemKind, Manifest, sign_manifest, split_signed
 from program import UserError
-from tests.programs import run
+from tests.programs import run, posix_only
 
 NOW = datetime(2026, 1, 31, 12, tzinfo=timezone.utc)
 DAY = timedelta(days=1)
-posix_only = pytest.mark.skipif(os.name != "posix", reason="modes, pipes and renaming of POSIX")
 
 
 @dataclass(frozen=True)
