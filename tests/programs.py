@@ -135,10 +135,11 @@ def run(
 
 def run_here(main: Callable[[], int], capfd: pytest.CaptureFixture[str], *words: object) -> Done:
     """Run a main to its end in this process, without input, and spare the start of another."""
+    argv = [*map(str, words)]
     handlers = {number: signal.getsignal(number) for number in end_signals()}
     level = logging.root.level
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", [*map(str, words)])
+        patch.setattr(sys, "argv", argv)
         patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
         patch.setattr(sys, "unraisablehook", sys.unraisablehook)
         patch.setattr(logging, "raiseExceptions", logging.raiseExceptions)
@@ -148,7 +149,7 @@ def run_here(main: Callable[[], int], capfd: pytest.CaptureFixture[str], *words:
     for number, handler in handlers.items():
         signal.signal(number, handler)
     logging.root.setLevel(level)
-    return Done(words, int(str(ended.value)), *capfd.readouterr())
+    return Done(argv, int(str(ended.value)), *capfd.readouterr())
 
 
 def run_in_shell(words: Iterable[str], streams: str) -> Done:

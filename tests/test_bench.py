@@ -111,8 +111,7 @@ def test_over_tls_nothing_changes_but_the_channel(name: str, tmp_path: Path) -> 
 
 
 def test_over_tls_our_own_bytes_show_what_tls_hides(tmp_path: Path) -> None:
-    session = OverTLSSession(1, bytes(16), Direction.C2S)
-    message = session.seal(ClientHello())
+    message = OverTLSSession(1, bytes(16), Direction.C2S).seal(ClientHello())
     assert message[HEADER.size : CIPHERTEXT_AT] == bytes(16)  # so it is never used without TLS
     assert message[CIPHERTEXT_AT:-TAG_BYTES].endswith(b"\x01" + b"\x0f" * 15)
 

@@ -453,8 +453,7 @@ def test_a_message_is_told_by_its_fields_whose_bytes_are_all_of_it() -> None:
     report, _ = flipped_report()
     view = bytes_view(report.message, LAB)
     assert "".join(field["hex"] for field in view["fields"]) == report.message.hex()
-    places = [field["at"] for field in view["fields"]]
-    assert places == [0, 1, 2, 6, 7, 23, 23 + 48 - 16]
+    assert [field["at"] for field in view["fields"]] == [0, 1, 2, 6, 7, 23, 23 + 48 - 16]
     long = bytes_view(report.message[:23] + bytes(4_096) + report.message[-32:], LAB)
     (ciphertext,) = [field for field in long["fields"] if field["name"] == "ciphertext"]
     assert (ciphertext["size"], len(ciphertext["hex"])) == (4_096, 2 * MOST_BYTES)

@@ -665,8 +665,7 @@ def test_of_two_clients_with_one_id_the_later_stays() -> None:
         Program("client.py", "1", "--port", port, "--rounds", "500") as first,
     ):
         first.wait_for("^epoch")
-        second = client(port, "1 --rounds 3 --interval 0.05")
-        assert second.returncode == 0
+        assert client(port, "1 --rounds 3 --interval 0.05").returncode == 0
         assert first.finish() == 1
         assert first.lines["err"] == ["client 1: session terminated by the server: REPLACED"]
 

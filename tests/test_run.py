@@ -131,8 +131,7 @@ def fails(run: Any, capsys: pytest.CaptureFixture[str], *words: str) -> str:
 
 
 def test_run_py_keeps_to_the_grammar_that_all_pythons_since_2_7_share() -> None:
-    source = (ROOT / "run.py").read_text("ascii")
-    tree = ast.parse(source, feature_version=(3, 4))
+    tree = ast.parse((ROOT / "run.py").read_text("ascii"), feature_version=(3, 4))
     newer = (ast.JoinedStr, ast.AnnAssign, ast.NamedExpr, ast.Nonlocal, ast.YieldFrom)
     for node in ast.walk(tree):
         assert not isinstance(node, newer), ast.unparse(node)

@@ -215,8 +215,7 @@ def test_a_line_that_does_not_fit_leaves_nothing(
 
 
 def test_after_a_torn_line_comes_a_whole_one(folder: Path, world: World) -> None:
-    text = (folder / JOURNAL).read_bytes()
-    (folder / JOURNAL).write_bytes(text[:-40])
+    (folder / JOURNAL).write_bytes((folder / JOURNAL).read_bytes()[:-40])
     assert problems(folder, world.trust()) == ["", "", "torn line"]
     write(folder, world.entry("text", "", b"x", 3), world.entry("text", "", b"y", 4))
     assert problems(folder, world.trust()) == ["", "", "unreadable line", "", ""]
@@ -414,8 +413,7 @@ def test_where_a_file_is_stored_under_another_name_is_shown(folder: Path, world:
     (folder / "a-2.png").write_bytes(b"picture")
     entry = world.entry("file", "a.png", b"picture", stored_as="a-2.png")
     (folder / JOURNAL).write_bytes(entry.encode() + b"\n")
-    verdict = next(verify(folder, world.trust()))
-    first, second = describe(verdict).splitlines()
+    first, second = describe(next(verify(folder, world.trust()))).splitlines()
     assert first.endswith(" ok")
     assert second.strip() == 'stored as "a-2.png"'
     named = replace(entry, stored_as="\x1b\u202e" * 60 + ".png")

@@ -29,8 +29,8 @@ from companions.device_transfer.device import main as device_main
 from companions.device_transfer.protocol import Kind, PeerFailed, Session
 from companions.device_transfer.server import main as server_main
 from program import end_signals
-from tests.companions.network import PATIENCE_S, Raw, files_in, raw_server
-from tests.network import free_port
+from tests.companions.network import Raw, files_in, raw_server
+from tests.network import PATIENCE_S, free_port
 from tests.programs import ROOT, Done, Program, posix_only, run, run_here, run_in_shell
 
 MODULE = "companions.device_transfer."
