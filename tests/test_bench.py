@@ -6,7 +6,7 @@ import json
 import math
 import re
 import shutil
-import threading
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,7 @@ from protocol_fsm import (
     Direction,
     ServerAggrResponse,
 )
+from tests.network import at_once
 from tests.programs import ROOT, run
 
 LIMIT_S = 600  # on a machine that is busy with other things
@@ -76,11 +77,7 @@ def answers_of(
     with make_server(rival, clients, Aggregation(body.filling), folder) as server:
         assert not isinstance(server, BaseException)
         callers = [make_client(rival, server.address, body, n + 1, tls) for n in range(clients)]
-        threads = [threading.Thread(target=work, args=(n,), daemon=True) for n in range(clients)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(LIMIT_S)
+        assert at_once(*(partial(work, n) for n in range(clients))) == [None] * clients
         for caller in callers:
             caller.close()
     return last

@@ -6,9 +6,10 @@ import contextlib
 import hashlib
 import os
 import sqlite3
-import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ from companions.secure_chat.storage import Database, StorageFailed, Taken
 from program import UserError
 from tests.companions.chat_databases import Place, SqliteFile, quick_accounts
 from tests.companions.chat_helpers import ALICE, BOB, Authority, identity_of
+from tests.network import at_once
 
 PASSWORD = "correct horse"
 FOLDER = Path(storage.__file__).parent
@@ -185,23 +187,8 @@ def test_twenty_registrations_at_once_give_one_account(
     some: Accounts, alice: Identity, place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tries, "FREE_TRIES", 20)  # so that each is judged
-    start = threading.Barrier(20)
-    made: list[Account] = []
-    refused: list[Refused] = []
-
-    def register() -> None:
-        start.wait()
-        try:
-            made.append(some.register(alice, ALICE, "alice", PASSWORD))
-        except Refused as error:
-            refused.append(error)
-
-    threads = [threading.Thread(target=register) for _ in range(20)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert (len(made), len(refused)) == (1, 19)
+    made = at_once(*[partial(some.register, alice, ALICE, "alice", PASSWORD)] * 20)
+    assert Counter(map(type, made)) == {Account: 1, Refused: 19}
     assert len(place.rows("SELECT * FROM users")) == 1
 
 
