@@ -360,28 +360,6 @@ def test_another_program_is_not_taken_for_an_attack(says: bytes, code: int, sent
 
 
 @pytest.mark.slow
-def test_ten_simulated_rounds_by_default(port: str) -> None:
-    done = client(port, "2 --interval 0.01 --json")
-    answers = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [answer["round"] for answer in answers] == list(range(1, 11))
-    assert done.returncode == 0
-
-
-@pytest.mark.slow
-def test_values_are_reported_together_each_round(port: str) -> None:
-    done = client(port, "2 --interval 0.01 --json --rounds 2 --values 1 2.5 -3")
-    assert [json.loads(line)["own_sum"] for line in done.stdout.splitlines()] == [0.5, 0.5]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("flags", [[], ["--column", "temperature_f"]], ids=["last", "named"])
-def test_csv_is_reported_row_by_row(port: str, flags: list[str]) -> None:
-    done = client(port, "3 --interval 0.01 --json --rounds 5 --file data/seattle.csv", *flags)
-    sums = [json.loads(line)["own_sum"] for line in done.stdout.splitlines()]
-    assert sums == [39.4, 39.2, 39.0, 38.9, 38.8]
-
-
-@pytest.mark.slow
 def test_standard_input_is_reported_line_by_line_after_an_empty_report(port: str) -> None:
     done = client(port, "3 --interval 0.01 --json --file -", given="celsius\n20.5\n\n21\n")
     answers = [json.loads(line) for line in done.stdout.splitlines()]
@@ -668,26 +646,6 @@ def test_of_two_clients_with_one_id_the_later_stays() -> None:
         assert client(port, "1 --rounds 3 --interval 0.05").returncode == 0
         assert first.finish() == 1
         assert first.lines["err"] == ["client 1: session terminated by the server: REPLACED"]
-
-
-@pytest.mark.slow
-def test_patient_lifts_the_deadlines_on_both_sides() -> None:
-    limits = ["--stranger-timeout", "0.2", "--silence-timeout", "0.2", "--frame-timeout", "0.2"]
-    with running_server(*limits, "--patient") as (_, port):
-        done = client(port, "1 --rounds 2 --interval 0.8 --patient --timeout 0.05")
-        assert (done.returncode, done.stderr) == (0, "")
-    with running_server(*limits) as (_, port):
-        done = client(port, "1 --rounds 2 --interval 0.8")
-        assert done.stderr == "client 1: session terminated by the server: TIMEOUT\n"
-        assert done.returncode == 1
-
-
-@pytest.mark.slow
-def test_verbose_server_logs_reports_and_epochs() -> None:
-    with running_server("--verbose") as (server, port):
-        client(port, "1 --rounds 1 --values 7 8")
-        server.wait_for(r" client 1: round 1, \[7.0, 8.0\]", "err")
-        server.wait_for(r" epoch 1  participants 1  count 2  sum 15", "err")
 
 
 @pytest.mark.slow

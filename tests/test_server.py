@@ -29,7 +29,7 @@ import pytest
 from channel import POLL_S, Channel, EndRequested
 from client import Client
 from endpoint import DEMO_KEYS, DEMO_WARNING, generate_keys
-from program import NoConnection, UserError, end_signals
+from program import NoConnection, UserError
 from protocol_fsm import (
     LAST_ROUND,
     BadTag,
@@ -720,6 +720,7 @@ def test_every_flag_of_a_limit_reaches_the_server(monkeypatch: pytest.MonkeyPatc
         server_main()
 
 
+@pytest.mark.usefixtures("kept_signals")
 @pytest.mark.parametrize("flags", [[], ["--verbose"], ["--keys"]], ids=" ".join)
 def test_the_program_serves_until_it_is_told_to_stop(
     monkeypatch: pytest.MonkeyPatch,
@@ -740,12 +741,7 @@ def test_the_program_serves_until_it_is_told_to_stop(
     monkeypatch.setattr("server.time", SimpleNamespace(monotonic=time.monotonic, sleep=pause))
     monkeypatch.setattr("server.start_log", lambda level, _: done.append(level))
     monkeypatch.setattr("server.Lines.drain", lambda _: done.append("drained"))
-    before = {number: signal.getsignal(number) for number in end_signals()}
-    try:
-        assert server_main() == 0
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    assert server_main() == 0
     assert done == ["DEBUG" if flags == ["--verbose"] else "INFO", POLL_S, "drained"]
     listening, *summary = capsys.readouterr().out.splitlines()
     assert re.fullmatch(r"listening on 127\.0\.0\.1:\d+", listening)

@@ -217,6 +217,7 @@ def test_every_refused_login_hashes_once(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("place", ["sqlite"], indirect=True)  # the work is not the database's
 def test_known_and_unknown_users_are_refused_equally_fast(
     real: Accounts, alice: Identity, bob: Identity, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -229,7 +230,7 @@ def test_known_and_unknown_users_are_refused_equally_fast(
             real.login(identity, email, "battery staple")
         return time.process_time() - begin
 
-    pairs = [(seconds(bob, BOB), seconds(alice, ALICE)) for _ in range(40)]
+    pairs = [(seconds(bob, BOB), seconds(alice, ALICE)) for _ in range(25)]
     unknown, known = map(min, zip(*pairs))  # a busy machine adds to times, and takes nothing away
     assert unknown == pytest.approx(known, rel=0.2)
 

@@ -23,12 +23,11 @@ from companions.secure_chat.client import Client, NotLetIn, Run, Talk
 from companions.secure_chat.pki import Identity
 from companions.secure_chat.protocol import Party, PeerEnded, to_base64
 from companions.secure_chat.storage import Database
-from program import end_signals
 from protocol_fsm import ConnectionCut
 from tests.companions.chat_databases import Place, quick_accounts
 from tests.companions.chat_helpers import ALICE, BOB, Authority, identity_of
 from tests.companions.chat_programs import LIMIT_S, PASSWORDS, House, hear
-from tests.network import Noted, free_port
+from tests.network import Noted, at_once, free_port
 
 PASSWORD = "correct horse"
 
@@ -86,15 +85,7 @@ def test_token_is_good_for_one_use(desk: Desk) -> None:
 
 @pytest.mark.slow
 def test_of_many_uses_at_once_one_succeeds(desk: Desk) -> None:
-    token = desk.token()
-    meet = threading.Barrier(8)
-
-    def use() -> Account | str:
-        meet.wait(LIMIT_S)
-        return desk.resume(desk.alice, token)
-
-    with ThreadPoolExecutor(8) as threads:
-        found = [one.result() for one in [threads.submit(use) for _ in range(8)]]
+    found = at_once(*[partial(desk.resume, desk.alice, desk.token())] * 8)
     assert found.count(desk.account) == 1
     assert found.count("an unknown or used token") == 7
 
@@ -232,13 +223,10 @@ class Person:
 
 
 @pytest.fixture
-def person(monkeypatch: pytest.MonkeyPatch) -> Iterator[Person]:
-    handlers = {number: signal.getsignal(number) for number in end_signals()}
+def person(monkeypatch: pytest.MonkeyPatch, kept_signals: None) -> Iterator[Person]:
     person = Person(monkeypatch)
     yield person
     person.leaves()
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
 
 
 def member(house: House) -> Party:

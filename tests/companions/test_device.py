@@ -42,7 +42,7 @@ from companions.device_transfer.protocol import (
 )
 from companions.device_transfer.server import Server
 from companions.device_transfer.transfer import BadManifest
-from program import NoConnection, UserError, end_signals
+from program import NoConnection, UserError
 from protocol_fsm import (
     BadPayload,
     BadTag,
@@ -715,9 +715,8 @@ def own(world: World, tmp_path: Path) -> Iterator[tuple[Server, Records]]:
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, world: World) -> Iterator[Callable[..., int]]:
+def run(monkeypatch: pytest.MonkeyPatch, world: World, kept_signals: None) -> Callable[..., int]:
     """Run `main` as the device of this world; port 1 is nobody's."""
-    handlers = {number: signal.getsignal(number) for number in end_signals()}
     monkeypatch.setattr(
         device_module, "load_party", lambda options, role: (world.device, world.trust())
     )
@@ -729,9 +728,7 @@ def run(monkeypatch: pytest.MonkeyPatch, world: World) -> Iterator[Callable[...,
         )
         return device_module.main()
 
-    yield main
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+    return main
 
 
 def test_a_batch_that_stops_lists_what_was_not_sent(
