@@ -42,8 +42,8 @@ from lab.events import LONGEST
 from lab.frames import Frame, flipped
 from lab.weakened import RULES
 from program import UserError
-from protocol_fsm import ClientData
-from tests.helpers import Pair
+from protocol_fsm import ClientData, State
+from tests.helpers import pair_in
 from tests.network import PATIENCE_S
 from tests.programs import ROOT, posix_only, run
 
@@ -442,9 +442,7 @@ def test_too_long_a_request_ends_the_talk_and_not_the_lab(room: Room, reader: Re
 
 
 def flipped_report() -> tuple[Frame, Frame]:
-    pair = Pair()
-    pair.hello()
-    pair.challenge()
+    pair = pair_in(State.REPORT)
     report = Frame("server", pair.client.seal(ClientData([100.0])))
     return report, flipped(report, 24, 8)
 
