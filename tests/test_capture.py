@@ -360,7 +360,7 @@ def test_events_that_nobody_knows_are_named(
     assert said == f"{log}: not shown, because not known here: un\\x1bheard\n"
 
 
-# Logs without messages, and files that cannot be written
+# Files that cannot be written
 
 
 def test_without_its_package_it_says_which_one_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
