@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from program import end_signals
+
 ROOT = Path(__file__).parent.parent
 LEFT_OUT: dict[str, str] = {}  # the package that is missing, by test file
 
@@ -30,6 +32,15 @@ if importlib.util.find_spec("hypothesis"):
     # A slow machine is no defect of ours; what failed can be repeated from what is printed.
     settings.register_profile("lab", deadline=None, print_blob=True, max_examples=30)
     settings.load_profile("lab")
+
+
+@pytest.fixture
+def kept_signals() -> Iterator[None]:
+    """What a program does about signals ends with its test."""
+    before = {number: signal.getsignal(number) for number in end_signals()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:

@@ -8,7 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from client import Client
 from endpoint import DEMO_KEYS
@@ -30,20 +30,29 @@ from server import Limits, Record, Server, compute_aggregation
 LINGER_0 = b"\x01\0\0\0\0\0\0\0"  # a socket that closes so sends a reset
 PATIENCE_S = 10.0  # how long a test waits for what must happen; reached only by failing tests
 
+AnyRecord = TypeVar("AnyRecord")
 AnyWire = TypeVar("AnyWire", bound="Wire")
 
 
-class Journal:
-    """A server's records, and a way to wait for one of them."""
+class Noted(Generic[AnyRecord]):
+    """What another thread tells, and a way to wait for it."""
 
     def __init__(self) -> None:
-        self.records: list[Record] = []
+        self.records: list[AnyRecord] = []
         self._changed = threading.Condition()
 
-    def __call__(self, record: Record) -> None:
+    def __call__(self, record: AnyRecord) -> None:
         with self._changed:
             self.records.append(record)
             self._changed.notify_all()
+
+    def wait_until(self, true: Callable[[], bool], within_s: float = PATIENCE_S) -> None:
+        with self._changed:
+            assert self._changed.wait_for(true, within_s), self.records
+
+
+class Journal(Noted[Record]):
+    """A server's records."""
 
     def of(self, what: str, client_id: int | None = None) -> list[Record]:
         return [
@@ -52,11 +61,7 @@ class Journal:
 
     def wait(self, what: str, client_id: int | None = None, count: int = 1) -> list[Record]:
         """Return the records of one kind once there are `count` of them."""
-        with self._changed:
-            arrived = self._changed.wait_for(
-                lambda: len(self.of(what, client_id)) >= count, PATIENCE_S
-            )
-        assert arrived, f"no {what} of client {client_id}, only {self.records}"
+        self.wait_until(lambda: len(self.of(what, client_id)) >= count)
         return self.of(what, client_id)
 
 
@@ -156,10 +161,12 @@ class Hand(Wire):
 
 
 def at_once(*calls: Callable[[], object]) -> list[object]:
-    """Make all calls at the same time, each in a thread; return what they return."""
+    """Make all calls at the same time, each in a thread; return what they return, or raise."""
     results: list[object] = [None] * len(calls)
+    barrier = threading.Barrier(len(calls))
 
     def call(position: int) -> None:
+        barrier.wait()
         try:
             results[position] = calls[position]()
         except BaseException as error:  # handed to the test, which looks at it

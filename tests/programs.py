@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
+import logging
 import os
 import re
 import shlex
@@ -11,13 +13,13 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from program import end_signals
+from program import end_signals, run_program
 
 ROOT = Path(__file__).parent.parent
 TIMEOUT_S = 30
@@ -129,6 +131,25 @@ def run(
         env={**os.environ, **(env or {})},
         start_new_session=True,
     )
+
+
+def run_here(main: Callable[[], int], capfd: pytest.CaptureFixture[str], *words: object) -> Done:
+    """Run a main to its end in this process, without input, and spare the start of another."""
+    argv = [*map(str, words)]
+    handlers = {number: signal.getsignal(number) for number in end_signals()}
+    level = logging.root.level
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", argv)
+        patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
+        patch.setattr(sys, "unraisablehook", sys.unraisablehook)
+        patch.setattr(logging, "raiseExceptions", logging.raiseExceptions)
+        patch.setattr(logging.root, "handlers", [])  # what it logs is for stderr
+        with pytest.raises(SystemExit) as ended:
+            run_program(main)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    logging.root.setLevel(level)
+    return Done(argv, int(str(ended.value)), *capfd.readouterr())
 
 
 def run_in_shell(words: Iterable[str], streams: str) -> Done:

@@ -6,7 +6,7 @@ import json
 import math
 import re
 import shutil
-import threading
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,7 @@ from protocol_fsm import (
     Direction,
     ServerAggrResponse,
 )
+from tests.network import at_once
 from tests.programs import ROOT, run
 
 LIMIT_S = 600  # on a machine that is busy with other things
@@ -74,11 +75,7 @@ def answers_of(
     with make_server(rival, clients, Aggregation(body.filling), folder) as server:
         assert not isinstance(server, BaseException)
         callers = [make_client(rival, server.address, body, n + 1, tls) for n in range(clients)]
-        threads = [threading.Thread(target=work, args=(n,), daemon=True) for n in range(clients)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(LIMIT_S)
+        assert at_once(*(partial(work, n) for n in range(clients))) == [None] * clients
         for caller in callers:
             caller.close()
     return last
@@ -109,8 +106,7 @@ def test_over_tls_nothing_changes_but_the_channel(name: str, tmp_path: Path) -> 
 
 
 def test_over_tls_our_own_bytes_show_what_tls_hides(tmp_path: Path) -> None:
-    session = OverTLSSession(1, bytes(16), Direction.C2S)
-    message = session.seal(ClientHello())
+    message = OverTLSSession(1, bytes(16), Direction.C2S).seal(ClientHello())
     assert message[HEADER.size : CIPHERTEXT_AT] == bytes(16)  # so it is never used without TLS
     assert message[CIPHERTEXT_AT:-TAG_BYTES].endswith(b"\x01" + b"\x0f" * 15)
 

@@ -331,12 +331,20 @@ def test_what_a_log_says_can_be_written_whatever_letters_it_has(
     assert len(comment) == MOST_LETTERS
 
 
-def test_a_message_that_is_too_long_for_a_frame_is_one_sentence(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("event", "why"),
+    [
+        (did("inserted", "server", bytes(65_536)), "x: no frame holds a message of 65,536 bytes"),
+        (ended("server", "BadTag"), "there is no message in .*log"),
+    ],
+    ids=["a message too long for a frame", "no message"],
+)
+def test_a_log_that_cannot_be_shown_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, event: dict[str, object], why: str
 ) -> None:
-    (tmp_path / "log").write_text(log_of(did("inserted", "server", bytes(65_536))))
+    (tmp_path / "log").write_text(log_of(event))
     monkeypatch.setattr(sys, "argv", ["capture", str(tmp_path / "log"), "-o", str(tmp_path / "o")])
-    with pytest.raises(UserError, match=r"^x: no frame holds a message of 65,536 bytes$"):
+    with pytest.raises(UserError, match=f"^{why}$"):
         main()
     assert not (tmp_path / "o").exists()
 
@@ -352,16 +360,7 @@ def test_events_that_nobody_knows_are_named(
     assert said == f"{log}: not shown, because not known here: un\\x1bheard\n"
 
 
-# Logs without messages, and files that cannot be written
-
-
-def test_a_log_without_messages_is_one_sentence(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "log").write_text(log_of(ended("server", "BadTag")))
-    monkeypatch.setattr(sys, "argv", ["capture", str(tmp_path / "log"), "-o", str(tmp_path / "o")])
-    with pytest.raises(UserError, match=r"^there is no message in .*log$"):
-        main()
+# Files that cannot be written
 
 
 def test_without_its_package_it_says_which_one_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ import os
 import random
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -42,16 +42,16 @@ TABLE = "a,v\n1,5\n2,6\n"
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
+def run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], kept_signals: None
+) -> Run:
     """Return a function that runs client 1: its exit code, and what it prints."""
-    before = signal.getsignal(signal.SIGINT)
 
     def run(*words: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["client.py", "1", *words])
         return main(), *capsys.readouterr()
 
-    yield run
-    signal.signal(signal.SIGINT, before)
+    return run
 
 
 def reported(journal: Journal) -> list[list[float]]:

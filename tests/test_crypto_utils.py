@@ -62,22 +62,16 @@ SP_800_38A_PLAIN = bytes.fromhex("".join(plain for plain, _ in SP_800_38A_BLOCKS
 SP_800_38A_CIPHER = bytes.fromhex("".join(cipher for _, cipher in SP_800_38A_BLOCKS))
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 4])
-def test_sp_800_38a_f_2_1_encrypts_to_the_published_blocks(count: int) -> None:
-    """The first n blocks of the example are an example too: CBC never looks ahead."""
-    size = 16 * count
-    made = aes_cbc_encrypt(SP_800_38A_PLAIN[:size], SP_800_38A_KEY, SP_800_38A_IV)
-    assert made == SP_800_38A_CIPHER[:size]
-    assert len(made) == size
+@pytest.mark.parametrize("size", [16, 32, 48, 64])
+def test_sp_800_38a_f_2_is_met_in_both_directions(size: int) -> None:
+    """The first n blocks of the example are an example too: CBC never looks ahead.
 
-
-@pytest.mark.parametrize("count", [1, 2, 3, 4])
-def test_sp_800_38a_f_2_2_decrypts_to_the_published_blocks(count: int) -> None:
-    """Decryption leaves the padding alone, so blocks without any padding come back whole."""
-    size = 16 * count
-    made = aes_cbc_decrypt(SP_800_38A_CIPHER[:size], SP_800_38A_KEY, SP_800_38A_IV)
-    assert made == SP_800_38A_PLAIN[:size]
-    assert len(made) == size
+    Decryption leaves the padding alone, so blocks without any padding come back whole.
+    """
+    plain = SP_800_38A_PLAIN[:size]
+    cipher = SP_800_38A_CIPHER[:size]
+    assert aes_cbc_encrypt(plain, SP_800_38A_KEY, SP_800_38A_IV) == cipher
+    assert aes_cbc_decrypt(cipher, SP_800_38A_KEY, SP_800_38A_IV) == plain
 
 
 both_directions = pytest.mark.parametrize("aes", [aes_cbc_encrypt, aes_cbc_decrypt])
@@ -108,8 +102,8 @@ def test_an_iv_that_is_not_one_block_is_refused(aes: Aes) -> None:
 @both_directions
 def test_a_partial_block_is_refused(aes: Aes) -> None:
     """Nothing is padded, cut or kept for later behind the caller's back."""
-    taken = accepted_sizes(lambda n: aes(b"d" * n, bytes(16), bytes(16)), range(49))
-    assert taken == [0, 16, 32, 48]
+    sizes = accepted_sizes(lambda n: aes(b"d" * n, bytes(16), bytes(16)), range(49))
+    assert sizes == [0, 16, 32, 48]
 
 
 @both_directions

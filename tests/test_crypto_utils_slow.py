@@ -141,8 +141,7 @@ def monte_carlo(aes: Aes, key: bytes, iv: bytes, data: bytes) -> tuple[bytes, by
     for _ in range(1000):
         before = last
         last = aes(data, key, iv)
-        chained = data
-        iv = last if aes is aes_cbc_encrypt else chained
+        iv = last if aes is aes_cbc_encrypt else data
         data = before
     return last, before
 

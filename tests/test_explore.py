@@ -216,15 +216,6 @@ def test_nothing_breaks_with_one_session_and_there_is_nothing_else_to_see() -> N
 
 
 @pytest.mark.slow
-def test_nothing_breaks_with_four_sessions_in_the_first_worlds() -> None:
-    found = explorer(REAL).search(500)
-    assert not found.story
-    assert (len(found.marks), found.is_complete) == (500, False)
-    assert found.depth >= 3
-    assert found.transitions > 500
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "mistake", [*MISTAKES, TagsOfHalf, TagsOfTheOtherHalf, leaving_out(ROUND_AT)]
 )

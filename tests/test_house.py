@@ -55,8 +55,7 @@ def test_the_protocol_does_no_input_or_output(module: str) -> None:
 
 
 def test_crypto_comes_from_libraries_and_tags_are_compared_in_constant_time() -> None:
-    text = (ROOT / "crypto_utils.py").read_text()
-    assert "hmac.compare_digest(" in text
+    assert "hmac.compare_digest(" in (ROOT / "crypto_utils.py").read_text()
     for module in CORE[1:]:
         assert not imports_of(ROOT / f"{module}.py") & {"hmac", "hashlib"}, module
         assert "Crypto.Cipher" not in (ROOT / f"{module}.py").read_text(), module
@@ -111,8 +110,7 @@ def test_names_inside_the_classes_are_there() -> None:
 
 @pytest.mark.parametrize("module", CORE)
 def test_functions_are_readable_in_one_breath(module: str) -> None:
-    tree = tree_of(ROOT / f"{module}.py")
-    assert not long_functions(tree)
+    assert not long_functions(tree_of(ROOT / f"{module}.py"))
 
 
 def test_every_public_thing_of_the_core_has_a_docstring() -> None:

@@ -357,8 +357,7 @@ def test_a_log_that_is_not_there_yet_is_empty_and_one_that_cannot_be_read_is_nam
 
 
 def test_a_message_is_described_with_and_without_its_plaintext() -> None:
-    pair = Pair(client_random=bytes, server_random=bytes)
-    messages = live(pair)
+    messages = live(Pair(client_random=bytes, server_random=bytes))
     assert describe_message(messages[2], title="#3: ") == [
         "#3: CLIENT_DATA, client 1, round 1, C2S, 87 bytes",
         f"  IV 00000000.., 32 bytes of ciphertext, tag {messages[2][-32:-28].hex()}..",
@@ -399,8 +398,7 @@ def test_bytes_are_shown_where_flip_finds_them() -> None:
     pair.hello()
     message = pair.transcript[0]
     rows = [row for row in dump_message(message) if "more" not in row]
-    shown = b"".join(bytes.fromhex(row.split("  ")[-1]) for row in rows)
-    assert shown == message
+    assert b"".join(bytes.fromhex(row.split("  ")[-1]) for row in rows) == message
     assert [row.split()[:2] for row in rows if row[2] != " "] == [
         ["header", "0"],
         ["IV", "7"],

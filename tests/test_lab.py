@@ -767,8 +767,7 @@ def test_rules_are_chosen_by_name_in_the_order_of_the_table() -> None:
 
 
 def test_a_part_lacks_its_own_rules_and_no_others() -> None:
-    weak = lacking(Session, [int, Careless])
-    assert weak.__mro__[1:3] == (Careless, Session)
+    assert lacking(Session, [int, Careless]).__mro__[1:3] == (Careless, Session)
     assert lacking(dict, [Careless]).__mro__[1] is dict
 
 

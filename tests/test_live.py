@@ -42,8 +42,8 @@ from lab.events import LONGEST
 from lab.frames import Frame, flipped
 from lab.weakened import RULES
 from program import UserError
-from protocol_fsm import ClientData
-from tests.helpers import Pair
+from protocol_fsm import ClientData, State
+from tests.helpers import pair_in
 from tests.network import PATIENCE_S
 from tests.programs import ROOT, posix_only, run
 
@@ -442,9 +442,7 @@ def test_too_long_a_request_ends_the_talk_and_not_the_lab(room: Room, reader: Re
 
 
 def flipped_report() -> tuple[Frame, Frame]:
-    pair = Pair()
-    pair.hello()
-    pair.challenge()
+    pair = pair_in(State.REPORT)
     report = Frame("server", pair.client.seal(ClientData([100.0])))
     return report, flipped(report, 24, 8)
 
@@ -453,8 +451,7 @@ def test_a_message_is_told_by_its_fields_whose_bytes_are_all_of_it() -> None:
     report, _ = flipped_report()
     view = bytes_view(report.message, LAB)
     assert "".join(field["hex"] for field in view["fields"]) == report.message.hex()
-    places = [field["at"] for field in view["fields"]]
-    assert places == [0, 1, 2, 6, 7, 23, 23 + 48 - 16]
+    assert [field["at"] for field in view["fields"]] == [0, 1, 2, 6, 7, 23, 23 + 48 - 16]
     long = bytes_view(report.message[:23] + bytes(4_096) + report.message[-32:], LAB)
     (ciphertext,) = [field for field in long["fields"] if field["name"] == "ciphertext"]
     assert (ciphertext["size"], len(ciphertext["hex"])) == (4_096, 2 * MOST_BYTES)

@@ -17,9 +17,11 @@ from pathlib import Path
 import pytest
 
 from client import Client
+from client import main as client_main
 from endpoint import generate_keys
 from program import UserError
 from protocol_fsm import PeerTerminated, State
+from server import main as server_main
 from tests.network import free_port, other_program
 from tests.programs import (
     ROOT,
@@ -29,6 +31,7 @@ from tests.programs import (
     named_signal,
     posix_only,
     run,
+    run_here,
     run_in_shell,
     running_server,
 )
@@ -169,11 +172,6 @@ CASES = {
         "inf.csv line 2, column 1: 'inf' is not a number",
     ),
     "CSV is no text": ("client.py 1 --port {port} --file {tmp}/binary.csv", 2, "binary.csv"),
-    "bad cell on standard input": (
-        "client.py 1 --port {port} --file -",
-        2,
-        "- line 3, column 1: 'x' is not a number",
-    ),
     "keys missing": ("client.py 1 --keys {tmp}/none.key", 2, "cannot read keys .*: No such file"),
     "keys malformed": ("client.py 1 --keys {tmp}/malformed.key", 2, "malformed.key line 2 is not"),
     "keys too short": ("server.py --keys {tmp}/short.key", 2, "line 1 is not id:hex"),
@@ -279,11 +277,12 @@ QUICK = ("demo keys for the network", "port in use", "keys into what exists")
     [pytest.param(case, marks=[] if case in QUICK else [pytest.mark.slow]) for case in CASES],
 )
 def test_bad_input_ends_in_one_sentence(
-    case: str, port: str, closed_port: str, files: Path
+    case: str, port: str, closed_port: str, files: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     command, code, sentence = CASES[case]
     program, *flags = command.format(port=port, closed=closed_port, tmp=files).split()
-    done = run(program, *flags, given="1\n2\nx\n")
+    main = client_main if program == "client.py" else server_main
+    done = run_here(main, capfd, program, *flags)
     assert done.returncode == code, done
     # how a table is read is said before a later row is refused
     lines = [line for line in done.stderr.splitlines() if not line.startswith("reads column")]
@@ -292,6 +291,13 @@ def test_bad_input_ends_in_one_sentence(
     assert re.match(r"(client|server)\.py: |client \d+: ", lines[0]), lines[0]
     assert GOOD_KEY not in done.stdout + done.stderr
     assert not list(files.glob("*.partial"))
+
+
+@pytest.mark.slow
+def test_a_bad_cell_on_standard_input_ends_in_one_sentence(port: str) -> None:
+    done = client(port, "1 --file -", given="1\n2\nx\n")
+    assert done.returncode == 2
+    assert re.search(r"^client\.py: .*- line 3, column 1: 'x' is not a number", done.stderr, re.M)
 
 
 @pytest.mark.slow
@@ -351,28 +357,6 @@ def test_another_program_is_not_taken_for_an_attack(says: bytes, code: int, sent
 
 
 # One client
-
-
-@pytest.mark.slow
-def test_ten_simulated_rounds_by_default(port: str) -> None:
-    done = client(port, "2 --interval 0.01 --json")
-    answers = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [answer["round"] for answer in answers] == list(range(1, 11))
-    assert done.returncode == 0
-
-
-@pytest.mark.slow
-def test_values_are_reported_together_each_round(port: str) -> None:
-    done = client(port, "2 --interval 0.01 --json --rounds 2 --values 1 2.5 -3")
-    assert [json.loads(line)["own_sum"] for line in done.stdout.splitlines()] == [0.5, 0.5]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("flags", [[], ["--column", "temperature_f"]], ids=["last", "named"])
-def test_csv_is_reported_row_by_row(port: str, flags: list[str]) -> None:
-    done = client(port, "3 --interval 0.01 --json --rounds 5 --file data/seattle.csv", *flags)
-    sums = [json.loads(line)["own_sum"] for line in done.stdout.splitlines()]
-    assert sums == [39.4, 39.2, 39.0, 38.9, 38.8]
 
 
 @pytest.mark.slow
@@ -659,30 +643,9 @@ def test_of_two_clients_with_one_id_the_later_stays() -> None:
         Program("client.py", "1", "--port", port, "--rounds", "500") as first,
     ):
         first.wait_for("^epoch")
-        second = client(port, "1 --rounds 3 --interval 0.05")
-        assert second.returncode == 0
+        assert client(port, "1 --rounds 3 --interval 0.05").returncode == 0
         assert first.finish() == 1
         assert first.lines["err"] == ["client 1: session terminated by the server: REPLACED"]
-
-
-@pytest.mark.slow
-def test_patient_lifts_the_deadlines_on_both_sides() -> None:
-    limits = ["--stranger-timeout", "0.2", "--silence-timeout", "0.2", "--frame-timeout", "0.2"]
-    with running_server(*limits, "--patient") as (_, port):
-        done = client(port, "1 --rounds 2 --interval 0.8 --patient --timeout 0.05")
-        assert (done.returncode, done.stderr) == (0, "")
-    with running_server(*limits) as (_, port):
-        done = client(port, "1 --rounds 2 --interval 0.8")
-        assert done.stderr == "client 1: session terminated by the server: TIMEOUT\n"
-        assert done.returncode == 1
-
-
-@pytest.mark.slow
-def test_verbose_server_logs_reports_and_epochs() -> None:
-    with running_server("--verbose") as (server, port):
-        client(port, "1 --rounds 1 --values 7 8")
-        server.wait_for(r" client 1: round 1, \[7.0, 8.0\]", "err")
-        server.wait_for(r" epoch 1  participants 1  count 2  sum 15", "err")
 
 
 @pytest.mark.slow

@@ -426,8 +426,7 @@ def test_a_stream_on_another_port_is_read_if_it_begins_with_a_frame(tmp_path: Pa
 
 @pytest.mark.parametrize("cut", [1, 40, len(PACKETS[-1]), len(PACKETS[-1]) + 16])
 def test_a_file_that_is_cut_off_is_read_up_to_there(tmp_path: Path, cut: int) -> None:
-    data = pcap(PACKETS)
-    found, said = found_in(data[:-cut], tmp_path)
+    found, said = found_in(pcap(PACKETS)[:-cut], tmp_path)
     assert [one.message for one in found] == REPORTS[:-1]
     is_at_packet = cut == len(PACKETS[-1]) + 16
     last = len(PACKETS) - 1

@@ -26,7 +26,7 @@ from typing import IO, Any
 import pytest
 
 from tests.network import free_port
-from tests.programs import Done, named_signal
+from tests.programs import Done, named_signal, posix_only
 from tests.programs import run as run_program
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -40,7 +40,6 @@ ROW = re.compile(
     r"^ +(\d+)  +((?:\d )*\d)  +(\d+)  +([\d.]+)  +([\d.]+)  +([\d.]+)  +([\d.]+)$", re.MULTILINE
 )
 PROCESS = re.compile(r"(server|client \d) +\| is process (\d+)")
-posix_only = pytest.mark.skipif(os.name != "posix", reason="Windows has no such signals")
 
 
 class World:
@@ -132,8 +131,7 @@ def fails(run: Any, capsys: pytest.CaptureFixture[str], *words: str) -> str:
 
 
 def test_run_py_keeps_to_the_grammar_that_all_pythons_since_2_7_share() -> None:
-    source = (ROOT / "run.py").read_text("ascii")
-    tree = ast.parse(source, feature_version=(3, 4))
+    tree = ast.parse((ROOT / "run.py").read_text("ascii"), feature_version=(3, 4))
     newer = (ast.JoinedStr, ast.AnnAssign, ast.NamedExpr, ast.Nonlocal, ast.YieldFrom)
     for node in ast.walk(tree):
         assert not isinstance(node, newer), ast.unparse(node)

@@ -174,9 +174,7 @@ def test_other_commands_print_what_is_quoted_below_them(part: int) -> None:
 
 def test_chain_keys_of_the_handshake_are_as_good_as_the_master_key() -> None:
     stolen = dict(Pair().client._keys)  # from any session, before its keys are bound
-    pair = Pair()
-    pair.hello()
-    pair.challenge()
+    pair = pair_in(State.REPORT)
     hello, challenge = pair.transcript
     client_nonce = unsealed(stolen, "C2S", hello)[:16]
     server_nonce = unsealed(stolen, "S2C", challenge)[17:]

@@ -29,7 +29,7 @@ import pytest
 from channel import POLL_S, Channel, EndRequested
 from client import Client
 from endpoint import DEMO_KEYS, DEMO_WARNING, generate_keys
-from program import NoConnection, UserError, end_signals
+from program import NoConnection, UserError
 from protocol_fsm import (
     LAST_ROUND,
     BadTag,
@@ -39,7 +39,6 @@ from protocol_fsm import (
     DeadlineExpired,
     Direction,
     Json,
-    MalformedMessage,
     Message,
     Opcode,
     PeerTerminated,
@@ -51,6 +50,7 @@ from protocol_fsm import (
     State,
     Status,
     UnexpectedOpcode,
+    write_frame,
 )
 from server import (
     Contribution,
@@ -490,19 +490,6 @@ def test_a_silent_client_is_told_timeout() -> None:
         assert caught.value.status is Status.TIMEOUT
 
 
-def test_who_cannot_send_still_hears_the_last_word(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(message: bytes) -> None:
-        raise BrokenPipeError
-
-    with serving(silence_timeout_s=0.2) as (server, journal), client_for(server, 1) as client:
-        client.report([1])
-        reason(journal, 1)  # the server has said TIMEOUT meanwhile
-        monkeypatch.setattr(client.channel, "_send_all", broken)
-        with pytest.raises(PeerTerminated) as caught:
-            client.report([2])
-        assert caught.value.status is Status.TIMEOUT
-
-
 def test_the_oldest_stranger_makes_room_and_no_established_client_does() -> None:
     with (
         serving(max_strangers=2, window_s=0.2) as (server, _),
@@ -541,15 +528,6 @@ def test_terminate_in_the_handshake_is_not_understood() -> None:
         assert isinstance(reason(journal, 1), UnexpectedOpcode)
 
 
-def test_a_farewell_is_not_destroyed_by_what_still_arrives() -> None:
-    """A socket closed with bytes unread sends a reset, which may overtake what was sent before."""
-    with serving() as (server, journal), Hand(server.address, 1).shake_hands() as hand:
-        hand.socket.sendall(b"\x00\x03" + bytes(200_000))
-        assert terminated(hand.session, hand.receive()) == (Opcode.TERMINATE, Status.VIOLATION)
-        assert hand.socket.recv(1) == b"", "an orderly end, no reset"
-        assert isinstance(reason(journal, 1), MalformedMessage)
-
-
 def test_wrong_round_is_answered_by_key_desync_error() -> None:
     with serving() as (server, journal), Hand(server.address, 1).shake_hands() as hand:
         hand.report()
@@ -565,17 +543,16 @@ def test_wrong_round_is_answered_by_key_desync_error() -> None:
 def test_any_cut_of_the_stream_is_served() -> None:
     """One byte a segment, and two messages in one segment."""
     with serving() as (server, _), Hand(server.address, 1) as hand:
-        frame: list[bytes] = []
+        stream = bytearray()
         hand.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        for byte in (lambda m: len(m).to_bytes(2, "big") + m)(hand.session.seal(ClientHello())):
+        write_frame(stream.extend, hand.session.seal(ClientHello()))
+        for byte in stream:
             hand.socket.sendall(bytes([byte]))
         hand.open()
-        for message in (
-            hand.session.seal(ClientData([9])),
-            hand.session.seal(GOODBYE),
-        ):
-            frame.append(len(message).to_bytes(2, "big") + message)
-        hand.socket.sendall(b"".join(frame))
+        stream.clear()
+        for message in (ClientData([9]), GOODBYE):
+            write_frame(stream.extend, hand.session.seal(message))
+        hand.socket.sendall(stream)
         assert hand.receive()[0] == Opcode.SERVER_AGGR_RESPONSE
 
 
@@ -595,49 +572,6 @@ def test_a_defect_of_ours_ends_one_session_and_is_logged(
         assert isinstance(reason(journal, 2), ZeroDivisionError)
         assert healthy.report([2])["sum"] == 2
         assert "internal error" in caplog.text
-
-
-def test_a_server_that_cannot_accept_says_so_and_recovers(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    with serving() as (server, _):
-        real = server._listener
-        failures = [OSError(24, "Too many open files")]
-
-        class Exhausted:
-            def accept(self) -> object:
-                if failures:
-                    raise failures.pop()
-                return real.accept()
-
-            close = real.close
-
-        server._listener = Exhausted()  # type: ignore[assignment]
-        with client_for(server, 1) as first:  # whichever accept served it, the next one recovers
-            first.report([1])
-        with client_for(server, 1) as client:
-            assert client.report([2])["sum"] == 2
-    assert "Too many open files" in caplog.text
-
-
-def test_a_thread_that_cannot_be_started_costs_one_connection(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    real = threading.Thread.start
-    failures = [RuntimeError("can't start new thread")]
-
-    def start(thread: threading.Thread) -> None:
-        if failures and "run" in repr(thread):
-            raise failures.pop()
-        real(thread)
-
-    with serving() as (server, _):
-        monkeypatch.setattr(threading.Thread, "start", start)
-        with Wire(server.address) as unlucky:
-            assert unlucky.is_closed_silently()
-        with client_for(server, 1) as client:
-            assert client.report([2])["sum"] == 2
-    assert "can't start new thread" in caplog.text
 
 
 def test_a_server_that_never_served_can_be_closed() -> None:
@@ -786,6 +720,7 @@ def test_every_flag_of_a_limit_reaches_the_server(monkeypatch: pytest.MonkeyPatc
         server_main()
 
 
+@pytest.mark.usefixtures("kept_signals")
 @pytest.mark.parametrize("flags", [[], ["--verbose"], ["--keys"]], ids=" ".join)
 def test_the_program_serves_until_it_is_told_to_stop(
     monkeypatch: pytest.MonkeyPatch,
@@ -806,12 +741,7 @@ def test_the_program_serves_until_it_is_told_to_stop(
     monkeypatch.setattr("server.time", SimpleNamespace(monotonic=time.monotonic, sleep=pause))
     monkeypatch.setattr("server.start_log", lambda level, _: done.append(level))
     monkeypatch.setattr("server.Lines.drain", lambda _: done.append("drained"))
-    before = {number: signal.getsignal(number) for number in end_signals()}
-    try:
-        assert server_main() == 0
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    assert server_main() == 0
     assert done == ["DEBUG" if flags == ["--verbose"] else "INFO", POLL_S, "drained"]
     listening, *summary = capsys.readouterr().out.splitlines()
     assert re.fullmatch(r"listening on 127\.0\.0\.1:\d+", listening)
@@ -962,17 +892,6 @@ def test_a_held_report_does_not_evict_the_client_that_reconnected() -> None:
         late.report([5])
         assert late.answer()["sum"] == 5
         late.socket.close()
-
-
-def test_hello_order_is_remembered_after_the_newer_session_has_left() -> None:
-    with serving() as (server, journal):
-        held = Hand(server.address, 1).shake_hands()
-        with client_for(server, 1) as newer:
-            newer.report([1])
-        reason(journal, 1)
-        held.report([100])
-        assert terminated(held.session, held.receive())[1] is Status.REPLACED
-        held.socket.close()
 
 
 def test_a_cut_connection_is_said_to_be_cut_at_both_ends() -> None:
@@ -1136,9 +1055,8 @@ def test_a_client_that_never_reads_blocks_no_other_and_is_cut() -> None:
 # Faults of the system
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("what", ["descriptors", "memory", "threads"])
-def test_a_lack_of_descriptors_memory_or_threads_is_logged_once(
+def test_a_lack_of_descriptors_memory_or_threads_is_logged_once_and_passes(
     what: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     lacks = {
@@ -1170,6 +1088,7 @@ def test_a_lack_of_descriptors_memory_or_threads_is_logged_once(
             maybe_fail()
         start(thread)
 
+    monkeypatch.setattr("server.POLL_S", 0.05)
     monkeypatch.setattr(threading.Thread, "start", start_member)
     with serving() as (server, journal):
         real = server._listener
@@ -1177,11 +1096,12 @@ def test_a_lack_of_descriptors_memory_or_threads_is_logged_once(
         for lack in (1, 2):
             attempts.clear()
             left[0] = 4
-            with contextlib.ExitStack() as wires:
-                for _ in range(4):  # of threads each lacks one, of descriptors the first lacks all
-                    wires.enter_context(Wire(server.address))
+            with contextlib.ExitStack() as stack:
+                # of threads each lacks one, of descriptors the first lacks all
+                wires = [stack.enter_context(Wire(server.address)) for _ in range(4)]
                 wait_until(lambda: not left[0])
-            assert min(b - a for a, b in itertools.pairwise(attempts)) > POLL_S / 2, "it spins"
+                assert what != "threads" or all(wire.is_closed_silently() for wire in wires)
+            assert min(b - a for a, b in itertools.pairwise(attempts)) > 0.025, "it spins"
             with client_for(server, 1) as client:
                 assert client.report([lack])["sum"] == lack
             journal.wait("end", 1, lack)

@@ -15,16 +15,27 @@ import sqlite3
 import subprocess
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
 
+from companions.secure_chat import accounts
+from companions.secure_chat.storage import Database
+
 USER = "chat"
 PASSWORD = "hunter22"
 LIMIT_S = 120.0  # for a server to start: other tests may run beside it
 Rows = list[tuple[Any, ...]]
+
+
+def quick_accounts(database: Database, *clock: Callable[[], int]) -> accounts.Accounts:
+    """Return accounts whose hashes are quickly made, for tests that are about other things."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(accounts, "PASSES", 1)
+        patch.setattr(accounts, "MEMORY_KIB", 64)
+        return accounts.Accounts(database, *clock)
 
 
 class Place(Protocol):
@@ -114,8 +125,7 @@ class MariaDb:
         )
         is_ready = threading.Event()  # or at its end
         said: list[str] = []
-        reader = threading.Thread(target=self._read, args=(said, is_ready), daemon=True)
-        reader.start()
+        threading.Thread(target=self._read, args=(said, is_ready), daemon=True).start()
         assert is_ready.wait(LIMIT_S), said
         assert any("ready for connections" in line for line in said), said
 

@@ -6,15 +6,11 @@ import contextlib
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from argon2 import PasswordHasher
-
 from companions.asymmetric import PrivateKey, write_private
-from companions.secure_chat.accounts import Accounts
 from companions.secure_chat.authority import pem_of
 from companions.secure_chat.client import Client, Joined
 from companions.secure_chat.pki import utc_now
@@ -22,7 +18,9 @@ from companions.secure_chat.protocol import Party
 from companions.secure_chat.rooms import Said
 from companions.secure_chat.server import Limits, Record, Server
 from companions.secure_chat.storage import Database
+from tests.companions.chat_databases import quick_accounts
 from tests.companions.chat_helpers import ALICE, BOB, Authority
+from tests.network import Noted
 from tests.programs import ROOT
 
 LIMIT_S = 60.0  # for what must come: other tests may run beside these
@@ -40,10 +38,8 @@ class House:
         self.authority.publish(now=utc_now())
         self.trust = self.authority.trust()
         self.database = Database(url or f"sqlite:///{folder / 'chat.db'}")
-        self.accounts = Accounts(self.database)
-        self.accounts._hasher = PasswordHasher(1, 64, 1)  # these tests are about other things
-        self.records: list[Record] = []
-        self.changed = threading.Condition()
+        self.accounts = quick_accounts(self.database)
+        self.noted = Noted[Record]()
         self.server: Server
 
     def party(self, role: Any, name: str, key: int) -> Party:
@@ -62,21 +58,15 @@ class House:
                 self.folder / "server",
                 port=0,
                 limits=limits,
-                record=self.note,
+                record=self.noted,
             )
             with self.server:
                 yield self
 
-    def note(self, record: Record) -> None:
-        with self.changed:
-            self.records.append(record)
-            self.changed.notify_all()
-
     def await_record(self, is_it: Callable[[Record], bool]) -> Record:
         """Wait for an event at the server, and return it."""
-        with self.changed:
-            assert self.changed.wait_for(lambda: any(map(is_it, self.records)), LIMIT_S)
-            return next(filter(is_it, self.records))
+        self.noted.wait_until(lambda: any(map(is_it, self.noted.records)), LIMIT_S)
+        return next(filter(is_it, self.noted.records))
 
     def client(self, name: str = ALICE, key: int = 2, **options: Any) -> Client:
         options.setdefault("timeout_s", LIMIT_S)

@@ -16,30 +16,18 @@ from companions.device_transfer.server import Limits, Record, Server
 from companions.device_transfer.store import JOURNAL
 from protocol_fsm import ConnectionCut
 from tests.companions.helpers import SERVER, World
+from tests.network import PATIENCE_S, Noted
 
-PATIENCE_S = 10.0  # how long a test waits for what must happen; reached only by failing tests
 
-
-class Records:
-    """A server's records, and a way to wait for one of them."""
-
-    def __init__(self) -> None:
-        self.all: list[Record] = []
-        self._changed = threading.Condition()
-
-    def __call__(self, record: Record) -> None:
-        with self._changed:
-            self.all.append(record)
-            self._changed.notify_all()
+class Records(Noted[Record]):
+    """A server's records."""
 
     def of(self, what: str) -> list[Record]:
-        return [record for record in [*self.all] if record.what == what]
+        return [record for record in [*self.records] if record.what == what]
 
     def ends(self, count: int = 1) -> list[Exception | None]:
         """Return what ended the connections, once `count` of them are over."""
-        with self._changed:
-            has_come = self._changed.wait_for(lambda: len(self.of("end")) >= count, PATIENCE_S)
-        assert has_come, self.all
+        self.wait_until(lambda: len(self.of("end")) >= count)
         return [record.detail for record in self.of("end")]  # type: ignore[misc]
 
 
@@ -139,23 +127,3 @@ def raw_server(
         yield listener.getsockname()
         thread.join(PATIENCE_S)
         assert not thread.is_alive()
-
-
-def at_once(*tasks: Callable[[], object]) -> list[object]:
-    """Run tasks in threads that start together; return their results, or what they raised."""
-    barrier = threading.Barrier(len(tasks))
-    results = list[object]([None] * len(tasks))
-
-    def run(number: int, task: Callable[[], object]) -> None:
-        barrier.wait()
-        try:
-            results[number] = task()
-        except Exception as error:
-            results[number] = error
-
-    threads = [threading.Thread(target=run, args=one) for one in enumerate(tasks)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60.0)
-    return results

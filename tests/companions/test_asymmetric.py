@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
-import os
 from pathlib import Path
 
 import pytest
@@ -33,8 +32,8 @@ from companions.asymmetric import (
     write_private,
 )
 from program import UserError
+from tests.programs import posix_only
 
-posix_only = pytest.mark.skipif(os.name != "posix", reason="modes of POSIX")
 
 # RFC 7748 section 6.1
 ALICE = bytes.fromhex("77076d0a7318a57d3c16c17251b26645df4c2f87ebc0992ab177fba51db92c2a")

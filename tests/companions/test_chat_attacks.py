@@ -159,8 +159,7 @@ def test_goals_name_what_was_won() -> None:
     heard = {ALICE: said, BOB: []}
     assert alone(Outcome(heard={ALICE: said}))
     assert not divided(Outcome(said=said, heard=heard))
-    reader = Outcome(heard={BOB: [(ALICE, TO_OTHERS)]})
-    assert overheard(reader)
+    assert overheard(Outcome(heard={BOB: [(ALICE, TO_OTHERS)]}))
 
 
 @pytest.mark.slow

@@ -412,20 +412,10 @@ def test_receipt_of_the_client_is_verified_like_the_servers(whole: Case) -> None
 
 
 @pytest.mark.slow
-@given(st.data())
-def test_changed_byte_is_found_in_its_line(whole: Case, data: st.DataObject) -> None:
-    lines = bytearray(whole.lines)
-    place = data.draw(st.integers(0, len(lines) - 1))
-    lines[place] ^= data.draw(st.integers(1, 255))
-    number = whole.lines[:place].count(b"\n") + 1
-    refuse(whole, rf"^line {number}: ", bytes(lines))
-
-
-@pytest.mark.slow
 def test_any_changed_byte_is_found_in_its_line(whole: Case) -> None:
     for place in random.sample(range(len(whole.lines)), len(whole.lines) // 20):
         lines = bytearray(whole.lines)
-        lines[place] ^= 1
+        lines[place] ^= random.randrange(1, 256)
         refuse(whole, rf"^line {whole.lines[:place].count(10) + 1}: ", bytes(lines))
 
 
@@ -503,8 +493,7 @@ def test_new_chain_over_other_lines_deceives_nobody(whole: Case, edit: Edit, rea
 
 
 def test_longer_transcript_than_the_receipts_is_refused(whole: Case) -> None:
-    talk = Talk(whole.server)
-    said = say(talk, whole.alice, whole.bob)
+    said = say(Talk(whole.server), whole.alice, whole.bob)
     shorter = Transcript(None, whole.server.fingerprint, START)
     for entry, _ in said[:5]:
         shorter.add(*entry)
@@ -551,6 +540,24 @@ def receipt_over(case: Case, lines: bytes, count: int, **changes: object) -> byt
     return file_of(replace(made, signature=base64.b64encode(signature).decode()))
 
 
+def placed(case: Case, signed: bytes, signature: bytes) -> tuple[bytes, bytes, bytes, bytes]:
+    """Return a message as the first of its room, with the server's head."""
+    head = Head(ROOM, START, 0, NOW_MS, forms.next_head(START, signed, signature)).encode()
+    return signed, signature, head, pae.sign(case.server.key, head)
+
+
+def judge(
+    case: Case, reason: str, entries: list[tuple[bytes, bytes, bytes, bytes]], signer: str = ""
+) -> None:
+    """Check that messages with a receipt over them are refused for a reason, or good without."""
+    lines = whole_of(case, entries, signer)
+    receipt = receipt_over(case, lines, len(entries))
+    if reason:
+        refuse(case, f"^{reason}", lines, receipt)
+    else:
+        case.verify(lines, receipt)
+
+
 # What two ends together cannot make true ----------------------------------------------------------
 
 
@@ -576,23 +583,16 @@ def test_message_that_breaks_a_rule_is_named_though_all_signed_it(
     [(entry, _)] = say(Talk(whole.server), whole.alice, whole.bob, ["hello"])
     message = replace(forms.parse_message(entry[0]), **changes)  # type: ignore[arg-type]
     signed = message.encode()
-    signature = pae.sign(whole.alice.key, signed)
-    head = Head(ROOM, START, 0, NOW_MS, forms.next_head(START, signed, signature)).encode()
-    lines = whole_of(whole, [(signed, signature, head, pae.sign(whole.server.key, head))])
-    receipt = receipt_over(whole, lines, 1)
-    if reason:
-        refuse(whole, f"^{reason}", lines, receipt)
-    else:
-        whole.verify(lines, receipt)
+    judge(whole, reason, [placed(whole, signed, pae.sign(whole.alice.key, signed))])
 
 
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
         ({}, ""),
-        ({"room": "other"}, "not the head of message"),
-        ({"index": 1}, "not the head of message"),
-        ({"head": BOBS}, "does not follow"),
+        ({"room": "other"}, "line 2: .*not the head of message"),
+        ({"index": 1}, "line 2: .*not the head of message"),
+        ({"head": BOBS}, "line 2: .*does not follow"),
     ],
 )
 def test_head_that_breaks_a_rule_is_named(
@@ -600,12 +600,7 @@ def test_head_that_breaks_a_rule_is_named(
 ) -> None:
     [(entry, _)] = say(Talk(whole.server), whole.alice, whole.bob, ["hello"])
     head = replace(forms.parse_head(entry[2]), **changes).encode()  # type: ignore[arg-type]
-    lines = whole_of(whole, [(*entry[:2], head, pae.sign(whole.server.key, head))])
-    receipt = receipt_over(whole, lines, 1)
-    if reason:
-        refuse(whole, f"^line 2: .*{reason}", lines, receipt)
-    else:
-        whole.verify(lines, receipt)
+    judge(whole, reason, [(*entry[:2], head, pae.sign(whole.server.key, head))])
 
 
 def test_room_does_not_change_its_start(whole: Case) -> None:
@@ -613,8 +608,7 @@ def test_room_does_not_change_its_start(whole: Case) -> None:
     entries = [entry for entry, _ in said]
     head = replace(forms.parse_head(entries[1][2]), start=BOBS).encode()
     entries[1] = (*entries[1][:2], head, pae.sign(whole.server.key, head))
-    lines = whole_of(whole, entries)
-    refuse(whole, "^line 4: of another room", lines, receipt_over(whole, lines, 2))
+    judge(whole, "line 4: of another room", entries)
 
 
 def test_head_of_another_server_is_refused(whole: Case, keys: list[PrivateKey]) -> None:
@@ -626,35 +620,24 @@ def test_head_of_another_server_is_refused(whole: Case, keys: list[PrivateKey]) 
 
 
 def test_messages_in_a_session_of_the_receipt_are_its_clients(whole: Case) -> None:
-    talk = Talk(whole.server)
-    entry, _ = talk.say(whole.bob, ALICES, "I am Alice", [])
-    lines = whole_of(whole, [entry])
-    refuse(whole, "^line 1: in the receipt's session", lines, receipt_over(whole, lines, 1))
+    entry, _ = Talk(whole.server).say(whole.bob, ALICES, "I am Alice", [])
+    judge(whole, "line 1: in the receipt's session", [entry])
 
 
 def test_nobody_signs_in_the_name_of_another(whole: Case) -> None:
     [(entry, _)] = say(Talk(whole.server), whole.alice, whole.bob, ["hello"])
     signature = pae.sign(whole.bob.key, entry[0])
-    head = Head(ROOM, START, 0, NOW_MS, forms.next_head(START, entry[0], signature)).encode()
-    forged = (entry[0], signature, head, pae.sign(whole.server.key, head))
-    lines = whole_of(whole, [forged], whole.bob.fingerprint)
-    reason = "^line 1: its sender is not its signer"
-    refuse(whole, reason, lines, receipt_over(whole, lines, 1))
+    forged = placed(whole, entry[0], signature)
+    judge(whole, "line 1: its sender is not its signer", [forged], whole.bob.fingerprint)
 
 
 def test_first_message_of_anybody_follows_nothing(whole: Case) -> None:
-    for previous, is_good in ((NOTHING, True), (START, False)):
+    for previous, reason in ((NOTHING, ""), (START, "line 1: not the next")):
         message = Message(
             BOBS, ROOM, whole.bob.fingerprint, (), 0, NOW_MS, previous, START, bytes(32), b"ct"
         )
         signed = message.encode()
-        signature = pae.sign(whole.bob.key, signed)
-        head = Head(ROOM, START, 0, NOW_MS, forms.next_head(START, signed, signature)).encode()
-        lines = whole_of(whole, [(signed, signature, head, pae.sign(whole.server.key, head))])
-        if is_good:
-            whole.verify(lines, receipt_over(whole, lines, 1))
-        else:
-            refuse(whole, "^line 1: not the next", lines, receipt_over(whole, lines, 1))
+        judge(whole, reason, [placed(whole, signed, pae.sign(whole.bob.key, signed))])
 
 
 def test_member_who_came_late_verifies_from_there(whole: Case) -> None:

@@ -60,7 +60,7 @@ def test_clients_identity_is_its_one_address(school: Authority, keys: Keys) -> N
 
 def test_address_in_capitals_is_the_same_client(school: Authority, keys: Keys) -> None:
     names = x509.SubjectAlternativeName([x509.RFC822Name(ALICE.upper())])
-    made = pem(changed(certificate_of(school, keys), keys[0], without=SAN, extra=[(names, False)]))
+    made = spoilt(school, keys, without=SAN, extra=[(names, False)])
     assert school.trust().verify(made, "client", ALICE, NOW).name == ALICE
 
 
@@ -70,7 +70,7 @@ def test_limits_are_those_of_readme(school: Authority, keys: Keys) -> None:
     trust = school.trust()
     for bits, is_good in ((2_047, False), (2_048, True), (4_096, True), (4_097, False)):
         key = rsa.RSAPublicNumbers(65_537, (1 << bits) - 1).public_key()
-        made = pem(changed(certificate_of(school, keys), keys[0], public_key=key))
+        made = spoilt(school, keys, public_key=key)
         with case(bits), nullcontext() if is_good else pytest.raises(pki.WeakKey):
             trust.verify(made, "client", ALICE, NOW)
     whole = pem(certificate_of(school, keys))
@@ -82,8 +82,7 @@ def test_limits_are_those_of_readme(school: Authority, keys: Keys) -> None:
 
 def test_time_in_messages_is_unix_time_in_milliseconds() -> None:
     before = time.time_ns()
-    now_ms = pki.now_ms()
-    assert before // 10**6 <= now_ms <= time.time_ns() // 10**6
+    assert before // 10**6 <= pki.now_ms() <= time.time_ns() // 10**6
 
 
 @pytest.mark.parametrize("name", ["localhost", "127.0.0.1", "::1"])
@@ -115,6 +114,11 @@ SAN = (x509.SubjectAlternativeName,)
 
 def certificate_of(school: Authority, keys: Keys) -> x509.Certificate:
     return school.issue("client", ALICE, keys[1]).certificate
+
+
+def spoilt(school: Authority, keys: Keys, **changes: Any) -> str:
+    """Return a certificate that the authority has signed, with changes."""
+    return pem(changed(certificate_of(school, keys), keys[0], **changes))
 
 
 def expired(school: Authority, keys: Keys) -> str:
@@ -161,39 +165,31 @@ def of_a_server(school: Authority, keys: Keys) -> str:
 
 
 def without_usage(school: Authority, keys: Keys) -> str:
-    made = school.issue("client", ALICE, keys[1]).certificate
-    return pem(changed(made, keys[0], without=(x509.ExtendedKeyUsage,)))
+    return spoilt(school, keys, without=(x509.ExtendedKeyUsage,))
 
 
 def with_a_usage_of_e_mail(school: Authority, keys: Keys) -> str:
-    made = school.issue("client", ALICE, keys[1]).certificate
     usage = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.EMAIL_PROTECTION])
-    return pem(changed(made, keys[0], without=(x509.ExtendedKeyUsage,), extra=[(usage, False)]))
+    return spoilt(school, keys, without=(x509.ExtendedKeyUsage,), extra=[(usage, False)])
 
 
 def without_names(school: Authority, keys: Keys) -> str:
-    made = school.issue("client", ALICE, keys[1]).certificate
-    return pem(changed(made, keys[0], without=(x509.SubjectAlternativeName,)))
+    return spoilt(school, keys, without=SAN)
 
 
 def with_two_names(school: Authority, keys: Keys) -> str:
-    made = school.issue("client", ALICE, keys[1]).certificate
     names = x509.SubjectAlternativeName([x509.RFC822Name(ALICE), x509.RFC822Name(BOB)])
-    return pem(
-        changed(made, keys[0], without=(x509.SubjectAlternativeName,), extra=[(names, False)])
-    )
+    return spoilt(school, keys, without=SAN, extra=[(names, False)])
 
 
 def with_a_link_as_its_name(school: Authority, keys: Keys) -> str:
     names = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(ALICE)])
-    made = certificate_of(school, keys)
-    return pem(changed(made, keys[0], without=SAN, extra=[(names, False)]))
+    return spoilt(school, keys, without=SAN, extra=[(names, False)])
 
 
 def with_unreadable_names(school: Authority, keys: Keys) -> str:
     names = x509.UnrecognizedExtension(x509.SubjectAlternativeName.oid, b"nonsense")
-    made = certificate_of(school, keys)
-    return pem(changed(made, keys[0], without=SAN, extra=[(names, False)]))
+    return spoilt(school, keys, without=SAN, extra=[(names, False)])
 
 
 def of_bob(school: Authority, keys: Keys) -> str:
@@ -201,31 +197,25 @@ def of_bob(school: Authority, keys: Keys) -> str:
 
 
 def with_a_short_key(school: Authority, keys: Keys) -> str:
-    made = school.issue("client", ALICE, keys[1]).certificate
     short = rsa.generate_private_key(65_537, 1_024).public_key()
-    return pem(changed(made, keys[0], public_key=short))
+    return spoilt(school, keys, public_key=short)
 
 
 def with_a_small_exponent(school: Authority, keys: Keys) -> str:
-    made = school.issue("client", ALICE, keys[1]).certificate
     modulus = keys[1].public_key().public_numbers().n
     cubed = rsa.RSAPublicNumbers(3, modulus).public_key()
-    return pem(changed(made, keys[0], public_key=cubed))
+    return spoilt(school, keys, public_key=cubed)
 
 
 def with_an_unknown_critical_extension(school: Authority, keys: Keys) -> str:
-    made = school.issue("client", ALICE, keys[1]).certificate
     extension = x509.UnrecognizedExtension(x509.ObjectIdentifier("1.2.3.4"), b"\x05\x00")
-    return pem(changed(made, keys[0], extra=[(extension, True)]))
+    return spoilt(school, keys, extra=[(extension, True)])
 
 
 def without_constraints(school: Authority, keys: Keys) -> str:
     """An authority that says that it is a client: no end may be one."""
-    made = school.issue("client", ALICE, keys[1]).certificate
     constraints = x509.BasicConstraints(ca=True, path_length=None)
-    return pem(
-        changed(made, keys[0], without=(x509.BasicConstraints,), extra=[(constraints, True)])
-    )
+    return spoilt(school, keys, without=(x509.BasicConstraints,), extra=[(constraints, True)])
 
 
 def nothing(school: Authority, keys: Keys) -> str:

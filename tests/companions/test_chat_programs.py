@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ from protocol_fsm import ConnectionCut, DeadlineExpired, LocalError, Status
 from tests.companions.chat_helpers import ALICE, BOB
 from tests.companions.chat_programs import LIMIT_S, PASSWORDS, House, Typed, hear
 from tests.companions.chat_sessions import World
-from tests.network import free_port
+from tests.network import at_once, free_port
 from tests.programs import run
 
 pytestmark = pytest.mark.usefixtures("quiet")
@@ -108,13 +109,7 @@ def test_five_hundred_texts_of_two_at_once_arrive_in_one_order(house: House) -> 
         heard[name] = [hear(client) for _ in range(200)]
 
     with house.members() as (alice, bob):
-        threads = [
-            threading.Thread(target=live, args=args) for args in ((alice, ALICE), (bob, BOB))
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        at_once(partial(live, alice, ALICE), partial(live, bob, BOB))
         assert heard[ALICE] == heard[BOB]
         for name in (ALICE, BOB):
             own = [text for text in heard[name] if text and text.startswith(name)]

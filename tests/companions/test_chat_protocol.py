@@ -298,8 +298,7 @@ def test_changed_handshake_frame_never_leads_to_a_session(world: World, number: 
 
 def test_share_of_another_conversation_is_refused(world: World) -> None:
     one = in_state(world, State.SHARE)
-    other = in_state(world, State.SHARE)
-    frame = other.client.seal(message(Kind.DH_CLIENT))
+    frame = in_state(world, State.SHARE).client.seal(message(Kind.DH_CLIENT))
     assert isinstance(refusal(one.server, frame), BadSignature)
 
 
@@ -411,8 +410,7 @@ def test_record_repeated_dropped_or_of_another_session_is_refused(world: World) 
 
 @pytest.mark.slow
 def test_record_is_not_taken_back_by_who_sent_it(world: World) -> None:
-    pair = in_state(world, State.CHAT)
-    frame = pair.client.seal(message(Kind.ERROR))
+    frame = in_state(world, State.CHAT).client.seal(message(Kind.ERROR))
     assert isinstance(refusal(in_state(world, State.CHAT).client, frame), BadTag)
 
 

@@ -18,17 +18,16 @@ import pytest
 from channel import EndRequested
 from companions.asymmetric import PrivateKey
 from companions.secure_chat import client as program
-from companions.secure_chat.accounts import TOKEN_LIFE_MS, Account, Accounts, Refused
+from companions.secure_chat.accounts import TOKEN_LIFE_MS, Account, Refused
 from companions.secure_chat.client import Client, NotLetIn, Run, Talk
 from companions.secure_chat.pki import Identity
 from companions.secure_chat.protocol import Party, PeerEnded, to_base64
 from companions.secure_chat.storage import Database
-from program import end_signals
 from protocol_fsm import ConnectionCut
-from tests.companions.chat_databases import Place
+from tests.companions.chat_databases import Place, quick_accounts
 from tests.companions.chat_helpers import ALICE, BOB, Authority, identity_of
 from tests.companions.chat_programs import LIMIT_S, PASSWORDS, House, hear
-from tests.network import free_port
+from tests.network import Noted, at_once, free_port
 
 PASSWORD = "correct horse"
 
@@ -51,7 +50,7 @@ class Desk:
 
     def __init__(self, database: Database, keys: list[PrivateKey]) -> None:
         self.clock = Clock()
-        self.accounts = Accounts(database, self.clock)
+        self.accounts = quick_accounts(database, self.clock)
         authority = Authority(keys[0])
         self.alice = identity_of(authority.issue("client", ALICE, keys[1]), "client", ALICE)
         self.bob = identity_of(authority.issue("client", BOB, keys[2]), "client", BOB)
@@ -86,15 +85,7 @@ def test_token_is_good_for_one_use(desk: Desk) -> None:
 
 @pytest.mark.slow
 def test_of_many_uses_at_once_one_succeeds(desk: Desk) -> None:
-    token = desk.token()
-    meet = threading.Barrier(8)
-
-    def use() -> Account | str:
-        meet.wait(LIMIT_S)
-        return desk.resume(desk.alice, token)
-
-    with ThreadPoolExecutor(8) as threads:
-        found = [one.result() for one in [threads.submit(use) for _ in range(8)]]
+    found = at_once(*[partial(desk.resume, desk.alice, desk.token())] * 8)
     assert found.count(desk.account) == 1
     assert found.count("an unknown or used token") == 7
 
@@ -215,26 +206,16 @@ class Person:
         reading, self._writing = os.pipe()
         self._stdin = os.fdopen(reading, encoding="utf-8")
         monkeypatch.setattr(sys, "stdin", self._stdin)
-        monkeypatch.setattr(program, "show", self._show)
-        self.shown: list[str] = []
-        self._changed = threading.Condition()
-
-    def _show(self, line: str) -> None:
-        with self._changed:
-            self.shown.append(line)
-            self._changed.notify_all()
+        self._noted = Noted[str]()
+        self.shown = self._noted.records
+        monkeypatch.setattr(program, "show", self._noted)
 
     def types(self, *lines: str) -> None:
         os.write(self._writing, "".join(f"{line}\n" for line in lines).encode())
 
     def sees(self, words: str) -> None:
         """Wait until something has been shown that ends so."""
-
-        def is_there() -> bool:
-            return any(line.endswith(words) for line in self.shown)
-
-        with self._changed:
-            assert self._changed.wait_for(is_there, LIMIT_S), self.shown
+        self._noted.wait_until(lambda: any(line.endswith(words) for line in self.shown), LIMIT_S)
 
     def leaves(self) -> None:
         os.close(self._writing)
@@ -242,13 +223,10 @@ class Person:
 
 
 @pytest.fixture
-def person(monkeypatch: pytest.MonkeyPatch) -> Iterator[Person]:
-    handlers = {number: signal.getsignal(number) for number in end_signals()}
+def person(monkeypatch: pytest.MonkeyPatch, kept_signals: None) -> Iterator[Person]:
     person = Person(monkeypatch)
     yield person
     person.leaves()
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
 
 
 def member(house: House) -> Party:

@@ -144,8 +144,7 @@ def test_each_message_names_the_newest_head_its_recipients_and_a_fresh_commitmen
 
 
 def test_recipients_are_sorted_whoever_came_first(world: World) -> None:
-    rooms = Rooms(world)
-    seat = rooms.seats[ALICE]
+    seat = Rooms(world).seats[ALICE]
     for number in (9, 5, 7):
         seat.room.enter(Member(world.bob.identity, "", bytes([number]) * 32))
     pairs = seat.compose("text", NOW_MS)["recipients"]
@@ -169,8 +168,7 @@ def test_two_who_speak_at_once_are_both_heard(world: World) -> None:
 
 
 def test_message_is_the_same_after_the_wire(world: World) -> None:
-    rooms = Rooms(world)
-    said = rooms.seats[ALICE].compose("text", NOW_MS)
+    said = Rooms(world).seats[ALICE].compose("text", NOW_MS)
     message, signature = parse_said(said, world.alice.identity.fingerprint)
     assert encode_said(message, signature) == said
     assert forms.parse_message(message.encode()) == message

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 
 import pytest
 import sqlalchemy as sql
-from argon2 import PasswordHasher
 
 from companions.asymmetric import PrivateKey
 from companions.secure_chat import accounts, tries
@@ -17,8 +15,9 @@ from companions.secure_chat.accounts import Accounts, Busy, Refused
 from companions.secure_chat.pki import Identity
 from companions.secure_chat.storage import Database, login_tries
 from companions.secure_chat.tries import FREE_OF_ADDRESS, FREE_TRIES, Tries
-from tests.companions.chat_databases import Place
+from tests.companions.chat_databases import Place, quick_accounts
 from tests.companions.chat_helpers import ALICE, BOB, NOW_MS, Authority, identity_of
+from tests.network import at_once
 
 PASSWORD = "correct horse"
 WRONG = "battery staple"
@@ -41,10 +40,7 @@ class Bank:
 
     def opened(self) -> Accounts:
         """Return the accounts as another server on the same database has them."""
-        found = Accounts(self.database, lambda: self.now)
-        found._hasher = PasswordHasher(1, 64, 1)  # these tests are about other things
-        found._nobody = found._hash("nobody's password")
-        return found
+        return quick_accounts(self.database, lambda: self.now)
 
     def outcome(self, identity: Identity, email: str, password: str, ip: str = "::1") -> str:
         """Return the reason of a refusal, or nothing."""
@@ -75,19 +71,6 @@ class Bank:
 def bank(place: Place, keys: list[PrivateKey]) -> Iterator[Bank]:
     with contextlib.closing(Database(place.url)) as database:
         yield Bank(database, keys)
-
-
-def at_once(count: int, run: Callable[[], str]) -> list[str]:
-    """Run something in as many threads, which all start together."""
-    start = threading.Barrier(count)
-
-    def one() -> str:
-        start.wait()
-        return run()
-
-    with ThreadPoolExecutor(count) as pool:
-        futures = [pool.submit(one) for _ in range(count)]
-        return [future.result() for future in futures]
 
 
 # Waits --------------------------------------------------------------------------------------------
@@ -217,7 +200,7 @@ def test_clock_that_is_set_back_locks_nobody_out(bank: Bank) -> None:
 
 @pytest.mark.slow
 def test_sixty_four_wrong_logins_at_once_count_as_sixty_four(bank: Bank) -> None:
-    reasons = at_once(64, lambda: bank.outcome(bank.alice, ALICE, WRONG))
+    reasons = at_once(*[lambda: bank.outcome(bank.alice, ALICE, WRONG)] * 64)
     assert bank.count(tries.of_certificate(bank.alice.fingerprint)) == 64
     assert bank.count(tries.of_account(ALICE.encode(), bank.alice.fingerprint)) == 64
     assert reasons.count("wrong password") <= FREE_TRIES
@@ -310,5 +293,5 @@ def test_no_more_passwords_are_hashed_at_once_than_there_are_processors(bank: Ba
             running[0] -= 1
         return ""
 
-    at_once(4 * bank.accounts.cores, lambda: bank.accounts._work(hashing))
+    at_once(*[lambda: bank.accounts._work(hashing)] * 4 * bank.accounts.cores)
     assert most == [bank.accounts.cores]

@@ -14,6 +14,7 @@ from types import ModuleType
 import pytest
 
 from companions.demo import Programs, Spoiled
+from companions.secure_chat.demo import PLAYED
 from program import UserError
 from tests.programs import ROOT, posix_only, run
 
@@ -172,6 +173,21 @@ def test_a_demo_shows_all_of_it_within_80_columns_and_leaves_nothing(
     assert demo.hidden not in done.stdout
     assert done.stdout.endswith("\nAll went as it should.\n")
     assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.slow
+def test_the_demo_of_secure_chat_shows_every_act_and_keeps_what_it_made(tmp_path: Path) -> None:
+    folder = tmp_path / "kept"
+    done = run("run.py", "chat", "--keep", folder, timeout_s=LIMIT_S)
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout[-2_000:]
+    assert done.stdout.endswith("All went as it should.\n")
+    for wanted in (*DEMOS["secure_chat"].told, *PLAYED):
+        assert wanted in done.stdout
+    *lines, _, _, _ = done.stdout.splitlines()  # the last of all name the folder
+    assert max(map(len, lines)) <= 79
+    for kept in ("report.html", "secure_chat.db", "certs/ca_cert.pem", "logs/server.log"):
+        assert (folder / kept).is_file()
+    assert len([*folder.glob("*/receipt_*_client.json")]) >= 2
 
 
 @pytest.mark.slow

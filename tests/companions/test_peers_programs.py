@@ -17,6 +17,7 @@ import zmq
 
 from companions.asymmetric import PrivateKey, write_private
 from companions.peer_messaging.identity import grouped, known_peers, load_identity
+from companions.peer_messaging.node import main
 from program import end_signals
 from tests.companions.peers_helpers import (
     ANOTHER_PART,
@@ -28,12 +29,11 @@ from tests.companions.peers_helpers import (
     wait_for_hello,
 )
 from tests.network import free_port
-from tests.programs import ROOT, Program, run, run_in_shell, write
+from tests.programs import ROOT, Program, posix_only, run, run_here, run_in_shell, write
 
 MODULE = "companions.peer_messaging.node"
 HOST = "127.0.0.1"
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures(ours_alone.__name__)]
-posix_only = pytest.mark.skipif(os.name != "posix", reason="signals and terminals of POSIX")
 
 
 class Pair:
@@ -395,7 +395,9 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_what_is_wrong_is_said_in_a_sentence(pair: Pair, name: str) -> None:
+def test_what_is_wrong_is_said_in_a_sentence(
+    pair: Pair, capfd: pytest.CaptureFixture[str], name: str
+) -> None:
     for folder in ("noise", "odd"):
         (pair.folder / folder).mkdir()
     (pair.folder / "file").touch()
@@ -410,7 +412,7 @@ def test_what_is_wrong_is_said_in_a_sentence(pair: Pair, name: str) -> None:
     line, code, why = CASES[name]
     with socket.create_server((HOST, 0)) as listener:
         words = line.format(tmp=pair.folder, taken=listener.getsockname()[1]).split()
-        done = run("-m", MODULE, *words)
+        done = run_here(main, capfd, "node.py", *words)
     assert done.returncode == code, done
     assert len(done.stderr.splitlines()) == 1, done.stderr
     assert re.search(f"^node.py: .*{why}", done.stderr), done.stderr

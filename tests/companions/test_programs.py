@@ -25,14 +25,15 @@ import pytest
 from companions.asymmetric import PrivateKey
 from companions.device_transfer import ca
 from companions.device_transfer.certificates import Role, load_identity, load_trust, utc_now
+from companions.device_transfer.device import main as device_main
 from companions.device_transfer.protocol import Kind, PeerFailed, Session
+from companions.device_transfer.server import main as server_main
 from program import end_signals
-from tests.companions.network import PATIENCE_S, Raw, files_in, raw_server
-from tests.network import free_port
-from tests.programs import ROOT, Done, Program, run, run_in_shell
+from tests.companions.network import Raw, files_in, raw_server
+from tests.network import PATIENCE_S, free_port
+from tests.programs import ROOT, Done, Program, posix_only, run, run_here, run_in_shell
 
 MODULE = "companions.device_transfer."
-posix_only = pytest.mark.skipif(os.name != "posix", reason="signals, limits, terminals of POSIX")
 proc_only = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="measured in /proc")
 PASSPHRASE = "correct horse \u00fc"
 
@@ -221,11 +222,6 @@ CASES = {
         2,
         "cannot open the key .*: it is not a private key",
     ),
-    "nobody types the passphrase": (
-        "device --identity {pki}/locked --to home --text x",
-        2,
-        "the key needs a passphrase, and nobody types one",
-    ),
     "a server as device": (
         "device --identity {pki}/home --to home --text x",
         2,
@@ -324,25 +320,28 @@ def running(pki: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_what_is_wrong_is_said_in_a_sentence(
-    pki: Path, running: Running, tmp_path: Path, name: str
+    pki: Path, running: Running, tmp_path: Path, capfd: pytest.CaptureFixture[str], name: str
 ) -> None:
     line, code, why = CASES[name]
     program, *arguments = line.format(
         pki=pki, lab=pki.parent, tmp=tmp_path, port=running.port, closed=free_port()
     ).split()
-    done = run("-m", MODULE + program, *arguments)
-    said = [
-        line
-        for line in done.stderr.splitlines()
-        if not any(
-            remark in line
-            for remark in ("our own certificate", "so no device is let in", "GetPass")
-        )
+    main = device_main if program == "device" else server_main
+    done = run_here(main, capfd, f"{program}.py", *arguments)
+    remarks = ("our own certificate", "so no device is let in")
+    [said] = [
+        line for line in done.stderr.splitlines() if not any(remark in line for remark in remarks)
     ]
     assert (done.returncode, done.stdout) == (code, ""), done
-    assert re.search(f"^{program}(.py)?: .*{why}", said[-1]), done.stderr
-    assert "passphrase" in name or len(said) == 1, done.stderr
+    assert re.search(f"^{program}(.py)?: .*{why}", said), done.stderr
     assert not list(tmp_path.glob("r/*"))
+
+
+@pytest.mark.slow
+def test_a_passphrase_that_nobody_types_is_a_sentence(pki: Path) -> None:
+    done = send(pki, "1", "--text", "x", who="locked")
+    assert done.returncode == 2
+    assert done.stderr.endswith(": the key needs a passphrase, and nobody types one\n")
 
 
 @pytest.mark.slow

@@ -223,8 +223,7 @@ def test_rekeyings_are_signed_as_documented(world: World) -> None:
 
 @ENDS
 def test_a_record_is_what_the_document_says_byte_by_byte(world: World, sends: Direction) -> None:
-    pair = world.pair(State.SENDING if sends is D2S else State.CHECKING)
-    session = pair.end(sends)
+    session = world.pair(State.SENDING if sends is D2S else State.CHECKING).end(sends)
     kind = Kind.CHUNK if sends is D2S else Kind.ACK
     keys = session._keys
     sequence = session._sequence[sends]
@@ -583,8 +582,7 @@ def test_of_many_faults_of_a_rekeying_the_first_in_order_is_told(
     world: World, sends: Direction, first: int
 ) -> None:
     pair = world.pair(State.SENDING if sends is D2S else State.REKEYING)
-    share = bytes(32)
-    body = forge_share(pair, sends, share, key=world.keys[3] if first <= 4 else None)
+    body = forge_share(pair, sends, bytes(32), key=world.keys[3] if first <= 4 else None)
     message = forge(
         pair.end(sends),
         Kind.REKEY,
@@ -781,8 +779,7 @@ def test_a_body_has_the_size_of_its_kind(world: World, kind: Kind, length: int, 
 def test_a_hello_has_room_for_a_nonce_and_not_for_everything(
     world: World, length: int, expected: type[ProtocolError]
 ) -> None:
-    error = refusal(world.pair().server, b"<HELO>\x01" + bytes(length - 1))
-    assert type(error) is expected
+    assert type(refusal(world.pair().server, b"<HELO>\x01" + bytes(length - 1))) is expected
 
 
 @STATES
@@ -980,8 +977,7 @@ def test_a_share_of_one_rekeying_does_not_answer_another(world: World) -> None:
     pair.carry(D2S, Kind.REKEY)
     old = pair.carry(S2D, Kind.REKEY).body
     pair.carry(D2S, Kind.REKEY)
-    message = forge(pair.server, Kind.REKEY, old)
-    assert type(refusal(pair.device, message)) is BadSignature
+    assert type(refusal(pair.device, forge(pair.server, Kind.REKEY, old))) is BadSignature
 
 
 def test_a_rekeying_is_not_begun_twice_with_one_signed_share(world: World) -> None:
@@ -1144,8 +1140,7 @@ def test_no_bytes_end_in_anything_but_a_typed_error(
 ) -> None:
     pair = world_of(keys).pair(data.draw(st.sampled_from(State)))
     session = pair.end(data.draw(st.sampled_from(Direction)))
-    opened = error_of(session, message)
-    assert opened is not None
+    assert error_of(session, message) is not None
     assert session.state is State.ENDED
 
 

@@ -63,14 +63,13 @@ from protocol_fsm import (
 )
 from tests.companions.helpers import DAY, DEVICE, NOW, SERVER, World, flipped
 from tests.companions.network import (
-    PATIENCE_S,
     Raw,
-    at_once,
     device_for,
     files_in,
     raw_device,
     serving,
 )
+from tests.network import PATIENCE_S, at_once
 from tests.programs import ROOT
 
 FAIL_BYTES = 4 + 79 + 16  # the whole of what a peer is told
@@ -292,7 +291,7 @@ def test_a_refused_device_is_told_nothing(world: World, received: Path) -> None:
         with pytest.raises(ConnectionCut), device_for(world, server, elsewhere):
             pytest.fail("it was let in")
         assert isinstance(records.ends()[0], UntrustedCertificate)
-    assert records.all == [Record("end", "", records.all[0].detail)], "it has no name"
+    assert records.records == [Record("end", "", records.records[0].detail)], "it has no name"
 
 
 def test_a_revoked_device_continues_until_its_next_handshake(world: World, received: Path) -> None:
@@ -552,8 +551,7 @@ def test_a_server_that_cannot_begin_leaves_nothing_open(
 
 
 def test_a_server_that_never_serves_can_be_closed(world: World, received: Path) -> None:
-    server = Server(world.server, world.trust(), received, port=0)
-    server.close()
+    Server(world.server, world.trust(), received, port=0).close()
     with serving(world, received):
         pass
 

@@ -8,9 +8,9 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -29,6 +29,7 @@ from companions.device_transfer.store import (
 )
 from companions.device_transfer.transfer import MAX_NAME_BYTES, BadName, safe_name
 from program import UserError
+from tests.network import at_once
 from tests.programs import ROOT
 
 NAMES = (
@@ -255,20 +256,14 @@ def test_a_system_that_knows_no_case_loses_nothing(
 @pytest.mark.slow
 @pytest.mark.usefixtures("any_system")
 def test_threads_that_keep_one_name_lose_nothing(store: Store) -> None:
-    start = threading.Barrier(8)
     used: list[tuple[str, bytes]] = []
 
     def work(number: int) -> None:
-        start.wait()
         for turn in range(5):
             data = bytes([number, turn])
             used.append((keep(store, "a.png", data), data))
 
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    at_once(*(partial(work, number) for number in range(8)))
     assert len(used) == 40
     assert contents(store.folder) == dict(used)
 
