@@ -17,6 +17,7 @@ import logging
 import math
 import os
 import queue
+import re
 import signal
 import sys
 import textwrap
@@ -52,11 +53,14 @@ class NoConnection(UserError):
 class Parser(argparse.ArgumentParser):
     """A parser of flags; a wrong one is a UserError like any other."""
 
-    def __init__(self, description: str, prog: str | None = None) -> None:
+    def __init__(self, description: str = "", prog: str | None = None) -> None:
         super().__init__(description=description, prog=prog)
 
     def options(self, words: Sequence[str] | None = None) -> argparse.Namespace:
         """Return the flags of this command line, or of these words. Raises UserError."""
+        for word in sys.argv[1:] if words is None else words:
+            if re.fullmatch(r"--[^=]+=--|-\w--", word):  # an empty list before Python 3.13
+                self.error(f"{word}: a value cannot be --")
         return self.parse_args(words)
 
     def print_help(self, file: object = None) -> None:
