@@ -22,7 +22,6 @@ import tempfile
 from collections.abc import Callable, Iterator, Set
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from typing import NoReturn
 
 from classroom.output import write_whole
 from companions.asymmetric import (
@@ -51,7 +50,16 @@ from companions.device_transfer.certificates import (
 from companions.device_transfer.transfer import CLOCK_SKEW
 from companions.locking import locked
 from companions.terminal import ask_passphrase
-from program import UserError, escaped, flag_type, positive, read_whole, reason_of, run_program
+from program import (
+    Parser,
+    UserError,
+    escaped,
+    flag_type,
+    positive,
+    read_whole,
+    reason_of,
+    run_program,
+)
 from protocol_fsm import ProtocolError
 
 NAME = "device-transfer-ca"
@@ -328,15 +336,8 @@ def moment(text: str) -> datetime:
     return parse_timestamp(text)
 
 
-class Command(argparse.ArgumentParser):
-    """The flags of one command; a wrong one is a UserError like any other."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(message)
-
-
 def parse_arguments() -> argparse.Namespace:
-    parser = Command(description="The certificate authority of the device transfer.")
+    parser = Parser("The certificate authority of the device transfer.")
     commands = parser.add_subparsers(dest="command", required=True)
     about = {
         "create": "make a folder with a new authority",
@@ -360,7 +361,7 @@ def parse_arguments() -> argparse.Namespace:
     for flag in ("--not-before", "--not-after"):
         command["issue"].add_argument(flag, type=moment, metavar="2026-01-31T12:00:00Z")
     command["revoke"].add_argument("who", metavar="SERIAL_OR_NAME")
-    return parser.parse_args()
+    return parser.options()
 
 
 def main() -> int:
