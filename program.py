@@ -58,9 +58,10 @@ class Parser(argparse.ArgumentParser):
 
     def options(self, words: Sequence[str] | None = None) -> argparse.Namespace:
         """Return the flags of this command line, or of these words. Raises UserError."""
-        for word in sys.argv[1:] if words is None else words:
-            if re.fullmatch(r"--[^=]+=--|-\w--", word):  # an empty list before Python 3.13
-                self.error(f"{word}: a value cannot be --")
+        given = sys.argv[1:] if words is None else [*words]
+        # argparse makes an empty list of such a value before Python 3.13
+        if given.count("--") > 1 or any(re.fullmatch(r"--[^=]+=--|-\w--", word) for word in given):
+            self.error("no value can be --")
         return self.parse_args(words)
 
     def print_help(self, file: object = None) -> None:

@@ -269,8 +269,10 @@ def _last_number(pki: Path) -> int:
         return int(read_whole(path))
     except FileNotFoundError:
         return 0
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise UserError(f"cannot read the list's number in {path}: {reason_of(error)}") from None
+    except ValueError:  # whose words show what is there
+        raise UserError(f"cannot read the list's number in {path}: it is none") from None
 
 
 def _authority(pki: Path, ask: Ask | None) -> tuple[Trust, PrivateKey]:
