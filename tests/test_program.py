@@ -105,7 +105,7 @@ def test_two_dashes_are_no_value(words: str) -> None:
     parser = Parser()
     parser.add_argument("-o", "--at")
     parser.add_argument("file")
-    with pytest.raises(UserError, match="^no value can be --$"):
+    with pytest.raises(UserError, match="no value can be --"):
         parser.options(words.split())
     assert parser.options(["--at=--x", "--", "x"]).at == "--x"
 
