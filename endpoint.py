@@ -12,9 +12,7 @@ import json
 import os
 import re
 import secrets
-import shutil
 import socket
-import tempfile
 import textwrap
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +23,7 @@ from program import (
     Parser,
     UserError,
     flag_type,
+    new_folder,
     plain,
     port_number,
     read_whole,
@@ -114,17 +113,10 @@ def generate_keys(directory: Path, ids: list[int]) -> None:
     """Write server.keys and a client-N.key for each id, mode 0600, all or nothing. UserError."""
     lines = {f"client-{n}.key": f"{n}:{secrets.token_hex(32)}\n" for n in ids}
     try:
-        if directory.exists():
-            raise FileExistsError(0, "it exists already")
-        unfinished = Path(tempfile.mkdtemp(".partial", directory.name, directory.parent))
-        try:
+        with new_folder(directory) as unfinished:
             for name, text in {"server.keys": "".join(lines.values()), **lines}.items():
                 with open(os.open(unfinished / name, os.O_WRONLY | os.O_CREAT, 0o600), "w") as file:
                     file.write(text)
-            unfinished.rename(directory)
-        except BaseException:  # Ctrl-C too
-            shutil.rmtree(unfinished)
-            raise
     except OSError as error:
         raise UserError(f"cannot write keys to {directory}: {reason_of(error)}") from None
 

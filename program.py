@@ -18,8 +18,10 @@ import math
 import os
 import queue
 import re
+import shutil
 import signal
 import sys
+import tempfile
 import textwrap
 import threading
 import time
@@ -301,6 +303,20 @@ def append_whole(path: Path, data: bytes) -> None:
         except BaseException:  # Ctrl-C too
             raw.truncate(size)
             raise
+
+
+@contextlib.contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """Yield a folder to fill, which becomes `folder` if nothing fails. Raises OSError."""
+    if folder.exists():
+        raise FileExistsError(0, "it exists already")
+    unfinished = Path(tempfile.mkdtemp(".partial", folder.name, folder.parent))
+    try:
+        yield unfinished
+        unfinished.rename(folder)
+    except BaseException:  # Ctrl-C too
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
 
 
 def write_text(path: Path, text: str) -> None:

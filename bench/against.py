@@ -77,23 +77,21 @@ def ends_in(checkout: Path) -> Iterator[Ends]:
         ends.stop()
 
 
-@contextmanager
-def echo_ends(folder: Path) -> Iterator[Ends]:
-    """Yield the two ends of the bare TLS rival. Raises Failed."""
-    from bench.slices import Case, ends_of  # only here: with them come our own server and client
-
-    with ends_of(Case("tls_echo", 1, "small"), 1, folder) as (ends, _):
-        yield ends
-
-
 Seen = Mapping[str, Sequence[Slice]]  # by rival, in the order of turns
 
 
 def run(other: Path, folder: Path, turn_count: int, slices: int) -> Seen:
     """Return what all rivals showed, slice by slice. Raises Failed."""
+    from bench.slices import Case, ends_of  # only here: with them come our own server and client
+
+    echoing = Case("tls_echo", 1, "small")
     found: list[dict[str, Slice]] = []
     for turn in range(turn_count):
-        with ends_in(ROOT) as ours, ends_in(other) as theirs, echo_ends(folder) as echo:
+        with (
+            ends_in(ROOT) as ours,
+            ends_in(other) as theirs,
+            ends_of(echoing, 1, folder) as (echo, _),
+        ):
             found += one_turn({"ours": ours, "theirs": theirs, ECHO: echo}, slices)
         seen = by_rival(found)
         so_far = ratio(both_s(seen["ours"]), both_s(seen["theirs"]))

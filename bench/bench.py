@@ -93,7 +93,7 @@ class Bench:
     def _group(self, clients: int, body: str) -> None:
         cases = [Case(rival, clients, body) for rival in self._options.rivals]
         seen = [*turns(cases, self._options.turns, self._slice)]
-        sizes = len(BODIES[body]().report), len(example_answer(BODIES[body](), clients))
+        sizes = len(BODIES[body].report), len(example_answer(BODIES[body], clients))
         tls12 = [turn[case] for turn in seen for case in cases if case.rival == "tls12"]
         figures = {
             case: report.figure([turn[case] for turn in seen], tls12, sum(sizes)) for case in cases
@@ -104,7 +104,7 @@ class Bench:
 
     def _ladder(self, body: str) -> None:
         whole: dict[str, list[float]] = {"bare": [], "ours": [], "tls12": [], "floor": []}
-        work = ladder.pieces(BODIES[body]())
+        work = ladder.pieces(BODIES[body])
         pieces: dict[str, list[float]] = {name: [] for name in work}
         cases = [Case(rival, 1, body) for rival in whole]
         for turn in turns(cases, self._options.turns, self._slice):

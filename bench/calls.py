@@ -50,7 +50,7 @@ class Counts:
             self.found[Call("C", called.__qualname__)] += 1
 
 
-def count_calls(checkout: Path, rounds: int = ROUNDS) -> dict[Call, float]:
+def count_calls(checkout: Path) -> dict[Call, float]:
     """Return the calls of one round, both ends together, of the core in that checkout.
 
     The process that calls this must not have imported another one before.
@@ -68,11 +68,11 @@ def count_calls(checkout: Path, rounds: int = ROUNDS) -> dict[Call, float]:
             for _ in range(10):
                 client.report(READINGS)
             counts.is_on = True
-            for _ in range(rounds):
+            for _ in range(ROUNDS):
                 client.report(READINGS)
             counts.is_on = False
     sys.setprofile(None)
-    return {call: number / rounds for call, number in counts.found.items()}
+    return {call: number / ROUNDS for call, number in counts.found.items()}
 
 
 def tell_calls(pipe: Connection, checkout: Path) -> None:

@@ -25,7 +25,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -40,14 +40,13 @@ from bench.measure import (
     Moment,
     Spread,
     bars,
-    by_rival,
     hear,
     measurement,
     now,
     process,
     ratio,
     since,
-    turns,
+    told_turns,
 )
 from bench.process import Usage, usage_of
 from bench.rivals import HOST, tls_context
@@ -55,16 +54,11 @@ from companions.asymmetric import PrivateKey, new_identity
 from companions.logs import start_log
 from companions.secure_chat import authority, forms, gen_ca, gen_cert
 from companions.secure_chat.accounts import LANES, MEMORY_KIB, PASSES, Accounts
-from companions.secure_chat.certs import (
-    Credentials,
-    load_authority,
-    load_credentials,
-    load_trust,
-)
+from companions.secure_chat.certs import Credentials, load_authority, load_credentials, load_trust
 from companions.secure_chat.client import Client
 from companions.secure_chat.forms import NOTHING, OPENING_BYTES, Recipient
 from companions.secure_chat.pae import is_signed, sign
-from companions.secure_chat.pki import Role, utc_now
+from companions.secure_chat.pki import Role, now_ms, utc_now
 from companions.secure_chat.protocol import Party
 from companions.secure_chat.rooms import LOBBY, MAX_MEMBERS, Said
 from companions.secure_chat.server import Server
@@ -250,10 +244,6 @@ def opens(message: forms.Message, opening: bytes) -> bool:
     return forms.opens(message.commitment, opening[:OPENING_BYTES], opening[OPENING_BYTES:])
 
 
-def now_ms() -> int:
-    return time.time_ns() // 1_000_000
-
-
 class LeanMember:
     """One end of the lean rival, with Alice's key: signs, verifies, and keeps its lines."""
 
@@ -382,24 +372,28 @@ def certify(folder: Path) -> None:
     write_certificate(folder, HOST)
     gen_ca.create(folder)
     gen_cert.issue(folder, "server", "localhost", "server")
-    accounts = Accounts(Database(f"sqlite:///{folder / 'chat.db'}"))
     for name in SESSIONS:
-        address = f"{name}@example.org"
-        gen_cert.issue(folder, "client", address, name)
-        identity = party(folder, name, "client").identity
-        accounts.register(identity, address, name, PASSWORD)
+        gen_cert.issue(folder, "client", f"{name}@example.org", name)
+    enroll(folder, [party(folder, name, "client") for name in SESSIONS])
+
+
+def enroll(folder: Path, people: Iterable[Party]) -> None:
+    """Make an account for everybody, under what stands before the @ of their address."""
+    accounts = Accounts(Database(f"sqlite:///{folder / 'chat.db'}"))
+    for who in people:
+        name = who.identity.name
+        accounts.register(who.identity, name, name.partition("@")[0], PASSWORD)
     accounts.database.close()
 
 
 def messages(folder: Path, count: int, turn_count: int) -> dict[str, list[Slice]]:
     """Return the slices of both rivals, in the order of turns. Raises Failed."""
-
-    def run_one(rival: str) -> Slice:
-        seen = run_slice(rival, folder, count)
-        print(f"{NAMES[rival]}: {1 / seen.wall_s:,.0f} messages/s", file=sys.stderr, flush=True)
-        return seen
-
-    return by_rival(turns([*NAMES], turn_count, run_one))
+    return told_turns(
+        NAMES,
+        turn_count,
+        lambda rival: run_slice(rival, folder, count),
+        lambda seen: f"{1 / seen.wall_s:,.0f} messages/s",
+    )
 
 
 # Logins -------------------------------------------------------------------------------------------

@@ -21,18 +21,16 @@ from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from bench.chat import PASSWORD, certified, certify, our_client
+from bench.chat import certified, certify, enroll, our_client
 from bench.process import ServerProcess, raise_descriptor_limit
 from bench.soak import Herd, SoakParser, soak
 from channel import DRAIN_S
 from companions.asymmetric import new_identity
-from companions.secure_chat.accounts import Accounts
 from companions.secure_chat.client import Client
 from companions.secure_chat.evidence import Kept
 from companions.secure_chat.forms import message_hash, parse_head
 from companions.secure_chat.protocol import Party
 from companions.secure_chat.rooms import Said
-from companions.secure_chat.storage import Database
 from program import run_program, write_text
 from protocol_fsm import ConnectionCut, Status
 
@@ -81,10 +79,7 @@ class Members(Herd):
         self._folder = folder
         key = new_identity()  # one for all: a key takes long to make
         self._people = [certified(folder, f"client{number}", key) for number in range(count)]
-        accounts = Accounts(Database(f"sqlite:///{folder / 'chat.db'}"))
-        for number, who in enumerate(self._people):
-            accounts.register(who.identity, who.identity.name, f"client{number}", PASSWORD)
-        accounts.database.close()
+        enroll(folder, self._people)
 
     def warm_up(self) -> None:
         """Log everybody in once, so that the server has what it keeps: threads and connections."""

@@ -38,12 +38,12 @@ from statistics import quantiles
 from typing import NamedTuple
 
 from bench.chat import (
-    PASSWORD,
     LeanMember,
     LeanRoom,
     ask,
     certified,
     certify,
+    enroll,
     lean_stream,
     our_client,
     party,
@@ -67,12 +67,10 @@ from bench.measure import (
 from bench.process import Usage, raise_descriptor_limit
 from bench.rivals import HOST, tls_context
 from companions.asymmetric import PrivateKey, new_identity
-from companions.secure_chat.accounts import Accounts
 from companions.secure_chat.certs import load_trust
 from companions.secure_chat.client import Client, Joined, NotLetIn
 from companions.secure_chat.evidence import Kept
 from companions.secure_chat.rooms import Said
-from companions.secure_chat.storage import Database
 from program import NoConnection, run_program
 from protocol_fsm import LocalError, ProtocolError
 
@@ -369,8 +367,8 @@ def flood(pipe: Connection, folder: Path, address: tuple[str, int]) -> None:
         for sock in socks:
             sock.close()
 
-    threads = [threading.Thread(target=guess, daemon=True) for _ in range(FLOODERS)]
-    threads.append(threading.Thread(target=knock, daemon=True))
+    deeds = (*[guess] * FLOODERS, knock)
+    threads = [threading.Thread(target=deed, daemon=True) for deed in deeds]
     for thread in threads:
         thread.start()
     begun.wait(LIMIT_S)
@@ -432,15 +430,12 @@ def run_slice(rival: str, folder: Path, plan: Plan) -> Slice:
     return Slice(found, after_s - before_s, usage, tries)
 
 
-def enroll(folder: Path, plan: Plan) -> None:
+def enroll_all(folder: Path, plan: Plan) -> None:
     """Make an account for everybody who will come."""
     key = new_identity()
-    accounts = Accounts(Database(f"sqlite:///{folder / 'chat.db'}"))
     names = [f"client{number}" for number in range(plan.clients)]
-    for name in [*names, *(f"idle-{room}" for room in plan.members())]:
-        identity = certified(folder, name, key).identity
-        accounts.register(identity, identity.name, name, PASSWORD)
-    accounts.database.close()
+    names += [f"idle-{room}" for room in plan.members()]
+    enroll(folder, [certified(folder, name, key) for name in names])
 
 
 # What it tells ------------------------------------------------------------------------------------
@@ -510,7 +505,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         certify(folder)
-        enroll(folder, plan)
+        enroll_all(folder, plan)
 
         def run_one(rival: str) -> Slice:
             print(f"{NAMES[rival]} ...", file=sys.stderr, flush=True)

@@ -38,14 +38,13 @@ from bench.measure import (
     Moment,
     Spread,
     bars,
-    by_rival,
     hear,
     measurement,
     now,
     process,
     ratio,
     since,
-    turns,
+    told_turns,
 )
 from bench.rivals import HOST, tls_context
 from companions.device_transfer.certificates import Identity, Trust, load_identity, load_trust
@@ -263,17 +262,12 @@ def run(size_bytes: int, turn_count: int) -> dict[str, list[Slice]]:
     """Return the slices of every rival, in the order of turns. Raises Failed."""
     with tempfile.TemporaryDirectory() as name:
         path = prepare(Path(name), size_bytes)
-
-        def run_one(rival: str) -> Slice:
-            seen = run_slice(rival, path, Path(name))
-            print(
-                f"{NAMES[rival]}: {size_bytes / 1e6 / seen.wall_s:,.0f} MB/s",
-                file=sys.stderr,
-                flush=True,
-            )
-            return seen
-
-        return by_rival(turns([*NAMES], turn_count, run_one))
+        return told_turns(
+            NAMES,
+            turn_count,
+            lambda rival: run_slice(rival, path, Path(name)),
+            lambda seen: f"{size_bytes / 1e6 / seen.wall_s:,.0f} MB/s",
+        )
 
 
 # What it tells ------------------------------------------------------------------------------------

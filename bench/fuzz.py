@@ -78,15 +78,14 @@ class Place(NamedTuple):
         return session
 
 
-def places(client_id: int, rng: random.Random, rounds: int = 3) -> Iterator[Place]:
+def places(client_id: int, rng: random.Random) -> Iterator[Place]:
     """Yield both ends of a session at each step of its first rounds, and after its end."""
     client, server = (
         Session(client_id, MASTER_KEYS[client_id], sends, random_bytes=rng.randbytes)
         for sends in Direction
     )
-    one_round: list[Message] = [REPORT, ANSWER]
-    handshake: list[Message] = [ClientHello(), ServerChallenge()]
-    for message in handshake + rounds * one_round + [Terminate(Status.GOODBYE)]:
+    rounds: list[Message] = [REPORT, ANSWER] * 3
+    for message in [ClientHello(), ServerChallenge(), *rounds, Terminate(Status.GOODBYE)]:
         speaker = server if SPEAKER[client.state] is Direction.S2C else client
         before = [
             (end, copy.copy(end.fsm), end._keys, end._client_nonce) for end in (client, server)

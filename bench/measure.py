@@ -195,6 +195,19 @@ def by_rival(seen: Iterable[Mapping[Rival, Seen]]) -> dict[Rival, list[Seen]]:
     return found
 
 
+def told_turns(
+    names: Mapping[str, str], count: int, run: Callable[[str], Seen], words: Callable[[Seen], str]
+) -> dict[str, list[Seen]]:
+    """Return what each rival showed, in the order of turns, and tell of it meanwhile on stderr."""
+
+    def run_one(rival: str) -> Seen:
+        seen = run(rival)
+        print(f"{names[rival]}: {words(seen)}", file=sys.stderr, flush=True)
+        return seen
+
+    return by_rival(turns([*names], count, run_one))
+
+
 class Spread(NamedTuple):
     """The median of some values, and the quartiles below and above it."""
 

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import queue
 import socket
-import sys
 import tempfile
 import threading
 import time
@@ -38,14 +37,13 @@ from bench.measure import (
     Moment,
     Spread,
     bars,
-    by_rival,
     hear,
     measurement,
     now,
     process,
     ratio,
     since,
-    turns,
+    told_turns,
 )
 from companions.peer_messaging.identity import Trust, load_identity
 from companions.peer_messaging.node import Node
@@ -291,14 +289,13 @@ def run(texts: int, turn_count: int) -> dict[str, list[Slice]]:
     with tempfile.TemporaryDirectory() as name:
         for who in ("alice", "bob"):
             load_identity(Path(name) / who, input)
+        return told_turns(
+            NAMES, turn_count, lambda rival: run_slice(rival, Path(name), texts), rates_of
+        )
 
-        def run_one(rival: str) -> Slice:
-            seen = run_slice(rival, Path(name), texts)
-            rates = ", ".join(f"{1 / seen.sender[work].wall_s:,.0f}" for work in WORK)
-            print(f"{NAMES[rival]}: {rates} texts/s", file=sys.stderr, flush=True)
-            return seen
 
-        return by_rival(turns([*NAMES], turn_count, run_one))
+def rates_of(seen: Slice) -> str:
+    return ", ".join(f"{1 / seen.sender[work].wall_s:,.0f}" for work in WORK) + " texts/s"
 
 
 # What it tells ------------------------------------------------------------------------------------

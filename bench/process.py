@@ -117,9 +117,9 @@ class ServerProcess:
         return code if os.name == "posix" else 0, time.monotonic() - began
 
 
-def settled(server: ServerProcess, wanted: Usage, within_s: float = 20.0) -> Usage:
+def settled(server: ServerProcess, wanted: Usage) -> Usage:
     """Return the usage once threads and descriptors are back at what is wanted, or at the end."""
-    deadline = time.monotonic() + within_s
+    deadline = time.monotonic() + 20.0
     while (usage := server.usage())[1:] > wanted[1:] and time.monotonic() < deadline:
         time.sleep(POLL_S)
     return usage

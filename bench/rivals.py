@@ -27,7 +27,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from io import BufferedReader
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -73,16 +73,11 @@ class Body(NamedTuple):
         return encode(self.readings).encode()
 
 
-def small_body() -> Body:
-    return Body([20.5, 21.25, 19.75, 20.0], "")
-
-
-def large_body() -> Body:
-    """1,024 readings with all their digits, about 20 KB, and about 60 KB of answer."""
-    return Body([20 + n / 7_919 for n in range(MAX_READINGS)], "x" * 60_000)
-
-
-BODIES: Mapping[str, Callable[[], Body]] = {"small": small_body, "large": large_body}
+BODIES = {
+    "small": Body([20.5, 21.25, 19.75, 20.0], ""),
+    # readings with all their digits, about 20 KB, and about 60 KB of answer
+    "large": Body([20 + n / 7_919 for n in range(MAX_READINGS)], "x" * 60_000),
+}
 
 
 class Aggregation:
@@ -278,11 +273,8 @@ class LeanClient:
             self.channel = f"{secured.version()} {(secured.cipher() or '?')[0]}"
         self._stream = self._sock.makefile("rb")
 
-    def _report(self) -> bytes:
-        return encode(self._body.readings).encode()
-
     def call(self) -> object:
-        self._sock.sendall(frame(self._report()))
+        self._sock.sendall(frame(self._body.report))
         return json.loads(read_frame(self._stream))
 
     def close(self) -> None:
@@ -298,7 +290,7 @@ class FloorClient(LeanClient):
         self.channel = "AES-128-CBC, HMAC-SHA256, a ratchet; no protocol"
 
     def call(self) -> object:
-        self._sock.sendall(frame(self._reports.seal(self._report())))
+        self._sock.sendall(frame(self._reports.seal(self._body.report)))
         return json.loads(self._answers.open(read_frame(self._stream)))
 
 

@@ -7,24 +7,15 @@ begin in the same epoch, make the same number of rounds, and end in the same epo
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
+from threading import Thread
 from typing import Any, NamedTuple
 
-from bench.measure import (
-    Ends,
-    Moment,
-    Share,
-    Slice,
-    hear,
-    now,
-    process,
-    tell_processor_time,
-)
+from bench.measure import Ends, Moment, Share, Slice, hear, now, process, tell_processor_time
 from bench.process import raise_descriptor_limit
 from bench.rivals import BODIES, Aggregation, Caller, make_client, make_server, tls_context
 
@@ -69,7 +60,7 @@ def run_slice(case: Case, rounds_each: int, processes: int, folder: Path) -> tup
 
 def serve(pipe: Connection, case: Case, folder: Path) -> None:
     raise_descriptor_limit()
-    aggregation = Aggregation(BODIES[case.body]().filling)
+    aggregation = Aggregation(BODIES[case.body].filling)
     with make_server(case.rival, case.clients, aggregation, folder) as server:
         pipe.send(server.address)
         tell_processor_time(pipe)
@@ -79,10 +70,10 @@ def call(
     pipe: Connection, case: Case, address: tuple[str, int], ids: list[int], folder: Path
 ) -> None:
     raise_descriptor_limit()
-    body = BODIES[case.body]()
+    body = BODIES[case.body]
     tls = tls_context(case.rival, folder, is_server=False) if "tls" in case.rival else None
     callers = [make_client(case.rival, address, body, client_id, tls) for client_id in ids]
-    work_all([Meeting(caller, case.clients) for caller in callers])
+    work_all([Thread(target=meet, args=(one, case.clients), daemon=True) for one in callers])
     pipe.send(callers[0].channel)
     while (rounds := pipe.recv()) is not None:
         work = [Rounds(caller, rounds) for caller in callers]
@@ -98,27 +89,20 @@ def call(
         caller.close()
 
 
-def work_all(threads: Sequence[threading.Thread]) -> None:
+def work_all(threads: Sequence[Thread]) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
 
 
-class Meeting(threading.Thread):
-    """One client, which calls until all are in one epoch."""
-
-    def __init__(self, caller: Caller, clients: int) -> None:
-        super().__init__(daemon=True)
-        self._caller = caller
-        self._clients = clients
-
-    def run(self) -> None:
-        while len(participants(self._caller.call())) < self._clients:
-            pass
+def meet(caller: Caller, clients: int) -> None:
+    """Call until all are in one epoch."""
+    while len(participants(caller.call())) < clients:
+        pass
 
 
-class Rounds(threading.Thread):
+class Rounds(Thread):
     """One client, which measures each of its rounds."""
 
     def __init__(self, caller: Caller, rounds: int) -> None:

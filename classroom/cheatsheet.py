@@ -11,14 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import protocol_fsm
-from classroom.figures import (
-    CANNOT_FAIL,
-    MIXED_IN,
-    Conversation,
-    meaning,
-    message_layout,
-    steps,
-)
+from classroom.figures import CANNOT_FAIL, MIXED_IN, Conversation, meaning, message_layout, steps
 from classroom.output import filled, write_whole
 from classroom.wire import LAB, ROOT
 from crypto_utils import AES_KEY_BYTES

@@ -168,8 +168,7 @@ def table(answers: Mapping[int, Sequence[Answer]]) -> str:
     """Return one row per epoch, with the numbers that its members got."""
     epochs = {answer["epoch"]: shared(answer) for told in answers.values() for answer in told}
     columns = [*next(iter(epochs.values()), {})]
-    rows = [columns]
-    rows += [[cell(epochs[epoch][key]) for key in columns] for epoch in sorted(epochs)]
+    rows = [columns, *([cell(epochs[n][key]) for key in columns] for n in sorted(epochs))]
     widths = [max(map(len, column)) for column in zip(*rows)]
     return "\n".join("  ".join(map(str.rjust, row, widths)) for row in rows)
 

@@ -17,7 +17,7 @@ from classroom.output import write_whole
 from classroom.report import page
 from classroom.wire import LAB, ROOT
 from lab.claims import Sets, read_sets
-from lab.events import Run, read_events, runs_of
+from lab.events import Run, read_runs
 from program import Parser, UserError, escaped, plural, reason_of, run_program, to_stderr
 
 
@@ -62,7 +62,7 @@ def main() -> int:
     for number, (rules, attacks) in enumerate(needed.items(), 1):
         path = options.folder / f"{rules.replace(',', '-') or 'all-rules'}.jsonl"
         play(rules, attacks, options.seed, path)
-        runs += runs_of(read_events(path)[0])
+        runs += read_runs(path)
         to_stderr(f"{number} of {len(needed)}: {rules or 'all rules'}")
     output = options.folder / "report.html"
     write_whole(output, page(runs, LAB).encode())

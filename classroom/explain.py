@@ -190,11 +190,7 @@ def key_steps(log: KeyLog, header: Header, plaintext: bytes, pair: PairOfKeys) -
 
 
 def steps_of(
-    way: str,
-    move: Move,
-    mac_input: bytes,
-    olds: Sequence[PairOfKeys],
-    known: Sequence[PairOfKeys],
+    way: str, move: Move, mac_input: bytes, olds: Sequence[PairOfKeys], known: Sequence[PairOfKeys]
 ) -> list[str]:
     """Return how the pair of keys of one direction moves.
 

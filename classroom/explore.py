@@ -205,8 +205,7 @@ class Place:
     def request_end(self, status: Status) -> None:
         self.gives_way = True
 
-    def send_away(self, status: Status) -> None:
-        self.gives_way = True
+    send_away = request_end
 
 
 class Standing(NamedTuple):

@@ -26,6 +26,7 @@ from crypto_utils import (
     pkcs7_unpad,
 )
 from endpoint import DEMO_KEYS
+from lab.frames import xored
 from lab.stage import random_source
 from program import Parser, escaped, run_program
 from protocol_fsm import (
@@ -185,8 +186,7 @@ class Recorded(NamedTuple):
 
     def decrypted(self, blocks: Sequence[bytes]) -> list[bytes]:
         """Return the plaintext blocks of these ciphertext blocks, as the server would get them."""
-        padded = aes_cbc_decrypt(b"".join(blocks), self.key, self.iv)
-        return cut(padded)
+        return cut(aes_cbc_decrypt(b"".join(blocks), self.key, self.iv))
 
 
 def cut(data: bytes) -> list[bytes]:
@@ -201,10 +201,6 @@ def recorded() -> Recorded:
     return Recorded(
         message[HEADER.size : CIPHERTEXT_AT], cut(message[CIPHERTEXT_AT:-TAG_BYTES]), key
     )
-
-
-def xored(one: bytes, other: bytes) -> bytes:
-    return bytes(a ^ b for a, b in zip(one, other))
 
 
 # The figures --------------------------------------------------------------------------------------

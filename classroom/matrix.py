@@ -36,7 +36,6 @@ from lab.stage import (
     VICTIM,
     Lab,
     Outcome,
-    Parts,
     random_source,
 )
 from lab.weakened import RULES, without
@@ -97,9 +96,7 @@ class End:
         """End the session at once, as the threads of Channel do soon."""
         self.happen(EndRequested(status))
 
-    def send_away(self, status: Status) -> None:
-        """Do the same: nobody has to be woken here."""
-        self.request_end(status)
+    send_away = request_end  # nobody has to be woken here
 
     def send(self, message: Message) -> None:
         self._wire.append(Frame(self._peer, self.session.seal(message)))
@@ -371,10 +368,6 @@ def idle(outcome: Outcome) -> Names:
     return frozenset(name for name, worked in has_worked.items() if not worked)
 
 
-def new_lab(parts: Parts, number: int) -> Lab:
-    return Lab(SEEDS[number], lambda *_: None, parts)
-
-
 MEMORY = Trials(
     attacks=ATTACKS,
     rules={**SESSION_RULES, **ROSTER_RULES},
@@ -387,7 +380,7 @@ SOCKETS = Trials(
     attacks=ATTACKS,
     rules=SERVER_RULES,
     parts=without,
-    lab=new_lab,
+    lab=lambda parts, number: Lab(SEEDS[number], lambda *_: None, parts),
     tries=1,  # which are repeated where it matters
 )
 

@@ -17,7 +17,7 @@ from typing import Any
 from classroom.evidence import play
 from classroom.report import page
 from classroom.wire import LAB, ROOT
-from lab.events import read_events, runs_of
+from lab.events import read_runs
 from program import Parser, UserError, escaped, run_program
 
 PICTURES = {  # by file: the attack, the rules taken out, the colours
@@ -102,7 +102,7 @@ def main() -> int:
         html = Path(folder, "report.html")
         for name, (attack, rules, scheme) in PICTURES.items():
             play(rules, [attack], "1", log)
-            html.write_text(page([*runs_of(read_events(log)[0])], LAB), "utf-8")
+            html.write_text(page(read_runs(log), LAB), "utf-8")
             photograph(chromium, html, scheme, options.folder / name)
             print(f"wrote {escaped(str(options.folder / name))}")
         for name, scheme in LIVE.items():

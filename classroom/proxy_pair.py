@@ -37,10 +37,7 @@ CLIENT_ID = 1
 RECEIVERS = {Direction.C2S: "client", Direction.S2C: "server"}  # by what they send
 IMPATIENT = Limits(window_s=0.3)
 PATIENT = Limits(
-    window_s=0.3,
-    stranger_timeout_s=math.inf,
-    frame_timeout_s=math.inf,
-    silence_timeout_s=math.inf,
+    window_s=0.3, stranger_timeout_s=math.inf, frame_timeout_s=math.inf, silence_timeout_s=math.inf
 )
 
 

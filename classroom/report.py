@@ -335,9 +335,7 @@ def main(wire: Wire = LAB) -> int:
         help="of classroom.matrix --json; default: the protocol's sets.json",
     )
     options = parser.options()
-    runs: list[Run] = []
-    for path in options.events:
-        runs += read_runs(path)
+    runs = [run for path in options.events for run in read_runs(path)]
     matrix = read_sets(options.matrix) if options.matrix else None
     text = page(runs, wire, matrix)
     write_whole(options.output, text.encode("utf-8", "replace"))

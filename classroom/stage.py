@@ -159,12 +159,7 @@ def on_sockets(weak: Parts, story: Sequence[Step], end: str, has_thief: bool = F
         notes = Notes(client_id, sends)
         made.append(notes)
         session: Session = weak.session(
-            client_id,
-            key,
-            sends,
-            watchers=[*watchers, notes.watch],
-            key_log=notes.hold,
-            **options,
+            client_id, key, sends, watchers=[*watchers, notes.watch], key_log=notes.hold, **options
         )
         notes.attach(session)
         return session

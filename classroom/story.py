@@ -15,7 +15,7 @@ from typing import NamedTuple
 from attacks import edited
 from crypto_utils import BLOCK_BYTES, NONCE_BYTES, TAG_BYTES, pkcs7_pad
 from endpoint import OPCODE_NAMES
-from lab.frames import Frame, flipped
+from lab.frames import Frame, flipped_bytes
 from protocol_fsm import (
     CIPHERTEXT_AT,
     FAREWELL_STATUS,
@@ -177,8 +177,7 @@ def order_broken(me: Notes, everybody: Sequence[Notes]) -> str:
     """Return how promise 4 is broken; empty if it is not."""
     if me.sends is Direction.C2S or me.said[-1:] != (REPLACED,):
         return ""
-    later = everybody[everybody.index(me) + 1 :]
-    for end in later:
+    for end in everybody[everybody.index(me) + 1 :]:
         has_reported = any(heard.opcode == Opcode.CLIENT_DATA for heard in end.heard)
         if has_reported and end.sends is me.sends and end.client_id == me.client_id:
             return ""
@@ -207,7 +206,7 @@ Change = Callable[[bytes, bytes, bytes], bytes]  # of a message, with its plaint
 
 
 def flip(position: int) -> Change:
-    return lambda message, *_: flipped(Frame("", message), position).message
+    return lambda message, *_: flipped_bytes(message, position)
 
 
 def cut_block(message: bytes, *_: bytes) -> bytes:

@@ -6,14 +6,15 @@ import contextlib
 import itertools
 import os
 import re
+import shlex
+import subprocess
 import tempfile
 import textwrap
-from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from classroom.demo import Crew
+from classroom.demo import ROOT, Crew
 from program import Parser, UserError, escaped, reason_of
 
 COLUMNS = 79
@@ -28,6 +29,10 @@ class Spoiled(Exception):
 
 class Programs(Crew):
     """The processes of a demo, the folder that they work in, and what went wrong, as sentences."""
+
+    package = "companions"  # of the programs
+    example = ""  # one of them
+    environment: Mapping[str, str] = {}  # beside ours
 
     def __init__(self, folder: Path) -> None:
         super().__init__(LIMIT_S)
@@ -44,6 +49,8 @@ class Programs(Crew):
 
     def play(self, *acts: Callable[[Any], None]) -> list[str]:
         """Play the acts, until one cannot go on, and return what went wrong. Raises SystemExit."""
+        command = f"python -m {self.package}.{self.example}"
+        print(f"`$ {self.example}` stands for: {command}; and so on.", flush=True)
         with self:
             try:
                 for act in acts:
@@ -52,13 +59,33 @@ class Programs(Crew):
                 self.problems.append(str(problem))
         return self.problems
 
-    @abstractmethod
     def begin(self, name: str, program: str, *words: str | Path) -> None:
-        """Start a program of ours, and show the command."""
+        """Start a program of ours in our folder, and show the command; it can be typed into."""
+        self.ended.discard(name)
+        command = " ".join(["$", program, *(shlex.quote(str(word)) for word in words)])
+        indent = " " * 6
+        print(
+            textwrap.fill(command, COLUMNS, subsequent_indent=indent, break_on_hyphens=False),
+            flush=True,
+        )
+        path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+        self.launch(
+            name,
+            "-m",
+            f"{self.package}.{program}",
+            *map(str, words),
+            cwd=self.folder,
+            stdin=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": path, **self.environment},
+        )
 
     def next_line(self) -> tuple[str, str]:
-        """Return the name of a program and its line, as it is shown; empty when it has ended."""
-        return self.hear()
+        """Return the name of a program and its line, without what is another in each run.
+
+        An empty line is its end.
+        """
+        name, line = self.hear()
+        return name, UNSHOWN.sub("", line)
 
     def type(self, name: str, *lines: str) -> None:
         """Type lines into a program."""

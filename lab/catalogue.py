@@ -26,7 +26,7 @@ from protocol_fsm import LocalError, ProtocolError, Seen, Watcher
 Goal = Callable[[Any], str]  # from an outcome to what the adversary has won; empty if nothing
 OnPath = TypeVar("OnPath", bound=Callable[..., Iterator[Frame]])
 Outside = TypeVar("Outside", bound=Callable[..., None])
-
+Run = TypeVar("Run", bound=Callable[..., Any])
 
 OUTSIDE_S = 60.0  # that an attack from outside may take
 GRACE_S = 5.0  # for what is about to end, on a busy machine too
@@ -158,33 +158,23 @@ class Catalogue:
         self, family: str, who: str, error: type[Exception] | None, **options: Any
     ) -> Callable[[OnPath], OnPath]:
         """Register a generator over frames. Raises UserError."""
-
-        def register(run: OnPath) -> OnPath:
-            self._add(run, True, family, who, error, options)
-            return run
-
-        return register
+        return lambda run: self._add(run, True, family, who, error, options)
 
     def outside(
         self, family: str, who: str, error: type[Exception] | None, **options: Any
     ) -> Callable[[Outside], Outside]:
         """Register a function of the lab, off the victim's connection. Raises UserError."""
-
-        def register(run: Outside) -> Outside:
-            self._add(run, False, family, who, error, options)
-            return run
-
-        return register
+        return lambda run: self._add(run, False, family, who, error, options)
 
     def _add(
         self,
-        run: Callable[..., Any],
+        run: Run,
         is_on_path: bool,
         family: str,
         who: str,
         error: type[Exception] | None,
         options: dict[str, Any],
-    ) -> None:
+    ) -> Run:
         name = run.__name__.replace("_", "-")
         story, *_ = inspect.cleandoc(run.__doc__ or UNTOLD).splitlines() or [UNTOLD]
         if name in self.attacks:
@@ -197,6 +187,7 @@ class Catalogue:
         self.attacks[name] = Attack(
             name, escaped(story), family, run, is_on_path, who, error, **wanted
         )
+        return run
 
 
 UNTOLD = "(an attack without a docstring)"

@@ -152,14 +152,9 @@ WANTED: dict[str, dict[str, type]] = {  # the fields of each kind of line, besid
 }
 
 
-def read_events(path: Path) -> tuple[list[Event], list[str]]:
-    """Return the lines of a log, and the kinds of events that nobody here knows. UserError."""
-    return parse_events(read_text(path), str(path))
-
-
 def read_runs(path: Path) -> list[Run]:
     """Return the runs of a log; what is not known here is named on stderr. Raises UserError."""
-    events, unknown = read_events(path)
+    events, unknown = parse_events(read_text(path), str(path))
     if unknown:
         to_stderr(not_known(path, unknown))
     return [*runs_of(events)]
@@ -170,7 +165,7 @@ def not_known(name: object, unknown: Sequence[str]) -> str:
 
 
 def parse_events(text: str, name: str) -> tuple[list[Event], list[str]]:
-    """Return the same for the text of a log. Raises UserError."""
+    """Return the lines of a log, and the kinds of events that nobody here knows. UserError."""
     lines = text.removesuffix("\n").split("\n")
     events: list[Event] = []
     unknown: dict[str, None] = {}
@@ -195,8 +190,7 @@ def parsed(event: Any) -> Event:
     """
     if not isinstance(event, dict):
         raise ValueError(event)
-    wanted: dict[str, type] = {"attack": str, "event": str}
-    wanted.update(WANTED.get(str(event.get("event")), {}))
+    wanted = {"attack": str, "event": str, **WANTED.get(str(event.get("event")), {})}
     if "origin" in event:
         wanted["origin"] = bytes
     if "again" in event:
@@ -243,10 +237,9 @@ def run_of(lines: Sequence[Event]) -> Run:
     for line in messages:
         if line["event"] != "sent":
             add_deed(run.steps, line)
-        elif is_outside:
-            run.steps.append(Step("answered", line["to"], line["message"]))
         else:
-            run.steps.append(Step("dropped", line["to"], line["message"]))
+            kind = "answered" if is_outside else "dropped"
+            run.steps.append(Step(kind, line["to"], line["message"]))
     add_notes(run, lines)
     return run
 

@@ -37,9 +37,14 @@ Log = Callable[[str, Frame], object]  # what happened to a frame, and the frame
 
 def flipped(frame: Frame, position: int, mask: int = 1) -> Frame:
     """Return a frame with the bits of `mask` flipped in one byte of the message; -1 is its last."""
-    message = bytearray(frame.message)
-    message[position] ^= mask
-    return frame.changed(bytes(message))
+    return frame.changed(flipped_bytes(frame.message, position, mask))
+
+
+def flipped_bytes(message: bytes, position: int, mask: int = 1) -> bytes:
+    """Return bytes with the bits of `mask` flipped in one of them; -1 is the last."""
+    changed = bytearray(message)
+    changed[position] ^= mask
+    return bytes(changed)
 
 
 def xored(one: bytes, other: bytes) -> bytes:

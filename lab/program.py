@@ -39,10 +39,6 @@ NewLab = Callable[[argparse.Namespace, Log, Any, Observer | None], Stage]
 MOST_BYTES = 3  # of a change that is shown byte by byte
 
 
-def no_more_flags(parser: Parser) -> None:
-    """Add nothing to the flags that all adversaries have."""
-
-
 @dataclass(frozen=True)
 class Program:
     """What a protocol brings: its attacks, its lab, its weakened parts, how it names messages."""
@@ -53,7 +49,7 @@ class Program:
     weakened: str  # the module with RULES, DOCUMENTED, and `without`, which returns parts
     title: Callable[[bytes], str]
     beginning: str = ""  # what is said first
-    add_flags: Callable[[Parser], None] = no_more_flags
+    add_flags: Callable[[Parser], None] = lambda parser: None
     module: str = "__main__"  # of the attacks, from which a student's file imports
     sets: Path | None = None  # sets.json, if there is one
     families: Mapping[str, Sequence[str]] = field(default_factory=dict)  # beside those of claims

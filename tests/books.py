@@ -124,6 +124,26 @@ def formula(protocol: str, name: str, **values: bytes) -> bytes:
     return hashlib.sha256(joined).digest()
 
 
+def moves(page: str) -> set[tuple[str, ...]]:
+    """Return state, opcode, sender and next state of each move in the table of a page."""
+    table = page[page.index("\n| state | phase |") + 1 :].split("\n\n")[0].splitlines()[2:-1]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table]
+    return {
+        (state, opcode, sender, following)
+        for state, _, _, opcodes, senders, following in rows
+        for opcode in opcodes.split(", ")
+        for sender in senders.split(" or ")
+    }
+
+
+def moves_of(protocol: Any) -> set[tuple[str, ...]]:
+    """Return the same from the code."""
+    return {
+        (state.name, opcode.name, sender.name, following.name)
+        for (state, opcode, sender), following in protocol.ProtocolFSM.VALID_TRANSITIONS.items()
+    }
+
+
 def commands(text: str) -> Iterator[tuple[str, list[str]]]:
     """Yield every command of a document with the words that it is said to print."""
     for block in re.findall(r"^ *```sh\n(.*?)^ *```", text, re.DOTALL | re.MULTILINE):

@@ -42,14 +42,17 @@ def whose_turn(protocol: Any, state: Any) -> str:
 
 
 def transition_table(protocol: Any) -> str:
-    """Return every legal move as a Markdown table; moves by either side share a row."""
+    """Return every legal move as a Markdown table; moves that differ in one cell share a row."""
     senders: dict[tuple[Any, str, Any], list[str]] = {}
     for (state, opcode, sender), following in protocol.ProtocolFSM.VALID_TRANSITIONS.items():
         senders.setdefault((state, opcode.name, following), []).append(f"{sender.name}")
+    opcodes: dict[tuple[Any, str, Any], list[str]] = {}
+    for (state, opcode, following), directions in senders.items():
+        opcodes.setdefault((state, " or ".join(directions), following), []).append(opcode)
     rows = [
         f"| {state.name} | {protocol.PHASE[state].name} | {whose_turn(protocol, state)} | "
-        f"{opcode} | {' or '.join(directions)} | {following.name} |"
-        for (state, opcode, following), directions in senders.items()
+        f"{', '.join(names)} | {directions} | {following.name} |"
+        for (state, directions, following), names in opcodes.items()
     ]
     last = protocol.ProtocolFSM.LAST
     phase = protocol.PHASE[last].name

@@ -34,11 +34,9 @@ from bench.rivals import (
     Body,
     OverTLSSession,
     example_answer,
-    large_body,
     make_client,
     make_server,
     message_sizes,
-    small_body,
     tls_context,
 )
 from bench.slices import Case, ends_of
@@ -90,7 +88,7 @@ def answers_of(
 @pytest.mark.parametrize("name", BODIES)
 def test_lean_rivals_and_ours_give_the_same_answers(name: str, clients: int) -> None:
     told = {
-        rival: answers_of(rival, clients, BODIES[name](), 2) for rival in ("plain", "floor", "ours")
+        rival: answers_of(rival, clients, BODIES[name], 2) for rival in ("plain", "floor", "ours")
     }
     assert told["plain"] == told["floor"]
     for plain, ours in zip(told["plain"], told["ours"]):
@@ -104,8 +102,8 @@ def test_lean_rivals_and_ours_give_the_same_answers(name: str, clients: int) -> 
 @pytest.mark.parametrize("name", BODIES)
 def test_over_tls_nothing_changes_but_the_channel(name: str, tmp_path: Path) -> None:
     write_certificate(tmp_path, "127.0.0.1")
-    ours = answers_of("ours", 2, BODIES[name](), 2)
-    over_tls = answers_of("over_tls", 2, BODIES[name](), 2, tmp_path)
+    ours = answers_of("ours", 2, BODIES[name], 2)
+    over_tls = answers_of("over_tls", 2, BODIES[name], 2, tmp_path)
     for one, other in zip(ours, over_tls):
         assert {**one, "epoch": 0, "round": 0} == {**other, "epoch": 0, "round": 0}
 
@@ -118,7 +116,7 @@ def test_over_tls_our_own_bytes_show_what_tls_hides(tmp_path: Path) -> None:
 
 
 def test_large_bodies_are_near_the_limits_of_the_protocol_and_within_them() -> None:
-    body = large_body()
+    body = BODIES["large"]
     assert len(body.report) == len(ClientData(body.readings).body) > 18_000
     answer = example_answer(body, 250)
     assert 60_000 <= len(answer) <= MAX_BODY
@@ -128,8 +126,8 @@ def test_large_bodies_are_near_the_limits_of_the_protocol_and_within_them() -> N
 @pytest.mark.parametrize("name", BODIES)
 def test_bare_messages_have_the_sizes_of_ours(name: str) -> None:
     for size, body_bytes in zip(
-        message_sizes(BODIES[name]()),
-        (len(BODIES[name]().report) + 16, len(example_answer(BODIES[name]())) + 1),
+        message_sizes(BODIES[name]),
+        (len(BODIES[name].report) + 16, len(example_answer(BODIES[name])) + 1),
     ):
         assert (size - 55) % 16 == 0
         assert body_bytes + 55 < size <= min(MAX_MESSAGE, body_bytes + 55 + 16)
@@ -289,7 +287,7 @@ def test_what_is_printed_is_ascii_of_80_columns_at_any_speed() -> None:
             ("ours", 90.0),
         )
     }
-    rungs = ladder.build([1e-3], [1e-4], {name: [1e-5] for name in ladder.pieces(small_body())})
+    rungs = ladder.build([1e-3], [1e-4], {name: [1e-5] for name in ladder.pieces(BODIES["small"])})
     text = "\n".join(
         [
             report.table(250, "large", (60_000, 65_000), figures, dict.fromkeys(figures, "X" * 40)),
@@ -304,7 +302,7 @@ def test_what_is_printed_is_ascii_of_80_columns_at_any_speed() -> None:
 
 
 def test_the_rungs_of_the_ladder_add_up_to_the_whole() -> None:
-    work = ladder.pieces(small_body())
+    work = ladder.pieces(BODIES["small"])
     assert [*work] == ["AES", "HMAC", "SHA-256", "JSON"]
     rungs = ladder.build([9.0, 8.0, 7.0], [1.0], {n: [ladder.clock(p, 1)] for n, p in work.items()})
     assert [rung.name for rung in rungs] == ["sockets", *work, "the rest"]

@@ -20,7 +20,7 @@ from endpoint import DEMO_KEYS, HOST, PORT
 from protocol_fsm import CIPHERTEXT_AT, HEADER, KEY_LABELS, Direction, Opcode, State, Status
 from server import Limits, Server
 from tests import diagrams
-from tests.books import formula
+from tests.books import formula, moves, moves_of
 from tests.helpers import ANSWER, MASTER_KEY, REPORT, Pair, ciphertext_of, pair_in
 from tests.house import CORE, tracked_files
 from tests.network import client_for, serving
@@ -99,8 +99,7 @@ def test_generated_parts_are_up_to_date(name: str) -> None:
 
 def test_generated_parts_are_not_empty() -> None:
     assert PROTOCOL.count("CHALLENGE --> REPORT: SERVER_CHALLENGE") == 1
-    moves = {(state, opcode) for state, opcode, _ in protocol_fsm.ProtocolFSM.VALID_TRANSITIONS}
-    assert len(rows(PROTOCOL, "state | phase")) == len(moves) + 1
+    assert moves(PROTOCOL) == moves_of(protocol_fsm)
     assert "ciphertext, decrypted" in README
 
 

@@ -21,7 +21,7 @@ import pytest
 from lab.catalogue import Attack, Catalogue, CutHere, Stage, attacked, run_outside
 from lab.ciphertexts import repeats, shown_by
 from lab.claims import Sets
-from lab.events import DEEDS, KINDS, Step, parse_events, parsed, read_events, run_of, shown
+from lab.events import DEEDS, KINDS, Step, parse_events, parsed, read_runs, run_of, shown
 from lab.frames import OTHER_END, Frame, Frames, flipped, xored
 from lab.observer import Observer
 from lab.program import Program, Teller, details
@@ -708,10 +708,10 @@ def test_a_log_that_is_empty_or_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "empty").write_text("")
     (tmp_path / "noise").write_bytes(b"\xff\xfe")
     with pytest.raises(UserError, match=r"^there are no events in .*empty$"):
-        read_events(tmp_path / "empty")
+        read_runs(tmp_path / "empty")
     for path in (tmp_path, tmp_path / "nowhere", tmp_path / "noise"):
         with pytest.raises(UserError, match=r"^cannot read "):
-            read_events(path)
+            read_runs(path)
 
 
 def test_of_many_steps_the_untouched_ones_are_left_out_first() -> None:

@@ -23,7 +23,7 @@ from classroom.evidence import runs_needed
 from classroom.output import write_whole
 from classroom.wire import LAB, Field, changes, lab_fields, lab_title
 from lab.claims import read_claims, read_sets
-from lab.events import KINDS, Run, read_events, read_runs, run_of, runs_of
+from lab.events import KINDS, Run, read_runs, run_of
 from lab.observer import Event
 from lab.verdict import kind_of
 from program import UserError
@@ -59,7 +59,7 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def runs(log: Path) -> dict[str, Run]:
-    return {run.attack: run for run in runs_of(read_events(log)[0])}
+    return {run.attack: run for run in read_runs(log)}
 
 
 @pytest.fixture(scope="module")
@@ -430,7 +430,7 @@ def test_nothing_in_a_log_becomes_a_tag_of_the_page(tmp_path: Path) -> None:
         fields=lambda message: [Field(HOSTILE, message, HOSTILE)],
     )
     for wire in (LAB, title):
-        page = report.page([*runs_of(read_events(log)[0])], wire)
+        page = report.page(read_runs(log), wire)
         write_whole(output, page.encode("utf-8", "replace"))
         text = output.read_text("utf-8")
         outline = Outline(text)
@@ -699,7 +699,7 @@ def test_the_evidence_shows_minimal_sets_win(
     taken_out = [
         run
         for path in (tmp_path / "evidence").glob("*.jsonl")
-        for run in runs_of(read_events(path)[0])
+        for run in read_runs(path)
         if run.without
     ]
     assert len(taken_out) == sum(len(part[rules]) for rules in taken)

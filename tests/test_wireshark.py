@@ -24,7 +24,7 @@ from classroom.recordings import recorded
 from classroom.wire import LAB
 from crypto_utils import TAG_BYTES
 from endpoint import OPCODE_NAMES
-from lab.events import read_events
+from lab.events import parse_events
 from protocol_fsm import (
     CIPHERTEXT_AT,
     HEADER,
@@ -550,7 +550,11 @@ def test_every_attack_is_clean_tcp_and_shows_what_the_log_has(tmp_path: Path) ->
         )
         == ""
     )
-    messages = [event["message"] for event in read_events(log)[0] if "to" in event]
+    messages = [
+        event["message"]
+        for event in parse_events(log.read_text("utf-8"), "log")[0]
+        if "to" in event
+    ]
     assert fields(path, *PUBLIC) == [public(message) for message in messages]
     assert [one.message for one in recorded(str(path), None, pytest.fail)] == messages
     names = fields(path, "frame.interface_name", "frame.comment")
@@ -563,7 +567,7 @@ def test_every_attack_is_clean_tcp_and_shows_what_the_log_has(tmp_path: Path) ->
     assert flip.endswith("The server refused it: BadTag.")
     refused = [
         (event["attack"], event["by"], event["error"])
-        for event in read_events(log)[0]
+        for event in parse_events(log.read_text("utf-8"), "log")[0]
         if event["event"] == "refused"
     ]
     assert sorted(refused) == sorted(

@@ -8,20 +8,12 @@ import socket
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 from classroom.conform.checks import Checks
-from classroom.conform.peer import (
-    DESYNC,
-    PATIENCE_S,
-    TIMEOUT,
-    VIOLATION,
-    Mismatch,
-    Peer,
-    flipped,
-    named,
-)
+from classroom.conform.peer import DESYNC, PATIENCE_S, TIMEOUT, VIOLATION, Mismatch, Peer, named
 from crypto_utils import NONCE_BYTES
+from lab.frames import flipped_bytes
 from protocol_fsm import (
     CIPHERTEXT_AT,
     HEADER,
@@ -159,6 +151,12 @@ def refused_silently(trial: ClientTrial, peer: Peer, message: bytes) -> None:
     trial.expect_failure()
 
 
+def refuses(trial: ClientTrial, opcode: int, body: bytes, **fields: Any) -> None:
+    """Forge an answer or farewell after a report, and expect that it is refused."""
+    peer = trial.reported()
+    refused(trial, peer, peer.forged(opcode, body, **fields))
+
+
 # 3.1 to 3.5 Honest sessions -----------------------------------------------------------------------
 
 
@@ -237,7 +235,7 @@ def echo(trial: ClientTrial) -> None:
 def challenge_tag(trial: ClientTrial) -> None:
     """A SERVER_CHALLENGE with a wrong tag is refused silently."""
     peer = trial.greeted()
-    refused_silently(trial, peer, flipped(peer.session.seal(ServerChallenge()), LAST_BYTE))
+    refused_silently(trial, peer, flipped_bytes(peer.session.seal(ServerChallenge()), LAST_BYTE))
 
 
 @check("3.3")
@@ -278,7 +276,7 @@ def silence_in_handshake(trial: ClientTrial) -> None:
 
 def changed_answer(trial: ClientTrial, position: int, mask: int, farewell: str) -> None:
     peer = trial.reported()
-    refused(trial, peer, flipped(peer.session.seal(answer(peer)), position, mask), farewell)
+    refused(trial, peer, flipped_bytes(peer.session.seal(answer(peer)), position, mask), farewell)
 
 
 FLIPS = {
@@ -323,17 +321,13 @@ def reflected_report(trial: ClientTrial) -> None:
 @check("3.6")
 def id_of_another(trial: ClientTrial) -> None:
     """An answer with another client id is refused, even under the right keys."""
-    peer = trial.reported()
-    other = peer.session.client_id % 255 + 1
-    refused(trial, peer, peer.forged(Opcode.SERVER_AGGR_RESPONSE, b"{}", client_id=other))
+    refuses(trial, Opcode.SERVER_AGGR_RESPONSE, b"{}", client_id=trial.client_id % 255 + 1)
 
 
 @check("3.6")
 def reflected_farewell(trial: ClientTrial) -> None:
     """A farewell of the client's own direction is refused, even under its own keys."""
-    peer = trial.reported()
-    farewell = peer.forged(Opcode.TERMINATE, bytes([Status.GOODBYE]), sender=Direction.C2S)
-    refused(trial, peer, farewell)
+    refuses(trial, Opcode.TERMINATE, bytes([Status.GOODBYE]), sender=Direction.C2S)
 
 
 @check("3.4")
@@ -360,21 +354,14 @@ def early_answer(trial: ClientTrial) -> None:
 @check("3.6")
 def padding(trial: ClientTrial) -> None:
     """Step 7: every byte of the padding is checked."""
-    peer = trial.reported()
     padded = b"\0{}\0".ljust(16, b"\x0d")  # of 13 bytes, the first of them wrong
-    refused(trial, peer, peer.forged(Opcode.SERVER_AGGR_RESPONSE, b"", padded=padded))
+    refuses(trial, Opcode.SERVER_AGGR_RESPONSE, b"", padded=padded)
 
 
 @check("3.3")
 def status(trial: ClientTrial) -> None:
     """An answer with another status than OK is refused."""
-    peer = trial.reported()
-    refused(trial, peer, peer.forged(Opcode.SERVER_AGGR_RESPONSE, b"", plaintext=b"\1{}"))
-
-
-def refused_answer(trial: ClientTrial, body: bytes) -> None:
-    peer = trial.reported()
-    refused(trial, peer, peer.forged(Opcode.SERVER_AGGR_RESPONSE, body))
+    refuses(trial, Opcode.SERVER_AGGR_RESPONSE, b"", plaintext=b"\1{}")
 
 
 REFUSED_BODIES = {
@@ -391,7 +378,8 @@ REFUSED_BODIES = {
     "body-65456": (b"{}".ljust(MAX_BODY + 1), "A body of 65,456 bytes is refused"),
 }
 for name, (body, meaning) in REFUSED_BODIES.items():
-    CLIENT.enter(name, "3.3", meaning, partial(refused_answer, body=body))
+    run = partial(refuses, opcode=Opcode.SERVER_AGGR_RESPONSE, body=body)
+    CLIENT.enter(name, "3.3", meaning, run)
 
 
 def taken_answer(trial: ClientTrial, body: bytes) -> None:
@@ -441,7 +429,7 @@ def farewell_tag(trial: ClientTrial) -> None:
     """A farewell with a wrong tag is refused."""
     peer = trial.reported()
     farewell = peer.forged(Opcode.TERMINATE, b"", plaintext=bytes([Status.GOODBYE]))
-    refused(trial, peer, flipped(farewell, LAST_BYTE))
+    refused(trial, peer, flipped_bytes(farewell, LAST_BYTE))
 
 
 @check("3.7")

@@ -210,10 +210,3 @@ def opcode_of(message: bytes) -> str:
 def named(heard: str | Message) -> str:
     """Return what a failure says of what was heard."""
     return heard if isinstance(heard, str) else heard.opcode.name
-
-
-def flipped(message: bytes, position: int, mask: int = 1) -> bytes:
-    """Return a message with the bits of `mask` flipped in one byte."""
-    changed = bytearray(message)
-    changed[position] ^= mask
-    return bytes(changed)

@@ -125,10 +125,7 @@ class ClientRun:
     output = ""
 
     def __init__(
-        self,
-        start: Start,
-        keys: Mapping[int, bytes],
-        stop: Callable[[], object] = lambda: None,
+        self, start: Start, keys: Mapping[int, bytes], stop: Callable[[], object] = lambda: None
     ) -> None:
         self._start = start
         self._keys = keys

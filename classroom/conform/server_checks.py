@@ -10,7 +10,7 @@ import socket
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 from classroom.conform.checks import Checks, Unable
 from classroom.conform.peer import (
@@ -23,9 +23,9 @@ from classroom.conform.peer import (
     VIOLATION,
     Mismatch,
     Peer,
-    flipped,
 )
 from crypto_utils import NONCE_BYTES, TAG_BYTES
+from lab.frames import flipped_bytes
 from protocol_fsm import (
     CIPHERTEXT_AT,
     HEADER,
@@ -126,6 +126,14 @@ def refused(peer: Peer, message: Message | bytes, farewell: str = VIOLATION) -> 
     """Say it, and expect a farewell and the end. Raises Mismatch."""
     peer.say(message)
     peer.expect_end(farewell)
+
+
+def refuses(
+    trial: ServerTrial, opcode: int, body: bytes, farewell: str = VIOLATION, **fields: Any
+) -> None:
+    """Forge a message after the handshake, and expect that it is refused. Raises Mismatch."""
+    peer = trial.stranger()
+    refused(peer, peer.forged(opcode, body, **fields), farewell)
 
 
 def farewell_by_hand(peer: Peer) -> bytes:
@@ -271,20 +279,10 @@ TAKEN: dict[str, tuple[bytes, str, Sequence[float]]] = {
     ),
 }
 for name, (spelled, meaning, values) in TAKEN.items():
-    SERVER.enter(
-        name,
-        "3.3",
-        meaning,
-        partial(taken, body=spelled, readings=values),
-    )
+    SERVER.enter(name, "3.3", meaning, partial(taken, body=spelled, readings=values))
 
 
 # 3.3 What a report must not contain ---------------------------------------------------------------
-
-
-def refused_report(trial: ServerTrial, body: bytes) -> None:
-    peer = trial.stranger()
-    refused(peer, forged_report(peer, body))
 
 
 REFUSED_BODIES = {
@@ -309,29 +307,27 @@ REFUSED_BODIES = {
     "deep": (b"[" * 30_000 + b"]" * 30_000, "Deep nesting is refused, and crashes nothing"),
 }
 for name, (refusable, meaning) in REFUSED_BODIES.items():
-    SERVER.enter(name, "3.3", meaning, partial(refused_report, body=refusable))
+    run = partial(refuses, opcode=Opcode.CLIENT_DATA, body=refusable)
+    SERVER.enter(name, "3.3", meaning, run)
 
 
 @check("3.3")
 def short_plaintext(trial: ServerTrial) -> None:
     """A plaintext of less than a nonce is refused."""
-    peer = trial.stranger()
-    refused(peer, peer.forged(Opcode.CLIENT_DATA, b"", plaintext=b"[1]"))
+    refuses(trial, Opcode.CLIENT_DATA, b"", plaintext=b"[1]")
 
 
 @check("3.3")
 def farewell_status(trial: ServerTrial) -> None:
     """A TERMINATE with a status that is illegal in it is refused."""
     for body in (b"\0", b"\6", b"", b"\1\1"):
-        peer = trial.stranger()
-        refused(peer, peer.forged(Opcode.TERMINATE, body))
+        refuses(trial, Opcode.TERMINATE, body)
 
 
 @check("3.3")
 def desync_status(trial: ServerTrial) -> None:
     """A KEY_DESYNC_ERROR carries VIOLATION and nothing else."""
-    peer = trial.stranger()
-    refused(peer, peer.forged(Opcode.KEY_DESYNC_ERROR, bytes([Status.GOODBYE])))
+    refuses(trial, Opcode.KEY_DESYNC_ERROR, bytes([Status.GOODBYE]))
 
 
 @check("3.3")
@@ -368,39 +364,32 @@ def wrong_key(trial: ServerTrial) -> None:
 @check("3.6")
 def id_of_another(trial: ServerTrial) -> None:
     """Step 2: a message with another client id is refused, even under the right keys."""
-    peer = trial.stranger()
-    refused(peer, peer.forged(Opcode.CLIENT_DATA, b"[1]", client_id=trial.others[0]))
+    refuses(trial, Opcode.CLIENT_DATA, b"[1]", client_id=trial.others[0])
 
 
 @check("3.6")
 def direction(trial: ServerTrial) -> None:
     """Step 2: a message of the server's own direction is refused, even under its own keys."""
-    peer = trial.stranger()
-    reflected = peer.forged(
-        Opcode.TERMINATE, b"", plaintext=bytes([Status.GOODBYE]), sender=Direction.S2C
-    )
-    refused(peer, reflected)
+    goodbye = bytes([Status.GOODBYE])
+    refuses(trial, Opcode.TERMINATE, b"", plaintext=goodbye, sender=Direction.S2C)
 
 
 @check("3.5")
 def repeated_hello(trial: ServerTrial) -> None:
     """A second CLIENT_HELLO is refused."""
-    peer = trial.stranger()
-    refused(peer, peer.forged(Opcode.CLIENT_HELLO, b"\1"))
+    refuses(trial, Opcode.CLIENT_HELLO, b"\1")
 
 
 @check("3.5")
 def opcode_31(trial: ServerTrial) -> None:
     """An opcode that does not exist is refused."""
-    peer = trial.stranger()
-    refused(peer, peer.forged(31, b"[1]"))
+    refuses(trial, 31, b"[1]")
 
 
 @check("3.5")
 def answer_from_client(trial: ServerTrial) -> None:
     """A SERVER_AGGR_RESPONSE from a client is refused."""
-    peer = trial.stranger()
-    refused(peer, peer.forged(Opcode.SERVER_AGGR_RESPONSE, b"{}"))
+    refuses(trial, Opcode.SERVER_AGGR_RESPONSE, b"{}")
 
 
 @check("3.5")
@@ -419,18 +408,10 @@ def farewell_first(trial: ServerTrial) -> None:
     peer.expect_end()
 
 
-def other_round(trial: ServerTrial, number: int) -> None:
-    peer = trial.stranger()
-    refused(peer, peer.forged(Opcode.CLIENT_DATA, b"[1]", round_number=number), DESYNC)
-
-
 for number in (0, 2):
-    SERVER.enter(
-        f"round-{number}",
-        "3.6",
-        f"Step 4: a report of round {number} in round 1 is refused",
-        partial(other_round, number=number),
-    )
+    meaning = f"Step 4: a report of round {number} in round 1 is refused"
+    forge = partial(refuses, opcode=Opcode.CLIENT_DATA, body=b"[1]", farewell=DESYNC)
+    SERVER.enter(f"round-{number}", "3.6", meaning, partial(forge, round_number=number))
 
 
 @check("3.6")
@@ -447,7 +428,7 @@ def round_before_tag(trial: ServerTrial) -> None:
     """If both round and tag are wrong, the round decides."""
     peer = trial.stranger()
     wrong = peer.forged(Opcode.CLIENT_DATA, b"[1]", round_number=7)
-    refused(peer, flipped(wrong, LAST_BYTE), DESYNC)
+    refused(peer, flipped_bytes(wrong, LAST_BYTE), DESYNC)
 
 
 @check("3.4")
@@ -471,7 +452,7 @@ def unbound_keys(trial: ServerTrial) -> None:
 
 def changed(trial: ServerTrial, position: int, mask: int, farewell: str) -> None:
     peer = trial.stranger()
-    refused(peer, flipped(peer.session.seal(REPORT), position, mask), farewell)
+    refused(peer, flipped_bytes(peer.session.seal(REPORT), position, mask), farewell)
 
 
 FLIPS = {
@@ -500,19 +481,14 @@ def opcode_under_tag(trial: ServerTrial) -> None:
 def farewell_round_under_tag(trial: ServerTrial) -> None:
     """A farewell whose round was changed on the way is refused for its tag."""
     peer = trial.stranger()
-    refused(peer, flipped(farewell_by_hand(peer), 5, 64))
+    refused(peer, flipped_bytes(farewell_by_hand(peer), 5, 64))
 
 
 @check("3.6")
 def farewell_tag(trial: ServerTrial) -> None:
     """A farewell with a wrong tag is refused."""
     peer = trial.stranger()
-    refused(peer, flipped(farewell_by_hand(peer), LAST_BYTE))
-
-
-def badly_padded(trial: ServerTrial, padded: bytes) -> None:
-    peer = trial.stranger()
-    refused(peer, peer.forged(Opcode.CLIENT_DATA, b"", padded=padded))
+    refused(peer, flipped_bytes(farewell_by_hand(peer), LAST_BYTE))
 
 
 NONCE = bytes(NONCE_BYTES)
@@ -523,7 +499,8 @@ PADDINGS = {  # padded plaintexts
     "padding-first": (NONCE + b"[1]\0".ljust(16, b"\x0d"), "every byte of the padding counts"),
 }
 for name, (padded, meaning) in PADDINGS.items():
-    SERVER.enter(name, "3.6", f"Step 7: {meaning}", partial(badly_padded, padded=padded))
+    run = partial(refuses, opcode=Opcode.CLIENT_DATA, body=b"", padded=padded)
+    SERVER.enter(name, "3.6", f"Step 7: {meaning}", run)
 
 
 @check("3.6")
@@ -531,7 +508,7 @@ def tag_and_padding(trial: ServerTrial) -> None:
     """A wrong padding under a wrong tag gets the same answer as either."""
     peer = trial.stranger()
     wrong = peer.forged(Opcode.CLIENT_DATA, b"", padded=bytes(32))
-    refused(peer, flipped(wrong, LAST_BYTE))
+    refused(peer, flipped_bytes(wrong, LAST_BYTE))
 
 
 @check("3.6")
@@ -539,7 +516,7 @@ def finality(trial: ServerTrial) -> None:
     """After a refusal nothing more is accepted."""
     peer = trial.stranger()
     good = forged_report(peer, b"[1]")
-    peer.say(flipped(forged_report(peer, b"[2]"), LAST_BYTE), good)
+    peer.say(flipped_bytes(forged_report(peer, b"[2]"), LAST_BYTE), good)
     peer.expect_end(VIOLATION)
 
 
@@ -567,7 +544,7 @@ def farewell_of_any_round(trial: ServerTrial) -> None:
 def drain(trial: ServerTrial) -> None:
     """Data that still arrives after a refusal does not destroy the farewell."""
     peer = trial.stranger()
-    peer.say(flipped(forged_report(peer, b"[1]"), LAST_BYTE))
+    peer.say(flipped_bytes(forged_report(peer, b"[1]"), LAST_BYTE))
     peer.pour(bytes(400_000))  # closing before it is read would reset the connection
     peer.expect(VIOLATION)
     peer.expect(CLOSED)
@@ -739,9 +716,8 @@ def shared_epoch(trial: ServerTrial) -> None:
     both = [round_trip(peers[one], [1, 3]), answer_to(peers[other])]
     everybody = sorted([one, other])
     for told, share in zip(both, (0.5, 0.5)):
-        same(
-            told, epoch=2, participants=[*everybody], count=3, sum=8, min=1, max=4, own_share=share
-        )
+        same(told, epoch=2, participants=[*everybody], count=3, sum=8, min=1, max=4)
+        same(told, own_share=share)
         require(told.get("mean") == 8 / 3, "mean 8 / 3", told.get("mean"))
 
 
@@ -770,16 +746,22 @@ def pair(trial: ServerTrial) -> tuple[Peer, Peer]:
     return one, other
 
 
+def answered_alone(peer: Peer) -> float:
+    """Expect an answer about nobody else, and return after how many seconds it came."""
+    began = time.monotonic()
+    told = answer_to(peer)
+    waited_s = time.monotonic() - began
+    same(told, participants=[peer.session.client_id])
+    return waited_s
+
+
 @check("4", is_alone=True)
 def window(trial: ServerTrial) -> None:
     """An epoch waits for a member of the last one, but not longer than a second."""
     one, other = pair(trial)
     one.say(REPORT)
-    began = time.monotonic()
-    told = answer_to(one)
-    waited_s = time.monotonic() - began
+    waited_s = answered_alone(one)
     require(waited_s > 0.5, "an answer after the window", f"one after {waited_s:.1f} s")
-    same(told, participants=[one.session.client_id])
     round_trip(other)
 
 
@@ -789,11 +771,9 @@ def left_member(trial: ServerTrial) -> None:
     one, other = pair(trial)
     other.say(GOODBYE)
     other.expect_end()
-    began = time.monotonic()
-    told = round_trip(one)
-    waited_s = time.monotonic() - began
+    one.say(REPORT)
+    waited_s = answered_alone(one)
     require(waited_s < 0.8, "an answer at once", f"one after {waited_s:.1f} s")
-    same(told, participants=[one.session.client_id])
 
 
 @check("4", is_alone=True)
@@ -803,11 +783,8 @@ def leaving_member(trial: ServerTrial) -> None:
     one.say(REPORT)
     require(one.hear(0.2) == NOTHING, "an epoch that waits for its members", "an answer")
     other.say(GOODBYE)
-    began = time.monotonic()
-    told = answer_to(one)
-    waited_s = time.monotonic() - began
+    waited_s = answered_alone(one)
     require(waited_s < 0.6, "an answer at once", f"one after {waited_s:.1f} s")
-    same(told, participants=[one.session.client_id])
 
 
 @check("4", is_alone=True)
@@ -819,10 +796,9 @@ def replaced_report(trial: ServerTrial) -> None:
     newer.say(ClientData([1]))
     one.expect_end(REPLACED)
     other.say(ClientData([2]))
+    everybody = sorted([trial.client_id, trial.others[0]])
     for peer in (newer, other):
-        same(
-            answer_to(peer), participants=[*sorted([one.session.client_id, trial.others[0]])], sum=3
-        )
+        same(answer_to(peer), participants=[*everybody], sum=3)
 
 
 @check("5", is_alone=True)

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 
 from classroom.kit.arena import wins
 from classroom.kit.sandbox import Asked, Gone, Raised
+from lab.frames import flipped_bytes
 from lab.weakened import RULES
 from program import plural
 
@@ -67,7 +68,7 @@ class Bench:
         except Raised as error:
             raise Failed(f"{sentence} Yours raised {named(error.name)}.") from None
         except Gone as error:
-            raise Failed(f"{sentence} Yours {error.why}.") from None
+            raise Failed(f"{sentence} Yours {error}.") from None
 
     def same(self, sentence: str, code: str, **values: Any) -> Any:
         """Compare what both make of it, and return that. Raises Failed with the sentence."""
@@ -75,7 +76,7 @@ class Bench:
         try:
             got = tried(self.student, code, values)
         except Gone as error:
-            raise Failed(f"{sentence} Yours {error.why}.") from None
+            raise Failed(f"{sentence} Yours {error}.") from None
         if text_of(got) != text_of(wanted):
             raise Failed(sentence + difference(wanted, got))
         return wanted
@@ -87,7 +88,7 @@ class Bench:
         except Raised as error:
             got = ["refused"] if error.name != "NotImplementedError" else None
         except Gone as error:
-            raise Failed(f"{sentence} Yours {error.why}.") from None
+            raise Failed(f"{sentence} Yours {error}.") from None
         if isinstance(got, list) and got[:1] == ["refused"]:
             raise Failed(f"{sentence} Yours refuses what is right, too.")
 
@@ -368,21 +369,17 @@ def evolves(bench: Bench) -> None:
 
 
 def moves(bench: Bench, name: str, who: str, one: bytes, other: bytes) -> None:
-    keys = bench.keys()
+    values = {"keys": bench.keys(), "one": one, "other": other}
     bench.same(
         f"[P 3.4] {name} has to move {who} keys, each by the value that your dialect names, and "
         "leave the others.",
         f"{name}(keys, one, other)",
-        keys=keys,
-        one=one,
-        other=other,
+        **values,
     )
     bench.same(
         f"[P 3.4] {name} has to return new keys, and leave the old ones as they are.",
         f"[{name}(keys, one, other) is keys, keys]",
-        keys=keys,
-        one=one,
-        other=other,
+        **values,
     )
 
 
@@ -447,17 +444,12 @@ def reads_frames(bench: Bench) -> None:
     messages = [bench.data(55 + 16 * n) for n in (1, 2, 7, 4092)]
     stream = b"".join(map(framed, messages))
     for most in (40, 200, 70_000):
-        read_stream(bench, cut_up(bench, stream, most), 4)
-
-
-def read_stream(bench: Bench, pieces: list[bytes], count: int) -> None:
-    bench.same(
-        "[P 3.1] A stream has to give the messages that were written into it, however TCP cuts "
-        "and joins them: recv gives 1 to n bytes.",
-        "frames_of(pieces, count)",
-        pieces=pieces,
-        count=count,
-    )
+        bench.same(
+            "[P 3.1] A stream has to give the messages that were written into it, however TCP cuts "
+            "and joins them: recv gives 1 to n bytes.",
+            "frames_of(pieces, 4)",
+            pieces=cut_up(bench, stream, most),
+        )
 
 
 def takes_frame(bench: Bench) -> None:
@@ -602,10 +594,12 @@ def parses_numbers(bench: Bench) -> None:
     """Readings are finite numbers up to 1e15, and nothing else."""
     good = "A report is a JSON array of 0 to 1,024 numbers, each of at most 1e15"
     number = str(bench.random.randrange(10**6)).encode()
-    texts = [b"[]", b"[1]", b"[1.5,-2]", b"[1e15]", b"[-1e15]", b"[1000000000000000]", b"[0.1]"]
-    texts += (b"[1e16]", b"[-1e16]", b"[1000000000000001]", b"[1e400]", b"[-1e400]", b"[true]")
-    texts += (b"[false]", b"[NaN]", b"[Infinity]", b'["1"]', b"[null]", b"[[1]]", b"[{}]")
-    texts += (b"[1" + b"0" * 400 + b"]", b"[" + number + b"]", b"[1.0000000000000001e15]")
+    texts = b"""
+        [] [1] [1.5,-2] [1e15] [-1e15] [1000000000000000] [0.1] [1e16] [-1e16] [1000000000000001]
+        [1e400] [-1e400] [true] [false] [NaN] [Infinity] ["1"] [null] [[1]] [{}]
+        [1.0000000000000001e15]
+    """.split()
+    texts += (b"[1" + b"0" * 400 + b"]", b"[" + number + b"]")
     parses(bench, 30, C2S, {bench.data(16) + text: good for text in texts})
 
 
@@ -622,10 +616,12 @@ def parses_arrays(bench: Bench) -> None:
 def parses_answers(bench: Bench) -> None:
     """An answer is an object of strings, finite numbers, nulls, and arrays of them."""
     good = "An answer is an object of strings, finite numbers, nulls, and arrays of them"
-    texts = [b"{}", b'{"a":null}', b'{"a":"b"}', b'{"a":1.5,"b":[1,"c",null]}', b'{"a":[]}']
-    texts += (b'{"a":true}', b'{"a":{}}', b'{"a":[[]]}', b'{"a":[true]}', b'{"a":[{}]}', b"[]")
-    texts += (b'{"a":"\\ud800"}', b'{"\\ud800":1}', b'{"a":["\\udfff"]}', b'{"a":1e400}', b"null")
-    texts += (b'{"a":1e300}', '{"é":"日本"}'.encode(), b'{"a":NaN}', b'{"a":1,"a":true}', b"1")
+    texts = rb"""
+        {} {"a":null} {"a":"b"} {"a":1.5,"b":[1,"c",null]} {"a":[]} {"a":true} {"a":{}} {"a":[[]]}
+        {"a":[true]} {"a":[{}]} [] {"a":"\ud800"} {"\ud800":1} {"a":["\udfff"]} {"a":1e400} null
+        {"a":1e300} {"a":NaN} {"a":1,"a":true} 1
+    """.split()
+    texts.append('{"é":"日本"}'.encode())
     parses(bench, 40, S2C, {b"\0" + text: good for text in texts})
 
 
@@ -694,12 +690,6 @@ def takes_report(bench: Bench) -> Place:
     return place
 
 
-def flipped(message: bytes, place: int, mask: int = 1) -> bytes:
-    changed = bytearray(message)
-    changed[place] ^= mask
-    return bytes(changed)
-
-
 @check(7, 2)
 def opens_a_session(bench: Bench) -> None:
     """What is right is accepted, and moves keys, round and state."""
@@ -720,15 +710,14 @@ def opens_a_session(bench: Bench) -> None:
 @check(7, 1)
 def opens_farewells(bench: Bench) -> None:
     """A farewell ends the session, in any round."""
-    for state, sends in (("REPORT", S2C), ("REPORT", C2S), ("ANSWER", S2C), ("ANSWER", C2S)):
+    say = "[P 3.6] A farewell is accepted with any round, and raises PeerTerminated."
+    for state, sends in itertools.product(("REPORT", "ANSWER"), (S2C, C2S)):
         place = placed(bench, state, sends)
-        for opcode in (50, 60):
-            for away in (0, 1):
-                head = b"" if sends == C2S else bench.data(16)
-                number = place.round_number + away
-                message = made(bench, place, opcode, head + b"\2", round_number=number)
-                say = "[P 3.6] A farewell is accepted with any round, and raises PeerTerminated."
-                opens(bench, say, place, message)
+        plaintext = b"\2" if sends == C2S else bench.data(16) + b"\2"
+        for opcode, away in itertools.product((50, 60), (0, 1)):
+            number = place.round_number + away
+            message = made(bench, place, opcode, plaintext, round_number=number)
+            opens(bench, say, place, message)
 
 
 @check(7, 1)
@@ -737,22 +726,19 @@ def checks_peer(bench: Bench) -> None:
     place = takes_report(bench)
     say = "[P 3.6] Step 2: a message with another client's id is a WrongPeer."
     opens(bench, say, place, report_for(bench, place, client_id=place.client_id ^ 1))
-    opens(bench, say, place, flipped(report_for(bench, place), 1))
+    opens(bench, say, place, flipped_bytes(report_for(bench, place), 1))
     say = "[P 3.6] Step 2: a message in our own direction is a WrongDirection."
     opens(bench, say, place, report_for(bench, place, sender=S2C))
-    opens(bench, say, place, flipped(report_for(bench, place), 6))
-    opens(bench, say, place, flipped(report_for(bench, place), 6, 0x82))
+    opens(bench, say, place, flipped_bytes(report_for(bench, place), 6))
+    opens(bench, say, place, flipped_bytes(report_for(bench, place), 6, 0x82))
 
 
 @check(7, 1)
 def checks_opcode(bench: Bench) -> None:
     """Step 3: what the table does not allow is refused."""
     takes_report(bench)
-    for state, opcodes in (
-        ("HELLO", (30, 60, 50)),
-        ("REPORT", (10, 31, 0, 255)),
-        ("ANSWER", (30,)),
-    ):
+    illegal = {"HELLO": (30, 60, 50), "REPORT": (10, 31, 0, 255), "ANSWER": (30,)}
+    for state, opcodes in illegal.items():
         place = placed(bench, state)
         for opcode in opcodes:
             message = made(bench, place, opcode, bench.data(16) + b"\1")
@@ -776,7 +762,7 @@ def checks_tag(bench: Bench) -> None:
     message = report_for(bench, place)
     say = "[P 3.6] Step 5: a message that differs in one bit of IV, ciphertext or tag is a BadTag."
     for at in (7, 15, 22, 23, 40, len(message) - 33, -32, -1, bench.random.randrange(7, 71)):
-        opens(bench, say, place, flipped(message, at, 1 << bench.random.randrange(8)))
+        opens(bench, say, place, flipped_bytes(message, at, 1 << bench.random.randrange(8)))
     other = place._replace(keys=bench.keys())
     say = "[P 3.6] Step 5: a message under other keys is a BadTag."
     opens(bench, say, place, report_for(bench, other))
@@ -813,17 +799,16 @@ def checks_in_order(bench: Bench) -> None:
         "padding": {"padded": bytes(32)},
     }
     say = "[P 3.6] A message with two faults ({}, {}) is refused for the earlier step."
-    names = [*faults]
-    for earlier, later in itertools.pairwise(names):
+    for earlier, later in itertools.pairwise(faults):
         message = report_for(bench, place, **faults[earlier], **faults[later])
         opens(bench, say.format(earlier, later), place, message)
-    message = flipped(flipped(report_for(bench, place), 0, 0xFF), 5)
+    message = flipped_bytes(flipped_bytes(report_for(bench, place), 0, 0xFF), 5)
     opens(bench, say.format("opcode", "round"), place, message)
-    message = flipped(report_for(bench, place, round_number=place.round_number + 1), -1)
+    message = flipped_bytes(report_for(bench, place, round_number=place.round_number + 1), -1)
     opens(bench, say.format("round", "tag"), place, message)
-    message = flipped(report_for(bench, place, padded=bytes(32)), -1)
+    message = flipped_bytes(report_for(bench, place, padded=bytes(32)), -1)
     opens(bench, say.format("tag", "padding"), place, message)
-    opens(bench, say.format("length", "id"), place, flipped(report_for(bench, place), 1)[:-1])
+    opens(bench, say.format("length", "id"), place, flipped_bytes(report_for(bench, place), 1)[:-1])
 
 
 @check(7, 2)
@@ -851,9 +836,8 @@ MESSAGES = 64  # that a replay may deliver
 def replays(bench: Bench) -> None:
     """A recorded session is replayed against a server without binding."""
     for _ in range(3):
-        reports = [
-            [float(bench.random.randrange(1000))] for _ in range(bench.random.randrange(1, 5))
-        ]
+        count = bench.random.randrange(1, 5)
+        reports = [[float(bench.random.randrange(1000))] for _ in range(count)]
         key = bench.data(16)
         tape = bench.reference.do("unbound_recording(key, reports)", key=key, reports=reports)
         bench.reference.do("target = Unbound(key)", key=key)
@@ -896,12 +880,7 @@ def ask(
         except Raised:
             raise Failed(f"{sentence} Yours delivered something that is no message.") from None
 
-    try:
-        return bench.student.do(code, told=careful, **values)
-    except Raised as error:
-        raise Failed(f"{sentence} Yours raised {named(error.name)}.") from None
-    except Gone as error:
-        raise Failed(f"{sentence} Yours {error.why}.") from None
+    return bench.ask(sentence, code, told=careful, **values)
 
 
 @check(8, 2)
@@ -921,7 +900,12 @@ def binds(bench: Bench) -> None:
 def checks_echo(bench: Bench) -> None:
     """A challenge that answers another HELLO is refused."""
     place = placed(bench, "CHALLENGE", C2S)
-    for nonce in (bench.data(16), flipped(place.nonce, 15), flipped(place.nonce, 0), bytes(16)):
+    for nonce in (
+        bench.data(16),
+        flipped_bytes(place.nonce, 15),
+        flipped_bytes(place.nonce, 0),
+        bytes(16),
+    ):
         message = made(bench, place, 20, b"\0" + nonce + bench.data(16))
         say = "[P 3.6] Step 8: a challenge that echoes another nonce is an EchoMismatch."
         opens(bench, say, place, message)
@@ -1139,19 +1123,22 @@ def one_oracle(bench: Bench) -> int:
     return count
 
 
-def reads(count: int, words: str) -> Callable[[Bench], None]:
-    def run(bench: Bench) -> None:
-        bench.true(
-            f"[P 3.6] {words} of the block has to be right on each of three fresh targets.",
-            bytes_read(bench) >= count,
-        )
-
-    run.__doc__ = f"{words} is read, on three fresh targets."
-    return run
+def reads(bench: Bench, count: int, words: str) -> None:
+    bench.true(
+        f"[P 3.6] {words} of the block has to be right on each of three fresh targets.",
+        bytes_read(bench) >= count,
+    )
 
 
-for _count, _words in enumerate(("The last", "The last but one", "The third", "The fourth"), 1):
-    check(11, 2)(reads(_count, f"{_words} byte from the end" if _count > 2 else f"{_words} byte"))
+LAST_BYTES = (
+    "The last byte",
+    "The last but one byte",
+    "The third byte from the end",
+    "The fourth byte from the end",
+)
+for _count, _words in enumerate(LAST_BYTES, 1):
+    _run = partial(reads, count=_count, words=_words)
+    CHECKS.append(Check(11, 2, f"{_words} is read, on three fresh targets", _run))
 
 
 # 12 An attack of their own ------------------------------------------------------------------------
@@ -1219,4 +1206,4 @@ def attacked(bench: Bench, rules: frozenset[str]) -> bool:
     except Raised as error:
         raise Failed(f"[P 3.6] own_attack has to run. Yours raised {named(error.name)}.") from None
     except Gone as error:
-        raise Failed(f"[P 3.6] own_attack has to run. Yours {error.why}.") from None
+        raise Failed(f"[P 3.6] own_attack has to run. Yours {error}.") from None

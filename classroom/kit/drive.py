@@ -40,6 +40,11 @@ FORBIDDEN = (  # beginnings of audit events
     "webbrowser.",
     "tempfile.",
 )
+# What a module of a student may import, which is loaded while libraries can still be loaded.
+IMPORTED = """
+    Crypto.Cipher.AES Crypto.Random Crypto.Util.Padding argparse dataclasses encodings.ascii hashlib
+    hmac ipaddress itertools logging math random re secrets signal socket struct threading
+"""
 HARMLESS = ("os.listdir", "os.scandir", "os.walk", "os.fwalk", "os.add_dll_directory")
 
 
@@ -178,33 +183,20 @@ class Namespace:
         return eval(compiled, self.names)
 
 
-def name_of(error: BaseException) -> str:
-    return type(error).__name__
-
-
 def replied(action: Callable[[], object]) -> dict[str, object]:
     """Return what an action returns, or which error it raises."""
     try:
         return {"value": encoded(action())}
     except BaseException as error:  # an exit, too
-        return {"raised": name_of(error)}
-
-
-def warm_up() -> None:
-    """Load what a module of a student may import, while libraries can still be loaded."""
-    for name in ("Crypto.Cipher.AES", "Crypto.Random", "Crypto.Util.Padding", "hashlib", "hmac"):
-        importlib.import_module(name)
-    for name in ("dataclasses", "itertools", "logging", "math", "secrets", "signal", "struct"):
-        importlib.import_module(name)
-    for name in ("socket", "threading", "argparse", "random", "ipaddress", "re", "encodings.ascii"):
-        importlib.import_module(name)
+        return {"raised": type(error).__name__}
 
 
 def main() -> None:
     modules, seconds, megabytes, user = sys.argv[1:5]
     pipe = Pipe()
     sys.path.insert(0, HERE)
-    warm_up()
+    for name in IMPORTED.split():
+        importlib.import_module(name)
     set_limits(int(seconds), int(megabytes), user)
     namespace = Namespace(pipe)
     forbid(readable_places())

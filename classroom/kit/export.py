@@ -7,10 +7,7 @@ would each give the solution away.
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
-import tempfile
 from pathlib import Path
 
 from classroom.kit import dialect
@@ -20,7 +17,7 @@ from classroom.kit.tasks import TASKS
 from classroom.output import filled
 from lab.rules import meaning
 from lab.weakened import DOCUMENTED, RULES
-from program import Parser, UserError, escaped, reason_of
+from program import Parser, UserError, escaped, new_folder, reason_of
 
 AS_THEY_ARE = ("LICENSE", "requirements.txt")
 CHECKER = "classroom/kit/student/check.py"
@@ -56,19 +53,12 @@ def files(chosen: Dialect, student: str) -> dict[str, bytes]:
 def write(folder: Path, made: dict[str, bytes]) -> None:
     """Write a new folder whole or not at all. Raises UserError."""
     try:
-        if folder.exists():
-            raise FileExistsError(0, "it exists already")
-        unfinished = Path(tempfile.mkdtemp(".partial", folder.name, folder.parent))
-        try:
+        with new_folder(folder) as unfinished:
             for name, content in made.items():
                 path = unfinished / name
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(content)
-            os.chmod(unfinished, 0o755)  # mkdtemp keeps it from everybody else
-            unfinished.rename(folder)
-        except BaseException:  # Ctrl-C too
-            shutil.rmtree(unfinished, ignore_errors=True)
-            raise
+            unfinished.chmod(0o755)  # it was kept from everybody else
     except (OSError, ValueError) as error:  # ValueError: the path has no name
         raise UserError(f"cannot write {escaped(str(folder))}: {reason_of(error)}") from None
 

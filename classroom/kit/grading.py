@@ -139,7 +139,7 @@ def reference_of(dialect: Dialect, jail: Jail) -> Iterator[Reference]:
             side.do("True")
             yield Reference(texts, vectors(dialect)["key_schedule.json"], jail, side)
         except Gone as error:
-            raise UserError(f"the grader's own side {error.why}; try again") from None
+            raise UserError(f"the grader's own side {error}; try again") from None
         finally:
             side.close()
 

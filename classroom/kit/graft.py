@@ -55,11 +55,9 @@ def grafted(
         if isinstance(text, Unreadable):
             raise text
         trees[name] = parsed(name, text)
-        wanted = {
-            place.partition(":")[2]
-            for place in task.functions
-            if place.startswith(name.removesuffix("py")[:-1] + ":")
-        }
+        module = name.removesuffix("py")[:-1]
+        places = [place.partition(":") for place in task.functions]
+        wanted = {place[2] for place in places if place[0] == module}
         base = ast.parse(sources[name])
         _merge(base, trees[name], wanted, "")
         if task.number == 13:  # a test that the student has deleted is none

@@ -259,7 +259,6 @@ class FlipTarget:
 
     def __init__(self, readings: Sequence[float]) -> None:
         client, self._server = begun(Untagged)
-        self.body = ClientData(readings).body
         self.message = client.seal(ClientData(readings))
 
     def reads(self, message: bytes) -> Sequence[float]:
@@ -271,17 +270,14 @@ class OracleTarget:
     """A server that looks at the padding first, and a message with a secret."""
 
     def __init__(self, text: bytes) -> None:
-        self._client, self._server = begun(PaddingFirst)
-        client = self._client
+        client, self._server = begun(PaddingFirst)
         header = {"sender": 0, "client_id": 7, "round_number": 1, "padded": None}
-        nonce = os.urandom(16)
-        iv = os.urandom(16)
-        self.message = resealed(client._keys, 30, nonce + text, iv, header)
+        plaintext = os.urandom(16) + text
+        self.message = resealed(client._keys, 30, plaintext, os.urandom(16), header)
 
     def is_padded(self, message: bytes) -> bool:
         """Return whether a report is refused for another reason than its padding."""
-        session = self._server
-        twin = session_at([1, "REPORT", 1, session._keys, 7, b""], b"")
+        twin = session_at([1, "REPORT", 1, self._server._keys, 7, b""], b"")
         twin.__class__ = PaddingFirst
         try:
             twin.open(message)
@@ -306,8 +302,7 @@ class Giver:
     def request_end(self, status: Status) -> None:
         pass
 
-    def send_away(self, status: Status) -> None:
-        pass
+    send_away = request_end
 
 
 def raising(given: server.Contributions) -> dict[str, protocol_fsm.Json]:

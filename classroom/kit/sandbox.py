@@ -45,11 +45,7 @@ NOT_ISOLATED = (
 
 
 class Gone(Exception):
-    """A child that ended, was silent for too long, or said too much; `why` is a clause for us."""
-
-    def __init__(self, why: str) -> None:
-        super().__init__(why)
-        self.why = why
+    """A child ended, was silent for too long, or said too much; the message is our clause."""
 
 
 class Raised(Exception):
@@ -136,12 +132,8 @@ def unshared(folder: Path) -> list[str]:
 def python_places() -> list[str]:
     """Return the folders that Python needs, and none that holds the grader."""
     here = str(DRIVE.parents[2])
-    places = [
-        *SYSTEM,
-        sys.base_prefix,
-        sys.prefix,
-        os.path.dirname(os.path.realpath(sys.executable)),
-    ]
+    program = os.path.dirname(os.path.realpath(sys.executable))
+    places = [*SYSTEM, sys.base_prefix, sys.prefix, program]
     places += [place for place in sys.path if place.endswith(("site-packages", "dist-packages"))]
     return [place for place in dict.fromkeys(places) if not here.startswith(place + os.sep)]
 
@@ -150,9 +142,8 @@ def python_places() -> list[str]:
 def best_jail() -> Jail:
     """Return the first way of starting a child that works here."""
     is_root = hasattr(os, "geteuid") and os.geteuid() == 0
-    jails = [Jail("plain", "same", NOT_ISOLATED)]
-    isolating = [Jail(name, "same") for name in ("bwrap", "unshare") if shutil.which(name)]
-    jails = [*isolating, *jails]
+    jails = [Jail(name, "same") for name in ("bwrap", "unshare") if shutil.which(name)]
+    jails.append(Jail("plain", "same", NOT_ISOLATED))
     if is_root:  # which no limit of processes holds
         jails = [Jail(jail.name, "nobody", jail.warning) for jail in jails] + jails
         jails.sort(key=lambda jail: bool(jail.warning))
@@ -203,11 +194,11 @@ class Asked(ABC):
         """End the child."""
 
 
+@dataclass(frozen=True)
 class Raw:
     """An answer as it came from a child, to be passed on to another."""
 
-    def __init__(self, answer: object) -> None:
-        self.answer = answer
+    answer: object
 
 
 class Side(Asked):

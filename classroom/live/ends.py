@@ -17,16 +17,7 @@ from classroom.live.views import View, short
 from classroom.proxy_pair import CLIENT_ID, RECEIVERS, OwnPair
 from lab.stage import BYSTANDER
 from program import UserError, escaped
-from protocol_fsm import (
-    HEADER,
-    PHASE,
-    Direction,
-    Header,
-    ProtocolError,
-    Seen,
-    Session,
-    Watcher,
-)
+from protocol_fsm import HEADER, PHASE, Direction, Header, ProtocolError, Seen, Session, Watcher
 from server import Contribution, Epoch, Record
 
 

@@ -161,9 +161,9 @@ class Scene:
         """Note that an end has sent a message, which waits now."""
         with self._lock:
             self._past.append(frame)
-            self._steps.append(Step("dropped", frame.to, frame.message))
-            added = self._add(Row(time.time() * 1000, self._connection, "", self._steps[-1]))
-            self._rows[added].number = number
+            step = Step("dropped", frame.to, frame.message)
+            self._steps.append(step)
+            added = self._add(Row(time.time() * 1000, self._connection, "", step, number))
             self._row_of[number] = added
             self._ids.append(added)
         self._feeds.touch([added])
@@ -258,11 +258,8 @@ class Scene:
 
 def line_of(deed: str, frame: Frame) -> dict[str, Any]:
     """Return the line of the event log that tells of a deed."""
-    line: dict[str, Any] = {"event": event_of(deed), "to": frame.to, "message": frame.message}
-    line["deed"] = deed
-    if frame.origin:
-        line["origin"] = frame.origin.message
-    return line
+    line = {"event": event_of(deed), "to": frame.to, "message": frame.message, "deed": deed}
+    return {**line, "origin": frame.origin.message} if frame.origin else line
 
 
 def hand_view(frame: Frame, name: str, number: int, came: bytes) -> View:

@@ -15,7 +15,7 @@ from classroom.proxy import Item, Table
 from classroom.proxy_commands import END, Command, parse
 from classroom.proxy_pair import OwnPair
 from endpoint import OPCODE_NAMES
-from lab.frames import Frame
+from lab.frames import OTHER_END
 from program import UserError
 
 WAIT_S = 5.0  # for what a command waits for; a page has no Ctrl-C
@@ -88,11 +88,9 @@ class LiveTable(Table):
         if item.frame.message:
             self._scene.delivered(item.frame)
         else:
-            self._scene.note(f"the end of what the {self._sender(item.frame)} sends is passed on")
+            sender = OTHER_END[item.frame.to]
+            self._scene.note(f"the end of what the {sender} sends is passed on")
         super()._deliver()
-
-    def _sender(self, frame: Frame) -> str:
-        return "client" if frame.to == "server" else "server"
 
     def _finish(self) -> None:
         super()._finish()

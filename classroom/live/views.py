@@ -167,7 +167,17 @@ def facts() -> View:
         "steps": STEPS,
         "names": {"opcode": OPCODE_NAMES, "direction": DIRECTION_NAMES},
         "errors": errors_view(told),
-        "claims": [claim_view(claim) for claim in told.claims],
+        "claims": [
+            {
+                "id": claim.id,
+                "claim": claim.claim,
+                "condition": claim.condition,
+                "verdict": claim.verdict,
+                "attacks": claim.attacks,
+                "code": claim.code,
+            }
+            for claim in told.claims
+        ],
         "rules": [{"name": name, "without": meaning(rule)} for name, rule in RULES.items()],
         "documented": [*DOCUMENTED],
         "attacks": [
@@ -181,17 +191,6 @@ def facts() -> View:
             for attack in ATTACKS.values()
         ],
         "protocols": [*PROTOCOLS],
-    }
-
-
-def claim_view(claim: Any) -> View:
-    return {
-        "id": claim.id,
-        "claim": claim.claim,
-        "condition": claim.condition,
-        "verdict": claim.verdict,
-        "attacks": claim.attacks,
-        "code": claim.code,
     }
 
 

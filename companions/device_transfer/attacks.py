@@ -88,12 +88,7 @@ from companions.device_transfer.transfer import (
     TooLarge,
     sign_manifest,
 )
-from crypto_utils import (
-    BLOCK_BYTES,
-    TAG_BYTES,
-    aes_cbc_decrypt,
-    pkcs7_unpad,
-)
+from crypto_utils import BLOCK_BYTES, TAG_BYTES, aes_cbc_decrypt, pkcs7_unpad
 from lab.catalogue import Catalogue, CutHere, first_of
 from lab.ciphertexts import shown_by
 from lab.frames import Frame, Frames, flipped

@@ -18,19 +18,12 @@ import contextlib
 import re
 import secrets
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Set
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 from classroom.output import write_whole
-from companions.asymmetric import (
-    PrivateKey,
-    new_identity,
-    public_pem,
-    read_private,
-    write_private,
-)
+from companions.asymmetric import PrivateKey, new_identity, public_pem, read_private, write_private
 from companions.canonical import canonical
 from companions.device_transfer import certificates
 from companions.device_transfer.certificates import (
@@ -55,6 +48,7 @@ from program import (
     UserError,
     escaped,
     flag_type,
+    new_folder,
     positive,
     read_whole,
     reason_of,
@@ -307,15 +301,8 @@ def _after(moment: datetime, days: int) -> datetime:
 def _new_folder(folder: Path) -> Iterator[Path]:
     """Yield a folder to fill, which becomes `folder` if nothing fails. Raises UserError."""
     try:
-        if folder.exists():
-            raise FileExistsError(0, "it exists already")
-        partial = Path(tempfile.mkdtemp(".partial", f"{folder.name}.", folder.parent))
-        try:
+        with new_folder(folder) as partial:
             yield partial
-            partial.rename(folder)
-        except BaseException:  # Ctrl-C too
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
     except OSError as error:
         raise UserError(f"cannot make {folder}: {reason_of(error)}") from None
 

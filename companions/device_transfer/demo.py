@@ -10,38 +10,31 @@ should. Everything is in a temporary folder that is removed at the end, or in FO
 from __future__ import annotations
 
 import filecmp
-import os
 import re
-import shlex
 from pathlib import Path
 
 from classroom.output import write_whole
-from companions.demo import UNSHOWN, Programs, heading, perform, show, show_all
+from companions.demo import Programs, heading, perform, show, show_all
 from companions.device_transfer import media
 from program import run_program
 
-PROGRAMS = "companions.device_transfer"
 SESSION_END = re.compile(r": (done|ended)\b")  # as the server's log has it
 MEDIA = {"device-1": ("door.png", media.image), "device-2": ("door.avi", media.video)}
 
 
 class Stage(Programs):
-    """The processes, the folder that they work in, and what went wrong, as sentences."""
+    """The programs, and what the server has said."""
+
+    package = "companions.device_transfer"
+    example = "ca"
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
         self.said: list[str] = []  # by the server
 
-    def begin(self, name: str, program: str, *words: str | Path) -> None:
-        """Start a program of ours, and show the command."""
-        self.ended.discard(name)
-        print("$", program, *(shlex.quote(self._short(str(word))) for word in words), flush=True)
-        self.launch(name, "-m", f"{PROGRAMS}.{program}", *map(str, words))
-
     def next_line(self) -> tuple[str, str]:
         """Return the name of a program and its line; an empty line when it has ended."""
-        name, line = self.hear()
-        line = self._short(UNSHOWN.sub("", line))
+        name, line = super().next_line()
         if name == "server":
             self.said.append(line)
         return name, line
@@ -57,9 +50,6 @@ class Stage(Programs):
     def _session_ends(self) -> int:
         return len([line for line in self.said if SESSION_END.search(line)])
 
-    def _short(self, line: str) -> str:
-        return line.replace(f"{self.folder}{os.sep}", "")
-
 
 # The acts -----------------------------------------------------------------------------------------
 
@@ -70,25 +60,16 @@ def certify(stage: Stage) -> None:
         "Each gets a key of its own, and a certificate to show. Look at the roles: a device "
         "cannot play the server. Nobody but the authority needs pki/ca.",
     )
-    pki = stage.folder / "pki"
-    show_all(stage.finish("ca", "create", pki))
+    show_all(stage.finish("ca", "create", "pki"))
     for name in ("server-1", "device-1", "device-2"):
-        show_all(stage.finish("ca", "issue", pki, name, "--role", name[:6]))
-    show_all(stage.finish("ca", "list", pki))
+        show_all(stage.finish("ca", "issue", "pki", name, "--role", name[:6]))
+    show_all(stage.finish("ca", "list", "pki"))
 
 
 def send(stage: Stage, name: str, *words: str | Path) -> None:
-    stage.begin(
-        name,
-        "device",
-        "--identity",
-        stage.folder / "pki" / name,
-        "--to",
-        "server-1",
-        "--port",
-        stage.port,
-        *words,
-    )
+    identity = Path("pki") / name
+    address = ("--to", "server-1", "--port", stage.port)
+    stage.begin(name, "device", "--identity", identity, *address, *words)
 
 
 def transfer(stage: Stage) -> None:
@@ -97,20 +78,12 @@ def transfer(stage: Stage) -> None:
         "Look at the sessions: each has keys of its own, which are in no file. A device says "
         "`acknowledged` when the server has verified the signature and stored the content.",
     )
-    stage.begin(
-        "server",
-        "server",
-        "--identity",
-        stage.folder / "pki" / "server-1",
-        "--received",
-        stage.folder / "received",
-        "--port",
-        "0",
-    )
+    folders = ("--identity", Path("pki") / "server-1", "--received", "received")
+    stage.begin("server", "server", *folders, "--port", "0")
     stage.port = stage.listen(("server", "listens on ")).rpartition(":")[2]
     for device, (file, content) in MEDIA.items():
         write_whole(stage.folder / file, content())
-        send(stage, device, "--text", "hi", stage.folder / file)
+        send(stage, device, "--text", "hi", file)
     stage.await_sessions(*MEDIA, sessions=len(MEDIA))
     for device, (file, _) in MEDIA.items():
         stage.check_end(device)
@@ -126,7 +99,7 @@ def revoke(stage: Stage) -> None:
         "The server reads the new list by itself, and tells nobody why it hangs up: look at "
         "its log.",
     )
-    show_all(stage.finish("ca", "revoke", stage.folder / "pki", "device-2"))
+    show_all(stage.finish("ca", "revoke", "pki", "device-2"))
     send(stage, "device-2", "--text", "let me in")
     stage.await_sessions("device-2", sessions=1)
     stage.check_end("device-2", 3)
@@ -142,12 +115,8 @@ def verify(stage: Stage) -> None:
         "all, anybody can verify later who sent what, and when. What was signed before a "
         "revocation stays signed.",
     )
-    lines = stage.finish(
-        "journal",
-        stage.folder / "received",
-        "--authority",
-        stage.folder / "pki" / "device-1" / "authority.json",
-    )
+    authority = Path("pki") / "device-1" / "authority.json"
+    lines = stage.finish("journal", "received", "--authority", authority)
     show_all(lines)
     stage.check(len(lines) == 2 * len(MEDIA), "the journal does not name all that was sent")
 
@@ -161,15 +130,12 @@ def attack(stage: Stage) -> None:
     stage.play_attacks()
 
 
-def run(folder: Path) -> list[str]:
-    """Play all acts in this folder, and return what went wrong. Raises SystemExit."""
-    print(f"`$ ca` stands for: python -m {PROGRAMS}.ca; and so on.", flush=True)
-    return Stage(folder).play(certify, transfer, revoke, verify, attack)
-
-
 def main() -> int:
     return perform(
-        "device", "Shows the device transfer, and its adversary.", "keys, files, journal", run
+        "device",
+        "Shows the device transfer, and its adversary.",
+        "keys, files, journal",
+        lambda folder: Stage(folder).play(certify, transfer, revoke, verify, attack),
     )
 
 

@@ -41,13 +41,7 @@ from companions.device_transfer.certificates import (
     parse_common_name,
 )
 from companions.device_transfer.journal import shorten
-from companions.device_transfer.options import (
-    PORT,
-    Pace,
-    PartyParser,
-    check_role,
-    load_party,
-)
+from companions.device_transfer.options import PORT, Pace, PartyParser, check_role, load_party
 from companions.device_transfer.protocol import (
     CHUNK_BYTES,
     Kind,
@@ -68,15 +62,7 @@ from companions.device_transfer.transfer import (
 from companions.listening import Caller
 from companions.logs import start_log
 from endpoint import HOST
-from program import (
-    UserError,
-    end_signals,
-    plural,
-    reason_of,
-    run_program,
-    seconds,
-    to_stderr,
-)
+from program import UserError, end_signals, plural, reason_of, run_program, seconds, to_stderr
 from protocol_fsm import (
     BadPayload,
     ConnectionCut,
@@ -178,11 +164,7 @@ class Device(Caller[Channel[Message]]):
                 raise LocalError(f"{shorten(ascii(path.name), 40)}: {error}") from None
 
     def _send(
-        self,
-        what: ItemKind,
-        name: str,
-        content: BinaryIO,
-        progress: Progress = lambda count: None,
+        self, what: ItemKind, name: str, content: BinaryIO, progress: Progress = lambda count: None
     ) -> Manifest:
         if self.session.state is not State.READY:
             raise LocalError(

@@ -43,13 +43,7 @@ from companions.device_transfer.certificates import (
     parse_timestamp,
     timestamp,
 )
-from companions.device_transfer.store import (
-    JOURNAL,
-    StoreFailed,
-    storing,
-    sync_folder,
-    write_all,
-)
+from companions.device_transfer.store import JOURNAL, StoreFailed, storing, sync_folder, write_all
 from companions.device_transfer.transfer import (
     CLOCK_SKEW,
     CONTEXT,

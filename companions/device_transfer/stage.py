@@ -29,12 +29,7 @@ from companions.device_transfer.certificates import (
     utc_now,
 )
 from companions.device_transfer.device import Device
-from companions.device_transfer.protocol import (
-    PeerFailed,
-    Session,
-    read_frame,
-    write_frame,
-)
+from companions.device_transfer.protocol import PeerFailed, Session, read_frame, write_frame
 from companions.device_transfer.server import Limits, Record, Server
 from companions.device_transfer.store import JOURNAL, Store
 from companions.device_transfer.transfer import Incoming
@@ -150,9 +145,8 @@ class Pki:
         names = (AUTHORITY, SERVER, VICTIM, BYSTANDER, MALLORY, "elsewhere")
         self.keys = {name: new_identity() for name in names}
         self.now = utc_now()
-        self.people = {SERVER: self.person(SERVER, Role.SERVER)}
-        for name in (VICTIM, BYSTANDER, MALLORY):
-            self.people[name] = self.person(name)
+        self.people = {name: self.person(name) for name in (VICTIM, BYSTANDER, MALLORY)}
+        self.people[SERVER] = self.person(SERVER, Role.SERVER)
 
     def person(
         self,
@@ -212,10 +206,7 @@ class Lab(TcpStage):
     """The stage of one run: the bystander's session never ends, the victim has one per attack."""
 
     def __init__(
-        self,
-        log: Log,
-        parts: Parts | None = None,
-        observer: Observer | None = None,
+        self, log: Log, parts: Parts | None = None, observer: Observer | None = None
     ) -> None:
         super().__init__(log, observer, read_frame, write_frame)
         self.outcome: Outcome = Outcome()
@@ -283,10 +274,7 @@ class Lab(TcpStage):
         return self._device(who, self.address, new_session)
 
     def _device(
-        self,
-        who: Identity,
-        address: tuple[str, int],
-        new_session: Callable[..., Session],
+        self, who: Identity, address: tuple[str, int], new_session: Callable[..., Session]
     ) -> Device:
         """Return a device whose end the lab will wait for."""
         if who.certificate.common_name != BYSTANDER:
@@ -301,11 +289,7 @@ class Lab(TcpStage):
     def honest_session(self) -> list[Frame]:
         """Let the victim live an undisturbed session, and return its recording. UserError."""
         tape: list[Frame] = []
-        with (
-            in_peace(),
-            self.proxy(recorder(tape)) as proxy,
-            self._victim(proxy.address) as device,
-        ):
+        with in_peace(), self.proxy(recorder(tape)) as proxy, self._victim(proxy.address) as device:
             device.send_text(TEXT)
             device.send_file(self.photo)
         return tape

@@ -23,14 +23,7 @@ from companions.asymmetric import PublicKey
 from companions.peer_messaging.identity import Identity, Trust
 from companions.peer_messaging.node import Node
 from companions.peer_messaging.peer import Peer
-from companions.peer_messaging.protocol import (
-    GCM_TAG_BYTES,
-    HEADER,
-    Header,
-    Kind,
-    Session,
-    State,
-)
+from companions.peer_messaging.protocol import GCM_TAG_BYTES, HEADER, Header, Kind, Session, State
 from companions.peer_messaging.stage import Parts
 from endpoint import HOST
 from lab.rules import chosen, lacking, require_loopback

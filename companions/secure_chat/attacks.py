@@ -119,7 +119,7 @@ from companions.secure_chat.tries import FREE_TRIES
 from companions.secure_chat.verify import Certificates, Wrong, verify
 from crypto_utils import BLOCK_BYTES, aes_cbc_decrypt, hmac_verify, pkcs7_unpad
 from lab.catalogue import Catalogue, CutHere, first_of
-from lab.frames import Frame, Frames
+from lab.frames import Frame, Frames, flipped_bytes
 from lab.program import Program
 from lab.tcp import PATIENCE_S
 from program import run_program
@@ -176,9 +176,8 @@ def edited(frame: Frame, **members: Any) -> Frame:
 
 def flipped_in(frame: Frame, name: str, position: int) -> Frame:
     """Flip a bit of what a member holds in base64."""
-    data = bytearray(base64.b64decode(parse(frame.message)[name]))
-    data[position] ^= 1
-    return edited(frame, **{name: to_base64(bytes(data))})
+    data = base64.b64decode(parse(frame.message)[name])
+    return edited(frame, **{name: to_base64(flipped_bytes(data, position))})
 
 
 def readable(plaintext: bytes) -> str:
@@ -229,8 +228,7 @@ def solved(seen: Sequence[bytes]) -> str:
 
 def password_in(handshake: Iterable[bytes], secret: bytes, login: bytes) -> str:
     """Return the password in a login after a handshake, nothing if the secret is another."""
-    keys = keys_of(reduce(chained, handshake, b""), secret)
-    return decrypted(keys, login)
+    return decrypted(keys_of(reduce(chained, handshake, b""), secret), login)
 
 
 def logarithm(base: int, power: int, prime: int) -> int | None:
@@ -238,10 +236,7 @@ def logarithm(base: int, power: int, prime: int) -> int | None:
 
     None if there are not enough small factors, as for p - 1 = 2q with a prime q.
     """
-    factors: list[int] = []
-    for number in range(3, 4_096, 2):
-        if (prime - 1) % number == 0 and is_prime(number):
-            factors.append(number)
+    factors = [n for n in range(3, 4_096, 2) if (prime - 1) % n == 0 and is_prime(n)]
     order = math.prod(factors[:25])  # of the subgroup to which both are taken
     if order.bit_length() <= dh.EXPONENT_BITS:
         return None
@@ -463,8 +458,7 @@ def leaf_issues(frames: Frames, lab: Lab) -> Frames:
         made = made.add_extension(extension.value, extension.critical)
     issued = made.sign(own.private_key, hashes.SHA256())
     party = lab.pki.party(issued, "server", lab.pki.keys["elsewhere"])
-    chain = party.pem + own.pem
-    yield from impostor(frames, lab, replace(party, pem=chain))
+    yield from impostor(frames, lab, replace(party, pem=party.pem + own.pem))
 
 
 @on_path("identity", "server", BadSignature, goal=learned)

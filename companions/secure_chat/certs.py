@@ -19,13 +19,7 @@ from pathlib import Path
 from cryptography import x509
 
 from classroom.output import write_whole
-from companions.asymmetric import (
-    PrivateKey,
-    PublicKey,
-    public_pem,
-    read_private,
-    write_private,
-)
+from companions.asymmetric import PrivateKey, PublicKey, public_pem, read_private, write_private
 from companions.secure_chat.authority import pem_of
 from companions.secure_chat.pki import Malformed, Trust, fingerprint_of, parse_pem
 from companions.terminal import ask_passphrase

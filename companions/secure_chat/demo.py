@@ -11,17 +11,10 @@ end, or in FOLDER, which is kept.
 from __future__ import annotations
 
 import json
-import os
-import shlex
-import subprocess
-import textwrap
-from pathlib import Path
 
-from classroom.demo import ROOT
-from companions.demo import COLUMNS, UNSHOWN, Programs, heading, perform, show_all
+from companions.demo import Programs, heading, perform, show_all
 from program import run_program
 
-PROGRAMS = "companions.secure_chat"
 PEOPLE = {"alice": "sunflower of 1988", "bob": "correct battery"}
 PLAYED = (  # of the attacks: some on the wire, some by the server, some by members
     "eavesdrop",
@@ -40,30 +33,10 @@ PLAYED = (  # of the attacks: some on the wire, some by the server, some by memb
 
 
 class Stage(Programs):
-    """The processes, the folder that they work in, and what went wrong, as sentences."""
+    """The programs."""
 
-    def begin(self, name: str, program: str, *words: str | Path) -> None:
-        """Start a program of ours in our folder, and show the command."""
-        self.ended.discard(name)
-        command = " ".join(["$", program, *(shlex.quote(str(word)) for word in words)])
-        print(
-            textwrap.fill(command, COLUMNS, subsequent_indent=" " * 6, break_on_hyphens=False),
-            flush=True,
-        )
-        self.launch(
-            name,
-            "-m",
-            f"{PROGRAMS}.{program}",
-            *map(str, words),
-            cwd=self.folder,
-            stdin=subprocess.PIPE if program == "client" else subprocess.DEVNULL,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-        )
-
-    def next_line(self) -> tuple[str, str]:
-        """Return the name of a program and its line, without what is another in each run."""
-        name, line = self.hear()
-        return name, UNSHOWN.sub("", line)
+    package = "companions.secure_chat"
+    example = "server"
 
 
 # The acts -----------------------------------------------------------------------------------------
@@ -158,18 +131,12 @@ def attack(stage: Stage) -> None:
     print("report.html shows each of these, message by message.", flush=True)
 
 
-def run(folder: Path) -> list[str]:
-    """Play all acts in this folder, and return what went wrong. Raises SystemExit."""
-    print(f"`$ server` stands for: python -m {PROGRAMS}.server; and so on.", flush=True)
-    return Stage(folder).play(certify, talk, verify, revoke, attack)
-
-
 def main() -> int:
     return perform(
         "chat",
         "Shows the secure chat, and its adversary.",
         "certificates, transcripts, report.html",
-        run,
+        lambda folder: Stage(folder).play(certify, talk, verify, revoke, attack),
     )
 
 

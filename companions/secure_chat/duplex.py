@@ -28,10 +28,7 @@ class Duplex(Channel[Message]):
     """A session on a socket, for the owner's thread; `post` and `request_end` are for any other."""
 
     def __init__(
-        self,
-        sock: socket.socket,
-        session: Conversation[Message],
-        frame_timeout_s: float = FRAME_S,
+        self, sock: socket.socket, session: Conversation[Message], frame_timeout_s: float = FRAME_S
     ) -> None:
         super().__init__(sock, session, frame_timeout_s)
         self.tick: Action = lambda: None  # done by the owner now and then, while it waits

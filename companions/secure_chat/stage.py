@@ -238,10 +238,7 @@ class Lab(TcpStage):
     """The stage of one run: Carol stays connected, Alice and Bob have a session per attack."""
 
     def __init__(
-        self,
-        log: Log,
-        parts: Parts | None = None,
-        observer: Observer | None = None,
+        self, log: Log, parts: Parts | None = None, observer: Observer | None = None
     ) -> None:
         super().__init__(log, observer, read_frame, write_frame)
         self.outcome: Outcome = Outcome()

@@ -212,9 +212,7 @@ class NoEphemeral(Session):
 def static_exponent(party: Party) -> int:
     """Return the exponent that somebody with a copy of the private key computes, too."""
     encoded = party.private_key.private_bytes(
-        serialization.Encoding.DER,
-        serialization.PrivateFormat.PKCS8,
-        serialization.NoEncryption(),
+        serialization.Encoding.DER, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
     return int.from_bytes(hashlib.sha256(encoded).digest(), "big")
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 
 import pytest
 
 from tests import diagrams
-from tests.books import COMPANIONS, Book, quoted
+from tests.books import COMPANIONS, Book, moves, moves_of, quoted
 
 
 @pytest.fixture(params=COMPANIONS, ids=[book.name for book in COMPANIONS])
@@ -38,6 +39,11 @@ def test_generated_parts_are_up_to_date(book: Book) -> None:
     readme = book.text("README.md")
     assert readme == diagrams.updated(readme), "run: python -m tests.diagrams"
     assert "stateDiagram" in readme
+
+
+def test_table_of_states_has_every_move_and_no_other(book: Book) -> None:
+    protocol = importlib.import_module(f"companions.{book.name}.protocol")
+    assert moves(book.text("README.md")) == moves_of(protocol)
 
 
 WORDS = {  # what the documents name, and a reader of theirs will look for

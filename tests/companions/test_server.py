@@ -71,6 +71,7 @@ from tests.companions.network import (
     raw_device,
     serving,
 )
+from tests.programs import ROOT
 
 FAIL_BYTES = 4 + 79 + 16  # the whole of what a peer is told
 
@@ -681,6 +682,25 @@ def test_the_log_has_a_line_for_each_event_and_no_keys(
         for shown in (secret.hex(), base64.b64encode(secret).decode()):
             assert shown[:24] not in log
             assert shown[:24].upper() not in log
+
+
+def test_readme_quotes_what_a_server_logs(
+    world: World, received: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def alike(line: str) -> str:
+        return re.sub(r"127\.0\.0\.1:\d+|[0-9a-f]{32}", "...", line)
+
+    caplog.set_level(logging.INFO, "device_transfer")
+    with serving(world, received) as (server, records):
+        with device_for(world, server) as device:
+            device.send_text("door 3 is open")
+            device.send_file(ROOT / "pictures" / "bench.svg")
+        records.ends()
+    readme = (ROOT / "companions/device_transfer/README.md").read_text("utf-8")
+    quoted = re.findall(r"^20\S+Z (device-1 at .*)$", readme, re.MULTILINE)
+    assert len(quoted) == 4
+    logged = [line for line in caplog.messages if line.startswith("device-1 at ")]
+    assert [alike(line) for line in quoted] == [alike(line) for line in logged]
 
 
 def test_nothing_breaks_a_line_of_the_log() -> None:
