@@ -17,6 +17,7 @@ import logging
 import math
 import os
 import queue
+import re
 import shutil
 import signal
 import sys
@@ -54,11 +55,15 @@ class NoConnection(UserError):
 class Parser(argparse.ArgumentParser):
     """A parser of flags; a wrong one is a UserError like any other."""
 
-    def __init__(self, description: str, prog: str | None = None) -> None:
+    def __init__(self, description: str = "", prog: str | None = None) -> None:
         super().__init__(description=description, prog=prog)
 
     def options(self, words: Sequence[str] | None = None) -> argparse.Namespace:
         """Return the flags of this command line, or of these words. Raises UserError."""
+        given = sys.argv[1:] if words is None else [*words]
+        # argparse makes an empty list of such a value before Python 3.13
+        if given.count("--") > 1 or any(re.fullmatch(r"--[^=]+=--|-\w--", word) for word in given):
+            self.error("no value can be --")
         return self.parse_args(words)
 
     def print_help(self, file: object = None) -> None:

@@ -399,7 +399,7 @@ def install(python, requirements, wanted, names):
 
 def offline(words):
     """Fill a folder with the packages of all commands but `test slow`. Raises Problem."""
-    if not words or words[0].startswith("-"):
+    if not words or not words[0] or words[0].startswith("-"):  # "" would be this folder
         raise Problem("say which folder to fill: offline DIR")
     folder = os.path.abspath(words[0])
     python = sys.executable

@@ -99,6 +99,17 @@ def test_a_wrong_flag_is_a_sentence_for_the_user(monkeypatch: pytest.MonkeyPatch
         parser.options()
 
 
+@pytest.mark.parametrize("words", ["--at=-- x", "-o-- x", "-- --"])
+def test_two_dashes_are_no_value(words: str) -> None:
+    """Before Python 3.13 argparse makes an empty list of them, which no program expects."""
+    parser = Parser()
+    parser.add_argument("-o", "--at")
+    parser.add_argument("file")
+    with pytest.raises(UserError, match="no value can be --"):
+        parser.options(words.split())
+    assert parser.options(["--at=--x", "--", "x"]).at == "--x"
+
+
 def test_a_file_that_cannot_be_written_is_reported_in_one_sentence(tmp_path: Path) -> None:
     write_text(tmp_path / "some.txt", "one\ntwo\n")
     assert (tmp_path / "some.txt").read_bytes() == b"one\ntwo\n"

@@ -1169,7 +1169,7 @@ def test_a_folder_that_was_filled_before_takes_the_place_of_the_network(
 def test_offline_without_a_folder_is_one_sentence(
     run: Any, world: World, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for words in (["offline"], ["offline", "--platform"]):
+    for words in (["offline"], ["offline", ""], ["offline", "--platform"]):
         assert fails(run, capsys, *words) == "say which folder to fill: offline DIR"
     assert not world.slow_steps
 

@@ -21,7 +21,6 @@ import shutil
 from collections.abc import Callable, Iterator, Set
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from typing import NoReturn
 
 from classroom.output import write_whole
 from companions.asymmetric import PrivateKey, new_identity, public_pem, read_private, write_private
@@ -45,6 +44,7 @@ from companions.device_transfer.transfer import CLOCK_SKEW
 from companions.locking import locked
 from companions.terminal import ask_passphrase
 from program import (
+    Parser,
     UserError,
     escaped,
     flag_type,
@@ -263,8 +263,10 @@ def _last_number(pki: Path) -> int:
         return int(read_whole(path))
     except FileNotFoundError:
         return 0
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise UserError(f"cannot read the list's number in {path}: {reason_of(error)}") from None
+    except ValueError:  # whose words show what is there
+        raise UserError(f"cannot read the list's number in {path}: it is none") from None
 
 
 def _authority(pki: Path, ask: Ask | None) -> tuple[Trust, PrivateKey]:
@@ -323,15 +325,8 @@ def moment(text: str) -> datetime:
     return parse_timestamp(text)
 
 
-class Command(argparse.ArgumentParser):
-    """The flags of one command; a wrong one is a UserError like any other."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(message)
-
-
 def parse_arguments() -> argparse.Namespace:
-    parser = Command(description="The certificate authority of the device transfer.")
+    parser = Parser("The certificate authority of the device transfer.")
     commands = parser.add_subparsers(dest="command", required=True)
     about = {
         "create": "make a folder with a new authority",
@@ -355,7 +350,7 @@ def parse_arguments() -> argparse.Namespace:
     for flag in ("--not-before", "--not-after"):
         command["issue"].add_argument(flag, type=moment, metavar="2026-01-31T12:00:00Z")
     command["revoke"].add_argument("who", metavar="SERIAL_OR_NAME")
-    return parser.parse_args()
+    return parser.options()
 
 
 def main() -> int:

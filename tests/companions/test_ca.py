@@ -536,12 +536,13 @@ def test_a_wrong_command_says_why_and_changes_nothing(
 @pytest.mark.parametrize(
     "name", ["issued/0000000000000000.json", "number", "authority.json", "private_key.pem"]
 )
-def test_a_spoilt_file_of_the_authority_is_named(pki: Path, name: str) -> None:
+def test_a_spoilt_file_of_the_authority_is_named_and_not_shown(pki: Path, name: str) -> None:
     ca.issue(pki, "phone", Role.DEVICE)
     (pki / "ca" / name).write_bytes(b"nonsense")
     (pki / "ca" / name).chmod(0o600)
-    with pytest.raises(UserError, match=Path(name).name):
+    with pytest.raises(UserError, match=Path(name).name) as refused:
         ca.revoke(pki, "phone")
+    assert "nonsense" not in str(refused.value)  # it could be a key
     assert not (pki / "ca" / "lock").exists()
 
 
