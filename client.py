@@ -158,11 +158,8 @@ def plain_number(value: SupportsFloat) -> float:
 
 NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 MISSING = re.compile(r"[\W_]*(nan|inf|infinity|n/?a|null|none)$|[-./?]+$", re.IGNORECASE)  # a value
-SEPARATORS = {
-    "\t": "tabs",
-    ";": "semicolons",
-    ",": "commas",
-}  # the first one found in a row separates its cells
+KEY = re.compile(r"\s*([0-9]{1,3}\s*:\s*[0-9a-fA-F]{32}|-----BEGIN )")  # of a file of keys
+SEPARATORS = {"\t": "tabs", ";": "semicolons", ",": "commas"}  # the first one found separates cells
 
 
 @flag_type("a number up to 1e15, with a decimal point")
@@ -210,6 +207,8 @@ class Table:
         while line := file.readline(MOST_LINE):
             if len(line) == MOST_LINE:
                 raise UserError(f"{self._path} has a line of {MOST_LINE:,} characters or more")
+            if KEY.match(line):  # which no error must quote
+                raise UserError(f"{self._path} holds keys, and no readings")
             yield line
 
     def _cut(self, lines: Iterator[str]) -> Iterator[tuple[str, list[str]]]:

@@ -401,6 +401,8 @@ def prepare_streams() -> None:
 
 def run_program(main: Callable[[], int]) -> NoReturn:
     """Run `main`, and exit with its code or with one sentence on stderr; tidily on signals too."""
+    if Path(sys.argv[0]).name == "__main__.py":
+        sys.argv[0] = str(Path(sys.argv[0]).parent)  # in messages and usage: conform, say
     sys.unraisablehook = repeat_signal
     for ending in end_signals():
         if ending is not signal.SIGINT:  # which is a KeyboardInterrupt

@@ -173,7 +173,7 @@ def parse_events(text: str, name: str) -> tuple[list[Event], list[str]]:
         try:
             event = parsed(json.loads(line))
         except (ValueError, RecursionError):
-            raise UserError(f"{name} line {number} is not an event: {line[:40]!a}") from None
+            raise UserError(f"{name} line {number} is not an event") from None
         if event["event"] in WANTED:
             events.append(event)
         else:

@@ -693,7 +693,7 @@ def test_lines_of_unknown_kinds_are_left_out_and_named() -> None:
 )
 def test_a_line_that_is_no_event_is_named(bad: str) -> None:
     parse_events(f"{SENT}\n{CHANGED}\n{KEYS}\n{ENDED}\n", "my log")
-    with pytest.raises(UserError, match=r"^my log line 2 is not an event: '"):
+    with pytest.raises(UserError, match=r"^my log line 2 is not an event$"):
         parse_events(f"{SENT}\n{bad}\n", "my log")
 
 

@@ -648,7 +648,7 @@ def test_a_model_that_proverif_does_not_take_is_one_sentence(fake: Path) -> None
     (fake / "core.pv.txt").unlink()
     code, _, err = run_model("core.pv", path=str(fake))
     assert code == 2
-    assert err.startswith("classroom.model: proverif fails on core.pv, and says: ")
+    assert err.startswith("model: proverif fails on core.pv, and says: ")
     assert len(err.splitlines()) == 1
 
 
@@ -657,8 +657,7 @@ def test_without_proverif_the_runner_says_so_in_one_sentence(tmp_path: Path) -> 
     code, out, err = run_model(path=str(tmp_path))
     assert (code, out) == (2, "")
     assert err == (
-        "classroom.model: there is no proverif on PATH; "
-        "classroom/model/README.md has how to get it\n"
+        "model: there is no proverif on PATH; classroom/model/README.md has how to get it\n"
     )
     assert run_model("other.pv", path=str(tmp_path))[0] == 2
 

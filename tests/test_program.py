@@ -44,7 +44,7 @@ from program import (
     whole,
     write_text,
 )
-from tests.programs import TIMEOUT_S, posix_only, run
+from tests.programs import TIMEOUT_S, posix_only, run, run_here
 
 LONG = "x" * 250  # the longest name has 255
 
@@ -358,6 +358,14 @@ def test_a_closed_terminal_ends_a_program_unless_it_runs_below_nohup(
     assert end_signals() == [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
     handler[signal.SIGHUP] = signal.SIG_IGN
     assert end_signals() == [signal.SIGINT, signal.SIGTERM]
+
+
+def test_a_package_that_runs_is_called_by_its_name(capfd: pytest.CaptureFixture[str]) -> None:
+    def main() -> int:
+        raise UserError(Parser("Checks.").prog)
+
+    done = run_here(main, capfd, str(Path("conform") / "__main__.py"))
+    assert done.stderr == "conform: conform\n"
 
 
 def test_an_error_that_no_program_has_foreseen_names_its_file() -> None:

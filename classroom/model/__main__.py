@@ -11,7 +11,6 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -80,7 +79,6 @@ def run(program: str, model: str) -> dict[Query, str]:
 
 
 def main() -> int:
-    sys.argv[0] = "classroom.model"  # for messages; it would be __main__.py
     parser = Parser("Run the models with ProVerif 2.05.")
     parser.add_argument("models", nargs="*", metavar="MODEL", help="such as core.pv; default all")
     expected = expected_results()
