@@ -301,6 +301,18 @@ def test_a_bad_cell_on_standard_input_ends_in_one_sentence(port: str) -> None:
 
 
 @pytest.mark.slow
+def test_patient_lifts_the_deadlines_on_both_sides() -> None:
+    limits = ["--stranger-timeout", "0.2", "--silence-timeout", "0.2", "--frame-timeout", "0.2"]
+    with running_server(*limits, "--patient") as (_, port):
+        done = client(port, "1 --rounds 2 --interval 0.8 --patient --timeout 0.05")
+        assert (done.returncode, done.stderr) == (0, "")
+    with running_server(*limits) as (_, port):
+        done = client(port, "1 --rounds 2 --interval 0.8")
+        assert done.stderr == "client 1: session terminated by the server: TIMEOUT\n"
+        assert done.returncode == 1
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no such device here")
 def test_the_exit_code_is_right_though_nobody_can_be_told_why(closed_port: str) -> None:
     for words, code in ((f"client.py 1 --port {closed_port}", 3), ("server.py --window x", 2)):
