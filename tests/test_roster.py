@@ -75,6 +75,7 @@ def test_a_stranger_that_has_left_or_was_established_frees_its_place() -> None:
     roster = Roster[Caller](2)
     first, second = arrived(roster, 1, 2)
     assert not roster.leave(first)
+    assert roster.strangers == [second]
     roster.establish(second)
     third, fourth = arrived(roster, 3, 4)
     assert roster.strangers == [third, fourth]

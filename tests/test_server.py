@@ -49,6 +49,7 @@ from protocol_fsm import (
     Session,
     State,
     Status,
+    Terminate,
     UnexpectedOpcode,
     write_frame,
 )
@@ -604,6 +605,40 @@ def test_the_log_names_what_the_wire_does_not(caplog: pytest.LogCaptureFixture) 
     assert "client 4: round 1, [8.5]" in caplog.text
     assert server.summary().splitlines()[1].split() == ["4", "1", "1"]
     assert server.summary().splitlines()[-1] == "strangers: 1 BadTag, 1 ConnectionCut"
+
+
+def test_each_end_has_its_own_words_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "server")
+    with serving() as (server, journal):
+        with Hand(server.address, 1).shake_hands() as refusing:
+            refusing.send(refusing.session.seal(Terminate(Status.VIOLATION)))
+            reason(journal, 1)
+        with Hand(server.address, 2).shake_hands():
+            pass
+        reason(journal, 2)
+        with Wire(server.address) as half:
+            half.socket.sendall(b"\0")
+        reason(journal, 0)
+        with Hand(server.address, 3).shake_hands() as older:
+            older.report()
+            older.answer()
+            for thread in server._threads[:-1]:
+                thread.join(PATIENCE_S)
+            with Hand(server.address, 3).shake_hands() as newer:
+                assert len(server._threads) == 2, "threads that have ended are forgotten"
+                newer.report()
+                reason(journal, 3)
+    told = [record.message for record in caplog.records]
+    assert "stranger as client 1: ended: PeerTerminated: TERMINATE (VIOLATION)" in told
+    assert (
+        "stranger as client 2: ended: ConnectionCut: expected a farewell first, got the end" in told
+    )
+    assert (
+        "stranger without a name: ended: ConnectionCut: expected a farewell first, got the end"
+        in told
+    )
+    assert "client 3: ended after round 1: by this side (REPLACED)" in told
+    assert not any("internal error" in line for line in told)
 
 
 def test_a_stranger_has_one_deadline_for_hello_and_report(monkeypatch: pytest.MonkeyPatch) -> None:
