@@ -140,18 +140,17 @@ class Client:
     def report(self, readings: Iterable[SupportsFloat]) -> dict[str, Json]:
         """Send 0 to 1,024 real numbers, wait for the epoch to close, and return its aggregate."""
         channel = self.channel
-        channel.send(ClientData([*map(plain_number, readings)]))
+        plain = [r if isinstance(r, (int, float)) else float_of(r) for r in readings]
+        channel.send(ClientData(plain))
         answer = channel.receive(time.monotonic() + self.timeout_s)
         return dict(cast(ServerAggrResponse, answer).aggregate)  # the table allows nothing else
 
 
-def plain_number(value: SupportsFloat) -> float:
-    """Return an int or float, also of numpy's and array's numbers. Raises LocalError."""
-    if isinstance(value, (int, float)):
-        return value
-    if isinstance(value, numbers.Real):
-        return float(value)
-    raise LocalError(f"a reading is a real number, and this is a {type(value).__name__}")
+def float_of(value: SupportsFloat) -> float:
+    """Return the float that one of numpy's numbers or a fraction stands for. Raises LocalError."""
+    if not isinstance(value, numbers.Real):
+        raise LocalError(f"a reading is a real number, and this is a {type(value).__name__}")
+    return float(value)
 
 
 # Readings, from files and by hand -----------------------------------------------------------------

@@ -451,7 +451,8 @@ def check_readings(values: object) -> Sequence[float]:
     if len(values) > MAX_READINGS:
         raise BadPayload(f"at most {MAX_READINGS:,} numbers", len(values))
     for value in values:
-        if not _is_number(value, MAX_MAGNITUDE):
+        is_number = type(value) is float or _is_number(value)  # nearly all are floats
+        if not (is_number and -MAX_MAGNITUDE <= value <= MAX_MAGNITUDE):
             raise BadPayload(f"numbers of at most {MAX_MAGNITUDE:.0e}", "something else")
     return values
 
@@ -501,7 +502,7 @@ def _are_plain(values: Iterable[Any], or_arrays: bool = False) -> bool:
     """Return whether all are finite numbers, nulls, strings, or (if so) arrays of such."""
     for value in values:
         if not (
-            _is_number(value, LARGEST)
+            (_is_number(value) and -LARGEST <= value <= LARGEST)
             or value is None
             or _is_text(value)
             or (or_arrays and isinstance(value, (list, tuple)) and _are_plain(value))
@@ -510,13 +511,10 @@ def _are_plain(values: Iterable[Any], or_arrays: bool = False) -> bool:
     return True
 
 
-def _is_number(value: Any, most: float) -> bool:
-    """Return whether it is a number of at most that size: not True, not 1e400 for infinity."""
+def _is_number(value: object) -> bool:
+    """Return whether it is a number, infinity included; True is none."""
     kind = type(value)
-    if kind is float or kind is int or (kind is not bool and isinstance(value, (float, int))):
-        is_small: bool = -most <= value <= most
-        return is_small
-    return False
+    return kind is float or kind is int or (kind is not bool and isinstance(value, (float, int)))
 
 
 def _is_text(value: object) -> bool:

@@ -14,7 +14,7 @@ from typing import NoReturn
 
 import pytest
 
-from client import Client, Table, plain_number, reading, typed
+from client import Client, Table, float_of, reading, typed
 from endpoint import DEMO_KEYS
 from program import NoConnection, UserError
 from protocol_fsm import MAX_MAGNITUDE, DeadlineExpired, LocalError, PeerTerminated, Status
@@ -220,7 +220,7 @@ def test_a_report_takes_any_real_numbers_and_names_the_limit_otherwise() -> None
 @pytest.mark.slow
 def test_a_report_takes_the_arrays_of_numpy() -> None:
     numpy = pytest.importorskip("numpy")
-    assert plain_number(numpy.int64(3)) == 3
+    assert float_of(numpy.int64(3)) == 3
     with serving() as (server, _), client_for(server, 1) as client:
         assert client.report(numpy.array([1, 2]))["sum"] == 3
         assert client.report(numpy.array([1.5, 2.0], dtype=numpy.float32))["sum"] == 3.5
