@@ -58,7 +58,15 @@ from lab.stage import (
     learned,
     random_source,
 )
-from program import NoConnection, Parser, UserError, host_and_port, run_program, to_stderr
+from program import (
+    NoConnection,
+    Parser,
+    UserError,
+    host_and_port,
+    host_and_port_of,
+    run_program,
+    to_stderr,
+)
 from protocol_fsm import (
     CIPHERTEXT_AT,
     HEADER,
@@ -662,13 +670,14 @@ def server_to_attack(options: argparse.Namespace) -> tuple[str, int] | None:
         raise UserError("--seed and --without need the lab's own server")
     _, address = choose_keys(None, asked[0])  # the demo keys are for loopback only
     if can_bind(address, asked[1]):
-        raise NoConnection(f"no server at {address}:{asked[1]}: nothing listens there")
+        where = host_and_port_of((address, asked[1]))
+        raise NoConnection(f"no server at {where}: nothing listens there")
     return address, asked[1]
 
 
 def can_bind(host: str, port: int) -> bool:
     """Return whether a port is free, without connecting or letting anyone connect."""
-    with socket.socket() as sock:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as sock:
         if os.name == "posix":  # as in server.py: connections that are over are no obstacle
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -44,6 +44,7 @@ from program import (
     NoConnection,
     UserError,
     flag_type,
+    host_and_port_of,
     plural,
     positive,
     reason_of,
@@ -115,7 +116,7 @@ class Client:
         try:
             sock = socket.create_connection(self._address, 5.0)
         except (OSError, UnicodeError) as error:
-            where = "{}:{}".format(*self._address)
+            where = host_and_port_of(self._address)
             raise NoConnection(f"no server at {where}: {reason_of(error)}") from None
         self._channel = Channel(sock, self.session, self._frame_timeout_s)
         try:

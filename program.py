@@ -142,6 +142,13 @@ def host_and_port(text: str) -> tuple[str, int]:
     return host.strip("[]"), port_number(port)
 
 
+def host_and_port_of(address: Sequence[object]) -> str:
+    """Return HOST:PORT, of IPv4 or IPv6."""
+    host = str(address[0])
+    port = address[1]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 class Lines:
     """Non-blocking stderr: what a paused terminal does not take is dropped.
 

@@ -45,6 +45,7 @@ from program import (
     UserError,
     end_signals,
     escaped,
+    host_and_port_of,
     positive,
     reason_of,
     run_program,
@@ -537,7 +538,7 @@ def main() -> int:
     for signal_number in end_signals():
         signal.signal(signal_number, lambda number, _: stop.append(number))
     with server:
-        print("listening on {}:{}".format(*server.address), flush=True)
+        print(f"listening on {host_and_port_of(server.address)}", flush=True)
         if not options.keys:
             log.warning(DEMO_WARNING)
         while not stop:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
 from channel import POLL_S, Channel, EndRequested
-from program import Lines, NoConnection, UserError, end_signals, reason_of
+from program import Lines, NoConnection, UserError, end_signals, host_and_port_of, reason_of
 from protocol_fsm import LocalError, ProtocolError, Status
 
 END_S = 2.0  # how long the threads may take after a request to end
@@ -157,7 +157,8 @@ def listen(host: str, port: int) -> socket.socket:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         listener = socket.create_server((host, port), family=family, backlog=1_024)
     except (OSError, UnicodeError, OverflowError) as error:
-        raise NoConnection(f"cannot listen on {host}:{port}: {reason_of(error)}") from None
+        where = host_and_port_of((host, port))
+        raise NoConnection(f"cannot listen on {where}: {reason_of(error)}") from None
     listener.settimeout(POLL_S / 4)
     return listener
 
@@ -181,15 +182,8 @@ class Caller(Generic[AnyChannel]):
         try:
             return socket.create_connection(address, timeout_s)
         except (OSError, UnicodeError, OverflowError) as error:
-            where = "{}:{}".format(*address)
+            where = host_and_port_of(address)
             raise NoConnection(f"no server at {where}: {reason_of(error)}") from None
-
-
-def host_and_port_of(address: Sequence[object]) -> str:
-    """Return HOST:PORT, of IPv4 or IPv6."""
-    host = str(address[0])
-    port = address[1]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def serve(listener: Listener[Any], greeting: str, lines: Lines) -> None:

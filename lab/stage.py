@@ -26,7 +26,7 @@ from lab.catalogue import Attack, Evidence, run_outside
 from lab.frames import Frame, Log, recorder
 from lab.observer import Observer
 from lab.tcp import TcpStage
-from program import UserError
+from program import UserError, host_and_port_of
 from protocol_fsm import (
     ClientData,
     ConnectionCut,
@@ -240,7 +240,7 @@ class Lab(TcpStage):
     def _explained(self, error: ProtocolError) -> str:
         if not self.is_foreign:
             return f"no honest session: {error}"
-        where = "{}:{}".format(*self.address)
+        where = host_and_port_of(self.address)
         return (
             f"the program on {where} is not our server, or has other keys than the demo keys "
             f"({type(error).__name__}); without --server the lab attacks one of its own"

@@ -347,14 +347,20 @@ def test_only_the_server_that_is_asked_for_is_attacked(
         assert journal.of("end", VICTIM)
 
 
-def test_a_port_that_is_taken_is_noticed_without_a_connection() -> None:
-    with socket.create_server((HOST, 0)) as taken:
+@pytest.mark.parametrize("host", [HOST, "::1"])
+def test_a_port_that_is_taken_is_noticed_without_a_connection(host: str) -> None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        taken = socket.create_server((host, 0), family=family)
+    except OSError:
+        pytest.skip("no IPv6 here")
+    port = taken.getsockname()[1]
+    with taken:
         taken.settimeout(0)
-        assert not attacks.can_bind(*taken.getsockname())
+        assert not attacks.can_bind(host, port)
         with pytest.raises(BlockingIOError):
             taken.accept()
-        port = taken.getsockname()[1]
-    assert attacks.can_bind(HOST, port)
+    assert attacks.can_bind(host, port)
 
 
 @pytest.mark.slow

@@ -33,6 +33,7 @@ from program import (
     escaped,
     fitted,
     host_and_port,
+    host_and_port_of,
     output_path,
     plural,
     port_number,
@@ -358,6 +359,11 @@ def test_a_closed_terminal_ends_a_program_unless_it_runs_below_nohup(
     assert end_signals() == [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
     handler[signal.SIGHUP] = signal.SIG_IGN
     assert end_signals() == [signal.SIGINT, signal.SIGTERM]
+
+
+def test_addresses_are_shown_as_they_are_typed() -> None:
+    assert host_and_port_of(("127.0.0.1", 80)) == "127.0.0.1:80"
+    assert host_and_port_of(("::1", 80, 0, 0)) == "[::1]:80"
 
 
 def test_a_package_that_runs_is_called_by_its_name(capfd: pytest.CaptureFixture[str]) -> None:

@@ -23,7 +23,7 @@ from classroom.conform.checks import Unable
 from classroom.conform.client_checks import READINGS
 from classroom.conform.peer import Mismatch
 from endpoint import generate_keys, load_keys
-from program import NoConnection, UserError, escaped, reason_of
+from program import NoConnection, UserError, escaped, host_and_port_of, reason_of
 
 HOST = "127.0.0.1"
 CONNECT_S = 2.0
@@ -215,7 +215,7 @@ class ForeignServer:
         try:
             socket.create_connection(self.address, CONNECT_S).close()
         except (OSError, UnicodeError) as error:
-            where = "{}:{}".format(*self.address)
+            where = host_and_port_of(self.address)
             raise NoConnection(f"no server at {where}: {reason_of(error)}") from None
         yield self
 

@@ -44,6 +44,7 @@ from program import (
     end_signals,
     flag_type,
     host_and_port,
+    host_and_port_of,
     port_number,
     reason_of,
     run_program,
@@ -338,8 +339,8 @@ def main() -> int:
     with node:
         for number in end_signals():
             signal.signal(number, partial(interrupt, talk))
-        ours = "{}:{}".format(*node.address)
-        theirs = "{}:{}".format(*options.at)
+        ours = host_and_port_of(node.address)
+        theirs = host_and_port_of(options.at)
         screen.notice(f"listening on {ours}; {options.peer} should be at {theirs}")
         with reading_lines(talk.happenings.put) as taken:
             talk.run(node, taken)

@@ -49,7 +49,6 @@ from companions.device_transfer.transfer import (
     TooLarge,
     sign_manifest,
 )
-from companions.listening import host_and_port_of
 from companions.logs import LineFormatter
 from program import NoConnection, UserError
 from protocol_fsm import (
@@ -704,11 +703,6 @@ def test_readme_quotes_what_a_server_logs(
 def test_nothing_breaks_a_line_of_the_log() -> None:
     record = logging.LogRecord("x", logging.INFO, "x", 1, "a\n%s", ("\x1b[2J\u202e\u00e9",), None)
     assert LineFormatter().format(record).endswith("Z a\\n\\x1b[2J\\u202e\u00e9")
-
-
-def test_addresses_are_shown_as_they_are_typed() -> None:
-    assert host_and_port_of(("127.0.0.1", 80)) == "127.0.0.1:80"
-    assert host_and_port_of(("::1", 80, 0, 0)) == "[::1]:80"
 
 
 @pytest.mark.slow
