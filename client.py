@@ -141,7 +141,9 @@ class Client:
     def report(self, readings: Iterable[SupportsFloat]) -> dict[str, Json]:
         """Send 0 to 1,024 real numbers, wait for the epoch to close, and return its aggregate."""
         channel = self.channel
-        plain = [r if isinstance(r, (int, float)) else float_of(r) for r in readings]
+        plain = [
+            value if isinstance(value, (int, float)) else float_of(value) for value in readings
+        ]
         channel.send(ClientData(plain))
         answer = channel.receive(time.monotonic() + self.timeout_s)
         return dict(cast(ServerAggrResponse, answer).aggregate)  # the table allows nothing else
