@@ -331,6 +331,20 @@ def test_the_matrix_is_that_of_the_search_and_its_cells_lead_to_runs() -> None:
     assert "try python attacks.py --without tag flip-reading" in text
 
 
+def test_the_summary_has_columns_only_for_what_was_run() -> None:
+    whole = run_of([judged("one", "", claim="tags")])
+    weakened = run_of([judged("one", "tag", claim="tags", won="it")])
+    for runs, groups, counts in (
+        ([whole], ["all rules"], "1 0 0"),
+        ([weakened], ["rules taken out"], "1 1"),
+        ([whole, weakened], ["all rules", "rules taken out"], "1 0 0 1 1"),
+    ):
+        table = report.page(runs, LAB).partition("</caption>")[2].partition("</table>")[0]
+        assert re.findall(r'colspan="\d">(.*?)<', table) == groups
+        assert re.findall(r'<td class="number">(\d)<', table) == counts.split()
+        assert table.count('<th scope="col" class="number">') == len(counts.split())
+
+
 @pytest.mark.parametrize(
     ("as_expected", "noticed", "won", "kind"),
     [
