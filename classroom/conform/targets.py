@@ -102,6 +102,10 @@ class Process:
     def end(self) -> None:
         """End it, by force if need be."""
         self.stop()
+        self.finish()
+
+    def finish(self) -> None:
+        """Wait for the end, and force it if it does not come."""
         self.wait(END_S)
         if os.name == "posix":
             with contextlib.suppress(OSError):
@@ -123,22 +127,23 @@ class Workshop:
     """A folder for keys and output, and the programs started in it; none outlives the `with`."""
 
     def __init__(self, ids: Sequence[int]) -> None:
-        self.ids = ids
-
-    def __enter__(self) -> Workshop:
         self._folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
         self.folder = Path(self._folder.name)
-        generate_keys(self.folder / "keys", [*self.ids])
+        generate_keys(self.folder / "keys", [*ids])
         self.keys = load_keys(self.folder / "keys" / "server.keys")
         self._lock = threading.Lock()
         self._mark = secrets.token_hex(16)
         self._processes: list[Process] = []
         self._is_closed = False
+
+    def __enter__(self) -> Workshop:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C breaks nothing off
         self.end_all()
         self._folder.cleanup()
+        signal.signal(signal.SIGINT, before)
 
     def start(self, words: Sequence[str]) -> Process:
         """Start a program. Raises UserError, and Unable when all have been ended."""
@@ -153,9 +158,11 @@ class Workshop:
         """End all programs; no other can be started."""
         with self._lock:
             self._is_closed = True
-            for process in self._processes:
-                if process.code() is None:
-                    process.end()
+            running = [process for process in self._processes if process.code() is None]
+            for process in running:  # all at once, so that their times do not add up
+                process.stop()
+            for process in running:
+                process.finish()
             end_strays(self._mark)
 
 
