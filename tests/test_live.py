@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import http.client
 import json
+import logging
 import re
 import signal
 import subprocess
@@ -20,7 +21,7 @@ from typing import Any
 import pytest
 from aiohttp import ClientSession, WSServerHandshakeError
 
-from classroom.live import app
+from classroom.live import app, show
 from classroom.live.app import FILES, MOST_REQUEST, in_background
 from classroom.live.room import Room
 from classroom.live.safe import Door
@@ -44,8 +45,8 @@ from lab.weakened import RULES
 from program import UserError
 from protocol_fsm import ClientData, State
 from tests.helpers import pair_in
-from tests.network import PATIENCE_S
-from tests.programs import ROOT, posix_only, run
+from tests.network import PATIENCE_S, wait_until
+from tests.programs import ROOT, posix_only, run, run_here
 
 
 class Reader:
@@ -642,6 +643,32 @@ def test_the_program_serves_until_it_is_stopped() -> None:
             urllib.request.urlopen(match[1], timeout=PATIENCE_S)
         program.send_signal(signal.SIGINT)
         assert program.wait(PATIENCE_S) == 0
+
+
+def test_what_is_still_asked_for_is_not_done_when_the_room_is_left() -> None:
+    done: list[str] = []
+    with Room() as room:
+        room._soon(room._hand, lambda: wait_until(lambda: room._hand._shutdown))
+        room._soon(room._hand, lambda: done.append("late"))
+    assert not done
+
+
+def test_a_second_ctrl_c_does_not_disturb_the_end(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    async def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    class Left(Room):
+        def __exit__(self, *exception: object) -> None:
+            signal.raise_signal(signal.SIGINT)
+            super().__exit__(*exception)
+
+    monkeypatch.setattr(show, "show", interrupted)
+    monkeypatch.setattr(show, "Room", Left)
+    monkeypatch.setattr(logging.root.manager, "disable", logging.root.manager.disable)
+    done = run_here(show.main, capfd, "show.py")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "\n", "")
 
 
 @pytest.mark.slow
