@@ -53,32 +53,26 @@ class Runs(Protocol):
 Start = Callable[[tuple[str, int], int], Runs]  # for a server at an address, a client of an id
 
 
-class ClientTrial:
+class ClientTrial(contextlib.ExitStack):
     """One check's clients, which are ended after it, and the server that it plays for them."""
 
     def __init__(self, start: Start, keys: Mapping[int, bytes], client_id: int) -> None:
+        super().__init__()
         self._start = start
         self._keys = keys
         self.client_id = client_id
         self.client: Runs | None = None  # the one that was started last
-        self._open = contextlib.ExitStack()
-        self._listener = self._open.enter_context(socket.create_server(("127.0.0.1", 0)))
-
-    def __enter__(self) -> ClientTrial:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._open.close()
+        self._listener = self.enter_context(socket.create_server(("127.0.0.1", 0)))
 
     def connected(self) -> Peer:
         """Start a client, and return our end of its connection. Raises Mismatch."""
         self.client = self._start(self._listener.getsockname()[:2], self.client_id)
-        self._open.callback(self.client.end)
+        self.callback(self.client.end)
         deadline = time.monotonic() + CONNECT_S
         self._listener.settimeout(0.2)
         while time.monotonic() < deadline:
             with contextlib.suppress(TimeoutError):
-                sock = self._open.enter_context(self._listener.accept()[0])
+                sock = self.enter_context(self._listener.accept()[0])
                 return Peer(sock, self.client_id, self._keys[self.client_id], Direction.S2C)
             if self.client.code() is not None:
                 got = f"the exit code {self.client.code()}"
@@ -139,15 +133,13 @@ def rest_of_session(trial: ClientTrial, peer: Peer, done: int) -> None:
 
 def refused(trial: ClientTrial, peer: Peer, message: bytes, farewell: str = VIOLATION) -> None:
     """Send what has to be refused, with a farewell and a failure. Raises Mismatch."""
-    peer.say(message)
-    peer.expect_end(farewell)
+    peer.say_last(message, farewell)
     trial.expect_failure()
 
 
 def refused_silently(trial: ClientTrial, peer: Peer, message: bytes) -> None:
     """Send what has to be refused in the handshake. Raises Mismatch."""
-    peer.say(message)
-    peer.expect_end()
+    peer.say_last(message)
     trial.expect_failure()
 
 
@@ -407,8 +399,7 @@ for name, (body, meaning) in TAKEN_BODIES.items():
 def shutdown(trial: ClientTrial) -> None:
     """An accepted farewell is not answered; the client ends with the exit code 1."""
     peer = trial.reported()
-    peer.say(Terminate(Status.SHUTDOWN))
-    peer.expect_end()
+    peer.say_last(Terminate(Status.SHUTDOWN))
     trial.expect_exit(TERMINATED)
 
 
@@ -419,8 +410,7 @@ def farewell_of_any_round(trial: ClientTrial) -> None:
     farewell = peer.forged(
         Opcode.TERMINATE, b"", plaintext=bytes([Status.REPLACED]), round_number=77
     )
-    peer.say(farewell)
-    peer.expect_end()
+    peer.say_last(farewell)
     trial.expect_exit(TERMINATED)
 
 
