@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
 import random
 import shutil
+import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -133,8 +136,17 @@ def test_child_is_refused_what_a_solution_has_no_use_for(side: Side, code: str) 
         side.do(code)
 
 
-def test_folder_of_a_child_is_gone_afterwards() -> None:
-    with folder_with({"mod.py": ""}) as folder:
+def test_folder_of_a_child_is_gone_afterwards_even_after_ctrl_c(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    removed = shutil.rmtree
+
+    def interrupted(*arguments: Any, **options: Any) -> None:
+        signal.raise_signal(signal.SIGINT)
+        removed(*arguments, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", interrupted)
+    with contextlib.suppress(KeyboardInterrupt), folder_with({"mod.py": ""}) as folder:
         assert (folder / "drive.py").is_file()
     assert not folder.exists()
 

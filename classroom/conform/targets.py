@@ -23,7 +23,7 @@ from classroom.conform.checks import Unable
 from classroom.conform.client_checks import READINGS
 from classroom.conform.peer import Mismatch
 from endpoint import generate_keys, load_keys
-from program import NoConnection, UserError, escaped, host_and_port_of, reason_of
+from program import NoConnection, UserError, escaped, host_and_port_of, reason_of, tidying
 
 HOST = "127.0.0.1"
 CONNECT_S = 2.0
@@ -140,10 +140,9 @@ class Workshop:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C breaks nothing off
-        self.end_all()
-        self._folder.cleanup()
-        signal.signal(signal.SIGINT, before)
+        with tidying():
+            self.end_all()
+            self._folder.cleanup()
 
     def start(self, words: Sequence[str]) -> Process:
         """Start a program. Raises UserError, and Unable when all have been ended."""
