@@ -27,9 +27,8 @@ from classroom.kit.grading import (
     Report,
     Restarting,
     Result,
-    folder_of,
+    child_of,
     grade_task,
-    modules_for,
     reference_of,
     reports,
     vetted,
@@ -601,9 +600,9 @@ def test_no_test_knows_how_often_it_has_run(reference: Sources, judge: Reference
         "RUNS = []\n\n\ndef test_once(other):\n    RUNS.append(1)\n    1 // (2 - len(RUNS))\n"
     )
     sources, _ = grafted(reference, {**reference, "mine.py": counting}, TASKS[12])
-    child = {**folder_of(sources, TASKS[12]), "vectors/key_schedule.json": judge.vectors}
+    child, modules = child_of(sources, TASKS[12], judge.vectors)
     with folder_with(child) as folder:
-        student = Restarting(folder, modules_for(TASKS[12]), judge.jail, TASK_S)
+        student = Restarting(folder, modules, judge.jail, TASK_S)
         bench = Bench(student, judge.side, lambda _: None, "")
         assert sorted_tests(bench, judge) == (["test_once"], 0)
         assert not is_killed(bench, judge, ["test_once"], None)

@@ -479,7 +479,7 @@ def notices_cuts(bench: Bench) -> None:
         bench.same(
             f"[P 3.1] A stream that ends after {plural(length, 'byte')} is a ConnectionCut, inside "
             "a frame if at least one byte of it has come.",
-            "cut_of(pieces)",
+            "read_and_left(pieces)[0]",
             pieces=[whole[:length]] if length else [],
         )
 
@@ -972,9 +972,10 @@ def computes_own_part(bench: Bench) -> None:
         )
 
 
-def plays(bench: Bench, sentence: str, *steps: list[Any]) -> None:
+def plays(bench: Bench, sentence: str, *steps: list[Any], aggregation: str = "right") -> None:
     """Compare what a series of contributions, withdrawals and closings leads to."""
-    bench.same(sentence, "epochs_played(steps)", steps=[*steps])
+    code = "epochs_played(steps, aggregation)"
+    bench.same(sentence, code, steps=[*steps], aggregation=aggregation)
 
 
 @check(9, 2)
@@ -1035,10 +1036,9 @@ def withdraws(bench: Bench) -> None:
 def survives_an_aggregation(bench: Bench) -> None:
     """An aggregation that fails leaves the server running, without answers."""
     say = "[P 4] An aggregation that raises, or gives what cannot be sent, leaves no answers."
-    for kind in ("raises", "exits", "unsendable"):
-        steps = [["add", 1, [1.0], 1.0], ["close", 1.1], ["add", 1, [1.0], 2.0], ["close", 3.5]]
-        plays(bench, say, ["aggregation", kind], *steps)
-    plays(bench, say, *steps)
+    steps = [["add", 1, [1.0], 1.0], ["close", 1.1], ["add", 1, [1.0], 2.0], ["close", 3.5]]
+    for aggregation in ("raises", "exits", "unsendable", "right"):
+        plays(bench, say, *steps, aggregation=aggregation)
 
 
 # 10 A bit flip ------------------------------------------------------------------------------------

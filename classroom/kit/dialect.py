@@ -88,38 +88,32 @@ def of(class_key: bytes, student: str) -> Dialect:
     return Dialect(drawn[:4].hex(), *bits)
 
 
-REFERENCE_EDITS = (  # (module, function, old); what is new stands in _new_texts, in the same order
-    ("crypto_utils", "derive_key", 'master_key + label.encode("ascii")'),
-    ("crypto_utils", "evolve_key", "chain_key + material"),
-    ("protocol_fsm", "bind_keys", "client_nonce + server_nonce"),
-    ("protocol_fsm", "evolve_c2s", 'keys["C2S-ENC"], ciphertext'),
-    ("protocol_fsm", "evolve_c2s", 'keys["C2S-MAC"], nonce'),
-    ("protocol_fsm", "evolve_s2c", 'keys["S2C-ENC"], body'),
-    ("protocol_fsm", "evolve_s2c", 'keys["S2C-MAC"], status'),
-)
-
-
 def sources(dialect: Dialect) -> Sources:
     """Return the solutions in a dialect: the core, and the files of the students."""
     texts = {f"{name}.py": _read(f"{name}.py") for name in MODULES}
     texts |= {f"{name}.py": _read(f"classroom/kit/student/{name}.py") for name in OWN}
-    for (module, function, old), new in zip(REFERENCE_EDITS, _new_texts(dialect)):
-        name = f"{module}.py"
+    for name, function, old, new in _edits(dialect):
         texts[name] = edited(texts[name], function, old, new)
     return texts
 
 
-def _new_texts(dialect: Dialect) -> list[str]:
+def _edits(dialect: Dialect) -> list[tuple[str, str, str, str]]:
+    """Return the edits of the reference: file, function, what stands there, what is to stand."""
+    label = f'f"{{label}}/{dialect.word}".encode("ascii")'
+    start = dialect.start("master_key", label)
+    step = dialect.step("chain_key", "material")
+    nonces = dialect.nonces("client_nonce", "server_nonce")
     c2s = dialect.moving("C2S", ("ciphertext", "nonce"))
     s2c = dialect.moving("S2C", ("body", "status"))
+    protocol = "protocol_fsm.py"
     return [
-        dialect.start("master_key", f'f"{{label}}/{dialect.word}".encode("ascii")'),
-        dialect.step("chain_key", "material"),
-        dialect.nonces("client_nonce", "server_nonce"),
-        f'keys["C2S-ENC"], {c2s[0]}',
-        f'keys["C2S-MAC"], {c2s[1]}',
-        f'keys["S2C-ENC"], {s2c[0]}',
-        f'keys["S2C-MAC"], {s2c[1]}',
+        ("crypto_utils.py", "derive_key", 'master_key + label.encode("ascii")', start),
+        ("crypto_utils.py", "evolve_key", "chain_key + material", step),
+        (protocol, "bind_keys", "client_nonce + server_nonce", nonces),
+        (protocol, "evolve_c2s", 'keys["C2S-ENC"], ciphertext', f'keys["C2S-ENC"], {c2s[0]}'),
+        (protocol, "evolve_c2s", 'keys["C2S-MAC"], nonce', f'keys["C2S-MAC"], {c2s[1]}'),
+        (protocol, "evolve_s2c", 'keys["S2C-ENC"], body', f'keys["S2C-ENC"], {s2c[0]}'),
+        (protocol, "evolve_s2c", 'keys["S2C-MAC"], status', f'keys["S2C-MAC"], {s2c[1]}'),
     ]
 
 

@@ -310,25 +310,19 @@ class Side(Asked):
 
     def _send(self) -> None:
         pipe = self._process.stdin
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError), pipe or contextlib.nullcontext():
             while pipe and (line := self._outbox.get()) is not None:
                 pipe.write(line)
                 pipe.flush()
-        with contextlib.suppress(OSError, ValueError):
-            if pipe:
-                pipe.close()
 
     def _receive(self) -> None:
         pipe = self._process.stdout
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError), pipe or contextlib.nullcontext():
             while pipe and (line := pipe.readline(LINE_BYTES)):
                 self._inbox.put(line)
                 if len(line) >= LINE_BYTES or self._inbox.qsize() > LINES_AHEAD:
                     break
         self._inbox.put(b"")
-        with contextlib.suppress(OSError, ValueError):
-            if pipe:
-                pipe.close()
 
 
 NONSENSE = (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError)
