@@ -122,7 +122,6 @@ def test_every_function_of_a_task_is_cut_and_no_two_tasks_share_one() -> None:
             written = ast.unparse(left)
             is_stub = written == f"raise NotImplementedError('task {task.number}')"
             assert is_stub or written.endswith(("= {}", "= ()")), place
-    assert sum(task.points for task in TASKS) == 100
     assert [task.number for task in TASKS] == [*range(1, 14)]
 
 
