@@ -131,22 +131,16 @@ def rest_of_session(trial: ClientTrial, peer: Peer, done: int) -> None:
     trial.expect_exit(DONE)
 
 
-def refused(trial: ClientTrial, peer: Peer, message: bytes, farewell: str = VIOLATION) -> None:
-    """Send what has to be refused, with a farewell and a failure. Raises Mismatch."""
-    peer.say_last(message, farewell)
-    trial.expect_failure()
-
-
-def refused_silently(trial: ClientTrial, peer: Peer, message: bytes) -> None:
-    """Send what has to be refused in the handshake. Raises Mismatch."""
-    peer.say_last(message)
+def refused(trial: ClientTrial, peer: Peer, message: bytes, *farewell: str) -> None:
+    """Send what has to be refused, in the handshake without a farewell. Raises Mismatch."""
+    peer.say_last(message, *farewell)
     trial.expect_failure()
 
 
 def refuses(trial: ClientTrial, opcode: int, body: bytes, **fields: Any) -> None:
     """Forge an answer or farewell after a report, and expect that it is refused."""
     peer = trial.reported()
-    refused(trial, peer, peer.forged(opcode, body, **fields))
+    refused(trial, peer, peer.forged(opcode, body, **fields), VIOLATION)
 
 
 # 3.1 to 3.5 Honest sessions -----------------------------------------------------------------------
@@ -220,14 +214,14 @@ def echo(trial: ClientTrial) -> None:
     """A SERVER_CHALLENGE with another client nonce is refused silently."""
     peer = trial.greeted()
     nonces = bytes(2 * NONCE_BYTES)
-    refused_silently(trial, peer, peer.forged(Opcode.SERVER_CHALLENGE, nonces))
+    refused(trial, peer, peer.forged(Opcode.SERVER_CHALLENGE, nonces))
 
 
 @check("3.6")
 def challenge_tag(trial: ClientTrial) -> None:
     """A SERVER_CHALLENGE with a wrong tag is refused silently."""
     peer = trial.greeted()
-    refused_silently(trial, peer, flipped_bytes(peer.session.seal(ServerChallenge()), LAST_BYTE))
+    refused(trial, peer, flipped_bytes(peer.session.seal(ServerChallenge()), LAST_BYTE))
 
 
 @check("3.3")
@@ -235,16 +229,14 @@ def challenge_length(trial: ClientTrial) -> None:
     """A SERVER_CHALLENGE with a longer nonce is refused silently."""
     peer = trial.greeted()
     echoed = peer.plaintexts[0][:NONCE_BYTES]
-    refused_silently(
-        trial, peer, peer.forged(Opcode.SERVER_CHALLENGE, echoed + bytes(NONCE_BYTES + 1))
-    )
+    refused(trial, peer, peer.forged(Opcode.SERVER_CHALLENGE, echoed + bytes(NONCE_BYTES + 1)))
 
 
 @check("3.5")
 def answer_first(trial: ClientTrial) -> None:
     """An answer in place of the SERVER_CHALLENGE is refused silently."""
     peer = trial.greeted()
-    refused_silently(trial, peer, peer.forged(Opcode.SERVER_AGGR_RESPONSE, b"{}"))
+    refused(trial, peer, peer.forged(Opcode.SERVER_AGGR_RESPONSE, b"{}"))
 
 
 @check("3.5")
@@ -252,7 +244,7 @@ def farewell_first(trial: ClientTrial) -> None:
     """A farewell in the handshake is refused silently."""
     peer = trial.greeted()
     farewell = peer.forged(Opcode.TERMINATE, b"", plaintext=bytes([Status.SHUTDOWN]))
-    refused_silently(trial, peer, farewell)
+    refused(trial, peer, farewell)
 
 
 @check("5")
@@ -307,7 +299,7 @@ def replayed_answer(trial: ClientTrial) -> None:
 def reflected_report(trial: ClientTrial) -> None:
     """The client's own report, reflected, is refused."""
     peer = trial.reported()
-    refused(trial, peer, peer.heard[-1])
+    refused(trial, peer, peer.heard[-1], VIOLATION)
 
 
 @check("3.6")
@@ -329,7 +321,8 @@ def old_keys(trial: ClientTrial) -> None:
     keys = peer.keys
     peer.say(answer(peer))
     peer.expect_message(Opcode.CLIENT_DATA)
-    refused(trial, peer, peer.forged(Opcode.SERVER_AGGR_RESPONSE, b"{}", keys=keys))
+    message = peer.forged(Opcode.SERVER_AGGR_RESPONSE, b"{}", keys=keys)
+    refused(trial, peer, message, VIOLATION)
 
 
 @check("3.5")
@@ -419,7 +412,7 @@ def farewell_tag(trial: ClientTrial) -> None:
     """A farewell with a wrong tag is refused."""
     peer = trial.reported()
     farewell = peer.forged(Opcode.TERMINATE, b"", plaintext=bytes([Status.GOODBYE]))
-    refused(trial, peer, flipped_bytes(farewell, LAST_BYTE))
+    refused(trial, peer, flipped_bytes(farewell, LAST_BYTE), VIOLATION)
 
 
 @check("3.7")
