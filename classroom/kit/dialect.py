@@ -21,8 +21,8 @@ from crypto_utils import hmac_sha256
 from program import UserError, escaped, reason_of
 
 ROOT = Path(__file__).parent.parent.parent
-CORE = ("guard", "crypto_utils", "protocol_fsm", "channel", "program", "endpoint")
-MODULES = (*CORE, "server", "client")
+CORE = ("guard", "crypto_utils", "protocol_fsm", "channel", "program", "endpoint", "server")
+MODULES = (*CORE, "client")
 OWN = ("breaking", "mine", "other_side")  # in classroom/kit/student
 MIN_CLASS_KEY = 16  # bytes
 MAX_CLASS_KEY = 4_096  # bytes: /dev/zero is none
@@ -92,28 +92,27 @@ def sources(dialect: Dialect) -> Sources:
     """Return the solutions in a dialect: the core, and the files of the students."""
     texts = {f"{name}.py": _read(f"{name}.py") for name in MODULES}
     texts |= {f"{name}.py": _read(f"classroom/kit/student/{name}.py") for name in OWN}
-    for name, function, old, new in _edits(dialect):
-        texts[name] = edited(texts[name], function, old, new)
+    for place, old, new in _edits(dialect):
+        texts = edited(texts, place, old, new)
     return texts
 
 
-def _edits(dialect: Dialect) -> list[tuple[str, str, str, str]]:
-    """Return the edits of the reference: file, function, what stands there, what is to stand."""
+def _edits(dialect: Dialect) -> list[tuple[str, str, str]]:
+    """Return the edits of the reference: the place, what stands there, and what is to stand."""
     label = f'f"{{label}}/{dialect.word}".encode("ascii")'
     start = dialect.start("master_key", label)
     step = dialect.step("chain_key", "material")
     nonces = dialect.nonces("client_nonce", "server_nonce")
     c2s = dialect.moving("C2S", ("ciphertext", "nonce"))
     s2c = dialect.moving("S2C", ("body", "status"))
-    protocol = "protocol_fsm.py"
     return [
-        ("crypto_utils.py", "derive_key", 'master_key + label.encode("ascii")', start),
-        ("crypto_utils.py", "evolve_key", "chain_key + material", step),
-        (protocol, "bind_keys", "client_nonce + server_nonce", nonces),
-        (protocol, "evolve_c2s", 'keys["C2S-ENC"], ciphertext', f'keys["C2S-ENC"], {c2s[0]}'),
-        (protocol, "evolve_c2s", 'keys["C2S-MAC"], nonce', f'keys["C2S-MAC"], {c2s[1]}'),
-        (protocol, "evolve_s2c", 'keys["S2C-ENC"], body', f'keys["S2C-ENC"], {s2c[0]}'),
-        (protocol, "evolve_s2c", 'keys["S2C-MAC"], status', f'keys["S2C-MAC"], {s2c[1]}'),
+        ("crypto_utils:derive_key", 'master_key + label.encode("ascii")', start),
+        ("crypto_utils:evolve_key", "chain_key + material", step),
+        ("protocol_fsm:bind_keys", "client_nonce + server_nonce", nonces),
+        ("protocol_fsm:evolve_c2s", 'keys["C2S-ENC"], ciphertext', f'keys["C2S-ENC"], {c2s[0]}'),
+        ("protocol_fsm:evolve_c2s", 'keys["C2S-MAC"], nonce', f'keys["C2S-MAC"], {c2s[1]}'),
+        ("protocol_fsm:evolve_s2c", 'keys["S2C-ENC"], body', f'keys["S2C-ENC"], {s2c[0]}'),
+        ("protocol_fsm:evolve_s2c", 'keys["S2C-MAC"], status', f'keys["S2C-MAC"], {s2c[1]}'),
     ]
 
 

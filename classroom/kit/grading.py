@@ -15,9 +15,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from classroom.kit import checks, others  # noqa: F401 (others registers the checks of task 13)
-from classroom.kit.checks import CHECKS, CORE, Bench, Check, Failed
-from classroom.kit.dialect import Dialect, sources, vectors
+from classroom.kit import checks, others  # noqa: F401 (which register the checks)
+from classroom.kit.bench import CHECKS, Bench, Check, Failed, named
+from classroom.kit.dialect import CORE, Dialect, sources, vectors
 from classroom.kit.graft import Unreadable, grafted, modules_of, submission
 from classroom.kit.sandbox import START_S, Asked, Gone, Jail, Raised, Side, best_jail, folder_with
 from classroom.kit.skeleton import Sources, find
@@ -28,6 +28,7 @@ TASK_S = 5.5  # for all checks of a task, as far as the submission uses it up
 LONGER_S = {11: 12.0, 12: 20.0, 13: 45.0}  # thousands of queries, sessions, planted bugs
 GRADING_S = 110.0  # for all tasks together
 PARSING_S = 5.0  # for one file
+PRELUDE = Path(__file__).with_name("prelude.py")
 PARSE = "bool(__import__('ast').unparse(__import__('ast').parse(text)))"
 
 
@@ -81,7 +82,7 @@ class Restarting(Asked):
             if self._side is None:
                 self._side = self._start(min(START_S, self._left_s))
             if self._side.import_error:
-                name = checks.named(self._side.import_error)
+                name = named(self._side.import_error)
                 raise Gone(f"cannot be imported, which raises {name}")
             return self._side.do(code, until=began + self._left_s, **options)
         except Raised:
@@ -103,10 +104,10 @@ def child_of(texts: Sources, task: Task, vectors: str) -> tuple[Sources, list[st
     if task.number == 13:  # whose child holds nothing of the protocol
         files = {name: texts[name] for name in ("mine.py", "other_side.py")}
         return {**files, "vectors/key_schedule.json": vectors}, ["other_side", "mine"]
-    files = {name: texts[name] for name in (*CORE, *modules_of(task))}
     own = [name.removesuffix(".py") for name in modules_of(task)]
+    files = {f"{name}.py": texts[f"{name}.py"] for name in (*CORE, *own)}
     modules = dict.fromkeys(["crypto_utils", "protocol_fsm", "server", *own, "prelude"])
-    return {**files, "prelude.py": checks.PRELUDE.read_text("utf-8")}, [*modules]
+    return {**files, "prelude.py": PRELUDE.read_text("utf-8")}, [*modules]
 
 
 class Reference(NamedTuple):

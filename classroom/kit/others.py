@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
-from classroom.kit.checks import CHECKS, CORE, Bench, Check, Failed, check, named
+from classroom.kit.bench import CHECKS, Bench, Check, Failed, check, named
+from classroom.kit.dialect import CORE
 from classroom.kit.sandbox import Asked, Gone, Raised, Side, folder_with
 from classroom.kit.skeleton import Sources, edited
 from classroom.kit.tasks import BUGS, TASKS, Bug
@@ -31,7 +32,7 @@ def run_test(name):
     return True
 """
 LISTED = "sorted(n for n, f in vars(mine).items() if n.startswith('test_') and callable(f))"
-FILES = (*CORE, "other_side.py")
+FILES = (*(f"{name}.py" for name in CORE), "other_side.py")
 GROUPS: tuple[tuple[int, ...], ...] = ((1, 2), (3,), (4,), (5,), (6,), (7,))  # a check each
 
 
@@ -151,9 +152,7 @@ def is_killed(bench: Bench, reference: Any, names: list[str], bug: Bug | None) -
 
 def planted(sources: Sources, bug: Bug) -> Sources:
     """Return the reference with a bug in it."""
-    module, _, qualname = bug.function.partition(":")
-    name = f"{module}.py"
-    return {**sources, name: edited(sources[name], qualname, bug.old, bug.new)}
+    return edited(sources, bug.function, bug.old, bug.new)
 
 
 @check(13, 1)
