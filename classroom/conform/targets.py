@@ -140,8 +140,14 @@ class Workshop:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        with tidying():
-            self.end_all()
+        with tidying(), self._lock:
+            self._is_closed = True  # no other can be started
+            running = [process for process in self._processes if process.code() is None]
+            for process in running:  # all at once, so that their times do not add up
+                process.stop()
+            for process in running:
+                process.finish()
+            end_strays(self._mark)
             self._folder.cleanup()
 
     def start(self, words: Sequence[str]) -> Process:
@@ -152,17 +158,6 @@ class Workshop:
             process = Process(words, self._mark)
             self._processes.append(process)
             return process
-
-    def end_all(self) -> None:
-        """End all programs; no other can be started."""
-        with self._lock:
-            self._is_closed = True
-            running = [process for process in self._processes if process.code() is None]
-            for process in running:  # all at once, so that their times do not add up
-                process.stop()
-            for process in running:
-                process.finish()
-            end_strays(self._mark)
 
 
 def end_strays(mark: str) -> None:
