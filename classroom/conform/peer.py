@@ -203,7 +203,7 @@ class Peer:
             raise Mismatch(CLOSED, named(heard))
 
     def say_last(self, message: Message | bytes, *farewell: str) -> None:
-        """Send a message, and expect the same. Raises Mismatch."""
+        """Send a message, and expect a farewell, if one is named, and the end. Mismatch."""
         self.say(message)
         self.expect_end(*farewell)
 
