@@ -205,7 +205,8 @@ def test_additions_are_grafted_in_their_order_and_between_ours(reference: Source
 @pytest.fixture
 def report() -> Report:
     sentence = "[P 1] A sentence <of> ours."
-    results = [Result(CHECKS[0], 2, "", 0.1), Result(CHECKS[1], 0, sentence, 0.2)]
+    first, second, *_ = (check for check in CHECKS if check.task == 1)
+    results = [Result(first, 2, "", 0.1), Result(second, 0, sentence, 0.2)]
     return Report(STUDENT, TASKS, results, "not isolated: for the test")
 
 

@@ -62,6 +62,8 @@ def filled(words: Sequence[str], values: Mapping[str, object]) -> list[str]:
 class Process:
     """A program that runs. However much it prints, only the end is kept."""
 
+    address = ("", 0)  # where it listens, if it is a server
+
     def __init__(self, words: Sequence[str], mark: str = "") -> None:
         try:
             self._process = subprocess.Popen(
@@ -168,16 +170,6 @@ def end_strays(mark: str) -> None:
                 os.kill(int(path.parent.name), signal.SIGKILL)
 
 
-class StartedServer:
-    """A server that we have started."""
-
-    def __init__(self, process: Process, address: tuple[str, int]) -> None:
-        self.address = address
-        self.wait = process.wait
-        self.stop = process.stop
-        self.output = process.output
-
-
 class CommandServers:
     """Servers of a command, as many as are needed."""
 
@@ -189,14 +181,15 @@ class CommandServers:
         self.keys: Mapping[int, bytes] = shop.keys
 
     @contextlib.contextmanager
-    def start(self) -> Iterator[StartedServer]:
+    def start(self) -> Iterator[Process]:
         """Give a new server that listens. Raises Mismatch if it does not, and UserError."""
         port = free_port()
         keys = self._shop.folder / "keys" / "server.keys"
         process = self._shop.start(filled(self._words, {"port": port, "keys": keys}))
         try:
             await_listener(process, port)
-            yield StartedServer(process, (HOST, port))
+            process.address = (HOST, port)
+            yield process
         finally:
             process.end()
 
