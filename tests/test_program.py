@@ -43,6 +43,7 @@ from program import (
     read_text,
     reason_of,
     seconds,
+    tidying,
     to_stderr,
     whole,
     write_text,
@@ -505,6 +506,23 @@ def test_a_signal_may_come_while_a_sentence_is_printed(
 
 def load_nothing() -> int:
     raise UserError("there is nothing to load")
+
+
+def test_ctrl_c_waits_until_all_is_tidied_up() -> None:
+    tidied = []
+
+    def tidy() -> None:
+        with tidying():
+            signal.raise_signal(signal.SIGINT)
+            tidied.append("all")
+
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        tidy()
+    assert tidied == ["all"]
+    assert signal.getsignal(signal.SIGINT) is handler
+    with tidying():
+        pass  # and if there is none, none comes
 
 
 def test_another_error_of_a_destructor_is_told_as_ever() -> None:
