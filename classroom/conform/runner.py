@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
+from channel import POLL_S
 from classroom.conform.checks import Check, Result, Unable
 from classroom.conform.client_checks import ClientTrial, Start
 from classroom.conform.peer import Mismatch
@@ -163,8 +164,13 @@ def side_by_side(*groups: tuple[int, Sequence[Job]]) -> Iterator[Result]:
             left.put(job)
         for _ in range(count):
             threading.Thread(target=work, args=(left, ended), daemon=True).start()
-    for _ in range(sum(len(jobs) for _, jobs in groups)):
-        result = ended.get()
+    running = sum(len(jobs) for _, jobs in groups)
+    while running:
+        try:
+            result = ended.get(timeout=POLL_S)  # without a limit it holds up Ctrl-C on Windows
+        except queue.Empty:
+            continue
+        running -= 1
         if isinstance(result, Exception):
             raise result
         yield result
