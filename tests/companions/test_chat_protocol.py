@@ -18,7 +18,6 @@ from cryptography.hazmat.primitives.asymmetric import dh as library
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from companions.asymmetric import PrivateKey
 from companions.canonical import canonical
 from companions.secure_chat import dh, pki
 from companions.secure_chat.pae import KINDS, is_signed, pae, parts_of, sign
@@ -91,11 +90,6 @@ CELLS = [
     if state is not State.ENDED
 ]
 REACHED = [state for state in State if state is not State.ENDED]
-
-
-@pytest.fixture(scope="module")
-def world(keys: list[PrivateKey]) -> World:
-    return World(keys)
 
 
 # Diffie-Hellman -----------------------------------------------------------------------------------

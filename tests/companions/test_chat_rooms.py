@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from companions.asymmetric import PrivateKey
 from companions.canonical import canonical
 from companions.secure_chat import forms
 from companions.secure_chat.pae import sign
@@ -56,11 +55,6 @@ from protocol_fsm import BadPayload, LocalError, ProtocolError
 from tests.cases import case
 from tests.companions.chat_helpers import ALICE, BOB, NOW, NOW_MS, ROOM, START, Authority
 from tests.companions.chat_sessions import World
-
-
-@pytest.fixture(scope="module")
-def world(keys: list[PrivateKey]) -> World:
-    return World(keys)
 
 
 class Rooms:

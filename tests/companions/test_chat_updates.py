@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from functools import reduce
 from pathlib import Path
@@ -37,11 +37,6 @@ from tests.companions.chat_programs import LIMIT_S, PASSWORDS, House, hear
 from tests.companions.chat_sessions import C2S, S2C, Pair, World, in_state, message, refusal
 
 pytestmark = pytest.mark.usefixtures("quiet")
-
-
-@pytest.fixture(scope="module")
-def world(keys: list[PrivateKey]) -> World:
-    return World(keys)
 
 
 def update(pair: Pair) -> None:
@@ -275,12 +270,6 @@ def test_request_that_crosses_a_leave_is_void(world: World) -> None:
 
 class Hasty(Session):
     update_every = 8
-
-
-@pytest.fixture
-def house(keys: list[PrivateKey], tmp_path: Path) -> Iterator[House]:
-    with House(keys, tmp_path).open() as house:
-        yield house
 
 
 def hear_update(client: Client) -> Updated:
