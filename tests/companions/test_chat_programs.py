@@ -39,7 +39,7 @@ from companions.secure_chat.verify import Certificates, verify
 from program import NoConnection, UserError
 from protocol_fsm import ConnectionCut, DeadlineExpired, LocalError, Status
 from tests.companions.chat_helpers import ALICE, BOB
-from tests.companions.chat_programs import LIMIT_S, PASSWORDS, House, Typed, hear
+from tests.companions.chat_programs import LIMIT_S, PASSWORDS, House, Typed, hear, say
 from tests.companions.chat_sessions import World
 from tests.network import at_once, free_port
 from tests.programs import run
@@ -62,9 +62,9 @@ def test_client_does_not_load_a_database() -> None:
 @pytest.mark.slow
 def test_members_talk_and_leave_with_evidence_that_verifies(house: House) -> None:
     with house.members() as (alice, bob):
-        for speaker, text in ((alice, "one"), (bob, "two"), (alice, "\U0001f600 | \n")):
-            speaker.say(text)
-            assert [hear(alice), hear(bob)] == [text, text]
+        say(alice, "one", bob)
+        say(bob, "two", alice)
+        say(alice, "\U0001f600 | \n", bob)
         kept = [alice.settle(), bob.settle()]
     for name, one in zip((ALICE, BOB), kept):
         assert one.is_countersigned
@@ -84,12 +84,6 @@ def test_members_talk_and_leave_with_evidence_that_verifies(house: House) -> Non
         for row in rows(house, "SELECT transcript_hash, message_count FROM sessions")
     }
     assert hashes == {hashlib.sha256(one.transcript.read_bytes()).hexdigest() for one in kept}
-
-
-def goes_on(client: Client) -> None:
-    """Check that a room still serves those that are left."""
-    client.say("on we go")
-    assert hear(client) == "on we go"
 
 
 def rows(house: House, query: str) -> list[Any]:
@@ -187,7 +181,7 @@ def test_receipt_that_cannot_be_kept_ends_one_session_and_is_no_defect(
             end = house.await_record(lambda record: record.what == "end")
         assert isinstance(end.detail, UserError)
         assert not defects
-        goes_on(bob)
+        say(bob, "on we go")
 
 
 @pytest.mark.slow
@@ -205,7 +199,7 @@ def test_message_that_cannot_be_kept_leaves_the_room_as_it_was(
             with pytest.raises(PeerEnded):
                 alice.hear(LIMIT_S)
         assert isinstance(bob.hear(LIMIT_S), Left)
-        goes_on(bob)
+        say(bob, "on we go")
 
 
 @pytest.mark.slow
@@ -229,8 +223,7 @@ def test_member_that_is_cut_off_has_an_uncountersigned_receipt_and_is_said_to_ha
     house: House,
 ) -> None:
     with house.members() as (alice, bob):
-        bob.say("before")
-        assert [hear(alice), hear(bob)] == ["before", "before"]
+        say(bob, "before", alice)
         alice.channel._sock.shutdown(socket.SHUT_RDWR)
         with pytest.raises(ConnectionCut):
             alice.hear(LIMIT_S)
@@ -291,9 +284,7 @@ def test_session_in_the_table_names_both_certificates(house: House) -> None:
 
 def test_revoked_client_is_told_bad_cert_and_the_table_why(house: House) -> None:
     party = house.party("client", ALICE, 2)
-    house.authority.revoked = []
-    house.authority.revoke([party.identity.certificate], utc_now())
-    house.authority.publish(now=utc_now())
+    house.revoke(party)
     with pytest.raises(PeerEnded, match="bad-cert") as caught, house.client(party=party):
         pass
     assert "bad-cert" in explain(caught.value)
@@ -306,10 +297,8 @@ def test_revoked_client_is_told_bad_cert_and_the_table_why(house: House) -> None
 @pytest.mark.slow
 def test_revoked_certificate_ends_no_session_before_its_key_update(house: House) -> None:
     with house.members() as (alice, bob):
-        house.authority.revoke([bob.party.identity.certificate], utc_now())
-        house.authority.publish(now=utc_now())
-        bob.say("still here")
-        assert [hear(alice), hear(bob)] == ["still here", "still here"]
+        house.revoke(bob.party)
+        say(bob, "still here", alice)
 
 
 def test_client_refuses_another_server_before_it_says_anything(house: House) -> None:
@@ -347,8 +336,7 @@ def test_nonsense_on_the_wire_is_not_answered_and_harms_nobody(house: House, sen
             sock.sendall(sent)
             sock.shutdown(socket.SHUT_WR)
             assert sock.recv(1) == b""
-        alice.say("all is well")
-        assert hear(bob) == "all is well"
+        say(alice, "all is well", bob)
 
 
 def test_strangers_are_few_and_the_oldest_goes_first(
@@ -379,7 +367,7 @@ def test_member_that_cheats_is_ended_and_the_others_go_on(house: House) -> None:
         with pytest.raises(PeerEnded, match="violation"):
             alice.hear(LIMIT_S)
         assert isinstance(bob.hear(LIMIT_S), Left)
-        goes_on(bob)
+        say(bob, "on we go")
 
 
 @pytest.mark.slow
@@ -401,8 +389,7 @@ def test_member_that_never_reads_is_sent_away_and_stops_nobody(
         block = threading.Event()
         connection.channel.post(lambda: block.wait(LIMIT_S))
         for number in range(8):
-            alice.say(str(number))
-            assert hear(alice) == str(number)
+            say(alice, str(number))
         block.set()
         end = house.await_record(lambda record: record.what == "end" and record.name == BOB)
         assert isinstance(end.detail, EndRequested)
@@ -429,8 +416,7 @@ def test_typed_lines_are_said_and_quit_leaves_with_a_receipt(
         lines = [b"caf\xe9", b"first", b"history", b"x" * 5_000, b"quit", b"never said"]
         typed.write_bytes(b"\n".join(lines))
         monkeypatch.setattr(sys, "stdin", typed.open(encoding="utf-8"))
-        bob.say("\x1b[2Jfrom bob")
-        assert hear(bob) == "\x1b[2Jfrom bob"
+        say(bob, "\x1b[2Jfrom bob")
         kept = Talk(alice, shown.append).run()
         sys.stdin.close()
         assert isinstance(kept, Kept)

@@ -26,7 +26,7 @@ from companions.secure_chat.storage import Database
 from protocol_fsm import ConnectionCut
 from tests.companions.chat_databases import Place, quick_accounts
 from tests.companions.chat_helpers import ALICE, BOB, Authority, identity_of
-from tests.companions.chat_programs import LIMIT_S, PASSWORDS, House, hear
+from tests.companions.chat_programs import LIMIT_S, PASSWORDS, House, say
 from tests.network import Noted, at_once, free_port
 
 PASSWORD = "correct horse"
@@ -144,8 +144,7 @@ def test_session_that_was_cut_is_resumed_with_fresh_keys_and_no_password(house: 
                 assert again.session.fingerprints()[label] != key
             assert again.token not in ("", alice.token)
             again.join()
-            again.say("back")
-            assert [hear(again), hear(bob)] == ["back", "back"]
+            say(again, "back", bob)
 
 
 @pytest.mark.slow
