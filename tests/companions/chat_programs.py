@@ -24,7 +24,8 @@ from tests.network import Noted
 from tests.programs import ROOT
 
 LIMIT_S = 60.0  # for what must come: other tests may run beside these
-PASSWORDS = {ALICE: "alices secret word", BOB: "bobs secret word"}
+CAROL = "carol@example.org"
+PASSWORDS = {ALICE: "alices secret word", BOB: "bobs secret word", CAROL: "carols secret word"}
 AnyEvent = TypeVar("AnyEvent")
 PROGRAM = [sys.executable, "-W", "error", "-m"]
 
