@@ -668,12 +668,9 @@ def cheat(lab: Lab, share: Mapping[str, int], candidates: Callable[[int], Sequen
         raise ConnectionCut(mid_frame=False)
     found = candidates(parse(answer)["B"])
     session._commit(Kind.DH_SERVER, answer, Direction.S2C)
-    fits = [is_sealed(keys_of(session._running, padded(one)), refusal) for one in found]
+    secrets = [one.to_bytes(dh.ELEMENT_BYTES, "big") for one in found]
+    fits = [is_sealed(keys_of(session._running, one), refusal) for one in secrets]
     return fits.index(True)
-
-
-def padded(secret: int) -> bytes:
-    return secret.to_bytes(dh.ELEMENT_BYTES, "big")
 
 
 def is_sealed(keys: Mapping[str, bytes], record: bytes) -> bool:

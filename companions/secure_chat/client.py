@@ -654,9 +654,12 @@ class Run:
         tell_doubts(client, show)
 
     def _report(self) -> None:
-        if self._client.kept:
-            report(self._client.kept)
+        kept = self._client.kept
         self._client.kept = None
+        if kept:
+            show(f"[*] transcript: {kept.transcript} ({plural(kept.messages, 'message')})")
+            state = "countersigned by the server" if kept.is_countersigned else "uncountersigned"
+            show(f"[*] receipt: {kept.receipt}, {state}")
 
     def _come_back(self) -> Client | None:
         """Resume a session that was cut; None if that cannot be. Raises what ends the new one."""
@@ -695,12 +698,6 @@ class Run:
             return None
         self._join("back")
         return client
-
-
-def report(kept: Kept) -> None:
-    show(f"[*] transcript: {kept.transcript} ({plural(kept.messages, 'message')})")
-    state = "countersigned by the server" if kept.is_countersigned else "uncountersigned"
-    show(f"[*] receipt: {kept.receipt}, {state}")
 
 
 @flag_type("the SHA-256 of a key, in 64 hexadecimal digits")

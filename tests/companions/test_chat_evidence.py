@@ -40,7 +40,6 @@ from companions.secure_chat.transcript import (
     BadReceipt,
     EvidenceFailed,
     Lines,
-    Openings,
     Receipt,
     Transcript,
     check_receipt,
@@ -48,6 +47,7 @@ from companions.secure_chat.transcript import (
     is_countersigned,
     line_of,
     make_receipt,
+    opening_line,
     save_receipt,
 )
 from companions.secure_chat.verify import Certificates, Wrong
@@ -132,11 +132,11 @@ def whole(keys: list[PrivateKey], tmp_path_factory: pytest.TempPathFactory) -> C
     server = school.issue("server", "localhost", keys[3])
     talk = Talk(server)
     stay = Transcript(folder / "transcript.txt", server.fingerprint, talk.head)
-    kept = Openings(folder / "openings.jsonl")
+    kept = Lines(folder / "openings.jsonl")
     openings = []
     for index, (entry, opening) in enumerate(say(talk, alice, bob)):
         stay.add(*entry)
-        kept.add(index, opening)
+        kept.append(opening_line(index, opening))
         openings.append(opening)
     stay.close()
     kept.close()
@@ -320,13 +320,6 @@ def test_every_message_is_on_the_disk_before_the_next(
         stay.add(*entry)
         assert len(synced) == count
     stay.close()
-
-
-def test_openings_do_not_wait_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(os, "fsync")
-    kept = Openings(tmp_path / "openings.jsonl")
-    kept.add(0, bytes(32) + b"text")
-    kept.close()
 
 
 def test_file_of_lines_is_closed_once_and_then_keeps_nothing(tmp_path: Path) -> None:
@@ -1034,6 +1027,16 @@ def test_client_keeps_all_that_it_heard_and_every_certificate_once(
     parties = (pair.client.party.identity, pair.server.party.identity)
     expected = [one.certificate for one in (*parties, whole.alice, whole.bob)]
     assert certs.read_bytes() == b"".join(map(pem_of, expected))
+
+
+def test_openings_do_not_wait_for_the_disk(
+    whole: Case, pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, _ = stays(pair, tmp_path)
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", synced.append)
+    client.hear(heard(whole)[0])
+    assert len(synced) == 2, "the speaker's certificate and the transcript"
 
 
 def test_server_keeps_a_receipt_of_all_that_was_said_and_no_other_file(
