@@ -16,7 +16,6 @@ import copy
 import json
 import math
 import os
-import re
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
@@ -39,6 +38,7 @@ from companions.secure_chat.accounts import Refused
 from companions.secure_chat.authority import pem_of
 from companions.secure_chat.client import Client, Left, NotLetIn, Updated
 from companions.secure_chat.evidence import Kept
+from companions.secure_chat.options import kind_name
 from companions.secure_chat.pae import sign
 from companions.secure_chat.pins import OtherKey
 from companions.secure_chat.pki import (
@@ -150,12 +150,6 @@ CATALOGUE = Catalogue(goal=forged)
 ATTACKS = CATALOGUE.attacks
 on_path = CATALOGUE.on_path  # (family, who refuses it, with which error, goal=...)
 outside = CATALOGUE.outside
-
-
-def kind_name(message: bytes) -> str:
-    """Return the name of a message's type."""
-    found = re.search(rb'"type":"([a-z_]+)"', message)
-    return found[1].decode("ascii") if found else "nonsense"
 
 
 def up_to(

@@ -37,7 +37,14 @@ from companions.secure_chat.certs import load_trust
 from companions.secure_chat.duplex import Duplex
 from companions.secure_chat.evidence import Evidence, Kept
 from companions.secure_chat.forms import Recipient
-from companions.secure_chat.options import ChatParser, load_party, log_frame, settings_of, start_log
+from companions.secure_chat.options import (
+    PORT,
+    ChatParser,
+    load_party,
+    log_frame,
+    settings_of,
+    start_log,
+)
 from companions.secure_chat.pins import FILE as KNOWN_KEYS
 from companions.secure_chat.pins import OtherKey, Pins, key_fingerprint
 from companions.secure_chat.pki import BadCertificate, Identity, Trust, UnusableList, now_ms
@@ -63,7 +70,6 @@ from companions.secure_chat.rooms import (
     parse_number,
     parse_room_name,
 )
-from companions.secure_chat.settings import PORT
 from companions.terminal import QUIT, reading_lines
 from endpoint import HOST
 from program import (

@@ -20,7 +20,7 @@ from companions.asymmetric import PrivateKey
 from companions.secure_chat import accounts, storage, tries
 from companions.secure_chat.accounts import Account, Accounts, Refused
 from companions.secure_chat.pki import Identity, fold
-from companions.secure_chat.settings import Settings, load_settings
+from companions.secure_chat.options import Settings, load_settings
 from companions.secure_chat.storage import Database, StorageFailed, Taken
 from program import UserError
 from tests.companions.chat_databases import Place, SqliteFile, quick_accounts
