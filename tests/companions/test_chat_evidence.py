@@ -525,7 +525,7 @@ def receipt_over(case: Case, lines: bytes, count: int, **changes: object) -> byt
     """Return a receipt of the server's, signed, for lines that it should not sign."""
     digest = hashlib.sha256(lines).hexdigest()
     numbers = {"message_count": count, "last_seqno": count - 1, "transcript_hash": digest}
-    return file_of(signed_by(case.server, case.receipt, **numbers, **changes))
+    return file_of(signed_by(case.server, case.receipt, **{**numbers, **changes}))
 
 
 def receipt_of(case: Case, stay: Transcript, session: bytes = ALICES) -> bytes:
@@ -722,25 +722,22 @@ def test_other_bytes_than_a_receipts_are_refused(
         verify.read_receipt(data)
 
 
-@pytest.mark.parametrize("change", [{"version": 2}, {"type": "else"}])
-def test_receipt_of_another_version_is_refused_though_it_is_signed(
-    whole: Case, change: dict[str, object]
-) -> None:
-    reason = "^receipt: unreadable: not a receipt of this version"
-    refuse(whole, reason, receipt=receipt_over(whole, whole.lines, 6, **change))
+HASHES = ("session_id", "base_head", "transcript_hash", "peer_cert_fingerprint")
 
 
 @pytest.mark.parametrize(
-    "name", ["session_id", "base_head", "transcript_hash", "peer_cert_fingerprint"]
+    ("change", "reason"),
+    [
+        ({"version": 2}, "unreadable: not a receipt of this version"),
+        ({"type": "else"}, "unreadable: not a receipt of this version"),
+        ({"peer": "else"}, "peer is neither"),
+        *(({name: "A" * 64}, f"unreadable: {name} is not 32 bytes in hex") for name in HASHES),
+    ],
 )
-def test_signed_field_of_a_receipt_that_is_no_hash_is_named(whole: Case, name: str) -> None:
-    data = file_of(replace(whole.receipt, **{name: "A" * 64}))  # type: ignore[arg-type]
-    refuse(whole, f"^receipt: unreadable: {name} is not 32 bytes in hex", receipt=data)
-
-
-def test_peer_of_a_receipt_is_client_or_server(whole: Case) -> None:
-    receipt = receipt_over(whole, whole.lines, 6, peer="else")
-    refuse(whole, "^receipt: peer is neither", receipt=receipt)
+def test_receipt_of_another_form_is_refused_though_it_is_signed(
+    whole: Case, change: dict[str, object], reason: str
+) -> None:
+    refuse(whole, f"^receipt: {reason}", receipt=receipt_over(whole, whole.lines, 6, **change))
 
 
 def test_receipt_without_a_readable_signature_or_certificate_is_refused(whole: Case) -> None:

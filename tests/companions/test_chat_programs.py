@@ -111,9 +111,18 @@ def test_five_hundred_texts_of_two_at_once_arrive_in_one_order(house: House) -> 
 
 
 @pytest.mark.slow
-def test_newer_session_takes_the_place_of_an_older_one(house: House) -> None:
-    with house.members() as (alice, _), house.client() as again:
-        again.log_in(ALICE, PASSWORDS[ALICE])
+@pytest.mark.parametrize("is_resumed", [False, True])
+def test_newer_session_takes_the_place_of_an_older_one(house: House, is_resumed: bool) -> None:
+    """Even if the client has lost a connection that the server still has."""
+    renewed = house.party("client", ALICE, 2)
+    with (
+        house.members() as (alice, _),
+        house.client(party=alice.party if is_resumed else renewed) as again,
+    ):
+        if is_resumed:
+            again.resume(alice.token)
+        else:
+            again.log_in(ALICE, PASSWORDS[ALICE])
         again.join()
         with pytest.raises(PeerEnded, match="replaced"):
             hear(alice)

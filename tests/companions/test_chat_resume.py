@@ -21,7 +21,7 @@ from companions.secure_chat import client as program
 from companions.secure_chat.accounts import TOKEN_LIFE_MS, Account, Refused
 from companions.secure_chat.client import Client, NotLetIn, Run, Talk
 from companions.secure_chat.pki import Identity
-from companions.secure_chat.protocol import Party, PeerEnded, to_base64
+from companions.secure_chat.protocol import Party, to_base64
 from companions.secure_chat.storage import Database
 from protocol_fsm import ConnectionCut
 from tests.companions.chat_databases import Owners, Place
@@ -148,15 +148,6 @@ def test_refusals_are_uniform_and_the_reason_is_in_the_table(house: House) -> No
         "an unknown or used token",
         f"a token of another certificate than that of {ALICE}",
     }
-
-
-@pytest.mark.slow
-def test_session_that_the_server_still_has_is_replaced(house: House) -> None:
-    with house.members() as (alice, _), house.client(party=alice.party) as again:
-        again.resume(alice.token)
-        again.join()
-        with pytest.raises(PeerEnded, match="replaced"):
-            alice.hear(LIMIT_S)
 
 
 # The program --------------------------------------------------------------------------------------
