@@ -13,11 +13,13 @@ from typing import Any, TypeVar
 from companions.asymmetric import PrivateKey, write_private
 from companions.secure_chat.authority import pem_of
 from companions.secure_chat.client import Client, Joined
+from companions.secure_chat.evidence import Kept
 from companions.secure_chat.pki import utc_now
 from companions.secure_chat.protocol import Party
 from companions.secure_chat.rooms import LOBBY, Said
 from companions.secure_chat.server import Limits, Record, Server
 from companions.secure_chat.storage import Database
+from companions.secure_chat.verify import Certificates, History, verify
 from tests.companions.chat_databases import quick_accounts
 from tests.companions.chat_helpers import ALICE, BOB, Authority
 from tests.network import Noted
@@ -91,6 +93,22 @@ class House:
         with self.member() as alice, self.member(BOB, 3) as bob:
             assert isinstance(alice.hear(LIMIT_S), Joined)
             yield alice, bob
+
+    def judged(self, kept: Kept) -> History:
+        """Return what a third party finds in the evidence of a stay; both receipts have to hold."""
+        stem = kept.transcript.stem.removeprefix("transcript")
+        folder = kept.transcript.parent
+        bundle = (folder / f"certs{stem}.pem").read_bytes()
+        certificates = Certificates(bundle, pem_of(self.authority.certificate))
+        for role in ("client", "server"):
+            receipt, is_countersigned, history = verify(
+                (folder / f"receipt{stem}_{role}.json").read_bytes(),
+                kept.transcript.read_bytes(),
+                certificates,
+            )
+            assert is_countersigned
+            assert {message.room for message in history.messages.values()} <= {receipt.room}
+        return history
 
     def revoke(self, party: Party) -> None:
         self.authority.revoke([party.identity.certificate], utc_now())

@@ -68,3 +68,15 @@ def world(keys: list[PrivateKey]) -> World:
     from tests.companions.chat_sessions import World
 
     return World(keys)
+
+
+@pytest.fixture
+def certs(tmp_path: Path, keys: list[PrivateKey], monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with an authority of secure_chat, whose keys are not made anew."""
+    from companions.secure_chat import gen_ca, gen_cert
+
+    left = iter([*keys, *keys])
+    for module in (gen_ca, gen_cert):
+        monkeypatch.setattr(module, "new_identity", lambda: next(left))
+    gen_ca.create(tmp_path / "certs")
+    return tmp_path / "certs"

@@ -9,32 +9,18 @@ from pathlib import Path
 import pytest
 
 from companions.asymmetric import PrivateKey
-from companions.secure_chat.authority import pem_of
 from companions.secure_chat.client import Client, Joined, Talk, room_name
 from companions.secure_chat.evidence import Kept
 from companions.secure_chat.options import require_folder
 from companions.secure_chat.protocol import Kind, Message, PeerEnded
 from companions.secure_chat.rooms import LOBBY, MAX_ROOM_NAME
-from companions.secure_chat.verify import Certificates, History, compare, verify
+from companions.secure_chat.verify import compare
 from program import UserError
 from protocol_fsm import ConnectionCut
 from tests.companions.chat_helpers import ALICE, BOB
 from tests.companions.chat_programs import LIMIT_S, PASSWORDS, House, Typed, hear, say
 
 pytestmark = pytest.mark.usefixtures("quiet")
-
-
-def judged(house: House, kept: Kept) -> History:
-    """Return what a third party finds in the evidence of a stay. Raises Wrong."""
-    stem = kept.transcript.stem.removeprefix("transcript")
-    bundle = kept.transcript.with_name(f"certs{stem}.pem").read_bytes()
-    certificates = Certificates(bundle, pem_of(house.authority.certificate))
-    receipt, is_countersigned, history = verify(
-        kept.receipt.read_bytes(), kept.transcript.read_bytes(), certificates
-    )
-    assert is_countersigned
-    assert {message.room for message in history.messages.values()} <= {receipt.room}
-    return history
 
 
 @pytest.mark.slow
@@ -76,7 +62,7 @@ def test_session_has_a_receipt_for_each_room_it_was_in(house: House) -> None:
                 alice.join(room)
             say(alice, f"in {room}")
             kept.append(alice.settle())
-    rooms = [[message.room for message in judged(house, one).messages.values()] for one in kept]
+    rooms = [[message.room for message in house.judged(one).messages.values()] for one in kept]
     assert rooms == [[LOBBY], ["blue"]]
     server = house.folder / "server"
     assert len(list(server.glob("receipt_*_server.json"))) == 2
@@ -92,7 +78,7 @@ def test_late_member_goes_on_from_the_head_and_both_tell_one_history(house: Hous
             assert (bob.seat.room.index, bob.seat.room.head) == (2, alice.seat.room.head)
             assert isinstance(alice.hear(LIMIT_S), Joined)
             say(alice, "three", bob)
-            ours, theirs = (judged(house, one.settle()) for one in (alice, bob))
+            ours, theirs = (house.judged(one.settle()) for one in (alice, bob))
     assert [*theirs.messages] == [2]
     compare(ours.lines, theirs.lines)
 
@@ -102,13 +88,13 @@ def test_empty_room_goes_and_its_name_begins_a_new_one(house: House) -> None:
     with house.member(room="blue") as alice:
         say(alice, "one")
         start = alice.seat.room.start
-        first = judged(house, alice.settle())
+        first = house.judged(alice.settle())
         assert not house.server._rooms
         with house.member(BOB, 3, "blue") as bob:
             assert bob.seat.room.index == 0
             assert bob.seat.room.start != start
             say(bob, "two")
-            compare(first.lines, judged(house, bob.settle()).lines)  # two rooms, and no lie
+            compare(first.lines, house.judged(bob.settle()).lines)  # two rooms, and no lie
 
 
 @pytest.mark.slow

@@ -456,16 +456,6 @@ def test_list_is_fetched_by_one_thread_at_a_time(school: Authority) -> None:
 # Programs' files ----------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def certs(tmp_path: Path, keys: Keys, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with an authority, whose keys are not made anew."""
-    left = iter([*keys, *keys])
-    for module in (gen_ca, gen_cert):
-        monkeypatch.setattr(module, "new_identity", lambda: next(left))
-    gen_ca.create(tmp_path / "certs")
-    return tmp_path / "certs"
-
-
 @pytest.mark.slow
 def test_files_have_the_documents_names_and_keys_are_private(certs: Path) -> None:
     gen_cert.issue(certs, "client", "localhost", "client")

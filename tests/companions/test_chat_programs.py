@@ -22,7 +22,6 @@ from channel import EndRequested
 from companions.asymmetric import PrivateKey, write_private
 from companions.listening import listen
 from companions.secure_chat import options, server
-from companions.secure_chat.authority import pem_of
 from companions.secure_chat.client import (
     Client,
     Left,
@@ -35,7 +34,6 @@ from companions.secure_chat.evidence import Kept
 from companions.secure_chat.pki import BadCertificate, NotYetValid, Revoked, StaleList, utc_now
 from companions.secure_chat.protocol import Kind, Message, PeerEnded
 from companions.secure_chat.transcript import EvidenceFailed
-from companions.secure_chat.verify import Certificates, verify
 from program import NoConnection, UserError
 from protocol_fsm import ConnectionCut, DeadlineExpired, LocalError, Status
 from tests.companions.chat_helpers import ALICE, BOB
@@ -66,19 +64,9 @@ def test_members_talk_and_leave_with_evidence_that_verifies(house: House) -> Non
         say(bob, "two", alice)
         say(alice, "\U0001f600 | \n", bob)
         kept = [alice.settle(), bob.settle()]
-    for name, one in zip((ALICE, BOB), kept):
+    for one in kept:
         assert one.is_countersigned
-        assert one.messages == 3
-        folder = house.folder / name
-        certificates = Certificates(
-            next(folder.glob("certs_*.pem")).read_bytes(), pem_of(house.authority.certificate)
-        )
-        for receipt in folder.glob("receipt_*.json"):
-            _, is_countersigned, history = verify(
-                receipt.read_bytes(), one.transcript.read_bytes(), certificates
-            )
-            assert is_countersigned
-            assert len(history.messages) == 3
+        assert one.messages == len(house.judged(one).messages) == 3
     hashes = {
         row.transcript_hash
         for row in rows(house, "SELECT transcript_hash, message_count FROM sessions")
@@ -159,10 +147,7 @@ def test_certificate_that_is_shown_with_nonsense_spoils_nobodys_evidence(house: 
         for client in (bob, carol):
             client.say("hello")
             assert hear(alice) == "hello"
-        kept = alice.settle()
-    [bundle] = (house.folder / ALICE).glob("certs_*.pem")
-    certificates = Certificates(bundle.read_bytes())
-    verify(kept.receipt.read_bytes(), kept.transcript.read_bytes(), certificates)
+        house.judged(alice.settle())
 
 
 @pytest.mark.slow
