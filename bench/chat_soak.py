@@ -21,7 +21,7 @@ from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from bench.chat import certified, certify, enroll, our_client
+from bench.members import certified, certify, enroll, our_client
 from bench.process import ServerProcess, raise_descriptor_limit
 from bench.soak import Herd, SoakParser, soak
 from channel import DRAIN_S

@@ -384,12 +384,12 @@ def keys(last_id: int) -> dict[int, bytes]:
 def tls_context(rival: str, folder: Path, *, is_server: bool) -> ssl.SSLContext:
     """Return a context for one version of TLS, without compression."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if is_server else ssl.PROTOCOL_TLS_CLIENT)
-    is_1_3 = rival in ("tls13", "tls_echo")
-    version = ssl.TLSVersion.TLSv1_3 if is_1_3 else ssl.TLSVersion.TLSv1_2
+    is_1_2 = rival in ("tls12", "over_tls")
+    version = ssl.TLSVersion.TLSv1_2 if is_1_2 else ssl.TLSVersion.TLSv1_3
     context.minimum_version = version
     context.maximum_version = version
     context.options |= ssl.OP_NO_COMPRESSION
-    if not is_1_3:
+    if is_1_2:
         context.set_ciphers(TLS12_CIPHER)
     if is_server:
         context.load_cert_chain(folder / "certificate.pem", folder / "key.pem")
