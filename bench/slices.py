@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from bench.measure import Ends, Share, Slice, hear, now, process, tell_processor_time
 from bench.process import raise_descriptor_limit
-from bench.rivals import BODIES, Aggregation, Caller, make_client, make_server, tls_context
+from bench.rivals import BODIES, Aggregation, Caller, connected, make_server, tls_context
 
 WARM_UP_ROUNDS = 50  # of all clients together
 
@@ -73,8 +73,11 @@ def call(
     raise_descriptor_limit()
     body = BODIES[case.body]
     tls = tls_context(case.rival, folder, is_server=False) if "tls" in case.rival else None
-    callers = [make_client(case.rival, address, body, client_id, tls) for client_id in ids]
-    with ThreadPoolExecutor(len(callers)) as pool:
+    with ExitStack() as stack, ThreadPoolExecutor(len(ids)) as pool:
+        callers = [
+            stack.enter_context(connected(case.rival, address, body, client_id, tls))
+            for client_id in ids
+        ]
         list(pool.map(partial(meet, clients=case.clients), callers))
         pipe.send(callers[0].channel)
         while (rounds := pipe.recv()) is not None:
@@ -82,8 +85,6 @@ def call(
             began = min(share.began for share in shares)
             ended = max(share.ended for share in shares)
             pipe.send(Share(began, ended, [s for share in shares for s in share.latencies_s]))
-    for caller in callers:
-        caller.close()
 
 
 def meet(caller: Caller, clients: int) -> None:

@@ -8,6 +8,7 @@ import math
 import re
 import shutil
 from collections import deque
+from contextlib import ExitStack
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -38,7 +39,7 @@ from bench.rivals import (
     Body,
     OverTLSSession,
     example_answer,
-    make_client,
+    connected,
     make_server,
     message_sizes,
     tls_context,
@@ -76,12 +77,16 @@ def answers_of(
         for _ in range(rounds):
             last[number] = callers[number].call()
 
-    with make_server(rival, clients, Aggregation(body.filling), folder) as server:
+    with (
+        make_server(rival, clients, Aggregation(body.filling), folder) as server,
+        ExitStack() as stack,
+    ):
         assert not isinstance(server, BaseException)
-        callers = [make_client(rival, server.address, body, n + 1, tls) for n in range(clients)]
+        callers = [
+            stack.enter_context(connected(rival, server.address, body, n + 1, tls))
+            for n in range(clients)
+        ]
         assert at_once(*(partial(work, n) for n in range(clients))) == [None] * clients
-        for caller in callers:
-            caller.close()
     return last
 
 
