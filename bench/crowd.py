@@ -169,7 +169,7 @@ def run_crowd(
     """In the clients' process: come, tell, talk when told to, tell what was found, and go."""
     raise_descriptor_limit()
     crowd = Crowd(folder, address, plan)
-    threads = begin_lean(crowd) if rival == "tls" else begin_ours(crowd, rival == "attacked")
+    threads = begin_all(crowd, rival)
     crowd.wait(plan.clients)
     pipe.send("all are here")
     pipe.recv()
@@ -187,16 +187,17 @@ def begin(target: Callable[..., object], *given: object) -> threading.Thread:
     return thread
 
 
-# Ours ---------------------------------------------------------------------------------------------
-
-
-def begin_ours(crowd: Crowd, has_idlers: bool) -> list[threading.Thread]:
-    """Begin a thread for each client, and for those that will never read; return the former."""
+def begin_all(crowd: Crowd, rival: str) -> list[threading.Thread]:
+    """Begin a thread for each client, and return those that end by themselves."""
     threads = []
     for room, names in crowd.members.items():
-        size = len(names) + has_idlers
-        threads += [begin(live_ours, crowd, name, room, size) for name in names]
-        if has_idlers:
+        size = len(names) + (rival == "attacked")
+        for name in names:
+            if rival == "tls":
+                begin(live_lean, crowd, name, room)
+            else:
+                threads.append(begin(live_ours, crowd, name, room, size))
+        if rival == "attacked":
             begin(idle, crowd, room)
     return threads
 
@@ -215,24 +216,22 @@ def member(crowd: Crowd, name: str, room: str) -> Iterator[tuple[Client, int]]:
 def live_ours(crowd: Crowd, name: str, room: str, size: int) -> None:
     """Live the life of a member: hear all, say what it is told to, and leave with a receipt."""
     with member(crowd, name, room) as (client, count):
-        come = partial(crowd.come, name, room, partial(say_ours, client))
+
+        def say(text: str) -> None:
+            client.channel.post(partial(client.say, text))
+
+        def leave() -> None:
+            crowd.over.wait()
+            client.channel.post(client.leave)
+
         if count == size:
-            come()
-        begin(leave_when_over, crowd, client)
+            crowd.come(name, room, say)
+        begin(leave)
         while not isinstance(event := client.hear(), Kept):
             if isinstance(event, Said):
                 crowd.tally.hear(name, event.text)
             elif isinstance(event, Joined) and len(client.seat.room.members) == size:
-                come()
-
-
-def say_ours(client: Client, text: str) -> None:
-    client.channel.post(lambda: client.say(text))
-
-
-def leave_when_over(crowd: Crowd, client: Client) -> None:
-    crowd.over.wait()
-    client.channel.post(client.leave)
+                crowd.come(name, room, say)
 
 
 def idle(crowd: Crowd, room: str) -> None:
@@ -242,18 +241,8 @@ def idle(crowd: Crowd, room: str) -> None:
         crowd.over.wait()
 
 
-# The same over TLS --------------------------------------------------------------------------------
-
-
-def begin_lean(crowd: Crowd) -> list[threading.Thread]:
-    """Begin a thread for each client of the lean relay; none of them ends by itself."""
-    for room, names in crowd.members.items():
-        for name in names:
-            begin(live_lean, crowd, name, room)
-    return []
-
-
 def live_lean(crowd: Crowd, name: str, room: str) -> None:
+    """Live the same life over TLS."""
     lean = Member(crowd.folder, name, crowd.address, room, crowd.members[room])
     crowd.come(name, room, lean.say)
     while True:  # until the process ends

@@ -20,7 +20,7 @@ from bench.report import NAMES
 from bench.rivals import BODIES
 from classroom.drawing import PAPER_AND_INK, Picture
 from classroom.output import write_whole
-from program import Parser, UserError, escaped, output_path, read_text, run_program
+from program import Parser, UserError, escaped, output_path, plural, read_text, run_program
 
 # Half as wide, as on a phone, letters of 15 are still of 9 or 10 pixels
 WIDTH = 560
@@ -225,7 +225,7 @@ def growth_in_words(growth: Mapping[int, float]) -> str:
     """Return how the reference latency grows with the clients: a round waits for all of them."""
     fewest, *more = growth
     if not more:
-        return f"TLS 1.2 was measured with {counted(fewest)} only."
+        return f"TLS 1.2 was measured with {plural(fewest, 'client')} only."
     clients = ", ".join(map(str, more[-3:]))
     times = ", ".join(f"{growth[n]:.{1 if growth[n] < 10 else 0}f}" for n in more[-3:])
     return f"TLS 1.2 itself with {clients}: {times} times that with {fewest}."
@@ -240,10 +240,6 @@ def curves_in_words(curves: Curves) -> str:
         )
         for rival, dots in curves.items()
     )
-
-
-def counted(clients: int) -> str:
-    return "1 client" if clients == 1 else f"{clients} clients"
 
 
 class Plot(Picture):

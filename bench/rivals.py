@@ -76,6 +76,7 @@ class Body(NamedTuple):
         return encode(self.readings).encode()
 
 
+Aggregation = Callable[[Contributions], dict[str, Json]]
 BODIES = {
     "small": Body([20.5, 21.25, 19.75, 20.0], ""),
     # readings with all their digits, about 20 KB, and about 60 KB of answer
@@ -83,14 +84,10 @@ BODIES = {
 }
 
 
-class Aggregation:
-    """The aggregation of all rivals: that of server.py, and text to fill the answer with."""
-
-    def __init__(self, filling: str) -> None:
-        self._extra: dict[str, Json] = {"text": filling} if filling else {}
-
-    def __call__(self, contributions: Contributions) -> dict[str, Json]:
-        return {**compute_aggregation(contributions), **self._extra}
+def aggregate(filling: str, contributions: Contributions) -> dict[str, Json]:
+    """Return the answer of all rivals: that of server.py, and text to fill it with."""
+    shared = compute_aggregation(contributions)
+    return {**shared, "text": filling} if filling else shared
 
 
 class Floor:
@@ -238,10 +235,9 @@ class OverTLSServer(LoopbackServer):
         )
 
 
-def make_server(
-    rival: str, clients: int, aggregation: Aggregation, folder: Path
-) -> Server | LeanServer:
+def make_server(rival: str, clients: int, body: Body, folder: Path) -> Server | LeanServer:
     """Return a server that serves inside `with`."""
+    aggregation = partial(aggregate, body.filling)
     if rival == "ours":
         return Server(keys(clients), HOST, 0, LIMITS, aggregation=aggregation)
     tls = tls_context(rival, folder, is_server=True) if "tls" in rival else None
@@ -340,7 +336,7 @@ def connected(
 def example_answer(body: Body, clients: int = 1) -> bytes:
     """Return an answer as each of so many clients gets it, all of whom reported the same."""
     readings = body.readings
-    shared = Aggregation(body.filling)(dict.fromkeys(range(1, clients + 1), readings))
+    shared = aggregate(body.filling, dict.fromkeys(range(1, clients + 1), readings))
     return encode(
         {
             "epoch": 1_000,

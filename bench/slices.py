@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from bench.measure import Ends, Share, Slice, hear, now, process, tell_processor_time
 from bench.process import raise_descriptor_limit
-from bench.rivals import BODIES, Aggregation, Caller, connected, make_server, tls_context
+from bench.rivals import BODIES, Caller, connected, make_server, tls_context
 
 WARM_UP_ROUNDS = 50  # of all clients together
 
@@ -61,8 +61,7 @@ def run_slice(case: Case, rounds_each: int, processes: int, folder: Path) -> tup
 
 def serve(pipe: Connection, case: Case, folder: Path) -> None:
     raise_descriptor_limit()
-    aggregation = Aggregation(BODIES[case.body].filling)
-    with make_server(case.rival, case.clients, aggregation, folder) as server:
+    with make_server(case.rival, case.clients, BODIES[case.body], folder) as server:
         pipe.send(server.address)
         tell_processor_time(pipe)
 

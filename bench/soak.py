@@ -228,57 +228,55 @@ class Reporters(Herd):
         client.channel.leave(Status.GOODBYE)
 
 
-class Watched(NamedTuple):
-    """The server's usage at the start, its peak in the first tenth of the time, and its peak."""
-
-    first: Usage
-    early: Usage
-    peak: Usage
-
-
-def watch(server: ServerProcess, herd: Herd, length_s: float, every_s: float) -> Watched:
+def watch(server: ServerProcess, herd: Herd, length_s: float, every_s: float) -> dict[str, Usage]:
     """Let the herd live for `length_s`, and look every second; print a line now and then."""
     began = time.monotonic()
     next_line = every_s
-    first = early = peak = server.usage()
+    seen = dict.fromkeys(("before", "first tenth", "peak"), server.usage())
     with contextlib.suppress(KeyboardInterrupt), herd:
         while (passed := time.monotonic() - began) < length_s:
             if server.process.poll() is not None:
                 herd.wrong.append("the server ended by itself")
                 break
             usage = server.usage()
-            peak = higher(peak, usage)
+            seen["peak"] = higher(seen["peak"], usage)
             if passed < length_s / 10:
-                early = peak
+                seen["first tenth"] = seen["peak"]
             if passed >= next_line:
                 next_line += every_s
                 print(f"{passed:6.0f} s  {herd.progress()}  {usage}", flush=True)
             time.sleep(min(1.0, length_s - passed))
-    return Watched(first, early, peak)
+    return seen
 
 
 def soak(server: ServerProcess, herd: Herd, options: argparse.Namespace) -> int:
     """Let the herd live, and print progress and a summary; return the exit code."""
     minutes = options.minutes
     print(f"{options.clients} clients, {minutes:g} minutes, seed {options.seed}", flush=True)
-    first, early, peak = watch(server, herd, 60 * minutes, options.progress)
-    most = first.descriptors + herd.kept_descriptors
-    after = settled(server, first._replace(descriptors=most))
-    if after.threads != first.threads or not first.descriptors <= after.descriptors <= most:
-        herd.wrong.append(f"not back where it began: {first} before, {after} after")
-    if peak.resident_kb - early.resident_kb > GROWTH_KB:
-        herd.wrong.append(f"it grew: {early} in the first tenth, {peak} later")
+    seen = watch(server, herd, 60 * minutes, options.progress)
+    before = seen["before"]
+    most = before._replace(descriptors=before.descriptors + herd.kept_descriptors)
+    after = settled(server, most)
+    is_back = before.descriptors <= after.descriptors <= most.descriptors
+    if after.threads != before.threads or not is_back:
+        herd.wrong.append(f"not back where it began: {before} before, {after} after")
+    if seen["peak"].resident_kb - seen["first tenth"].resident_kb > GROWTH_KB:
+        herd.wrong.append(
+            f"it grew: {seen['first tenth']} in the first tenth, {seen['peak']} later"
+        )
     code, stop_s = server.stop()
     if code != 0 or "Traceback" in "\n".join(server.log()):
         herd.wrong.append(f"exit code {code}, and the log ends with {server.log()[-20:]}")
-    deaths = ", ".join(f"{number} {death}" for death, number in sorted(herd.lives.items()))
-    print(herd.told())
-    print(f"{herd.lives.total()} lives: {deaths}")
-    print(f"longest wait for an answer {herd.longest_s:.2f} s; stopped in {stop_s:.2f} s")
-    usages = {"before": first, "first tenth": early, "peak": peak, "after": after}
-    for when, usage in usages.items():
-        print(f"{when:11} {usage}")
-    print(f"{len(herd.wrong)} wrong", *herd.wrong[:20], sep="\n")
+    lines = [
+        herd.told(),
+        f"{herd.lives.total()} lives: "
+        + ", ".join(f"{number} {death}" for death, number in sorted(herd.lives.items())),
+        f"longest wait for an answer {herd.longest_s:.2f} s; stopped in {stop_s:.2f} s",
+        *(f"{when:11} {usage}" for when, usage in {**seen, "after": after}.items()),
+        f"{len(herd.wrong)} wrong",
+        *herd.wrong[:20],
+    ]
+    print(*lines, sep="\n")
     return int(bool(herd.wrong))
 
 

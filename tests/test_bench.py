@@ -35,7 +35,6 @@ from bench.measure import (
 )
 from bench.rivals import (
     BODIES,
-    Aggregation,
     Body,
     OverTLSSession,
     example_answer,
@@ -78,7 +77,7 @@ def answers_of(
             last[number] = callers[number].call()
 
     with (
-        make_server(rival, clients, Aggregation(body.filling), folder) as server,
+        make_server(rival, clients, body, folder) as server,
         ExitStack() as stack,
     ):
         assert not isinstance(server, BaseException)
