@@ -139,38 +139,40 @@ def run_slice(rival: str, folder: Path, count: int) -> Took:
 # Logins -------------------------------------------------------------------------------------------
 
 
-def log_in(pipe: Connection, folder: Path, address: tuple[str, int], count: int) -> None:
-    """In the clients' process: so many logins, from two threads, and how long they took."""
-    own = {name: party(folder, name) for name in PEOPLE}
+def rate(count: int, once: Callable[[str], object]) -> float:
+    """Return how often a second two threads do something, each for one of two people."""
+    each = (count + 1) // 2
 
-    def one(name: str) -> None:
-        for _ in range(count // 2):
-            with our_client(folder, own[name], address):
-                pass
+    def again(name: str) -> None:
+        for _ in range(each):
+            once(name)
 
     began = time.perf_counter()
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(one, PEOPLE))
-    pipe.send(time.perf_counter() - began)
+        list(pool.map(again, PEOPLE))
+    return 2 * each / (time.perf_counter() - began)
 
 
 def logins(folder: Path, count: int) -> float:
     """Return logins a second. Raises Failed."""
+    own = {name: party(folder, name) for name in PEOPLE}
     with process(serve_ours, folder) as server:
-        with process(log_in, folder, hear(server), count) as clients:
-            took_s: float = hear(clients)
+        address = hear(server)
+
+        def log_in(name: str) -> None:
+            with our_client(folder, own[name], address):
+                pass
+
+        found = rate(count, log_in)
         server.send(None)
-    return count / took_s
+    return found
 
 
 def floor(count: int) -> float:
-    """Return how often a second argon2 alone answers, in two threads."""
+    """Return how often a second argon2 alone answers."""
     hasher = PasswordHasher(PASSES, MEMORY_KIB, LANES)
     stored = hasher.hash(PASSWORD)
-    began = time.perf_counter()
-    with ThreadPoolExecutor(2) as pool:
-        list(pool.map(lambda _: hasher.verify(stored, PASSWORD), range(count)))
-    return count / (time.perf_counter() - began)
+    return rate(count, lambda _: hasher.verify(stored, PASSWORD))
 
 
 # Clients that are held ----------------------------------------------------------------------------
@@ -185,49 +187,30 @@ class Held(NamedTuple):
     spread_s: float
 
 
-def fill(pipe: Connection, folder: Path, address: tuple[str, int], count: int) -> None:
-    """In the clients' process: so many clients in one room, and a text that reaches them all."""
-    raise_descriptor_limit()
+def held(folder: Path, count: int) -> Held:
+    """Fill a room with so many clients, and let a text reach them all. Raises Failed."""
     key = new_identity()  # one for all: a key takes long to make
     people = [certified(folder, f"client{number}", key) for number in range(count)]
     enroll(folder, people)
-    with contextlib.ExitStack() as stack:
-        come = (stack.enter_context(our_client(folder, who, address)) for who in people)
-        clients = [next(come)]
-        clients[0].join()
-        pipe.send("one is here")
-        pipe.recv()
-        for client in come:
-            client.join()
-            clients.append(client)
-        pipe.send("all are here")
-        pipe.recv()
-        for client in clients:
-            while len(client.seat.room.members) < count:
-                client.hear()
-        began = time.perf_counter()
-        clients[0].say(TEXT)
-        with ThreadPoolExecutor(count) as pool:
-            list(pool.map(hear_said, clients))
-        pipe.send(time.perf_counter() - began)
-        pipe.recv()
-
-
-def held(folder: Path, count: int) -> Held:
-    """Return what a room with so many clients cost. Raises Failed."""
     with process(serve_ours, folder) as server:
         address = hear(server)
-        with process(fill, folder, address, count) as clients:
-            hear(clients)
-            before = ask(server)[1]
-            clients.send("go")
-            hear(clients)
-            after = ask(server)[1]
-            clients.send("go")
-            spread_s: float = hear(clients)
-            clients.send("stop")
+        usage: list[Usage] = []
+        with contextlib.ExitStack() as stack:
+            clients: list[Client] = []
+            for who in people:
+                clients.append(stack.enter_context(our_client(folder, who, address)))
+                clients[-1].join()
+                usage.append(ask(server)[1])
+            for client in clients:
+                while len(client.seat.room.members) < count:
+                    client.hear()
+            began = time.perf_counter()
+            clients[0].say(TEXT)
+            with ThreadPoolExecutor(count) as pool:
+                list(pool.map(hear_said, clients))
+            spread_s = time.perf_counter() - began
         server.send(None)
-    return Held(count, before, after, spread_s)
+    return Held(count, usage[0], usage[-1], spread_s)
 
 
 # What it tells ------------------------------------------------------------------------------------
@@ -256,21 +239,22 @@ def main() -> int:
     )
     count = options.messages
     title = f"{count:,} signed messages of {len(TEXT)} bytes, {options.turns} times each"
+    raise_descriptor_limit()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         certify(folder)
         found = compare(
             title, "messages", NAMES, options.turns, lambda one: run_slice(one, folder, count)
         )
-        rate = logins(folder, options.logins)
+        logged_in = logins(folder, options.logins)
         most = floor(options.logins)
         room = held(folder, options.clients)
-    print(*sentences(rate, most, room), sep="\n")
+    print(*sentences(logged_in, most, room), sep="\n")
     found = {
         "openssl": ssl.OPENSSL_VERSION,
         "messages": count,
         **found,
-        "logins_per_s": rate,
+        "logins_per_s": logged_in,
         "argon2_per_s": most,
         "held": room,
     }
