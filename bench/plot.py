@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -86,17 +87,14 @@ class Measured(NamedTuple):
     ladder: Sequence[tuple[str, float]]  # shares of a round, which add up to 1
 
 
-def number(found: object) -> float:
+def number(found: object, above: float = -1e9) -> float:
     """Return a number that can have been measured. Raises ValueError."""
-    if isinstance(found, bool) or not isinstance(found, (int, float)) or not abs(found) < 1e9:
+    if isinstance(found, bool) or not isinstance(found, (int, float)) or not above < found < 1e9:
         raise ValueError(found)
     return float(found)
 
 
-def above_0(found: object) -> float:
-    if number(found) < 1e-9:
-        raise ValueError(found)
-    return number(found)
+above_0 = partial(number, above=1e-9)
 
 
 def read_bench(path: Path, body: str) -> Measured:
@@ -128,8 +126,6 @@ def shares(rungs: Sequence[Mapping[str, object]]) -> list[tuple[str, float]]:
 
 def measured(cases: Sequence[Mapping[str, Any]], ladder: Sequence[tuple[str, float]]) -> Measured:
     """Turn cases into ratios; the rivals are in the order of the benchmark's own tables."""
-    speed: dict[str, dict[int, Dot]] = {name: {} for name in NAMES}
-    latency: dict[str, dict[int, Dot]] = {name: {} for name in NAMES}
     tls12 = [
         (above_0(case["clients"]), above_0(case["p50_s"]))
         for case in cases
@@ -138,15 +134,14 @@ def measured(cases: Sequence[Mapping[str, Any]], ladder: Sequence[tuple[str, flo
     medians = {int(clients): p50 for clients, p50 in sorted(tls12)}
     if len(medians) < len(tls12):
         raise ValueError(tls12)
+    speed: dict[str, dict[int, Dot]] = {name: {} for name in NAMES}
+    latency: dict[str, dict[int, Dot]] = {name: {} for name in NAMES}
     for case in sorted(cases, key=lambda case: int(case["clients"])):
-        rival = case["rival"]
         clients = int(above_0(case["clients"]))
-        middle, low, high = map(above_0, case["of_tls12"])
-        speed[rival][clients] = Dot(middle, low, high)
-        p50, p99 = (
-            above_0(case.get(name, case["p50_s"])) / medians[clients] for name in ("p50_s", "p99_s")
-        )
-        latency[rival][clients] = Dot(p50, p50, p99)
+        p50 = above_0(case["p50_s"]) / medians[clients]
+        p99 = above_0(case.get("p99_s", case["p50_s"])) / medians[clients]
+        speed[case["rival"]][clients] = Dot(*map(above_0, case["of_tls12"]))
+        latency[case["rival"]][clients] = Dot(p50, p50, p99)
     growth = {clients: p50 / next(iter(medians.values())) for clients, p50 in medians.items()}
     return Measured(
         {rival: dots for rival, dots in speed.items() if dots},
