@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.chat import NAMES, Held, sentences
+from bench.chat import NAMES, Held, rate, sentences
 from bench.process import Usage
 from tests.programs import measured
 
@@ -17,6 +17,13 @@ def test_the_first_client_pays_for_what_all_share() -> None:
     assert "0.50 of argon2 alone" in logins
     assert "11 in a room" in clients
     assert each.split()[:2] == ["100", "kB"]
+
+
+@pytest.mark.parametrize(("count", "each"), [(1, 1), (4, 2), (5, 3)])
+def test_both_people_do_at_least_half_of_what_is_counted(count: int, each: int) -> None:
+    done: list[str] = []
+    assert rate(count, done.append) > 0
+    assert sorted(done) == ["alice"] * each + ["bob"] * each
 
 
 @pytest.mark.slow
