@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import select
 import socket
 import threading
 import time
@@ -240,6 +241,33 @@ def test_a_frame_that_begins_in_a_pause_has_its_deadline() -> None:
         theirs.sendall(b"\x00")
         with pytest.raises(DeadlineExpired, match="a whole frame"):
             channel.idle(0.01)
+
+
+def test_a_farewell_that_comes_while_a_file_is_waited_for_is_opened(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A person may take long to type."""
+    real = select.select
+    before: list[Callable[[], object]] = []
+
+    def wait(*files: Any) -> object:
+        before.pop(0)()
+        return real(*files)
+
+    monkeypatch.setattr(select, "select", wait)
+    keyboard, hand = socket.socketpair()
+    with (
+        keyboard,
+        hand,
+        keyboard.makefile() as file,
+        channel_and_peer() as (channel, theirs, session),
+    ):
+        farewell = session.seal(Terminate(Status.SHUTDOWN))
+        before += [lambda: hand.sendall(b"1\n"), lambda: write_frame(theirs.sendall, farewell)]
+        channel.hear_before(file)
+        assert file.readline() == "1\n"
+        with pytest.raises(PeerTerminated):
+            channel.hear_before(file)
 
 
 # Requests to end

@@ -174,7 +174,9 @@ def test_each_epoch_is_recorded_and_logged_once(caplog: pytest.LogCaptureFixture
         (0, 2),
     ]
     told = [line for line in caplog.messages if "text" in line]
-    assert told == [f'epoch {n}\n    text "{"x" * 55}"' for n in (1, 2)], "71 columns are one too many"
+    assert told == [f'epoch {n}\n    text "{"x" * 55}"' for n in (1, 2)], (
+        "71 columns are one too many"
+    )
 
 
 def test_clients_that_start_at_random_offsets_share_every_epoch_from_then_on() -> None:
