@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import _thread
 import cmd
+import contextlib
 import errno
 import io
 import logging
@@ -13,8 +15,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from multiprocessing import resource_tracker
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -23,12 +27,15 @@ from hypothesis import strategies as st
 import program
 from program import (
     MOST_LINE,
+    Ended,
     Lines,
     LogFormatter,
+    NoConnection,
     Parser,
     Typed,
     UserError,
     append_whole,
+    end,
     end_signals,
     escaped,
     fitted,
@@ -38,9 +45,12 @@ from program import (
     plural,
     port_number,
     positive,
+    prepare_streams,
     read_text,
     reason_of,
+    repeat_signal,
     seconds,
+    starting,
     to_stderr,
     whole,
     write_text,
@@ -392,11 +402,133 @@ def test_a_file_that_never_ends_is_no_text(tmp_path: Path, monkeypatch: pytest.M
             read_text(path)
 
 
-def test_what_never_ends_is_a_sentence_once_the_memory_does() -> None:
-    """As when a program is given /dev/zero to read."""
-    done = run("-c", "from program import run_program; run_program(lambda: len(bytes(2**62)))")
-    assert done.returncode == 2
-    assert done.stderr == "-c: not enough memory; is what it reads ever at an end?\n"
+@pytest.mark.parametrize(
+    ("error", "code", "told"),
+    [
+        (UserError("no\nfile"), 2, "p: no\\nfile\n"),
+        (NoConnection("no server"), 3, "p: no server\n"),
+        (Ended(signal.SIGTERM), 143, ""),
+        (KeyboardInterrupt(), 130, ""),
+        (EOFError(), 130, ""),
+        (MemoryError(), 2, "p: not enough memory; is what it reads ever at an end?\n"),
+        (BrokenPipeError(), 141, ""),
+        (OSError(errno.ENOSPC, ""), 2, f"p: {os.strerror(errno.ENOSPC)}\n"),
+        (OSError(errno.ENOENT, "", "gone"), 2, f"p: gone: {os.strerror(errno.ENOENT)}\n"),
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize("is_late", [False, True], ids=["in main", "at the last flush"])
+def test_each_end_of_a_program_has_its_code_and_its_words(
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    error: BaseException,
+    code: int,
+    told: str,
+    is_late: bool,
+) -> None:
+    left: list[int] = []  # descriptors to which nothing more is written
+
+    def fail() -> None:
+        raise error
+
+    def main() -> int:
+        patch.setattr(sys, "stdout", SimpleNamespace(flush=fail, fileno=lambda: 77))
+        if not is_late:
+            fail()
+        return 0
+
+    def lead_elsewhere(file: int, place: int) -> None:
+        os.close(file)
+        left.append(place)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "dup2", lead_elsewhere)
+        done = run_here(main, capfd, "folder/p")
+    assert (done.returncode, done.stderr) == (code, told)
+    assert left == ([77] if isinstance(error, OSError) else [])
+
+
+def test_a_program_runs_with_handlers_and_streams_of_its_own(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    def main() -> int:
+        assert sys.unraisablehook is repeat_signal
+        assert signal.getsignal(signal.SIGTERM) is end
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        assert isinstance(sys.stdin, Typed)
+        return 7
+
+    assert run_here(main, capfd, "p").returncode == 7
+    with pytest.raises(Ended) as ended:
+        end(signal.SIGTERM, None)
+    assert ended.value.args == (signal.SIGTERM,)
+
+
+def test_streams_take_whatever_is_read_or_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+    given, shown, told = io.BytesIO(b"\xff\n"), io.BytesIO(), io.BytesIO()
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(given, "utf-8"))
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(shown, "ascii", write_through=True))
+    monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(told, "ascii"))
+    prepare_streams()
+    assert input() == "\ufffd"
+    sys.stdout.write("z\u00fcrich")
+    sys.stderr.write("z\u00fcrich\n")
+    assert (shown.getvalue(), told.getvalue()) == (b"", b""), "a line is written when it is whole"
+    sys.stdout.write("\n")
+    sys.stderr.flush()
+    assert shown.getvalue() == told.getvalue() == b"z\\xfcrich\n"
+    for name in ("stdin", "stdout", "stderr"):
+        monkeypatch.setattr(sys, name, None)
+    prepare_streams()
+    print("nowhere")
+    print("nowhere", file=sys.stderr)
+    assert not sys.stdin.read()
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        stream.close()
+
+
+@posix_only
+@pytest.mark.parametrize("is_multiprocessing", [False, True])
+def test_ctrl_c_waits_while_a_process_of_ours_starts(
+    monkeypatch: pytest.MonkeyPatch, is_multiprocessing: bool
+) -> None:
+    begun: list[bool] = []
+
+    def is_held_back() -> bool:
+        return signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+    monkeypatch.setattr(resource_tracker, "ensure_running", lambda: begun.append(is_held_back()))
+    if not is_multiprocessing:
+        monkeypatch.delitem(sys.modules, "multiprocessing")
+    with contextlib.suppress(ZeroDivisionError), starting():
+        assert is_held_back()
+        raise ZeroDivisionError
+    assert not is_held_back()
+    assert begun == [False] * is_multiprocessing, "its start lets Ctrl-C in again"
+
+
+@posix_only
+@pytest.mark.parametrize(
+    ("error", "number"),
+    [(KeyboardInterrupt(), signal.SIGINT), (Ended(signal.SIGTERM), signal.SIGTERM)],
+    ids=repr,
+)
+def test_a_signal_that_a_destructor_swallowed_is_sent_again(
+    monkeypatch: pytest.MonkeyPatch, error: BaseException, number: int
+) -> None:
+    sent: list[object] = []
+
+    def timer(_: float, call: Callable[..., object], words: list[int]) -> SimpleNamespace:
+        return SimpleNamespace(start=lambda: call(*words))
+
+    monkeypatch.setattr(threading, "Timer", timer)
+    monkeypatch.setattr(os, "kill", lambda process, number: sent.append((process, number)))
+    monkeypatch.setattr(_thread, "interrupt_main", sent.append)
+    lost: Any = SimpleNamespace(exc_value=error)
+    repeat_signal(lost)
+    monkeypatch.setattr(program, "os", SimpleNamespace(name="nt"))
+    repeat_signal(lost)
+    assert sent == [(os.getpid(), number), number]
 
 
 def test_one_of_anything_is_no_plural() -> None:

@@ -300,6 +300,20 @@ def share_an_epoch(journal: Journal, first: Client, second: Client) -> object:
     return one["participants"]
 
 
+def test_a_stranger_that_ends_does_not_make_an_epoch_close_without_its_namesake() -> None:
+    with (
+        serving(window_s=60) as (server, journal),
+        client_for(server, 1) as one,
+        client_for(server, 2) as namesake,
+    ):
+        one.report([1])
+        assert share_an_epoch(journal, namesake, one) == [1, 2]
+        with Hand(server.address, 2).shake_hands():
+            pass
+        reason(journal, 2)
+        assert share_an_epoch(journal, one, namesake) == [1, 2]
+
+
 def test_leaving_frees_the_others_at_once() -> None:
     with serving(window_s=60) as (server, journal), client_for(server, 1) as staying:
         with Hand(server.address, 2).shake_hands() as leaving:
