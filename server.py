@@ -271,12 +271,11 @@ class Member:
     hello_number: int
 
     def __init__(self, server: Server, sock: socket.socket) -> None:
-        nobody = server.session_for(0)  # until the first message names somebody
-        self.channel = Channel(sock, nobody, server.limits.frame_timeout_s)
+        self.client_id = 0  # until the first message names somebody
+        self.session = server.session_for(self.client_id)
+        self.channel = Channel(sock, self.session, server.limits.frame_timeout_s)
         self.request_end = self.channel.request_end
         self.send_away = self.channel.send_away
-        self.session = nobody
-        self.client_id = 0
         self.rounds = 0
         self.is_established = False
         self._server = server
