@@ -417,6 +417,31 @@ def test_a_peer_that_never_reads_is_given_up_after_the_time_of_a_frame(
         assert not left.strip(b"\0"), "nothing was written behind half a frame"
 
 
+def test_a_frame_has_its_time_in_all_however_slowly_it_is_taken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    taken: list[bytes] = []
+
+    class Slow:
+        """It takes one byte at a time."""
+
+        def send(self, data: bytes) -> int:
+            taken.append(data[:1])
+            return 1
+
+        def __getattr__(self, _: str) -> Callable[..., object]:
+            return lambda *_: None
+
+    clock = SimpleNamespace(monotonic=lambda: 100.0 + 0.5 * len(taken))
+    monkeypatch.setattr(channel_module, "time", clock)
+    channel: Channel[Message] = Channel(Slow(), pair_in(State.REPORT).client, 2.0)  # type: ignore[arg-type]
+    channel._send_all(b"1234")
+    assert taken == [b"1", b"2", b"3", b"4"]
+    with pytest.raises(TimeoutError):
+        channel._send_all(b"56789")
+    assert b"".join(taken) == b"12345678"
+
+
 def test_a_stuck_send_heeds_a_request_to_end() -> None:
     with channel_and_peer(frame_timeout_s=math.inf) as (channel, _, _):
         fill(channel)
