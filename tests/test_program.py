@@ -50,6 +50,7 @@ from program import (
     reason_of,
     repeat_signal,
     seconds,
+    start_log,
     starting,
     to_stderr,
     whole,
@@ -111,7 +112,7 @@ def test_a_wrong_flag_is_a_sentence_for_the_user(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("words", ["--at=-- x", "-o-- x", "-- --"])
-def test_two_dashes_are_no_value(words: str) -> None:
+def test_two_dashes_are_no_value(words: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before Python 3.13 argparse makes an empty list of them, which no program expects."""
     parser = Parser()
     parser.add_argument("-o", "--at")
@@ -119,6 +120,11 @@ def test_two_dashes_are_no_value(words: str) -> None:
     with pytest.raises(UserError, match="no value can be --"):
         parser.options(words.split())
     assert parser.options(["--at=--x", "--", "x"]).at == "--x"
+    monkeypatch.setattr(sys, "argv", ["program", *words.split()])
+    with pytest.raises(UserError, match="no value can be --"):
+        parser.options()
+    monkeypatch.setattr(sys, "argv", ["--", "--at=--x", "--", "x"])
+    assert parser.options().at == "--x", "the first word is the program's name"
 
 
 def test_a_file_that_cannot_be_written_is_reported_in_one_sentence(tmp_path: Path) -> None:
@@ -256,12 +262,12 @@ def test_an_error_is_one_line_whatever_it_quotes() -> None:
 def test_windows_words_are_used_where_the_c_library_has_none(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    error = OSError(10061, "refused it")
+    error = OSError(10061, "the other end refused it")
     monkeypatch.setattr(error, "winerror", 10061, raising=False)
     monkeypatch.setattr(os, "strerror", lambda number: "refused")
     assert reason_of(error) == "refused"
     monkeypatch.setattr(os, "strerror", lambda number: "Unknown error")
-    assert reason_of(error) == "refused it"
+    assert reason_of(error) == "the other end refused it"
 
 
 def test_the_reason_of_an_error_is_what_the_system_says_without_the_rest() -> None:
@@ -464,6 +470,22 @@ def test_a_program_runs_with_handlers_and_streams_of_its_own(
     assert ended.value.args == (signal.SIGTERM,)
 
 
+def test_help_and_the_log_have_streams_of_their_own(capfd: pytest.CaptureFixture[str]) -> None:
+    def main() -> int:
+        lines = Lines()
+        start_log("INFO", lines)
+        logging.getLogger("x").debug("hidden")
+        logging.getLogger("x").info("shown")
+        lines.drain()
+        Parser("Does it.").options()
+        return 1
+
+    done = run_here(main, capfd, "p", "--help")
+    assert done.returncode == 0
+    assert done.stdout.startswith("usage: p [-h]\n\nDoes it.\n")
+    assert re.fullmatch(r"\d\d:\d\d:\d\d shown\n", done.stderr)
+
+
 def test_streams_take_whatever_is_read_or_printed(monkeypatch: pytest.MonkeyPatch) -> None:
     given, shown, told = io.BytesIO(b"\xff\n"), io.BytesIO(), io.BytesIO()
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(given, "utf-8"))
@@ -505,6 +527,9 @@ def test_ctrl_c_waits_while_a_process_of_ours_starts(
         raise ZeroDivisionError
     assert not is_held_back()
     assert begun == [False] * is_multiprocessing, "its start lets Ctrl-C in again"
+    monkeypatch.setattr(program, "os", SimpleNamespace(name="nt"))
+    with starting():
+        assert not is_held_back()
 
 
 @posix_only
@@ -529,6 +554,14 @@ def test_a_signal_that_a_destructor_swallowed_is_sent_again(
     monkeypatch.setattr(program, "os", SimpleNamespace(name="nt"))
     repeat_signal(lost)
     assert sent == [(os.getpid(), number), number]
+
+
+def test_another_error_of_a_destructor_is_told_as_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[object] = []
+    monkeypatch.setattr(sys, "__unraisablehook__", told.append)
+    lost: Any = SimpleNamespace(exc_value=ValueError())
+    repeat_signal(lost)
+    assert told == [lost]
 
 
 def test_one_of_anything_is_no_plural() -> None:
@@ -621,15 +654,6 @@ def test_a_signal_that_meets_a_destructor_is_not_lost(number: signal.Signals) ->
     """Python swallows the exception there, and prints a traceback."""
     done = run("-c", INTERRUPTED.format(number=int(number), patience=TIMEOUT_S / 2))
     assert (done.returncode, done.stderr) == (128 + number, "")
-
-
-def test_another_error_of_a_destructor_is_told_as_ever() -> None:
-    code = "class Broken:\n def __del__(self): raise ValueError\n"
-    done = run(
-        "-c", f"{code}from program import run_program\nrun_program(lambda: id(Broken()) * 0)"
-    )
-    assert done.returncode == 0
-    assert done.stderr.splitlines()[-1].startswith("ValueError")
 
 
 def test_a_reason_that_only_the_error_itself_knows_is_told() -> None:

@@ -17,7 +17,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from classroom.proxy import Table
+from classroom.proxy import Table, main
 from classroom.proxy_commands import GRAMMAR, HELP, Command, parse, parse_script
 from classroom.proxy_pair import Score
 from client import Client
@@ -45,7 +45,7 @@ from protocol_fsm import (
 from server import Contribution
 from tests.helpers import logging_to
 from tests.network import PATIENCE_S, Journal, serving
-from tests.programs import ROOT, TIMEOUT_S, Done, Program, posix_only, run, running_server
+from tests.programs import ROOT, TIMEOUT_S, Done, Program, posix_only, run_here, running_server
 
 
 class ImpatientTable(Table):
@@ -591,12 +591,13 @@ def test_a_wrong_line_is_named_before_anything_is_done(tmp_path: Path, text: str
 # The program
 
 
-def proxy(*arguments: str) -> Done:
-    return run("-m", "classroom.proxy", *arguments)
+def proxy(capfd: pytest.CaptureFixture[str], *flags: str) -> Done:
+    return run_here(main, capfd, "proxy.py", *flags)
 
 
-@pytest.mark.slow
-def test_the_program_ends_in_one_sentence_and_an_exit_code(tmp_path: Path) -> None:
+def test_the_program_ends_in_one_sentence_and_an_exit_code(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     wrong = script(tmp_path / "wrong", "until end\nflop\n")
     with socket.create_server((HOST, 0)) as listener, socket.create_server((HOST, 0)) as closed:
         here = "{}:{}".format(*listener.getsockname())
@@ -610,7 +611,7 @@ def test_the_program_ends_in_one_sentence_and_an_exit_code(tmp_path: Path) -> No
             (["--server", gone], 3, f"no server at {gone}: Connection refused"),
             (["--server", here, "--listen", here.split(":")[1]], 3, "cannot listen on 127.0.0.1"),
         ):
-            done = proxy(*arguments)
+            done = proxy(capfd, *arguments)
             assert (done.returncode, done.stdout) == (code, ""), done
             assert done.stderr.startswith("proxy.py: ")
             assert sentence in done.stderr
@@ -757,15 +758,15 @@ def test_a_recording_that_is_accepted_on_another_connection_is_a_win() -> None:
 
 
 @pytest.mark.slow
-def test_with_a_pair_of_its_own_a_student_wins_and_keeps_the_score(tmp_path: Path) -> None:
+def test_with_a_pair_of_its_own_a_student_wins_and_keeps_the_score(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     script = tmp_path / "script"
     script.write_text(
         "until CLIENT_DATA\nflip 24.3\nforward\nuntil end\n"
         "session\nuntil CLIENT_DATA\nrecord one\nuntil end\nsession\nuntil end\nscore\nquit\n"
     )
-    done = run(
-        "-m", "classroom.proxy", "--listen", "0", "--without", "tag", "--script", str(script)
-    )
+    done = proxy(capfd, "--listen", "0", "--without", "tag", "--script", str(script))
     assert (done.returncode, done.stderr) == (0, "")
     assert "YOU WIN: the server accepted CLIENT_DATA [900.0,20.5,21.0,22.5]" in done.stdout
     *_, asked, last = [line for line in done.stdout.splitlines() if line.startswith("score: 1 ")]
@@ -778,17 +779,19 @@ def test_a_session_and_a_score_are_there_only_without_rules(seat: Seat) -> None:
             seat.type(line)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
-        (["--server", "127.0.0.1:9"], "--without and --own bring a server"),
-        (["--keylog", "keys.log"], "--without and --own bring a server"),
-        (["--without", "nonsense"], "there is no rule nonsense"),
+        ("--without tag --server 127.0.0.1:9", "--without and --own bring a server"),
+        ("--own --keylog keys.log", "--without and --own bring a server"),
+        ("--without tag --without nonsense", "there is no rule nonsense"),
+        ("--deadlines", "--deadlines is for --without and --own"),
     ],
 )
-def test_flags_that_do_not_fit_a_pair_are_one_sentence(flags: list[str], sentence: str) -> None:
-    done = run("-m", "classroom.proxy", "--without", "tag", *flags)
+def test_flags_that_do_not_fit_a_pair_are_one_sentence(
+    flags: str, sentence: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    done = proxy(capfd, *flags.split())
     assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
     assert sentence in done.stderr
 
@@ -808,26 +811,19 @@ def test_a_splice_puts_a_message_of_a_recording_in_the_place_of_the_one_in_hand(
     seat.end()
 
 
-@pytest.mark.slow
-def test_a_pair_of_its_own_with_all_rules_refuses_and_has_recordings(tmp_path: Path) -> None:
+def test_a_pair_of_its_own_with_all_rules_refuses_and_has_recordings(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     script = tmp_path / "script"
     script.write_text(
         "until CLIENT_DATA\nsplice older 3\nforward\nuntil end\nsession\nuntil CLIENT_DATA\n"
         "splice other 3\nforward\nuntil end\nscore\nquit\n"
     )
-    flags = ["--listen", "0", "--own", "--deadlines", "--script", str(script)]
-    done = run("-m", "classroom.proxy", *flags)
+    done = proxy(capfd, "--listen", "0", "--own", "--deadlines", "--script", str(script))
     assert (done.returncode, done.stderr) == (0, "")
     assert "the server refused CLIENT_DATA: BadTag" in done.stdout
     assert "the server refused CLIENT_DATA: WrongPeer" in done.stdout
     assert done.stdout.splitlines()[-1].startswith("score: 0 ")
-
-
-@pytest.mark.slow
-def test_deadlines_are_for_a_pair_of_its_own() -> None:
-    done = run("-m", "classroom.proxy", "--deadlines")
-    assert done.returncode == 2
-    assert done.stderr == "proxy.py: --deadlines is for --without and --own\n"
 
 
 # At a terminal
