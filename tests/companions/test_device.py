@@ -304,8 +304,9 @@ def test_a_file_that_is_removed_on_its_way_still_arrives(
     world: World, party: tuple[Server, Records, Path], tmp_path: Path
 ) -> None:
     path = a_file(tmp_path, "gone.bin", bytes(3 * 65_536))
-    with device_for(world, party[0]) as device:
+    with device_for(world, party[0], new_session=partial(Session, rekey_chunks=2)) as device:
         device.send_file(path, lambda count: path.unlink(missing_ok=True))
+        assert device.session.chunks == 1, "of the keys that are new since the second chunk"
     assert files_in(party[2])["gone.bin"] == bytes(3 * 65_536)
 
 
