@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 import pytest
 
@@ -790,6 +790,9 @@ def test_the_program_says_what_has_arrived(
         "done: 4 sent and acknowledged",
     ]
     assert not err
+    stored: list[Any] = [record.detail for record in own[1].of("stored")]
+    assert [item.text for item in stored[:2]] == ["", "hi\n"]
+    assert len(stored) == 4
 
 
 @pytest.mark.parametrize(
