@@ -216,9 +216,12 @@ class Table(cmd.Cmd):
         self._desks = [Desk()]  # the last is the present one; the others are for undo
         self._came: list[Item] = []
         self._forwarded: set[int] = set()
-        tapes = pair.tapes if pair else {}
-        self._tapes = {name: [Item(0, 0, frame) for frame in tape] for name, tape in tapes.items()}
         self._connection = 0
+        tapes = pair.tapes if pair else {}
+        self._tapes = {
+            name: [Item(0, self._connection, frame) for frame in tape]
+            for name, tape in tapes.items()
+        }
         self._connected = False
         self._closed: set[str] = set()
         self._ended = False  # a connection, and no line of the script has waited for it

@@ -618,6 +618,29 @@ def test_each_end_may_close_its_side_and_the_other_goes_on() -> None:
         assert at_once(serve, talk) == [[b"hello", b""], [b"bye", b""]]
 
 
+@pytest.mark.parametrize(
+    ("tap", "error"),
+    [(iter, BrokenPipeError), (partial(map, replace), OverflowError)],
+    ids=["an end has closed", "a tap that is no generator"],
+)
+def test_what_cannot_be_delivered_ends_no_connection(
+    tap: Callable[[Frames], Frames], error: type[Exception]
+) -> None:
+    def write(sendall: Callable[[bytes], object], message: bytes) -> None:
+        if message == b"bad":
+            raise error
+        write_line(sendall, message)
+
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        Proxy(listener.getsockname(), tap, read_line, write) as proxy,
+        socket.create_connection(proxy.address) as sock,
+    ):
+        sock.sendall(b"bad\ngood\n")
+        with listener.accept()[0] as connection:
+            assert read_line(connection.recv) == b"good"
+
+
 def test_a_proxy_to_which_nobody_comes_ends_at_once() -> None:
     nobody = ("127.0.0.1", free_port())
     with (

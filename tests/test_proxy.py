@@ -347,6 +347,19 @@ def test_cut_ends_both_sides_without_a_word(seat: Seat) -> None:
 
 # Undo
 
+
+def test_what_still_comes_after_a_cut_is_ignored(seat: Seat) -> None:
+    table = seat.table
+    table._begin("")
+    table._arrive("client", b"\x0a a message")
+    table._arrive("client", b"")
+    assert [item.number for item in table._desk.waiting] == [1, 0], "an end has no number"
+    seat.type("cut")
+    table._arrive("server", b"\x14 too late")
+    assert not table._desk.waiting
+    assert "too late" not in seat.read()
+
+
 CHANGES = [
     "flip 24.3",
     "drop",
@@ -816,11 +829,12 @@ def test_a_pair_of_its_own_with_all_rules_refuses_and_has_recordings(
 ) -> None:
     script = tmp_path / "script"
     script.write_text(
-        "until CLIENT_DATA\nsplice older 3\nforward\nuntil end\nsession\nuntil CLIENT_DATA\n"
-        "splice other 3\nforward\nuntil end\nscore\nquit\n"
+        "until CLIENT_DATA\nplay older server\nundo\nsplice older 3\nforward\nuntil end\n"
+        "session\nuntil CLIENT_DATA\nsplice other 3\nforward\nuntil end\nscore\nquit\n"
     )
     done = proxy(capfd, "--listen", "0", "--own", "--deadlines", "--script", str(script))
     assert (done.returncode, done.stderr) == (0, "")
+    assert "in hand: yours, CLIENT_HELLO to server" in done.stdout
     assert "the server refused CLIENT_DATA: BadTag" in done.stdout
     assert "the server refused CLIENT_DATA: WrongPeer" in done.stdout
     assert done.stdout.splitlines()[-1].startswith("score: 0 ")
