@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import http.client
 import json
+import os
 import re
 import signal
 import subprocess
@@ -204,6 +205,7 @@ def test_every_answer_has_the_headers(reader: Reader, path: str, is_in: bool) ->
 
 def test_only_the_page_s_own_files_are_served(reader: Reader) -> None:
     reader.enter()
+    assert sorted(name for name, _ in FILES.values()) == sorted(os.listdir(app.PAGE))
     for path, (_, kind) in FILES.items():
         status, headers, _ = reader.ask(path)
         assert (status, headers["Content-Type"]) == (200, f"{kind}; charset=utf-8")
@@ -499,6 +501,18 @@ def test_each_request_does_one_thing_and_what_is_none_is_said(
     live._hear(text, noted)
     refusal = ("say", "the page asked for something that cannot be understood")
     assert noted.seen == [done or refusal]
+
+
+def test_why_a_request_is_refused_is_said() -> None:
+    def refuse(names: list[str]) -> None:
+        raise UserError(f"no attack is named {names}")
+
+    noted: Any = Noted()
+    noted.play = refuse
+    live = object.__new__(app.Live)
+    live._room = noted
+    live._hear('{"play": ["x"]}', noted)
+    assert noted.seen == [("say", "no attack is named ['x']")]
 
 
 # What is told -------------------------------------------------------------------------------------
