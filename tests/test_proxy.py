@@ -210,6 +210,7 @@ def test_with_a_key_log_plaintexts_are_shown(seat: Seat, tmp_path: Path) -> None
     seat.type("until SERVER_CHALLENGE", "forward", "until CLIENT_DATA")
     assert "version 01" in seat.said
     assert "[100.0]" in seat.said
+    assert "no key in the log fits" not in seat.said
     assert "no key in the log fits" in seat.type("flip -1", "show")
     assert "[100.0]" in seat.type("undo", "show")
     seat.type("until SERVER_AGGR_RESPONSE")
@@ -358,6 +359,28 @@ def test_what_still_comes_after_a_cut_is_ignored(seat: Seat) -> None:
     table._arrive("server", b"\x14 too late")
     assert not table._desk.waiting
     assert "too late" not in seat.read()
+
+
+def test_a_connection_is_over_once_both_of_its_own_ends_have_closed(
+    seat: Seat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = seat.table
+    monkeypatch.setattr(table.wire, "send", lambda frame: frame.to == "server")
+    for _ in range(2):
+        table._begin("")
+        table._arrive("client", b"")
+        assert table._connected
+        table._arrive("server", b"")
+        assert not table._connected
+    table._begin("")
+    table._arrive("server", b"\x14 a message")
+    table._arrive("client", b"\x0a another")
+    assert "to client: nobody is there" in seat.type("forward")
+    assert "nobody" not in seat.type("forward")
+    seat.type("cut")
+    table._begin("there is no server")
+    assert seat.read() == "there is no server\n"
+    assert (table._connection, table._connected) == (3, False)
 
 
 CHANGES = [
@@ -829,12 +852,13 @@ def test_a_pair_of_its_own_with_all_rules_refuses_and_has_recordings(
 ) -> None:
     script = tmp_path / "script"
     script.write_text(
-        "until CLIENT_DATA\nplay older server\nundo\nsplice older 3\nforward\nuntil end\n"
+        "until CLIENT_DATA\nplay older server\nshow\nundo\nsplice older 3\nforward\nuntil end\n"
         "session\nuntil CLIENT_DATA\nsplice other 3\nforward\nuntil end\nscore\nquit\n"
     )
     done = proxy(capfd, "--listen", "0", "--own", "--deadlines", "--script", str(script))
     assert (done.returncode, done.stderr) == (0, "")
     assert "in hand: yours, CLIENT_HELLO to server" in done.stdout
+    assert "yours, to server: " in done.stdout
     assert "the server refused CLIENT_DATA: BadTag" in done.stdout
     assert "the server refused CLIENT_DATA: WrongPeer" in done.stdout
     assert done.stdout.splitlines()[-1].startswith("score: 0 ")
