@@ -317,7 +317,6 @@ class Table(cmd.Cmd):
         self._desks = [Desk()]
         self._say(f"connection {self._connection} is over")
         self.wire.finish()
-        self._changed.notify_all()
 
     # How messages are shown
 

@@ -211,8 +211,12 @@ def test_with_a_key_log_plaintexts_are_shown(seat: Seat, tmp_path: Path) -> None
     assert "version 01" in seat.said
     assert "[100.0]" in seat.said
     assert "no key in the log fits" not in seat.said
-    assert "no key in the log fits" in seat.type("flip -1", "show")
-    assert "[100.0]" in seat.type("undo", "show")
+    changed = seat.type("flip -1", "show")
+    assert "no key in the log fits" in changed
+    assert "in hand: #3 CLIENT_DATA to server, changed\n" in changed
+    unchanged = seat.type("undo", "show")
+    assert "[100.0]" in unchanged
+    assert "in hand: #3 CLIENT_DATA to server\n" in unchanged
     seat.type("until SERVER_AGGR_RESPONSE")
     assert '"sum":100.0' in seat.said
     (tmp_path / "log").write_text("nonsense\n")
@@ -521,6 +525,13 @@ def test_a_mistake_costs_one_sentence_and_changes_nothing(seat: Seat) -> None:
         assert seat.table._desks == before
     assert seat.journal.records == []
     assert seat.end() == 100.0
+
+
+def test_without_a_connection_nothing_is_forwarded_even_by_auto(seat: Seat) -> None:
+    said = seat.type("auto", "inject 0a")
+    assert "forwarded" not in said
+    assert "in hand: yours, " in said
+    seat.type("drop")
 
 
 def test_with_nothing_in_hand_that_is_said(seat: Seat) -> None:
