@@ -262,6 +262,21 @@ def test_a_person_at_a_terminal_has_a_prompt(
     assert table._keylog == Path("some.log")
 
 
+def test_what_is_told_at_a_prompt_moves_the_typed_text_below_it(
+    seat: Seat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    readline = SimpleNamespace(get_line_buffer=lambda: "sho")
+    stdout = SimpleNamespace(write=done.append, flush=lambda: done.append("flush"))
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "readline", readline)
+        patch.setattr(sys, "stdout", stdout)
+        patch.setattr(seat.table, "prompt", "> ")
+        patch.setattr(seat.table, "_at_prompt", True)
+        seat.table.tell("news")
+    assert done == ["\r     \rnews\n> sho", "flush"]
+
+
 # Meddling: a command when the report is in hand, and the error of the server
 
 MEDDLING = {
@@ -528,10 +543,8 @@ def test_a_mistake_costs_one_sentence_and_changes_nothing(seat: Seat) -> None:
 
 
 def test_without_a_connection_nothing_is_forwarded_even_by_auto(seat: Seat) -> None:
-    said = seat.type("auto", "inject 0a")
-    assert "forwarded" not in said
-    assert "in hand: yours, " in said
-    seat.type("drop")
+    assert "in hand: yours, " in seat.type("auto", "inject 0a")
+    assert "dropped yours, " in seat.type("drop")
 
 
 def test_with_nothing_in_hand_that_is_said(seat: Seat) -> None:
