@@ -547,6 +547,18 @@ def test_without_a_connection_nothing_is_forwarded_even_by_auto(seat: Seat) -> N
     assert "dropped yours, " in seat.type("drop")
 
 
+def test_who_waits_for_a_connection_or_a_message_is_woken_by_it(
+    seat: Seat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("classroom.proxy.POLL_S", 2 * PATIENCE_S)
+    began = time.monotonic()
+    seat.type("inject 0a", "forward", "until end")
+    seat.client()
+    seat.type("until CLIENT_DATA")
+    assert seat.end() == 100.0
+    assert time.monotonic() - began < PATIENCE_S / 2
+
+
 def test_with_nothing_in_hand_that_is_said(seat: Seat) -> None:
     for line in ("forward", "drop", "hold", "reflect", "flip 0", "edit round=1", "show", ""):
         seat.table.onecmd(line)
