@@ -416,7 +416,6 @@ class Table(cmd.Cmd):
             raise NoConnection(failure)
 
     def do_forward(self) -> None:
-        self._desk.in_hand()
         self._reach()
         self._deliver()
 

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -559,6 +560,66 @@ def test_who_waits_for_a_connection_or_a_message_is_woken_by_it(
     assert time.monotonic() - began < PATIENCE_S / 2
 
 
+SAID = [
+    ("inject 0a010000000100", "in hand: yours, CLIENT_HELLO to server"),
+    ("edit round=2", "header: 0a 01 00 00 00 01 00 -> 0a 01 00 00 00 02 00"),
+    ("flip -7.0", "byte -7: 0a -> 0b"),
+    ("flip 6.0", "byte 6: 00 -> 01"),
+    ("hold", "put aside yours, opcode 11 to server"),
+    ("inject 14", "in hand: yours, SERVER_CHALLENGE to server"),
+    ("hold", "put aside yours, SERVER_CHALLENGE to server"),
+    ("release 0", "in hand: yours, opcode 11 to server"),
+    ("release 0", "in hand: yours, SERVER_CHALLENGE to server"),
+    ("auto off", "from now on you decide"),
+    ("auto", "from now on all is forwarded"),
+]
+
+
+def test_each_command_says_what_it_has_done(seat: Seat) -> None:
+    for line, said in SAID:
+        assert said in seat.type(line).splitlines()
+        assert seat.table._connected == (line == "auto"), "which needs a connection"
+        if line.startswith("edit"):
+            with pytest.raises(UserError, match="only 7 bytes"):
+                seat.type("flip 7")
+
+
+class Living:
+    """A pair whose client of the last session is still about at the first looks."""
+
+    def __init__(self, looks: int) -> None:
+        self.looks = looks
+        self.lived: list[int] = []
+
+    @property
+    def is_living(self) -> bool:
+        self.looks -= 1
+        return self.looks >= 0
+
+    def live(self, address: object) -> None:
+        self.lived.append(self.looks)
+
+
+def test_a_session_waits_for_the_client_of_the_last_one_unless_that_is_connected(
+    seat: Seat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("classroom.proxy.POLL_S", 0.001)
+    for is_connected in (False, True):
+        pair: Any = Living(3)
+        monkeypatch.setattr(seat.table, "_pair", pair)
+        monkeypatch.setattr(seat.table, "_connected", is_connected)
+        seat.type("session")
+        assert [left < 0 for left in pair.lived] == [not is_connected]
+
+
+def test_an_until_that_fails_is_forgotten(seat: Seat) -> None:
+    seat.table._goal = "CLIENT_DATA"
+    seat.table._failure = "there is no server"
+    with seat.table._changed, pytest.raises(NoConnection, match="there is no server"):
+        Table._wait(seat.table, lambda: False)
+    assert seat.table._goal == seat.table._failure == ""
+
+
 def test_with_nothing_in_hand_that_is_said(seat: Seat) -> None:
     for line in ("forward", "drop", "hold", "reflect", "flip 0", "edit round=1", "show", ""):
         seat.table.onecmd(line)
@@ -873,10 +934,13 @@ def test_a_splice_puts_a_message_of_a_recording_in_the_place_of_the_one_in_hand(
     seat.type("until CLIENT_DATA", "record one", "until end")
     seat.client()
     seat.type("until CLIENT_DATA")
-    with pytest.raises(UserError, match="no recording one with a message 4"):
-        seat.type("splice one 4")
+    for number in (0, 4):
+        with pytest.raises(UserError, match=f"no recording one with a message {number}"):
+            seat.type(f"splice one {number}")
     with pytest.raises(UserError, match="no recording two with a message 1"):
         seat.type("splice two 1")
+    assert "one 1 in its place: 0a 01 00 00 00 00 00" in seat.type("splice one 1")
+    assert "undone" in seat.type("undo")
     assert "one 3 in its place: 1e 01 00 00 00 01 00" in seat.type("splice one 3")
     seat.type("forward")
     assert isinstance(seat.refusal(2), BadTag)
