@@ -553,7 +553,7 @@ def test_who_waits_for_a_connection_or_a_message_is_woken_by_it(
 ) -> None:
     monkeypatch.setattr("classroom.proxy.POLL_S", 2 * PATIENCE_S)
     began = time.monotonic()
-    seat.type("inject 0a", "forward", "until end")
+    seat.type("inject 0a", "until CLIENT_HELLO", "forward", "until end")
     seat.client()
     seat.type("until CLIENT_DATA")
     assert seat.end() == 100.0
@@ -618,6 +618,10 @@ def test_an_until_that_fails_is_forgotten(seat: Seat) -> None:
     with seat.table._changed, pytest.raises(NoConnection, match="there is no server"):
         Table._wait(seat.table, lambda: False)
     assert seat.table._goal == seat.table._failure == ""
+    seat.table._begin("")
+    seat.table._arrive("client", b"\x0a a message")
+    seat.table._failure = "there was no server"
+    seat.type("until CLIENT_HELLO", "cut")
 
 
 def test_with_nothing_in_hand_that_is_said(seat: Seat) -> None:
