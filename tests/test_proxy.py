@@ -584,6 +584,18 @@ def test_each_command_says_what_it_has_done(seat: Seat) -> None:
                 seat.type("flip 7")
 
 
+@pytest.mark.parametrize("is_connected", [False, True])
+@pytest.mark.parametrize("in_script", [False, True])
+def test_a_person_who_waits_without_a_client_is_told_how_to_stop(
+    seat: Seat, monkeypatch: pytest.MonkeyPatch, is_connected: bool, in_script: bool
+) -> None:
+    monkeypatch.setattr(seat.table, "_wait", lambda until: None)
+    monkeypatch.setattr(seat.table, "_connected", is_connected)
+    monkeypatch.setattr(seat.table, "_in_script", in_script)
+    is_told = "waiting for a client; Ctrl-C stops it" in seat.type("until CLIENT_DATA")
+    assert is_told == (not is_connected and not in_script)
+
+
 class Living:
     """A pair whose client of the last session is still about at the first looks."""
 
