@@ -276,7 +276,8 @@ def test_what_is_told_at_a_prompt_moves_the_typed_text_below_it(
         patch.setattr(seat.table, "prompt", "> ")
         patch.setattr(seat.table, "_at_prompt", True)
         seat.table.tell("news")
-    assert done == ["\r     \rnews\n> sho", "flush"]
+        seat.table.leave()
+    assert done == ["\r     \rnews\n> sho", "flush", "\n"]
 
 
 # Meddling: a command when the report is in hand, and the error of the server
@@ -380,9 +381,11 @@ def test_what_still_comes_after_a_cut_or_at_the_end_is_ignored(seat: Seat) -> No
     table._arrive("server", b"\x14 too late")
     assert not table._desk.waiting
     table._begin("")
+    seat.read()
     table.leave()
     table._arrive("client", b"\x0a after all")
     assert not table._desk.waiting
+    assert not seat.read()
 
 
 def test_a_connection_is_over_once_both_of_its_own_ends_have_closed(
@@ -581,7 +584,9 @@ SAID = [
 
 def test_each_command_says_what_it_has_done(seat: Seat) -> None:
     for line, said in SAID:
-        assert said in seat.type(line).splitlines()
+        told = seat.type(line).splitlines()
+        assert said in told
+        assert line != "auto off" or told == [said], "the hand is as it was"
         assert seat.table._connected == (line == "auto"), "which needs a connection"
         if line.startswith("edit"):
             with pytest.raises(UserError, match="only 7 bytes"):
