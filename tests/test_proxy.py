@@ -275,9 +275,38 @@ def test_what_is_told_at_a_prompt_moves_the_typed_text_below_it(
         patch.setattr(sys, "stdout", stdout)
         patch.setattr(seat.table, "prompt", "> ")
         patch.setattr(seat.table, "_at_prompt", True)
+        seat.table.tell("")
         seat.table.tell("news")
         seat.table.leave()
     assert done == ["\r     \rnews\n> sho", "flush", "\n"]
+
+
+def test_a_prompt_is_noticed_and_a_line_ends_it(
+    seat: Seat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = seat.table
+    hooks: list[Callable[[], object]] = []
+    readline = SimpleNamespace(set_pre_input_hook=hooks.append)
+    monkeypatch.setitem(sys.modules, "readline", readline)
+    table.preloop()
+    assert not hooks, "there is no prompt in a pipe"
+    monkeypatch.setattr(table, "prompt", "> ")
+    table.preloop()
+    hooks[0]()
+    assert table._at_prompt
+    assert table.onecmd("# nothing") is False
+    assert not table._at_prompt
+    assert table.onecmd("EOF") is True
+
+
+def test_ctrl_c_ends_what_is_waited_for(seat: Seat, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(until: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(seat.table, "_wait", interrupt)
+    assert seat.table.onecmd("until CLIENT_DATA") is False
+    assert seat.table._goal == ""
+    assert seat.read().endswith("\ninterrupted\n")
 
 
 # Meddling: a command when the report is in hand, and the error of the server
@@ -707,6 +736,7 @@ def test_a_script_runs_to_its_end_or_to_quit(seat: Seat, tmp_path: Path) -> None
     path = script(tmp_path / "s", "until CLIENT_DATA\nflip 24.3\nforward\nuntil end\n")
     seat.client()
     assert seat.table.run_script(parse_script(path)) is False
+    assert not seat.table._in_script
     assert isinstance(seat.refusal(), BadTag)
     assert seat.table.run_script([("", Command("quit")), ("", Command("frobnicate"))]) is True
 
