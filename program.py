@@ -249,6 +249,8 @@ def to_stderr(text: str) -> None:
 
 def reason_of(error: Exception) -> str:
     """Return what the system says of an error, without the rest."""
+    if isinstance(error, UnicodeError) and not isinstance(error, UnicodeDecodeError):
+        return "no host has such a name"  # 10.0.0..1, which the system was not even asked for
     reason: str = getattr(error, "strerror", None) or str(error)
     if not isinstance(error, OSError) or not error.errno:
         return reason
@@ -416,24 +418,34 @@ def run_program(main: Callable[[], int]) -> NoReturn:
             signal.signal(ending, end)
     prepare_streams()
     try:
-        code = main()
-        sys.stdout.flush()
-    except UserError as error:
-        to_stderr(escaped(f"{Path(sys.argv[0]).name}: {error}"))  # in one line
-        code = error.exit_code
+        code = code_of(main)
     except Ended as error:
         code = 128 + int(*error.args)
-    except (KeyboardInterrupt, EOFError):
+    except KeyboardInterrupt:
         code = 130  # before there was a session to end
-    except BrokenPipeError:  # whoever read our output is gone, as after `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 141
+    sys.exit(code)
+
+
+def code_of(main: Callable[[], int]) -> int:
+    """Return the exit code of `main`, or of what it raises, after one sentence on stderr."""
+    name = Path(sys.argv[0]).name
+    try:
+        code = main()
+        sys.stdout.flush()
+        return code
+    except UserError as error:
+        to_stderr(escaped(f"{name}: {error}"))  # in one line
+        return error.exit_code
+    except EOFError:
+        return 130  # a Ctrl-D where Ctrl-C would do
     except MemoryError:
-        to_stderr(f"{Path(sys.argv[0]).name}: not enough memory; is what it reads ever at an end?")
-        code = 2
+        to_stderr(f"{name}: not enough memory; is what it reads ever at an end?")
+        return 2
+    except BrokenPipeError:  # whoever read our output is gone, as after `| head`
+        code = 141
     except OSError as error:  # of our own output: a full disk, say
         where = f"{error.filename}: " if error.filename else ""
-        to_stderr(escaped(f"{Path(sys.argv[0]).name}: {where}{reason_of(error)}"))
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        to_stderr(escaped(f"{name}: {where}{reason_of(error)}"))
         code = 2
-    sys.exit(code)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return code

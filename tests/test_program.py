@@ -11,6 +11,7 @@ import logging
 import os
 import re
 import signal
+import socket
 import sys
 import threading
 import time
@@ -56,6 +57,7 @@ from program import (
     whole,
     write_text,
 )
+from server import listen
 from tests.programs import TIMEOUT_S, posix_only, run, run_here
 
 LONG = "x" * 250  # the longest name has 255
@@ -656,11 +658,34 @@ def test_a_signal_that_meets_a_destructor_is_not_lost(number: signal.Signals) ->
     assert (done.returncode, done.stderr) == (128 + number, "")
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_may_come_while_a_sentence_is_printed(
+    number: signal.Signals, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("program.to_stderr", lambda text: signal.raise_signal(number))
+    done = run_here(load_nothing, capfd, "p")
+    assert (done.returncode, done.stderr) == (128 + number, "")
+
+
+def load_nothing() -> int:
+    raise UserError("there is nothing to load")
+
+
 def test_a_reason_that_only_the_error_itself_knows_is_told() -> None:
     """As where there is no place for temporary files."""
     assert reason_of(FileNotFoundError(errno.ENOENT, "no place")) == "no place"
     assert reason_of(OSError(errno.EISDIR, "")) == os.strerror(errno.EISDIR)
     assert reason_of(ValueError("odd")) == "odd"
+
+
+@pytest.mark.parametrize("host", ["10.0.0..1", "h" * 64])
+def test_a_name_that_no_host_can_have_is_told_as_one(host: str) -> None:
+    """Python's words tell of a codec."""
+    with pytest.raises(UnicodeError) as caught:
+        socket.getaddrinfo(host, 80)
+    assert reason_of(caught.value) == "no host has such a name"
+    with pytest.raises(NoConnection, match=f"^cannot listen on {host} port 80: no host has such"):
+        listen(host, 80)
 
 
 def test_what_cannot_be_added_whole_is_not_added(
