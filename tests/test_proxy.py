@@ -19,11 +19,12 @@ from typing import Any
 
 import pytest
 
-from classroom.proxy import Table, main
+from classroom.proxy import Table, main, reach, read_options
 from classroom.proxy_commands import GRAMMAR, HELP, Command, parse, parse_script
 from classroom.proxy_pair import Score
 from client import Client
 from endpoint import DEMO_KEYS, HOST, NewSession
+from lab.frames import Frame
 from lab.weakened import without
 from program import NoConnection, UserError
 from protocol_fsm import (
@@ -43,6 +44,7 @@ from protocol_fsm import (
     UnexpectedOpcode,
     WrongDirection,
     WrongPeer,
+    write_frame,
 )
 from server import Contribution
 from tests.helpers import logging_to
@@ -809,6 +811,71 @@ def test_the_program_ends_in_one_sentence_and_an_exit_code(
                 assert "--listen" in arguments
 
 
+def test_flags_choose_the_server_or_the_pair(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*words: object) -> None:
+        raise UserError(f"{words}")
+
+    monkeypatch.setattr("classroom.proxy.reach", refuse)
+    monkeypatch.setattr("classroom.proxy.OwnPair", lambda names, say, wait: refuse(names, wait))
+    assert proxy(capfd).stderr == "proxy.py: (('127.0.0.1', 9999),)\n"
+    assert proxy(capfd, "--without", "tag").stderr == "proxy.py: ('tag', True)\n"
+    assert proxy(capfd, "--own", "--deadlines").stderr == "proxy.py: ('', False)\n"
+    monkeypatch.setattr(sys, "argv", ["proxy.py"])
+    assert read_options().listen == 9000
+
+
+def test_a_server_may_be_silent_for_as_long_as_it_likes() -> None:
+    with socket.create_server((HOST, 0)) as listener, reach(listener.getsockname()) as sock:
+        assert sock.gettimeout() is None
+    with pytest.raises(NoConnection):
+        reach(("x" * 64, 1))
+
+
+def test_the_end_of_a_stream_is_passed_on_and_ends_a_client_of_our_own(seat: Seat) -> None:
+    wire = seat.table.wire
+    client, its_peer = socket.socketpair()
+    server, other_peer = socket.socketpair()
+    own, its_other_end = socket.socketpair()
+    with client, its_peer, server, other_peer, own, its_other_end:
+        wire._ends = {"client": client, "server": server}
+        wire._own = own
+        assert wire.send(Frame("server", b""))
+        assert other_peer.recv(1) == b""
+        assert wire._own is own
+        assert wire.send(Frame("client", b""))
+        assert its_peer.recv(1) == its_other_end.recv(1) == b""
+        assert wire._own is None
+        assert not wire.send(Frame("client", b"nobody is there"))
+
+
+def test_a_connection_lasts_until_what_has_come_is_delivered_or_the_wire_closes(
+    seat: Seat,
+) -> None:
+    wire = seat.table.wire
+    for is_closing in (False, True):
+        client, its_peer = socket.socketpair()
+        server, other_peer = socket.socketpair()
+        with client, its_peer, server, other_peer:
+            ends = {"client": client, "server": server}
+            carrying = threading.Thread(target=wire._carry, args=(ends,), daemon=True)
+            if is_closing:
+                wire._closing.set()
+                carrying.start()
+            else:
+                wire._over.set()  # as the connection before has left it
+                write_frame(its_peer.sendall, b"\x0a" + bytes(86))
+                its_peer.close()
+                other_peer.close()
+                carrying.start()
+                carrying.join(0.05)
+                assert carrying.is_alive(), "the message is still in hand"
+                seat.type("cut")
+            carrying.join(PATIENCE_S / 2)
+            assert not carrying.is_alive()
+
+
 @pytest.mark.slow
 def test_three_programs_and_a_script(tmp_path: Path) -> None:
     path = script(tmp_path / "s", "until CLIENT_DATA\nflip 24.3\nforward\nuntil end\n")
@@ -1007,7 +1074,7 @@ def test_a_pair_of_its_own_with_all_rules_refuses_and_has_recordings(
     script = tmp_path / "script"
     script.write_text(
         "until CLIENT_DATA\nplay older server\nshow\nundo\nsplice older 3\nforward\nuntil end\n"
-        "session\nuntil CLIENT_DATA\nsplice other 3\nforward\nuntil end\nscore\nquit\n"
+        "session\nuntil CLIENT_DATA\nsplice other 3\nforward\nuntil end\nquit\n"
     )
     done = proxy(capfd, "--listen", "0", "--own", "--deadlines", "--script", str(script))
     assert (done.returncode, done.stderr) == (0, "")
