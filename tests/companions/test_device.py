@@ -400,7 +400,7 @@ def test_no_such_port_is_no_connection(world: World) -> None:
         pytest.fail("connected")
 
 
-@pytest.mark.parametrize("error", [OSError("nobody"), UnicodeError("label"), OverflowError("port")])
+@pytest.mark.parametrize("error", [OSError("nobody"), UnicodeError(), OverflowError("no port")])
 def test_a_server_has_ten_seconds_at_most_to_be_there(
     world: World, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
@@ -414,7 +414,7 @@ def test_a_server_has_ten_seconds_at_most_to_be_there(
     assert Device(world.device, world.trust(), SERVER).timeout_s == 10.0
     for timeout_s in (3.0, 30.0):
         device = Device(world.device, world.trust(), SERVER, timeout_s=timeout_s)
-        with pytest.raises(NoConnection, match=f"no server at 127.0.0.1:9998: {error}"), device:
+        with pytest.raises(NoConnection, match=r"no server at 127\.0\.0\.1:9998: no"), device:
             pytest.fail("connected")
     assert asked == [("127.0.0.1", 9998), 3.0, ("127.0.0.1", 9998), 10.0]
 
