@@ -394,6 +394,19 @@ def starting() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+@contextlib.contextmanager
+def tidying() -> Iterator[None]:
+    """Hold Ctrl-C back while something is tidied up, of which a second one would leave half."""
+    held_back: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: held_back.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if held_back:
+            signal.raise_signal(signal.SIGINT)
+
+
 def prepare_streams() -> None:
     """Let no letter, no endless line and no lack of a stream end a program with a traceback."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):

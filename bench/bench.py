@@ -27,7 +27,7 @@ from statistics import median
 
 from bench import ladder, report
 from bench.certificate import write_certificate
-from bench.measure import Slice, machine, measurement, turns
+from bench.measure import Slice, by_rival, machine, measurement, turns
 from bench.rivals import BODIES, HOST, RIVALS, example_answer
 from bench.slices import Case, run_slice
 from program import Parser, UserError, output_path, positive, run_program, write_text
@@ -43,25 +43,6 @@ PIECE_ROUNDS = 200
 AES_BACKEND = "cffi" if importlib.util.find_spec("cffi") else "ctypes"
 
 
-class Progress:
-    """A line on stderr for each slice: how many there are, and how long the rest may take."""
-
-    def __init__(self, total: int) -> None:
-        self._total = total
-        self._done = 0
-        self._began = time.monotonic()
-
-    def step(self, case: Case, seen: Slice) -> None:
-        self._done += 1
-        left_s = (time.monotonic() - self._began) / self._done * (self._total - self._done)
-        print(
-            f"{self._done}/{self._total} {case.rival}, {case.clients} x {case.body}: "
-            f"{seen.rate:,.0f} rounds/s; about {left_s / 60:.1f} minutes left",
-            file=sys.stderr,
-            flush=True,
-        )
-
-
 class Bench:
     """One run with its options, its certificate, and what it has found."""
 
@@ -70,7 +51,9 @@ class Bench:
         self._folder = folder
         groups = len(options.clients) * len(options.body)
         steps = groups * len(options.rivals) + (0 if options.no_ladder else 4 * len(options.body))
-        self._progress = Progress(steps * options.turns)
+        self._total = steps * options.turns
+        self._done = 0
+        self._began = time.monotonic()
         self._channels: dict[str, str] = {}  # by rival: the version and the cipher
         self.figures: dict[Case, report.Figure] = {}
         self.ladders: dict[str, list[ladder.Rung]] = {}
@@ -87,34 +70,45 @@ class Bench:
         rounds_each = max(4, self._options.rounds // self._options.turns // case.clients)
         processes = min(case.clients, self._options.processes)
         seen, self._channels[case.rival] = run_slice(case, rounds_each, processes, self._folder)
-        self._progress.step(case, seen)
+        self._tell(case, seen)
         return seen
+
+    def _tell(self, case: Case, seen: Slice) -> None:
+        """Print a line for each slice: how many there are, and how long the rest may take."""
+        self._done += 1
+        left_s = (time.monotonic() - self._began) / self._done * (self._total - self._done)
+        print(
+            f"{self._done}/{self._total} {case.rival}, {case.clients} x {case.body}: "
+            f"{seen.rate:,.0f} rounds/s; about {left_s / 60:.1f} minutes left",
+            file=sys.stderr,
+            flush=True,
+        )
 
     def _group(self, clients: int, body: str) -> None:
         cases = [Case(rival, clients, body) for rival in self._options.rivals]
-        seen = [*turns(cases, self._options.turns, self._slice)]
+        seen = by_rival(turns(cases, self._options.turns, self._slice))
         sizes = len(BODIES[body].report), len(example_answer(BODIES[body], clients))
-        tls12 = [turn[case] for turn in seen for case in cases if case.rival == "tls12"]
-        figures = {
-            case: report.figure([turn[case] for turn in seen], tls12, sum(sizes)) for case in cases
-        }
+        tls12 = seen.get(Case("tls12", clients, body), [])
+        figures = {case: report.figure(slices, tls12, sum(sizes)) for case, slices in seen.items()}
         self.figures.update(figures)
-        by_rival = {case.rival: each for case, each in figures.items()}
-        print(report.table(clients, body, sizes, by_rival, self._channels), flush=True)
+        told = {case.rival: each for case, each in figures.items()}
+        print(report.table(clients, body, sizes, told, self._channels), flush=True)
 
     def _ladder(self, body: str) -> None:
-        whole: dict[str, list[float]] = {"bare": [], "ours": [], "tls12": [], "floor": []}
         work = ladder.pieces(BODIES[body])
         pieces: dict[str, list[float]] = {name: [] for name in work}
-        cases = [Case(rival, 1, body) for rival in whole]
+        cases = [Case(rival, 1, body) for rival in ("bare", "ours", "tls12", "floor")]
+        seen = []
         for turn in turns(cases, self._options.turns, self._slice):
-            for case, seen in turn.items():
-                whole[case.rival].append(1 / seen.rate)
+            seen.append(turn)
             for name, piece in work.items():
                 pieces[name].append(ladder.clock(piece, PIECE_ROUNDS))
-        self.ladders[body] = ladder.build(whole["ours"], whole["bare"], pieces)
-        tls12_s = median(whole["tls12"])
-        floor_s = median(whole["floor"])
+        bare, ours, tls12, floor = (
+            [1 / each.rate for each in slices] for slices in by_rival(seen).values()
+        )
+        self.ladders[body] = ladder.build(ours, bare, pieces)
+        tls12_s = median(tls12)
+        floor_s = median(floor)
         print(report.ladder(body, self.ladders[body], tls12_s, floor_s), flush=True)
 
     def as_json(self) -> Mapping[str, object]:

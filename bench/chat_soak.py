@@ -21,9 +21,9 @@ from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from bench.chat import certified, certify, enroll, our_client
+from bench.members import certified, certify, enroll, our_client
 from bench.process import ServerProcess, raise_descriptor_limit
-from bench.soak import Herd, SoakParser, soak
+from bench.soak import Herd, soak, soak_options
 from channel import DRAIN_S
 from companions.asymmetric import new_identity
 from companions.secure_chat.client import Client
@@ -145,16 +145,16 @@ def prepare(folder: Path) -> list[str]:
     certify(folder)
     env = folder / "env"
     write_text(env, f"DATABASE_URL=sqlite:///{folder / 'chat.db'}\n")
-    flags = {"--env": env, "--certs": folder, "--transcripts": folder / "server"}
-    flags["--log"] = folder / "server.log"
-    return [str(word) for pair in flags.items() for word in pair]
+    return [
+        *("--env", str(env)),
+        *("--certs", str(folder)),
+        *("--transcripts", str(folder / "server")),
+        *("--log", str(folder / "server.log")),
+    ]
 
 
 def main() -> int:
-    options = SoakParser("Members of rooms, for any length of time.", clients=40).options()
-    print(
-        f"{options.clients} clients, {options.minutes:g} minutes, seed {options.seed}", flush=True
-    )
+    options = soak_options("Members of rooms, for any length of time.", clients=40)
     raise_descriptor_limit()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -162,8 +162,7 @@ def main() -> int:
         with ServerProcess(*flags, program=("-m", "companions.secure_chat.server")) as server:
             herd = Members(folder, server.address, options.clients, options.seed)
             herd.warm_up()
-            print(*soak(server, herd, 60 * options.minutes, options.progress), sep="\n")
-    return int(bool(herd.wrong))
+            return soak(server, herd, options)
 
 
 if __name__ == "__main__":

@@ -7,9 +7,7 @@ back. Every text must be heard once by everybody in its room, its sender include
 else. The clock of a text runs until one of them has heard it, verified it and put it on the disk.
 In turns (measure.py):
 
-- tls: the lean relay of chat.py over Python's TLS 1.3, with the same signed messages, heads,
-  transcripts and verifications. A client has two connections, one for each direction: no two
-  threads may be in one.
+- tls: the same signed messages over TLS (relay.py).
 - ours: server and clients as they are.
 - attacked: the same, while others log in with wrong passwords and fresh certificates as fast as
   they can, strangers connect and say nothing, and in each room one member never reads.
@@ -20,7 +18,6 @@ The server has a process of its own, the clients are threads of another, the flo
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import socket
 import ssl
 import sys
@@ -30,43 +27,18 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import quantiles
 from typing import NamedTuple
 
-from bench.chat import (
-    LeanMember,
-    LeanRoom,
-    ask,
-    certified,
-    certify,
-    enroll,
-    lean_stream,
-    our_client,
-    party,
-    read,
-    serve_ours,
-    tell,
-    write,
-)
-from bench.flags import counts, write_numbers
-from bench.measure import (
-    LIMIT_S,
-    Failed,
-    Spread,
-    by_rival,
-    hear,
-    measurement,
-    process,
-    ratio,
-    turns,
-)
+from bench.compare import counts, told_turns, write_numbers
+from bench.measure import LIMIT_S, Failed, hear, measurement, process, ratio
+from bench.members import ask, certified, certify, enroll, our_client, party, serve_ours
 from bench.process import Usage, raise_descriptor_limit
-from bench.rivals import HOST, tls_context
-from companions.asymmetric import PrivateKey, new_identity
+from bench.relay import Member, serve_lean
+from companions.asymmetric import new_identity
 from companions.secure_chat.certs import load_trust
 from companions.secure_chat.client import Client, Joined, NotLetIn
 from companions.secure_chat.evidence import Kept
@@ -163,6 +135,8 @@ class Crowd:
         self.tally = Tally(self.members)
         self.speakers: dict[str, tuple[str, Callable[[str], object]]] = {}  # with their rooms
         self.over = threading.Event()
+        self.key = new_identity()  # one for all: a key takes long to make
+        self.gate = threading.Semaphore(AT_ONCE)
         self._changed = threading.Condition()
 
     def come(self, name: str, room: str, say: Callable[[str], object]) -> None:
@@ -195,7 +169,7 @@ def run_crowd(
     """In the clients' process: come, tell, talk when told to, tell what was found, and go."""
     raise_descriptor_limit()
     crowd = Crowd(folder, address, plan)
-    threads = begin_lean(crowd) if rival == "tls" else begin_ours(crowd, rival == "attacked")
+    threads = begin_all(crowd, rival)
     crowd.wait(plan.clients)
     pipe.send("all are here")
     pipe.recv()
@@ -207,130 +181,72 @@ def run_crowd(
     pipe.send(sum(thread.is_alive() for thread in threads))
 
 
-# Ours ---------------------------------------------------------------------------------------------
+def begin(target: Callable[..., object], *given: object) -> threading.Thread:
+    thread = threading.Thread(target=target, args=given, daemon=True)
+    thread.start()
+    return thread
 
 
-def begin_ours(crowd: Crowd, has_idlers: bool) -> list[threading.Thread]:
-    """Start a thread for each client, after those that will never read."""
-    key = new_identity()  # one for all: a key takes long to make
-    here = threading.Semaphore(0)
-    idlers = [*crowd.members] if has_idlers else []
-    for room in idlers:
-        arguments = (crowd, key, room, here)
-        threading.Thread(target=idle, args=arguments, daemon=True).start()
-    for _ in idlers:
-        here.acquire()
-    gate = threading.Semaphore(AT_ONCE)
+def begin_all(crowd: Crowd, rival: str) -> list[threading.Thread]:
+    """Begin a thread for each client, and return those that end by themselves."""
     threads = []
     for room, names in crowd.members.items():
+        size = len(names) + (rival == "attacked")
         for name in names:
-            given = (crowd, key, name, room, len(names) + has_idlers, gate)
-            threads.append(threading.Thread(target=live_ours, args=given, daemon=True))
-    for thread in threads:
-        thread.start()
+            if rival == "tls":
+                begin(live_lean, crowd, name, room)
+            else:
+                threads.append(begin(live_ours, crowd, name, room, size))
+        if rival == "attacked":
+            begin(idle, crowd, room)
     return threads
 
 
-def live_ours(
-    crowd: Crowd, key: PrivateKey, name: str, room: str, size: int, gate: threading.Semaphore
-) -> None:
-    """Live the life of a member: hear all, say what it is told to, and leave with a receipt."""
+@contextlib.contextmanager
+def member(crowd: Crowd, name: str, room: str) -> Iterator[tuple[Client, int]]:
+    """Yield a client in a room, and how many are there."""
     with contextlib.ExitStack() as stack:
-        with gate:
-            client = stack.enter_context(member(crowd, key, name))
+        with crowd.gate:
+            own = certified(crowd.folder, name, crowd.key)
+            client = stack.enter_context(our_client(crowd.folder, own, crowd.address))
             count = len(client.join(room))
+        yield client, count
+
+
+def live_ours(crowd: Crowd, name: str, room: str, size: int) -> None:
+    """Live the life of a member: hear all, say what it is told to, and leave with a receipt."""
+    with member(crowd, name, room) as (client, count):
+
+        def say(text: str) -> None:
+            client.channel.post(partial(client.say, text))
+
+        def leave() -> None:
+            crowd.over.wait()
+            client.channel.post(client.leave)
+
         if count == size:
-            crowd.come(name, room, partial(say_ours, client))
-        threading.Thread(target=leave_when_over, args=(crowd, client), daemon=True).start()
+            crowd.come(name, room, say)
+        begin(leave)
         while not isinstance(event := client.hear(), Kept):
             if isinstance(event, Said):
                 crowd.tally.hear(name, event.text)
             elif isinstance(event, Joined) and len(client.seat.room.members) == size:
-                crowd.come(name, room, partial(say_ours, client))
+                crowd.come(name, room, say)
 
 
-def member(crowd: Crowd, key: PrivateKey, name: str) -> AbstractContextManager[Client]:
-    """Give a client that is logged in."""
-    return our_client(crowd.folder, certified(crowd.folder, name, key), crowd.address)
-
-
-def say_ours(client: Client, text: str) -> None:
-    client.channel.post(lambda: client.say(text))
-
-
-def leave_when_over(crowd: Crowd, client: Client) -> None:
-    crowd.over.wait()
-    client.channel.post(client.leave)
-
-
-def idle(crowd: Crowd, key: PrivateKey, room: str, here: threading.Semaphore) -> None:
+def idle(crowd: Crowd, room: str) -> None:
     """Come into a room, and never read."""
-    with member(crowd, key, f"idle-{room}") as client:
-        client.join(room)
+    with member(crowd, f"idle-{room}", room) as (client, _):
         client.channel._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
-        here.release()
         crowd.over.wait()
 
 
-# The same over TLS --------------------------------------------------------------------------------
-
-
-def session_of(name: str) -> bytes:
-    return hashlib.sha256(name.encode()).digest()
-
-
-def begin_lean(crowd: Crowd) -> list[threading.Thread]:
-    """Start a thread for each client of the lean relay; none of them ends by itself."""
-    for room, names in crowd.members.items():
-        for name in names:
-            threading.Thread(target=live_lean, args=(crowd, name, room), daemon=True).start()
-    return []
-
-
 def live_lean(crowd: Crowd, name: str, room: str) -> None:
-    others = [session_of(one) for one in crowd.members[room] if one != name]
-    context = tls_context("tls13", crowd.folder, is_server=False)
-    lean = LeanMember(crowd.folder, name, crowd.address, room, session_of(name), others)
-    write(lean.stream, b"down", room.encode())
-    read(lean.stream, 1)
-    up = lean_stream(socket.create_connection(crowd.address), context, is_server=False)
-    write(up, b"up", room.encode())
-    crowd.come(name, room, partial(lean.say, up))
+    """Live the same life over TLS."""
+    lean = Member(crowd.folder, name, crowd.address, room, crowd.members[room])
+    crowd.come(name, room, lean.say)
     while True:  # until the process ends
         crowd.tally.hear(name, lean.hear())
-
-
-def serve_lean(pipe: Connection, folder: Path) -> None:
-    """In the server's process: relay what comes up to all who have come down."""
-    context = tls_context("tls13", folder, is_server=True)
-    lock = threading.Lock()
-    rooms: dict[str, LeanRoom] = {}
-
-    def serve(sock: socket.socket) -> None:
-        with lean_stream(sock, context, is_server=True) as stream:
-            way, name = (part.decode() for part in read(stream, 2))
-            with lock:
-                if name not in rooms:
-                    rooms[name] = LeanRoom(folder, name)
-                room = rooms[name]
-            if way == "down":
-                with room.lock:
-                    room.streams.append(stream)
-                write(stream, b"here")
-                threading.Event().wait()  # until the process ends
-            while True:
-                said = read(stream, 3)
-                with room.lock:
-                    if not room.relay(said):
-                        return
-
-    def accept(listener: socket.socket) -> None:
-        while True:
-            threading.Thread(target=serve, args=listener.accept()[:1], daemon=True).start()
-
-    with socket.create_server((HOST, 0), backlog=256) as listener:
-        threading.Thread(target=accept, args=(listener,), daemon=True).start()
-        tell(pipe, listener.getsockname())
 
 
 # The flood ----------------------------------------------------------------------------------------
@@ -356,21 +272,16 @@ def flood(pipe: Connection, folder: Path, address: tuple[str, int]) -> None:
                         begun.set()
 
     def knock() -> None:
-        socks: list[socket.socket] = []
-        while not over.wait(0.05):
-            with contextlib.suppress(OSError):
-                socks.append(socket.create_connection(address, 1.0))
-                tries["strangers"] += 1
-            for old in socks[:-STRANGERS]:
-                old.close()
-            del socks[:-STRANGERS]
-        for sock in socks:
-            sock.close()
+        with contextlib.ExitStack() as stack:
+            socks: list[socket.socket] = []
+            while not over.wait(0.05):
+                with contextlib.suppress(OSError):
+                    socks.append(stack.enter_context(socket.create_connection(address, 1.0)))
+                    tries["strangers"] += 1
+                if len(socks) > STRANGERS:
+                    socks.pop(0).close()
 
-    deeds = (*[guess] * FLOODERS, knock)
-    threads = [threading.Thread(target=deed, daemon=True) for deed in deeds]
-    for thread in threads:
-        thread.start()
+    threads = [begin(deed) for deed in (*[guess] * FLOODERS, knock)]
     begun.wait(LIMIT_S)
     pipe.send("begun")
     pipe.recv()
@@ -392,7 +303,7 @@ def flooded(
         hear(pipe)
         yield
         began = time.perf_counter()
-        with our_client(folder, party(folder, "bob", "client"), address):
+        with our_client(folder, party(folder, "bob"), address):
             tries["a login took, s"] = time.perf_counter() - began
         pipe.send("stop")
         tries.update(hear(pipe))
@@ -413,8 +324,7 @@ class Slice(NamedTuple):
 def run_slice(rival: str, folder: Path, plan: Plan) -> Slice:
     """Let a crowd talk over a rival. Raises Failed."""
     tries: dict[str, float] = {}
-    serve = serve_lean if rival == "tls" else serve_ours
-    with process(serve, folder) as server:
+    with process(serve_lean if rival == "tls" else serve_ours, folder) as server:
         address = hear(server)
         with process(run_crowd, folder, address, plan, rival) as crowd:
             hear(crowd)
@@ -430,21 +340,7 @@ def run_slice(rival: str, folder: Path, plan: Plan) -> Slice:
     return Slice(found, after_s - before_s, usage, tries)
 
 
-def enroll_all(folder: Path, plan: Plan) -> None:
-    """Make an account for everybody who will come."""
-    key = new_identity()
-    names = [f"client{number}" for number in range(plan.clients)]
-    names += [f"idle-{room}" for room in plan.members()]
-    enroll(folder, [certified(folder, name, key) for name in names])
-
-
 # What it tells ------------------------------------------------------------------------------------
-
-
-def of(seen: Mapping[str, Sequence[Slice]], rival: str, name: str) -> Spread:
-    """Return a latency of a rival, as a multiple of that over TLS, turn by turn."""
-    ours, theirs = ([getattr(one.found, name) for one in seen[key]] for key in (rival, "tls"))
-    return ratio(ours, theirs)
 
 
 def table(seen: Mapping[str, Sequence[Slice]]) -> str:
@@ -454,17 +350,13 @@ def table(seen: Mapping[str, Sequence[Slice]]) -> str:
         "                            or elsewhere   over TLS          over TLS",
     ]
     for rival, slices in seen.items():
-        heard, lost, wrong = (
-            sum(numbers)
-            for numbers in zip(
-                *((one.heard, one.lost, one.doubled + one.strange) for one, *_ in slices)
-            )
-        )
-        ratios = [str(of(seen, rival, name)) for name in ("p50_s", "p99_s")]
-        if rival == "tls":
-            ratios = ["1", "1"]
-        line = f"{NAMES[rival]:17} {heard:6,} {lost:6,} {wrong:6,}     "
-        lines.append(f"{line}{ratios[0]:17} {ratios[1]}")
+        heard = sum(one.found.heard for one in slices)
+        lost = sum(one.found.lost for one in slices)
+        wrong = sum(one.found.doubled + one.found.strange for one in slices)
+        p50 = ratio([one.found.p50_s for one in slices], [one.found.p50_s for one in seen["tls"]])
+        p99 = ratio([one.found.p99_s for one in slices], [one.found.p99_s for one in seen["tls"]])
+        line = f"{NAMES[rival]:17} {heard:6,} {lost:6,} {wrong:6,}"
+        lines.append(f"{line}     {p50!s:17} {p99}")
     return "\n".join(lines)
 
 
@@ -480,13 +372,9 @@ def sentences(seen: Mapping[str, Sequence[Slice]]) -> list[str]:
     return lines
 
 
-def is_whole(seen: Mapping[str, Sequence[Slice]]) -> bool:
+def is_whole(slices: Sequence[Slice]) -> bool:
     """Return whether everything was heard, once, and in its room."""
-    return not any(
-        one.found.lost or one.found.doubled or one.found.strange
-        for slices in seen.values()
-        for one in slices
-    )
+    return not any(one.found.lost or one.found.doubled or one.found.strange for one in slices)
 
 
 @measurement
@@ -502,21 +390,24 @@ def main() -> int:
         },
     )
     plan = Plan(options.clients, options.rooms, options.seconds, options.rate)
+    names = [f"client{number}" for number in range(plan.clients)]
+    names += [f"idle-{room}" for room in plan.members()]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         certify(folder)
-        enroll_all(folder, plan)
-
-        def run_one(rival: str) -> Slice:
-            print(f"{NAMES[rival]} ...", file=sys.stderr, flush=True)
-            return run_slice(rival, folder, plan)
-
-        seen = by_rival(turns([*NAMES], options.turns, run_one))
+        key = new_identity()
+        enroll(folder, [certified(folder, name, key) for name in names])
+        seen = told_turns(
+            NAMES,
+            options.turns,
+            lambda rival: run_slice(rival, folder, plan),
+            lambda one: f"{one.found.heard} texts heard",
+        )
     print(f"{plan.clients} clients in {plan.rooms} rooms, {plan.rate} texts/s, {plan.seconds} s")
-    print("", table({name: seen[name] for name in NAMES}), "", *sentences(seen), sep="\n")
+    print("", table(seen), "", *sentences(seen), sep="\n")
     numbers = {rival: [one._asdict() for one in each] for rival, each in seen.items()}
     write_numbers(options, {"openssl": ssl.OPENSSL_VERSION, **plan._asdict(), "slices": numbers})
-    if not is_whole(seen):
+    if not all(map(is_whole, seen.values())):
         print("some texts were lost, or heard twice, or elsewhere", file=sys.stderr)
         return 1
     return 0

@@ -19,40 +19,25 @@ import hashlib
 import os
 import socket
 import ssl
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from getpass import getpass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from statistics import median
 from typing import NamedTuple
 
 from bench.certificate import write_certificate
-from bench.flags import counts, write_numbers
-from bench.measure import (
-    LIMIT_S,
-    Failed,
-    Moment,
-    Spread,
-    bars,
-    hear,
-    measurement,
-    now,
-    process,
-    ratio,
-    since,
-    told_turns,
-)
+from bench.compare import Took, compare, counts, write_numbers
+from bench.measure import LIMIT_S, Failed, Moment, hear, measurement, now, process, since
 from bench.rivals import HOST, tls_context
-from companions.device_transfer.certificates import Identity, Trust, load_identity, load_trust
+from companions.device_transfer import ca
+from companions.device_transfer.certificates import Identity, Role, Trust, load_identity, load_trust
 from companions.device_transfer.device import Device
 from companions.device_transfer.server import Server
 from program import run_program
 
-ROOT = Path(__file__).resolve().parent.parent
 NAMES = {
     "plain": "plain TCP",
     "tls12": "TLS 1.2",
@@ -67,15 +52,6 @@ LEAN_NAME = "file"  # of what the lean rivals receive
 MIB = 2**20
 
 
-class Slice(NamedTuple):
-    """What one sending showed, in seconds: on the clock, and of the processor at either end."""
-
-    wall_s: float
-    sender_s: float
-    receiver_s: float
-    channel: str
-
-
 class Sent(NamedTuple):
     """What the sending process tells."""
 
@@ -86,90 +62,67 @@ class Sent(NamedTuple):
 # The lean rivals ----------------------------------------------------------------------------------
 
 
-def context(rival: str, folder: Path, *, is_server: bool) -> ssl.SSLContext | None:
-    """Return what TLS needs; nothing for plain TCP."""
-    if rival == "plain":
-        return None
-    return tls_context("tls12" if rival == "tls12" else "tls13", folder, is_server=is_server)
-
-
 def receive_lean(pipe: Connection, rival: str, folder: Path) -> None:
     """In the receiving process: take one file to the disk, and answer with its digest, if any."""
-    tls = context(rival, folder, is_server=True)
+    tls = tls_context(rival, folder, is_server=True)
     with socket.create_server((HOST, 0)) as listener:
         pipe.send(listener.getsockname())
         sock = listener.accept()[0]
         before_s = time.process_time()
-    with tls.wrap_socket(sock, server_side=True) if tls else sock as sock:
+    with (
+        sock if rival == "plain" else tls.wrap_socket(sock, server_side=True) as sock,
+        sock.makefile("rb") as stream,
+        open(folder / "received" / LEAN_NAME, "wb", buffering=0) as file,
+    ):
         sock.sendall(bytes(1))  # the handshake is over at both ends
-        left = int.from_bytes(receive_exactly(sock, 8), "big")
-        with open(folder / "received" / LEAN_NAME, "wb", buffering=0) as file:
-            answer = take(sock, left, file.write, rival == "digest")
-            os.fsync(file.fileno())
+        left = int.from_bytes(stream.read(8), "big")
+        answer = copy(stream.readinto, file.write, left, rival == "digest")
+        os.fsync(file.fileno())
         sock.sendall(answer)
+    pipe.recv()
     pipe.send(time.process_time() - before_s)
-
-
-def receive_exactly(sock: socket.socket, wanted: int) -> bytes:
-    received = b""
-    while len(received) < wanted:
-        received += sock.recv(wanted - len(received)) or sys.exit("the sender is gone")
-    return received
-
-
-def take(
-    sock: socket.socket, left: int, write: Callable[[memoryview], object], is_hashed: bool
-) -> bytes:
-    """Write what comes, and return its digest (32 bytes), or as many zeros."""
-    buffer = memoryview(bytearray(PIECE_BYTES))
-    digest = hashlib.sha256()
-    while left:
-        filled = 0
-        wanted = min(left, PIECE_BYTES)
-        while filled < wanted:
-            filled += sock.recv_into(buffer[filled:wanted]) or sys.exit("the sender is gone")
-        if is_hashed:
-            digest.update(buffer[:filled])
-        write(buffer[:filled])
-        left -= filled
-    return digest.digest() if is_hashed else bytes(32)
 
 
 def send_lean(rival: str, address: tuple[str, int], path: Path, folder: Path) -> Sent:
     """Send one file, in the sending process."""
-    tls = context(rival, folder, is_server=False)
+    tls = tls_context(rival, folder, is_server=False)
     sock = socket.create_connection(address)
-    with tls.wrap_socket(sock, server_hostname=HOST) if tls else sock as sock:
-        receive_exactly(sock, 1)
+    with (
+        sock if rival == "plain" else tls.wrap_socket(sock, server_hostname=HOST) as sock,
+        sock.makefile("rb") as stream,
+        path.open("rb", buffering=0) as file,
+    ):
+        stream.read(1)
         began = now()
-        with path.open("rb", buffering=0) as file:
-            sock.sendall(path.stat().st_size.to_bytes(8, "big"))
-            if isinstance(sock, ssl.SSLSocket):
-                digest = give(sock, file.readinto, rival == "digest")
-            else:
-                sock.sendfile(file)
-                digest = bytes(32)
-        if receive_exactly(sock, 32) != digest:
+        size = path.stat().st_size
+        sock.sendall(size.to_bytes(8, "big"))
+        if isinstance(sock, ssl.SSLSocket):
+            digest = copy(file.readinto, sock.sendall, size, rival == "digest")
+            channel = f"{sock.version()}, {(sock.cipher() or '?')[0]}"
+        else:
+            sock.sendfile(file)
+            digest = bytes(32)
+            channel = "nothing protects it"
+        if stream.read(32) != digest:
             sys.exit("the file that came is not the one that was sent")
-        return Sent(since(began), describe(sock))
+        return Sent(since(began), channel)
 
 
-def describe(sock: socket.socket) -> str:
-    """Name the version and the cipher."""
-    cipher = sock.cipher() if isinstance(sock, ssl.SSLSocket) else None
-    return f"{cipher[1]}, {cipher[0]}" if cipher else "nothing protects it"
-
-
-def give(
-    sock: socket.socket, readinto: Callable[[memoryview], int | None], is_hashed: bool
+def copy(
+    readinto: Callable[[memoryview], int | None],
+    write: Callable[[memoryview], object],
+    left: int,
+    is_hashed: bool,
 ) -> bytes:
-    """Send all of a file, and return its digest (32 bytes), or as many zeros."""
+    """Pass so many bytes on, and return their digest (32 bytes), or as many zeros."""
     buffer = memoryview(bytearray(PIECE_BYTES))
     digest = hashlib.sha256()
-    while size := readinto(buffer):
+    while left:
+        filled = readinto(buffer[:left]) or sys.exit("the other end is gone")
         if is_hashed:
-            digest.update(buffer[:size])
-        sock.sendall(buffer[:size])
+            digest.update(buffer[:filled])
+        write(buffer[:filled])
+        left -= filled
     return digest.digest() if is_hashed else bytes(32)
 
 
@@ -205,119 +158,41 @@ def send(pipe: Connection, rival: str, address: tuple[str, int], path: Path, fol
     pipe.send((send_ours if rival == "ours" else send_lean)(rival, address, path, folder))
 
 
-def run_slice(rival: str, path: Path, folder: Path) -> Slice:
-    """Have `rival` send the file once, from a fresh process to another one. Raises Failed."""
+def run_slice(rival: str, path: Path, folder: Path) -> Took:
+    """Have a rival send the file once, from a fresh process to another; per MB. Raises Failed."""
     with process(receive_ours if rival == "ours" else receive_lean, rival, folder) as receiver:
         address = hear(receiver)
         with process(send, rival, address, path, folder) as sender:
             sent: Sent = hear(sender)
-        if rival == "ours":
-            receiver.send("stop")
+        receiver.send("stop")
         receiver_s = hear(receiver)
     check_received(rival, path, folder)
-    return Slice(sent.took.wall_s, sent.took.processor_s, receiver_s, sent.channel)
+    size_mb = path.stat().st_size / 1e6
+    processor_s = {"sender": sent.took.processor_s / size_mb, "receiver": receiver_s / size_mb}
+    return Took(sent.took.wall_s / size_mb, processor_s, sent.channel)
 
 
 def check_received(rival: str, path: Path, folder: Path) -> None:
-    """Hold what came against what was sent, and remove it. Raises Failed."""
+    """Compare what came with what was sent, and remove it. Raises Failed."""
     received = folder / "received" / (path.name if rival == "ours" else LEAN_NAME)
     if not received.exists() or not filecmp.cmp(path, received, shallow=False):
         raise Failed(f"{NAMES[rival]} has not sent all of the file")
     received.unlink()
 
 
-def certify(pki: Path) -> None:
-    """Make an authority, a server and a device, with the program that does so. Raises Failed."""
-    for words in (
-        ["create"],
-        ["issue", "server-1", "--role=server"],
-        ["issue", "device-1", "--role=device"],
-    ):
-        command = [
-            sys.executable,
-            "-m",
-            "companions.device_transfer.ca",
-            words[0],
-            str(pki),
-            *words[1:],
-        ]
-        if subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, check=False).returncode:
-            raise Failed("the authority did not make its certificates")
-
-
-def prepare(folder: Path, size_bytes: int) -> Path:
+def prepare(folder: Path, size_mib: int) -> Path:
     """Make certificates for all, and a file of random bytes; return its path."""
     write_certificate(folder, HOST)
-    certify(folder / "pki")
+    ca.create(folder / "pki")
+    ca.issue(folder / "pki", "server-1", Role.SERVER)
+    ca.issue(folder / "pki", "device-1", Role.DEVICE)
     (folder / "received").mkdir()
     path = folder / "video.bin"
     with path.open("wb") as file:
-        for at in range(0, size_bytes, MIB):
-            file.write(os.urandom(min(MIB, size_bytes - at)))
+        for _ in range(size_mib):
+            file.write(os.urandom(MIB))
         os.fsync(file.fileno())
     return path
-
-
-def run(size_bytes: int, turn_count: int) -> dict[str, list[Slice]]:
-    """Return the slices of every rival, in the order of turns. Raises Failed."""
-    with tempfile.TemporaryDirectory() as name:
-        path = prepare(Path(name), size_bytes)
-        return told_turns(
-            NAMES,
-            turn_count,
-            lambda rival: run_slice(rival, path, Path(name)),
-            lambda seen: f"{size_bytes / 1e6 / seen.wall_s:,.0f} MB/s",
-        )
-
-
-# What it tells ------------------------------------------------------------------------------------
-
-
-def of(ours: Sequence[Slice], theirs: Sequence[Slice]) -> Spread:
-    """Return what share of their speed is ours."""
-    return ratio([each.wall_s for each in theirs], [each.wall_s for each in ours])
-
-
-def table(size_bytes: int, seen: Mapping[str, Sequence[Slice]]) -> str:
-    """Return the table and the bars, in ASCII of at most 79 columns."""
-    rates = {
-        rival: size_bytes / 1e6 / median(each.wall_s for each in slices)
-        for rival, slices in seen.items()
-    }
-    lines = [
-        "                     MB/s   processor ms a MB    ours, of its speed",
-        "                            sender  receiver     median (quartiles)",
-    ]
-    for rival, slices in seen.items():
-        cost = [
-            1e9 * median(times) / size_bytes
-            for times in zip(*((each.sender_s, each.receiver_s) for each in slices))
-        ]
-        share = "" if rival == "ours" else of(seen["ours"], slices)
-        lines.append(
-            f"{NAMES[rival]:17} {rates[rival]:7,.0f}   {cost[0]:7.2f}   {cost[1]:7.2f}     {share}"
-        )
-    notes = [f"{NAMES[rival]}: {slices[0].channel}" for rival, slices in seen.items()]
-    return "\n".join(
-        [
-            f"A file of {size_bytes / MIB:,.0f} MiB, {len(seen['ours'])} times each",
-            *notes,
-            "",
-            *lines,
-            "",
-            *bars({NAMES[rival]: rate for rival, rate in rates.items()}, 17),
-        ]
-    )
-
-
-def numbers(size_bytes: int, seen: Mapping[str, Sequence[Slice]]) -> Mapping[str, object]:
-    """Return all that was found, for a file."""
-    return {
-        "openssl": ssl.OPENSSL_VERSION,
-        "size_bytes": size_bytes,
-        "slices": {rival: [each._asdict() for each in given] for rival, given in seen.items()},
-        "ours_of": {rival: of(seen["ours"], given) for rival, given in seen.items()},
-    }
 
 
 @measurement
@@ -326,9 +201,13 @@ def main() -> int:
         "Sends one file over ours and over TLS, and compares.",
         {"--size": (SIZE_MIB, "MiB of the file"), "--turns": (TURNS, "of all rivals")},
     )
-    seen = run(options.size * MIB, options.turns)
-    print(table(options.size * MIB, seen))
-    write_numbers(options, numbers(options.size * MIB, seen))
+    title = f"A file of {options.size:,} MiB, {options.turns} times each"
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        path = prepare(folder, options.size)
+        found = compare(title, "MB", NAMES, options.turns, lambda one: run_slice(one, path, folder))
+    size_bytes = options.size * MIB
+    write_numbers(options, {"openssl": ssl.OPENSSL_VERSION, "size_bytes": size_bytes, **found})
     return 0
 
 

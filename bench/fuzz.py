@@ -11,6 +11,7 @@ number of the chunk, not on how many processes there are. The exit code is 1 for
 from __future__ import annotations
 
 import copy
+import io
 import multiprocessing
 import os
 import random
@@ -18,7 +19,7 @@ import secrets
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from crypto_utils import NONCE_BYTES, TAG_BYTES, aes_cbc_encrypt, hmac_sha256, pkcs7_pad
@@ -34,7 +35,6 @@ from protocol_fsm import (
     ConnectionCut,
     Direction,
     Header,
-    Keys,
     Message,
     Opcode,
     PeerTerminated,
@@ -57,29 +57,28 @@ ANSWER = ServerAggrResponse({"epoch": 1, "sum": 40.5, "mean": None, "participant
 
 
 class Place(NamedTuple):
-    """Where a session stands when a frame arrives, and the frame that should."""
+    """A session when a frame arrives, and the frame that should."""
 
-    client_id: int
-    sends: Direction
-    fsm: ProtocolFSM
-    keys: Keys
-    client_nonce: bytes
+    session: Session
     genuine: bytes
 
-    def session(self, rng: random.Random) -> Session:
-        """Return a new session that stands here."""
-        session = Session(
-            self.client_id, MASTER_KEYS[self.client_id], self.sends, random_bytes=rng.randbytes
-        )
-        session.fsm.state = self.fsm.state
-        session.fsm.round_number = self.fsm.round_number
-        session._keys = self.keys
-        session._client_nonce = self.client_nonce
-        return session
+
+def same(session: Session) -> Session:
+    """Return a new session that stands where this one does."""
+    other = Session(
+        session.client_id,
+        MASTER_KEYS[session.client_id],
+        session.sends,
+        random_bytes=session._random_bytes,
+    )
+    other.fsm = copy.copy(session.fsm)
+    other._keys = session._keys
+    other._client_nonce = session._client_nonce
+    return other
 
 
 def places(client_id: int, rng: random.Random) -> Iterator[Place]:
-    """Yield both ends of a session at each step of its first rounds, and after its end."""
+    """Yield both ends of a session at each step of its first rounds."""
     client, server = (
         Session(client_id, MASTER_KEYS[client_id], sends, random_bytes=rng.randbytes)
         for sends in Direction
@@ -87,12 +86,10 @@ def places(client_id: int, rng: random.Random) -> Iterator[Place]:
     rounds: list[Message] = [REPORT, ANSWER] * 3
     for message in [ClientHello(), ServerChallenge(), *rounds, Terminate(Status.GOODBYE)]:
         speaker = server if SPEAKER[client.state] is Direction.S2C else client
-        before = [
-            (end, copy.copy(end.fsm), end._keys, end._client_nonce) for end in (client, server)
-        ]
+        before = [same(client), same(server)]
         genuine = speaker.seal(message)
-        for end, fsm, keys, nonce in before:
-            yield Place(client_id, end.sends, fsm, keys, nonce, genuine)
+        for session in before:
+            yield Place(session, genuine)
         try:
             (client if speaker is server else server).open(genuine)
         except PeerTerminated:
@@ -152,9 +149,9 @@ def bad_plaintext(rng: random.Random, place: Place, opcode: Opcode, sender: Dire
     """Return a plaintext for `opcode` that is wrong in one place."""
     good = ANSWER.body if opcode is Opcode.SERVER_AGGR_RESPONSE else REPORT.body
     if opcode is Opcode.SERVER_CHALLENGE:
-        body = rng.choice([place.client_nonce, rng.randbytes(NONCE_BYTES)]) + rng.randbytes(
-            rng.choice([NONCE_BYTES, NONCE_BYTES, rng.randrange(40)])
-        )
+        echoed = rng.choice([place.session._client_nonce, rng.randbytes(NONCE_BYTES)])
+        fresh_bytes = rng.choice([NONCE_BYTES, NONCE_BYTES, rng.randrange(40)])
+        body = echoed + rng.randbytes(fresh_bytes)
     elif opcode in (Opcode.CLIENT_DATA, Opcode.SERVER_AGGR_RESPONSE):
         body = bad_json(rng, good)
     else:
@@ -168,19 +165,20 @@ def bad_plaintext(rng: random.Random, place: Place, opcode: Opcode, sender: Dire
 
 def sealed(rng: random.Random, place: Place, _: list[bytes]) -> bytes:
     """Seal a bad payload or bad padding, with a header and a tag that are right."""
-    sender = Direction(1 - place.sends)
+    session = place.session
+    sender = Direction(1 - session.sends)
     legal = [
-        move[1]
-        for move in ProtocolFSM.VALID_TRANSITIONS
-        if (move[0], move[2]) == (place.fsm.state, sender)
+        opcode
+        for state, opcode, speaker in ProtocolFSM.VALID_TRANSITIONS
+        if (state, speaker) == (session.state, sender)
     ]
     opcode = rng.choice(legal) if rng.random() < 0.5 else Opcode(place.genuine[0])
     padded = pkcs7_pad(bad_plaintext(rng, place, opcode, sender))
     if rng.random() < 0.15:
         padded = padded[:-1] + bytes([rng.randrange(256)])
-    header = HEADER.pack(opcode, place.client_id, place.fsm.round_number, sender)
+    header = HEADER.pack(opcode, session.client_id, session.fsm.round_number, sender)
     iv = rng.randbytes(16)
-    keys = place.keys
+    keys = session._keys
     ciphertext = aes_cbc_encrypt(padded, keys[f"{sender.name}-ENC"][:16], iv)
     untagged = header + iv + ciphertext
     return untagged + hmac_sha256(keys[f"{sender.name}-MAC"], untagged)
@@ -243,25 +241,12 @@ def keyless(rng: random.Random, place: Place, recorded: list[bytes]) -> bytes:
 # The trial
 
 
-def reader(data: bytes) -> Callable[[int], bytes]:
-    """Return a recv over `data`."""
-    left = memoryview(data)
-
-    def recv(wanted: int) -> bytes:
-        nonlocal left
-        taken = bytes(left[:wanted])
-        left = left[wanted:]
-        return taken
-
-    return recv
-
-
 def fate(session: Session, frame: bytes) -> str:
     """Let a session read a frame, and return how that ended. Raises RuntimeError for a defect."""
     was_active = PHASE[session.state] is ProtocolState.ACTIVE
     try:
         try:
-            message = read_frame(reader(frame))
+            message = read_frame(io.BytesIO(frame).read)
         except ProtocolError as error:
             session.fail(error)
             raise
@@ -292,7 +277,7 @@ def try_chunk(seed_and_number: tuple[str, int], frames: int = CHUNK) -> Chunk:
     began = time.process_time()
     everywhere = [place for client_id in MASTER_KEYS for place in places(client_id, rng)]
     recorded = [place.genuine for place in everywhere]
-    alive = [p for p in everywhere if SPEAKER.get(p.fsm.state) is not p.sends and p.keys]
+    alive = [p for p in everywhere if SPEAKER[p.session.state] is not p.session.sends]
     fates = Counter[tuple[str, str]]()
     defects: list[str] = []
     for number in range(frames):
@@ -303,7 +288,7 @@ def try_chunk(seed_and_number: tuple[str, int], frames: int = CHUNK) -> Chunk:
         if make is keyless and rng.random() < 0.05:
             frame = frame[: rng.randrange(len(frame))]
         try:
-            fates[make.__name__, fate(place.session(rng), frame)] += 1
+            fates[make.__name__, fate(same(place.session), frame)] += 1
         except Exception as error:
             defects.append(f"seed {seed_and_number}, frame {number}, {frame.hex()}: {error!r}")
     return Chunk(fates, defects, time.process_time() - began)
@@ -329,10 +314,9 @@ def main() -> int:
     )
     options = parser.options()
     began = time.monotonic()
-    cpu_s = 0.0
-    done = 0
     fates = Counter[tuple[str, str]]()
     defects: list[str] = []
+    cpu_s = 0.0
     print(f"{options.frames} frames, seed {options.seed}", flush=True)
     chunks = [(options.seed, number) for number in range(-(-options.frames // CHUNK))]
     with starting():
@@ -344,15 +328,11 @@ def main() -> int:
             cpu_s += chunk.cpu_s
             if done % 20 == 0:
                 print(f"{done * CHUNK} frames", file=sys.stderr, flush=True)
-    total = sum(fates.values())
-    refused = sum(
-        number
-        for (kind, end), number in fates.items()
-        if kind == "sealed" and end in ("BadPadding", "BadPayload", "EchoMismatch")
-    )
+    total = fates.total()
+    refused = sum(fates["sealed", end] for end in ("BadPadding", "BadPayload", "EchoMismatch"))
     print(*histogram(fates), sep="\n")
     print(
-        f"{total} frames, {refused / max(total, 1):.1%} of them sealed correctly around an illegal "
+        f"{total} frames, {refused / total:.1%} of them sealed correctly around an illegal "
         f"payload, in {time.monotonic() - began:.1f} s; {cpu_s:.1f} s of processors"
     )
     print(f"{len(defects)} defects", *defects[:10], sep="\n")

@@ -26,6 +26,7 @@ SPAWN = multiprocessing.get_context("spawn")  # the same on every system
 ROOT = Path(__file__).resolve().parent.parent
 LIMIT_S = 120.0  # for what should take a moment
 BAR = 44  # columns
+DIED = "a process of the benchmark died; what it said stands above"
 Rival = TypeVar("Rival")
 Seen = TypeVar("Seen")
 
@@ -66,7 +67,7 @@ def at_root() -> Iterator[None]:
 
 @contextmanager
 def process(target: Callable[..., object], *arguments: object) -> Iterator[Connection]:
-    """Start a process, and yield the pipe to it; the process does not outlive the block."""
+    """Start a process, and yield the pipe to it; it does not outlive the block. Raises Failed."""
     from program import starting  # here: the new process must load that of another checkout
 
     ours, theirs = SPAWN.Pipe()
@@ -77,6 +78,8 @@ def process(target: Callable[..., object], *arguments: object) -> Iterator[Conne
     try:
         yield ours
         child.join(LIMIT_S)
+    except ConnectionError:
+        raise Failed(DIED) from None
     finally:
         child.kill()
         child.join()
@@ -88,7 +91,7 @@ def hear(pipe: Connection) -> Any:
         if pipe.poll(5 * LIMIT_S):
             return pipe.recv()
     except (EOFError, OSError):
-        raise Failed("a process of the benchmark died; what it said stands above") from None
+        raise Failed(DIED) from None
     raise Failed("a process of the benchmark takes too long")
 
 
@@ -193,19 +196,6 @@ def by_rival(seen: Iterable[Mapping[Rival, Seen]]) -> dict[Rival, list[Seen]]:
         for rival, one in turn.items():
             found.setdefault(rival, []).append(one)
     return found
-
-
-def told_turns(
-    names: Mapping[str, str], count: int, run: Callable[[str], Seen], words: Callable[[Seen], str]
-) -> dict[str, list[Seen]]:
-    """Return what each rival showed, in the order of turns, and tell of it meanwhile on stderr."""
-
-    def run_one(rival: str) -> Seen:
-        seen = run(rival)
-        print(f"{names[rival]}: {words(seen)}", file=sys.stderr, flush=True)
-        return seen
-
-    return by_rival(turns([*names], count, run_one))
 
 
 class Spread(NamedTuple):

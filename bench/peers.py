@@ -5,7 +5,7 @@
 All do the same work over loopback: a process sends texts, another takes each and sends a receipt
 with its number back, over PUSH and PULL sockets. *Stream*: at most 100 texts have no receipt;
 the clock runs from the first text to the last receipt. *Round trip*: each text waits for the
-receipt of the one before. Each turn every rival does all of it once (measure.py).
+receipt of the one before. Both are done with texts of two sizes (measure.py says how).
 
 - plain: as lean as Python allows; one thread, blocking sockets, no deadlines, no checks.
 - curve: the same with CURVE, ZeroMQ's own secure channel (X25519, XSalsa20, Poly1305 of libsodium,
@@ -21,30 +21,17 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
-from statistics import median
 from typing import NamedTuple
 
 import zmq
 
-from bench.flags import counts, write_numbers
-from bench.measure import (
-    LIMIT_S,
-    Failed,
-    Moment,
-    Spread,
-    bars,
-    hear,
-    measurement,
-    now,
-    process,
-    ratio,
-    since,
-    told_turns,
-)
+from bench.compare import Took, compare, counts, write_numbers
+from bench.measure import LIMIT_S, Failed, Moment, hear, measurement, now, process, since
 from companions.peer_messaging.identity import Trust, load_identity
 from companions.peer_messaging.node import Node
 from companions.peer_messaging.peer import Event
@@ -53,6 +40,7 @@ from endpoint import HOST
 from program import run_program
 
 NAMES = {"plain": "plain ZeroMQ", "curve": "ZeroMQ CURVE", "ours": "ours"}
+PEOPLE = ("alice", "bob")
 SIZES = (100, 4_000)  # bytes of a text
 WAYS = {"stream": 100, "round trip": 1}  # how many texts may be without a receipt
 TEXTS = 5_000
@@ -62,112 +50,79 @@ ROUND_TRIP_SHARE = 5  # of so many texts, one is sent as a round trip
 
 
 class Work(NamedTuple):
-    """What is measured: texts of which size, in which way."""
+    """What a slice does: texts of which size, how many, and how many may have no receipt."""
 
     size: int
-    way: str
-
-    def __str__(self) -> str:
-        return f"{self.way}, {self.size} bytes"
+    texts: int
+    window: int
 
 
-class Slice(NamedTuple):
-    """What one turn of one rival showed, all for one text."""
+class Meeting(NamedTuple):
+    """What the processes of Alice, who sends, and of Bob know of each other; all by name."""
 
-    sender: Mapping[Work, Moment]  # how long it took, and of its processor
-    receiver_s: float  # processor time, over all work
-
-
-WORK = [Work(size, way) for size in SIZES for way in WAYS]
-Send = Callable[[int, int, int], None]  # so many texts, of which size, with how many under way
-
-
-def count_of(work: Work, texts: int) -> int:
-    return texts if work.way == "stream" else max(1, texts // ROUND_TRIP_SHARE)
-
-
-def total(texts: int) -> int:
-    """Return how many texts a slice sends in all."""
-    return sum(WARM_UP + count_of(work, texts) for work in WORK)
+    folder: Path  # of the identities
+    ports: Mapping[str, int]
+    keys: Mapping[str, tuple[bytes, bytes]]  # public and secret, for CURVE
 
 
 # The lean rivals ----------------------------------------------------------------------------------
 
-CurveKeys = tuple[bytes, bytes]  # public and secret, as ZeroMQ writes them
-
-
-def lean_socket(
-    context: zmq.Context[zmq.Socket[bytes]],
-    kind: int,
-    ours: CurveKeys | None,
-    theirs: CurveKeys | None,
-) -> zmq.Socket[bytes]:
-    """Return a socket; a PULL is the server in CURVE, a PUSH knows the public key of its server."""
-    sock = context.socket(kind)
-    if ours and theirs:
-        sock.curve_publickey, sock.curve_secretkey = ours
-        if kind == zmq.PULL:
-            sock.curve_server = True
-        else:
-            sock.curve_serverkey = theirs[0]
-    return sock
-
 
 @contextmanager
 def lean(
-    pipe: Connection, keys: Sequence[CurveKeys | None]
+    meeting: Meeting, name: str, peer: str
 ) -> Iterator[tuple[zmq.Socket[bytes], zmq.Socket[bytes]]]:
-    """Yield an inbox and an outbox, connected to those of the process at the pipe's other end."""
+    """Yield an inbox, which is the server in CURVE, and an outbox to that of the peer."""
     with (
         zmq.Context() as context,
-        lean_socket(context, zmq.PULL, *keys) as inbox,
-        lean_socket(context, zmq.PUSH, *keys) as outbox,
+        context.socket(zmq.PULL) as inbox,
+        context.socket(zmq.PUSH) as outbox,
     ):
-        port = inbox.bind_to_random_port(f"tcp://{HOST}")
-        pipe.send(port)
-        outbox.connect(f"tcp://{HOST}:{pipe.recv()}")
+        if meeting.keys:
+            for sock in (inbox, outbox):
+                sock.curve_publickey, sock.curve_secretkey = meeting.keys[name]
+            inbox.curve_server = True
+            outbox.curve_serverkey = meeting.keys[peer][0]
+        inbox.bind(f"tcp://{HOST}:{meeting.ports[name]}")
+        outbox.connect(f"tcp://{HOST}:{meeting.ports[peer]}")
         yield inbox, outbox
 
 
-def receive_lean(pipe: Connection, rival: str, folder: Path, texts: int) -> None:
+def receive_lean(pipe: Connection, meeting: Meeting, work: Work) -> None:
     """In the receiving process: a receipt for each text, then the processor time."""
-    keys = pipe.recv()
-    with lean(pipe, keys) as (inbox, outbox):
-        recv = inbox.recv
-        send = outbox.send
-        pack = NUMBER.pack
+    with lean(meeting, "bob", "alice") as (inbox, outbox):
         began_s = time.process_time()
-        for number in range(total(texts)):
-            recv()
-            send(pack(number))
+        for number in range(WARM_UP + work.texts):
+            inbox.recv()
+            outbox.send(NUMBER.pack(number))
         pipe.send(time.process_time() - began_s)
         pipe.recv()
 
 
-def send_lean(pipe: Connection, rival: str, folder: Path, texts: int) -> None:
-    keys = pipe.recv()
-    with lean(pipe, keys) as (inbox, outbox):
+def send_lean(pipe: Connection, meeting: Meeting, work: Work) -> None:
+    with lean(meeting, "alice", "bob") as (inbox, outbox):
+        text = bytes(work.size)
 
-        def send(count: int, size: int, window: int) -> None:
+        def send(count: int) -> None:
             sent = 0
-            text = bytes(size)
             for received in range(count):
-                while sent < count and sent - received < window:
+                while sent < min(count, received + work.window):
                     outbox.send(text)
                     sent += 1
                 inbox.recv()
 
-        measure(pipe, texts, send)
+        measure(pipe, work, send)
 
 
 # Ours ---------------------------------------------------------------------------------------------
 
 
 class Sender:
-    """A Node, and a thread that says the texts, at most so many ahead of the receipts."""
+    """A Node, and a thread that says texts, at most so many ahead of the receipts."""
 
-    def __init__(self) -> None:
+    def __init__(self, work: Work) -> None:
         self.node: Node
+        self._work = work
         self._receipts: queue.SimpleQueue[int] = queue.SimpleQueue()  # no lock is faster
         self._met = threading.Event()
 
@@ -183,40 +138,35 @@ class Sender:
         while not self._met.wait(1.0):
             self.node.check()
 
-    def __call__(self, count: int, size: int, window: int) -> None:
-        say = self.node.say
-        text = "x" * size
+    def __call__(self, count: int) -> None:
+        text = "x" * self._work.size
         for number in range(count):
-            if number >= window:
+            if number >= self._work.window:
                 self._receipts.get(timeout=LIMIT_S)
-            say(text)
-        for _ in range(min(count, window)):
+            self.node.say(text)
+        for _ in range(min(count, self._work.window)):
             self._receipts.get(timeout=LIMIT_S)
 
 
-def our_node(
-    pipe: Connection, folder: Path, name: str, peer: str, tell: Callable[[Event], object]
-) -> Node:
-    """Return our node; both processes learn beforehand where the other listens."""
-    identity, _ = load_identity(folder / name, input)
-    pinned, _ = load_identity(folder / peer, input)
-    ports: dict[str, int] = pipe.recv()
-    return Node(
-        identity, Trust(peer, pinned.fingerprint), (HOST, ports[peer]), HOST, ports[name], tell=tell
-    )
+def our_node(meeting: Meeting, name: str, peer: str, tell: Callable[[Event], object]) -> Node:
+    identity, _ = load_identity(meeting.folder / name, input)
+    pinned, _ = load_identity(meeting.folder / peer, input)
+    trust = Trust(peer, pinned.fingerprint)
+    ports = meeting.ports
+    return Node(identity, trust, (HOST, ports[peer]), HOST, ports[name], tell=tell)
 
 
-def receive_ours(pipe: Connection, rival: str, folder: Path, texts: int) -> None:
+def receive_ours(pipe: Connection, meeting: Meeting, work: Work) -> None:
     done = threading.Event()
-    left = [total(texts)]
+    left = WARM_UP + work.texts
 
     def tell(event: Event) -> None:
-        if event.what == "text":
-            left[0] -= 1
-            if not left[0]:
-                done.set()
+        nonlocal left
+        left -= event.what == "text"
+        if not left:
+            done.set()
 
-    with our_node(pipe, folder, "bob", "alice", tell) as node:
+    with our_node(meeting, "bob", "alice", tell) as node:
         began_s = time.process_time()
         while not done.wait(1.0):
             node.check()
@@ -224,59 +174,38 @@ def receive_ours(pipe: Connection, rival: str, folder: Path, texts: int) -> None
         pipe.recv()
 
 
-def send_ours(pipe: Connection, rival: str, folder: Path, texts: int) -> None:
-    sender = Sender()
-    with our_node(pipe, folder, "alice", "bob", sender.tell) as sender.node:
+def send_ours(pipe: Connection, meeting: Meeting, work: Work) -> None:
+    sender = Sender(work)
+    with our_node(meeting, "alice", "bob", sender.tell) as sender.node:
         sender.wait()
-        measure(pipe, texts, sender)
+        measure(pipe, work, sender)
 
 
 # One slice, and all of them -----------------------------------------------------------------------
 
 
-def measure(pipe: Connection, texts: int, send: Send) -> None:
-    """In the sending process: do all the work, and tell of each the seconds a text."""
-    took: dict[Work, Moment] = {}
-    for work in WORK:
-        count = count_of(work, texts)
-        window = WAYS[work.way]
-        send(WARM_UP, work.size, window)
-        began = now()
-        send(count, work.size, window)
-        took[work] = Moment(*(seconds / count for seconds in since(began)))
-    pipe.send(took)
+def measure(pipe: Connection, work: Work, send: Callable[[int], None]) -> None:
+    """In the sending process: send so many texts, and tell how long they took."""
+    send(WARM_UP)
+    began = now()
+    send(work.texts)
+    pipe.send(since(began))
     pipe.recv()
 
 
-def run_slice(rival: str, folder: Path, texts: int) -> Slice:
-    """Have `rival` do all the work, between two fresh processes. Raises Failed."""
+def run_slice(rival: str, folder: Path, work: Work) -> Took:
+    """Have a rival do the work, between two fresh processes; per text. Raises Failed."""
     take, give = (receive_ours, send_ours) if rival == "ours" else (receive_lean, send_lean)
-    with (
-        process(take, rival, folder, texts) as receiver,
-        process(give, rival, folder, texts) as sender,
-    ):
-        if rival == "ours":
-            told = dict(zip(("alice", "bob"), free_ports()))
-            receiver.send(told)
-            sender.send(told)
-        else:
-            introduce(receiver, sender, is_secure=rival == "curve")
-        sent: Mapping[Work, Moment] = hear(sender)
-        receiver_s = hear(receiver)
-        sender.send("stop")
-        receiver.send("stop")
-    return Slice(sent, receiver_s / total(texts))
-
-
-def introduce(receiver: Connection, sender: Connection, *, is_secure: bool) -> None:
-    """Tell two lean processes their keys, and where the other listens."""
-    one, other = (zmq.curve_keypair(), zmq.curve_keypair()) if is_secure else (None, None)
-    receiver.send((one, other))
-    sender.send((other, one))
-    at_receiver = hear(receiver)
-    at_sender = hear(sender)
-    receiver.send(at_sender)
-    sender.send(at_receiver)
+    keys = {name: zmq.curve_keypair() for name in PEOPLE} if rival == "curve" else {}
+    meeting = Meeting(folder, dict(zip(PEOPLE, free_ports())), keys)
+    with process(take, meeting, work) as receiver:
+        with process(give, meeting, work) as sender:
+            took: Moment = hear(sender)
+            receiver_s = hear(receiver) / (WARM_UP + work.texts)
+            sender.send("stop")
+        receiver.send("stop")  # now: ours would take it for the end of the session
+    processor_s = {"sender": took.processor_s / work.texts, "receiver": receiver_s}
+    return Took(took.wall_s / work.texts, processor_s)
 
 
 def free_ports() -> tuple[int, int]:
@@ -284,71 +213,14 @@ def free_ports() -> tuple[int, int]:
         return one.getsockname()[1], other.getsockname()[1]
 
 
-def run(texts: int, turn_count: int) -> dict[str, list[Slice]]:
-    """Return the slices of every rival, in the order of turns. Raises Failed."""
-    with tempfile.TemporaryDirectory() as name:
-        for who in ("alice", "bob"):
-            load_identity(Path(name) / who, input)
-        return told_turns(
-            NAMES, turn_count, lambda rival: run_slice(rival, Path(name), texts), rates_of
-        )
-
-
-def rates_of(seen: Slice) -> str:
-    return ", ".join(f"{1 / seen.sender[work].wall_s:,.0f}" for work in WORK) + " texts/s"
-
-
-# What it tells ------------------------------------------------------------------------------------
-
-
-def of(ours: Sequence[Slice], theirs: Sequence[Slice], work: Work) -> Spread:
-    """Return what share of their speed is ours."""
-    return ratio(
-        [each.sender[work].wall_s for each in theirs], [each.sender[work].wall_s for each in ours]
-    )
-
-
-def table(work: Work, texts: int, seen: Mapping[str, Sequence[Slice]]) -> str:
-    """Return the table and the bars of one kind of work, in ASCII of at most 79 columns."""
-    title = f"{work.way}: {count_of(work, texts):,} texts of {work.size:,} bytes"
-    lines = [
-        title,
-        "-" * len(title),
-        "                texts/s   us a text   processor us   ours, of its speed",
-        "                                        of sender     median (quartiles)",
-    ]
-    rates = {
-        rival: 1 / median(each.sender[work].wall_s for each in slices)
-        for rival, slices in seen.items()
-    }
-    for rival, slices in seen.items():
-        cost_s = median(each.sender[work].processor_s for each in slices)
-        share = "" if rival == "ours" else of(seen["ours"], slices, work)
-        lines.append(
-            f"{NAMES[rival]:13} {rates[rival]:9,.0f}   {1e6 / rates[rival]:9.1f}   "
-            f"{1e6 * cost_s:12.1f}   {share}".rstrip()
-        )
-    drawn = bars({NAMES[rival]: rate for rival, rate in rates.items()}, 13)
-    return "\n".join([*lines, "", *drawn, ""])
-
-
-def numbers(texts: int, seen: Mapping[str, Sequence[Slice]]) -> Mapping[str, object]:
-    """Return all that was found, for a file."""
-    slices = {
-        rival: [
-            {
-                "sender": {str(work): took._asdict() for work, took in each.sender.items()},
-                "receiver_s": each.receiver_s,
-            }
-            for each in given
-        ]
-        for rival, given in seen.items()
-    }
-    ours_of = {
-        rival: {str(work): of(seen["ours"], given, work) for work in WORK}
-        for rival, given in seen.items()
-    }
-    return {"zeromq": zmq.zmq_version(), "texts": texts, "slices": slices, "ours_of": ours_of}
+def works(texts: int) -> dict[str, Work]:
+    """Return all that is measured, by title."""
+    found = {}
+    for size in SIZES:
+        for way, window in WAYS.items():
+            count = max(1, texts // ROUND_TRIP_SHARE) if window == 1 else texts
+            found[f"{way}: {count:,} texts of {size:,} bytes"] = Work(size, count, window)
+    return found
 
 
 @measurement
@@ -357,11 +229,16 @@ def main() -> int:
         "Sends texts over ours and over bare ZeroMQ, and compares.",
         {"--texts": (TEXTS, "of each size in a stream"), "--turns": (TURNS, "of all rivals")},
     )
-    seen = run(options.texts, options.turns)
+    found: dict[str, object] = {"zeromq": zmq.zmq_version()}
     print(f"Texts and their receipts, {options.turns} times each\n")
-    for work in WORK:
-        print(table(work, options.texts, seen))
-    write_numbers(options, numbers(options.texts, seen))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for who in PEOPLE:
+            load_identity(folder / who, input)
+        for title, work in works(options.texts).items():
+            run = partial(run_slice, folder=folder, work=work)
+            found[title] = compare(title, "texts", NAMES, options.turns, run)
+    write_numbers(options, found)
     return 0
 
 

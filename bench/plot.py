@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ from bench.report import NAMES
 from bench.rivals import BODIES
 from classroom.drawing import PAPER_AND_INK, Picture
 from classroom.output import write_whole
-from program import Parser, UserError, escaped, output_path, read_text, run_program
+from program import Parser, UserError, escaped, output_path, plural, read_text, run_program
 
 # Half as wide, as on a phone, letters of 15 are still of 9 or 10 pixels
 WIDTH = 560
@@ -86,17 +87,14 @@ class Measured(NamedTuple):
     ladder: Sequence[tuple[str, float]]  # shares of a round, which add up to 1
 
 
-def number(found: object) -> float:
+def number(found: object, above: float = -1e9) -> float:
     """Return a number that can have been measured. Raises ValueError."""
-    if isinstance(found, bool) or not isinstance(found, (int, float)) or not abs(found) < 1e9:
+    if isinstance(found, bool) or not isinstance(found, (int, float)) or not above < found < 1e9:
         raise ValueError(found)
     return float(found)
 
 
-def above_0(found: object) -> float:
-    if number(found) < 1e-9:
-        raise ValueError(found)
-    return number(found)
+above_0 = partial(number, above=1e-9)
 
 
 def read_bench(path: Path, body: str) -> Measured:
@@ -128,8 +126,6 @@ def shares(rungs: Sequence[Mapping[str, object]]) -> list[tuple[str, float]]:
 
 def measured(cases: Sequence[Mapping[str, Any]], ladder: Sequence[tuple[str, float]]) -> Measured:
     """Turn cases into ratios; the rivals are in the order of the benchmark's own tables."""
-    speed: dict[str, dict[int, Dot]] = {name: {} for name in NAMES}
-    latency: dict[str, dict[int, Dot]] = {name: {} for name in NAMES}
     tls12 = [
         (above_0(case["clients"]), above_0(case["p50_s"]))
         for case in cases
@@ -138,15 +134,14 @@ def measured(cases: Sequence[Mapping[str, Any]], ladder: Sequence[tuple[str, flo
     medians = {int(clients): p50 for clients, p50 in sorted(tls12)}
     if len(medians) < len(tls12):
         raise ValueError(tls12)
+    speed: dict[str, dict[int, Dot]] = {name: {} for name in NAMES}
+    latency: dict[str, dict[int, Dot]] = {name: {} for name in NAMES}
     for case in sorted(cases, key=lambda case: int(case["clients"])):
-        rival = case["rival"]
         clients = int(above_0(case["clients"]))
-        middle, low, high = map(above_0, case["of_tls12"])
-        speed[rival][clients] = Dot(middle, low, high)
-        p50, p99 = (
-            above_0(case.get(name, case["p50_s"])) / medians[clients] for name in ("p50_s", "p99_s")
-        )
-        latency[rival][clients] = Dot(p50, p50, p99)
+        p50 = above_0(case["p50_s"]) / medians[clients]
+        p99 = above_0(case.get("p99_s", case["p50_s"])) / medians[clients]
+        speed[case["rival"]][clients] = Dot(*map(above_0, case["of_tls12"]))
+        latency[case["rival"]][clients] = Dot(p50, p50, p99)
     growth = {clients: p50 / next(iter(medians.values())) for clients, p50 in medians.items()}
     return Measured(
         {rival: dots for rival, dots in speed.items() if dots},
@@ -225,7 +220,7 @@ def growth_in_words(growth: Mapping[int, float]) -> str:
     """Return how the reference latency grows with the clients: a round waits for all of them."""
     fewest, *more = growth
     if not more:
-        return f"TLS 1.2 was measured with {counted(fewest)} only."
+        return f"TLS 1.2 was measured with {plural(fewest, 'client')} only."
     clients = ", ".join(map(str, more[-3:]))
     times = ", ".join(f"{growth[n]:.{1 if growth[n] < 10 else 0}f}" for n in more[-3:])
     return f"TLS 1.2 itself with {clients}: {times} times that with {fewest}."
@@ -240,10 +235,6 @@ def curves_in_words(curves: Curves) -> str:
         )
         for rival, dots in curves.items()
     )
-
-
-def counted(clients: int) -> str:
-    return "1 client" if clients == 1 else f"{clients} clients"
 
 
 class Plot(Picture):

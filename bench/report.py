@@ -13,6 +13,7 @@ from typing import NamedTuple
 from bench.ladder import Rung, floor
 from bench.measure import BAR, Slice, Spread, bars, ratio
 from bench.slices import Case
+from program import plural
 
 NAMES = {
     "plain": "plain TCP",
@@ -65,8 +66,9 @@ def table(
     channels: Mapping[str, str],
 ) -> str:
     """Return the table and the bars for one number of clients and one body."""
-    who = "1 client" if clients == 1 else f"{clients} clients"
-    title = f"{who}, {body} bodies: {sizes[0]:,} bytes there, {sizes[1]:,} back"
+    title = (
+        f"{plural(clients, 'client')}, {body} bodies: {sizes[0]:,} bytes there, {sizes[1]:,} back"
+    )
     rows = [row(NAMES[rival], each) for rival, each in figures.items()]
     drawn = bars({NAMES[rival]: each.rounds_per_s for rival, each in figures.items()}, 10)
     notes = [f"{NAMES[rival]}: {channels[rival]}" for rival in figures if rival != "plain"]

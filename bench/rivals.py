@@ -27,10 +27,12 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from io import BufferedReader
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from Crypto.Random import get_random_bytes
 
@@ -58,6 +60,7 @@ HOST = "127.0.0.1"
 RIVALS = ("plain", "floor", "tls12", "tls13", "over_tls", "ours")
 LIMITS = Limits(window_s=LIMIT_S, stranger_timeout_s=LIMIT_S, max_strangers=256)
 TLS_KEEPS = ("tag", "encryption", "fresh-iv", "ratchet", "binding")  # rules, in its own way
+OURS = "AES-128-CBC, HMAC-SHA256, a ratchet"  # what protects it, in words
 TLS12_CIPHER = "AES128-SHA256"  # TLS_RSA_WITH_AES_128_CBC_SHA256: AES-128-CBC and HMAC-SHA256
 encode = json.JSONEncoder(separators=(",", ":")).encode  # made once: json.dumps makes one a call
 
@@ -73,6 +76,7 @@ class Body(NamedTuple):
         return encode(self.readings).encode()
 
 
+Aggregation = Callable[[Contributions], dict[str, Json]]
 BODIES = {
     "small": Body([20.5, 21.25, 19.75, 20.0], ""),
     # readings with all their digits, about 20 KB, and about 60 KB of answer
@@ -80,14 +84,10 @@ BODIES = {
 }
 
 
-class Aggregation:
-    """The aggregation of all rivals: that of server.py, and text to fill the answer with."""
-
-    def __init__(self, filling: str) -> None:
-        self._extra: dict[str, Json] = {"text": filling} if filling else {}
-
-    def __call__(self, contributions: Contributions) -> dict[str, Json]:
-        return {**compute_aggregation(contributions), **self._extra}
+def aggregate(filling: str, contributions: Contributions) -> dict[str, Json]:
+    """Return the answer of all rivals: that of server.py, and text to fill it with."""
+    shared = compute_aggregation(contributions)
+    return {**shared, "text": filling} if filling else shared
 
 
 class Floor:
@@ -235,10 +235,9 @@ class OverTLSServer(LoopbackServer):
         )
 
 
-def make_server(
-    rival: str, clients: int, aggregation: Aggregation, folder: Path
-) -> Server | LeanServer:
+def make_server(rival: str, clients: int, body: Body, folder: Path) -> Server | LeanServer:
     """Return a server that serves inside `with`."""
+    aggregation = partial(aggregate, body.filling)
     if rival == "ours":
         return Server(keys(clients), HOST, 0, LIMITS, aggregation=aggregation)
     tls = tls_context(rival, folder, is_server=True) if "tls" in rival else None
@@ -252,74 +251,42 @@ def make_server(
 # Clients ------------------------------------------------------------------------------------------
 
 
-class Caller(Protocol):
+class Caller(NamedTuple):
     """One connected client."""
 
     channel: str
-
-    def call(self) -> object: ...  # one round
-    def close(self) -> None: ...
+    call: Callable[[], object]  # one round
 
 
-class LeanClient:
-    def __init__(self, address: tuple[str, int], body: Body, tls: ssl.SSLContext | None) -> None:
-        self._sock = socket.create_connection(address)
-        self._body = body
-        self.channel = "TCP"
-        self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if tls:
-            secured = tls.wrap_socket(self._sock, server_hostname=HOST)
-            self._sock = secured
-            self.channel = f"{secured.version()} {(secured.cipher() or '?')[0]}"
-        self._stream = self._sock.makefile("rb")
+def lean_call(sock: socket.socket, stream: BufferedReader, body: Body) -> Callable[[], object]:
+    def call() -> object:
+        sock.sendall(frame(body.report))
+        return json.loads(read_frame(stream))
 
-    def call(self) -> object:
-        self._sock.sendall(frame(self._body.report))
-        return json.loads(read_frame(self._stream))
-
-    def close(self) -> None:
-        self._stream.close()
-        self._sock.close()
+    return call
 
 
-class FloorClient(LeanClient):
-    def __init__(self, address: tuple[str, int], body: Body, tls: ssl.SSLContext | None) -> None:
-        super().__init__(address, body, tls)
-        self._reports = Floor()
-        self._answers = Floor()
-        self.channel = "AES-128-CBC, HMAC-SHA256, a ratchet; no protocol"
+def floor_call(sock: socket.socket, stream: BufferedReader, body: Body) -> Callable[[], object]:
+    reports = Floor()
+    answers = Floor()
 
-    def call(self) -> object:
-        self._sock.sendall(frame(self._reports.seal(self._body.report)))
-        return json.loads(self._answers.open(read_frame(self._stream)))
+    def call() -> object:
+        sock.sendall(frame(reports.seal(body.report)))
+        return json.loads(answers.open(read_frame(stream)))
 
-
-class BareClient(LeanClient):
-    """Sends and gets messages of the sizes that ours have for the same bodies."""
-
-    def __init__(self, address: tuple[str, int], body: Body, tls: ssl.SSLContext | None) -> None:
-        super().__init__(address, body, tls)
-        report_bytes, answer_bytes = message_sizes(body)
-        self._request = answer_bytes.to_bytes(2, "big") + bytes(report_bytes - 2)
-
-    def call(self) -> object:
-        self._sock.sendall(frame(self._request))
-        return read_frame(self._stream)
+    return call
 
 
-class OurClient:
-    """The real Client."""
+def bare_call(sock: socket.socket, stream: BufferedReader, body: Body) -> Callable[[], object]:
+    """Send and get messages of the sizes that ours have for the same bodies."""
+    report_bytes, answer_bytes = message_sizes(body)
+    request = answer_bytes.to_bytes(2, "big") + bytes(report_bytes - 2)
 
-    def __init__(self, client: Client, body: Body, channel: str) -> None:
-        self._client = client.__enter__()
-        self._readings = body.readings
-        self.channel = channel
+    def call() -> object:
+        sock.sendall(frame(request))
+        return read_frame(stream)
 
-    def call(self) -> object:
-        return self._client.report(self._readings)
-
-    def close(self) -> None:
-        self._client.__exit__()
+    return call
 
 
 class OverTLSClient(LoopbackClient):
@@ -339,22 +306,37 @@ class OverTLSClient(LoopbackClient):
         return self
 
 
-def make_client(
+@contextmanager
+def connected(
     rival: str, address: tuple[str, int], body: Body, client_id: int, tls: ssl.SSLContext | None
-) -> Caller:
+) -> Iterator[Caller]:
+    """Yield a client of a rival."""
+    client: Client | OverTLSClient
     if rival == "ours":
-        client = Client(client_id, keys(client_id), *address, timeout_s=LIMIT_S)
-        return OurClient(client, body, "AES-128-CBC, HMAC-SHA256, a ratchet")
+        with Client(client_id, keys(client_id), *address, timeout_s=LIMIT_S) as client:
+            yield Caller(
+                "AES-128-CBC, HMAC-SHA256, a ratchet", partial(client.report, body.readings)
+            )
+        return
     if rival == "over_tls" and tls:
-        return OurClient(OverTLSClient(client_id, address, tls), body, "TLS 1.2 in place of it")
-    lean = {"bare": BareClient, "tls_echo": BareClient, "floor": FloorClient}
-    return lean.get(rival, LeanClient)(address, body, tls)
+        with OverTLSClient(client_id, address, tls) as client:
+            yield Caller("TLS 1.2 in place of it", partial(client.report, body.readings))
+        return
+    sock = socket.create_connection(address)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    channel = f"{OURS}; no protocol" if rival == "floor" else "TCP"
+    if tls:
+        sock = secured = tls.wrap_socket(sock, server_hostname=HOST)
+        channel = f"{secured.version()} {(secured.cipher() or '?')[0]}"
+    calls = {"bare": bare_call, "tls_echo": bare_call, "floor": floor_call}
+    with sock, sock.makefile("rb") as stream:
+        yield Caller(channel, calls.get(rival, lean_call)(sock, stream, body))
 
 
 def example_answer(body: Body, clients: int = 1) -> bytes:
     """Return an answer as each of so many clients gets it, all of whom reported the same."""
     readings = body.readings
-    shared = Aggregation(body.filling)(dict.fromkeys(range(1, clients + 1), readings))
+    shared = aggregate(body.filling, dict.fromkeys(range(1, clients + 1), readings))
     return encode(
         {
             "epoch": 1_000,
@@ -384,12 +366,12 @@ def keys(last_id: int) -> dict[int, bytes]:
 def tls_context(rival: str, folder: Path, *, is_server: bool) -> ssl.SSLContext:
     """Return a context for one version of TLS, without compression."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if is_server else ssl.PROTOCOL_TLS_CLIENT)
-    is_1_3 = rival in ("tls13", "tls_echo")
-    version = ssl.TLSVersion.TLSv1_3 if is_1_3 else ssl.TLSVersion.TLSv1_2
+    is_1_2 = rival in ("tls12", "over_tls")
+    version = ssl.TLSVersion.TLSv1_2 if is_1_2 else ssl.TLSVersion.TLSv1_3
     context.minimum_version = version
     context.maximum_version = version
     context.options |= ssl.OP_NO_COMPRESSION
-    if not is_1_3:
+    if is_1_2:
         context.set_ciphers(TLS12_CIPHER)
     if is_server:
         context.load_cert_chain(folder / "certificate.pem", folder / "key.pem")

@@ -8,16 +8,17 @@ begin in the same epoch, make the same number of rounds, and end in the same epo
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
-from threading import Thread
 from typing import Any, NamedTuple
 
-from bench.measure import Ends, Moment, Share, Slice, hear, now, process, tell_processor_time
+from bench.measure import Ends, Share, Slice, hear, now, process, tell_processor_time
 from bench.process import raise_descriptor_limit
-from bench.rivals import BODIES, Aggregation, Caller, make_client, make_server, tls_context
+from bench.rivals import BODIES, Caller, connected, make_server, tls_context
 
 WARM_UP_ROUNDS = 50  # of all clients together
 
@@ -60,8 +61,7 @@ def run_slice(case: Case, rounds_each: int, processes: int, folder: Path) -> tup
 
 def serve(pipe: Connection, case: Case, folder: Path) -> None:
     raise_descriptor_limit()
-    aggregation = Aggregation(BODIES[case.body].filling)
-    with make_server(case.rival, case.clients, aggregation, folder) as server:
+    with make_server(case.rival, case.clients, BODIES[case.body], folder) as server:
         pipe.send(server.address)
         tell_processor_time(pipe)
 
@@ -72,28 +72,18 @@ def call(
     raise_descriptor_limit()
     body = BODIES[case.body]
     tls = tls_context(case.rival, folder, is_server=False) if "tls" in case.rival else None
-    callers = [make_client(case.rival, address, body, client_id, tls) for client_id in ids]
-    work_all([Thread(target=meet, args=(one, case.clients), daemon=True) for one in callers])
-    pipe.send(callers[0].channel)
-    while (rounds := pipe.recv()) is not None:
-        work = [Rounds(caller, rounds) for caller in callers]
-        work_all(work)
-        pipe.send(
-            Share(
-                min(each.began for each in work),
-                max(each.ended for each in work),
-                [latency for each in work for latency in each.latencies_s],
-            )
-        )
-    for caller in callers:
-        caller.close()
-
-
-def work_all(threads: Sequence[Thread]) -> None:
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ExitStack() as stack, ThreadPoolExecutor(len(ids)) as pool:
+        callers = [
+            stack.enter_context(connected(case.rival, address, body, client_id, tls))
+            for client_id in ids
+        ]
+        list(pool.map(partial(meet, clients=case.clients), callers))
+        pipe.send(callers[0].channel)
+        while (rounds := pipe.recv()) is not None:
+            shares = list(pool.map(partial(make_rounds, rounds=rounds), callers))
+            began = min(share.began for share in shares)
+            ended = max(share.ended for share in shares)
+            pipe.send(Share(began, ended, [s for share in shares for s in share.latencies_s]))
 
 
 def meet(caller: Caller, clients: int) -> None:
@@ -102,26 +92,18 @@ def meet(caller: Caller, clients: int) -> None:
         pass
 
 
-class Rounds(Thread):
-    """One client, which measures each of its rounds."""
-
-    def __init__(self, caller: Caller, rounds: int) -> None:
-        super().__init__(daemon=True)
-        self._call = caller.call
-        self._rounds = rounds
-        self.latencies_s: list[float] = []
-        self.began = self.ended = Moment(0.0, 0.0)
-
-    def run(self) -> None:
-        call = self._call
-        self.began = now()
-        before_s = self.began.wall_s
-        for _ in range(self._rounds):
-            call()
-            after_s = time.perf_counter()
-            self.latencies_s.append(after_s - before_s)
-            before_s = after_s
-        self.ended = now()
+def make_rounds(caller: Caller, rounds: int) -> Share:
+    """Make rounds as fast as they are answered, and measure each."""
+    call = caller.call
+    latencies_s = []
+    began = now()
+    before_s = began.wall_s
+    for _ in range(rounds):
+        call()
+        after_s = time.perf_counter()
+        latencies_s.append(after_s - before_s)
+        before_s = after_s
+    return Share(began, now(), latencies_s)
 
 
 def participants(answer: Any) -> list[int]:

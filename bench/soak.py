@@ -8,6 +8,7 @@ and then, and at the end a summary with everything that was wrong, for which the
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import math
 import random
@@ -22,7 +23,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from bench.process import ServerProcess, higher, settled
+from bench.process import ServerProcess, Usage, higher, settled
 from client import Client
 from endpoint import HOST, choose_keys, generate_keys
 from program import Parser, UserError, positive, run_program, seconds
@@ -159,7 +160,7 @@ class Herd(ABC):
         """Live a client's life up to a death. ProtocolError, UserError, OSError are faults."""
 
     def progress(self) -> str:
-        return f"{self.told()}, {sum(self.lives.values())} lives, {len(self.wrong)} wrong"
+        return f"{self.told()}, {self.lives.total()} lives, {len(self.wrong)} wrong"
 
     def waited(self, began: float) -> None:
         """Note for how long somebody has waited, since a moment of the monotonic clock."""
@@ -227,95 +228,79 @@ class Reporters(Herd):
         client.channel.leave(Status.GOODBYE)
 
 
-class Watch:
-    """The server's usage over time: at the start, after a tenth of the time, and at its peak."""
-
-    def __init__(self, server: ServerProcess, herd: Herd, length_s: float, every_s: float) -> None:
-        self._server = server
-        self._herd = herd
-        self._began = time.monotonic()
-        self._length_s = length_s
-        self._every_s = every_s
-        self.first = self.early = self.peak = server.usage()
-
-    def run(self) -> None:
-        """Look every second until the time is over; print a line now and then."""
-        next_line = self._every_s
-        while (passed := time.monotonic() - self._began) < self._length_s:
-            if self._server.process.poll() is not None:
-                self._herd.wrong.append("the server ended by itself")
-                return
-            usage = self._server.usage()
-            self.peak = higher(self.peak, usage)
-            if passed < self._length_s / 10:
-                self.early = higher(self.early, usage)
-            if passed >= next_line:
-                next_line += self._every_s
-                print(f"{passed:6.0f} s  {self._herd.progress()}  {usage}", flush=True)
-            time.sleep(min(1.0, self._length_s - passed))
-
-
-def soak(server: ServerProcess, herd: Herd, length_s: float, every_s: float) -> list[str]:
-    """Let the herd live for `length_s`; return the lines of the summary."""
-    watch = Watch(server, herd, length_s, every_s)
+def watch(server: ServerProcess, herd: Herd, length_s: float, every_s: float) -> dict[str, Usage]:
+    """Let the herd live for `length_s`, and look every second; print a line now and then."""
+    began = time.monotonic()
+    next_line = every_s
+    seen = dict.fromkeys(("before", "first tenth", "peak"), server.usage())
     with contextlib.suppress(KeyboardInterrupt), herd:
-        watch.run()
-    most = watch.first.descriptors + herd.kept_descriptors
-    after = settled(server, watch.first._replace(descriptors=most))
-    is_back = watch.first.descriptors <= after.descriptors <= most
-    if after.threads != watch.first.threads or not is_back:
-        herd.wrong.append(f"not back where it began: {watch.first} before, {after} after")
-    if watch.peak.resident_kb - watch.early.resident_kb > GROWTH_KB:
-        herd.wrong.append(f"it grew: {watch.early} in the first tenth, {watch.peak} later")
+        while (passed := time.monotonic() - began) < length_s:
+            if server.process.poll() is not None:
+                herd.wrong.append("the server ended by itself")
+                break
+            usage = server.usage()
+            seen["peak"] = higher(seen["peak"], usage)
+            if passed < length_s / 10:
+                seen["first tenth"] = seen["peak"]
+            if passed >= next_line:
+                next_line += every_s
+                print(f"{passed:6.0f} s  {herd.progress()}  {usage}", flush=True)
+            time.sleep(min(1.0, length_s - passed))
+    return seen
+
+
+def soak(server: ServerProcess, herd: Herd, options: argparse.Namespace) -> int:
+    """Let the herd live, and print progress and a summary; return the exit code."""
+    minutes = options.minutes
+    print(f"{options.clients} clients, {minutes:g} minutes, seed {options.seed}", flush=True)
+    seen = watch(server, herd, 60 * minutes, options.progress)
+    before = seen["before"]
+    most = before._replace(descriptors=before.descriptors + herd.kept_descriptors)
+    after = settled(server, most)
+    is_back = before.descriptors <= after.descriptors <= most.descriptors
+    if after.threads != before.threads or not is_back:
+        herd.wrong.append(f"not back where it began: {before} before, {after} after")
+    if seen["peak"].resident_kb - seen["first tenth"].resident_kb > GROWTH_KB:
+        herd.wrong.append(
+            f"it grew: {seen['first tenth']} in the first tenth, {seen['peak']} later"
+        )
     code, stop_s = server.stop()
     if code != 0 or "Traceback" in "\n".join(server.log()):
         herd.wrong.append(f"exit code {code}, and the log ends with {server.log()[-20:]}")
-    return [
+    lines = [
         herd.told(),
-        f"{sum(herd.lives.values())} lives: "
+        f"{herd.lives.total()} lives: "
         + ", ".join(f"{number} {death}" for death, number in sorted(herd.lives.items())),
         f"longest wait for an answer {herd.longest_s:.2f} s; stopped in {stop_s:.2f} s",
-        f"before      {watch.first}",
-        f"first tenth {watch.early}",
-        f"peak        {watch.peak}",
-        f"after       {after}",
+        *(f"{when:11} {usage}" for when, usage in {**seen, "after": after}.items()),
         f"{len(herd.wrong)} wrong",
         *herd.wrong[:20],
     ]
+    print(*lines, sep="\n")
+    return int(bool(herd.wrong))
 
 
-class SoakParser(Parser):
-    """The flags of every soak."""
-
-    def __init__(self, description: str, clients: int) -> None:
-        super().__init__(description)
-        self.add_argument("--minutes", type=seconds, default=10.0, help="default 10")
-        self.add_argument("--clients", type=positive, default=clients, help=f"default {clients}")
-        self.add_argument("--seed", default=secrets.token_hex(4), help="of what the clients do")
-        self.add_argument(
-            "--progress",
-            type=seconds,
-            default=15.0,
-            metavar="S",
-            help="seconds between two lines of progress; default 15",
-        )
+def soak_options(description: str, clients: int) -> argparse.Namespace:
+    """Return the flags of every soak."""
+    parser = Parser(description)
+    parser.add_argument("--minutes", type=seconds, default=10.0, help="default 10")
+    parser.add_argument("--clients", type=positive, default=clients, help=f"default {clients}")
+    parser.add_argument("--seed", default=secrets.token_hex(4), help="of what the clients do")
+    words = "seconds between two lines of progress; default 15"
+    parser.add_argument("--progress", type=seconds, default=15.0, metavar="S", help=words)
+    return parser.options()
 
 
 def main() -> int:
-    parser = SoakParser("Many clients for many minutes; every sum is checked.", clients=200)
-    options = parser.options()
+    options = soak_options("Many clients for many minutes; every sum is checked.", clients=200)
     if options.clients > 255:
         raise UserError("there are ids for 255 clients only")
-    print(
-        f"{options.clients} clients, {options.minutes:g} minutes, seed {options.seed}", flush=True
-    )
     with tempfile.TemporaryDirectory() as directory:
         generate_keys(Path(directory) / "keys", [*range(1, options.clients + 1)])
         path = str(Path(directory) / "keys" / "server.keys")
         with ServerProcess("--keys", path) as server:
-            herd = Reporters(server.address, choose_keys(path, HOST)[0], options.seed)
-            print(*soak(server, herd, 60 * options.minutes, options.progress), sep="\n")
-    return int(bool(herd.wrong))
+            keys = choose_keys(path, HOST)[0]
+            return soak(server, Reporters(server.address, keys, options.seed), options)
 
 
 if __name__ == "__main__":

@@ -12,8 +12,8 @@ another Wire and nothing else. The page judges nothing: verdicts are those of th
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
@@ -76,20 +76,19 @@ class Verdict(NamedTuple):
 SIGNS = {"held": "\u2713", "open": "\u25cb", "won": "\u2717", "wrong": "?", "unknown": "?"}
 
 
-@dataclass
-class RunView:
+class RunView(NamedTuple):
     """Everything that the page shows of one run."""
 
     run: Run
     anchor: str
     verdict: Verdict
     command: str
-    svg: str = ""
-    words: list[str] = field(default_factory=list)
-    messages: list[MessageView] = field(default_factory=list)
-    labels: list[str] = field(default_factory=list)  # of the keys
-    keys: list[KeyRow] = field(default_factory=list)
-    claims: list[str] = field(default_factory=list)
+    svg: str
+    words: list[str]
+    messages: list[MessageView]
+    labels: list[str]  # of the keys
+    keys: list[KeyRow]
+    claims: list[str]  # by id, that it tests
 
 
 class Mark(NamedTuple):
@@ -222,14 +221,20 @@ def command_of(run: Run, wire: Wire) -> str:
     return f"{command} {run.attack}"
 
 
-def view_of(run: Run, anchor: str, wire: Wire) -> RunView:
-    view = RunView(run, anchor, verdict_of(run), command_of(run, wire))
-    view.labels, view.keys = key_rows(run, wire)
-    view.messages = message_views(run, wire)
-    if run.steps:
-        view.svg = diagram(run, wire, anchor)
-        view.words = in_words(run, wire)
-    return view
+def view_of(run: Run, anchor: str, wire: Wire, claims: Sequence[Claim] = ()) -> RunView:
+    labels, keys = key_rows(run, wire)
+    return RunView(
+        run,
+        anchor,
+        verdict_of(run),
+        command_of(run, wire),
+        diagram(run, wire, anchor) if run.steps else "",
+        in_words(run, wire),
+        message_views(run, wire),
+        labels,
+        keys,
+        [claim.id for claim in claims if run.attack in claim.attacks],
+    )
 
 
 # The tables ---------------------------------------------------------------------------------------
@@ -260,27 +265,18 @@ def matrix_rows(
     return order, rows
 
 
-def link_claims(views: Sequence[RunView], claims: Sequence[Claim]) -> None:
-    """Give each run the ids of the claims that it tests."""
-    for view in views:
-        view.claims = [claim.id for claim in claims if view.run.attack in claim.attacks]
-
-
-def summary(views: Sequence[RunView]) -> list[tuple[str, dict[str, int]]]:
+def summary(views: Sequence[RunView]) -> dict[str, Counter[str]]:
     """Count the verdicts by family, and separately the runs with rules taken out."""
-    counts: dict[str, dict[str, int]] = {}
+    counts: dict[str, Counter[str]] = {}
     for view in views:
-        of_claim = counts.setdefault(
-            view.run.verdict.get("claim", "?"),
-            dict.fromkeys(("held", "open", "other", "weakened", "weakened won"), 0),
-        )
+        of_claim = counts.setdefault(view.run.verdict.get("claim", "?"), Counter())
         kind = view.verdict.kind
         if view.run.without:
-            of_claim["weakened"] += 1
-            of_claim["weakened won"] += kind == "won"
+            of_claim["runs"] += 1
+            of_claim["won"] += kind == "won"
         else:
-            of_claim[kind if kind in ("held", "open") else "other"] += 1
-    return [*counts.items()]
+            of_claim[{"held": "refused", "open": "not prevented"}.get(kind, "other")] += 1
+    return counts
 
 
 # The page -----------------------------------------------------------------------------------------
@@ -291,8 +287,7 @@ def page(runs: Sequence[Run], wire: Wire, matrix: Sets | None = None) -> str:
     told = read_claims(wire.data)
     order = [*dict.fromkeys(run.attack for run in runs)]  # runs of one attack stand together
     runs = sorted(runs, key=lambda run: order.index(run.attack))
-    views = [view_of(run, anchor, wire) for run, anchor in zip(runs, anchors_of(runs))]
-    link_claims(views, told.claims)
+    views = [view_of(run, name, wire, told.claims) for run, name in zip(runs, anchors_of(runs))]
     rules, rows = matrix_rows(matrix or read_sets(wire.data / "sets.json"), views, wire)
     return filled(
         TEMPLATE,

@@ -4,6 +4,10 @@
         def _check_tag(self, header, message):
             ...believe any tag
 
+A rule that is one check and nothing else needs no class of its own:
+
+    unchecked(Session, "_check_tag", "Believe any tag")
+
 A weakened part is a class made of such rules and the real part. It works on loopback only.
 """
 
@@ -34,6 +38,11 @@ def chosen(names: Iterable[str], rules: Rules, documented: Sequence[str]) -> lis
         known = ", ".join(rules)
         raise UserError(f"there is no rule {min(unknown)}; there are: documented, {known}")
     return [rule for name, rule in rules.items() if name in wanted]
+
+
+def unchecked(part: type, check: str, words: str) -> type:
+    """Return the rule that leaves out one check of a part; `words` say what is done without it."""
+    return type(f"No{check}", (part,), {"__doc__": words, check: lambda *_: None})
 
 
 def lacking(part: type, rules: Sequence[type], *extra: type) -> Any:

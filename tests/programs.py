@@ -171,11 +171,16 @@ def write(program: Program, text: str) -> None:
     program.process.stdin.flush()
 
 
-def measured(module: str, folder: Path, flags: str) -> tuple[str, dict[str, Any]]:
+def measured(
+    module: str, folder: Path, flags: str, rivals: Iterable[str]
+) -> tuple[str, dict[str, Any]]:
     """Run a benchmark; return its page and its numbers, beside which it leaves nothing behind."""
     words = ("-m", f"bench.{module}", *flags.split(), "--json", folder / "numbers")
     done = run(*words, timeout_s=20 * TIMEOUT_S, env={"TMPDIR": str(folder)})  # on a busy machine
     assert done.returncode == 0, done.stderr
     assert max(map(len, done.stdout.splitlines())) <= 79
     assert [path.name for path in folder.iterdir()] == ["numbers"]
-    return done.stdout, json.loads((folder / "numbers").read_text())
+    numbers = json.loads((folder / "numbers").read_text())
+    assert "Traceback" not in done.stderr
+    assert all(len(numbers["slices"][rival]) == 1 for rival in rivals)
+    return done.stdout, numbers

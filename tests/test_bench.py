@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
 import shutil
+from collections import deque
+from contextlib import ExitStack
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -16,7 +19,9 @@ import pytest
 from bench import against, calls, ladder, report
 from bench.bench import parse
 from bench.certificate import write_certificate
+from bench.compare import Took, compare
 from bench.measure import (
+    BAR,
     Failed,
     Slice,
     bars,
@@ -30,11 +35,10 @@ from bench.measure import (
 )
 from bench.rivals import (
     BODIES,
-    Aggregation,
     Body,
     OverTLSSession,
     example_answer,
-    make_client,
+    connected,
     make_server,
     message_sizes,
     tls_context,
@@ -72,12 +76,16 @@ def answers_of(
         for _ in range(rounds):
             last[number] = callers[number].call()
 
-    with make_server(rival, clients, Aggregation(body.filling), folder) as server:
+    with (
+        make_server(rival, clients, body, folder) as server,
+        ExitStack() as stack,
+    ):
         assert not isinstance(server, BaseException)
-        callers = [make_client(rival, server.address, body, n + 1, tls) for n in range(clients)]
+        callers = [
+            stack.enter_context(connected(rival, server.address, body, n + 1, tls))
+            for n in range(clients)
+        ]
         assert at_once(*(partial(work, n) for n in range(clients))) == [None] * clients
-        for caller in callers:
-            caller.close()
     return last
 
 
@@ -158,10 +166,37 @@ def test_the_longest_bar_is_that_of_the_highest_rate() -> None:
     ]
 
 
+def test_companions_compare_speeds_within_a_turn_in_a_table_and_bars(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    walls_s = {"plain": iter([1.0, 3.0, 10.0]), "ours": iter([2.0, 4.0, 40.0])}
+
+    def run(rival: str) -> Took:
+        wall_s = next(walls_s[rival]) / 1e4
+        note = "nothing" if rival == "plain" else ""
+        return Took(wall_s, {"sender": wall_s / 2, "receiver": wall_s / 4}, note)
+
+    numbers = compare("Five texts", "texts", {"plain": "plain TCP", "ours": "ours"}, 3, run)
+    assert numbers["ours_of"] == {"plain": (0.5, 0.375, 0.625), "ours": (1.0, 1.0, 1.0)}
+    page, progress = capsys.readouterr()
+    assert progress.splitlines()[:2] == ["plain TCP: 10,000 texts/s", "ours: 5,000 texts/s"]
+    lines = page.splitlines()
+    assert page.isascii()
+    assert max(map(len, lines)) <= 79
+    assert lines[0] == "Five texts"
+    assert "plain TCP: nothing" in lines
+    rows = [line.split() for line in lines if line.startswith(("plain TCP  ", "ours  "))]
+    assert rows[0][2:] == ["3,333", "300.0", "150.0", "75.0", "0.50", "(0.38-0.62)"]
+    assert rows[1] == ["ours", "2,500", "400.0", "200.0", "100.0"]
+    assert [rows[2][2].count("#"), rows[3][1].count("#")] == [BAR, BAR * 3 / 4]
+
+
 @pytest.mark.slow
 def test_a_process_that_dies_or_is_silent_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(Failed, match="died"), process(exit) as pipe:
         hear(pipe)
+    with pytest.raises(Failed, match="died"), process(exit) as pipe:
+        deque(map(pipe.send, itertools.repeat("go")))
     monkeypatch.setattr("bench.measure.LIMIT_S", 0.01)
     with pytest.raises(Failed, match="too long"), process(Connection.recv) as pipe:
         hear(pipe)

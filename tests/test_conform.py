@@ -11,7 +11,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,7 +24,7 @@ from classroom.conform import targets
 from classroom.conform.checks import Result, Unable, read_skips
 from classroom.conform.client_checks import CLIENT, READINGS
 from classroom.conform.peer import Mismatch
-from classroom.conform.runner import SESSIONS, ClientRun, ServerRun
+from classroom.conform.runner import SESSIONS, ClientRun, ServerRun, side_by_side
 from classroom.conform.server_checks import SERVER
 from classroom.conform.targets import (
     CommandClients,
@@ -81,14 +81,14 @@ INVISIBLE = {  # why no check can see that the rule is missing
 }
 
 
-class ServerHere:
+class ServerHere(contextlib.ExitStack):
     """A server in this process."""
 
     def __init__(self, server: Server) -> None:
+        super().__init__()
         self.address = server.address
-        self._closing = contextlib.ExitStack()
-        self._closing.enter_context(server)
-        self.stop = self._closing.close
+        self.enter_context(server)
+        self.stop = self.close
 
     def wait(self, patience_s: float) -> None:
         """It has no process that could end."""
@@ -106,13 +106,8 @@ class ServersHere:
     def __init__(self, weak: Parts) -> None:
         self._weak = weak
 
-    @contextlib.contextmanager
-    def start(self) -> Iterator[ServerHere]:
-        server = ServerHere(self._weak.server(KEYS, port=0, new_session=self._weak.session))
-        try:
-            yield server
-        finally:
-            server.stop()
+    def start(self) -> ServerHere:
+        return ServerHere(self._weak.server(KEYS, port=0, new_session=self._weak.session))
 
 
 class ClientHere(threading.Thread):
@@ -137,7 +132,7 @@ class ClientHere(threading.Thread):
         except (ConnectionCut, DeadlineExpired):
             self._code = 3
         except (ProtocolError, LocalError):
-            self._code = 1
+            pass  # whose code is the one that it has
 
     def code(self) -> int | None:
         return None if self.is_alive() else self._code
@@ -571,3 +566,34 @@ def test_ctrl_c_leaves_no_server_behind(tmp_path: Path) -> None:
     port = int((tmp_path / "port").read_text())
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", port))
+
+
+def test_an_interrupt_waits_for_no_check() -> None:
+    is_over = threading.Event()
+    results = []
+
+    def long() -> Result:
+        is_over.wait(5)
+        results.append("long")
+        return Result(SERVER["server/nan"], "passed")
+
+    running = side_by_side((1, [long]), (1, [lambda: Result(SERVER["server/nan"], "passed")]))
+    next(running)
+    del running  # which ends it, as an interrupt does
+    assert not results
+    is_over.set()
+
+
+def test_what_goes_wrong_in_a_check_is_raised_where_its_result_is_awaited() -> None:
+    with pytest.raises(ZeroDivisionError):
+        next(side_by_side((1, [lambda: 1 // 0])))  # type: ignore[list-item, return-value]
+
+
+@posix_only
+def test_a_second_ctrl_c_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(targets, "END_S", 0.01)
+    monkeypatch.setattr(Process, "stop", lambda _: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt), Workshop([1]) as shop:
+        processes = [shop.start(["sleep", "60"]) for _ in range(2)]
+    assert [process.code() for process in processes] == [-9, -9]
+    assert not shop.folder.exists()

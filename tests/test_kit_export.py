@@ -19,6 +19,7 @@ from classroom.keylog import PairOfKeys, plaintext_of
 from classroom.kit import dialect, export, skeleton
 from classroom.kit.dialect import MODULES, OWN, Dialect
 from classroom.kit.export import HANDED_IN
+from classroom.kit.others import planted
 from classroom.kit.tasks import BUGS, TASKS
 from program import UserError
 from protocol_fsm import KEY_LABELS, Direction
@@ -59,13 +60,16 @@ def statements_of(texts: dict[str, str]) -> Counter[str]:
     )
 
 
+def node_at(sources: dict[str, str], place: str) -> skeleton.Named:
+    module, _, name = place.partition(":")
+    return skeleton.find(skeleton.tree(sources[f"{module}.py"]), name)
+
+
 def removed_statements(sources: dict[str, str]) -> Iterator[str]:
     """Yield what the tasks take out, with the statements inside it."""
     for task in TASKS:
         for place in task.functions:
-            module, _, name = place.partition(":")
-            node = skeleton.find(skeleton.tree(sources[f"{module}.py"]), name)
-            for statement in skeleton.statements(node):
+            for statement in skeleton.statements(node_at(sources, place)):
                 for part in ast.walk(statement):
                     if isinstance(part, ast.stmt):
                         yield ast.unparse(part)
@@ -117,12 +121,10 @@ def test_every_function_of_a_task_is_cut_and_no_two_tasks_share_one() -> None:
     texts = skeleton.cut(dialect.sources(ALICE), TASKS)
     for task in TASKS:
         for place in task.functions:
-            module, _, name = place.partition(":")
-            (left,) = skeleton.statements(skeleton.find(skeleton.tree(texts[f"{module}.py"]), name))
+            (left,) = skeleton.statements(node_at(texts, place))
             written = ast.unparse(left)
             is_stub = written == f"raise NotImplementedError('task {task.number}')"
             assert is_stub or written.endswith(("= {}", "= ()")), place
-    assert sum(task.points for task in TASKS) == 100
     assert [task.number for task in TASKS] == [*range(1, 14)]
 
 
@@ -135,13 +137,14 @@ def test_comments_before_what_is_cut_are_cut_too() -> None:
 
 
 def test_an_edit_that_fits_nowhere_or_twice_is_an_error() -> None:
-    text = "def one() -> int:\n    return 1 + 1\n"
-    assert skeleton.edited(text, "one", "1 + 1", "2") == "def one() -> int:\n    return 2\n"
+    sources = {"file.py": "def one() -> int:\n    return 1 + 1\n", "other.py": ""}
+    made = skeleton.edited(sources, "file:one", "1 + 1", "2")
+    assert made == {**sources, "file.py": "def one() -> int:\n    return 2\n"}
     for old in ("3", "1"):
         with pytest.raises(ValueError, match="times"):
-            skeleton.edited(text, "one", old, "2")
+            skeleton.edited(sources, "file:one", old, "2")
     with pytest.raises(LookupError):
-        skeleton.edited(text, "two", "1 + 1", "2")
+        skeleton.edited(sources, "file:two", "1 + 1", "2")
 
 
 # The export
@@ -466,13 +469,13 @@ def test_every_planted_bug_changes_the_code_in_every_dialect() -> None:
         sources = dialect.sources(chosen)
         made = set()
         for bug in BUGS:
-            module, _, name = bug.function.partition(":")
-            text = skeleton.edited(sources[f"{module}.py"], name, bug.old, bug.new)
-            assert text != sources[f"{module}.py"], bug
-            made.add((module, text))
+            name = bug.function.partition(":")[0] + ".py"
+            text = planted(sources, bug)[name]
+            assert text != sources[name], bug
+            made.add((name, text))
         assert len(made) == len(BUGS)
-    for module, text in made:  # differing by layout only would be differing text
-        assert ast.parse(text), module
+    for name, text in made:  # differing by layout only would be differing text
+        assert ast.parse(text), name
     assert all(bug.idea.endswith(".") and bug.say.endswith(".") for bug in BUGS)
 
 

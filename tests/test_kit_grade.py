@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
 import random
 import shutil
-from collections.abc import Iterator, Sequence
+import signal
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
 
 from classroom.kit import grade, grading
 from classroom.kit.check import ends, of_bug
-from classroom.kit.checks import CHECKS, Bench, own_rules
+from classroom.kit.bench import CHECKS, Bench
+from classroom.kit.checks import own_rules
 from classroom.kit.dialect import Dialect, of, sources
 from classroom.kit.grading import (
     LONGER_S,
@@ -24,9 +28,8 @@ from classroom.kit.grading import (
     Report,
     Restarting,
     Result,
-    folder_of,
+    child_of,
     grade_task,
-    modules_for,
     reference_of,
     reports,
     vetted,
@@ -60,20 +63,17 @@ def side() -> Iterator[Side]:
             yield started
 
 
-def graded(folder: Path, files: Sources, dialect: Dialect, tasks: Sequence[int] = (1,)) -> Report:
-    for name, text in files.items():
-        (folder / name).write_text(text, "utf-8")
-    *_, report = reports(folder, STUDENT, dialect, [TASKS[number - 1] for number in tasks])
-    return report
+def inserted(reference: Sources, name: str, line: str, body: str) -> Sources:
+    """Return the reference with other statements before the beginning of a line in a function."""
+    text = reference[name]
+    assert text.count(line) == 1
+    lines = "".join(f"    {statement}\n" for statement in body.splitlines())
+    return {**reference, name: text.replace(line, lines + line)}
 
 
 def with_padding(reference: Sources, body: str) -> Sources:
     """Return the reference with other statements before the right ones of pkcs7_pad."""
-    marker = "    missing = BLOCK_BYTES - len(data)"
-    lines = "".join(f"    {line}\n" for line in body.splitlines())
-    text = reference["crypto_utils.py"]
-    assert text.count(marker) == 1
-    return {**reference, "crypto_utils.py": text.replace(marker, lines + marker)}
+    return inserted(reference, "crypto_utils.py", "    missing = BLOCK_BYTES - len(data)", body)
 
 
 # What is checked ----------------------------------------------------------------------------------
@@ -133,8 +133,17 @@ def test_child_is_refused_what_a_solution_has_no_use_for(side: Side, code: str) 
         side.do(code)
 
 
-def test_folder_of_a_child_is_gone_afterwards() -> None:
-    with folder_with({"mod.py": ""}) as folder:
+def test_folder_of_a_child_is_gone_afterwards_even_after_ctrl_c(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    removed = shutil.rmtree
+
+    def interrupted(*arguments: Any, **options: Any) -> None:
+        signal.raise_signal(signal.SIGINT)
+        removed(*arguments, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", interrupted)
+    with contextlib.suppress(KeyboardInterrupt), folder_with({"mod.py": ""}) as folder:
         assert (folder / "drive.py").is_file()
     assert not folder.exists()
 
@@ -196,7 +205,8 @@ def test_additions_are_grafted_in_their_order_and_between_ours(reference: Source
 @pytest.fixture
 def report() -> Report:
     sentence = "[P 1] A sentence <of> ours."
-    results = [Result(CHECKS[0], 2, "", 0.1), Result(CHECKS[1], 0, sentence, 0.2)]
+    first, second, *_ = (check for check in CHECKS if check.task == 1)
+    results = [Result(first, 2, "", 0.1), Result(second, 0, sentence, 0.2)]
     return Report(STUDENT, TASKS, results, "not isolated: for the test")
 
 
@@ -293,24 +303,6 @@ def test_program_writes_the_result_anew_after_each_task(
     assert json.loads(output.read_text())["score"] == 12
     (report,) = reports(folder, STUDENT, dialect, [PADDING])
     assert (report.points, report.most, report.is_complete) == (5, 5, True)
-
-
-@pytest.mark.slow
-def test_syntax_error_costs_the_tasks_of_its_file_and_no_others(
-    tmp_path: Path, reference: Sources, dialect: Dialect
-) -> None:
-    files = {**reference, "crypto_utils.py": "def (:\n"}
-    report = graded(tmp_path, files, dialect, (1, 2, 3, 4))
-    assert [sum(r.points for r in report.of_task(n)) for n in (1, 2, 3, 4)] == [0, 0, 0, 7]
-    assert report.results[0].sentence == "crypto_utils.py is no Python: look at line 1."
-
-
-@pytest.mark.slow
-def test_submission_in_another_dialect_loses_task_3_and_the_binding(
-    tmp_path: Path, dialect: Dialect
-) -> None:
-    report = graded(tmp_path, sources(of(KEY, "somebody else")), dialect, (3, 7, 8))
-    assert [sum(r.points for r in report.of_task(n)) for n in (3, 7, 8)] == [0, 13, 5]
 
 
 # Hostile submissions ------------------------------------------------------------------------------
@@ -433,6 +425,22 @@ def points(results: list[Result]) -> int:
 
 
 @pytest.mark.slow
+def test_syntax_error_costs_the_tasks_of_its_file_and_no_others(
+    reference: Sources, judge: Reference
+) -> None:
+    files = {**reference, "crypto_utils.py": "def (:\n"}
+    results = [earned(judge, files, number) for number in (1, 2, 3, 4)]
+    assert [*map(points, results)] == [0, 0, 0, 7]
+    assert results[0][0].sentence == "crypto_utils.py is no Python: look at line 1."
+
+
+@pytest.mark.slow
+def test_submission_in_another_dialect_loses_task_3_and_the_binding(judge: Reference) -> None:
+    files = sources(of(KEY, "somebody else"))
+    assert [points(earned(judge, files, number)) for number in (3, 7, 8)] == [0, 13, 5]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_submission_gets_what_it_has_earned_and_harms_nothing(
     name: str, tmp_path: Path, reference: Sources, judge: Reference
@@ -454,10 +462,10 @@ def test_hostile_submission_gets_what_it_has_earned_and_harms_nothing(
 
 @pytest.mark.slow
 def test_hostile_submission_leaves_its_other_tasks_alone(
-    tmp_path: Path, reference: Sources, dialect: Dialect
+    reference: Sources, judge: Reference
 ) -> None:
-    report = graded(tmp_path, with_padding(reference, "import os\nos._exit(0)"), dialect, (1, 2))
-    assert [points(report.of_task(number)) for number in (1, 2)] == [3, 7]
+    files = with_padding(reference, "import os\nos._exit(0)")
+    assert [points(earned(judge, files, number)) for number in (1, 2)] == [3, 7]
 
 
 FLOOD = f"""{PIPE}
@@ -465,14 +473,6 @@ while True:
     pipe._answers.write('{{"ask": ["take", {{"bytes": "00"}}]}}\\n' * 1_000)
     pipe._answers.flush()
 """
-
-
-def with_breaking(reference: Sources, marker: str, body: str) -> Sources:
-    """Return the reference with other statements before a line of breaking.py."""
-    text = reference["breaking.py"]
-    assert text.count(marker) == 1
-    lines = "".join(f"    {line}\n" for line in body.splitlines())
-    return {**reference, "breaking.py": text.replace(marker, lines + marker)}
 
 
 @pytest.mark.slow
@@ -489,7 +489,7 @@ def with_breaking(reference: Sources, marker: str, body: str) -> Sources:
 def test_hostile_attack_is_stopped_and_costs_the_other_checks_nothing(
     number: int, marker: str, body: str, expected: int, reference: Sources, judge: Reference
 ) -> None:
-    results = earned(judge, with_breaking(reference, marker, body), number)
+    results = earned(judge, inserted(reference, "breaking.py", marker, body), number)
     assert points(results) == expected
     assert "grader itself" not in "".join(result.sentence for result in results)
 
@@ -589,9 +589,9 @@ def test_no_test_knows_how_often_it_has_run(reference: Sources, judge: Reference
         "RUNS = []\n\n\ndef test_once(other):\n    RUNS.append(1)\n    1 // (2 - len(RUNS))\n"
     )
     sources, _ = grafted(reference, {**reference, "mine.py": counting}, TASKS[12])
-    child = {**folder_of(sources, TASKS[12]), "vectors/key_schedule.json": judge.vectors}
+    child, modules = child_of(sources, TASKS[12], judge.vectors)
     with folder_with(child) as folder:
-        student = Restarting(folder, modules_for(TASKS[12]), judge.jail, TASK_S)
+        student = Restarting(folder, modules, judge.jail, TASK_S)
         bench = Bench(student, judge.side, lambda _: None, "")
         assert sorted_tests(bench, judge) == (["test_once"], 0)
         assert not is_killed(bench, judge, ["test_once"], None)

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import http.client
 import json
+import logging
 import os
 import re
 import signal
@@ -21,7 +22,7 @@ from typing import Any
 import pytest
 from aiohttp import ClientSession, WSServerHandshakeError
 
-from classroom.live import app
+from classroom.live import app, show
 from classroom.live.app import FILES, MOST_REQUEST, in_background
 from classroom.live.room import Room
 from classroom.live.safe import Door
@@ -45,8 +46,8 @@ from lab.weakened import RULES
 from program import UserError
 from protocol_fsm import ClientData, State
 from tests.helpers import pair_in
-from tests.network import PATIENCE_S
-from tests.programs import ROOT, posix_only, run
+from tests.network import PATIENCE_S, wait_until
+from tests.programs import ROOT, posix_only, run, run_here
 
 
 class Reader:
@@ -184,6 +185,15 @@ def test_every_answer_has_the_headers(reader: Reader, path: str, is_in: bool) ->
     if is_in:
         reader.enter()
     _, headers, _ = reader.ask(path)
+    wanted = {
+        "Referrer-Policy": "no-referrer",
+        "X-Content-Type-Options": "nosniff",
+        "X-Frame-Options": "DENY",
+        "Cross-Origin-Opener-Policy": "same-origin",
+        "Cross-Origin-Resource-Policy": "same-origin",
+        "Cache-Control": "no-store",
+    }
+    assert {name: headers[name] for name in wanted} == wanted
     policy = dict(part.split(" ", 1) for part in headers["Content-Security-Policy"].split("; "))
     assert policy == {
         "default-src": "'none'",
@@ -195,12 +205,6 @@ def test_every_answer_has_the_headers(reader: Reader, path: str, is_in: bool) ->
         "base-uri": "'none'",
         "form-action": "'none'",
     }
-    assert headers["Referrer-Policy"] == "no-referrer"
-    assert headers["X-Content-Type-Options"] == "nosniff"
-    assert headers["X-Frame-Options"] == "DENY"
-    assert headers["Cross-Origin-Opener-Policy"] == "same-origin"
-    assert headers["Cross-Origin-Resource-Policy"] == "same-origin"
-    assert headers["Cache-Control"] == "no-store"
 
 
 def test_only_the_page_s_own_files_are_served(reader: Reader) -> None:
@@ -239,11 +243,14 @@ async def handshake(door: Door, headers: dict[str, str]) -> int:
 def test_a_websocket_has_to_name_our_origin(reader: Reader) -> None:
     reader.enter()
     own = {"Cookie": reader.cookie, "Origin": reader.door.origin}
-    assert asyncio.run(handshake(reader.door, own)) == 101
-    assert asyncio.run(handshake(reader.door, {"Cookie": reader.cookie})) == 403
-    assert asyncio.run(handshake(reader.door, {**own, "Origin": "http://evil.example"})) == 403
-    assert asyncio.run(handshake(reader.door, {**own, "Host": "evil.example"})) == 403
-    assert asyncio.run(handshake(reader.door, {"Origin": reader.door.origin})) == 403
+    for headers, status in (
+        (own, 101),
+        ({"Cookie": reader.cookie}, 403),
+        ({**own, "Origin": "http://evil.example"}, 403),
+        ({**own, "Host": "evil.example"}, 403),
+        ({"Origin": reader.door.origin}, 403),
+    ):
+        assert asyncio.run(handshake(reader.door, headers)) == status, headers
 
 
 class Talk:
@@ -281,15 +288,9 @@ class Talk:
 Scenario = Callable[[Talk], Awaitable[None]]
 
 
-async def with_page(door: Door, scene: Scenario) -> None:
-    """Let a coroutine talk to a lab."""
-    reader = Reader(door)
-    await asyncio.to_thread(reader.enter)
-    await with_socket(reader, scene)
-
-
 async def with_socket(reader: Reader, scene: Scenario) -> None:
-    """Let a coroutine talk to a lab that has let a browser in."""
+    """Let a coroutine talk to a lab that lets a browser in."""
+    await asyncio.to_thread(reader.enter)
     headers = {"Cookie": reader.cookie, "Origin": reader.door.origin}
     async with ClientSession() as session:
         address = f"ws://{reader.door.host}/ws"
@@ -300,7 +301,7 @@ async def with_socket(reader: Reader, scene: Scenario) -> None:
 def talk(rules: str, scene: Scenario) -> Room:
     """Let a coroutine talk to a lab of its own, which lacks these rules; return the lab."""
     with Room(rules) as room, in_background(room) as door:
-        asyncio.run(with_page(door, scene))
+        asyncio.run(with_socket(Reader(door), scene))
     return room
 
 
@@ -417,7 +418,6 @@ def test_a_flood_of_requests_keeps_no_other_window_waiting(room: Room, reader: R
         assert status == 200
         assert room.scene._lines < 20_000, "the flood is not over yet"
 
-    reader.enter()
     asyncio.run(with_socket(reader, scene))
 
 
@@ -426,17 +426,12 @@ def test_too_long_a_request_ends_the_talk_and_not_the_lab(room: Room, reader: Re
         async for _ in socket:
             pass
 
-    async def run() -> None:
-        headers = {"Cookie": reader.cookie, "Origin": reader.door.origin}
-        async with ClientSession() as session:
-            address = f"ws://{reader.door.host}/ws"
-            async with session.ws_connect(address, headers=headers, max_msg_size=0) as socket:
-                await socket.send_str("x" * (MOST_REQUEST + 1))
-                await asyncio.wait_for(to_the_end(socket), PATIENCE_S)
-                assert socket.close_code == 1009
+    async def scene(page: Talk) -> None:
+        await page.socket.send_str("x" * (MOST_REQUEST + 1))
+        await asyncio.wait_for(to_the_end(page.socket), PATIENCE_S)
+        assert page.socket.close_code == 1009
 
-    reader.enter()
-    asyncio.run(run())
+    asyncio.run(with_socket(reader, scene))
     assert reader.ask("/")[0] == 200
 
 
@@ -524,6 +519,15 @@ def flipped_report() -> tuple[Frame, Frame]:
     return report, flipped(report, 24, 8)
 
 
+def scene_of(*frames: Frame) -> Scene:
+    """Return a scene in which these were sent."""
+    scene = Scene(Feeds())
+    scene.begin(1)
+    for number, frame in enumerate(frames, 1):
+        scene.sent(number, frame)
+    return scene
+
+
 def test_a_message_is_told_by_its_fields_whose_bytes_are_all_of_it() -> None:
     report, _ = flipped_report()
     view = bytes_view(report.message, LAB)
@@ -558,9 +562,7 @@ def test_every_error_of_the_nine_steps_has_its_step_and_claims_that_are_there() 
 def test_the_rows_of_a_scene_are_those_that_an_event_log_of_it_has() -> None:
     report, changed = flipped_report()
     other = Frame("server", report.message[::-1])
-    scene = Scene(Feeds())
-    scene.begin(1)
-    scene.sent(1, report)
+    scene = scene_of(report)
     scene.waits({1: "in hand"})
     (row,) = scene.rows_view(scene.ids()[1:])
     assert (row["kind"], row["words"]) == ("in hand", "in your hand")
@@ -584,9 +586,7 @@ def test_the_rows_of_a_scene_are_those_that_an_event_log_of_it_has() -> None:
 
 def test_a_bit_that_is_flipped_back_leaves_a_message_as_it_was() -> None:
     report, changed = flipped_report()
-    scene = Scene(Feeds())
-    scene.begin(1)
-    scene.sent(1, report)
+    scene = scene_of(report)
     scene.delivered(flipped(changed, 24, 8))
     (row,) = scene.rows_view(scene.ids()[1:])
     assert (row["kind"], row["got"]) == ("passed", None)
@@ -594,9 +594,7 @@ def test_a_bit_that_is_flipped_back_leaves_a_message_as_it_was() -> None:
 
 def test_what_the_ends_see_is_told_only_while_it_is_asked_for() -> None:
     report, _ = flipped_report()
-    scene = Scene(Feeds())
-    scene.begin(1)
-    scene.sent(1, report)
+    scene = scene_of(report)
     scene.judged("client", report.message, "sealed", "[100.0]")
     assert "inside" not in scene.rows_view(scene.ids())[1]
     scene.show_inside(True)
@@ -607,10 +605,8 @@ def test_what_the_ends_see_is_told_only_while_it_is_asked_for() -> None:
 
 def test_old_rows_leave_the_page_and_no_memory_behind() -> None:
     report, _ = flipped_report()
-    scene = Scene(Feeds())
-    scene.begin(1)
-    for number in range(1, MOST_ROWS + 101):
-        scene.sent(number, Frame("server", report.message + number.to_bytes(4, "big")))
+    messages = [report.message + number.to_bytes(4, "big") for number in range(MOST_ROWS + 100)]
+    scene = scene_of(*(Frame("server", message) for message in messages))
     assert len(scene.ids()) == MOST_ROWS
     assert scene.first() == scene.ids()[0] == 102  # and the note of the beginning
     assert len(scene._row_of) == MOST_ROWS
@@ -646,7 +642,7 @@ def test_a_browser_that_reads_nothing_holds_up_no_end() -> None:
             await page.type("auto")  # from here on nothing is read
             assert await asyncio.to_thread(over)
 
-        asyncio.run(with_page(door, scene))
+        asyncio.run(with_socket(Reader(door), scene))
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -719,6 +715,32 @@ def test_the_program_serves_until_it_is_stopped() -> None:
             urllib.request.urlopen(match[1], timeout=PATIENCE_S)
         program.send_signal(signal.SIGINT)
         assert program.wait(PATIENCE_S) == 0
+
+
+def test_what_is_still_asked_for_is_not_done_when_the_room_is_left() -> None:
+    done: list[str] = []
+    with Room() as room:
+        room._soon(room._hand, lambda: wait_until(lambda: room._hand._shutdown))
+        room._soon(room._hand, lambda: done.append("late"))
+    assert not done
+
+
+def test_a_second_ctrl_c_does_not_disturb_the_end(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    async def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    class Left(Room):
+        def __exit__(self, *exception: object) -> None:
+            signal.raise_signal(signal.SIGINT)
+            super().__exit__(*exception)
+
+    monkeypatch.setattr(show, "show", interrupted)
+    monkeypatch.setattr(show, "Room", Left)
+    monkeypatch.setattr(logging.root.manager, "disable", logging.root.manager.disable)
+    done = run_here(show.main, capfd, "show.py")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "\n", "")
 
 
 @pytest.mark.slow

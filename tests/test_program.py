@@ -53,6 +53,7 @@ from program import (
     seconds,
     start_log,
     starting,
+    tidying,
     to_stderr,
     whole,
     write_text,
@@ -669,6 +670,23 @@ def test_a_signal_may_come_while_a_sentence_is_printed(
 
 def load_nothing() -> int:
     raise UserError("there is nothing to load")
+
+
+def test_ctrl_c_waits_until_all_is_tidied_up() -> None:
+    tidied = []
+
+    def tidy() -> None:
+        with tidying():
+            signal.raise_signal(signal.SIGINT)
+            tidied.append("all")
+
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        tidy()
+    assert tidied == ["all"]
+    assert signal.getsignal(signal.SIGINT) is handler
+    with tidying():
+        pass  # and if there is none, none comes
 
 
 def test_a_reason_that_only_the_error_itself_knows_is_told() -> None:

@@ -48,13 +48,17 @@ CLAIMS = read_claims(LAB.data).claims
 SETS = read_sets(LAB.data / "sets.json")
 
 
+def logged(path: Path, *words: str, code: int = 0) -> Path:
+    """Write an event log with attacks.py."""
+    done = run_program("attacks.py", "--events", path, *words)
+    assert (done.returncode, done.stderr) == (code, "")
+    return path
+
+
 @pytest.fixture(scope="module")
 def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One attack of each kind."""
-    path = tmp_path_factory.mktemp("log") / "events.jsonl"
-    done = run_program("attacks.py", "--seed", "report", "--events", str(path), *SAMPLE)
-    assert (done.returncode, done.stderr) == (0, "")
-    return path
+    return logged(tmp_path_factory.mktemp("log") / "events.jsonl", "--seed", "report", *SAMPLE)
 
 
 @pytest.fixture(scope="module")
@@ -331,6 +335,20 @@ def test_the_matrix_is_that_of_the_search_and_its_cells_lead_to_runs() -> None:
     assert "try python attacks.py --without tag flip-reading" in text
 
 
+def test_the_summary_has_columns_only_for_what_was_run() -> None:
+    whole = run_of([judged("one", "", claim="tags")])
+    weakened = run_of([judged("one", "tag", claim="tags", won="it")])
+    for runs, groups, counts in (
+        ([whole], ["all rules"], "1 0 0"),
+        ([weakened], ["rules taken out"], "1 1"),
+        ([whole, weakened], ["all rules", "rules taken out"], "1 0 0 1 1"),
+    ):
+        table = report.page(runs, LAB).partition("</caption>")[2].partition("</table>")[0]
+        assert re.findall(r'colspan="\d">(.*?)<', table) == groups
+        assert re.findall(r'<td class="number">(\d)<', table) == counts.split()
+        assert table.count('<th scope="col" class="number">') == len(counts.split())
+
+
 @pytest.mark.parametrize(
     ("as_expected", "noticed", "won", "kind"),
     [
@@ -497,22 +515,12 @@ def test_an_event_of_a_kind_that_is_not_known_is_skipped_and_said(
     more.write_text(LINE + '{"attack": "a", "event": "applause", "by": "nobody"}\n')
     matrix = tmp_path / "matrix"
     matrix.write_text('{"size": 1, "sets": {"a": [["tag"]]}, "not_prevented": {}}')
-    done = run_program(
-        "-m",
-        "classroom.report",
-        str(log),
-        str(more),
-        "--matrix",
-        str(matrix),
-        "-o",
-        str(tmp_path / "report.html"),
-    )
-    assert (done.returncode, done.stdout.splitlines()) == (
-        0,
-        [f"wrote {tmp_path / 'report.html'}: {len(SAMPLE) + 1} runs"],
-    )
+    output = tmp_path / "report.html"
+    done = run_program("-m", "classroom.report", log, more, "--matrix", matrix, "-o", output)
+    said = f"wrote {output}: {len(SAMPLE) + 1} runs\n"
+    assert (done.returncode, done.stdout) == (0, said)
     assert done.stderr == f"{more}: not shown, because not known here: applause\n"
-    text = (tmp_path / "report.html").read_text("utf-8")
+    text = output.read_text("utf-8")
     assert "set a: a wins without tag" in text
     assert "no verdict in the log" in text
 
@@ -535,23 +543,9 @@ def chromium() -> Iterator[Any]:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The page of all attacks, and of one that wins."""
     folder = tmp_path_factory.mktemp("whole")
-    assert run_program("attacks.py", "--seed", "1", "--events", f"{folder}/1").returncode == 0
-    assert (
-        run_program(
-            "attacks.py",
-            "--seed",
-            "1",
-            "--events",
-            f"{folder}/2",
-            "--without",
-            "tag",
-            "flip-reading",
-        ).returncode
-        == 1
-    )
-    done = run_program(
-        "-m", "classroom.report", f"{folder}/1", f"{folder}/2", "-o", f"{folder}/report.html"
-    )
+    one = logged(folder / "1", "--seed", "1")
+    other = logged(folder / "2", "--seed", "1", "--without", "tag", "flip-reading", code=1)
+    done = run_program("-m", "classroom.report", one, other, "-o", folder / "report.html")
     assert done.stdout.endswith(f": {len(ATTACKS) + 1} runs\n"), done.stderr
     return folder / "report.html"
 

@@ -70,9 +70,9 @@ def run_of(options: argparse.Namespace) -> Iterator[ServerRun | ClientRun]:
     with Workshop(range(1, SESSIONS + 1)) as shop:
         if options.client:
             clients = CommandClients(shop, options.client)
-            yield ClientRun(clients.start, shop.keys, shop.end_all)
+            yield ClientRun(clients.start, shop.keys)
         else:
-            yield ServerRun(CommandServers(shop, options.server_cmd), shop.end_all)
+            yield ServerRun(CommandServers(shop, options.server_cmd))
 
 
 def lines_of(result: Result) -> Iterator[str]:

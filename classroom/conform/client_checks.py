@@ -53,32 +53,26 @@ class Runs(Protocol):
 Start = Callable[[tuple[str, int], int], Runs]  # for a server at an address, a client of an id
 
 
-class ClientTrial:
+class ClientTrial(contextlib.ExitStack):
     """One check's clients, which are ended after it, and the server that it plays for them."""
 
     def __init__(self, start: Start, keys: Mapping[int, bytes], client_id: int) -> None:
+        super().__init__()
         self._start = start
         self._keys = keys
         self.client_id = client_id
         self.client: Runs | None = None  # the one that was started last
-        self._open = contextlib.ExitStack()
-        self._listener = self._open.enter_context(socket.create_server(("127.0.0.1", 0)))
-
-    def __enter__(self) -> ClientTrial:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._open.close()
+        self._listener = self.enter_context(socket.create_server(("127.0.0.1", 0)))
 
     def connected(self) -> Peer:
         """Start a client, and return our end of its connection. Raises Mismatch."""
         self.client = self._start(self._listener.getsockname()[:2], self.client_id)
-        self._open.callback(self.client.end)
+        self.callback(self.client.end)
         deadline = time.monotonic() + CONNECT_S
         self._listener.settimeout(0.2)
         while time.monotonic() < deadline:
             with contextlib.suppress(TimeoutError):
-                sock = self._open.enter_context(self._listener.accept()[0])
+                sock = self.enter_context(self._listener.accept()[0])
                 return Peer(sock, self.client_id, self._keys[self.client_id], Direction.S2C)
             if self.client.code() is not None:
                 got = f"the exit code {self.client.code()}"
@@ -137,24 +131,16 @@ def rest_of_session(trial: ClientTrial, peer: Peer, done: int) -> None:
     trial.expect_exit(DONE)
 
 
-def refused(trial: ClientTrial, peer: Peer, message: bytes, farewell: str = VIOLATION) -> None:
-    """Send what has to be refused, with a farewell and a failure. Raises Mismatch."""
-    peer.say(message)
-    peer.expect_end(farewell)
-    trial.expect_failure()
-
-
-def refused_silently(trial: ClientTrial, peer: Peer, message: bytes) -> None:
-    """Send what has to be refused in the handshake. Raises Mismatch."""
-    peer.say(message)
-    peer.expect_end()
+def refused(trial: ClientTrial, peer: Peer, message: bytes, *farewell: str) -> None:
+    """Send what has to be refused, in the handshake without a farewell. Raises Mismatch."""
+    peer.say_last(message, *farewell)
     trial.expect_failure()
 
 
 def refuses(trial: ClientTrial, opcode: int, body: bytes, **fields: Any) -> None:
     """Forge an answer or farewell after a report, and expect that it is refused."""
     peer = trial.reported()
-    refused(trial, peer, peer.forged(opcode, body, **fields))
+    refused(trial, peer, peer.forged(opcode, body, **fields), VIOLATION)
 
 
 # 3.1 to 3.5 Honest sessions -----------------------------------------------------------------------
@@ -228,14 +214,14 @@ def echo(trial: ClientTrial) -> None:
     """A SERVER_CHALLENGE with another client nonce is refused silently."""
     peer = trial.greeted()
     nonces = bytes(2 * NONCE_BYTES)
-    refused_silently(trial, peer, peer.forged(Opcode.SERVER_CHALLENGE, nonces))
+    refused(trial, peer, peer.forged(Opcode.SERVER_CHALLENGE, nonces))
 
 
 @check("3.6")
 def challenge_tag(trial: ClientTrial) -> None:
     """A SERVER_CHALLENGE with a wrong tag is refused silently."""
     peer = trial.greeted()
-    refused_silently(trial, peer, flipped_bytes(peer.session.seal(ServerChallenge()), LAST_BYTE))
+    refused(trial, peer, flipped_bytes(peer.session.seal(ServerChallenge()), LAST_BYTE))
 
 
 @check("3.3")
@@ -243,16 +229,14 @@ def challenge_length(trial: ClientTrial) -> None:
     """A SERVER_CHALLENGE with a longer nonce is refused silently."""
     peer = trial.greeted()
     echoed = peer.plaintexts[0][:NONCE_BYTES]
-    refused_silently(
-        trial, peer, peer.forged(Opcode.SERVER_CHALLENGE, echoed + bytes(NONCE_BYTES + 1))
-    )
+    refused(trial, peer, peer.forged(Opcode.SERVER_CHALLENGE, echoed + bytes(NONCE_BYTES + 1)))
 
 
 @check("3.5")
 def answer_first(trial: ClientTrial) -> None:
     """An answer in place of the SERVER_CHALLENGE is refused silently."""
     peer = trial.greeted()
-    refused_silently(trial, peer, peer.forged(Opcode.SERVER_AGGR_RESPONSE, b"{}"))
+    refused(trial, peer, peer.forged(Opcode.SERVER_AGGR_RESPONSE, b"{}"))
 
 
 @check("3.5")
@@ -260,7 +244,7 @@ def farewell_first(trial: ClientTrial) -> None:
     """A farewell in the handshake is refused silently."""
     peer = trial.greeted()
     farewell = peer.forged(Opcode.TERMINATE, b"", plaintext=bytes([Status.SHUTDOWN]))
-    refused_silently(trial, peer, farewell)
+    refused(trial, peer, farewell)
 
 
 @check("5")
@@ -315,7 +299,7 @@ def replayed_answer(trial: ClientTrial) -> None:
 def reflected_report(trial: ClientTrial) -> None:
     """The client's own report, reflected, is refused."""
     peer = trial.reported()
-    refused(trial, peer, peer.heard[-1])
+    refused(trial, peer, peer.heard[-1], VIOLATION)
 
 
 @check("3.6")
@@ -337,7 +321,8 @@ def old_keys(trial: ClientTrial) -> None:
     keys = peer.keys
     peer.say(answer(peer))
     peer.expect_message(Opcode.CLIENT_DATA)
-    refused(trial, peer, peer.forged(Opcode.SERVER_AGGR_RESPONSE, b"{}", keys=keys))
+    message = peer.forged(Opcode.SERVER_AGGR_RESPONSE, b"{}", keys=keys)
+    refused(trial, peer, message, VIOLATION)
 
 
 @check("3.5")
@@ -407,8 +392,7 @@ for name, (body, meaning) in TAKEN_BODIES.items():
 def shutdown(trial: ClientTrial) -> None:
     """An accepted farewell is not answered; the client ends with the exit code 1."""
     peer = trial.reported()
-    peer.say(Terminate(Status.SHUTDOWN))
-    peer.expect_end()
+    peer.say_last(Terminate(Status.SHUTDOWN))
     trial.expect_exit(TERMINATED)
 
 
@@ -419,8 +403,7 @@ def farewell_of_any_round(trial: ClientTrial) -> None:
     farewell = peer.forged(
         Opcode.TERMINATE, b"", plaintext=bytes([Status.REPLACED]), round_number=77
     )
-    peer.say(farewell)
-    peer.expect_end()
+    peer.say_last(farewell)
     trial.expect_exit(TERMINATED)
 
 
@@ -429,7 +412,7 @@ def farewell_tag(trial: ClientTrial) -> None:
     """A farewell with a wrong tag is refused."""
     peer = trial.reported()
     farewell = peer.forged(Opcode.TERMINATE, b"", plaintext=bytes([Status.GOODBYE]))
-    refused(trial, peer, flipped_bytes(farewell, LAST_BYTE))
+    refused(trial, peer, flipped_bytes(farewell, LAST_BYTE), VIOLATION)
 
 
 @check("3.7")

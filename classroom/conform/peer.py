@@ -195,12 +195,17 @@ class Peer:
         return heard
 
     def expect_end(self, *farewell: str) -> None:
-        """Expect a farewell, if one is named, and that the connection then closes."""
+        """Expect a farewell, if one is named, and that the connection then closes. Mismatch."""
         if farewell:
             self.expect(*farewell)
         heard = self.hear()
         if heard not in (CLOSED, RESET):
             raise Mismatch(CLOSED, named(heard))
+
+    def say_last(self, message: Message | bytes, *farewell: str) -> None:
+        """Send a message, and expect a farewell, if one is named, and the end. Mismatch."""
+        self.say(message)
+        self.expect_end(*farewell)
 
 
 def opcode_of(message: bytes) -> str:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import itertools
 import queue
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
+from channel import POLL_S
 from classroom.conform.checks import Check, Result, Unable
 from classroom.conform.client_checks import ClientTrial, Start
 from classroom.conform.peer import Mismatch
@@ -23,6 +25,7 @@ CLIENTS = 8  # at a time
 DYING_S = 0.5  # until a program that has closed its connections has ended
 
 AnyTrial = TypeVar("AnyTrial", bound=AbstractContextManager[Any])
+Job = Callable[[], Result]
 
 
 class AnyServer(Running, Protocol):
@@ -74,9 +77,8 @@ def with_exit_code(result: Result, code: int | None, output: str) -> Result:
 class ServerRun:
     """Checks of servers: most share one, each with an id of its own; some have a fresh one."""
 
-    def __init__(self, servers: Servers, stop: Callable[[], object] = lambda: None) -> None:
+    def __init__(self, servers: Servers) -> None:
         self._servers = servers
-        self._stop = stop
         self._ids: queue.SimpleQueue[int] = queue.SimpleQueue()
         for client_id in sorted(servers.keys)[:SESSIONS]:
             self._ids.put(client_id)
@@ -84,14 +86,10 @@ class ServerRun:
 
     def results(self, checks: Sequence[Check[ServerTrial]]) -> Iterator[Result]:
         """Yield results as they come. Raises Mismatch if no server listens, and UserError."""
-        alone = [check for check in checks if check.is_alone]
-        others = [check for check in checks if not check.is_alone]
-        with self._servers.start() as shared, pool(FRESH, self._stop) as few:
-            with pool(SESSIONS, self._stop) as many:
-                futures = [few.submit(self._alone, check) for check in alone]
-                futures += [many.submit(self._together, check, shared) for check in others]
-                for future in as_completed(futures):
-                    yield future.result()
+        with self._servers.start() as shared:
+            alone = [partial(self._alone, check) for check in checks if check.is_alone]
+            others = [partial(self._together, c, shared) for c in checks if not c.is_alone]
+            yield from side_by_side((FRESH, alone), (SESSIONS, others))
             self.output = shared.output()
 
     def _together(self, check: Check[ServerTrial], server: AnyServer) -> Result:
@@ -124,24 +122,16 @@ class ClientRun:
 
     output = ""
 
-    def __init__(
-        self, start: Start, keys: Mapping[int, bytes], stop: Callable[[], object] = lambda: None
-    ) -> None:
+    def __init__(self, start: Start, keys: Mapping[int, bytes]) -> None:
         self._start = start
         self._keys = keys
-        self._stop = stop
 
     def results(self, checks: Sequence[Check[ClientTrial]]) -> Iterator[Result]:
         """Yield results as they come. Raises Mismatch if no client connects, and UserError."""
         if checks:
             self._try_one()
-        with pool(CLIENTS, self._stop) as clients:
-            ids = itertools.cycle(sorted(self._keys))
-            futures = [
-                clients.submit(self._run, check, client_id) for check, client_id in zip(checks, ids)
-            ]
-            for future in as_completed(futures):
-                yield future.result()
+        ids = itertools.cycle(sorted(self._keys))
+        yield from side_by_side((CLIENTS, [partial(self._run, *pair) for pair in zip(checks, ids)]))
 
     def _try_one(self) -> None:
         """See that a client connects at all: each check would wait for it, and name it alone."""
@@ -161,14 +151,37 @@ class ClientRun:
             return with_exit_code(result, client.wait(DYING_S), client.output())
 
 
-@contextlib.contextmanager
-def pool(workers: int, stop: Callable[[], object]) -> Iterator[ThreadPoolExecutor]:
-    """Give threads; after an interrupt no more are started, and what the others wait for ends."""
-    executor = ThreadPoolExecutor(workers)
-    try:
-        yield executor
-    except BaseException:
-        stop()
-        executor.shutdown(cancel_futures=True)
-        raise
-    executor.shutdown()
+def side_by_side(*groups: tuple[int, Sequence[Job]]) -> Iterator[Result]:
+    """Do jobs, of each group so many at a time, and yield what they return as it comes.
+
+    An interrupt may come anywhere here. So the threads are daemons, for which nobody waits then,
+    and this one shares no lock with them that is written in Python and could stay locked.
+    """
+    ended: queue.SimpleQueue[Result | Exception] = queue.SimpleQueue()
+    for count, jobs in groups:
+        left: queue.SimpleQueue[Job] = queue.SimpleQueue()
+        for job in jobs:
+            left.put(job)
+        for _ in range(count):
+            threading.Thread(target=work, args=(left, ended), daemon=True).start()
+    running = sum(len(jobs) for _, jobs in groups)
+    while running:
+        try:
+            result = ended.get(timeout=POLL_S)  # without a limit it holds up Ctrl-C on Windows
+        except queue.Empty:
+            continue
+        running -= 1
+        if isinstance(result, Exception):
+            raise result
+        yield result
+
+
+def work(left: queue.SimpleQueue[Job], ended: queue.SimpleQueue[Result | Exception]) -> None:
+    """Do jobs until none is left."""
+    with contextlib.suppress(queue.Empty):
+        while True:
+            job = left.get_nowait()
+            try:
+                ended.put(job())
+            except Exception as error:
+                ended.put(error)

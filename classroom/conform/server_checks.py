@@ -36,7 +36,6 @@ from protocol_fsm import (
     Direction,
     Json,
     KeyDesync,
-    Message,
     Opcode,
     ServerAggrResponse,
     Status,
@@ -60,21 +59,15 @@ class Running(Protocol):
         """Ask it to end in good order."""
 
 
-class ServerTrial:
+class ServerTrial(contextlib.ExitStack):
     """One check's share of a server: an id of its own, and connections that are closed after it."""
 
     def __init__(self, server: Running, keys: Mapping[int, bytes], client_id: int) -> None:
+        super().__init__()
         self.server = server
         self.keys = keys
         self.client_id = client_id
         self.others = [other for other in sorted(keys) if other != client_id]
-        self._open = contextlib.ExitStack()
-
-    def __enter__(self) -> ServerTrial:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._open.close()
 
     def connect(self, client_id: int | None = None, key: bytes | None = None) -> Peer:
         """Return a connection on which nothing has been said. Raises Mismatch."""
@@ -84,7 +77,7 @@ class ServerTrial:
             sock = socket.create_connection(self.server.address, PATIENCE_S)
         except OSError as error:
             raise Mismatch("a connection", f"none ({error})") from None
-        return Peer(self._open.enter_context(sock), number, master_key, Direction.C2S)
+        return Peer(self.enter_context(sock), number, master_key, Direction.C2S)
 
     def stranger(self, client_id: int | None = None) -> Peer:
         """Return a connection after its handshake. Raises Mismatch."""
@@ -122,18 +115,12 @@ def require(true: bool, expected: str, got: object) -> None:
         raise Mismatch(expected, got if isinstance(got, str) else json.dumps(got))
 
 
-def refused(peer: Peer, message: Message | bytes, farewell: str = VIOLATION) -> None:
-    """Say it, and expect a farewell and the end. Raises Mismatch."""
-    peer.say(message)
-    peer.expect_end(farewell)
-
-
 def refuses(
     trial: ServerTrial, opcode: int, body: bytes, farewell: str = VIOLATION, **fields: Any
 ) -> None:
     """Forge a message after the handshake, and expect that it is refused. Raises Mismatch."""
     peer = trial.stranger()
-    refused(peer, peer.forged(opcode, body, **fields), farewell)
+    peer.say_last(peer.forged(opcode, body, **fields), farewell)
 
 
 def farewell_by_hand(peer: Peer) -> bytes:
@@ -223,8 +210,7 @@ def three_rounds(trial: ServerTrial) -> None:
     peer = trial.member()
     round_trip(peer)
     round_trip(peer)
-    peer.say(GOODBYE)
-    peer.expect_end()
+    peer.say_last(GOODBYE)
 
 
 @check("3.3")
@@ -335,8 +321,7 @@ def version(trial: ServerTrial) -> None:
     """Another protocol version is refused silently."""
     for body in (b"\2", b"\1\1", b""):
         peer = trial.connect()
-        peer.say(peer.forged(Opcode.CLIENT_HELLO, body))
-        peer.expect_end()
+        peer.say_last(peer.forged(Opcode.CLIENT_HELLO, body))
 
 
 # 3.6 The steps of receiving -----------------------------------------------------------------------
@@ -348,8 +333,7 @@ def unknown_id(trial: ServerTrial) -> None:
     unknown = [0, *(n for n in range(1, 256) if n not in trial.keys)][:2]
     for client_id in unknown:
         peer = trial.connect(client_id, trial.keys[trial.client_id])
-        peer.say(ClientHello())
-        peer.expect_end()
+        peer.say_last(ClientHello())
 
 
 @check("3.6")
@@ -357,8 +341,7 @@ def wrong_key(trial: ServerTrial) -> None:
     """A CLIENT_HELLO under another client's key is refused silently."""
     for other in trial.others[:2]:
         peer = trial.connect(key=trial.keys[other])
-        peer.say(ClientHello())
-        peer.expect_end()
+        peer.say_last(ClientHello())
 
 
 @check("3.6")
@@ -396,16 +379,14 @@ def answer_from_client(trial: ServerTrial) -> None:
 def report_first(trial: ServerTrial) -> None:
     """A report in place of the CLIENT_HELLO is refused silently."""
     peer = trial.connect()
-    peer.say(peer.forged(Opcode.CLIENT_DATA, b"[1]"))
-    peer.expect_end()
+    peer.say_last(peer.forged(Opcode.CLIENT_DATA, b"[1]"))
 
 
 @check("3.5")
 def farewell_first(trial: ServerTrial) -> None:
     """A farewell in the handshake is refused silently."""
     peer = trial.connect()
-    peer.say(farewell_by_hand(peer))
-    peer.expect_end()
+    peer.say_last(farewell_by_hand(peer))
 
 
 for number in (0, 2):
@@ -417,10 +398,8 @@ for number in (0, 2):
 @check("3.6")
 def replay(trial: ServerTrial) -> None:
     """A replayed report is refused for its round."""
-    peer = trial.stranger()
-    peer.say(REPORT)
-    answer_to(peer)
-    refused(peer, peer.sent, DESYNC)
+    peer = trial.member()
+    peer.say_last(peer.sent, DESYNC)
 
 
 @check("3.6")
@@ -428,7 +407,7 @@ def round_before_tag(trial: ServerTrial) -> None:
     """If both round and tag are wrong, the round decides."""
     peer = trial.stranger()
     wrong = peer.forged(Opcode.CLIENT_DATA, b"[1]", round_number=7)
-    refused(peer, flipped_bytes(wrong, LAST_BYTE), DESYNC)
+    peer.say_last(flipped_bytes(wrong, LAST_BYTE), DESYNC)
 
 
 @check("3.4")
@@ -437,7 +416,7 @@ def old_keys(trial: ServerTrial) -> None:
     peer = trial.stranger()
     keys = peer.keys
     round_trip(peer)
-    refused(peer, peer.forged(Opcode.CLIENT_DATA, b"[1]", keys=keys))
+    peer.say_last(peer.forged(Opcode.CLIENT_DATA, b"[1]", keys=keys), VIOLATION)
 
 
 @check("3.4")
@@ -447,12 +426,12 @@ def unbound_keys(trial: ServerTrial) -> None:
     keys = peer.keys
     peer.say(ClientHello())
     peer.expect_message(Opcode.SERVER_CHALLENGE)
-    refused(peer, peer.forged(Opcode.TERMINATE, bytes([Status.GOODBYE]), keys=keys))
+    peer.say_last(peer.forged(Opcode.TERMINATE, bytes([Status.GOODBYE]), keys=keys), VIOLATION)
 
 
 def changed(trial: ServerTrial, position: int, mask: int, farewell: str) -> None:
     peer = trial.stranger()
-    refused(peer, flipped_bytes(peer.session.seal(REPORT), position, mask), farewell)
+    peer.say_last(flipped_bytes(peer.session.seal(REPORT), position, mask), farewell)
 
 
 FLIPS = {
@@ -474,21 +453,21 @@ def opcode_under_tag(trial: ServerTrial) -> None:
     """A report whose opcode is changed to that of a farewell is refused for its tag."""
     peer = trial.stranger()
     report = peer.forged(Opcode.CLIENT_DATA, bytes([Status.GOODBYE]))
-    refused(peer, bytes([Opcode.TERMINATE]) + report[1:])
+    peer.say_last(bytes([Opcode.TERMINATE]) + report[1:], VIOLATION)
 
 
 @check("3.2")
 def farewell_round_under_tag(trial: ServerTrial) -> None:
     """A farewell whose round was changed on the way is refused for its tag."""
     peer = trial.stranger()
-    refused(peer, flipped_bytes(farewell_by_hand(peer), 5, 64))
+    peer.say_last(flipped_bytes(farewell_by_hand(peer), 5, 64), VIOLATION)
 
 
 @check("3.6")
 def farewell_tag(trial: ServerTrial) -> None:
     """A farewell with a wrong tag is refused."""
     peer = trial.stranger()
-    refused(peer, flipped_bytes(farewell_by_hand(peer), LAST_BYTE))
+    peer.say_last(flipped_bytes(farewell_by_hand(peer), LAST_BYTE), VIOLATION)
 
 
 NONCE = bytes(NONCE_BYTES)
@@ -508,7 +487,7 @@ def tag_and_padding(trial: ServerTrial) -> None:
     """A wrong padding under a wrong tag gets the same answer as either."""
     peer = trial.stranger()
     wrong = peer.forged(Opcode.CLIENT_DATA, b"", padded=bytes(32))
-    refused(peer, flipped_bytes(wrong, LAST_BYTE))
+    peer.say_last(flipped_bytes(wrong, LAST_BYTE), VIOLATION)
 
 
 @check("3.6")
@@ -528,16 +507,16 @@ def goodbye(trial: ServerTrial) -> None:
     """A farewell is never answered: the server closes."""
     for farewell in (GOODBYE, KeyDesync()):
         peer = trial.member()
-        peer.say(farewell)
-        peer.expect_end()
+        peer.say_last(farewell)
 
 
 @check("3.5")
 def farewell_of_any_round(trial: ServerTrial) -> None:
     """A farewell is accepted with any round in its header."""
     peer = trial.member()
-    peer.say(peer.forged(Opcode.TERMINATE, bytes([Status.GOODBYE]), round_number=4_000_000_000))
-    peer.expect_end()
+    peer.say_last(
+        peer.forged(Opcode.TERMINATE, bytes([Status.GOODBYE]), round_number=4_000_000_000)
+    )
 
 
 @check("3.7")
@@ -553,13 +532,11 @@ def drain(trial: ServerTrial) -> None:
 @check("3.7")
 def cut(trial: ServerTrial) -> None:
     """A connection that is cut, even inside a frame, gets no farewell."""
-    peer = trial.stranger()
-    peer.finish()
-    peer.expect_end()
-    other = trial.stranger()
-    other.pour(b"\0\x67half of it")
-    other.finish()
-    other.expect_end()
+    for data in (b"", b"\0\x67half of it"):
+        peer = trial.stranger()
+        peer.pour(data)
+        peer.finish()
+        peer.expect_end()
 
 
 @check("3.7")
@@ -578,15 +555,11 @@ def cut_disturbs_nobody(trial: ServerTrial) -> None:
 @check("3.4")
 def replayed_session(trial: ServerTrial) -> None:
     """A recorded session is refused at its first report."""
-    peer = trial.connect()
-    peer.say(ClientHello())
+    peer = trial.stranger()
     hello = peer.sent
-    peer.expect_message(Opcode.SERVER_CHALLENGE)
-    peer.say(REPORT)
+    round_trip(peer)
     report = peer.sent
-    answer_to(peer)
-    peer.say(GOODBYE)
-    peer.expect_end()
+    peer.say_last(GOODBYE)
     thief = trial.connect()
     thief.say(hello, report)
     heard = [thief.raw_opcode(), thief.raw_opcode(), thief.raw_opcode()]
@@ -616,8 +589,7 @@ def late_report(trial: ServerTrial) -> None:
     """The first report of an older CLIENT_HELLO evicts no newer session."""
     late = trial.stranger()
     newer = trial.member()
-    late.say(REPORT)
-    late.expect_end(REPLACED)
+    late.say_last(REPORT, REPLACED)
     round_trip(newer)
 
 
@@ -626,10 +598,8 @@ def late_report_after_goodbye(trial: ServerTrial) -> None:
     """The first report of an older CLIENT_HELLO is refused even if the newer session is over."""
     late = trial.stranger()
     newer = trial.member()
-    newer.say(GOODBYE)
-    newer.expect_end()
-    late.say(REPORT)
-    late.expect_end(REPLACED)
+    newer.say_last(GOODBYE)
+    late.say_last(REPORT, REPLACED)
 
 
 # 5 Time -------------------------------------------------------------------------------------------
@@ -769,8 +739,7 @@ def window(trial: ServerTrial) -> None:
 def left_member(trial: ServerTrial) -> None:
     """An epoch does not wait for a client that has left."""
     one, other = pair(trial)
-    other.say(GOODBYE)
-    other.expect_end()
+    other.say_last(GOODBYE)
     one.say(REPORT)
     waited_s = answered_alone(one)
     require(waited_s < 0.8, "an answer at once", f"one after {waited_s:.1f} s")

@@ -23,7 +23,7 @@ from classroom.conform.checks import Unable
 from classroom.conform.client_checks import READINGS
 from classroom.conform.peer import Mismatch
 from endpoint import generate_keys, load_keys
-from program import NoConnection, UserError, escaped, host_and_port_of, reason_of
+from program import NoConnection, UserError, escaped, host_and_port_of, reason_of, tidying
 
 HOST = "127.0.0.1"
 CONNECT_S = 2.0
@@ -61,6 +61,8 @@ def filled(words: Sequence[str], values: Mapping[str, object]) -> list[str]:
 
 class Process:
     """A program that runs. However much it prints, only the end is kept."""
+
+    address = ("", 0)  # where it listens, if it is a server
 
     def __init__(self, words: Sequence[str], mark: str = "") -> None:
         try:
@@ -102,6 +104,10 @@ class Process:
     def end(self) -> None:
         """End it, by force if need be."""
         self.stop()
+        self.finish()
+
+    def finish(self) -> None:
+        """Wait for the end, and force it if it does not come."""
         self.wait(END_S)
         if os.name == "posix":
             with contextlib.suppress(OSError):
@@ -123,22 +129,28 @@ class Workshop:
     """A folder for keys and output, and the programs started in it; none outlives the `with`."""
 
     def __init__(self, ids: Sequence[int]) -> None:
-        self.ids = ids
-
-    def __enter__(self) -> Workshop:
         self._folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
         self.folder = Path(self._folder.name)
-        generate_keys(self.folder / "keys", [*self.ids])
+        generate_keys(self.folder / "keys", [*ids])
         self.keys = load_keys(self.folder / "keys" / "server.keys")
         self._lock = threading.Lock()
         self._mark = secrets.token_hex(16)
         self._processes: list[Process] = []
         self._is_closed = False
+
+    def __enter__(self) -> Workshop:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self.end_all()
-        self._folder.cleanup()
+        with tidying(), self._lock:
+            self._is_closed = True  # no other can be started
+            running = [process for process in self._processes if process.code() is None]
+            for process in running:  # all at once, so that their times do not add up
+                process.stop()
+            for process in running:
+                process.finish()
+            end_strays(self._mark)
+            self._folder.cleanup()
 
     def start(self, words: Sequence[str]) -> Process:
         """Start a program. Raises UserError, and Unable when all have been ended."""
@@ -149,15 +161,6 @@ class Workshop:
             self._processes.append(process)
             return process
 
-    def end_all(self) -> None:
-        """End all programs; no other can be started."""
-        with self._lock:
-            self._is_closed = True
-            for process in self._processes:
-                if process.code() is None:
-                    process.end()
-            end_strays(self._mark)
-
 
 def end_strays(mark: str) -> None:
     """End what has left its group, as a daemon does; only Linux shows it."""
@@ -165,16 +168,6 @@ def end_strays(mark: str) -> None:
         with contextlib.suppress(OSError):
             if f"{MARK}={mark}".encode() in path.read_bytes():
                 os.kill(int(path.parent.name), signal.SIGKILL)
-
-
-class StartedServer:
-    """A server that we have started."""
-
-    def __init__(self, process: Process, address: tuple[str, int]) -> None:
-        self.address = address
-        self.wait = process.wait
-        self.stop = process.stop
-        self.output = process.output
 
 
 class CommandServers:
@@ -188,14 +181,15 @@ class CommandServers:
         self.keys: Mapping[int, bytes] = shop.keys
 
     @contextlib.contextmanager
-    def start(self) -> Iterator[StartedServer]:
+    def start(self) -> Iterator[Process]:
         """Give a new server that listens. Raises Mismatch if it does not, and UserError."""
         port = free_port()
         keys = self._shop.folder / "keys" / "server.keys"
         process = self._shop.start(filled(self._words, {"port": port, "keys": keys}))
         try:
             await_listener(process, port)
-            yield StartedServer(process, (HOST, port))
+            process.address = (HOST, port)
+            yield process
         finally:
             process.end()
 

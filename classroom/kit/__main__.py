@@ -8,6 +8,7 @@ import guard  # noqa: F401 (before all else that is ours: it says what the other
 from classroom.kit import check, export, grade
 from program import UserError, run_program
 
+COMMANDS = {"new": export.main, "check": check.main, "grade": grade.main}
 USAGE = (
     "kit new DIR --student ID --class-key FILE",
     "grade DIR --student ID --class-key FILE",
@@ -17,12 +18,8 @@ USAGE = (
 
 def main() -> int:
     command, *words = sys.argv[1:] or [""]
-    if command == "new":
-        return export.main(words)
-    if command == "check":
-        return check.main(words)
-    if command == "grade":
-        return grade.main(words)
+    if command in COMMANDS:
+        return COMMANDS[command](words)
     if command in ("-h", "--help"):
         print(*(f"run.py {line}" for line in USAGE), sep="\n")
         return 0

@@ -1,166 +1,27 @@
-"""The checks of the thirteen tasks: what is asked of a submission, and compared with the reference.
+"""The checks of tasks 1 to 12, in their order: what is asked of a submission, and our sentences.
 
-Each check asks the same of two children: one has the submission's functions, one is the reference
-of the same dialect. What is right is computed in the second and compared here. Everything that is
-asked is drawn anew for each run. A check that fails says one sentence of ours, with its section
-of PROTOCOL.md, and at most the type of an error: nothing that a submission says is passed on.
+Everything that is asked is drawn anew for each run. bench.py says how a submission is asked, and
+compared with the reference; the checks of task 13 are in others.py.
 """
 
 from __future__ import annotations
 
 import ast
-import builtins
 import itertools
-import json
-import random
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple
 
 from classroom.kit.arena import wins
-from classroom.kit.sandbox import Asked, Gone, Raised
+from classroom.kit.bench import CHECKS, Bench, Check, Failed, check, named
+from classroom.kit.sandbox import Gone, Raised
 from lab.frames import flipped_bytes
 from lab.weakened import RULES
 from program import plural
+from protocol_fsm import KEY_LABELS
 
-PRELUDE = Path(__file__).with_name("prelude.py")
-ERRORS = {name for name, kind in vars(builtins).items() if isinstance(kind, type)}
-ERRORS |= {"LocalError", "ProtocolError", "MalformedMessage", "WrongPeer", "WrongDirection"}
-ERRORS |= {"UnexpectedOpcode", "RoundMismatch", "BadTag", "BadPadding", "BadPayload"}
-ERRORS |= {"EchoMismatch", "DeadlineExpired", "ConnectionCut", "PeerTerminated", "Refused"}
-PARTS = ("guard", "crypto_utils", "protocol_fsm", "channel", "program", "endpoint", "server")
-CORE = tuple(f"{part}.py" for part in PARTS)  # what a child of most tasks has
 C2S, S2C = 0, 1
-LABELS = ("C2S-ENC", "C2S-MAC", "S2C-ENC", "S2C-MAC")
 STATES = ("HELLO", "CHALLENGE", "REPORT", "ANSWER", "ENDED")
-
-
-Found = TypeVar("Found")
-
-
-class Failed(Exception):
-    """A check failed; the message is our sentence."""
-
-
-class Bench:
-    """Both sides, and a source of everything that is asked."""
-
-    def __init__(
-        self, student: Asked, reference: Asked, tree: Callable[[str], ast.AST | None], seed: str
-    ) -> None:
-        self.student = student
-        self.reference = reference
-        self.tree = tree  # of a function of the submission, by module:name
-        self.random = random.Random(seed)
-        self.shared: dict[str, Any] = {}  # between checks of one task
-
-    def data(self, length: int) -> bytes:
-        return self.random.randbytes(length)
-
-    def keys(self) -> dict[str, bytes]:
-        return {label: self.data(32) for label in LABELS}
-
-    def ask(self, sentence: str, code: str, **values: Any) -> Any:
-        """Return what the submission makes of it. Raises Failed if it makes nothing of it."""
-        try:
-            return self.student.do(code, **values)
-        except Raised as error:
-            raise Failed(f"{sentence} Yours raised {named(error.name)}.") from None
-        except Gone as error:
-            raise Failed(f"{sentence} Yours {error}.") from None
-
-    def same(self, sentence: str, code: str, **values: Any) -> Any:
-        """Compare what both make of it, and return that. Raises Failed with the sentence."""
-        wanted = tried(self.reference, code, values)
-        try:
-            got = tried(self.student, code, values)
-        except Gone as error:
-            raise Failed(f"{sentence} Yours {error}.") from None
-        if text_of(got) != text_of(wanted):
-            raise Failed(sentence + difference(wanted, got))
-        return wanted
-
-    def takes(self, sentence: str, code: str, **values: Any) -> None:
-        """Fail a submission that refuses what is right, too: its refusals show nothing."""
-        try:
-            got = self.student.do(code, **values)
-        except Raised as error:
-            got = ["refused"] if error.name != "NotImplementedError" else None
-        except Gone as error:
-            raise Failed(f"{sentence} Yours {error}.") from None
-        if isinstance(got, list) and got[:1] == ["refused"]:
-            raise Failed(f"{sentence} Yours refuses what is right, too.")
-
-    def once(self, name: str, find: Callable[[], Found]) -> Found:
-        """Return what is found at the first time; if that fails, it fails each time."""
-        if name not in self.shared:
-            try:
-                self.shared[name] = find()
-            except Failed as error:
-                self.shared[name] = error
-        found = self.shared[name]
-        if isinstance(found, Failed):
-            raise found
-        return cast(Found, found)
-
-    def true(self, sentence: str, is_so: object) -> None:
-        if is_so is not True:
-            raise Failed(sentence)
-
-
-def tried(side: Asked, code: str, values: dict[str, Any]) -> Any:
-    """Return a value, or which error was raised."""
-    try:
-        return side.do(code, **values)
-    except Raised as error:
-        return {"raised": error.name}
-
-
-def named(name: object) -> str:
-    """Return the name of a type that we know; others could be anything."""
-    return name if isinstance(name, str) and name in ERRORS else "an error of its own"
-
-
-def text_of(value: Any) -> str:
-    """Return a value as text, in which True is not 1, nor 1 1.0."""
-    return json.dumps(value, default=lambda data: {"bytes": data.hex()})
-
-
-def difference(wanted: Any, got: Any) -> str:
-    """Return what may be said about types of errors, and nothing else."""
-    raised = [value.get("raised", "") if isinstance(value, dict) else "" for value in (wanted, got)]
-    if raised[1] and raised[0]:
-        return f" The reference raises {raised[0]}, and yours raised {named(raised[1])}."
-    if raised[1]:
-        return f" Yours raised {named(raised[1])}."
-    if raised[0]:
-        return f" The reference raises {raised[0]}, and yours raised nothing."
-    return ""
-
-
-class Check(NamedTuple):
-    """One check of a task."""
-
-    task: int
-    points: int
-    name: str
-    run: Callable[[Bench], None]
-
-
-CHECKS: list[Check] = []
-Run = TypeVar("Run", bound=Callable[[Bench], None])
-
-
-def check(task: int, points: int) -> Callable[[Run], Run]:
-    """Register a check; its name is the first line of its docstring."""
-
-    def register(run: Run) -> Run:
-        CHECKS.append(Check(task, points, (run.__doc__ or "").splitlines()[0].rstrip("."), run))
-        return run
-
-    return register
-
 
 # 1 Padding ----------------------------------------------------------------------------------------
 
@@ -345,7 +206,7 @@ def used_by(bench: Bench, function: str) -> set[str]:
 def derives(bench: Bench) -> None:
     """First chain keys are derived from the master key."""
     for length in (16, 20, 32, 64):
-        for label in LABELS:
+        for label in KEY_LABELS:
             bench.same(
                 f"[P 3.4] The first chain key for {label} comes from the master key and the label "
                 "by the formula of your dialect.",
@@ -479,7 +340,7 @@ def notices_cuts(bench: Bench) -> None:
         bench.same(
             f"[P 3.1] A stream that ends after {plural(length, 'byte')} is a ConnectionCut, inside "
             "a frame if at least one byte of it has come.",
-            "cut_of(pieces)",
+            "read_and_left(pieces)[0]",
             pieces=[whole[:length]] if length else [],
         )
 
@@ -972,9 +833,10 @@ def computes_own_part(bench: Bench) -> None:
         )
 
 
-def plays(bench: Bench, sentence: str, *steps: list[Any]) -> None:
+def plays(bench: Bench, sentence: str, *steps: list[Any], aggregation: str = "right") -> None:
     """Compare what a series of contributions, withdrawals and closings leads to."""
-    bench.same(sentence, "epochs_played(steps)", steps=[*steps])
+    code = "epochs_played(steps, aggregation)"
+    bench.same(sentence, code, steps=[*steps], aggregation=aggregation)
 
 
 @check(9, 2)
@@ -1035,10 +897,9 @@ def withdraws(bench: Bench) -> None:
 def survives_an_aggregation(bench: Bench) -> None:
     """An aggregation that fails leaves the server running, without answers."""
     say = "[P 4] An aggregation that raises, or gives what cannot be sent, leaves no answers."
-    for kind in ("raises", "exits", "unsendable"):
-        steps = [["add", 1, [1.0], 1.0], ["close", 1.1], ["add", 1, [1.0], 2.0], ["close", 3.5]]
-        plays(bench, say, ["aggregation", kind], *steps)
-    plays(bench, say, *steps)
+    steps = [["add", 1, [1.0], 1.0], ["close", 1.1], ["add", 1, [1.0], 2.0], ["close", 3.5]]
+    for aggregation in ("raises", "exits", "unsendable", "right"):
+        plays(bench, say, *steps, aggregation=aggregation)
 
 
 # 10 A bit flip ------------------------------------------------------------------------------------

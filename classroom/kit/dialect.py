@@ -21,8 +21,8 @@ from crypto_utils import hmac_sha256
 from program import UserError, escaped, reason_of
 
 ROOT = Path(__file__).parent.parent.parent
-CORE = ("guard", "crypto_utils", "protocol_fsm", "channel", "program", "endpoint")
-MODULES = (*CORE, "server", "client")
+CORE = ("guard", "crypto_utils", "protocol_fsm", "channel", "program", "endpoint", "server")
+MODULES = (*CORE, "client")
 OWN = ("breaking", "mine", "other_side")  # in classroom/kit/student
 MIN_CLASS_KEY = 16  # bytes
 MAX_CLASS_KEY = 4_096  # bytes: /dev/zero is none
@@ -88,38 +88,31 @@ def of(class_key: bytes, student: str) -> Dialect:
     return Dialect(drawn[:4].hex(), *bits)
 
 
-REFERENCE_EDITS = (  # (module, function, old); what is new stands in _new_texts, in the same order
-    ("crypto_utils", "derive_key", 'master_key + label.encode("ascii")'),
-    ("crypto_utils", "evolve_key", "chain_key + material"),
-    ("protocol_fsm", "bind_keys", "client_nonce + server_nonce"),
-    ("protocol_fsm", "evolve_c2s", 'keys["C2S-ENC"], ciphertext'),
-    ("protocol_fsm", "evolve_c2s", 'keys["C2S-MAC"], nonce'),
-    ("protocol_fsm", "evolve_s2c", 'keys["S2C-ENC"], body'),
-    ("protocol_fsm", "evolve_s2c", 'keys["S2C-MAC"], status'),
-)
-
-
 def sources(dialect: Dialect) -> Sources:
     """Return the solutions in a dialect: the core, and the files of the students."""
     texts = {f"{name}.py": _read(f"{name}.py") for name in MODULES}
     texts |= {f"{name}.py": _read(f"classroom/kit/student/{name}.py") for name in OWN}
-    for (module, function, old), new in zip(REFERENCE_EDITS, _new_texts(dialect)):
-        name = f"{module}.py"
-        texts[name] = edited(texts[name], function, old, new)
+    for place, old, new in _edits(dialect):
+        texts = edited(texts, place, old, new)
     return texts
 
 
-def _new_texts(dialect: Dialect) -> list[str]:
+def _edits(dialect: Dialect) -> list[tuple[str, str, str]]:
+    """Return the edits of the reference: the place, what stands there, and what is to stand."""
+    label = f'f"{{label}}/{dialect.word}".encode("ascii")'
+    start = dialect.start("master_key", label)
+    step = dialect.step("chain_key", "material")
+    nonces = dialect.nonces("client_nonce", "server_nonce")
     c2s = dialect.moving("C2S", ("ciphertext", "nonce"))
     s2c = dialect.moving("S2C", ("body", "status"))
     return [
-        dialect.start("master_key", f'f"{{label}}/{dialect.word}".encode("ascii")'),
-        dialect.step("chain_key", "material"),
-        dialect.nonces("client_nonce", "server_nonce"),
-        f'keys["C2S-ENC"], {c2s[0]}',
-        f'keys["C2S-MAC"], {c2s[1]}',
-        f'keys["S2C-ENC"], {s2c[0]}',
-        f'keys["S2C-MAC"], {s2c[1]}',
+        ("crypto_utils:derive_key", 'master_key + label.encode("ascii")', start),
+        ("crypto_utils:evolve_key", "chain_key + material", step),
+        ("protocol_fsm:bind_keys", "client_nonce + server_nonce", nonces),
+        ("protocol_fsm:evolve_c2s", 'keys["C2S-ENC"], ciphertext', f'keys["C2S-ENC"], {c2s[0]}'),
+        ("protocol_fsm:evolve_c2s", 'keys["C2S-MAC"], nonce', f'keys["C2S-MAC"], {c2s[1]}'),
+        ("protocol_fsm:evolve_s2c", 'keys["S2C-ENC"], body', f'keys["S2C-ENC"], {s2c[0]}'),
+        ("protocol_fsm:evolve_s2c", 'keys["S2C-MAC"], status', f'keys["S2C-MAC"], {s2c[1]}'),
     ]
 
 

@@ -15,9 +15,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from classroom.kit import checks, others  # noqa: F401 (others registers the checks of task 13)
-from classroom.kit.checks import CHECKS, CORE, Bench, Check, Failed
-from classroom.kit.dialect import Dialect, sources, vectors
+from classroom.kit import checks, others  # noqa: F401 (which register the checks)
+from classroom.kit.bench import CHECKS, Bench, Check, Failed, named
+from classroom.kit.dialect import CORE, Dialect, sources, vectors
 from classroom.kit.graft import Unreadable, grafted, modules_of, submission
 from classroom.kit.sandbox import START_S, Asked, Gone, Jail, Raised, Side, best_jail, folder_with
 from classroom.kit.skeleton import Sources, find
@@ -28,6 +28,7 @@ TASK_S = 5.5  # for all checks of a task, as far as the submission uses it up
 LONGER_S = {11: 12.0, 12: 20.0, 13: 45.0}  # thousands of queries, sessions, planted bugs
 GRADING_S = 110.0  # for all tasks together
 PARSING_S = 5.0  # for one file
+PRELUDE = Path(__file__).with_name("prelude.py")
 PARSE = "bool(__import__('ast').unparse(__import__('ast').parse(text)))"
 
 
@@ -81,7 +82,7 @@ class Restarting(Asked):
             if self._side is None:
                 self._side = self._start(min(START_S, self._left_s))
             if self._side.import_error:
-                name = checks.named(self._side.import_error)
+                name = named(self._side.import_error)
                 raise Gone(f"cannot be imported, which raises {name}")
             return self._side.do(code, until=began + self._left_s, **options)
         except Raised:
@@ -98,25 +99,15 @@ class Restarting(Asked):
             self._side = None
 
 
-def folder_of(texts: Sources, task: Task) -> Sources:
-    """Return the files that a child gets: of its own task, and what that needs."""
-    if task.number == 13:
-        names = ["mine.py", "other_side.py"]
-    else:
-        names = [*dict.fromkeys([*CORE, *modules_of(task)])]
-    return {name: texts[name] for name in names}
-
-
-def modules_for(task: Task) -> list[str]:
-    """Return what is imported in a child, in order; its names can be asked for."""
-    if task.number == 13:
-        return ["other_side", "mine"]
+def child_of(texts: Sources, task: Task, vectors: str) -> tuple[Sources, list[str]]:
+    """Return the files that a child gets, and what it imports, whose names can be asked for."""
+    if task.number == 13:  # whose child holds nothing of the protocol
+        files = {name: texts[name] for name in ("mine.py", "other_side.py")}
+        return {**files, "vectors/key_schedule.json": vectors}, ["other_side", "mine"]
     own = [name.removesuffix(".py") for name in modules_of(task)]
-    return [*dict.fromkeys(["crypto_utils", "protocol_fsm", "server", *own, "prelude"])]
-
-
-def with_prelude(texts: Sources) -> Sources:
-    return {**texts, "prelude.py": checks.PRELUDE.read_text("utf-8")}
+    files = {f"{name}.py": texts[f"{name}.py"] for name in (*CORE, *own)}
+    modules = dict.fromkeys(["crypto_utils", "protocol_fsm", "server", *own, "prelude"])
+    return {**files, "prelude.py": PRELUDE.read_text("utf-8")}, [*modules]
 
 
 class Reference(NamedTuple):
@@ -132,12 +123,13 @@ class Reference(NamedTuple):
 def reference_of(dialect: Dialect, jail: Jail) -> Iterator[Reference]:
     """Give the reference of a dialect. Raises UserError if its child cannot be started."""
     texts = sources(dialect)
-    modules = ["crypto_utils", "protocol_fsm", "server", "prelude"]
-    with folder_with(with_prelude(folder_of(texts, TASKS[0]))) as folder:
+    key_schedule = vectors(dialect)["key_schedule.json"]
+    files, modules = child_of(texts, TASKS[0], key_schedule)
+    with folder_with(files) as folder:
         side = Restarting(folder, modules, jail, GRADING_S)
         try:
             side.do("True")
-            yield Reference(texts, vectors(dialect)["key_schedule.json"], jail, side)
+            yield Reference(texts, key_schedule, jail, side)
         except Gone as error:
             raise UserError(f"the grader's own side {error}; try again") from None
         finally:
@@ -166,11 +158,9 @@ def grade_task(
         own_sources, trees = grafted(reference.sources, files, task)
     except Unreadable as error:
         return [Result(check, 0, str(error), 0.0) for check in own]
-    child = with_prelude(folder_of(own_sources, task))
-    if task.number == 13:  # which holds nothing of the protocol
-        child = {**folder_of(own_sources, task), "vectors/key_schedule.json": reference.vectors}
+    child, modules = child_of(own_sources, task, reference.vectors)
     with folder_with(child) as folder:
-        student = Restarting(folder, modules_for(task), reference.jail, seconds)
+        student = Restarting(folder, modules, reference.jail, seconds)
         bench = Bench(student, reference.side, finder(trees), secrets.token_hex(8))
         bench.shared["reference"] = reference
         try:

@@ -55,9 +55,8 @@ def grafted(
         if isinstance(text, Unreadable):
             raise text
         trees[name] = parsed(name, text)
-        module = name.removesuffix("py")[:-1]
         places = [place.partition(":") for place in task.functions]
-        wanted = {place[2] for place in places if place[0] == module}
+        wanted = {place[2] for place in places if f"{place[0]}.py" == name}
         base = ast.parse(sources[name])
         _merge(base, trees[name], wanted, "")
         if task.number == 13:  # a test that the student has deleted is none
@@ -99,7 +98,7 @@ def _merge(base: Scope, own: Scope, wanted: set[str], prefix: str) -> None:
         names = names_in(node)
         old = next((known[name] for name in names if name in known), None)
         if old is None:
-            if not (_is_text(node) or ast.dump(node) in same or _is_future(node)):
+            if not (_stands_first(node) or ast.dump(node) in same):
                 base.body.insert(place, node)
                 place += 1
             continue
@@ -116,14 +115,12 @@ def _merge(base: Scope, own: Scope, wanted: set[str], prefix: str) -> None:
 def _start(base: Scope) -> int:
     """Return the place behind a docstring and the imports from __future__."""
     place = 0
-    while place < len(base.body) and (_is_text(base.body[place]) or _is_future(base.body[place])):
+    while place < len(base.body) and _stands_first(base.body[place]):
         place += 1
     return place
 
 
-def _is_text(node: ast.stmt) -> bool:
+def _stands_first(node: ast.stmt) -> bool:
+    if isinstance(node, ast.ImportFrom):
+        return node.module == "__future__"
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
-
-
-def _is_future(node: ast.stmt) -> bool:
-    return isinstance(node, ast.ImportFrom) and node.module == "__future__"

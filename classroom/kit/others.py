@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
-from classroom.kit.checks import CHECKS, CORE, Bench, Check, Failed, check, named
+from classroom.kit.bench import CHECKS, Bench, Check, Failed, check, named
+from classroom.kit.dialect import CORE
 from classroom.kit.sandbox import Asked, Gone, Raised, Side, folder_with
 from classroom.kit.skeleton import Sources, edited
 from classroom.kit.tasks import BUGS, TASKS, Bug
@@ -31,7 +32,7 @@ def run_test(name):
     return True
 """
 LISTED = "sorted(n for n, f in vars(mine).items() if n.startswith('test_') and callable(f))"
-FILES = (*CORE, "other_side.py")
+FILES = (*(f"{name}.py" for name in CORE), "other_side.py")
 GROUPS: tuple[tuple[int, ...], ...] = ((1, 2), (3,), (4,), (5,), (6,), (7,))  # a check each
 
 
@@ -76,7 +77,7 @@ class Found(NamedTuple):
     """What a submission's tests have found."""
 
     wrong: int  # tests that the reference fails
-    killed: dict[tuple[int, ...], tuple[int, int]]  # by group: planted bugs met, and noticed
+    noticed: dict[tuple[int, ...], list[bool]]  # by group: whether each planted bug was
 
 
 def results(bench: Bench) -> Found:
@@ -99,15 +100,14 @@ def all_found(bench: Bench, reference: Any) -> Found:
         bugs = [bug for bug in BUGS if bug.task in group and is_met(bug)]
         met += [(group, bug) for bug in bench.random.sample(bugs, min(BUGS_EACH, len(bugs)))]
     bench.random.shuffle(met)
-    counts = {group: (0, 0) for group in GROUPS}
+    noticed: dict[tuple[int, ...], list[bool]] = {group: [] for group in GROUPS}
     for group, bug in met:
         has_failed = is_killed(bench, reference, names, bug)
         if bug is None and has_failed:
             raise Failed("[P 3] A test passes the reference once, and fails it another time.")
         if bug is not None:
-            count, killed = counts[group]
-            counts[group] = (count + 1, killed + has_failed)
-    return Found(wrong, counts)
+            noticed[group].append(has_failed)
+    return Found(wrong, noticed)
 
 
 def is_met(bug: Bug) -> bool:
@@ -152,9 +152,7 @@ def is_killed(bench: Bench, reference: Any, names: list[str], bug: Bug | None) -
 
 def planted(sources: Sources, bug: Bug) -> Sources:
     """Return the reference with a bug in it."""
-    module, _, qualname = bug.function.partition(":")
-    name = f"{module}.py"
-    return {**sources, name: edited(sources[name], qualname, bug.old, bug.new)}
+    return edited(sources, bug.function, bug.old, bug.new)
 
 
 @check(13, 1)
@@ -165,17 +163,18 @@ def are_right(bench: Bench) -> None:
         raise Failed(
             f"[P 3] The reference fails {found.wrong} of your tests, so they do not count."
         )
-    if not any(killed for _, killed in found.killed.values()):
+    if not any(map(any, found.noticed.values())):
         raise Failed("[P 3] Your tests notice no planted bug.")
 
 
 def kills(bench: Bench, group: tuple[int, ...], titles: str) -> None:
     """Check that the bugs of some tasks are noticed."""
-    met, killed = results(bench).killed[group]
-    if killed < min(KILLED, met) or not met:
+    noticed = results(bench).noticed[group]
+    wanted = min(KILLED, len(noticed))
+    if sum(noticed) < wanted or not noticed:
         raise Failed(
-            f"[P 3] Of {met} planted bugs ({titles}) your tests notice {killed}, and have to "
-            f"notice {min(KILLED, met)}."
+            f"[P 3] Of {len(noticed)} planted bugs ({titles}) your tests notice {sum(noticed)}, "
+            f"and have to notice {wanted}."
         )
 
 

@@ -87,11 +87,6 @@ def read_and_left(pieces: Sequence[bytes]) -> list[object]:
     return [name_of(lambda: read_frame(stream.recv)), len(b"".join(stream.left))]
 
 
-def cut_of(pieces: Sequence[bytes]) -> list[object]:
-    stream = Stream(pieces)
-    return name_of(lambda: read_frame(stream.recv))
-
-
 def written(message: bytes) -> list[bytes]:
     pieces: list[bytes] = []
     write_frame(pieces.append, message)
@@ -317,27 +312,23 @@ def unsendable(given: server.Contributions) -> dict[str, protocol_fsm.Json]:
     return {"sum": float("nan")}
 
 
-AGGREGATIONS = {"raises": raising, "exits": exiting, "unsendable": unsendable}
+AGGREGATIONS = {
+    "right": server.compute_aggregation,
+    "raises": raising,
+    "exits": exiting,
+    "unsendable": unsendable,
+}
 
 
-def aggregation_of(steps: Sequence[Sequence[Any]]) -> Any:
-    for step in steps:
-        if step[0] == "aggregation":
-            return AGGREGATIONS[step[1]]
-    return server.compute_aggregation
-
-
-def epochs_played(steps: Sequence[Sequence[Any]]) -> list[object]:
+def epochs_played(steps: Sequence[Sequence[Any]], aggregation: str = "right") -> list[object]:
     """Return what epochs are and answer, step by step; the window is one second."""
-    epochs = server.Epochs(1.0, aggregation_of(steps))
+    epochs = server.Epochs(1.0, AGGREGATIONS[aggregation])
     givers: dict[int, Giver] = {}
     seen: list[object] = []
     for name, who, *rest in steps:
         if name == "close":
             closed = epochs.close_if_due(who)
             seen.append(closed and [closed.number, closed.aggregate, bodies(closed)])
-            continue
-        if name == "aggregation":
             continue
         giver = givers.setdefault(who, Giver(who))
         if name == "add":

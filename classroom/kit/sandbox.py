@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from classroom.kit.drive import decoded, encoded
-from program import UserError, reason_of
+from program import UserError, reason_of, tidying
 
 DRIVE = Path(__file__).with_name("drive.py")
 CPU_S = 20  # of one process
@@ -164,22 +164,25 @@ def works(jail: Jail) -> bool:
 @contextlib.contextmanager
 def folder_with(sources: dict[str, str]) -> Iterator[Path]:
     """Give a fresh folder with modules and drive.py in it, removed afterwards. Raises UserError."""
-    with tempfile.TemporaryDirectory(prefix="kit-", ignore_cleanup_errors=True) as path:
-        folder = Path(path)
-        try:
-            _fill(folder, sources)
-        except OSError as error:
-            raise UserError(f"cannot write in {path}: {reason_of(error)}") from None
+    folder = Path(tempfile.mkdtemp(prefix="kit-"))
+    try:
+        _fill(folder, sources)
         yield folder
+    finally:
+        with tidying():
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _fill(folder: Path, sources: dict[str, str]) -> None:
-    for name, text in sources.items():
-        (folder / name).parent.mkdir(exist_ok=True)
-        (folder / name).write_text(text, encoding="utf-8", newline="\n")
-    shutil.copyfile(DRIVE, folder / DRIVE.name)
-    (folder / "root").mkdir()  # where `unshare` makes its own
-    folder.chmod(0o755)  # nobody reads it, too
+    try:
+        for name, text in sources.items():
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_text(text, encoding="utf-8", newline="\n")
+        shutil.copyfile(DRIVE, folder / DRIVE.name)
+        (folder / "root").mkdir()  # where `unshare` makes its own
+        folder.chmod(0o755)  # nobody reads it, too
+    except OSError as error:
+        raise UserError(f"cannot write in {folder}: {reason_of(error)}") from None
 
 
 class Asked(ABC):
@@ -307,25 +310,19 @@ class Side(Asked):
 
     def _send(self) -> None:
         pipe = self._process.stdin
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError), pipe or contextlib.nullcontext():
             while pipe and (line := self._outbox.get()) is not None:
                 pipe.write(line)
                 pipe.flush()
-        with contextlib.suppress(OSError, ValueError):
-            if pipe:
-                pipe.close()
 
     def _receive(self) -> None:
         pipe = self._process.stdout
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError), pipe or contextlib.nullcontext():
             while pipe and (line := pipe.readline(LINE_BYTES)):
                 self._inbox.put(line)
                 if len(line) >= LINE_BYTES or self._inbox.qsize() > LINES_AHEAD:
                     break
         self._inbox.put(b"")
-        with contextlib.suppress(OSError, ValueError):
-            if pipe:
-                pipe.close()
 
 
 NONSENSE = (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError)

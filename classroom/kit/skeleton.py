@@ -43,15 +43,18 @@ def statements(node: Named) -> Sequence[ast.stmt]:
     return [node]
 
 
-def edited(text: str, qualname: str, old: str, new: str) -> str:
-    """Return a source whose `qualname` has `new` for `old`, which stands there once. ValueError."""
+def edited(sources: Mapping[str, str], place: str, old: str, new: str) -> Sources:
+    """Return sources with `new` for `old`, which stands in module:name once. Raises ValueError."""
+    module, _, qualname = place.partition(":")
+    text = sources[f"{module}.py"]
     node = find(tree(text), qualname)
     lines = text.splitlines(keepends=True)
     first, last = node.lineno - 1, node.end_lineno or node.lineno
     part = "".join(lines[first:last])
     if part.count(old) != 1:
-        raise ValueError(f"{qualname} has {part.count(old)} times {old!r}")
-    return "".join([*lines[:first], part.replace(old, new), *lines[last:]])
+        raise ValueError(f"{place} has {part.count(old)} times {old!r}")
+    whole = "".join([*lines[:first], part.replace(old, new), *lines[last:]])
+    return {**sources, f"{module}.py": whole}
 
 
 def cut(sources: Mapping[str, str], tasks: Iterable[Task]) -> Sources:

@@ -44,8 +44,8 @@ class Room:
 
     def __exit__(self, *exception: object) -> None:
         self.plays.stop()
-        self._stage.shutdown()
-        self._hand.shutdown()
+        self._stage.shutdown(cancel_futures=True)
+        self._hand.shutdown(cancel_futures=True)
         self._ends.close()
 
     def _open(self) -> None:

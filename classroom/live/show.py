@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
+import signal
 import threading
 import webbrowser
 
@@ -59,6 +60,7 @@ def main() -> int:
         try:
             asyncio.run(show(room, options))
         except KeyboardInterrupt:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one must not disturb the end
             print()
     return 0
 

@@ -16,7 +16,6 @@ import copy
 import json
 import math
 import os
-import re
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
@@ -39,6 +38,7 @@ from companions.secure_chat.accounts import Refused
 from companions.secure_chat.authority import pem_of
 from companions.secure_chat.client import Client, Left, NotLetIn, Updated
 from companions.secure_chat.evidence import Kept
+from companions.secure_chat.options import kind_name
 from companions.secure_chat.pae import sign
 from companions.secure_chat.pins import OtherKey
 from companions.secure_chat.pki import (
@@ -150,12 +150,6 @@ CATALOGUE = Catalogue(goal=forged)
 ATTACKS = CATALOGUE.attacks
 on_path = CATALOGUE.on_path  # (family, who refuses it, with which error, goal=...)
 outside = CATALOGUE.outside
-
-
-def kind_name(message: bytes) -> str:
-    """Return the name of a message's type."""
-    found = re.search(rb'"type":"([a-z_]+)"', message)
-    return found[1].decode("ascii") if found else "nonsense"
 
 
 def up_to(
@@ -668,12 +662,9 @@ def cheat(lab: Lab, share: Mapping[str, int], candidates: Callable[[int], Sequen
         raise ConnectionCut(mid_frame=False)
     found = candidates(parse(answer)["B"])
     session._commit(Kind.DH_SERVER, answer, Direction.S2C)
-    fits = [is_sealed(keys_of(session._running, padded(one)), refusal) for one in found]
+    secrets = [one.to_bytes(dh.ELEMENT_BYTES, "big") for one in found]
+    fits = [is_sealed(keys_of(session._running, one), refusal) for one in secrets]
     return fits.index(True)
-
-
-def padded(secret: int) -> bytes:
-    return secret.to_bytes(dh.ELEMENT_BYTES, "big")
 
 
 def is_sealed(keys: Mapping[str, bytes], record: bytes) -> bool:

@@ -15,7 +15,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from companions.secure_chat.settings import load_settings
+from companions.secure_chat.options import load_settings
 from companions.secure_chat.storage import Database, StorageFailed
 from program import Parser, UserError, flag_type, run_program
 

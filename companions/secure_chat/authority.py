@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.x509.oid import NameOID
 
 from companions.asymmetric import PrivateKey, PublicKey
-from companions.secure_chat.pki import SKEW, USAGES, Role, fold
+from companions.secure_chat.pki import SKEW, USAGES, Role, fold, subject_of
 
 NAME = "Secure Chat Root CA"
 AUTHORITY_DAYS = 3_650
@@ -127,10 +127,7 @@ def _names(role: Role, name: str) -> list[x509.GeneralName]:
     if name == "localhost":
         loopback = (x509.IPAddress(ipaddress.ip_address(one)) for one in LOOPBACK)
         return [x509.DNSName(name), *loopback]
-    try:
-        return [x509.IPAddress(ipaddress.ip_address(name))]
-    except ValueError:
-        return [x509.DNSName(name)]
+    return [subject_of(name)]
 
 
 def _key_usage(*, is_authority: bool) -> x509.KeyUsage:

@@ -37,7 +37,14 @@ from companions.secure_chat.certs import load_trust
 from companions.secure_chat.duplex import Duplex
 from companions.secure_chat.evidence import Evidence, Kept
 from companions.secure_chat.forms import Recipient
-from companions.secure_chat.options import ChatParser, load_party, log_frame, settings_of, start_log
+from companions.secure_chat.options import (
+    PORT,
+    ChatParser,
+    load_party,
+    log_frame,
+    settings_of,
+    start_log,
+)
 from companions.secure_chat.pins import FILE as KNOWN_KEYS
 from companions.secure_chat.pins import OtherKey, Pins, key_fingerprint
 from companions.secure_chat.pki import BadCertificate, Identity, Trust, UnusableList, now_ms
@@ -63,7 +70,6 @@ from companions.secure_chat.rooms import (
     parse_number,
     parse_room_name,
 )
-from companions.secure_chat.settings import PORT
 from companions.terminal import QUIT, reading_lines
 from endpoint import HOST
 from program import (
@@ -654,9 +660,12 @@ class Run:
         tell_doubts(client, show)
 
     def _report(self) -> None:
-        if self._client.kept:
-            report(self._client.kept)
+        kept = self._client.kept
         self._client.kept = None
+        if kept:
+            show(f"[*] transcript: {kept.transcript} ({plural(kept.messages, 'message')})")
+            state = "countersigned by the server" if kept.is_countersigned else "uncountersigned"
+            show(f"[*] receipt: {kept.receipt}, {state}")
 
     def _come_back(self) -> Client | None:
         """Resume a session that was cut; None if that cannot be. Raises what ends the new one."""
@@ -695,12 +704,6 @@ class Run:
             return None
         self._join("back")
         return client
-
-
-def report(kept: Kept) -> None:
-    show(f"[*] transcript: {kept.transcript} ({plural(kept.messages, 'message')})")
-    state = "countersigned by the server" if kept.is_countersigned else "uncountersigned"
-    show(f"[*] receipt: {kept.receipt}, {state}")
 
 
 @flag_type("the SHA-256 of a key, in 64 hexadecimal digits")

@@ -20,13 +20,13 @@ from companions.secure_chat.rooms import SIGNATURE_BYTES, Entry, Said
 from companions.secure_chat.transcript import (
     BadReceipt,
     Lines,
-    Openings,
     Receipt,
     Transcript,
     check_receipt,
     countersign,
     is_countersigned,
     make_receipt,
+    opening_line,
     parse_receipt,
     save_receipt,
 )
@@ -55,7 +55,7 @@ class Evidence:
         self.transcript = Transcript(
             self._file if self._is_client else None, server.fingerprint, base
         )
-        self._openings = Openings(self._path("openings", ".jsonl") if self._is_client else None)
+        self._openings = Lines(self._path("openings", ".jsonl") if self._is_client else None)
         self._certificates = Lines(self._path("certs", ".pem") if self._is_client else None)
         self._shown: set[str] = set()  # certificates that are in the file
         self._receipt: Receipt | None = None
@@ -69,11 +69,15 @@ class Evidence:
         self.transcript.add(*entry)
 
     def hear(self, said: Said) -> None:
-        """Keep what was said in our presence, and how it opens. Raises EvidenceFailed."""
+        """Keep what was said in our presence, and how it opens. Raises EvidenceFailed.
+
+        A power cut can take the last openings: the transcript proves no less without them.
+        """
         self.show(said.member.pem)
         self.add(said.entry)
         if said.opening:
-            self._openings.add(self.transcript.last_seqno, said.opening)
+            line = opening_line(self.transcript.last_seqno, said.opening)
+            self._openings.append(line, is_synced=False)
 
     def show(self, pem: str) -> None:
         """Keep a certificate that is needed to verify the rest. Raises EvidenceFailed."""

@@ -1,4 +1,9 @@
-"""What server and client share besides the protocol: certificates in files, flags, the log."""
+"""What server and client share besides the protocol: settings, flags, certificates, the log.
+
+Settings are read from `.env`: addresses, folders, and the database with its password. The
+environment overrides the file, and a program's flags override both. Secrets are shown as stars
+wherever settings are printed. The only module that knows pydantic.
+"""
 
 from __future__ import annotations
 
@@ -8,17 +13,60 @@ import os
 import re
 from pathlib import Path
 
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
 from companions import logs
 from companions.secure_chat.certs import load_credentials
 from companions.secure_chat.pki import BadCertificate, Role, Trust, utc_now
 from companions.secure_chat.protocol import Party
-from companions.secure_chat.settings import Settings, load_settings
+from endpoint import HOST
 from program import Lines, Parser, UserError, port_number, reason_of
 from protocol_fsm import Seen
 
-TYPE = re.compile(rb'"type":"([a-z_]+)"')  # of a frame
+DATABASE = "sqlite:///secure_chat.db"
+PORT = 5050  # the document's 5000 is taken on macOS
 
 log = logging.getLogger("secure_chat")
+
+
+# Settings -----------------------------------------------------------------------------------------
+
+
+class Settings(BaseSettings):
+    """One field per line of `.env.example`."""
+
+    model_config = SettingsConfigDict(env_file_encoding="utf-8", extra="ignore")
+
+    server_host: str = HOST
+    server_port: int = Field(PORT, ge=0, le=65_535)
+    server_name: str = "localhost"
+    database_url: SecretStr = SecretStr(DATABASE)
+    certs: Path = Path("certs")
+    transcripts: Path = Path("transcripts")
+    server_log: Path = Path("logs/server.log")
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_text(cls, value: object) -> object:
+        if isinstance(value, str) and "\0" in value:
+            raise ValueError("a NUL is in it")
+        return value
+
+
+def load_settings(env_file: Path) -> Settings:
+    """Return the settings of a file, which need not exist. Raises UserError."""
+    try:
+        return Settings(_env_file=env_file)  # type: ignore[call-arg]
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(map(str, first["loc"])).upper()
+        raise UserError(f"{env_file}: {name}: {first['msg']}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {env_file}: {error}") from None
+
+
+# Flags --------------------------------------------------------------------------------------------
 
 
 class ChatParser(Parser):
@@ -88,6 +136,11 @@ def start_log(path: Path | None, stream: Lines | None, *, debug: bool) -> None:
 
 def log_frame(seen: Seen) -> None:
     """Log what everybody on the wire can see of a message, for --debug."""
-    kind = TYPE.search(seen.message)
-    name = kind[1].decode("ascii") if kind else "nonsense"
+    name = kind_name(seen.message)
     log.debug("%s %s, %d bytes, keys %s", seen.verdict, name, len(seen.message), seen.fingerprints)
+
+
+def kind_name(message: bytes) -> str:
+    """Return the name of a message's type."""
+    found = re.search(rb'"type":"([a-z_]+)"', message)
+    return found[1].decode("ascii") if found else "nonsense"

@@ -627,8 +627,8 @@ class Session:
 
     def _check_certificate(self, members: Mapping[str, Any]) -> None:
         from_base64(members["nonce"], NONCE_BYTES, NONCE_BYTES)
-        self.peer_pem = members["server_cert" if self.sends is Direction.C2S else "client_cert"]
         role: Role = "server" if self.sends is Direction.C2S else "client"
+        self.peer_pem = members[f"{role}_cert"]
         self._peer = self.trust.verify(self.peer_pem, role, self._server_name, self.now())
 
     def _check_share(self, kind: Kind, members: Mapping[str, Any]) -> None:
@@ -701,10 +701,9 @@ class Session:
 
     def fail(self, error: ProtocolError) -> None:
         """End the session because of `error`, and give `error` the farewell to send."""
-        may_speak = self.fsm.allows(Kind.ERROR, self.sends)
-        if isinstance(error, BadCertificate) and may_speak:
+        if isinstance(error, BadCertificate) and self.fsm.allows(Kind.ERROR, self.sends):
             error.farewell = self.seal(Message(Kind.ERROR, {"error_type": BAD_CERT}))
-        elif self._keys and may_speak and not isinstance(error, ConnectionCut):
+        elif self.has_farewell and not isinstance(error, ConnectionCut):
             status = Status.VIOLATION.name.lower()
             error.farewell = self.seal(Message(Kind.ERROR, {"error_type": status}))
         self._end()

@@ -17,7 +17,7 @@ from cryptography.exceptions import InvalidSignature
 from classroom.output import write_whole
 from companions.locking import locked
 from companions.secure_chat.authority import pem_of, revocation_list, revoked_entry
-from companions.secure_chat.certs import CERTS, Credentials, load_authority, load_trust
+from companions.secure_chat.certs import CERTS, load_authority, load_trust
 from companions.secure_chat.pki import BadCertificate, list_number, parse_pem, utc_now
 from program import Parser, UserError, read_whole, reason_of, run_program
 
@@ -27,25 +27,21 @@ MAX_SERIAL_BITS = 159  # 20 bytes, without the sign bit
 def renew(certs: Path, serials: list[int]) -> x509.CertificateRevocationList:
     """Replace the list by the next one, with these serials revoked too. Raises UserError."""
     own = load_authority(certs)
-    with locked(certs / "ca_crl.lock"):
-        return _renew(certs, own, serials)
-
-
-def _renew(certs: Path, own: Credentials, serials: list[int]) -> x509.CertificateRevocationList:
     path = certs / "ca_crl.pem"
     now = utc_now()
-    try:
-        before = load_trust(certs).signed_list(read_whole(path))
-    except OSError as error:
-        raise UserError(f"cannot read the list {path}: {reason_of(error)}") from None
-    except BadCertificate as error:
-        raise UserError(f"{path} is no list of this authority: {error}") from None
-    known = {one.serial_number for one in before}
-    new = [one for one in dict.fromkeys(serials) if one not in known]
-    entries = [*before, *(revoked_entry(one, now) for one in new)]
-    made = revocation_list(own.key, own.certificate, list_number(before) + 1, entries, now)
-    write_whole(path, pem_of(made))
-    return made
+    with locked(certs / "ca_crl.lock"):
+        try:
+            before = load_trust(certs).signed_list(read_whole(path))
+        except OSError as error:
+            raise UserError(f"cannot read the list {path}: {reason_of(error)}") from None
+        except BadCertificate as error:
+            raise UserError(f"{path} is no list of this authority: {error}") from None
+        known = {one.serial_number for one in before}
+        new = [one for one in dict.fromkeys(serials) if one not in known]
+        entries = [*before, *(revoked_entry(one, now) for one in new)]
+        made = revocation_list(own.key, own.certificate, list_number(before) + 1, entries, now)
+        write_whole(path, pem_of(made))
+        return made
 
 
 def serial_of(certs: Path, which: str) -> int:

@@ -31,6 +31,7 @@ from companions.secure_chat.certs import load_trust
 from companions.secure_chat.duplex import Duplex
 from companions.secure_chat.evidence import Evidence
 from companions.secure_chat.options import (
+    PORT,
     ChatParser,
     load_party,
     log_frame,
@@ -59,7 +60,6 @@ from companions.secure_chat.rooms import (
     parse_room_name,
     parse_said,
 )
-from companions.secure_chat.settings import PORT
 from companions.secure_chat.storage import Database
 from companions.secure_chat.transcript import Transcript
 from endpoint import HOST

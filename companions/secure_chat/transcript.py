@@ -175,26 +175,14 @@ class Transcript:
         self._lines.close()
 
 
-class Openings:
-    """What was said, in a file beside the transcript; each line can be disclosed alone.
-
-    The last lines can be lost in a power cut: the transcript proves no less without them.
-    """
-
-    def __init__(self, path: Path | None) -> None:
-        self._lines = Lines(path)
-
-    def add(self, index: int, opening: bytes) -> None:
-        """Keep how the message with this index in the room opens. Raises EvidenceFailed."""
-        members = {
-            "index": index,
-            "opening": to_base64(opening[:OPENING_BYTES]),
-            "text": opening[OPENING_BYTES:].decode("utf-8"),
-        }
-        self._lines.append(canonical(members) + b"\n", is_synced=False)
-
-    def close(self) -> None:
-        self._lines.close()
+def opening_line(index: int, opening: bytes) -> bytes:
+    """Return the line that discloses what the message with this index in the room says."""
+    members = {
+        "index": index,
+        "opening": to_base64(opening[:OPENING_BYTES]),
+        "text": opening[OPENING_BYTES:].decode("utf-8"),
+    }
+    return canonical(members) + b"\n"
 
 
 # Receipts -----------------------------------------------------------------------------------------

@@ -1,8 +1,9 @@
 """Endpoints with rules taken out, one by one, to see which attack each rule holds back.
 
 A rule of Trust, Pins, Session, Accounts, Room, Receipt or Server is taken out of both ends by
-overriding what it is made of. A weakened lab still lives through honest sessions. It refuses every
-address but loopback, and server.py and client.py cannot reach it.
+overriding what it is made of; those that are one check stand in the table at the end only. A
+weakened lab still lives through honest sessions. It refuses every address but loopback, and
+server.py and client.py cannot reach it.
 
     python -m companions.secure_chat.attacks --without shares man-in-the-middle
 """
@@ -41,7 +42,7 @@ from companions.secure_chat.pki import (
     usages_of,
 )
 from companions.secure_chat.protocol import Direction, Kind, Party, Session, State, parse
-from companions.secure_chat.rooms import Entry, Member, Room
+from companions.secure_chat.rooms import Member, Room
 from companions.secure_chat.server import Server
 from companions.secure_chat.stage import Parts
 from companions.secure_chat.storage import login_tries
@@ -49,7 +50,7 @@ from companions.secure_chat.transcript import Receipt
 from companions.secure_chat.tries import Subject
 from crypto_utils import BLOCK_BYTES
 from endpoint import HOST
-from lab.rules import chosen, lacking, require_loopback
+from lab.rules import chosen, lacking, require_loopback, unchecked
 
 PLANTED_PRIME = int(  # the lab's own: p - 1 is twice a product of primes below 4,096
     "D5C3ACC8716423C86BA5A72B4649DD03DBECE3F7795C8133C8C160432817CFC79FF73BE6764869B83CB7C81E"
@@ -115,35 +116,7 @@ class NoName(Trust):
         return super()._check_name(chain, role, None, now)
 
 
-class NoRevocation(Trust):
-    def check_revocation(self, pem: str, now: datetime) -> None:
-        """Look at no revocation list."""
-
-
-class NoListNumber(Trust):
-    def _check_list_number(self, latest: x509.CertificateRevocationList, encoded: bytes) -> None:
-        """Go back to an older list."""
-
-
-class NoListDates(Trust):
-    def _check_list_dates(self, latest: x509.CertificateRevocationList, now: datetime) -> None:
-        """Take a list that should have been replaced."""
-
-
-# Rules of Pins ------------------------------------------------------------------------------------
-
-
-class NoPin(Pins):
-    def check_key(self, server: Identity) -> None:
-        """Take any certificate of the authority, as if we had never met its owner."""
-
-
 # Rules of Session ---------------------------------------------------------------------------------
-
-
-class NoPossession(Session):
-    def _check_signature(self, kind: Kind, share: Mapping[str, Any], signature: bytes) -> None:
-        """Believe that anyone who shows a certificate has its key, as the document does."""
 
 
 class NoRole(Session):
@@ -192,16 +165,6 @@ class NoGroup(Session):
         """Take any group."""
 
 
-class NoRange(Session):
-    def _check_range(self, value: int) -> None:
-        """Take 0, 1 and p - 1 for public values."""
-
-
-class NoSubgroup(Session):
-    def _check_subgroup(self, value: int) -> None:
-        """Take public values of any order."""
-
-
 class NoEphemeral(Session):
     def _commit(self, kind: Kind, frame: bytes, sender: Direction) -> None:
         """Use the same exponent for ever, made from our long-term key."""
@@ -225,11 +188,6 @@ class NoEncryption(Session):
     def decrypt(self, data: bytes) -> bytes:
         """Take what came for the plaintext."""
         return data[BLOCK_BYTES:]
-
-
-class NoTag(Session):
-    def _check_tag(self, untagged: bytes, tag: bytes) -> None:
-        """Believe any tag."""
 
 
 class NoNumber(Session):
@@ -262,17 +220,7 @@ class NoUpdateSecret(Session):
         super()._next_keys()
 
 
-class NoRecheck(Session):
-    def check_again(self) -> None:
-        """Do not look at a certificate again once its session has begun."""
-
-
 # Rules of Accounts --------------------------------------------------------------------------------
-
-
-class NoBinding(Accounts):
-    def _check_binding(self, identity: Identity, email: str) -> None:
-        """Let anybody with a certificate and the password into an account."""
 
 
 class NoServerHash(Accounts):
@@ -357,22 +305,7 @@ class NoSingleUse(Accounts):
         return True
 
 
-class NoTokenExpiry(Accounts):
-    def _check_expiry(self, expires_at: int) -> None:
-        """Let a token be used at any time."""
-
-
-class NoTokenHolder(Accounts):
-    def _check_holder(self, identity: Identity, fingerprint: str) -> None:
-        """Let anybody with a certificate use a token."""
-
-
 # Rules of Room ------------------------------------------------------------------------------------
-
-
-class NoRoom(Room):
-    def _check_room(self, message: forms.Message) -> None:
-        """Take a message that was said in another room."""
 
 
 class NoSession(Room):
@@ -382,56 +315,6 @@ class NoSession(Room):
             if member.identity.fingerprint == message.sender:
                 return member
         return super()._check_sender(message)
-
-
-class NoMessageSignature(Room):
-    def _check_signature(self, member: Member, signed: bytes, signature: bytes) -> None:
-        """Believe the server that somebody said this."""
-
-
-class NoRecipient(Room):
-    def _check_recipient(self, message: forms.Message) -> None:
-        """Read what was said to others, or to an earlier session of ours."""
-
-
-class NoSeqno(Room):
-    def _check_seqno(self, member: Member, message: forms.Message) -> None:
-        """Take a message again, or without those before it."""
-
-
-class NoAge(Room):
-    def _check_age(self, message: forms.Message) -> None:
-        """Take a message of any time before now."""
-
-
-class NoFuture(Room):
-    def _check_future(self, message: forms.Message) -> None:
-        """Take a message that is dated tomorrow, as the document does."""
-
-
-class NoPrevious(Room):
-    def _check_previous(self, member: Member, message: forms.Message) -> None:
-        """Do not ask what the sender said before."""
-
-
-class NoSeen(Room):
-    def _check_seen(self, message: forms.Message) -> None:
-        """Do not ask what the sender has seen."""
-
-
-class NoCommitment(Room):
-    def _check_commitment(self, message: forms.Message, r: bytes, text: bytes) -> None:
-        """Believe the server what the text is."""
-
-
-class NoHead(Room):
-    def _check_head(self, entry: Entry, claimed: bytes) -> None:
-        """Take any head that the server signed."""
-
-
-class NoHeadSignature(Room):
-    def _check_head_signature(self, entry: Entry, server: Identity) -> None:
-        """Take a head that the server can deny."""
 
 
 # Rules of Receipt and Server ----------------------------------------------------------------------
@@ -465,8 +348,7 @@ class LoopbackServer(Server):
         **options: Any,
     ) -> None:
         """Refuse every host but this one. Raises UserError."""
-        require_loopback(host)
-        super().__init__(party, trust, accounts, folder, host, *rest, **options)
+        super().__init__(party, trust, accounts, folder, require_loopback(host), *rest, **options)
 
 
 class LoopbackClient(Client):
@@ -481,8 +363,8 @@ class LoopbackClient(Client):
         **options: Any,
     ) -> None:
         """Refuse every host but this one. Raises UserError."""
-        require_loopback(host)
-        super().__init__(party, trust, server_name, folder, host, *rest, **options)
+        address = require_loopback(host)
+        super().__init__(party, trust, server_name, folder, address, *rest, **options)
 
 
 # Names --------------------------------------------------------------------------------------------
@@ -493,46 +375,70 @@ RULES: dict[str, type] = {
     "dates": NoDates,
     "key-size": NoKeySize,
     "name": NoName,
-    "revocation": NoRevocation,
-    "list-number": NoListNumber,
-    "list-dates": NoListDates,
-    "pin": NoPin,
-    "possession": NoPossession,
+    "revocation": unchecked(Trust, "check_revocation", "Look at no revocation list"),
+    "list-number": unchecked(Trust, "_check_list_number", "Go back to an older list"),
+    "list-dates": unchecked(
+        Trust, "_check_list_dates", "Take a list that should have been replaced"
+    ),
+    "pin": unchecked(
+        Pins, "check_key", "Take any certificate of the authority, as if we had never met its owner"
+    ),
+    "possession": unchecked(
+        Session,
+        "_check_signature",
+        "Believe that anyone who shows a certificate has its key, as the document does",
+    ),
     "role": NoRole,
     "shares": NoShares,
     "transcript": NoTranscript,
     "group": NoGroup,
-    "range": NoRange,
-    "subgroup": NoSubgroup,
+    "range": unchecked(Session, "_check_range", "Take 0, 1 and p - 1 for public values"),
+    "subgroup": unchecked(Session, "_check_subgroup", "Take public values of any order"),
     "ephemeral": NoEphemeral,
     "update": NoUpdate,
     "update-secret": NoUpdateSecret,
-    "recheck": NoRecheck,
+    "recheck": unchecked(
+        Session, "check_again", "Do not look at a certificate again once its session has begun"
+    ),
     "encryption": NoEncryption,
-    "tag": NoTag,
+    "tag": unchecked(Session, "_check_tag", "Believe any tag"),
     "number": NoNumber,
     "direction-keys": NoDirectionKeys,
-    "binding": NoBinding,
+    "binding": unchecked(
+        Accounts,
+        "_check_binding",
+        "Let anybody with a certificate and the password into an account",
+    ),
     "server-hash": NoServerHash,
     "slow-hash": NoSlowHash,
     "dummy-hash": NoDummyHash,
     "atomic-limit": NoAtomicLimit,
     "own-tries": NoOwnTries,
     "single-use": NoSingleUse,
-    "token-expiry": NoTokenExpiry,
-    "token-holder": NoTokenHolder,
-    "room": NoRoom,
+    "token-expiry": unchecked(Accounts, "_check_expiry", "Let a token be used at any time"),
+    "token-holder": unchecked(
+        Accounts, "_check_holder", "Let anybody with a certificate use a token"
+    ),
+    "room": unchecked(Room, "_check_room", "Take a message that was said in another room"),
     "session": NoSession,
-    "message-signature": NoMessageSignature,
-    "recipient": NoRecipient,
-    "seqno": NoSeqno,
-    "age": NoAge,
-    "future": NoFuture,
-    "previous": NoPrevious,
-    "seen": NoSeen,
-    "commitment": NoCommitment,
-    "head": NoHead,
-    "head-signature": NoHeadSignature,
+    "message-signature": unchecked(
+        Room, "_check_signature", "Believe the server that somebody said this"
+    ),
+    "recipient": unchecked(
+        Room, "_check_recipient", "Read what was said to others, or to an earlier session of ours"
+    ),
+    "seqno": unchecked(Room, "_check_seqno", "Take a message again, or without those before it"),
+    "age": unchecked(Room, "_check_age", "Take a message of any time before now"),
+    "future": unchecked(
+        Room, "_check_future", "Take a message that is dated tomorrow, as the document does"
+    ),
+    "previous": unchecked(Room, "_check_previous", "Do not ask what the sender said before"),
+    "seen": unchecked(Room, "_check_seen", "Do not ask what the sender has seen"),
+    "commitment": unchecked(Room, "_check_commitment", "Believe the server what the text is"),
+    "head": unchecked(Room, "_check_head", "Take any head that the server signed"),
+    "head-signature": unchecked(
+        Room, "_check_head_signature", "Take a head that the server can deny"
+    ),
     "receipt-fields": NoReceiptFields,
     "deadline": NoDeadline,
 }

@@ -13,10 +13,9 @@ from functools import partial
 
 from classroom.report import main
 from classroom.wire import Field, companion
-from companions.secure_chat.attacks import kind_name
 from companions.secure_chat.pki import BadCertificate, alternative_names, parse_pem
 from companions.secure_chat.protocol import LENGTH_BYTES
-from companions.secure_chat.settings import PORT
+from companions.secure_chat.options import PORT, kind_name
 from program import plural, run_program
 
 MEMBER = re.compile(rb'([{,])("[A-Za-z_]+"):("(?:[^"\\]|\\.)*"|\[.*\]|[0-9]+)')  # canonical JSON

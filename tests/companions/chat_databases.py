@@ -21,11 +21,14 @@ from typing import Any, Protocol
 
 import pytest
 
+from companions.asymmetric import PrivateKey
 from companions.secure_chat import accounts
 from companions.secure_chat.storage import Database
+from tests.companions.chat_helpers import ALICE, BOB, NOW_MS, Authority, identity_of
 
 USER = "chat"
 PASSWORD = "hunter22"
+RIGHT = "correct horse"  # password of an account
 LIMIT_S = 120.0  # for a server to start: other tests may run beside it
 Rows = list[tuple[Any, ...]]
 
@@ -36,6 +39,25 @@ def quick_accounts(database: Database, *clock: Callable[[], int]) -> accounts.Ac
         patch.setattr(accounts, "PASSES", 1)
         patch.setattr(accounts, "MEMORY_KIB", 64)
         return accounts.Accounts(database, *clock)
+
+
+class Owners:
+    """Accounts whose clock is set by hand, and two owners."""
+
+    def __init__(self, database: Database, keys: list[PrivateKey]) -> None:
+        self.now = NOW_MS
+        self.database = database
+        self.accounts = self.opened()
+        authority = Authority(keys[0])
+        self.alice = identity_of(authority.issue("client", ALICE, keys[1]), "client", ALICE)
+        self.bob = identity_of(authority.issue("client", BOB, keys[2]), "client", BOB)
+        self.renewed = identity_of(authority.issue("client", ALICE, keys[3]), "client", ALICE)
+        self.account = self.accounts.register(self.alice, ALICE, "alice", RIGHT)
+        self.accounts.register(self.bob, BOB, "bob", RIGHT)
+
+    def opened(self) -> accounts.Accounts:
+        """Return the accounts as another server on the same database has them."""
+        return quick_accounts(self.database, lambda: self.now)
 
 
 class Place(Protocol):

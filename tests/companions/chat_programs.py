@@ -8,23 +8,27 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from companions.asymmetric import PrivateKey, write_private
 from companions.secure_chat.authority import pem_of
 from companions.secure_chat.client import Client, Joined
+from companions.secure_chat.evidence import Kept
 from companions.secure_chat.pki import utc_now
 from companions.secure_chat.protocol import Party
-from companions.secure_chat.rooms import Said
+from companions.secure_chat.rooms import LOBBY, Said
 from companions.secure_chat.server import Limits, Record, Server
 from companions.secure_chat.storage import Database
+from companions.secure_chat.verify import Certificates, History, verify
 from tests.companions.chat_databases import quick_accounts
 from tests.companions.chat_helpers import ALICE, BOB, Authority
 from tests.network import Noted
 from tests.programs import ROOT
 
 LIMIT_S = 60.0  # for what must come: other tests may run beside these
-PASSWORDS = {ALICE: "alices secret word", BOB: "bobs secret word"}
+CAROL = "carol@example.org"
+PASSWORDS = {ALICE: "alices secret word", BOB: "bobs secret word", CAROL: "carols secret word"}
+AnyEvent = TypeVar("AnyEvent")
 PROGRAM = [sys.executable, "-W", "error", "-m"]
 
 
@@ -75,20 +79,59 @@ class House:
         return Client(party, self.trust, "localhost", folder, *self.server.address, **options)
 
     @contextlib.contextmanager
+    def member(
+        self, name: str = ALICE, key: int = 2, room: str = LOBBY, **options: Any
+    ) -> Iterator[Client]:
+        """Give a client with a new account, in a room."""
+        with self.client(name, key, **options) as client:
+            client.register(name, name.partition("@")[0], PASSWORDS[name])
+            client.join(room)
+            yield client
+
+    @contextlib.contextmanager
     def members(self) -> Iterator[tuple[Client, Client]]:
-        with self.client() as alice, self.client(BOB, 3) as bob:
-            for client, name in ((alice, ALICE), (bob, BOB)):
-                client.register(name, name.partition("@")[0], PASSWORDS[name])
-                client.join()
+        with self.member() as alice, self.member(BOB, 3) as bob:
             assert isinstance(alice.hear(LIMIT_S), Joined)
             yield alice, bob
+
+    def judged(self, kept: Kept) -> History:
+        """Return what a third party finds in the evidence of a stay; both receipts have to hold."""
+        stem = kept.transcript.stem.removeprefix("transcript")
+        folder = kept.transcript.parent
+        bundle = (folder / f"certs{stem}.pem").read_bytes()
+        certificates = Certificates(bundle, pem_of(self.authority.certificate))
+        for role in ("client", "server"):
+            receipt, is_countersigned, history = verify(
+                (folder / f"receipt{stem}_{role}.json").read_bytes(),
+                kept.transcript.read_bytes(),
+                certificates,
+            )
+            assert is_countersigned
+            assert {message.room for message in history.messages.values()} <= {receipt.room}
+        return history
+
+    def revoke(self, party: Party) -> None:
+        self.authority.revoke([party.identity.certificate], utc_now())
+        self.authority.publish(now=utc_now())
+
+
+def next_of(client: Client, kind: type[AnyEvent]) -> AnyEvent:
+    """Return the next event of a kind."""
+    while not isinstance(event := client.hear(LIMIT_S), kind):
+        pass
+    return event
 
 
 def hear(client: Client) -> str | None:
     """Return the next text."""
-    while not isinstance(event := client.hear(LIMIT_S), Said):
-        pass
-    return event.text
+    return next_of(client, Said).text
+
+
+def say(speaker: Client, text: str, *others: Client) -> None:
+    """Let somebody say a text, which is what all of these hear next."""
+    speaker.say(text)
+    for one in (speaker, *others):
+        assert hear(one) == text
 
 
 class Typed:

@@ -1,8 +1,8 @@
-"""What the tests of secure_chat's sessions and rooms share: pairs of real ends, without sockets."""
+"""What the tests of secure_chat's sessions share: pairs of real ends, without sockets."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from companions.asymmetric import PrivateKey
@@ -17,9 +17,8 @@ from companions.secure_chat.protocol import (
     State,
     parse,
 )
-from companions.secure_chat.rooms import Member, Room, Seat
 from protocol_fsm import ProtocolError
-from tests.companions.chat_helpers import ALICE, BOB, NOW, NOW_MS, ROOM, START, Authority
+from tests.companions.chat_helpers import ALICE, BOB, NOW, ROOM, Authority
 from tests import sessions
 from tests.sessions import clone
 
@@ -171,25 +170,3 @@ def flips(frame: bytes, step: int) -> Iterator[bytes]:
         changed = bytearray(frame)
         changed[position] ^= 1 << position % 8
         yield bytes(changed)
-
-
-class Rooms:
-    """Alice and Bob in one room, and the server's view of it."""
-
-    def __init__(self, world: World, clock: Callable[[], int] = lambda: NOW_MS) -> None:
-        self.world = world
-        self.room = Room(ROOM, START, 0, START, clock)
-        self.sessions = {ALICE: bytes([1]) * 32, BOB: bytes([2]) * 32}
-        self.parties = {ALICE: world.alice, BOB: world.bob}
-        self.seats = {}
-        for name in self.parties:
-            self.room.enter(self.member(name))
-        for name, party in self.parties.items():
-            view = Room(ROOM, START, 0, START, clock, self.member(name).address)
-            for other in self.parties:
-                view.enter(self.member(other))
-            self.seats[name] = Seat(party, world.server.identity, view, lambda data: bytes(48))
-
-    def member(self, name: str) -> Member:
-        party = self.parties[name]
-        return Member(party.identity, party.pem, self.sessions[name])

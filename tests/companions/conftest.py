@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from companions.asymmetric import PrivateKey
     from tests.companions.chat_databases import MariaDb, Place
     from tests.companions.chat_programs import House
+    from tests.companions.chat_sessions import World
 
 
 @pytest.fixture(scope="session")
@@ -59,3 +60,23 @@ def house(keys: list[PrivateKey], tmp_path: Path) -> Iterator[House]:
 
     with House(keys, tmp_path).open() as house:
         yield house
+
+
+@pytest.fixture(scope="module")
+def world(keys: list[PrivateKey]) -> World:
+    """The parties of secure_chat, whose clock stands still."""
+    from tests.companions.chat_sessions import World
+
+    return World(keys)
+
+
+@pytest.fixture
+def certs(tmp_path: Path, keys: list[PrivateKey], monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with an authority of secure_chat, whose keys are not made anew."""
+    from companions.secure_chat import gen_ca, gen_cert
+
+    left = iter([*keys, *keys])
+    for module in (gen_ca, gen_cert):
+        monkeypatch.setattr(module, "new_identity", lambda: next(left))
+    gen_ca.create(tmp_path / "certs")
+    return tmp_path / "certs"

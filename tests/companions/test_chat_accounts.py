@@ -20,7 +20,7 @@ from companions.asymmetric import PrivateKey
 from companions.secure_chat import accounts, storage, tries
 from companions.secure_chat.accounts import Account, Accounts, Refused
 from companions.secure_chat.pki import Identity, fold
-from companions.secure_chat.settings import Settings, load_settings
+from companions.secure_chat.options import Settings, load_settings
 from companions.secure_chat.storage import Database, StorageFailed, Taken
 from program import UserError
 from tests.companions.chat_databases import Place, SqliteFile, quick_accounts
@@ -58,13 +58,17 @@ def bob(keys: list[PrivateKey]) -> Identity:
     return identity_of(Authority(keys[0]).issue("client", BOB, keys[2]), "client", BOB)
 
 
+@pytest.fixture
+def account(some: Accounts, alice: Identity) -> Account:
+    return some.register(alice, ALICE, "Alice", PASSWORD)
+
+
 # Registration and login ---------------------------------------------------------------------------
 
 
 @pytest.mark.slow
-def test_registered_user_can_log_in(some: Accounts, alice: Identity) -> None:
-    made = some.register(alice, ALICE, "Alice", PASSWORD)
-    assert made == some.login(alice, "ALICE@example.org", PASSWORD) == Account(1, ALICE, "alice")
+def test_registered_user_can_log_in(some: Accounts, alice: Identity, account: Account) -> None:
+    assert account == some.login(alice, "ALICE@example.org", PASSWORD) == Account(1, ALICE, "alice")
 
 
 @pytest.mark.slow
@@ -88,10 +92,10 @@ def test_database_is_its_owners(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("account")
 def test_refused_login_gives_the_reason_to_the_log_only(
     some: Accounts, alice: Identity, bob: Identity
 ) -> None:
-    some.register(alice, ALICE, "Alice", PASSWORD)
     tries = {
         "wrong password": (alice, ALICE, "battery staple"),
         "unknown user": (bob, BOB, PASSWORD),
@@ -141,10 +145,10 @@ def test_unfit_registration_leaves_nothing(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("username", ["Alice", "ALICE", "\uff41lice"])
+@pytest.mark.usefixtures("account")
 def test_name_that_looks_taken_is_taken(
     some: Accounts, alice: Identity, bob: Identity, username: str
 ) -> None:
-    some.register(alice, ALICE, "alice", PASSWORD)
     with pytest.raises(Refused, match="taken"):
         some.register(bob, BOB, username, PASSWORD)
 
@@ -245,17 +249,20 @@ def store(database: Database, pwd_hash: bytes) -> None:
 
 @pytest.mark.slow
 def test_row_that_asks_for_too_much_work_is_refused_at_once(
-    some: Accounts, alice: Identity, database: Database, monkeypatch: pytest.MonkeyPatch
+    some: Accounts,
+    alice: Identity,
+    account: Account,
+    database: Database,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(accounts, "MAX_MEMORY_KIB", 24 * 1024)
-    made = some.register(alice, ALICE, "alice", PASSWORD)
     costly = PasswordHasher(time_cost=1, memory_cost=2 * accounts.MAX_MEMORY_KIB).hash(PASSWORD)
     store(database, costly.encode())
     with pytest.raises(Refused, match="wrong password"):
         some.login(alice, ALICE, PASSWORD)
     hasher = PasswordHasher(time_cost=2, memory_cost=accounts.MAX_MEMORY_KIB, parallelism=1)
     store(database, hasher.hash(PASSWORD).encode())
-    assert some.login(alice, ALICE, PASSWORD) == made
+    assert some.login(alice, ALICE, PASSWORD) == account
 
 
 @pytest.mark.slow
@@ -282,10 +289,10 @@ def test_row_that_asks_for_too_much_work_is_refused_at_once(
         *("passes", "lanes", "argon2i"),
     ],
 )
+@pytest.mark.usefixtures("account")
 def test_row_that_holds_no_hash_of_ours_is_refused(
     some: Accounts, alice: Identity, database: Database, stored: bytes
 ) -> None:
-    some.register(alice, ALICE, "alice", PASSWORD)
     store(database, stored)
     with pytest.raises(Refused, match="wrong password"):
         some.login(alice, ALICE, PASSWORD)
@@ -294,10 +301,10 @@ def test_row_that_holds_no_hash_of_ours_is_refused(
 @pytest.mark.slow
 @pytest.mark.parametrize("place", ["sqlite"], indirect=True)  # elsewhere bytes stay bytes
 @pytest.mark.parametrize("column", ["username", "pwd_hash"])
+@pytest.mark.usefixtures("account")
 def test_row_that_was_edited_as_text_is_a_failure_with_its_reason(
     some: Accounts, alice: Identity, database: Database, column: str
 ) -> None:
-    some.register(alice, ALICE, "alice", PASSWORD)
     with database.transaction() as connection:
         connection.execute(sql.text(f"UPDATE users SET {column} = CAST({column} AS TEXT)"))
     with pytest.raises(StorageFailed, match=f"an edited row of {ALICE}"):
@@ -305,10 +312,10 @@ def test_row_that_was_edited_as_text_is_a_failure_with_its_reason(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("account")
 def test_name_that_was_edited_into_nonsense_can_be_shown(
     some: Accounts, alice: Identity, database: Database
 ) -> None:
-    some.register(alice, ALICE, "alice", PASSWORD)
     with database.transaction() as connection:
         connection.execute(sql.text("UPDATE users SET username = X'FF'"))
     assert some.login(alice, ALICE, PASSWORD).username == "\ufffd"
@@ -328,8 +335,8 @@ def test_weaker_hash_is_renewed_at_login(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("account")
 def test_stolen_table_logs_nobody_in(some: Accounts, alice: Identity, place: Place) -> None:
-    some.register(alice, ALICE, "alice", PASSWORD)
     [(stored,)] = place.rows("SELECT pwd_hash FROM users")
     assert isinstance(stored, bytes)
     with pytest.raises(Refused):
@@ -341,9 +348,8 @@ def test_stolen_table_logs_nobody_in(some: Accounts, alice: Identity, place: Pla
 
 @pytest.mark.slow
 def test_session_keeps_the_hash_of_its_token_and_its_end(
-    some: Accounts, alice: Identity, place: Place
+    some: Accounts, alice: Identity, account: Account, place: Place
 ) -> None:
-    account = some.register(alice, ALICE, "alice", PASSWORD)
     token = some.new_session(account, "1" * 64, "2" * 64)
     some.end_session(token, "3" * 64, 5)
     other = some.new_session(account, "1" * 64, "2" * 64)
@@ -357,9 +363,8 @@ def test_session_keeps_the_hash_of_its_token_and_its_end(
 
 @pytest.mark.slow
 def test_second_certificate_of_an_address_is_told(
-    some: Accounts, alice: Identity, database: Database
+    some: Accounts, alice: Identity, account: Account, database: Database
 ) -> None:
-    account = some.register(alice, ALICE, "alice", PASSWORD)
     for fingerprint in ("1" * 64, "1" * 64, "3" * 64):
         some.new_session(account, fingerprint, "2" * 64)
     [event] = database.events("other_certificate")

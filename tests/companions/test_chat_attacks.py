@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import random
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from companions.secure_chat import attacks, wire
+from companions.secure_chat import attacks, server, wire
 from companions.secure_chat.attacks import ATTACKS
 from companions.secure_chat.stage import (
     ALICE,
@@ -27,6 +28,7 @@ from companions.secure_chat.stage import (
     forged,
     impersonated,
     overheard,
+    pki,
     vanished,
 )
 from companions.secure_chat.stage import SECRET as TO_OTHERS
@@ -138,13 +140,29 @@ def test_the_documented_protocol_loses_the_password() -> None:
 
 
 @pytest.mark.slow
-def test_weakened_ends_refuse_every_network() -> None:
+def test_weakened_ends_refuse_every_network(monkeypatch: pytest.MonkeyPatch) -> None:
     parts = without(["tag"])
     nobody: Any = None
     with pytest.raises(UserError, match="loopback only"):
         parts.server(nobody, nobody, nobody, Path(), "0.0.0.0")
     with pytest.raises(UserError, match="loopback only"):
         parts.client(nobody, nobody, "localhost", Path(), "192.0.2.1")
+    alice = pki().people[ALICE]
+    client = parts.client(alice, nobody, "localhost", Path(), "localhost", 1)
+    assert client._address == ("127.0.0.1", 1), "the name is not looked up again"
+
+    def listen(host: str, port: int) -> socket.socket:
+        assert host == "127.0.0.1", "nor here"
+        return socket.socket()
+
+    monkeypatch.setattr(server, "listen", listen)
+    parts.server(nobody, nobody, nobody, Path(), "localhost", 0).close()
+
+
+def test_rule_that_leaves_out_a_check_names_one_that_its_part_has() -> None:
+    for rule in RULES.values():
+        own = [name for name in vars(rule) if not name.startswith("__")]
+        assert any(hasattr(part, name) for part in rule.__bases__ for name in own), rule
 
 
 # Goals --------------------------------------------------------------------------------------------

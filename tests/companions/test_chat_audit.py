@@ -12,7 +12,7 @@ import pytest
 import sqlalchemy as sql
 
 from companions.secure_chat import audit
-from companions.secure_chat.settings import DATABASE
+from companions.secure_chat.options import DATABASE
 from companions.secure_chat.storage import Database, audit_log
 from program import UserError
 from tests.companions.chat_helpers import ALICE, BOB

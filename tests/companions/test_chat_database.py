@@ -19,7 +19,7 @@ from companions.secure_chat.storage import Database, StorageFailed
 from program import UserError
 from tests.companions.chat_databases import MariaDb, MariaPlace, Place
 from tests.companions.chat_helpers import ALICE, BOB
-from tests.companions.chat_programs import LIMIT_S, PASSWORDS, PROGRAM, House, Typed, hear
+from tests.companions.chat_programs import LIMIT_S, PASSWORDS, PROGRAM, House, Typed, say
 
 pytestmark = pytest.mark.slow
 
@@ -40,11 +40,9 @@ def test_connections_killed_in_mid_chat_are_missed_by_nobody(
     house: House, maria: MariaPlace
 ) -> None:
     with house.members() as (alice, bob):
-        alice.say("before")
-        assert [hear(alice), hear(bob)] == ["before"] * 2
+        say(alice, "before", bob)
         assert maria.server.kill_connections() > 0
-        bob.say("after")
-        assert [hear(alice), hear(bob)] == ["after"] * 2
+        say(bob, "after", alice)
         kept = [alice.settle(), bob.settle()]
     assert [(one.is_countersigned, one.messages) for one in kept] == [(True, 2)] * 2
     assert maria.rows("SELECT message_count FROM sessions WHERE ended_at IS NOT NULL") == [
@@ -62,8 +60,7 @@ def test_database_that_goes_away_is_one_sentence_and_one_line_until_it_is_back(
         try:
             with house.client() as other, pytest.raises(PeerEnded) as caught:
                 other.log_in(ALICE, PASSWORDS[ALICE])
-            alice.say("we go on")
-            assert [hear(alice), hear(bob)] == ["we go on"] * 2
+            say(alice, "we go on", bob)
         finally:
             maria.server.start()
         house.await_record(lambda record: isinstance(record.detail, StorageFailed))

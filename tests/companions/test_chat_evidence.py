@@ -40,7 +40,6 @@ from companions.secure_chat.transcript import (
     BadReceipt,
     EvidenceFailed,
     Lines,
-    Openings,
     Receipt,
     Transcript,
     check_receipt,
@@ -48,6 +47,7 @@ from companions.secure_chat.transcript import (
     is_countersigned,
     line_of,
     make_receipt,
+    opening_line,
     save_receipt,
 )
 from companions.secure_chat.verify import Certificates, Wrong
@@ -132,11 +132,11 @@ def whole(keys: list[PrivateKey], tmp_path_factory: pytest.TempPathFactory) -> C
     server = school.issue("server", "localhost", keys[3])
     talk = Talk(server)
     stay = Transcript(folder / "transcript.txt", server.fingerprint, talk.head)
-    kept = Openings(folder / "openings.jsonl")
+    kept = Lines(folder / "openings.jsonl")
     openings = []
     for index, (entry, opening) in enumerate(say(talk, alice, bob)):
         stay.add(*entry)
-        kept.add(index, opening)
+        kept.append(opening_line(index, opening))
         openings.append(opening)
     stay.close()
     kept.close()
@@ -286,9 +286,8 @@ def test_line_has_the_documents_five_columns_first(whole: Case) -> None:
 
 
 def test_hash_of_the_transcript_is_that_of_its_file(whole: Case) -> None:
-    digest = hashes.Hash(hashes.SHA256())
-    digest.update(whole.lines)
-    assert whole.stay.hash() == digest.finalize().hex() == whole.receipt.transcript_hash
+    digest = hashlib.sha256(whole.lines).hexdigest()
+    assert whole.stay.hash() == digest == whole.receipt.transcript_hash
 
 
 def test_other_end_writes_the_same_without_a_file(whole: Case) -> None:
@@ -321,13 +320,6 @@ def test_every_message_is_on_the_disk_before_the_next(
         stay.add(*entry)
         assert len(synced) == count
     stay.close()
-
-
-def test_openings_do_not_wait_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(os, "fsync")
-    kept = Openings(tmp_path / "openings.jsonl")
-    kept.add(0, bytes(32) + b"text")
-    kept.close()
 
 
 def test_file_of_lines_is_closed_once_and_then_keeps_nothing(tmp_path: Path) -> None:
@@ -497,11 +489,9 @@ def test_longer_transcript_than_the_receipts_is_refused(whole: Case) -> None:
     shorter = Transcript(None, whole.server.fingerprint, START)
     for entry, _ in said[:5]:
         shorter.add(*entry)
-    alice = identity_of(whole.alice, "client", ALICE)
-    known = shorter.known(ALICES, ROOM, alice, whole.server.pem)
-    receipt = make_receipt(known, whole.server.key, NOW)
     lines = whole_of(whole, [entry for entry, _ in said])
-    refuse(whole, "^line 11: the receipt is of 5 messages only", lines, file_of(receipt))
+    reason = "^line 11: the receipt is of 5 messages only"
+    refuse(whole, reason, lines, receipt_of(whole, shorter))
 
 
 def whole_of(
@@ -525,19 +515,24 @@ def file_of(receipt: Receipt, countersignature: str = "uncountersigned") -> byte
     return canonical({**receipt.members(), "countersignature": countersignature}) + b"\n"
 
 
+def signed_by(signer: Credentials, receipt: Receipt, **changes: object) -> Receipt:
+    """Return a receipt with changes, signed anew, whoever should sign it."""
+    made = replace(receipt, **changes)  # type: ignore[arg-type]
+    return replace(made, signature=to_base64(pae.sign(signer.key, made.signed())))
+
+
 def receipt_over(case: Case, lines: bytes, count: int, **changes: object) -> bytes:
     """Return a receipt of the server's, signed, for lines that it should not sign."""
-    digest = hashes.Hash(hashes.SHA256())
-    digest.update(lines)
-    made = replace(
-        case.receipt,
-        message_count=count,
-        last_seqno=count - 1,
-        transcript_hash=digest.finalize().hex(),
-        **changes,  # type: ignore[arg-type]
-    )
-    signature = pae.sign(case.server.key, made.signed())
-    return file_of(replace(made, signature=base64.b64encode(signature).decode()))
+    digest = hashlib.sha256(lines).hexdigest()
+    numbers = {"message_count": count, "last_seqno": count - 1, "transcript_hash": digest}
+    return file_of(signed_by(case.server, case.receipt, **{**numbers, **changes}))
+
+
+def receipt_of(case: Case, stay: Transcript, session: bytes = ALICES) -> bytes:
+    """Return the server's receipt for a stay of Alice's."""
+    alice = identity_of(case.alice, "client", ALICE)
+    known = stay.known(session, ROOM, alice, case.server.pem)
+    return file_of(make_receipt(known, case.server.key, NOW))
 
 
 def placed(case: Case, signed: bytes, signature: bytes) -> tuple[bytes, bytes, bytes, bytes]:
@@ -653,17 +648,13 @@ def test_member_who_came_late_verifies_from_there(whole: Case) -> None:
     refuse(whole, "^receipt: its numbers", lines, receipt)
     stay = Transcript(None, whole.server.fingerprint, base)
     stay.add(*entry)
-    alice = identity_of(whole.alice, "client", ALICE)
-    made = make_receipt(stay.known(late, ROOM, alice, whole.server.pem), whole.server.key, NOW)
-    assert list(whole.verify(lines, file_of(made)).messages) == [3]
+    assert list(whole.verify(lines, receipt_of(whole, stay, late)).messages) == [3]
 
 
 def test_stay_in_which_nothing_was_said_is_verified_too(whole: Case) -> None:
     stay = Transcript(None, whole.server.fingerprint, START)
     assert (stay.first_seqno, stay.last_seqno, stay.message_count) == (0, -1, 0)
-    alice = identity_of(whole.alice, "client", ALICE)
-    made = make_receipt(stay.known(ALICES, ROOM, alice, whole.server.pem), whole.server.key, NOW)
-    assert not whole.verify(b"", file_of(made)).lines
+    assert not whole.verify(b"", receipt_of(whole, stay)).lines
 
 
 def test_message_to_others_may_be_older_than_the_stay(whole: Case) -> None:
@@ -674,10 +665,8 @@ def test_message_to_others_may_be_older_than_the_stay(whole: Case) -> None:
     to = [Recipient(whole.alice.fingerprint, ALICES)]
     entry, _ = talk.say(whole.bob, BOBS, "late", to, seen=START)
     stay.add(*entry)
-    alice = identity_of(whole.alice, "client", ALICE)
-    known = stay.known(b"L" * 32, ROOM, alice, whole.server.pem)
-    made = make_receipt(known, whole.server.key, NOW)
-    assert list(whole.verify(whole_of(whole, [entry]), file_of(made)).messages) == [2]
+    receipt = receipt_of(whole, stay, b"L" * 32)
+    assert list(whole.verify(whole_of(whole, [entry]), receipt).messages) == [2]
 
 
 # Receipts -----------------------------------------------------------------------------------------
@@ -733,25 +722,22 @@ def test_other_bytes_than_a_receipts_are_refused(
         verify.read_receipt(data)
 
 
-@pytest.mark.parametrize("change", [{"version": 2}, {"type": "else"}])
-def test_receipt_of_another_version_is_refused_though_it_is_signed(
-    whole: Case, change: dict[str, object]
-) -> None:
-    reason = "^receipt: unreadable: not a receipt of this version"
-    refuse(whole, reason, receipt=receipt_over(whole, whole.lines, 6, **change))
+HASHES = ("session_id", "base_head", "transcript_hash", "peer_cert_fingerprint")
 
 
 @pytest.mark.parametrize(
-    "name", ["session_id", "base_head", "transcript_hash", "peer_cert_fingerprint"]
+    ("change", "reason"),
+    [
+        ({"version": 2}, "unreadable: not a receipt of this version"),
+        ({"type": "else"}, "unreadable: not a receipt of this version"),
+        ({"peer": "else"}, "peer is neither"),
+        *(({name: "A" * 64}, f"unreadable: {name} is not 32 bytes in hex") for name in HASHES),
+    ],
 )
-def test_signed_field_of_a_receipt_that_is_no_hash_is_named(whole: Case, name: str) -> None:
-    data = file_of(replace(whole.receipt, **{name: "A" * 64}))  # type: ignore[arg-type]
-    refuse(whole, f"^receipt: unreadable: {name} is not 32 bytes in hex", receipt=data)
-
-
-def test_peer_of_a_receipt_is_client_or_server(whole: Case) -> None:
-    receipt = receipt_over(whole, whole.lines, 6, peer="else")
-    refuse(whole, "^receipt: peer is neither", receipt=receipt)
+def test_receipt_of_another_form_is_refused_though_it_is_signed(
+    whole: Case, change: dict[str, object], reason: str
+) -> None:
+    refuse(whole, f"^receipt: {reason}", receipt=receipt_over(whole, whole.lines, 6, **change))
 
 
 def test_receipt_without_a_readable_signature_or_certificate_is_refused(whole: Case) -> None:
@@ -768,26 +754,20 @@ def test_receipt_of_another_transcript_is_refused_though_its_count_fits(whole: C
 def test_certificate_inside_a_receipt_is_not_trusted(whole: Case, keys: list[PrivateKey]) -> None:
     """A forger signs with a new key, and puts its certificate in."""
     forger = Authority(keys[4]).issue("server", "localhost", keys[5])
-    made = replace(
-        whole.receipt, signer_cert=base64.b64encode(forger.pem.encode()).decode(), signature=""
-    )
-    signature = base64.b64encode(pae.sign(forger.key, made.signed())).decode()
-    forged = file_of(replace(made, signature=signature))
+    shown = to_base64(forger.pem.encode())
+    forged = file_of(signed_by(forger, whole.receipt, signer_cert=shown))
     refuse(whole, "^receipt: no certificate with the fingerprint", receipt=forged)
     known = replace(whole, bundle=whole.bundle + forger.pem.encode())
     refuse(known, "^receipt: its signer's certificate: UnknownIssuer", receipt=forged)
 
 
 def test_client_cannot_sign_as_the_server(whole: Case) -> None:
-    made = replace(
-        whole.receipt, signer_cert=base64.b64encode(whole.bob.pem.encode()).decode(), signature=""
-    )
-    signature = base64.b64encode(pae.sign(whole.bob.key, made.signed())).decode()
-    refuse(whole, "WrongPurpose", receipt=file_of(replace(made, signature=signature)))
+    made = signed_by(whole.bob, whole.receipt, signer_cert=to_base64(whole.bob.pem.encode()))
+    refuse(whole, "WrongPurpose", receipt=file_of(made))
 
 
 def test_countersignature_of_another_is_refused(whole: Case) -> None:
-    signature = base64.b64encode(countersign(whole.bob.key, whole.receipt)).decode()
+    signature = to_base64(countersign(whole.bob.key, whole.receipt))
     refuse(whole, "^receipt: the countersignature", receipt=file_of(whole.receipt, signature))
 
 
@@ -890,12 +870,11 @@ def test_signer_without_rsa_is_told(whole: Case, keys: list[PrivateKey]) -> None
 
 def check(case: Case, **changes: object) -> None:
     """Let Alice check the server's receipt, in which it has signed something else."""
-    made = replace(case.receipt, **changes)  # type: ignore[arg-type]
-    signature = base64.b64encode(pae.sign(case.server.key, made.signed())).decode()
+    made = signed_by(case.server, case.receipt, **changes)
     server = identity_of(case.server, "server", "localhost")
     alice = identity_of(case.alice, "client", ALICE)
     known = case.stay.known(ALICES, ROOM, alice, case.server.pem)
-    check_receipt(replace(made, signature=signature), known, server, NOW)
+    check_receipt(made, known, server, NOW)
 
 
 @pytest.mark.parametrize(
@@ -934,11 +913,6 @@ def test_receipt_without_a_countersignature_says_so(whole: Case, tmp_path: Path)
     data = (tmp_path / "receipt.json").read_bytes()
     assert data == file_of(whole.receipt, "uncountersigned")
     assert verify.verify(data, whole.lines, whole.certificates())[1] is False
-
-
-@pytest.fixture(scope="module")
-def world(keys: list[PrivateKey]) -> World:
-    return World(keys)
 
 
 @pytest.fixture(scope="module")
@@ -1050,6 +1024,16 @@ def test_client_keeps_all_that_it_heard_and_every_certificate_once(
     parties = (pair.client.party.identity, pair.server.party.identity)
     expected = [one.certificate for one in (*parties, whole.alice, whole.bob)]
     assert certs.read_bytes() == b"".join(map(pem_of, expected))
+
+
+def test_openings_do_not_wait_for_the_disk(
+    whole: Case, pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, _ = stays(pair, tmp_path)
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", synced.append)
+    client.hear(heard(whole)[0])
+    assert len(synced) == 2, "the speaker's certificate and the transcript"
 
 
 def test_server_keeps_a_receipt_of_all_that_was_said_and_no_other_file(

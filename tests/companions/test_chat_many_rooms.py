@@ -3,50 +3,24 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from companions.asymmetric import PrivateKey
-from companions.secure_chat.authority import pem_of
 from companions.secure_chat.client import Client, Joined, Talk, room_name
 from companions.secure_chat.evidence import Kept
 from companions.secure_chat.options import require_folder
 from companions.secure_chat.protocol import Kind, Message, PeerEnded
 from companions.secure_chat.rooms import LOBBY, MAX_ROOM_NAME
-from companions.secure_chat.verify import Certificates, History, compare, verify
+from companions.secure_chat.verify import compare
 from program import UserError
 from protocol_fsm import ConnectionCut
 from tests.companions.chat_helpers import ALICE, BOB
-from tests.companions.chat_programs import LIMIT_S, PASSWORDS, House, Typed, hear
+from tests.companions.chat_programs import LIMIT_S, PASSWORDS, House, Typed, hear, say
 
 pytestmark = pytest.mark.usefixtures("quiet")
-
-
-@contextlib.contextmanager
-def member(client: Client, room: str) -> Iterator[Client]:
-    """Give a client that has come into a room, with an account of its own."""
-    name = client.party.identity.name
-    with client:
-        client.register(name, name.partition("@")[0], PASSWORDS[ALICE])
-        client.join(room)
-        yield client
-
-
-def judged(house: House, kept: Kept) -> History:
-    """Return what a third party finds in the evidence of a stay. Raises Wrong."""
-    stem = kept.transcript.stem.removeprefix("transcript")
-    bundle = kept.transcript.with_name(f"certs{stem}.pem").read_bytes()
-    certificates = Certificates(bundle, pem_of(house.authority.certificate))
-    receipt, is_countersigned, history = verify(
-        kept.receipt.read_bytes(), kept.transcript.read_bytes(), certificates
-    )
-    assert is_countersigned
-    assert {message.room for message in history.messages.values()} <= {receipt.room}
-    return history
 
 
 @pytest.mark.slow
@@ -71,7 +45,7 @@ def test_room_can_only_be_left_by_its_name(
     def keep(_: object) -> None:
         raise UserError("there is no room on the disk")
 
-    with member(house.client(), LOBBY) as alice:
+    with house.member() as alice:
         if is_full:
             monkeypatch.setattr("companions.secure_chat.server.Connection._keep_evidence", keep)
         alice.channel.send(Message(Kind.LEAVE, {"room": "blue"}))
@@ -81,15 +55,14 @@ def test_room_can_only_be_left_by_its_name(
 
 @pytest.mark.slow
 def test_session_has_a_receipt_for_each_room_it_was_in(house: House) -> None:
-    with member(house.client(), LOBBY) as alice:
+    with house.member() as alice:
         kept: list[Kept] = []
         for room in (LOBBY, "blue"):
             if kept:
                 alice.join(room)
-            alice.say(f"in {room}")
-            assert hear(alice) == f"in {room}"
+            say(alice, f"in {room}")
             kept.append(alice.settle())
-    rooms = [[message.room for message in judged(house, one).messages.values()] for one in kept]
+    rooms = [[message.room for message in house.judged(one).messages.values()] for one in kept]
     assert rooms == [[LOBBY], ["blue"]]
     server = house.folder / "server"
     assert len(list(server.glob("receipt_*_server.json"))) == 2
@@ -98,49 +71,44 @@ def test_session_has_a_receipt_for_each_room_it_was_in(house: House) -> None:
 
 @pytest.mark.slow
 def test_late_member_goes_on_from_the_head_and_both_tell_one_history(house: House) -> None:
-    with member(house.client(), "blue") as alice:
+    with house.member(room="blue") as alice:
         for text in ("one", "two"):
-            alice.say(text)
-            assert hear(alice) == text
-        with member(house.client(BOB, 3), "blue") as bob:
+            say(alice, text)
+        with house.member(BOB, 3, "blue") as bob:
             assert (bob.seat.room.index, bob.seat.room.head) == (2, alice.seat.room.head)
             assert isinstance(alice.hear(LIMIT_S), Joined)
-            alice.say("three")
-            assert [hear(alice), hear(bob)] == ["three", "three"]
-            ours, theirs = (judged(house, one.settle()) for one in (alice, bob))
+            say(alice, "three", bob)
+            ours, theirs = (house.judged(one.settle()) for one in (alice, bob))
     assert [*theirs.messages] == [2]
     compare(ours.lines, theirs.lines)
 
 
 @pytest.mark.slow
 def test_empty_room_goes_and_its_name_begins_a_new_one(house: House) -> None:
-    with member(house.client(), "blue") as alice:
-        alice.say("one")
-        assert hear(alice) == "one"
+    with house.member(room="blue") as alice:
+        say(alice, "one")
         start = alice.seat.room.start
-        first = judged(house, alice.settle())
+        first = house.judged(alice.settle())
         assert not house.server._rooms
-        with member(house.client(BOB, 3), "blue") as bob:
+        with house.member(BOB, 3, "blue") as bob:
             assert bob.seat.room.index == 0
             assert bob.seat.room.start != start
-            bob.say("two")
-            assert hear(bob) == "two"
-            compare(first.lines, judged(house, bob.settle()).lines)  # two rooms, and no lie
+            say(bob, "two")
+            compare(first.lines, house.judged(bob.settle()).lines)  # two rooms, and no lie
 
 
 @pytest.mark.slow
 def test_room_stays_as_long_as_one_is_in_it(house: House) -> None:
     with house.members() as (alice, bob):
         alice.settle()
-        bob.say("alone")
-        assert hear(bob) == "alone"
+        say(bob, "alone")
         [room] = house.server._rooms.values()
         assert (room.name, room.guests) == (LOBBY, 1)
 
 
 @pytest.mark.slow
 def test_room_of_a_member_that_is_cut_off_goes_too(house: House) -> None:
-    with member(house.client(), "blue") as alice:
+    with house.member(room="blue") as alice:
         alice.channel._sock.shutdown(socket.SHUT_RDWR)
         house.await_record(lambda record: record.what == "end")
         assert not house.server._rooms
@@ -157,8 +125,7 @@ def test_rooms_are_bounded_and_a_refused_one_harms_nobody(
         with pytest.raises(PeerEnded, match="violation"):
             bob.join("blue")
         assert [*house.server._rooms] == [LOBBY]
-        alice.say("on we go")
-        assert hear(alice) == "on we go"
+        say(alice, "on we go")
 
 
 @pytest.mark.slow
@@ -183,14 +150,12 @@ def test_head_shows_two_members_whether_they_were_told_the_same(house: House) ->
         return lines
 
     with house.members() as (alice, bob):
-        alice.say("one")
-        assert [hear(alice), hear(bob)] == ["one", "one"]
+        say(alice, "one", bob)
         assert shown(alice) == shown(bob)
         assert shown(alice)[0].startswith("[*] lobby, message 1:")
         assert shown(alice)[1].strip() == alice.seat.room.head.hex()
         before = shown(bob)
-        alice.say("two")
-        assert hear(bob) == "two"
+        say(alice, "two", bob)
         assert shown(bob) != before
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 
 import pytest
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.hashes import SHA256, Hash
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from companions.asymmetric import PrivateKey, write_private
 from companions.secure_chat.client import Joined, Talk, explain, tell_doubts
@@ -31,14 +31,9 @@ def server_of(authority: Authority, key: PrivateKey, name: str = SERVER) -> Iden
 
 
 def test_fingerprint_is_that_of_the_key_in_der(keys: list[PrivateKey]) -> None:
-    der = (
-        keys[1]
-        .public_key()
-        .public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
-    )
-    digest = Hash(SHA256())
-    digest.update(der)
-    assert key_fingerprint(keys[1].public_key()) == digest.finalize().hex()
+    key = keys[1].public_key()
+    der = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    assert key_fingerprint(key) == hashlib.sha256(der).hexdigest()
 
 
 def test_first_key_is_taken_and_another_is_refused(keys: list[PrivateKey], tmp_path: Path) -> None:
@@ -218,10 +213,7 @@ def test_member_who_is_there_already_is_told_of_too(house: House, keys: list[Pri
     pins = Pins()
     pins.meet(house.party("client", BOB, 4).identity)
     shown: list[str] = []
-    with house.client(BOB, 3) as bob, house.client(pins=pins) as alice:
-        for client, name in ((bob, BOB), (alice, ALICE)):
-            client.register(name, name.partition("@")[0], PASSWORDS[name])
-            client.join()
+    with house.member(BOB, 3), house.member(pins=pins) as alice:
         tell_doubts(alice, shown.append)
         tell_doubts(alice, shown.append)
     assert [line.partition(" has ")[0] for line in shown] == [f"[!] {BOB}"]

@@ -59,8 +59,7 @@ def test_clients_identity_is_its_one_address(school: Authority, keys: Keys) -> N
 
 
 def test_address_in_capitals_is_the_same_client(school: Authority, keys: Keys) -> None:
-    names = x509.SubjectAlternativeName([x509.RFC822Name(ALICE.upper())])
-    made = spoilt(school, keys, without=SAN, extra=[(names, False)])
+    made = spoilt(school, keys, **named(x509.RFC822Name(ALICE.upper())))
     assert school.trust().verify(made, "client", ALICE, NOW).name == ALICE
 
 
@@ -73,8 +72,7 @@ def test_limits_are_those_of_readme(school: Authority, keys: Keys) -> None:
         made = spoilt(school, keys, public_key=key)
         with case(bits), nullcontext() if is_good else pytest.raises(pki.WeakKey):
             trust.verify(made, "client", ALICE, NOW)
-    whole = pem(certificate_of(school, keys))
-    longest = whole.ljust(16_384, "\n")
+    longest = of_alice(school, keys).ljust(16_384, "\n")
     assert len(pki.parse_pem(longest)) == 1
     with pytest.raises(pki.Malformed):
         pki.parse_pem(longest + "\n")
@@ -121,25 +119,26 @@ def spoilt(school: Authority, keys: Keys, **changes: Any) -> str:
     return pem(changed(certificate_of(school, keys), keys[0], **changes))
 
 
-def expired(school: Authority, keys: Keys) -> str:
-    return school.issue("client", ALICE, keys[1], now=NOW - 3 * DAY, days=2).pem
+def pem(made: x509.Certificate) -> str:
+    return pem_of(made).decode("ascii")
 
 
-def not_yet_valid(school: Authority, keys: Keys) -> str:
-    return school.issue("client", ALICE, keys[1], now=NOW + DAY).pem
+def named(*names: x509.GeneralName) -> dict[str, Any]:
+    """Return the change that gives a certificate these names only."""
+    return {"without": SAN, "extra": [(x509.SubjectAlternativeName(names), False)]}
+
+
+def of_alice(school: Authority, keys: Keys) -> str:
+    return pem(certificate_of(school, keys))
 
 
 def self_signed(school: Authority, keys: Keys) -> str:
-    made = school.issue("client", ALICE, keys[1]).certificate
+    made = certificate_of(school, keys)
     return pem(changed(made, keys[1], issuer=made.subject))
 
 
 def of_another_authority(school: Authority, keys: Keys) -> str:
-    return Authority(keys[2], "Another").issue("client", ALICE, keys[1]).pem
-
-
-def of_another_authority_with_our_name(school: Authority, keys: Keys) -> str:
-    return Authority(keys[2]).issue("client", ALICE, keys[1]).pem
+    return of_alice(Authority(keys[2], "Another"), keys)
 
 
 def issued_by_a_leaf(school: Authority, keys: Keys) -> str:
@@ -160,45 +159,13 @@ def issued_by_an_authority_below(school: Authority, keys: Keys) -> str:
     )
 
 
-def of_a_server(school: Authority, keys: Keys) -> str:
-    return school.issue("server", "localhost", keys[1]).pem
-
-
-def without_usage(school: Authority, keys: Keys) -> str:
-    return spoilt(school, keys, without=(x509.ExtendedKeyUsage,))
-
-
 def with_a_usage_of_e_mail(school: Authority, keys: Keys) -> str:
     usage = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.EMAIL_PROTECTION])
     return spoilt(school, keys, without=(x509.ExtendedKeyUsage,), extra=[(usage, False)])
 
 
-def without_names(school: Authority, keys: Keys) -> str:
-    return spoilt(school, keys, without=SAN)
-
-
 def with_two_names(school: Authority, keys: Keys) -> str:
-    names = x509.SubjectAlternativeName([x509.RFC822Name(ALICE), x509.RFC822Name(BOB)])
-    return spoilt(school, keys, without=SAN, extra=[(names, False)])
-
-
-def with_a_link_as_its_name(school: Authority, keys: Keys) -> str:
-    names = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(ALICE)])
-    return spoilt(school, keys, without=SAN, extra=[(names, False)])
-
-
-def with_unreadable_names(school: Authority, keys: Keys) -> str:
-    names = x509.UnrecognizedExtension(x509.SubjectAlternativeName.oid, b"nonsense")
-    return spoilt(school, keys, without=SAN, extra=[(names, False)])
-
-
-def of_bob(school: Authority, keys: Keys) -> str:
-    return school.issue("client", BOB, keys[1]).pem
-
-
-def with_a_short_key(school: Authority, keys: Keys) -> str:
-    short = rsa.generate_private_key(65_537, 1_024).public_key()
-    return spoilt(school, keys, public_key=short)
+    return spoilt(school, keys, **named(x509.RFC822Name(ALICE), x509.RFC822Name(BOB)))
 
 
 def with_a_small_exponent(school: Authority, keys: Keys) -> str:
@@ -207,84 +174,85 @@ def with_a_small_exponent(school: Authority, keys: Keys) -> str:
     return spoilt(school, keys, public_key=cubed)
 
 
-def with_an_unknown_critical_extension(school: Authority, keys: Keys) -> str:
-    extension = x509.UnrecognizedExtension(x509.ObjectIdentifier("1.2.3.4"), b"\x05\x00")
-    return spoilt(school, keys, extra=[(extension, True)])
-
-
-def without_constraints(school: Authority, keys: Keys) -> str:
-    """An authority that says that it is a client: no end may be one."""
+def that_says_it_is_an_authority(school: Authority, keys: Keys) -> str:
+    """No end may be one."""
     constraints = x509.BasicConstraints(ca=True, path_length=None)
     return spoilt(school, keys, without=(x509.BasicConstraints,), extra=[(constraints, True)])
 
 
-def nothing(school: Authority, keys: Keys) -> str:
-    return ""
+UNKNOWN = x509.UnrecognizedExtension(x509.ObjectIdentifier("1.2.3.4"), b"\x05\x00")
+UNREADABLE = x509.UnrecognizedExtension(x509.SubjectAlternativeName.oid, b"nonsense")
 
-
-def half_a_certificate(school: Authority, keys: Keys) -> str:
-    return school.issue("client", ALICE, keys[1]).pem[:600]
-
-
-def no_ascii(school: Authority, keys: Keys) -> str:
-    return "ä" + school.issue("client", ALICE, keys[1]).pem
-
-
-def three_certificates(school: Authority, keys: Keys) -> str:
-    return school.issue("client", ALICE, keys[1]).pem * 3
-
-
-def very_long(school: Authority, keys: Keys) -> str:
-    return school.issue("client", ALICE, keys[1]).pem + "\n" * pki.MAX_PEM
-
-
-def pem(made: x509.Certificate) -> str:
-    return pem_of(made).decode("ascii")
-
-
-BAD: dict[Maker, type[pki.BadCertificate]] = {
-    expired: pki.Expired,
-    not_yet_valid: pki.NotYetValid,
-    self_signed: pki.UnknownIssuer,
-    of_another_authority: pki.UnknownIssuer,
-    of_another_authority_with_our_name: pki.UnknownIssuer,
-    issued_by_a_leaf: pki.UnknownIssuer,
-    issued_by_an_authority_below: pki.UnknownIssuer,
-    of_a_server: pki.WrongPurpose,
-    without_usage: pki.WrongPurpose,
-    with_a_usage_of_e_mail: pki.WrongPurpose,
-    without_names: pki.WrongName,
-    with_two_names: pki.WrongName,
-    with_a_link_as_its_name: pki.WrongName,
-    with_unreadable_names: pki.Malformed,
-    of_bob: pki.WrongName,
-    with_a_short_key: pki.WeakKey,
-    with_a_small_exponent: pki.WeakKey,
-    with_an_unknown_critical_extension: pki.UnknownExtension,
-    without_constraints: pki.BadCertificate,
-    nothing: pki.Malformed,
-    half_a_certificate: pki.Malformed,
-    no_ascii: pki.Malformed,
-    three_certificates: pki.Malformed,
-    very_long: pki.Malformed,
+BAD: dict[str, tuple[type[pki.BadCertificate], Maker]] = {
+    "expired": (
+        pki.Expired,
+        lambda school, keys: school.issue("client", ALICE, keys[1], now=NOW - 3 * DAY, days=2).pem,
+    ),
+    "not yet valid": (
+        pki.NotYetValid,
+        lambda school, keys: school.issue("client", ALICE, keys[1], now=NOW + DAY).pem,
+    ),
+    "signed by itself": (pki.UnknownIssuer, self_signed),
+    "another authority": (pki.UnknownIssuer, of_another_authority),
+    "another authority with our name": (
+        pki.UnknownIssuer,
+        lambda school, keys: of_alice(Authority(keys[2]), keys),
+    ),
+    "issued by a leaf": (pki.UnknownIssuer, issued_by_a_leaf),
+    "issued by an authority below": (pki.UnknownIssuer, issued_by_an_authority_below),
+    "of a server": (
+        pki.WrongPurpose,
+        lambda school, keys: school.issue("server", "localhost", keys[1]).pem,
+    ),
+    "no usage": (
+        pki.WrongPurpose,
+        lambda school, keys: spoilt(school, keys, without=(x509.ExtendedKeyUsage,)),
+    ),
+    "usage of e-mail": (pki.WrongPurpose, with_a_usage_of_e_mail),
+    "no names": (pki.WrongName, lambda school, keys: spoilt(school, keys, without=SAN)),
+    "two names": (pki.WrongName, with_two_names),
+    "a link as its name": (
+        pki.WrongName,
+        lambda school, keys: spoilt(school, keys, **named(x509.UniformResourceIdentifier(ALICE))),
+    ),
+    "unreadable names": (
+        pki.Malformed,
+        lambda school, keys: spoilt(school, keys, without=SAN, extra=[(UNREADABLE, False)]),
+    ),
+    "of bob": (pki.WrongName, lambda school, keys: school.issue("client", BOB, keys[1]).pem),
+    "short key": (
+        pki.WeakKey,
+        lambda school, keys: spoilt(
+            school, keys, public_key=rsa.generate_private_key(65_537, 1_024).public_key()
+        ),
+    ),
+    "small exponent": (pki.WeakKey, with_a_small_exponent),
+    "unknown critical extension": (
+        pki.UnknownExtension,
+        lambda school, keys: spoilt(school, keys, extra=[(UNKNOWN, True)]),
+    ),
+    "says it is an authority": (pki.BadCertificate, that_says_it_is_an_authority),
+    "nothing": (pki.Malformed, lambda school, keys: ""),
+    "half of one": (pki.Malformed, lambda school, keys: of_alice(school, keys)[:600]),
+    "no ASCII": (pki.Malformed, lambda school, keys: "\xe4" + of_alice(school, keys)),
+    "three": (pki.Malformed, lambda school, keys: of_alice(school, keys) * 3),
+    "very long": (pki.Malformed, lambda school, keys: of_alice(school, keys) + "\n" * pki.MAX_PEM),
 }
 
 
-@pytest.mark.parametrize("make", BAD, ids=lambda make: make.__name__)
+@pytest.mark.parametrize(("error", "make"), BAD.values(), ids=BAD)
 def test_bad_certificate_is_refused_with_its_reason(
-    school: Authority, keys: Keys, make: Maker
+    school: Authority, keys: Keys, error: type[pki.BadCertificate], make: Maker
 ) -> None:
     with pytest.raises(pki.BadCertificate) as caught:
         school.trust().verify(make(school, keys), "client", ALICE, NOW)
-    assert type(caught.value) is BAD[make], caught.value
+    assert type(caught.value) is error, caught.value
 
 
 def test_fault_is_told_at_the_first_and_the_last_moment_too(school: Authority, keys: Keys) -> None:
     """An unknown extension is no fault as long as it is not critical."""
-    unknown = x509.UnrecognizedExtension(x509.ObjectIdentifier("1.2.3.4"), b"\x05\x00")
     made = certificate_of(school, keys)
-    without = (x509.ExtendedKeyUsage,)
-    other = changed(made, keys[0], without=without, extra=[(unknown, False)])
+    other = changed(made, keys[0], without=(x509.ExtendedKeyUsage,), extra=[(UNKNOWN, False)])
     for moment in (made.not_valid_before_utc, made.not_valid_after_utc):
         with pytest.raises(pki.WrongPurpose):
             school.trust().identify(pem(other), "client", ALICE, moment)
@@ -292,23 +260,21 @@ def test_fault_is_told_at_the_first_and_the_last_moment_too(school: Authority, k
 
 def test_log_says_what_was_found_and_not_more_than_a_line(school: Authority, keys: Keys) -> None:
     long = f"{'x' * 60}@example.org"
-    names = x509.SubjectAlternativeName([x509.RFC822Name(long), x509.RFC822Name(BOB)])
-    made = certificate_of(school, keys)
-    two_long = changed(made, keys[0], without=SAN, extra=[(names, False)])
+    two_long = spoilt(school, keys, **named(x509.RFC822Name(long), x509.RFC822Name(BOB)))
     for other, got in (
         (self_signed(school, keys), "itself"),
         (of_another_authority(school, keys), "another one, or forged"),
         (with_two_names(school, keys), f"{ALICE}, {BOB}"),
-        (pem(two_long), f"{long}, {BOB}"[:80]),
+        (two_long, f"{long}, {BOB}"[:80]),
     ):
         with pytest.raises(pki.BadCertificate) as caught:
             school.trust().identify(other, "client", ALICE, NOW)
         assert caught.value.got == got
     with pytest.raises(pki.BadCertificate) as caught:
-        school.trust().identify(without_constraints(school, keys), "client", ALICE, NOW)
+        school.trust().identify(that_says_it_is_an_authority(school, keys), "client", ALICE, NOW)
     assert len(str(caught.value.got)) == 120
     with pytest.raises(pki.WrongName) as wrong:
-        pki.client_name(changed(made, keys[0], without=SAN))
+        pki.client_name(changed(certificate_of(school, keys), keys[0], without=SAN))
     assert wrong.value.got == "none"
 
 
@@ -338,11 +304,9 @@ def test_server_with_another_name_is_refused(school: Authority, keys: Keys, name
 
 def test_client_cannot_pose_as_a_server(school: Authority, keys: Keys) -> None:
     """The library's own rule for the usage goes when another is given in its place."""
-    made = school.issue("client", ALICE, keys[1]).certificate
-    names = x509.SubjectAlternativeName([x509.DNSName("localhost")])
-    other = changed(made, keys[0], without=(x509.SubjectAlternativeName,), extra=[(names, False)])
+    other = spoilt(school, keys, **named(x509.DNSName("localhost")))
     with pytest.raises(pki.WrongPurpose):
-        school.trust().verify(pem(other), "server", "localhost", NOW)
+        school.trust().verify(other, "server", "localhost", NOW)
 
 
 def test_any_changed_byte_of_a_certificate_is_refused(school: Authority, keys: Keys) -> None:
@@ -490,16 +454,6 @@ def test_list_is_fetched_by_one_thread_at_a_time(school: Authority) -> None:
 
 
 # Programs' files ----------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def certs(tmp_path: Path, keys: Keys, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with an authority, whose keys are not made anew."""
-    left = iter([*keys, *keys])
-    for module in (gen_ca, gen_cert):
-        monkeypatch.setattr(module, "new_identity", lambda: next(left))
-    gen_ca.create(tmp_path / "certs")
-    return tmp_path / "certs"
 
 
 @pytest.mark.slow

@@ -10,17 +10,16 @@ from typing import Any
 
 import pytest
 
-from companions.asymmetric import PrivateKey
 from companions.canonical import canonical
-from companions.secure_chat import forms, rooms
+from companions.secure_chat import forms
 from companions.secure_chat.pae import sign
 from companions.secure_chat.pki import UnknownIssuer
 from companions.secure_chat.protocol import (
     MAX_FROM_SERVER,
     MAX_HANDSHAKE,
-    Party,
     Kind,
     Message,
+    Party,
     to_base64,
 )
 from companions.secure_chat.rooms import (
@@ -37,6 +36,7 @@ from companions.secure_chat.rooms import (
     Member,
     Room,
     Said,
+    Seat,
     Untimely,
     WrongRecipient,
     WrongRoom,
@@ -54,72 +54,84 @@ from companions.secure_chat.rooms import (
 from protocol_fsm import BadPayload, LocalError, ProtocolError
 from tests.cases import case
 from tests.companions.chat_helpers import ALICE, BOB, NOW, NOW_MS, ROOM, START, Authority
-from tests.companions.chat_sessions import Rooms, World
+from tests.companions.chat_sessions import World
 
 
-@pytest.fixture(scope="module")
-def world(keys: list[PrivateKey]) -> World:
-    return World(keys)
+class Rooms:
+    """Alice and Bob in one room, and what the server does there, in a few lines."""
 
+    def __init__(self, world: World) -> None:
+        self.room = Room(ROOM, START, 0, START, lambda: NOW_MS)  # the server's view
+        self.sessions = {ALICE: bytes([1]) * 32, BOB: bytes([2]) * 32}
+        self.parties = {ALICE: world.alice, BOB: world.bob}
+        self.seats = {}
+        self._server = world.server
+        for name in self.parties:
+            self.room.enter(self.member(name))
+        for name, party in self.parties.items():
+            view = Room(ROOM, START, 0, START, lambda: NOW_MS, self.member(name).address)
+            for other in self.parties:
+                view.enter(self.member(other))
+            self.seats[name] = self.seat(party, view)
 
-class Server:
-    """What the server does with a message, in a few lines."""
+    def seat(self, party: Party, view: Room) -> Seat:
+        return Seat(party, self._server.identity, view, lambda data: bytes(48))
 
-    def __init__(self, rooms: Rooms) -> None:
-        self.rooms = rooms
-        self.room = rooms.room
+    def member(self, name: str) -> Member:
+        party = self.parties[name]
+        return Member(party.identity, party.pem, self.sessions[name])
 
-    def take(self, name: str, said: Message, text: bytes) -> Message:
+    def opening_of(self, name: str) -> bytes:
+        """Return how the newest text opens that has not come back."""
+        return self.seats[name]._pending[-1][1]
+
+    def take(self, name: str, said: Message, opening: bytes) -> Message:
         """Check, place, and return the relay for the other member."""
-        message, signature = parse_said(said, self.rooms.parties[name].identity.fingerprint)
+        message, signature = parse_said(said, self.parties[name].identity.fingerprint)
         signed = message.encode()
         member = self.room.check(message, signed, signature)
-        head, relay = self.relay(signed, signature, text)
+        head, relay = self.relay(signed, signature, opening)
         self.room.extend(member, signed, head)
         return relay
 
     def relay(self, signed: bytes, signature: bytes, opening: bytes) -> tuple[bytes, Message]:
         head = forms.next_head(self.room.head, signed, signature)
         told = forms.Head(ROOM, START, self.room.index, NOW_MS, head).encode()
-        entry = Entry(signed, signature, told, sign(self.rooms.world.keys[1], told))
+        entry = Entry(signed, signature, told, sign(self._server.private_key, told))
         return head, encode_relay(entry, opening)
 
+    def composed(self) -> forms.Message:
+        """Have Alice say a text, and return what she signs."""
+        said = self.seats[ALICE].compose("text", NOW_MS)
+        return parse_said(said, self.parties[ALICE].identity.fingerprint)[0]
 
-def opening_of(rooms: Rooms, name: str) -> bytes:
-    return rooms.seats[name]._pending[-1][1]
+    def relayed(self, signer: str = ALICE, opening: bytes | None = None, **changes: Any) -> Message:
+        """Return how the server tells a text of Alice's, changed, and signed by `signer`."""
+        signed = replace(self.composed(), **changes).encode()
+        signature = sign(self.parties[signer].private_key, signed)
+        told = self.opening_of(ALICE) if opening is None else opening
+        return self.relay(signed, signature, told)[1]
+
+    def say(self, name: str, text: str) -> list[Said]:
+        """Let somebody say something, and both hear it."""
+        said = self.seats[name].compose(text, NOW_MS)
+        relay = self.take(name, said, self.opening_of(name))
+        entry, _ = parse_relay(relay)
+        own = encode_relay(entry, b"")
+        return [seat.hear(own if one == name else relay) for one, seat in self.seats.items()]
 
 
-def relayed(
-    rooms: Rooms, signer: Party | None = None, opening: bytes | None = None, **changes: Any
-) -> Message:
-    """Have Alice say a text; return how the server tells it, changed, and signed by `signer`."""
-    said = rooms.seats[ALICE].compose("text", NOW_MS)
-    message, _ = parse_said(said, rooms.world.alice.identity.fingerprint)
-    signed = replace(message, **changes).encode()
-    signature = sign((signer or rooms.world.alice).private_key, signed)
-    told = opening_of(rooms, ALICE) if opening is None else opening
-    return Server(rooms).relay(signed, signature, told)[1]
-
-
-def say(rooms: Rooms, server: Server, name: str, text: str) -> list[Said]:
-    """Let somebody say something, and both hear it."""
-    said = rooms.seats[name].compose(text, NOW_MS)
-    relay = server.take(name, said, opening_of(rooms, name))
-    entry, _ = parse_relay(relay)
-    heard = []
-    for listener, seat in rooms.seats.items():
-        heard.append(seat.hear(encode_relay(entry, b"") if listener == name else relay))
-    return heard
+@pytest.fixture
+def rooms(world: World) -> Rooms:
+    return Rooms(world)
 
 
 # Honest members -----------------------------------------------------------------------------------
 
 
-def test_both_hear_the_same_in_the_same_order(world: World) -> None:
-    rooms = Rooms(world)
-    server = Server(rooms)
+def test_both_hear_the_same_in_the_same_order(rooms: Rooms) -> None:
     for name, text in ((ALICE, "one"), (ALICE, "two"), (BOB, "three"), (ALICE, "\U0001f600|\n")):
-        heard = say(rooms, server, name, text)
+        heard = rooms.say(name, text)
         assert [one.text for one in heard] == [text, text]
         assert {one.member.identity.name for one in heard} == {name}
     views = [rooms.room, *(seat.room for seat in rooms.seats.values())]
@@ -129,22 +141,20 @@ def test_both_hear_the_same_in_the_same_order(world: World) -> None:
 
 
 def test_each_message_names_the_newest_head_its_recipients_and_a_fresh_commitment(
-    world: World,
+    rooms: Rooms,
 ) -> None:
-    rooms = Rooms(world)
-    server = Server(rooms)
     commitments = set()
     for _ in range(3):
-        head = server.room.head
-        for said in say(rooms, server, ALICE, "yes"):
+        head = rooms.room.head
+        for said in rooms.say(ALICE, "yes"):
             assert said.message.seen == head
             assert said.message.recipients == (rooms.member(BOB).address,)
             commitments.add(said.message.commitment)
     assert len(commitments) == 3
 
 
-def test_recipients_are_sorted_whoever_came_first(world: World) -> None:
-    seat = Rooms(world).seats[ALICE]
+def test_recipients_are_sorted_whoever_came_first(world: World, rooms: Rooms) -> None:
+    seat = rooms.seats[ALICE]
     for number in (9, 5, 7):
         seat.room.enter(Member(world.bob.identity, "", bytes([number]) * 32))
     pairs = seat.compose("text", NOW_MS)["recipients"]
@@ -152,11 +162,9 @@ def test_recipients_are_sorted_whoever_came_first(world: World) -> None:
     assert pairs == sorted(pairs)
 
 
-def test_two_who_speak_at_once_are_both_heard(world: World) -> None:
-    rooms = Rooms(world)
-    server = Server(rooms)
+def test_two_who_speak_at_once_are_both_heard(rooms: Rooms) -> None:
     said = {name: rooms.seats[name].compose(f"of {name}", NOW_MS) for name in (ALICE, BOB)}
-    relays = [server.take(name, said[name], opening_of(rooms, name)) for name in (BOB, ALICE)]
+    relays = [rooms.take(name, said[name], rooms.opening_of(name)) for name in (BOB, ALICE)]
     entries = [parse_relay(relay)[0] for relay in relays]
     heard = [
         rooms.seats[ALICE].hear(relays[0]).text,
@@ -167,61 +175,49 @@ def test_two_who_speak_at_once_are_both_heard(world: World) -> None:
     assert heard == [f"of {BOB}", f"of {ALICE}", f"of {BOB}", f"of {ALICE}"]
 
 
-def test_message_is_the_same_after_the_wire(world: World) -> None:
-    said = Rooms(world).seats[ALICE].compose("text", NOW_MS)
+def test_message_is_the_same_after_the_wire(world: World, rooms: Rooms) -> None:
+    said = rooms.seats[ALICE].compose("text", NOW_MS)
     message, signature = parse_said(said, world.alice.identity.fingerprint)
     assert encode_said(message, signature) == said
     assert forms.parse_message(message.encode()) == message
 
 
-def test_late_member_goes_on_from_where_it_came_in(world: World) -> None:
-    rooms = Rooms(world)
-    server = Server(rooms)
-    say(rooms, server, ALICE, "before")
+def test_late_member_goes_on_from_where_it_came_in(world: World, rooms: Rooms) -> None:
+    rooms.say(ALICE, "before")
     late = rooms.seats[ALICE].compose("on its way when Carol came", NOW_MS)
     carol = forms.Recipient("c" * 64, b"c" * 32)
-    view = Room(ROOM, START, 1, server.room.head, lambda: NOW_MS, carol)
-    for member in server.room.members.values():
+    view = Room(ROOM, START, 1, rooms.room.head, lambda: NOW_MS, carol)
+    for member in rooms.room.members.values():
         view.enter(replace(member))
-    relay = server.take(ALICE, late, opening_of(rooms, ALICE))
-    seat = rooms_seat(world, view)
-    entry, _ = parse_relay(relay)
-    assert seat.hear(encode_relay(entry, b"")).text is None
-    assert view.head == server.room.head
+    relay = rooms.take(ALICE, late, b"")
+    assert rooms.seat(world.bob, view).hear(relay).text is None
+    assert view.head == rooms.room.head
 
 
-def test_member_who_came_back_is_told_of_a_message_to_its_earlier_session(world: World) -> None:
+def test_member_who_came_back_is_told_of_a_message_to_its_earlier_session(
+    world: World, rooms: Rooms
+) -> None:
     """Its sender had not heard yet what was said before Bob came back: that is no fork."""
-    rooms = Rooms(world)
-    server = Server(rooms)
     late = rooms.seats[ALICE].compose("on its way when Bob came back", NOW_MS)
     bobs = rooms.seats[BOB].compose("the last before the cut", NOW_MS)
-    server.take(BOB, bobs, opening_of(rooms, BOB))
+    rooms.take(BOB, bobs, rooms.opening_of(BOB))
     again = forms.Recipient(world.bob.identity.fingerprint, b"again" + bytes(27))
-    view = Room(ROOM, START, 1, server.room.head, lambda: NOW_MS, again)
-    view.enter(replace(server.room.members[rooms.sessions[ALICE]]))
-    entry, _ = parse_relay(server.take(ALICE, late, opening_of(rooms, ALICE)))
-    assert rooms_seat(world, view).hear(encode_relay(entry, b"")).text is None
-    assert view.head == server.room.head
+    view = Room(ROOM, START, 1, rooms.room.head, lambda: NOW_MS, again)
+    view.enter(replace(rooms.room.members[rooms.sessions[ALICE]]))
+    relay = rooms.take(ALICE, late, b"")
+    assert rooms.seat(world.bob, view).hear(relay).text is None
+    assert view.head == rooms.room.head
 
 
-def rooms_seat(world: World, view: Room) -> rooms.Seat:
-    return rooms.Seat(world.alice, world.server.identity, view, lambda data: bytes(48))
-
-
-def test_text_is_neither_said_to_nor_heard_from_whom_we_do_not_trust(world: World) -> None:
-    rooms = Rooms(world)
-    server = Server(rooms)
+def test_text_is_neither_said_to_nor_heard_from_whom_we_do_not_trust(rooms: Rooms) -> None:
     rooms.seats[ALICE].room.members[rooms.sessions[BOB]].is_trusted = False
-    heard, _ = say(rooms, server, BOB, "text")
+    heard, _ = rooms.say(BOB, "text")
     assert (heard.opening, heard.text) == (b"", None)
     assert rooms.seats[ALICE].compose("text", NOW_MS)["recipients"] == []
 
 
-def test_history_concerns_the_server_the_sender_and_the_recipients(world: World) -> None:
-    rooms = Rooms(world)
-    said = rooms.seats[ALICE].compose("text", NOW_MS)
-    message, _ = parse_said(said, world.alice.identity.fingerprint)
+def test_history_concerns_the_server_the_sender_and_the_recipients(rooms: Rooms) -> None:
+    message = rooms.composed()
     views = [rooms.room, *(seat.room for seat in rooms.seats.values())]
     for one, concerned in ((message, [True] * 3), (replace(message, recipients=()), [1, 1, 0])):
         assert [view.concerns(one) for view in views] == concerned
@@ -252,16 +248,13 @@ CHANGES: list[tuple[Change, type[ProtocolError]]] = [
 
 @pytest.mark.parametrize(("change", "error"), CHANGES)
 def test_each_check_of_a_relayed_message_has_its_own_error(
-    world: World, change: Change, error: type[ProtocolError]
+    world: World, rooms: Rooms, change: Change, error: type[ProtocolError]
 ) -> None:
     """Alice signs it, so that nothing else is wrong; and the room has not moved."""
-    rooms = Rooms(world)
-    server = Server(rooms)
-    said = rooms.seats[ALICE].compose("text", NOW_MS)
-    message, _ = parse_said(said, world.alice.identity.fingerprint)
+    message = rooms.composed()
     signed = change(message).encode()
     signature = sign(world.alice.private_key, signed)
-    _, relay = server.relay(signed, signature, opening_of(rooms, ALICE))
+    _, relay = rooms.relay(signed, signature, rooms.opening_of(ALICE))
     bob = rooms.seats[BOB]
     with pytest.raises(ProtocolError) as caught:
         bob.hear(relay)
@@ -270,10 +263,9 @@ def test_each_check_of_a_relayed_message_has_its_own_error(
     assert bob.room.members[message.session].seqno == 0
 
 
-def test_message_that_another_signed_is_refused(world: World) -> None:
-    rooms = Rooms(world)
+def test_message_that_another_signed_is_refused(rooms: Rooms) -> None:
     with pytest.raises(BadMessageSignature):
-        rooms.seats[BOB].hear(relayed(rooms, world.bob))
+        rooms.seats[BOB].hear(rooms.relayed(BOB))
 
 
 FAULTS: dict[type[ProtocolError], dict[str, Any]] = {  # in the order in which they are looked for
@@ -290,11 +282,10 @@ FAULTS: dict[type[ProtocolError], dict[str, Any]] = {  # in the order in which t
 
 
 @pytest.mark.parametrize("first", FAULTS)
-def test_of_several_faults_the_first_is_told(world: World, first: type[ProtocolError]) -> None:
-    rooms = Rooms(world)
+def test_of_several_faults_the_first_is_told(rooms: Rooms, first: type[ProtocolError]) -> None:
     faults = [*FAULTS][[*FAULTS].index(first) :]
     wrong = {name: value for fault in faults for name, value in FAULTS[fault].items()}
-    relay = relayed(rooms, world.bob if BadMessageSignature in faults else world.alice, **wrong)
+    relay = rooms.relayed(BOB if BadMessageSignature in faults else ALICE, **wrong)
     if BadHead in faults:
         entry, opening = parse_relay(relay)
         relay = encode_relay(entry._replace(head_signature=entry.signature), opening)
@@ -304,16 +295,13 @@ def test_of_several_faults_the_first_is_told(world: World, first: type[ProtocolE
 
 
 @pytest.mark.parametrize("text", [b"another", b"\xff", b"x" * 5_000])
-def test_other_opening_than_the_senders_is_refused(world: World, text: bytes) -> None:
-    rooms = Rooms(world)
+def test_other_opening_than_the_senders_is_refused(rooms: Rooms, text: bytes) -> None:
     with pytest.raises((BadOpening, BadPayload)):
-        rooms.seats[BOB].hear(relayed(rooms, opening=bytes(32) + text))
+        rooms.seats[BOB].hear(rooms.relayed(opening=bytes(32) + text))
 
 
-def test_text_is_utf_8_of_at_most_4096_bytes_even_if_it_was_committed_to(world: World) -> None:
-    rooms = Rooms(world)
-    said = rooms.seats[ALICE].compose("text", NOW_MS)
-    message, _ = parse_said(said, world.alice.identity.fingerprint)
+def test_text_is_utf_8_of_at_most_4096_bytes_even_if_it_was_committed_to(rooms: Rooms) -> None:
+    message = rooms.composed()
     for text, is_good in ((b"x" * 4_096, True), (b"x" * 4_097, False), (b"\xff", False)):
         committed = replace(message, commitment=forms.commitment(bytes(32), text))
         for view in (rooms.room, rooms.seats[BOB].room):  # the server may read all
@@ -323,36 +311,32 @@ def test_text_is_utf_8_of_at_most_4096_bytes_even_if_it_was_committed_to(world: 
         rooms.room.check_opening(message, bytes(32))
 
 
-def test_relay_of_something_else_than_a_message_is_refused(world: World) -> None:
-    rooms = Rooms(world)
-    _, relay = Server(rooms).relay(b"nonsense", bytes(256), b"")
+def test_relay_of_something_else_than_a_message_is_refused(rooms: Rooms) -> None:
+    _, relay = rooms.relay(b"nonsense", bytes(256), b"")
     with pytest.raises(BadPayload):
         rooms.seats[BOB].hear(relay)
 
 
-def test_own_message_that_we_never_sent_is_refused(world: World) -> None:
+def test_own_message_that_we_never_sent_is_refused(world: World, rooms: Rooms) -> None:
     said = Rooms(world).seats[ALICE].compose("text", NOW_MS)
-    rooms = Rooms(world)
-    relay = Server(rooms).take(ALICE, said, b"")
+    relay = rooms.take(ALICE, said, b"")
     with pytest.raises(WrongSender):
         rooms.seats[ALICE].hear(relay)
 
 
-def test_server_says_nothing_in_a_room(world: World) -> None:
+def test_server_says_nothing_in_a_room(world: World, rooms: Rooms) -> None:
     with pytest.raises(LocalError):
-        rooms_seat(world, Rooms(world).room).compose("text", NOW_MS)
+        rooms.seat(world.server, rooms.room).compose("text", NOW_MS)
 
 
-def test_addressed_member_is_told_the_text(world: World) -> None:
-    rooms = Rooms(world)
+def test_addressed_member_is_told_the_text(rooms: Rooms) -> None:
     with pytest.raises(BadPayload):
-        rooms.seats[BOB].hear(relayed(rooms, opening=b""))
+        rooms.seats[BOB].hear(rooms.relayed(opening=b""))
 
 
 @pytest.mark.parametrize("change", ["room", "start", "index", "head", "signature", "nonsense"])
-def test_head_that_does_not_fit_is_refused(world: World, change: str) -> None:
-    rooms = Rooms(world)
-    entry, opening = parse_relay(relayed(rooms))
+def test_head_that_does_not_fit_is_refused(world: World, rooms: Rooms, change: str) -> None:
+    entry, opening = parse_relay(rooms.relayed())
     values: dict[str, Any] = {"room": "other", "start": bytes(32), "index": 7, "head": bytes(32)}
     head = entry.head
     if change in values:
@@ -366,14 +350,12 @@ def test_head_that_does_not_fit_is_refused(world: World, change: str) -> None:
         )
 
 
-def test_server_cannot_put_words_between_ours(world: World) -> None:
-    rooms = Rooms(world)
+def test_server_cannot_put_words_between_ours(rooms: Rooms) -> None:
     with pytest.raises(WrongSender):
-        rooms.seats[ALICE].hear(relayed(rooms, opening=b"", ts=NOW_MS + 1))
+        rooms.seats[ALICE].hear(rooms.relayed(opening=b"", ts=NOW_MS + 1))
 
 
-def test_own_text_that_does_not_come_back_is_missed(world: World) -> None:
-    rooms = Rooms(world)
+def test_own_text_that_does_not_come_back_is_missed(rooms: Rooms) -> None:
     rooms.seats[ALICE].check_complete()
     rooms.seats[ALICE].compose("text", NOW_MS)
     assert (rooms.seats[ALICE].pending, rooms.seats[ALICE].unheard) == (1, ["text"])
@@ -382,14 +364,12 @@ def test_own_text_that_does_not_come_back_is_missed(world: World) -> None:
 
 
 @pytest.mark.parametrize("offset", [-WINDOW_MS, WINDOW_MS])
-def test_message_may_be_five_minutes_old_or_early_and_no_more(world: World, offset: int) -> None:
-    rooms = Rooms(world)
-    server = Server(rooms)
+def test_message_may_be_five_minutes_old_or_early_and_no_more(rooms: Rooms, offset: int) -> None:
     said = rooms.seats[ALICE].compose("text", NOW_MS + offset)
-    server.take(ALICE, said, opening_of(rooms, ALICE))
+    rooms.take(ALICE, said, rooms.opening_of(ALICE))
     beyond = rooms.seats[ALICE].compose("text", NOW_MS + offset + (1 if offset > 0 else -1))
     with pytest.raises(Untimely):
-        server.take(ALICE, beyond, b"")
+        rooms.take(ALICE, beyond, b"")
 
 
 # Members ------------------------------------------------------------------------------------------
@@ -399,9 +379,8 @@ def test_limits_are_those_of_readme() -> None:
     assert (MAX_MEMBERS, KNOWN_HEADS, WINDOW_MS) == (100, 4_096, 5 * 60 * 1_000)
 
 
-def test_session_has_one_stay_in_a_room(world: World) -> None:
+def test_session_has_one_stay_in_a_room(rooms: Rooms) -> None:
     """In a second it would begin to count anew, and what it said in the first could be repeated."""
-    rooms = Rooms(world)
     view = rooms.seats[BOB].room
     alice = rooms.member(ALICE)
     with pytest.raises(BadPayload):
@@ -472,10 +451,9 @@ def test_member_revoked_or_expired_meanwhile_is_shown_and_not_trusted(world: Wor
 # Bad input ----------------------------------------------------------------------------------------
 
 
-def test_names_numbers_and_sizes_end_where_readme_says(world: World) -> None:
-    rooms = Rooms(world)
+def test_names_numbers_and_sizes_end_where_readme_says(rooms: Rooms) -> None:
     said = rooms.seats[ALICE].compose("text", NOW_MS)
-    entry, _ = parse_relay(Server(rooms).take(ALICE, said, b""))
+    entry, _ = parse_relay(rooms.take(ALICE, said, b""))
     assert parse_room_name("a" * 32) == "a" * 32
     assert parse_number(2**63 - 1) == 2**63 - 1
     pairs = [[f"{number:064x}", "1" * 64] for number in range(101)]
@@ -535,15 +513,15 @@ def test_recipients_are_sorted_pairs_each_once(pairs: list[object]) -> None:
         {"previous": "0" * 63},
     ],
 )
-def test_message_of_bad_members_is_refused(world: World, change: dict[str, object]) -> None:
-    said = Rooms(world).seats[ALICE].compose("text", NOW_MS)
+def test_message_of_bad_members_is_refused(rooms: Rooms, change: dict[str, object]) -> None:
+    said = rooms.seats[ALICE].compose("text", NOW_MS)
     with pytest.raises(BadPayload):
-        parse_said(Message(Kind.MSG, {**said.members, **change}), world.alice.identity.fingerprint)
+        parse_said(Message(Kind.MSG, {**said.members, **change}), "0" * 64)
 
 
 @pytest.mark.parametrize("text", ["x" * 4_097, "\u00e9" * 2_049, "\ud800"])
-def test_text_that_cannot_be_sent_moves_nothing(world: World, text: str) -> None:
-    seat = Rooms(world).seats[ALICE]
+def test_text_that_cannot_be_sent_moves_nothing(rooms: Rooms, text: str) -> None:
+    seat = rooms.seats[ALICE]
     with pytest.raises(LocalError):
         seat.compose(text, NOW_MS)
     assert seat.pending == 0

@@ -24,8 +24,7 @@ from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF, HKDFExpand
 
-from companions.asymmetric import PrivateKey
-from companions.secure_chat import gen_ca, gen_cert
+from companions.secure_chat import gen_cert
 from companions.secure_chat.accounts import Accounts
 from companions.secure_chat.certs import load_credentials, load_trust
 from companions.secure_chat.pki import utc_now
@@ -311,13 +310,8 @@ def verify(certificate: x509.Certificate, signature: bytes, data: bytes) -> None
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [0, 10])
 def test_client_written_from_the_readme_registers_talks_and_gets_a_receipt(
-    tmp_path: Path, keys: list[PrivateKey], monkeypatch: pytest.MonkeyPatch, count: int
+    tmp_path: Path, certs: Path, count: int
 ) -> None:
-    left = iter(keys)
-    for module in (gen_ca, gen_cert):
-        monkeypatch.setattr(module, "new_identity", lambda: next(left))
-    certs = tmp_path / "certs"
-    gen_ca.create(certs)
     gen_cert.issue(certs, "server", "localhost", "server")
     gen_cert.issue(certs, "client", "stranger@example.org", "stranger")
     own = load_credentials(certs, "server")

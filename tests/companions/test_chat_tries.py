@@ -11,36 +11,20 @@ import sqlalchemy as sql
 
 from companions.asymmetric import PrivateKey
 from companions.secure_chat import accounts, tries
-from companions.secure_chat.accounts import Accounts, Busy, Refused
+from companions.secure_chat.accounts import Busy, Refused
 from companions.secure_chat.pki import Identity
 from companions.secure_chat.storage import Database, login_tries
 from companions.secure_chat.tries import FREE_OF_ADDRESS, FREE_TRIES, Tries
-from tests.companions.chat_databases import Place, quick_accounts
-from tests.companions.chat_helpers import ALICE, BOB, NOW_MS, Authority, identity_of
+from tests.companions.chat_databases import RIGHT, Owners, Place
+from tests.companions.chat_helpers import ALICE, BOB, NOW_MS
 from tests.network import at_once
 
-PASSWORD = "correct horse"
 WRONG = "battery staple"
 ELSEWHERE = "203.0.113.7"
 
 
-class Bank:
-    """Accounts whose clock is set by hand, two owners, and what became of their tries."""
-
-    def __init__(self, database: Database, keys: list[PrivateKey]) -> None:
-        self.now = NOW_MS
-        self.database = database
-        self.accounts = self.opened()
-        authority = Authority(keys[0])
-        self.alice = identity_of(authority.issue("client", ALICE, keys[1]), "client", ALICE)
-        self.bob = identity_of(authority.issue("client", BOB, keys[2]), "client", BOB)
-        self.renewed = identity_of(authority.issue("client", ALICE, keys[3]), "client", ALICE)
-        self.accounts.register(self.alice, ALICE, "alice", PASSWORD)
-        self.accounts.register(self.bob, BOB, "bob", PASSWORD)
-
-    def opened(self) -> Accounts:
-        """Return the accounts as another server on the same database has them."""
-        return quick_accounts(self.database, lambda: self.now)
+class Bank(Owners):
+    """Accounts, and what became of tries to log in."""
 
     def outcome(self, identity: Identity, email: str, password: str, ip: str = "::1") -> str:
         """Return the reason of a refusal, or nothing."""
@@ -93,11 +77,11 @@ def test_five_tries_are_free_and_then_waits_double_to_a_minute(bank: Bank) -> No
 
 def test_right_password_is_refused_during_a_wait_and_taken_after_it(bank: Bank) -> None:
     bank.fails(FREE_TRIES)
-    assert bank.outcome(bank.alice, ALICE, PASSWORD) == "too many tries"
+    assert bank.outcome(bank.alice, ALICE, RIGHT) == "too many tries"
     bank.now += 999  # and what came too early makes the present wait no longer
-    assert bank.outcome(bank.alice, ALICE, PASSWORD) == "too many tries"
+    assert bank.outcome(bank.alice, ALICE, RIGHT) == "too many tries"
     bank.now += 1
-    assert bank.outcome(bank.alice, ALICE, PASSWORD) == ""
+    assert bank.outcome(bank.alice, ALICE, RIGHT) == ""
 
 
 @pytest.mark.slow
@@ -112,7 +96,7 @@ def test_unknown_users_are_waited_for_like_known_ones(bank: Bank) -> None:
 def test_right_password_clears_the_account_and_not_the_certificate(bank: Bank) -> None:
     bank.outcome(bank.alice, BOB, WRONG)
     bank.outcome(bank.alice, ALICE, WRONG)
-    assert bank.outcome(bank.alice, ALICE, PASSWORD) == ""
+    assert bank.outcome(bank.alice, ALICE, RIGHT) == ""
     assert bank.count(tries.of_account(ALICE.encode(), bank.alice.fingerprint)) == 0
     assert bank.count(tries.of_account(BOB.encode(), bank.alice.fingerprint)) == 1
     assert bank.count(tries.of_certificate(bank.alice.fingerprint)) == 2
@@ -123,7 +107,7 @@ def test_certificate_has_five_tries_for_all_accounts_together(bank: Bank) -> Non
     names = [f"user{number}@example.org" for number in range(FREE_TRIES)]
     for name in names:
         assert bank.outcome(bank.alice, name, WRONG) == "unknown user"
-    assert bank.outcome(bank.alice, ALICE, PASSWORD) == "too many tries"
+    assert bank.outcome(bank.alice, ALICE, RIGHT) == "too many tries"
 
 
 @pytest.mark.slow
@@ -131,16 +115,16 @@ def test_tries_with_another_certificate_do_not_lock_the_owner_out(bank: Bank) ->
     for _ in range(20):
         bank.outcome(bank.bob, ALICE, WRONG)
         bank.outcome(bank.renewed, ALICE, WRONG)
-    assert bank.outcome(bank.alice, ALICE, PASSWORD) == ""
+    assert bank.outcome(bank.alice, ALICE, RIGHT) == ""
 
 
 @pytest.mark.slow
 def test_registrations_are_tries_too(bank: Bank) -> None:
     for _ in range(FREE_TRIES):
         with pytest.raises(Refused, match="taken"):
-            bank.accounts.register(bank.alice, ALICE, "bob", PASSWORD)
+            bank.accounts.register(bank.alice, ALICE, "bob", RIGHT)
     with pytest.raises(Refused, match="too many tries"):
-        bank.accounts.register(bank.alice, ALICE, "carol", PASSWORD)
+        bank.accounts.register(bank.alice, ALICE, "carol", RIGHT)
 
 
 @pytest.mark.slow
@@ -148,7 +132,7 @@ def test_tries_are_forgotten_after_fifteen_quiet_minutes(bank: Bank) -> None:
     bank.fails(FREE_TRIES)
     bank.now += tries.FORGET_MS + tries.FIRST_WAIT_MS + 1
     bank.fails(FREE_TRIES)
-    assert bank.outcome(bank.alice, ALICE, PASSWORD) == "too many tries"
+    assert bank.outcome(bank.alice, ALICE, RIGHT) == "too many tries"
 
 
 def test_tries_of_fifteen_minutes_ago_still_count(bank: Bank) -> None:
@@ -185,14 +169,14 @@ def test_taking_a_try_back_ends_the_wait_that_it_began(bank: Bank) -> None:
     for _ in range(FREE_TRIES - 1):
         bank.outcome(bank.alice, BOB, WRONG)
     for _ in range(3):
-        assert bank.outcome(bank.alice, ALICE, PASSWORD) == ""
+        assert bank.outcome(bank.alice, ALICE, RIGHT) == ""
 
 
 @pytest.mark.slow
 def test_clock_that_is_set_back_locks_nobody_out(bank: Bank) -> None:
     bank.fails(FREE_TRIES)
     bank.now -= tries.MAX_WAIT_MS
-    assert bank.outcome(bank.alice, ALICE, PASSWORD) == ""
+    assert bank.outcome(bank.alice, ALICE, RIGHT) == ""
 
 
 # Many at once -------------------------------------------------------------------------------------
@@ -212,7 +196,7 @@ def test_two_servers_on_one_database_count_together(bank: Bank) -> None:
     bank.fails(FREE_TRIES - 1)
     bank.accounts = bank.opened()
     assert bank.outcome(bank.alice, ALICE, WRONG) == "wrong password"
-    assert bank.outcome(bank.alice, ALICE, PASSWORD) == "too many tries"
+    assert bank.outcome(bank.alice, ALICE, RIGHT) == "too many tries"
 
 
 # Addresses ----------------------------------------------------------------------------------------
@@ -224,11 +208,11 @@ def test_address_has_a_far_higher_rate_and_loopback_none(bank: Bank) -> None:
     assert subject
     for _ in range(FREE_OF_ADDRESS):
         bank.accounts._tries.count(subject)
-    assert bank.outcome(bank.alice, ALICE, PASSWORD, ELSEWHERE) == "too many tries"
-    assert bank.outcome(bank.alice, ALICE, PASSWORD, "203.0.113.8") == ""
-    assert bank.outcome(bank.alice, ALICE, PASSWORD, "127.0.0.1") == ""
+    assert bank.outcome(bank.alice, ALICE, RIGHT, ELSEWHERE) == "too many tries"
+    assert bank.outcome(bank.alice, ALICE, RIGHT, "203.0.113.8") == ""
+    assert bank.outcome(bank.alice, ALICE, RIGHT, "127.0.0.1") == ""
     bank.now += 60_000  # another minute
-    assert bank.outcome(bank.alice, ALICE, PASSWORD, ELSEWHERE) == ""
+    assert bank.outcome(bank.alice, ALICE, RIGHT, ELSEWHERE) == ""
 
 
 @pytest.mark.parametrize("ip", ["127.0.0.1", "127.9.9.9", "::1", "::ffff:127.0.0.1"])
@@ -270,10 +254,10 @@ def test_full_queue_refuses_and_does_not_count(bank: Bank, monkeypatch: pytest.M
         places += 1
     assert places == bank.accounts.cores + 1
     with pytest.raises(Busy):
-        bank.accounts.login(bank.alice, ALICE, PASSWORD)
+        bank.accounts.login(bank.alice, ALICE, RIGHT)
     assert bank.count(tries.of_account(ALICE.encode(), bank.alice.fingerprint)) == 1
     bank.accounts._places.release()
-    assert bank.outcome(bank.alice, ALICE, PASSWORD) == ""
+    assert bank.outcome(bank.alice, ALICE, RIGHT) == ""
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from functools import reduce
 from pathlib import Path
@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from companions.asymmetric import PrivateKey
-from companions.secure_chat.client import Client, Left, Talk, Updated, explain, tell_doubts
+from companions.secure_chat.client import Left, Talk, Updated, explain, tell_doubts
 from companions.secure_chat.evidence import Kept
 from companions.secure_chat.pins import Pins
 from companions.secure_chat.pki import Expired, Identity, Revoked, Role, Trust, utc_now
@@ -23,7 +23,6 @@ from companions.secure_chat.protocol import (
     Direction,
     Kind,
     Message,
-    Party,
     PeerEnded,
     Session,
     State,
@@ -33,15 +32,10 @@ from companions.secure_chat.protocol import (
 from companions.secure_chat.rooms import Said
 from protocol_fsm import BadTag, DeadlineExpired, LocalError
 from tests.companions.chat_helpers import ALICE, BOB, Authority
-from tests.companions.chat_programs import LIMIT_S, PASSWORDS, House, hear
+from tests.companions.chat_programs import LIMIT_S, PASSWORDS, House, hear, next_of, say
 from tests.companions.chat_sessions import C2S, S2C, Pair, World, in_state, message, refusal
 
 pytestmark = pytest.mark.usefixtures("quiet")
-
-
-@pytest.fixture(scope="module")
-def world(keys: list[PrivateKey]) -> World:
-    return World(keys)
 
 
 def update(pair: Pair) -> None:
@@ -277,18 +271,6 @@ class Hasty(Session):
     update_every = 8
 
 
-@pytest.fixture
-def house(keys: list[PrivateKey], tmp_path: Path) -> Iterator[House]:
-    with House(keys, tmp_path).open() as house:
-        yield house
-
-
-def hear_update(client: Client) -> Updated:
-    while not isinstance(event := client.hear(LIMIT_S), Updated):
-        pass
-    return event
-
-
 @pytest.mark.slow
 def test_member_asks_and_what_it_says_meanwhile_is_heard(house: House) -> None:
     with house.members() as (alice, bob):
@@ -329,9 +311,7 @@ def test_text_that_cannot_be_said_is_refused_at_once_and_costs_no_receipt(
             alice.say(text)
         if not is_leaving:
             alice.leave()
-        while not isinstance(event := alice.hear(LIMIT_S), Kept):
-            pass
-        assert event.is_countersigned
+        assert next_of(alice, Kept).is_countersigned
 
 
 @pytest.mark.slow
@@ -340,17 +320,14 @@ def test_server_asks_all_its_members_at_once(house: House) -> None:
         alice.update()  # crosses the server's request, perhaps
         house.server.update()
         for client in (alice, bob):
-            hear_update(client)
-        alice.say("still here")
-        assert hear(bob) == "still here"
+            next_of(client, Updated)
+        say(alice, "still here", bob)
         assert bob.settle().is_countersigned
 
 
 @pytest.mark.slow
 def test_client_updates_by_itself_after_so_many_records(house: House) -> None:
-    with house.client(new_session=Hasty) as alice:
-        alice.register(ALICE, "alice", "alices secret word")
-        alice.join()
+    with house.member(new_session=Hasty) as alice:
         updates = 0
         for number in range(20):
             alice.say(str(number))
@@ -364,10 +341,8 @@ def test_client_updates_by_itself_after_so_many_records(house: House) -> None:
 
 @pytest.mark.slow
 def test_server_asks_when_keys_are_old(keys: list[PrivateKey], tmp_path: Path) -> None:
-    with House(keys, tmp_path).open(update_s=0.0) as house, house.client() as alice:
-        alice.register(ALICE, "alice", "alices secret word")
-        alice.join()
-        assert hear_update(alice).keys != hear_update(alice).keys
+    with House(keys, tmp_path).open(update_s=0.0) as house, house.member() as alice:
+        assert next_of(alice, Updated).keys != next_of(alice, Updated).keys
 
 
 @pytest.mark.slow
@@ -375,31 +350,23 @@ def test_member_that_does_not_answer_the_request_is_ended(
     keys: list[PrivateKey], tmp_path: Path
 ) -> None:
     with House(keys, tmp_path).open(update_s=0.0, handshake_s=1.0) as house:
-        with contextlib.suppress(Exception), house.client() as alice:
-            alice.register(ALICE, "alice", "alices secret word")
-            alice.join()
+        with contextlib.suppress(Exception), house.member():
             house.await_record(lambda record: record.what == "end")
         end = house.await_record(lambda record: record.what == "end")
         assert isinstance(end.detail, DeadlineExpired)
 
 
-def revoke(house: House, party: Party) -> None:
-    house.authority.revoke([party.identity.certificate], utc_now())
-    house.authority.publish(now=utc_now())
-
-
 @pytest.mark.slow
 def test_member_revoked_meanwhile_goes_at_the_next_update(house: House) -> None:
     with house.members() as (alice, bob):
-        revoke(house, bob.party)
+        house.revoke(bob.party)
         house.server.update()
         with pytest.raises(PeerEnded) as ended:
-            hear_update(bob)
+            next_of(bob, Updated)
         assert "the server refuses ours (bad-cert)" in explain(ended.value)
         end = house.await_record(lambda record: record.what == "end")
         assert isinstance(end.detail, Revoked)
-        while not isinstance(alice.hear(LIMIT_S), Left):
-            pass
+        next_of(alice, Left)
         assert alice.settle().is_countersigned
 
 
@@ -407,7 +374,7 @@ def test_member_revoked_meanwhile_goes_at_the_next_update(house: House) -> None:
 def test_member_revoked_outside_of_rooms_gets_into_none(house: House) -> None:
     with house.members() as (alice, bob):
         assert bob.settle().is_countersigned
-        revoke(house, bob.party)
+        house.revoke(bob.party)
         with pytest.raises(PeerEnded) as ended:
             bob.join("parlour")
         assert "the server refuses ours (bad-cert)" in explain(ended.value)
@@ -454,13 +421,11 @@ def test_revoked_member_makes_nobody_leave(house: House, comes_first: bool) -> N
 
 @pytest.mark.slow
 def test_server_revoked_meanwhile_is_left_at_the_next_update(house: House) -> None:
-    with house.client() as alice:
-        alice.register(ALICE, "alice", "alices secret word")
-        alice.join()
-        revoke(house, house.server.party)
+    with house.member() as alice:
+        house.revoke(house.server.party)
         alice.update()
         with pytest.raises(Revoked) as ended:
-            hear_update(alice)
+            next_of(alice, Updated)
         assert explain(ended.value).startswith("Certificate validation failed: the server's")
 
 
@@ -469,9 +434,7 @@ def test_typed_update_is_told_and_the_lines_behind_it_are_said(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shown: list[str] = []
-    with house.client() as alice:
-        alice.register(ALICE, "alice", "alices secret word")
-        alice.join()
+    with house.member() as alice:
         talk = Talk(alice, shown.append)
         for line in ("one", "update", "two", "quit"):
             talk.typed(line)
