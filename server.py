@@ -117,7 +117,7 @@ class Connection(Protocol):
     """What the rules of this module ask of a member or stranger, on a socket or in memory."""
 
     client_id: int
-    hello_number: int  # its place in the order of accepted HELLOs; 0 before
+    hello_number: int  # its place in the order of accepted HELLOs
 
     def request_end(self, status: Status) -> None:
         """End the session soon, and tell the peer why."""
@@ -268,14 +268,14 @@ class Record(NamedTuple):
 class Member:
     """One connection, from its first byte to its last, served by a thread of its own."""
 
+    hello_number: int
+
     def __init__(self, server: Server, sock: socket.socket) -> None:
-        nobody = server.session_for(0)  # until the first message names somebody
-        self.channel = Channel(sock, nobody, server.limits.frame_timeout_s)
+        self.client_id = 0  # until the first message names somebody
+        self.session = server.session_for(self.client_id)
+        self.channel = Channel(sock, self.session, server.limits.frame_timeout_s)
         self.request_end = self.channel.request_end
         self.send_away = self.channel.send_away
-        self.session = nobody
-        self.client_id = 0
-        self.hello_number = 0
         self.rounds = 0
         self.is_established = False
         self._server = server
@@ -485,7 +485,7 @@ def listen(host: str, port: int) -> socket.socket:
     """Return a listening TCP socket. Raises NoConnection."""
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.create_server(address[:2], family=family, backlog=1_024)
+        listener = socket.create_server(address, family=family, backlog=1_024)
     except (OSError, UnicodeError) as error:
         raise NoConnection(f"cannot listen on {host} port {port}: {reason_of(error)}") from None
     listener.settimeout(POLL_S / 4)

@@ -216,9 +216,12 @@ class Table(cmd.Cmd):
         self._desks = [Desk()]  # the last is the present one; the others are for undo
         self._came: list[Item] = []
         self._forwarded: set[int] = set()
-        tapes = pair.tapes if pair else {}
-        self._tapes = {name: [Item(0, 0, frame) for frame in tape] for name, tape in tapes.items()}
         self._connection = 0
+        tapes = pair.tapes if pair else {}
+        self._tapes = {
+            name: [Item(0, self._connection, frame) for frame in tape]
+            for name, tape in tapes.items()
+        }
         self._connected = False
         self._closed: set[str] = set()
         self._ended = False  # a connection, and no line of the script has waited for it
@@ -314,7 +317,6 @@ class Table(cmd.Cmd):
         self._desks = [Desk()]
         self._say(f"connection {self._connection} is over")
         self.wire.finish()
-        self._changed.notify_all()
 
     # How messages are shown
 
@@ -414,7 +416,6 @@ class Table(cmd.Cmd):
             raise NoConnection(failure)
 
     def do_forward(self) -> None:
-        self._desk.in_hand()
         self._reach()
         self._deliver()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import select
 import socket
 import threading
 import time
@@ -242,6 +243,33 @@ def test_a_frame_that_begins_in_a_pause_has_its_deadline() -> None:
             channel.idle(0.01)
 
 
+def test_a_farewell_that_comes_while_a_file_is_waited_for_is_opened(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A person may take long to type."""
+    real = select.select
+    before: list[Callable[[], object]] = []
+
+    def wait(*files: Any) -> object:
+        before.pop(0)()
+        return real(*files)
+
+    monkeypatch.setattr(select, "select", wait)
+    keyboard, hand = socket.socketpair()
+    with (
+        keyboard,
+        hand,
+        keyboard.makefile() as file,
+        channel_and_peer() as (channel, theirs, session),
+    ):
+        farewell = session.seal(Terminate(Status.SHUTDOWN))
+        before += [lambda: hand.sendall(b"1\n"), lambda: write_frame(theirs.sendall, farewell)]
+        channel.hear_before(file)
+        assert file.readline() == "1\n"
+        with pytest.raises(PeerTerminated):
+            channel.hear_before(file)
+
+
 # Requests to end
 
 
@@ -387,6 +415,33 @@ def test_a_peer_that_never_reads_is_given_up_after_the_time_of_a_frame(
             while more := theirs.recv(65_536):
                 left = more
         assert not left.strip(b"\0"), "nothing was written behind half a frame"
+
+
+def test_a_frame_has_its_time_in_all_however_slowly_it_is_taken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[bytes] = []
+
+    class Slow:
+        """It takes one byte at a time, except the second time."""
+
+        def send(self, data: bytes) -> int:
+            asked.append(data[:1])
+            if len(asked) == 2:
+                raise TimeoutError
+            return 1
+
+        def __getattr__(self, _: str) -> Callable[..., object]:
+            return lambda *_: None
+
+    clock = SimpleNamespace(monotonic=lambda: 100.0 + 0.5 * len(asked))
+    monkeypatch.setattr(channel_module, "time", clock)
+    channel: Channel[Message] = Channel(Slow(), pair_in(State.REPORT).client, 2.0)  # type: ignore[arg-type]
+    channel._send_all(b"123")
+    assert asked == [b"1", b"2", b"2", b"3"]
+    with pytest.raises(TimeoutError):
+        channel._send_all(b"45678")
+    assert b"".join(asked[4:]) == b"4567"
 
 
 def test_a_stuck_send_heeds_a_request_to_end() -> None:

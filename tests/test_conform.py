@@ -13,22 +13,36 @@ import sys
 import threading
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
 
-from classroom.conform import targets
 from classroom.conform.__main__ import ALL, junit, lines_of, main, parsed, run_all
-from classroom.conform.checks import Result, read_skips
+from classroom.conform import targets
+from classroom.conform.checks import Result, Unable, read_skips
 from classroom.conform.client_checks import CLIENT, READINGS
+from classroom.conform.peer import Mismatch
 from classroom.conform.runner import SESSIONS, ClientRun, ServerRun, side_by_side
 from classroom.conform.server_checks import SERVER
-from classroom.conform.targets import Process, Workshop, filled, words_of
+from classroom.conform.targets import (
+    CommandClients,
+    CommandServers,
+    ForeignServer,
+    Process,
+    Workshop,
+    await_listener,
+    end_strays,
+    filled,
+    free_port,
+    words_of,
+)
 from client import Client
 from endpoint import DEMO_KEYS, generate_keys
 from lab.stage import Parts
 from lab.weakened import RULES, without
-from program import UserError
+from program import NoConnection, UserError
 from protocol_fsm import ConnectionCut, DeadlineExpired, LocalError, ProtocolError
 from server import Server
 from tests.network import wait_until
@@ -318,6 +332,123 @@ def test_a_failure_says_what_was_expected_and_what_came_in_80_columns() -> None:
     assert max(map(len, lines)) < 80
     assert lines[0].startswith("FAILED server/stranger-without-report [P 5]")
     assert "    expected A, got B" in lines
+
+
+# Programs that are started, without any
+
+
+class Fake:
+    """A process that has ended, or never does; its clock goes while somebody waits for it."""
+
+    def __init__(self, code: int | None, output: str) -> None:
+        self.now = 100.0
+        self.calls: list[str] = []
+        self.code = code
+        self.printed = output
+
+    def wait(self, patience_s: float) -> int | None:
+        self.now += patience_s
+        return self.code
+
+    def output(self) -> str:
+        return self.printed
+
+    def stop(self) -> None:
+        self.calls.append("stop")
+
+    def end(self) -> None:
+        self.calls.append("end")
+
+
+@pytest.mark.parametrize(
+    ("code", "output", "got"),
+    [
+        (5, "one\nno such luck", r"its end with exit code 5 \(no such luck\)$"),
+        (0, "", "its end with exit code 0$"),
+        (None, "", "none within 20 s$"),
+    ],
+)
+def test_a_server_that_does_not_listen_is_waited_for_until_it_ends_and_not_for_ever(
+    code: int | None, output: str, got: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process: Any = Fake(code, output)
+    monkeypatch.setattr(targets, "time", SimpleNamespace(monotonic=lambda: process.now))
+    with pytest.raises(Mismatch, match=got):
+        await_listener(process, free_port())
+    assert process.now == pytest.approx(100.05 if code is not None else 120.0, abs=0.06)
+
+
+def test_a_server_of_a_command_gets_a_free_port_and_the_keys(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process: Any = Fake(None, "ready")
+    started: list[list[str]] = []
+    awaited: list[object] = []
+
+    def start(words: list[str]) -> object:
+        started.append(words)
+        return process
+
+    shop: Any = SimpleNamespace(folder=tmp_path, keys=KEYS, start=start)
+    monkeypatch.setattr(targets, "await_listener", lambda *words: awaited.append(words))
+    servers = CommandServers(shop, "serve {port} {keys}")
+    with servers.start() as server:
+        host, port = server.address
+        assert (host, awaited) == ("127.0.0.1", [(process, port)])
+        assert port > 1_023
+        assert (server.wait(1), server.output()) == (None, "ready")
+        server.stop()
+    assert started == [["serve", str(port), str(tmp_path / "keys" / "server.keys")]]
+    assert process.calls == ["stop", "end"]
+    assert servers.is_ours
+
+
+def test_a_client_of_a_command_gets_all_that_it_needs(tmp_path: Path) -> None:
+    started: list[list[str]] = []
+    shop: Any = SimpleNamespace(folder=tmp_path, keys={3: b"\x07\x08"}, start=started.append)
+    clients = CommandClients(shop, "report {host} {port} {id} {key} {keys} {readings}")
+    clients.start(("here", 9), 3)
+    file = tmp_path / "readings.csv"
+    key = tmp_path / "keys" / "client-3.key"
+    assert started == [["report", "here", "9", "3", "0708", str(key), str(file)]]
+    assert [*map(float, file.read_text().splitlines())] == [*READINGS]
+
+
+def test_a_server_that_runs_already_has_to_be_there() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = ForeignServer(listener.getsockname(), KEYS)
+        with server.start() as found:
+            assert found is server
+    for address in (server.address, ("x" * 64, 1)):
+        with pytest.raises(NoConnection, match="no server at "), ForeignServer(address, {}).start():
+            pytest.fail("there is a server")
+    assert not server.is_ours
+
+
+def test_a_workshop_leaves_no_process_and_no_folder() -> None:
+    with Workshop([1, 7]) as shop:
+        process = shop.start([sys.executable, "-c", "import time; time.sleep(60)"])
+        assert process.code() is None
+        assert {*shop.keys} == {1, 7}
+    assert process.code() is not None
+    assert not shop.folder.exists()
+    with pytest.raises(Unable):
+        shop.start([sys.executable, "-c", ""])
+
+
+@posix_only
+def test_only_what_bears_the_mark_of_a_run_is_ended_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: list[tuple[int, int]] = []
+    for number, mark in (("17", "ours"), ("18", "theirs")):
+        (tmp_path / number).mkdir()
+        (tmp_path / number / "environ").write_text(f"A=1\0CONFORM_RUN={mark}\0")
+    (tmp_path / "19").mkdir()  # of another user, say
+    monkeypatch.setattr(targets, "Path", lambda _: tmp_path)
+    monkeypatch.setattr(os, "kill", lambda *words: ended.append(words))
+    end_strays("ours")
+    assert ended == [(17, signal.SIGKILL)]
 
 
 # Programs that misbehave

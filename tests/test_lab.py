@@ -31,7 +31,7 @@ from lab.verdict import judge, should_win, summary
 from program import UserError
 from protocol_fsm import BadTag, ConnectionCut, LocalError, Session, UnexpectedOpcode, Watchers
 from tests.helpers import Pair
-from tests.network import at_once
+from tests.network import PATIENCE_S, at_once, free_port
 from tests.sessions import refusal
 
 # A stage without protocol, sockets or ends --------------------------------------------------------
@@ -590,6 +590,90 @@ def test_the_proxy_carries_any_framing_and_what_the_tap_yields() -> None:
         heard, told = at_once(serve, talk)
     assert heard == [b"HELLO", b"ECHO"]
     assert told == [b"echo", b"BYE"]
+
+
+def test_each_end_may_close_its_side_and_the_other_goes_on() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> list[bytes]:
+            connection, _ = listener.accept()
+            with connection:
+                connection.settimeout(PATIENCE_S)
+                heard = [read_line(connection.recv), connection.recv(1)]
+                connection.sendall(b"bye\n")
+                return heard
+
+        def talk() -> list[bytes]:
+            with (
+                Proxy(listener.getsockname(), iter, read_line, write_line) as proxy,
+                socket.create_connection(proxy.address, PATIENCE_S) as sock,
+            ):
+                sock.sendall(b"hello\n")
+                sock.shutdown(socket.SHUT_WR)
+                told = [read_line(sock.recv), sock.recv(1)]
+                proxy._thread.join(PATIENCE_S)
+                assert not proxy._thread.is_alive(), "both ends have closed"
+                return told
+
+        assert at_once(serve, talk) == [[b"hello", b""], [b"bye", b""]]
+
+
+@pytest.mark.parametrize(
+    ("tap", "error"),
+    [(iter, BrokenPipeError), (partial(map, replace), OverflowError)],
+    ids=["an end has closed", "a tap that is no generator"],
+)
+def test_what_cannot_be_delivered_ends_no_connection(
+    tap: Callable[[Frames], Frames], error: type[Exception]
+) -> None:
+    def write(sendall: Callable[[bytes], object], message: bytes) -> None:
+        if message == b"bad":
+            raise error
+        write_line(sendall, message)
+
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        Proxy(listener.getsockname(), tap, read_line, write) as proxy,
+        socket.create_connection(proxy.address) as sock,
+    ):
+        sock.sendall(b"bad\ngood\n")
+        with listener.accept()[0] as connection:
+            assert read_line(connection.recv) == b"good"
+
+
+def test_a_proxy_to_which_nobody_comes_ends_at_once() -> None:
+    nobody = ("127.0.0.1", free_port())
+    with (
+        Proxy(nobody, iter, read_line, write_line) as one,
+        Proxy(nobody, iter, read_line, write_line) as other,
+    ):
+        pass
+    for proxy in (one, other):
+        assert not proxy._thread.is_alive()
+        with pytest.raises(ConnectionError):
+            socket.create_connection(proxy.address)
+
+
+def test_a_proxy_ends_though_its_tap_and_its_server_do_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    begun = threading.Event()
+    release = threading.Event()
+
+    def stuck(frames: Frames) -> Frames:
+        begun.set()
+        release.wait(PATIENCE_S)
+        yield from frames
+
+    monkeypatch.setattr("lab.proxy.PATIENCE_S", 0.01)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        with Proxy(listener.getsockname(), stuck, read_line, write_line) as proxy:
+            sock = socket.create_connection(proxy.address, PATIENCE_S)
+            assert begun.wait(PATIENCE_S)
+        with sock:
+            assert sock.recv(1) == b""
+    release.set()
+    proxy._thread.join(PATIENCE_S)
 
 
 def test_a_frame_that_cannot_be_written_is_a_mistake_in_the_attack() -> None:

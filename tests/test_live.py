@@ -7,6 +7,7 @@ import contextlib
 import http.client
 import json
 import logging
+import os
 import re
 import signal
 import subprocess
@@ -208,6 +209,7 @@ def test_every_answer_has_the_headers(reader: Reader, path: str, is_in: bool) ->
 
 def test_only_the_page_s_own_files_are_served(reader: Reader) -> None:
     reader.enter()
+    assert sorted(name for name, _ in FILES.values()) == sorted(os.listdir(app.PAGE))
     for path, (_, kind) in FILES.items():
         status, headers, _ = reader.ask(path)
         assert (status, headers["Content-Type"]) == (200, f"{kind}; charset=utf-8")
@@ -431,6 +433,81 @@ def test_too_long_a_request_ends_the_talk_and_not_the_lab(room: Room, reader: Re
 
     asyncio.run(with_socket(reader, scene))
     assert reader.ask("/")[0] == 200
+
+
+class Noted:
+    """It notes what it is asked for, instead of a room or a feed."""
+
+    def __init__(self) -> None:
+        self.seen: list[object] = []
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("scene", "plays", "drawn"):
+            return self
+        return lambda *words: self.seen.append((name, *words))
+
+
+def test_a_ninth_window_is_refused_until_another_is_closed(room: Room, reader: Reader) -> None:
+    reader.enter()
+    headers = {"Cookie": reader.cookie, "Origin": reader.door.origin}
+    others: list[Any] = [Noted() for _ in range(8)]
+    for feed in others:
+        room.feeds.add(feed)
+    assert asyncio.run(handshake(reader.door, headers)) == 503
+    room.feeds.remove(others.pop())
+    assert asyncio.run(handshake(reader.door, headers)) == 101
+    for feed in others:
+        room.feeds.remove(feed)
+
+
+def test_a_log_that_is_too_large_is_refused(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert app.MOST_LOG == 67_108_864
+    monkeypatch.setattr(app, "MOST_LOG", 10)
+    with in_background(room) as door:
+        reader = Reader(door)
+        reader.enter()
+        assert reader.ask("/log", "POST", bytes(10), Origin=door.origin)[0] == 200
+        assert reader.ask("/log", "POST", bytes(11), Origin=door.origin)[0] == 413
+
+
+@pytest.mark.parametrize(
+    ("text", "done"),
+    [
+        ('{"type": "list"}', ("type", "list")),
+        ('{"rules": ["tag"], "patient": false}', ("restart", ["tag"], False)),
+        ('{"inside": true}', ("show_inside", True)),
+        ('{"play": ["replay"]}', ("play", ["replay"])),
+        ('{"stop": true}', ("stop",)),
+        ('{"drawn": true}', ("set",)),
+        ('{"rules": ["tag", 1], "patient": true}', None),
+        ('{"play": [1, "replay"]}', None),
+        ('{"type": 1}', None),
+        ("[", None),
+        ("[" * 100_000, None),
+    ],
+    ids=lambda value: value[:20] if isinstance(value, str) else "",
+)
+def test_each_request_does_one_thing_and_what_is_none_is_said(
+    text: str, done: tuple[object, ...] | None
+) -> None:
+    noted: Any = Noted()
+    live = object.__new__(app.Live)
+    live._room = noted
+    live._hear(text, noted)
+    refusal = ("say", "the page asked for something that cannot be understood")
+    assert noted.seen == [done or refusal]
+
+
+def test_why_a_request_is_refused_is_said() -> None:
+    def refuse(names: list[str]) -> None:
+        raise UserError(f"no attack is named {names}")
+
+    noted: Any = Noted()
+    noted.play = refuse
+    live = object.__new__(app.Live)
+    live._room = noted
+    live._hear('{"play": ["x"]}', noted)
+    assert noted.seen == [("say", "no attack is named ['x']")]
 
 
 # What is told -------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import re
 import socket
 import sys
@@ -14,14 +15,16 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from classroom.proxy import Table
+from classroom.proxy import Table, main, reach, read_options
 from classroom.proxy_commands import GRAMMAR, HELP, Command, parse, parse_script
 from classroom.proxy_pair import Score
 from client import Client
 from endpoint import DEMO_KEYS, HOST, NewSession
+from lab.frames import Frame
 from lab.weakened import without
 from program import NoConnection, UserError
 from protocol_fsm import (
@@ -41,11 +44,12 @@ from protocol_fsm import (
     UnexpectedOpcode,
     WrongDirection,
     WrongPeer,
+    write_frame,
 )
 from server import Contribution
 from tests.helpers import logging_to
 from tests.network import PATIENCE_S, Journal, serving
-from tests.programs import ROOT, TIMEOUT_S, Done, Program, posix_only, run, running_server
+from tests.programs import ROOT, TIMEOUT_S, Done, Program, posix_only, run_here, running_server
 
 
 class ImpatientTable(Table):
@@ -210,8 +214,13 @@ def test_with_a_key_log_plaintexts_are_shown(seat: Seat, tmp_path: Path) -> None
     seat.type("until SERVER_CHALLENGE", "forward", "until CLIENT_DATA")
     assert "version 01" in seat.said
     assert "[100.0]" in seat.said
-    assert "no key in the log fits" in seat.type("flip -1", "show")
-    assert "[100.0]" in seat.type("undo", "show")
+    assert "no key in the log fits" not in seat.said
+    changed = seat.type("flip -1", "show")
+    assert "no key in the log fits" in changed
+    assert "in hand: #3 CLIENT_DATA to server, changed\n" in changed
+    unchanged = seat.type("undo", "show")
+    assert "[100.0]" in unchanged
+    assert "in hand: #3 CLIENT_DATA to server\n" in unchanged
     seat.type("until SERVER_AGGR_RESPONSE")
     assert '"sum":100.0' in seat.said
     (tmp_path / "log").write_text("nonsense\n")
@@ -255,6 +264,51 @@ def test_a_person_at_a_terminal_has_a_prompt(
     table.wire._listener.close()
     assert table.prompt == ("proxy> " if types and reads else "")
     assert table._keylog == Path("some.log")
+
+
+def test_what_is_told_at_a_prompt_moves_the_typed_text_below_it(
+    seat: Seat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    readline = SimpleNamespace(get_line_buffer=lambda: "sho")
+    stdout = SimpleNamespace(write=done.append, flush=lambda: done.append("flush"))
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "readline", readline)
+        patch.setattr(sys, "stdout", stdout)
+        patch.setattr(seat.table, "prompt", "> ")
+        patch.setattr(seat.table, "_at_prompt", True)
+        seat.table.tell("")
+        seat.table.tell("news")
+        seat.table.leave()
+    assert done == ["\r     \rnews\n> sho", "flush", "\n"]
+
+
+def test_a_prompt_is_noticed_and_a_line_ends_it(
+    seat: Seat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = seat.table
+    hooks: list[Callable[[], object]] = []
+    readline = SimpleNamespace(set_pre_input_hook=hooks.append)
+    monkeypatch.setitem(sys.modules, "readline", readline)
+    table.preloop()
+    assert not hooks, "there is no prompt in a pipe"
+    monkeypatch.setattr(table, "prompt", "> ")
+    table.preloop()
+    hooks[0]()
+    assert table._at_prompt
+    assert table.onecmd("# nothing") is False
+    assert not table._at_prompt
+    assert table.onecmd("EOF") is True
+
+
+def test_ctrl_c_ends_what_is_waited_for(seat: Seat, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(until: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(seat.table, "_wait", interrupt)
+    assert seat.table.onecmd("until CLIENT_DATA") is False
+    assert seat.table._goal == ""
+    assert seat.read().endswith("\ninterrupted\n")
 
 
 # Meddling: a command when the report is in hand, and the error of the server
@@ -346,6 +400,46 @@ def test_cut_ends_both_sides_without_a_word(seat: Seat) -> None:
 
 
 # Undo
+
+
+def test_what_still_comes_after_a_cut_or_at_the_end_is_ignored(seat: Seat) -> None:
+    table = seat.table
+    table._begin("")
+    table._arrive("client", b"\x0a a message")
+    table._arrive("client", b"")
+    assert [item.number for item in table._desk.waiting] == [1, 0], "an end has no number"
+    seat.type("cut")
+    table._arrive("server", b"\x14 too late")
+    assert not table._desk.waiting
+    table._begin("")
+    seat.read()
+    table.leave()
+    table._arrive("client", b"\x0a after all")
+    assert not table._desk.waiting
+    assert not seat.read()
+
+
+def test_a_connection_is_over_once_both_of_its_own_ends_have_closed(
+    seat: Seat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = seat.table
+    monkeypatch.setattr(table.wire, "send", lambda frame: frame.to == "server")
+    for _ in range(2):
+        table._begin("")
+        table._arrive("client", b"")
+        assert table._connected
+        table._arrive("server", b"")
+        assert not table._connected
+    table._begin("")
+    table._arrive("server", b"\x14 a message")
+    table._arrive("client", b"\x0a another")
+    assert "to client: nobody is there" in seat.type("forward")
+    assert "nobody" not in seat.type("forward")
+    seat.type("cut")
+    table._begin("there is no server")
+    assert seat.read() == "there is no server\n"
+    assert (table._connection, table._connected) == (3, False)
+
 
 CHANGES = [
     "flip 24.3",
@@ -487,6 +581,100 @@ def test_a_mistake_costs_one_sentence_and_changes_nothing(seat: Seat) -> None:
     assert seat.end() == 100.0
 
 
+def test_without_a_connection_nothing_is_forwarded_even_by_auto(seat: Seat) -> None:
+    assert "in hand: yours, " in seat.type("auto", "inject 0a")
+    assert "dropped yours, " in seat.type("drop")
+
+
+def test_who_waits_for_a_connection_or_a_message_is_woken_by_it(
+    seat: Seat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("classroom.proxy.POLL_S", 2 * PATIENCE_S)
+    began = time.monotonic()
+    seat.type("inject 0a", "until CLIENT_HELLO", "forward", "until end")
+    seat.client()
+    seat.type("until CLIENT_DATA")
+    assert seat.end() == 100.0
+    assert time.monotonic() - began < PATIENCE_S / 2
+
+
+SAID = [
+    ("inject 0a010000000100", "in hand: yours, CLIENT_HELLO to server"),
+    ("edit round=2", "header: 0a 01 00 00 00 01 00 -> 0a 01 00 00 00 02 00"),
+    ("flip -7.0", "byte -7: 0a -> 0b"),
+    ("flip 6.0", "byte 6: 00 -> 01"),
+    ("hold", "put aside yours, opcode 11 to server"),
+    ("inject 14", "in hand: yours, SERVER_CHALLENGE to server"),
+    ("hold", "put aside yours, SERVER_CHALLENGE to server"),
+    ("release 0", "in hand: yours, opcode 11 to server"),
+    ("release 0", "in hand: yours, SERVER_CHALLENGE to server"),
+    ("auto off", "from now on you decide"),
+    ("auto", "from now on all is forwarded"),
+]
+
+
+def test_each_command_says_what_it_has_done(seat: Seat) -> None:
+    for line, said in SAID:
+        told = seat.type(line).splitlines()
+        assert said in told
+        assert line != "auto off" or told == [said], "the hand is as it was"
+        assert seat.table._connected == (line == "auto"), "which needs a connection"
+        if line.startswith("edit"):
+            with pytest.raises(UserError, match="only 7 bytes"):
+                seat.type("flip 7")
+
+
+def test_a_person_who_waits_without_a_client_is_told_how_to_stop(
+    seat: Seat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(seat.table, "_wait", lambda until: None)
+    for is_connected, in_script in itertools.product((False, True), repeat=2):
+        monkeypatch.setattr(seat.table, "_connected", is_connected)
+        monkeypatch.setattr(seat.table, "_in_script", in_script)
+        is_told = "waiting for a client; Ctrl-C stops it" in seat.type("until CLIENT_DATA")
+        assert is_told == (not is_connected and not in_script)
+
+
+class Living:
+    """A pair whose client of the last session is still about at the first looks."""
+
+    def __init__(self, looks: int) -> None:
+        self.looks = looks
+        self.lived: list[int] = []
+
+    @property
+    def is_living(self) -> bool:
+        self.looks -= 1
+        return self.looks >= 0
+
+    def live(self, address: object) -> None:
+        self.lived.append(self.looks)
+
+
+def test_a_session_waits_for_the_client_of_the_last_one_unless_that_is_connected(
+    seat: Seat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("classroom.proxy.POLL_S", 0.001)
+    for is_connected in (False, True):
+        pair: Any = Living(3)
+        monkeypatch.setattr(seat.table, "_pair", pair)
+        monkeypatch.setattr(seat.table, "_connected", is_connected)
+        seat.type("session")
+        assert [left < 0 for left in pair.lived] == [not is_connected]
+
+
+def test_an_until_that_fails_is_forgotten(seat: Seat) -> None:
+    seat.table._goal = "CLIENT_DATA"
+    seat.table._failure = "there is no server"
+    with seat.table._changed, pytest.raises(NoConnection, match="there is no server"):
+        Table._wait(seat.table, lambda: False)
+    assert seat.table._goal == seat.table._failure == ""
+    seat.table._begin("")
+    seat.table._arrive("client", b"\x0a a message")
+    seat.table._failure = "there was no server"
+    seat.type("until CLIENT_HELLO", "cut")
+
+
 def test_with_nothing_in_hand_that_is_said(seat: Seat) -> None:
     for line in ("forward", "drop", "hold", "reflect", "flip 0", "edit round=1", "show", ""):
         seat.table.onecmd(line)
@@ -550,6 +738,7 @@ def test_a_script_runs_to_its_end_or_to_quit(seat: Seat, tmp_path: Path) -> None
     path = script(tmp_path / "s", "until CLIENT_DATA\nflip 24.3\nforward\nuntil end\n")
     seat.client()
     assert seat.table.run_script(parse_script(path)) is False
+    assert not seat.table._in_script
     assert isinstance(seat.refusal(), BadTag)
     assert seat.table.run_script([("", Command("quit")), ("", Command("frobnicate"))]) is True
 
@@ -591,12 +780,13 @@ def test_a_wrong_line_is_named_before_anything_is_done(tmp_path: Path, text: str
 # The program
 
 
-def proxy(*arguments: str) -> Done:
-    return run("-m", "classroom.proxy", *arguments)
+def proxy(capfd: pytest.CaptureFixture[str], *flags: str) -> Done:
+    return run_here(main, capfd, "proxy.py", *flags)
 
 
-@pytest.mark.slow
-def test_the_program_ends_in_one_sentence_and_an_exit_code(tmp_path: Path) -> None:
+def test_the_program_ends_in_one_sentence_and_an_exit_code(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     wrong = script(tmp_path / "wrong", "until end\nflop\n")
     with socket.create_server((HOST, 0)) as listener, socket.create_server((HOST, 0)) as closed:
         here = "{}:{}".format(*listener.getsockname())
@@ -610,7 +800,7 @@ def test_the_program_ends_in_one_sentence_and_an_exit_code(tmp_path: Path) -> No
             (["--server", gone], 3, f"no server at {gone}: Connection refused"),
             (["--server", here, "--listen", here.split(":")[1]], 3, "cannot listen on 127.0.0.1"),
         ):
-            done = proxy(*arguments)
+            done = proxy(capfd, *arguments)
             assert (done.returncode, done.stdout) == (code, ""), done
             assert done.stderr.startswith("proxy.py: ")
             assert sentence in done.stderr
@@ -619,6 +809,71 @@ def test_the_program_ends_in_one_sentence_and_an_exit_code(tmp_path: Path) -> No
             with contextlib.suppress(TimeoutError), listener.accept()[0] as visit:
                 assert visit.recv(1) == b"", "it looks whether there is a server, no more"
                 assert "--listen" in arguments
+
+
+def test_flags_choose_the_server_or_the_pair(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*words: object) -> None:
+        raise UserError(f"{words}")
+
+    monkeypatch.setattr("classroom.proxy.reach", refuse)
+    monkeypatch.setattr("classroom.proxy.OwnPair", lambda names, say, wait: refuse(names, wait))
+    assert proxy(capfd).stderr == "proxy.py: (('127.0.0.1', 9999),)\n"
+    assert proxy(capfd, "--without", "tag").stderr == "proxy.py: ('tag', True)\n"
+    assert proxy(capfd, "--own", "--deadlines").stderr == "proxy.py: ('', False)\n"
+    monkeypatch.setattr(sys, "argv", ["proxy.py"])
+    assert read_options().listen == 9000
+
+
+def test_a_server_may_be_silent_for_as_long_as_it_likes() -> None:
+    with socket.create_server((HOST, 0)) as listener, reach(listener.getsockname()) as sock:
+        assert sock.gettimeout() is None
+    with pytest.raises(NoConnection):
+        reach(("x" * 64, 1))
+
+
+def test_the_end_of_a_stream_is_passed_on_and_ends_a_client_of_our_own(seat: Seat) -> None:
+    wire = seat.table.wire
+    client, its_peer = socket.socketpair()
+    server, other_peer = socket.socketpair()
+    own, its_other_end = socket.socketpair()
+    with client, its_peer, server, other_peer, own, its_other_end:
+        wire._ends = {"client": client, "server": server}
+        wire._own = own
+        assert wire.send(Frame("server", b""))
+        assert other_peer.recv(1) == b""
+        assert wire._own is own
+        assert wire.send(Frame("client", b""))
+        assert its_peer.recv(1) == its_other_end.recv(1) == b""
+        assert wire._own is None
+        assert not wire.send(Frame("client", b"nobody is there"))
+
+
+def test_a_connection_lasts_until_what_has_come_is_delivered_or_the_wire_closes(
+    seat: Seat,
+) -> None:
+    wire = seat.table.wire
+    for is_closing in (False, True):
+        client, its_peer = socket.socketpair()
+        server, other_peer = socket.socketpair()
+        with client, its_peer, server, other_peer:
+            ends = {"client": client, "server": server}
+            carrying = threading.Thread(target=wire._carry, args=(ends,), daemon=True)
+            if is_closing:
+                wire._closing.set()
+                carrying.start()
+            else:
+                wire._over.set()  # as the connection before has left it
+                write_frame(its_peer.sendall, b"\x0a" + bytes(86))
+                its_peer.close()
+                other_peer.close()
+                carrying.start()
+                carrying.join(0.05)
+                assert carrying.is_alive(), "the message is still in hand"
+                seat.type("cut")
+            carrying.join(PATIENCE_S / 2)
+            assert not carrying.is_alive()
 
 
 @pytest.mark.slow
@@ -757,15 +1012,15 @@ def test_a_recording_that_is_accepted_on_another_connection_is_a_win() -> None:
 
 
 @pytest.mark.slow
-def test_with_a_pair_of_its_own_a_student_wins_and_keeps_the_score(tmp_path: Path) -> None:
+def test_with_a_pair_of_its_own_a_student_wins_and_keeps_the_score(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     script = tmp_path / "script"
     script.write_text(
         "until CLIENT_DATA\nflip 24.3\nforward\nuntil end\n"
         "session\nuntil CLIENT_DATA\nrecord one\nuntil end\nsession\nuntil end\nscore\nquit\n"
     )
-    done = run(
-        "-m", "classroom.proxy", "--listen", "0", "--without", "tag", "--script", str(script)
-    )
+    done = proxy(capfd, "--listen", "0", "--without", "tag", "--script", str(script))
     assert (done.returncode, done.stderr) == (0, "")
     assert "YOU WIN: the server accepted CLIENT_DATA [900.0,20.5,21.0,22.5]" in done.stdout
     *_, asked, last = [line for line in done.stdout.splitlines() if line.startswith("score: 1 ")]
@@ -778,17 +1033,19 @@ def test_a_session_and_a_score_are_there_only_without_rules(seat: Seat) -> None:
             seat.type(line)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
-        (["--server", "127.0.0.1:9"], "--without and --own bring a server"),
-        (["--keylog", "keys.log"], "--without and --own bring a server"),
-        (["--without", "nonsense"], "there is no rule nonsense"),
+        ("--without tag --server 127.0.0.1:9", "--without and --own bring a server"),
+        ("--own --keylog keys.log", "--without and --own bring a server"),
+        ("--without tag --without nonsense", "there is no rule nonsense"),
+        ("--deadlines", "--deadlines is for --without and --own"),
     ],
 )
-def test_flags_that_do_not_fit_a_pair_are_one_sentence(flags: list[str], sentence: str) -> None:
-    done = run("-m", "classroom.proxy", "--without", "tag", *flags)
+def test_flags_that_do_not_fit_a_pair_are_one_sentence(
+    flags: str, sentence: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    done = proxy(capfd, *flags.split())
     assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
     assert sentence in done.stderr
 
@@ -798,36 +1055,34 @@ def test_a_splice_puts_a_message_of_a_recording_in_the_place_of_the_one_in_hand(
     seat.type("until CLIENT_DATA", "record one", "until end")
     seat.client()
     seat.type("until CLIENT_DATA")
-    with pytest.raises(UserError, match="no recording one with a message 4"):
-        seat.type("splice one 4")
+    for number in (0, 4):
+        with pytest.raises(UserError, match=f"no recording one with a message {number}"):
+            seat.type(f"splice one {number}")
     with pytest.raises(UserError, match="no recording two with a message 1"):
         seat.type("splice two 1")
+    assert "one 1 in its place: 0a 01 00 00 00 00 00" in seat.type("splice one 1")
+    assert "undone" in seat.type("undo")
     assert "one 3 in its place: 1e 01 00 00 00 01 00" in seat.type("splice one 3")
     seat.type("forward")
     assert isinstance(seat.refusal(2), BadTag)
     seat.end()
 
 
-@pytest.mark.slow
-def test_a_pair_of_its_own_with_all_rules_refuses_and_has_recordings(tmp_path: Path) -> None:
+def test_a_pair_of_its_own_with_all_rules_refuses_and_has_recordings(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     script = tmp_path / "script"
     script.write_text(
-        "until CLIENT_DATA\nsplice older 3\nforward\nuntil end\nsession\nuntil CLIENT_DATA\n"
-        "splice other 3\nforward\nuntil end\nscore\nquit\n"
+        "until CLIENT_DATA\nplay older server\nshow\nundo\nsplice older 3\nforward\nuntil end\n"
+        "session\nuntil CLIENT_DATA\nsplice other 3\nforward\nuntil end\nquit\n"
     )
-    flags = ["--listen", "0", "--own", "--deadlines", "--script", str(script)]
-    done = run("-m", "classroom.proxy", *flags)
+    done = proxy(capfd, "--listen", "0", "--own", "--deadlines", "--script", str(script))
     assert (done.returncode, done.stderr) == (0, "")
+    assert "in hand: yours, CLIENT_HELLO to server" in done.stdout
+    assert "yours, to server: " in done.stdout
     assert "the server refused CLIENT_DATA: BadTag" in done.stdout
     assert "the server refused CLIENT_DATA: WrongPeer" in done.stdout
     assert done.stdout.splitlines()[-1].startswith("score: 0 ")
-
-
-@pytest.mark.slow
-def test_deadlines_are_for_a_pair_of_its_own() -> None:
-    done = run("-m", "classroom.proxy", "--deadlines")
-    assert done.returncode == 2
-    assert done.stderr == "proxy.py: --deadlines is for --without and --own\n"
 
 
 # At a terminal

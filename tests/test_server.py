@@ -60,6 +60,7 @@ from server import (
     Member,
     Server,
     compute_aggregation,
+    listen,
     own_part,
 )
 from server import main as server_main
@@ -163,7 +164,7 @@ def test_a_lone_client_waits_for_nobody() -> None:
 
 def test_each_epoch_is_recorded_and_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
-    with serving(window_s=0.05) as (server, journal):
+    with serving(lambda _: {"text": "x" * 55}, window_s=0.05) as (server, journal):
         with client_for(server, 3) as one, client_for(server, 4) as other:
             one.report([20.5])
             other.report([22.5])  # in an epoch that waits for the first in vain
@@ -172,8 +173,10 @@ def test_each_epoch_is_recorded_and_logged_once(caplog: pytest.LogCaptureFixture
         (0, 1),
         (0, 2),
     ]
-    told = [line for line in caplog.messages if "participants" in line]
-    assert [line.partition("  ")[0] for line in told] == ["epoch 1", "epoch 2"]
+    told = [line for line in caplog.messages if "text" in line]
+    assert told == [f'epoch {n}\n    text "{"x" * 55}"' for n in (1, 2)], (
+        "71 columns are one too many"
+    )
 
 
 def test_clients_that_start_at_random_offsets_share_every_epoch_from_then_on() -> None:
@@ -255,6 +258,33 @@ def test_members_wake_each_other_one_by_one(monkeypatch: pytest.MonkeyPatch) -> 
         assert [told(client_id) for client_id in (1, 2)] == [[1, 2]] * 2
 
 
+def test_a_member_looks_at_the_clock_and_for_requests_until_its_epoch_closes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    waits: list[float] = []
+
+    def wait(timeout_s: float) -> None:
+        assert len(waits) < 5, "it waits on"
+        waits.append(timeout_s)
+        if len(waits) == 5:
+            member.request_end(Status.SHUTDOWN)
+
+    monkeypatch.setattr("server.POLL_S", 0.25)
+    monkeypatch.setattr("server.time", SimpleNamespace(monotonic=lambda: sum(waits)))
+    server = Server(DEMO_KEYS, port=0, limits=Limits(window_s=0.625))
+    monkeypatch.setattr(server._changed, "wait", wait)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        member = Member(server, ours)
+        server._epochs._expected = {7}
+        server.contribute(member, ClientData([1.0]))
+        assert waits == [0.25, 0.25, 0.125]
+        server._epochs._expected = {7}
+        with pytest.raises(EndRequested):
+            server.contribute(member, ClientData([1.0]))
+    server.__exit__()
+
+
 def share_an_epoch(journal: Journal, first: Client, second: Client) -> object:
     """Have `first` open an epoch, which waits for `second`; return who took part."""
     reports = len(journal.of("report", first.session.client_id))
@@ -268,6 +298,20 @@ def share_an_epoch(journal: Journal, first: Client, second: Client) -> object:
     assert isinstance(other, dict), other
     assert shared(one) == shared(other)
     return one["participants"]
+
+
+def test_a_stranger_that_ends_does_not_make_an_epoch_close_without_its_namesake() -> None:
+    with (
+        serving(window_s=60) as (server, journal),
+        client_for(server, 1) as one,
+        client_for(server, 2) as namesake,
+    ):
+        one.report([1])
+        assert share_an_epoch(journal, namesake, one) == [1, 2]
+        with Hand(server.address, 2).shake_hands():
+            pass
+        reason(journal, 2)
+        assert share_an_epoch(journal, one, namesake) == [1, 2]
 
 
 def test_leaving_frees_the_others_at_once() -> None:
@@ -422,6 +466,21 @@ def test_shutdown_tells_every_client_and_waits_for_nobody() -> None:
 def test_a_port_in_use_is_a_typed_error() -> None:
     with serving() as (server, _), pytest.raises(NoConnection):
         Server(DEMO_KEYS, port=server.address[1])
+    with pytest.raises(NoConnection):
+        listen("x" * 64, 0)  # more than a part of a name can have
+
+
+def test_an_address_on_one_link_is_listened_on_with_its_link(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    address = ("fe80::1", 9999, 0, 7)
+    waits: list[float] = []
+    listener = SimpleNamespace(settimeout=waits.append, getsockname=lambda: address)
+    found = [(socket.AF_INET6, socket.SOCK_STREAM, 6, "", address)]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+    monkeypatch.setattr(socket, "create_server", lambda address, **_: {address: listener}[address])
+    assert Server(DEMO_KEYS, "fe80::1%7").address == ("fe80::1", 9999)
+    assert waits[0] < POLL_S, "how soon it notices that it shall close"
 
 
 @pytest.mark.parametrize("client_id", [0, 6, 255])
@@ -812,8 +871,10 @@ def test_closing_a_server_waits_until_every_client_is_told() -> None:
     with serving() as (server, _), contextlib.ExitStack() as hands:
         for client_id in DEMO_KEYS:
             hands.enter_context(Hand(server.address, client_id).shake_hands())
+        threads = [*server._threads]
+        assert len(threads) == len(DEMO_KEYS)
         server.__exit__()
-        assert not any(thread.is_alive() for thread in server._threads)
+        assert not any(thread.is_alive() for thread in threads)
 
 
 @pytest.mark.slow

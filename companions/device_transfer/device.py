@@ -199,7 +199,7 @@ class Device(Caller[Channel[Message]]):
         """Send chunks, new keys where they are due, and the signature over all of it."""
         session = self.session
         version = version_of(content)
-        while chunk := read_chunk(content, outgoing.announcement.size - outgoing.size):
+        while chunk := read_chunk(content):
             outgoing.take(chunk)
             if session.chunks >= session.rekey_chunks:
                 self.channel.send(Message(Kind.REKEY))
@@ -280,13 +280,10 @@ def version_of(content: BinaryIO) -> tuple[int, ...]:
     return (now.st_size, now.st_mtime_ns)
 
 
-def read_chunk(content: BinaryIO, left: int) -> bytes:
-    """Return the next 1 to 65,536 bytes, or none at the end. Raises LocalError.
-
-    Of a file that has grown it returns up to one byte more than `left`, which shows that.
-    """
+def read_chunk(content: BinaryIO) -> bytes:
+    """Return the next 1 to 65,536 bytes, or none at the end. Raises LocalError."""
     try:
-        return content.read(min(CHUNK_BYTES, left + 1))
+        return content.read(CHUNK_BYTES)
     except OSError as error:
         raise LocalError(f"cannot be read to its end: {reason_of(error)}") from None
 

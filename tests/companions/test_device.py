@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 import pytest
 
@@ -304,8 +304,9 @@ def test_a_file_that_is_removed_on_its_way_still_arrives(
     world: World, party: tuple[Server, Records, Path], tmp_path: Path
 ) -> None:
     path = a_file(tmp_path, "gone.bin", bytes(3 * 65_536))
-    with device_for(world, party[0]) as device:
+    with device_for(world, party[0], new_session=partial(Session, rekey_chunks=2)) as device:
         device.send_file(path, lambda count: path.unlink(missing_ok=True))
+        assert device.session.chunks == 1, "of the keys that are new since the second chunk"
     assert files_in(party[2])["gone.bin"] == bytes(3 * 65_536)
 
 
@@ -321,8 +322,8 @@ def test_a_file_that_cannot_be_read_to_its_end_ends_the_session(
 
     real = device_module.read_chunk
 
-    def read_chunk(content: BinaryIO, left: int) -> bytes:
-        return real(Broken() if left < 65_536 else content, left)
+    def read_chunk(content: BinaryIO) -> bytes:
+        return real(Broken() if content.tell() else content)
 
     monkeypatch.setattr(device_module, "read_chunk", read_chunk)
     with (
@@ -399,7 +400,7 @@ def test_no_such_port_is_no_connection(world: World) -> None:
         pytest.fail("connected")
 
 
-@pytest.mark.parametrize("error", [OSError("nobody"), UnicodeError("label"), OverflowError("port")])
+@pytest.mark.parametrize("error", [OSError("nobody"), UnicodeError(), OverflowError("no port")])
 def test_a_server_has_ten_seconds_at_most_to_be_there(
     world: World, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
@@ -413,7 +414,7 @@ def test_a_server_has_ten_seconds_at_most_to_be_there(
     assert Device(world.device, world.trust(), SERVER).timeout_s == 10.0
     for timeout_s in (3.0, 30.0):
         device = Device(world.device, world.trust(), SERVER, timeout_s=timeout_s)
-        with pytest.raises(NoConnection, match=f"no server at 127.0.0.1:9998: {error}"), device:
+        with pytest.raises(NoConnection, match=r"no server at 127\.0\.0\.1:9998: no"), device:
             pytest.fail("connected")
     assert asked == [("127.0.0.1", 9998), 3.0, ("127.0.0.1", 9998), 10.0]
 
@@ -789,6 +790,9 @@ def test_the_program_says_what_has_arrived(
         "done: 4 sent and acknowledged",
     ]
     assert not err
+    stored: list[Any] = [record.detail for record in own[1].of("stored")]
+    assert [item.text for item in stored[:2]] == ["", "hi\n"]
+    assert len(stored) == 4
 
 
 @pytest.mark.parametrize(
