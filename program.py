@@ -249,8 +249,8 @@ def to_stderr(text: str) -> None:
 
 def reason_of(error: Exception) -> str:
     """Return what the system says of an error, without the rest."""
-    if isinstance(error, UnicodeError) and not isinstance(error, UnicodeDecodeError):
-        return "no host has such a name"  # 10.0.0..1, which the system was not even asked for
+    if type(error) is UnicodeError or getattr(error, "encoding", "") == "idna":
+        return "no host has such a name"  # 10.0.0..1, for which Python did not even ask
     reason: str = getattr(error, "strerror", None) or str(error)
     if not isinstance(error, OSError) or not error.errno:
         return reason
