@@ -43,6 +43,7 @@ def read(stream: BinaryIO, count: int) -> list[bytes]:
 
 def stream_over(sock: socket.socket, context: ssl.SSLContext, host: str | None) -> BinaryIO:
     """Return a stream over TLS; without a host this is the server's end."""
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # no reply brings its ACK
     with context.wrap_socket(sock, server_side=not host, server_hostname=host) as wrapped:
         return cast(BinaryIO, wrapped.makefile("rwb"))  # which keeps it open
 
