@@ -18,7 +18,7 @@ import pytest
 
 from classroom.kit import grade, grading
 from classroom.kit.check import ends, of_bug
-from classroom.kit.bench import CHECKS, Bench
+from classroom.kit.examiner import CHECKS, Bench
 from classroom.kit.checks import own_rules
 from classroom.kit.dialect import Dialect, of, sources
 from classroom.kit.grading import (

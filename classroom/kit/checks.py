@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from classroom.kit.arena import wins
-from classroom.kit.bench import CHECKS, Bench, Check, Failed, check, named
+from classroom.kit.examiner import CHECKS, Bench, Check, Failed, check, named
 from classroom.kit.sandbox import Gone, Raised
 from lab.frames import flipped_bytes
 from lab.weakened import RULES

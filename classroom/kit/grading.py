@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from classroom.kit import checks, others  # noqa: F401 (which register the checks)
-from classroom.kit.bench import CHECKS, Bench, Check, Failed, named
+from classroom.kit.examiner import CHECKS, Bench, Check, Failed, named
 from classroom.kit.dialect import CORE, Dialect, sources, vectors
 from classroom.kit.graft import Unreadable, grafted, modules_of, submission
 from classroom.kit.sandbox import START_S, Asked, Gone, Jail, Raised, Side, best_jail, folder_with

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
-from classroom.kit.bench import CHECKS, Bench, Check, Failed, check, named
+from classroom.kit.examiner import CHECKS, Bench, Check, Failed, check, named
 from classroom.kit.dialect import CORE
 from classroom.kit.sandbox import Asked, Gone, Raised, Side, folder_with
 from classroom.kit.skeleton import Sources, edited
