@@ -23,6 +23,7 @@ from program import end_signals, run_program
 
 ROOT = Path(__file__).parent.parent
 TIMEOUT_S = 30
+HINT = re.compile(r"something listens on 127\.0\.0\.1:9999; .*\n")  # the reader's own server, say
 Done = subprocess.CompletedProcess[str]
 posix_only = pytest.mark.skipif(os.name != "posix", reason="signals and modes of POSIX")
 
@@ -120,7 +121,7 @@ def run(
     env: Mapping[str, str] | None = None,
 ) -> Done:
     """Run a program of Python to its end, without a terminal; `env` is added to its environment."""
-    return subprocess.run(
+    done = subprocess.run(
         [sys.executable, *map(str, words)],
         cwd=cwd,
         input=given,
@@ -131,6 +132,8 @@ def run(
         env={**os.environ, **(env or {})},
         start_new_session=True,
     )
+    done.stderr = HINT.sub("", done.stderr)
+    return done
 
 
 def run_here(main: Callable[[], int], capfd: pytest.CaptureFixture[str], *words: object) -> Done:
