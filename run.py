@@ -405,6 +405,7 @@ def offline(words):
     python = sys.executable
     if missing(python, {"pip": ()}) != []:
         python = prepare("requirements.txt")
+    is_new = not os.path.exists(folder)
     try:
         os.makedirs(folder, exist_ok=True)
     except OSError as error:
@@ -416,6 +417,8 @@ def offline(words):
         command += ["-r", os.path.join(HERE, name)]
     code, out, error = quietly(command)
     if code != 0:
+        if is_new and not os.listdir(folder):  # an empty wheelhouse would hide the network
+            os.rmdir(folder)
         raise Problem(
             "pip cannot fetch them: %s"
             % (reason_of_pip(out + error) or last_words((code, out, error)))

@@ -1185,5 +1185,10 @@ def test_a_folder_that_cannot_be_filled_is_one_sentence(
     Path(run.HERE, "requirements.txt").write_text("a-package-that-nobody-has-made\n")
     monkeypatch.setattr(run, "COMMANDS", {"server": ("requirements.txt", ["server.py"], "")})
     monkeypatch.setenv("PIP_NO_INDEX", "1")
-    sentence = fails(run, capsys, "offline", str(tmp_path / "folder"))
+    folder = tmp_path / "folder"
+    sentence = fails(run, capsys, "offline", str(folder))
     assert sentence.startswith("pip cannot fetch them: Could not find a version")
+    assert not folder.exists(), "an empty wheelhouse would hide the network"
+    folder.mkdir()
+    assert "no such option" in fails(run, capsys, "offline", str(folder), "--no-such-flag")
+    assert folder.exists(), "it was there before"
