@@ -17,6 +17,7 @@ CORE = (
     "program",
     "endpoint",
     "server",
+    "readings",
     "client",
 )
 

@@ -1,25 +1,30 @@
-"""client.py as a program, in the process of the tests: what its flags do, and how it ends."""
+"""A Client in a program of one's own, and client.py: what its flags do, and how it ends."""
 
 from __future__ import annotations
 
+import array
 import io
 import json
 import math
 import os
 import random
 import signal
+import socket
 import sys
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
+from typing import NoReturn
 
 import pytest
 
 from channel import Channel, EndRequested
-from client import explain, main
+from client import Client, explain, float_of, main, typed
 from endpoint import DEMO_KEYS, DEMO_WARNING
-from program import UserError
+from program import NoConnection, UserError
 from protocol_fsm import (
+    MAX_MAGNITUDE,
     BadTag,
     ClientData,
     ConnectionCut,
@@ -35,7 +40,8 @@ from protocol_fsm import (
 )
 from server import Contribution
 from tests.helpers import Pair
-from tests.network import Journal, serving
+from tests.network import Journal, client_for, serving
+from tests.programs import posix_only
 
 Run = Callable[..., tuple[int, str, str]]
 TABLE = "a,v\n1,5\n2,6\n"
@@ -244,3 +250,112 @@ def test_ctrl_c_says_goodbye_and_the_next_one_does_not_cut_it(
     assert reported(journal) == [[1.0] if "--values" in flags else []]
     assert out.endswith(f"client 1: goodbye said after round {number}\n")
     assert "GOODBYE" in str(journal.of("end")[0].detail)
+
+
+def test_a_typed_decimal_comma_is_asked_for_again(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("20,5\n1\u00a0234\nstatus\n20.5 21\nquit\n"))
+    assert [*typed(Client(1, DEMO_KEYS))] == [[20.5, 21.0]]
+    said = capsys.readouterr().out
+    assert said.count("with a decimal point") == 2
+    assert "<Session of client 1, sends C2S, HELLO, round 0>\nC2S-ENC" in said
+
+
+@posix_only
+def test_a_person_at_the_prompt_hears_of_the_servers_end_at_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, terminal = os.openpty()  # where nobody types anything
+    with open(terminal) as stdin:
+        monkeypatch.setattr("sys.stdin", stdin)
+        with serving() as (server, _):
+            client = client_for(server, 1)
+            client.connect()
+            client.report([])
+        with pytest.raises(PeerTerminated) as caught:
+            next(typed(client))
+    client.close()
+    assert caught.value.status is Status.SHUTDOWN
+    assert capsys.readouterr().out == "numbers, status, quit> \n"
+
+
+# A Client in a program of one's own ---------------------------------------------------------------
+
+
+def test_a_report_takes_any_real_numbers_and_names_the_limit_otherwise() -> None:
+    with serving() as (server, _), client_for(server, 1) as client:
+        assert client.report(array.array("d", [1.5, 2.5]))["sum"] == 4.0
+        assert client.report((1, 2.5))["sum"] == 3.5
+        assert client.report([Fraction(3, 2), 2])["sum"] == 3.5
+        for wrong, words in (
+            ([1] * 1_025, "at most 1,024 numbers, got 1025"),
+            (["1"], "a reading is a real number, and this is a str"),
+            ([True], "numbers of at most 1e"),
+            ([1j], "and this is a complex"),
+            ([2 * MAX_MAGNITUDE, 1], "numbers of at most 1e"),
+        ):
+            with pytest.raises(LocalError, match=words):
+                client.report(wrong)  # type: ignore[arg-type]
+        assert client.report([7])["sum"] == 7
+
+
+@pytest.mark.slow
+def test_a_report_takes_the_arrays_of_numpy() -> None:
+    numpy = pytest.importorskip("numpy")
+    assert float_of(numpy.int64(3)) == 3
+    with serving() as (server, _), client_for(server, 1) as client:
+        assert client.report(numpy.array([1, 2]))["sum"] == 3
+        assert client.report(numpy.array([1.5, 2.0], dtype=numpy.float32))["sum"] == 3.5
+
+
+def test_a_client_reports_inside_its_with_block_only() -> None:
+    with pytest.raises(LocalError, match="inside its with block"):
+        Client(1, DEMO_KEYS).report([1.0])
+
+
+def test_a_client_without_a_with_block_connects_once_and_closes_as_often_as_it_likes() -> None:
+    with serving() as (server, journal):
+        client = client_for(server, 1)
+        client.close()
+        client.connect()
+        assert client.report([20.5, 21.0])["sum"] == 41.5
+        with pytest.raises(LocalError, match="one session"):
+            client.connect()
+        client.close()
+        client.close()
+        (ended,) = journal.wait("end", 1)
+        assert "GOODBYE" in str(ended.detail)
+        with pytest.raises(LocalError, match="one session"):
+            client.connect()
+
+
+@pytest.mark.parametrize("error", [ConnectionRefusedError("nobody"), UnicodeError("no label")])
+def test_a_server_has_five_seconds_to_be_there(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    asked: list[object] = []
+
+    def connect(*words: object) -> NoReturn:
+        asked.extend(words)
+        raise error
+
+    monkeypatch.setattr(socket, "create_connection", connect)
+    client = Client(1)
+    with pytest.raises(NoConnection, match=r"^no server at 127.0.0.1:9999: no"):
+        client.connect()
+    assert asked == [("127.0.0.1", 9999), 5.0]
+    assert client.timeout_s == 2.0
+
+
+def test_a_handshake_that_fails_leaves_no_connection() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        client = Client(1, port=silent.getsockname()[1], timeout_s=0.05)
+        with pytest.raises(DeadlineExpired):
+            client.connect()
+        assert client.channel._sock.fileno() == -1
+
+
+def test_a_key_file_without_the_id_is_said_to_be_that() -> None:
+    with pytest.raises(UserError, match="no key for client 8, only for 7"):
+        Client(8, {7: bytes(16)})

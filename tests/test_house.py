@@ -23,7 +23,16 @@ BELOW: dict[str, set[str]] = {  # what each module of the core may import from t
     "program": set(),
     "endpoint": {"crypto_utils", "protocol_fsm", "program"},
     "server": {"guard", "crypto_utils", "protocol_fsm", "channel", "program", "endpoint"},
-    "client": {"guard", "crypto_utils", "protocol_fsm", "channel", "program", "endpoint"},
+    "readings": {"protocol_fsm", "program"},
+    "client": {
+        "guard",
+        "crypto_utils",
+        "protocol_fsm",
+        "channel",
+        "program",
+        "endpoint",
+        "readings",
+    },
 }
 PROMISED = {
     "crypto_utils": "aes_cbc_encrypt aes_cbc_decrypt pkcs7_pad pkcs7_unpad hmac_sha256 hmac_verify "

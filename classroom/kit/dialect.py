@@ -22,7 +22,7 @@ from program import UserError, escaped, reason_of
 
 ROOT = Path(__file__).parent.parent.parent
 CORE = ("guard", "crypto_utils", "protocol_fsm", "channel", "program", "endpoint", "server")
-MODULES = (*CORE, "client")
+MODULES = (*CORE, "readings", "client")
 OWN = ("breaking", "mine", "other_side")  # in classroom/kit/student
 MIN_CLASS_KEY = 16  # bytes
 MAX_CLASS_KEY = 4_096  # bytes: /dev/zero is none
