@@ -15,6 +15,7 @@ from typing import Any
 
 from classroom.kit.tasks import BUGS, TASKS
 from lab.claims import Claims, Sets, read_claims, read_sets
+from program import Parser, run_program, write_whole
 from protocol_fsm import ProtocolState
 
 ROOT = Path(__file__).parent.parent
@@ -277,13 +278,15 @@ def updated(text: str) -> str:
     return PART.sub(lambda m: f"{m[1]}\n{part(m[2])}\n\n{m[4]}", text)
 
 
-def main() -> None:
+def main() -> int:
+    Parser("Rewrites the generated parts of the documents.").options()
     for path in sorted(path for place in PLACES for path in ROOT.glob(place)):
         text = path.read_text("utf-8")
         if PART.search(text):
-            path.write_text(updated(text), "utf-8")
+            write_whole(path, updated(text).encode("utf-8"))
             print(f"{path.relative_to(ROOT)} is up to date")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)
