@@ -396,15 +396,19 @@ def starting() -> Iterator[None]:
 
 @contextlib.contextmanager
 def tidying() -> Iterator[None]:
-    """Hold Ctrl-C back while something is tidied up, of which a second one would leave half."""
+    """Hold all that asks us to end back while something is tidied up, of which half would stay."""
     held_back: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, _: held_back.append(number))
+    before = [
+        (number, signal.signal(number, lambda number, _: held_back.append(number)))
+        for number in end_signals()
+    ]
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
-        if held_back:
-            signal.raise_signal(signal.SIGINT)
+        for number, handler in before:
+            signal.signal(number, handler)
+        for number in held_back:
+            signal.raise_signal(number)
 
 
 def prepare_streams() -> None:

@@ -9,6 +9,7 @@ import os
 import random
 import shutil
 import signal
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from classroom.kit import grade, grading
+from classroom.kit import grade, grading, sandbox
 from classroom.kit.check import ends, of_bug
 from classroom.kit.examiner import CHECKS, Bench
 from classroom.kit.checks import own_rules
@@ -146,6 +147,34 @@ def test_folder_of_a_child_is_gone_afterwards_even_after_ctrl_c(
     with contextlib.suppress(KeyboardInterrupt), folder_with({"mod.py": ""}) as folder:
         assert (folder / "drive.py").is_file()
     assert not folder.exists()
+
+
+@pytest.mark.filterwarnings("ignore:Implicitly cleaning up:ResourceWarning")
+def test_folder_of_a_child_that_is_interrupted_as_it_is_made_is_gone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    make = tempfile.mkdtemp
+
+    def interrupted(*arguments: Any) -> str:
+        folder = make(*arguments)
+        signal.raise_signal(signal.SIGINT)
+        return folder
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(tempfile, "mkdtemp", interrupted)
+    with contextlib.suppress(KeyboardInterrupt), folder_with({"mod.py": ""}):
+        pass
+    assert [*tmp_path.iterdir()] == []
+
+
+@pytest.mark.filterwarnings("ignore:Implicitly cleaning up:ResourceWarning")
+def test_folder_of_a_child_is_gone_though_ctrl_c_came_before_it_was_tidied_up(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with contextlib.suppress(KeyboardInterrupt), folder_with({"mod.py": ""}):
+        monkeypatch.setattr(sandbox, "tidying", lambda: signal.raise_signal(signal.SIGINT))
+    assert [*tmp_path.iterdir()] == []
 
 
 # Grafts -------------------------------------------------------------------------------------------

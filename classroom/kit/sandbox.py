@@ -164,13 +164,15 @@ def works(jail: Jail) -> bool:
 @contextlib.contextmanager
 def folder_with(sources: dict[str, str]) -> Iterator[Path]:
     """Give a fresh folder with modules and drive.py in it, removed afterwards. Raises UserError."""
-    folder = Path(tempfile.mkdtemp(prefix="kit-"))
+    with tidying():
+        temporary = tempfile.TemporaryDirectory(prefix="kit-", ignore_cleanup_errors=True)
     try:
+        folder = Path(temporary.name)
         _fill(folder, sources)
         yield folder
     finally:
         with tidying():
-            shutil.rmtree(folder, ignore_errors=True)
+            temporary.cleanup()
 
 
 def _fill(folder: Path, sources: dict[str, str]) -> None:
