@@ -407,8 +407,8 @@ def tidying() -> Iterator[None]:
     finally:
         for number, handler in before:
             signal.signal(number, handler)
-        for number in held_back:
-            signal.raise_signal(number)
+        if held_back:
+            signal.raise_signal(held_back[0])
 
 
 def prepare_streams() -> None:

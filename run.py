@@ -7,7 +7,20 @@ This file has to parse on every Python since 2.7: an old one must say that it is
 There is no #! line, because the Windows launcher would look for it in the wrong place.
 """
 
-# ruff: noqa: UP031, B904
+# ruff: noqa: E402, UP031, B904
+import sys
+
+
+def show(kind, error, traceback):
+    """Show what was raised; Ctrl-C while the rest is loaded is no traceback."""
+    if issubclass(kind, KeyboardInterrupt):
+        sys.exit(130)
+    sys.__excepthook__(kind, error, traceback)
+
+
+if __name__ == "__main__":
+    sys.excepthook = show
+
 import errno
 import json
 import os
@@ -15,7 +28,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 
 NEEDED = (3, 10)

@@ -156,7 +156,7 @@ def test_folder_of_a_child_that_is_interrupted_as_it_is_made_is_gone(
     make = tempfile.mkdtemp
 
     def interrupted(*arguments: Any) -> str:
-        folder = make(*arguments)
+        folder: str = make(*arguments)
         signal.raise_signal(signal.SIGINT)
         return folder
 
