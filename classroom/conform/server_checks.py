@@ -47,6 +47,7 @@ REPORT = ClientData([21.5, -3])
 SHUTDOWN = "TERMINATE (SHUTDOWN)"
 LAST_BYTE = -1  # the last byte of a message
 MAX_STRANGERS = 64
+INTEGERS = ("epoch", "round", "own_count", "count")
 Answer = Mapping[str, Json]
 
 
@@ -666,7 +667,12 @@ def members_of_answer(trial: ServerTrial) -> None:
     own_sum = told.get("own_sum")
     own = [told.get("round"), told.get("own_count"), own_sum]
     require(own == [2, 2, 5.5], "round, own_count and own_sum 2, 2 and 5.5", [*own])
-    require(type(told.get("epoch")) is int, "an integer as epoch", told.get("epoch"))
+    require("epoch" in told, "an epoch", "none")
+    for name in INTEGERS:
+        require(type(told.get(name, 0)) is int, f"an integer as {name}", told.get(name))
+    ids = told.get("participants")
+    if isinstance(ids, list):
+        require(all(type(number) is int for number in ids), "integers as participants", ids)
     total = told.get("sum")
     require("own_share" in told, "an own_share", "none")
     if isinstance(total, (int, float)) and total:
