@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from aiohttp import ClientSession, WSServerHandshakeError
+from aiohttp import ClientSession, WSMessage, WSMsgType, WSServerHandshakeError
 
 from classroom.live import app, show
-from classroom.live.app import FILES, MOST_REQUEST, in_background
+from classroom.live.app import FILES, MOST_REQUEST, TOO_MANY, in_background
 from classroom.live.room import Room
 from classroom.live.safe import Door
 from classroom.live.scene import MOST_ROWS, ROWS_AT_ONCE, Feed, Feeds, Scene
@@ -447,15 +447,23 @@ class Noted:
         return lambda *words: self.seen.append((name, *words))
 
 
-def test_a_ninth_window_is_refused_until_another_is_closed(room: Room, reader: Reader) -> None:
+def test_a_ninth_window_is_refused_in_words_until_another_is_closed(
+    room: Room, reader: Reader
+) -> None:
+    async def first() -> WSMessage:
+        headers = {"Cookie": reader.cookie, "Origin": reader.door.origin}
+        async with ClientSession() as session:
+            async with session.ws_connect(f"ws://{reader.door.host}/ws", headers=headers) as talk:
+                return await talk.receive()
+
     reader.enter()
-    headers = {"Cookie": reader.cookie, "Origin": reader.door.origin}
     others: list[Any] = [Noted() for _ in range(8)]
     for feed in others:
         room.feeds.add(feed)
-    assert asyncio.run(handshake(reader.door, headers)) == 503
+    refusal = asyncio.run(first())
+    assert (refusal.type, refusal.data, refusal.extra) == (WSMsgType.CLOSE, 1013, TOO_MANY.decode())
     room.feeds.remove(others.pop())
-    assert asyncio.run(handshake(reader.door, headers)) == 101
+    assert asyncio.run(first()).type is WSMsgType.TEXT
     for feed in others:
         room.feeds.remove(feed)
 

@@ -134,8 +134,8 @@ function hear(event) {
 function connect() {
   socket = new WebSocket(`ws://${location.host}/ws`);
   socket.addEventListener("message", hear);
-  socket.addEventListener("close", () => {
-    byId("status").textContent = "the lab is gone; start it again, and open its new address";
+  socket.addEventListener("close", (event) => {
+    byId("status").textContent = event.reason || "the lab is gone; start it again, and open its new address";
     document.body.classList.add("gone");
     setTimeout(connect, AGAIN_MS);
   });
