@@ -109,6 +109,14 @@ def test_time_that_is_none_is_one_sentence(monkeypatch: pytest.MonkeyPatch, time
 
 
 @pytest.mark.slow
+def test_settings_that_are_not_there_are_not_replaced_by_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["audit.py", "--env", "no.env"])
+    with pytest.raises(UserError, match=r"there is no file no\.env"):
+        audit.main()
+
+
 def test_database_that_is_not_there_is_not_made(logged: Path) -> None:
     (logged / "chat.env").write_text("DATABASE_URL=sqlite:///other.db\n")
     words = ("-m", "companions.secure_chat.audit", "--env", "chat.env")
