@@ -25,6 +25,7 @@ import tempfile
 import textwrap
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn, TypeVar
@@ -425,6 +426,8 @@ def run_program(main: Callable[[], int]) -> NoReturn:
     """Run `main`, and exit with its code or with one sentence on stderr; tidily on signals too."""
     if Path(sys.argv[0]).name == "__main__.py":
         sys.argv[0] = str(Path(sys.argv[0]).parent)  # in messages and usage: conform, say
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")  # what a library says to us, of a strange certificate, say
     sys.unraisablehook = repeat_signal
     for ending in end_signals():
         if ending is not signal.SIGINT:  # which is a KeyboardInterrupt

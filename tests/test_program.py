@@ -603,6 +603,14 @@ def test_an_endless_line_is_one_sentence() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (2, "", f"-c: {words}\n")
 
 
+def test_what_libraries_say_to_programmers_is_not_shown() -> None:
+    call = "from program import run_program; run_program(lambda: warnings.warn('old') or 0)"
+    done = run("-c", f"import warnings; {call}")
+    assert (done.returncode, done.stderr) == (0, "")
+    done = run("-W", "error", "-c", f"import warnings; {call}")
+    assert "UserWarning: old" in done.stderr
+
+
 @posix_only
 def test_input_that_is_closed_is_at_its_end() -> None:
     call = "from program import run_program; run_program(lambda: len(input()))"
