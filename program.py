@@ -315,6 +315,21 @@ def append_whole(path: Path, data: bytes) -> None:
             raise
 
 
+def is_same_file(one: str | Path, other: str | Path) -> bool:
+    """Return whether two paths lead to the same file, or would if it existed."""
+    try:
+        return os.path.samefile(one, other)
+    except OSError:
+        return os.path.realpath(one) == os.path.realpath(other)
+
+
+def keep_inputs(output: str | Path | None, *inputs: str | Path | None) -> None:
+    """Raise UserError if what will be written is also what is read."""
+    for path in inputs:
+        if output is not None and path is not None and is_same_file(output, path):
+            raise UserError(f"cannot write {output}: it is also what is read")
+
+
 @contextlib.contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
     """Yield a folder to fill, which becomes `folder` if nothing fails. Raises OSError."""
