@@ -14,24 +14,28 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from http.cookies import SimpleCookie
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from aiohttp import ClientSession, WSServerHandshakeError
 
+from attacks import ATTACKS
 from classroom.live import app, show
+from classroom.live import scene as scene_module
 from classroom.live.app import FILES, MOST_REQUEST, in_background
 from classroom.live.room import Room
 from classroom.live.safe import Door
-from classroom.live.scene import MOST_ROWS, ROWS_AT_ONCE, Feed, Feeds, Scene
+from classroom.live.scene import MOST_ROWS, ROWS_AT_ONCE, Feed, Feeds, Scene, hand_view
 from classroom.live.views import (
     MOST_BYTES,
     MOST_LETTERS,
     MOST_RUNS,
     PROTOCOLS,
+    STEPS,
     bytes_view,
     facts,
     folder_of,
@@ -39,10 +43,11 @@ from classroom.live.views import (
     protocol_of,
 )
 from classroom.wire import LAB
-from lab.claims import read_sets
+from endpoint import OPCODE_NAMES
+from lab.claims import read_claims, read_sets
 from lab.events import LONGEST
 from lab.frames import Frame, flipped
-from lab.weakened import RULES
+from lab.weakened import DOCUMENTED, RULES
 from program import UserError
 from protocol_fsm import ClientData, State
 from tests.helpers import pair_in
@@ -533,10 +538,38 @@ def test_a_message_is_told_by_its_fields_whose_bytes_are_all_of_it() -> None:
     view = bytes_view(report.message, LAB)
     assert "".join(field["hex"] for field in view["fields"]) == report.message.hex()
     assert [field["at"] for field in view["fields"]] == [0, 1, 2, 6, 7, 23, 23 + 48 - 16]
+    assert (view["title"], view["size"]) == ("CLIENT_DATA, round 1", len(report.message))
+    assert view["fields"][0]["says"] == "30: CLIENT_DATA"
     long = bytes_view(report.message[:23] + bytes(4_096) + report.message[-32:], LAB)
     (ciphertext,) = [field for field in long["fields"] if field["name"] == "ciphertext"]
     assert (ciphertext["size"], len(ciphertext["hex"])) == (4_096, 2 * MOST_BYTES)
     assert long["fields"][-1]["hex"] == report.message[-32:].hex(), "what is cut hides no tag"
+
+
+def test_the_page_is_told_the_rules_the_attacks_and_the_claims() -> None:
+    told = facts()
+    flip = ATTACKS["flip-reading"]
+    assert {"name": "tag", "without": "Believe any tag"} in told["rules"]
+    assert {
+        "name": flip.name,
+        "story": flip.story,
+        "family": flip.family,
+        "noticed": "",
+        "sets": read_sets(LAB.data / "sets.json").sets[flip.name],
+    } in told["attacks"]
+    (claim,) = [claim for claim in read_claims(LAB.data).claims if flip.name in claim.attacks]
+    assert {
+        "id": claim.id,
+        "claim": claim.claim,
+        "condition": claim.condition,
+        "verdict": claim.verdict,
+        "attacks": claim.attacks,
+        "code": claim.code,
+    } in told["claims"]
+    assert told["errors"]["BadTag"]["when"] == "step 5: not sealed under our keys"
+    assert (told["steps"], told["documented"]) == (STEPS, [*DOCUMENTED])
+    assert told["names"] == {"opcode": OPCODE_NAMES, "direction": {0: "C2S", 1: "S2C"}}
+    assert told["protocols"] == [*PROTOCOLS]
 
 
 def test_every_error_of_the_nine_steps_has_its_step_and_claims_that_are_there() -> None:
@@ -603,13 +636,142 @@ def test_what_the_ends_see_is_told_only_while_it_is_asked_for() -> None:
     assert "100.0" not in json.dumps(scene.rows_view(scene.ids()))
 
 
+class Told:
+    """A feed that only notes what changed."""
+
+    def __init__(self) -> None:
+        self.rows: list[int] = []
+        self.topics: list[str] = []
+        self.said = 0
+
+    def touch(self, rows: Iterable[int], topics: Iterable[str]) -> None:
+        self.rows += rows
+        self.topics += topics
+
+    def news(self) -> tuple[list[int], list[str]]:
+        """Return what has changed since the last call."""
+        told = (self.rows, self.topics)
+        self.rows = []
+        self.topics = []
+        return told
+
+
+def test_a_browser_is_told_of_each_row_that_has_changed_and_of_no_other() -> None:
+    report, changed = flipped_report()
+    second = Frame("server", report.message[::-1])
+    told: Any = Told()
+    feeds = Feeds()
+    feeds.add(told)
+    scene = Scene(feeds)
+    scene.begin(7)
+    assert told.news() == ([1], ["state"])
+    scene.sent(1, report)
+    assert told.news() == ([2], [])
+    scene.waits({1: "aside", 99: "in hand"})  # the second has left the page
+    assert told.news() == ([2], ["state"])
+    assert scene.rows_view([2])[0]["words"] == "put aside"
+    scene.waits({})
+    assert told.news() == ([2], ["state"])
+    assert scene.rows_view([2])[0]["words"] == "not delivered"
+    scene.delivered(changed)
+    assert told.news() == ([2], ["state"])
+    scene.sent(2, second)
+    told.news()
+    scene.delivered(second)
+    assert told.news() == ([3], ["state"])
+    scene.judged("server", second.message, "accepted", "")
+    assert told.news() == ([3], ["state"])
+    scene.judged("server", second.message, "sealed", "")
+    assert scene.rows_view(told.news()[0])[0]["verdict"] == "accepted"
+    scene.judged("server", b"never delivered", "BadTag", "")
+    assert scene.rows_view(told.news()[0]) == []
+    scene.show_inside(True)
+    assert told.news() == ([1, 2, 3], ["state"])
+    scene.judged("server", changed.message, "BadTag", "")
+    assert scene.rows_view([2])[0]["inside"] == [None, None]
+    told.news()
+    scene.clear()
+    assert (told.news()[1], scene.ids(), scene.first()) == (["state"], [], 4)
+
+
+def test_a_message_that_is_delivered_late_changes_the_row_that_held_it() -> None:
+    report, _ = flipped_report()
+    told: Any = Told()
+    feeds = Feeds()
+    scene = Scene(feeds)
+    scene.sent(1, report)
+    scene.sent(2, Frame("server", report.message[::-1]))
+    feeds.add(told)
+    scene.delivered(report)
+    assert told.rows == [1, 2, 3]
+
+
+def test_a_connection_begins_with_nothing_behind_it() -> None:
+    report, _ = flipped_report()
+    scene = scene_of(report)
+    scene.waits({1: "in hand"})
+    scene.delivered(report)
+    scene.judged("server", report.message, "accepted", "[100.0]")
+    scene.begin(2)
+    scene.judged("server", report.message, "BadTag", "")
+    scene.sent(2, report)
+    scene.delivered(report)
+    before, note, now = scene.rows_view(scene.ids()[1:])
+    assert (before["verdict"], before["connection"]) == ("accepted", 1)
+    assert (note["note"], note["connection"]) == ("connection 2 has begun", 2)
+    assert (now["kind"], now["verdict"], now["connection"]) == ("passed", "", 2)
+    scene.clear()
+    scene.note("new ends")
+    scene.sent(1, report)
+    scene.show_inside(True)
+    note, now = scene.rows_view(scene.ids())
+    assert (note["note"], note["connection"]) == ("new ends", 0)
+    assert (now["kind"], now["inside"]) == ("dropped", [None, None])
+
+
+def test_a_row_has_the_time_at_which_it_came(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scene_module, "time", SimpleNamespace(time=lambda: 1.5))
+    report, changed = flipped_report()
+    scene = scene_of(report)
+    scene.delivered(report)
+    scene.delivered(changed)
+    assert [row["at"] for row in scene.rows_view(scene.ids())] == 3 * [1_500.0]
+
+
+def test_a_browser_is_told_each_line_once() -> None:
+    scene = Scene(Feeds())
+    feed: Any = Told()
+    scene.say("one\n\ntwo")
+    assert scene.news(feed) == ["one", "two"]
+    assert scene.news(feed) == []
+    scene.say("three")
+    assert scene.news(feed) == ["three"]
+
+
+def test_where_a_message_in_hand_differs_from_how_it_came_is_told() -> None:
+    report, changed = flipped_report()
+    view = hand_view(changed, "#1 CLIENT_DATA to server, changed", 1, report.message)
+    assert view == {
+        "name": "#1 CLIENT_DATA to server, changed",
+        "number": 1,
+        "to": "server",
+        "bytes": bytes_view(changed.message, LAB),
+        "changed": [24],
+    }
+    assert hand_view(changed, "yours", 0, b"")["changed"] == []
+
+
 def test_old_rows_leave_the_page_and_no_memory_behind() -> None:
     report, _ = flipped_report()
     messages = [report.message + number.to_bytes(4, "big") for number in range(MOST_ROWS + 100)]
-    scene = scene_of(*(Frame("server", message) for message in messages))
+    scene = Scene(Feeds())
+    scene.begin(1)
+    for number, message in enumerate(messages, 1):
+        scene.judged("client", message, "sealed", "[100.0]")
+        scene.sent(number, Frame("server", message))
     assert len(scene.ids()) == MOST_ROWS
     assert scene.first() == scene.ids()[0] == 102  # and the note of the beginning
-    assert len(scene._row_of) == MOST_ROWS
+    assert len(scene._row_of) == len(scene._inside) == MOST_ROWS
 
 
 def test_a_browser_is_told_the_newest_rows_first_and_more_when_it_has_drawn_them() -> None:
@@ -667,6 +829,68 @@ def test_a_line_of_a_log_is_read_by_its_kind_whatever_else_it_has() -> None:
     ]
     (run,) = log_view("\n".join(map(json.dumps, lines)), "")["runs"]
     assert (run["ended"], len(run["rows"])) == ("client: e (1)", 1)
+
+
+def test_a_run_of_a_log_is_told_with_its_ladder_and_its_verdict() -> None:
+    lines: list[dict[str, object]] = [
+        {"event": "sent", "to": "server", "message": "0a01"},
+        {
+            "event": "inserted",
+            "to": "server",
+            "message": "0a02",
+            "deed": "changed",
+            "origin": "0a01",
+        },
+        {"event": "inserted", "to": "client", "message": "1401", "deed": "inserted"},
+        {"event": "refused", "by": "client", "error": "BadTag", "message": "1401"},
+        {"event": "sent", "to": "client", "message": "1402"},
+        {"event": "news"},
+        {
+            "event": "judged",
+            "story": "A bit flips.",
+            "claim": "S-3",
+            "noticed": "",
+            "without": "tag",
+            "as_expected": True,
+            "words": "WON: all",
+            "won": "all",
+            "bystanders": 0,
+            "again": "--seed 7",
+        },
+    ]
+    text = "\n".join(json.dumps({"attack": "flip-reading", **line}) for line in lines)
+    view = log_view(text, "")
+    (run,) = view.pop("runs")
+    assert view == {
+        "protocol": "classroom",
+        "name": "the lab's own protocol",
+        "count": 1,
+        "note": "the log: not shown, because not known here: news",
+    }
+    changed, inserted, dropped = run.pop("rows")
+    assert run == {
+        "attack": "flip-reading",
+        "title": "flip-reading without tag",
+        "story": "A bit flips.",
+        "command": "python attacks.py --seed 7 --without tag flip-reading",
+        "verdict": {"kind": "won", "words": "won: all"},
+        "ended": "",
+    }
+    assert changed == {
+        "id": 1,
+        "kind": "changed",
+        "words": "changed on the way",
+        "to": "server",
+        "in": True,
+        "on": True,
+        "touched": True,
+        "sent": bytes_view(b"\x0a\x01", LAB),
+        "got": bytes_view(b"\x0a\x02", LAB),
+        "what": "client id: 01 -> 02",
+        "verdict": "",
+    }
+    assert (inserted["in"], inserted["got"], inserted["verdict"]) == (False, None, "BadTag")
+    assert (dropped["on"], dropped["got"], dropped["what"]) == (False, None, "")
 
 
 @pytest.mark.slow
