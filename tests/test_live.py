@@ -10,8 +10,10 @@ import logging
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
@@ -26,7 +28,9 @@ from aiohttp import ClientSession, WSServerHandshakeError
 from attacks import ATTACKS
 from classroom.live import app, show
 from classroom.live import scene as scene_module
+from classroom.live import table as table_module
 from classroom.live.app import FILES, MOST_REQUEST, in_background
+from classroom.live.plays import Plays, QuietTeller
 from classroom.live.room import Room
 from classroom.live.safe import Door
 from classroom.live.scene import MOST_ROWS, ROWS_AT_ONCE, Feed, Feeds, Scene, hand_view
@@ -47,9 +51,11 @@ from endpoint import OPCODE_NAMES
 from lab.claims import read_claims, read_sets
 from lab.events import LONGEST
 from lab.frames import Frame, flipped
+from lab.stage import BYSTANDER
 from lab.weakened import DOCUMENTED, RULES
 from program import UserError
-from protocol_fsm import ClientData, State
+from protocol_fsm import ClientData, Direction, Seen, State
+from server import Record
 from tests.helpers import pair_in
 from tests.network import PATIENCE_S, wait_until
 from tests.programs import ROOT, posix_only, run, run_here
@@ -378,14 +384,208 @@ def test_the_script_of_a_scene_replays_it_in_the_proxy(tmp_path: Path) -> None:
     assert "older 1 in its place" in done.stdout
 
 
-def test_the_ends_are_there_whatever_rules_they_lack() -> None:
-    with Room(",".join(RULES)) as room:
-        for rules in ("documented", ""):
-            room._restart(rules, is_patient=True)
+class Told:
+    """A feed that only notes what changed, and then does something."""
+
+    def __init__(self, then: Callable[[], object] = lambda: None) -> None:
+        self.rows: list[int] = []
+        self.topics: list[str] = []
+        self.said = 0
+        self._then = then
+
+    def touch(self, rows: Iterable[int], topics: Iterable[str]) -> None:
+        self.rows += rows
+        self.topics += topics
+        self._then()
+
+    def news(self) -> tuple[list[int], list[str]]:
+        """Return what has changed since the last call."""
+        told = (self.rows, self.topics)
+        self.rows = []
+        self.topics = []
+        return told
+
+
+def test_other_ends_have_other_rules_and_nothing_of_the_old_ones_stays() -> None:
+    with Room(",".join(RULES), shows_inside=True) as room:
+        for rules, is_patient, flags in (
+            ("documented", False, "--without documented --deadlines"),
+            ("", True, "--own"),
+        ):
+            room.table.type("until CLIENT_HELLO")
+            past = room.scene.ids()
+            old = room.pair
+            room._restart(rules, is_patient)
+            assert not {*past} & {*room.scene.ids()}
+            with pytest.raises(ConnectionRefusedError):
+                socket.create_connection(old.address)
             assert {*room.pair.tapes} == {"older", "other"}
             assert all(tape[-1].to == "server" for tape in room.pair.tapes.values())
             room.table.type("until CLIENT_HELLO")
-            assert room.view()["ends"]["client"]["state"] == "CHALLENGE"
+            view = room.view()
+            assert view["ends"]["client"]["state"] == "CHALLENGE"
+            assert (view["rules"], view["patient"]) == ([rules] if rules else [], is_patient)
+            assert (view["inside"], view["busy"]) == (True, False)
+            assert view["script"] == ["until CLIENT_HELLO"]
+            head = f"# python -m classroom.proxy {flags} --script FILE"
+            assert room.script() == f"{head}\nuntil CLIENT_HELLO\n"
+        said = [line for _, line in room.scene.said]
+        for words in ("without documented", "with all rules"):
+            assert f"the ends have begun anew, {words}" in said
+        with pytest.raises(UserError, match="no rule nonsense"):
+            room._restart("nonsense", True)
+        assert room.view()["rules"] == []
+        address = room.pair.address
+    assert not room.table.view()["connected"]
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(address)
+
+
+def test_a_room_with_a_wrong_rule_is_refused_and_shows_no_plaintext_unasked() -> None:
+    with pytest.raises(UserError, match="no rule nonsense"):
+        Room("nonsense")
+    assert not Room().scene.shows_inside
+
+
+def test_what_the_table_has_is_told() -> None:
+    with Room() as room:
+        table = room.table
+        table.type("until CLIENT_HELLO")
+        for number in (2, 3):
+            table._arrive("client", bytes([30, number]))
+        table._arrive("client", b"")
+        table.type("hold")
+        view = table.view()
+        assert view["hand"]["name"] == "#2 CLIENT_DATA to server"
+        del view["hand"]
+        tapes = view.pop("tapes")
+        assert view == {
+            "waiting": ["#3 CLIENT_DATA to server"],
+            "held": [{"number": 1, "name": "#1 CLIENT_HELLO to server"}],
+            "came": 3,
+            "undo": True,
+            "auto": False,
+            "connected": True,
+            "connection": 1,
+        }
+        assert {*tapes} == {"older", "other"}
+        assert tapes["older"][:2] == ["CLIENT_HELLO to server", "SERVER_CHALLENGE to client"]
+        words = [row["words"] for row in room.scene.rows_view(room.scene.ids()[1:])]
+        assert words == ["put aside", "in your hand", "waits behind it"]
+        table.type("inject 0a")
+        hand = table.view()["hand"]
+        assert (hand["name"], hand["number"]) == ("yours, CLIENT_HELLO to server", 0)
+        assert hand["changed"] == []
+        for _ in range(3):
+            table.type("undo")
+            table.type("drop")
+        table.type("until end")
+        notes = [row.get("note") for row in room.scene.rows_view(room.scene.ids())]
+        assert notes[0] == "connection 1 has begun"
+        assert "the end of what the client sends is passed on" in notes
+        assert notes[-1] == "connection 1 is over"
+        assert not table.view()["undo"]
+
+
+def test_what_is_typed_is_said_and_quit_is_for_the_terminal(room: Room) -> None:
+    script = [*room.table.script]
+    room.table.type("  score # how far? ")
+    room.table.type("# nothing")
+    said = [line for _, line in room.scene.said]
+    assert said[-2:] == ["> score # how far?", str(room.pair.score)]
+    with pytest.raises(UserError, match="to leave, close the page"):
+        room.table.type("quit")
+    assert room.table.script == script
+
+
+def test_a_command_that_waits_in_vain_is_given_up(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(table_module, "WAIT_S", -1.0)
+    with room.table._changed:
+        room.table._goal = "TERMINATE"
+        with pytest.raises(UserError, match="nothing of that kind has come"):
+            room.table._wait(lambda: False)
+        assert room.table._goal == ""
+
+
+def test_too_much_at_once_is_refused_and_a_defect_of_ours_takes_no_place(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    room = Room()
+    told: Any = Told()
+    room.feeds.add(told)
+    monkeypatch.setattr(room, "_waiting", threading.Semaphore(0))
+    with pytest.raises(UserError, match="too much at once"):
+        room.type("list")
+    room._do(lambda: 1 // 0)
+    assert told.topics == ["said", "state", "script"]
+    assert "internal error: ZeroDivisionError" in room.scene.said[-1][1]
+    assert room._waiting.acquire(blocking=False)
+
+
+def test_the_page_knows_whether_an_attack_is_playing() -> None:
+    room = Room()
+    told: Any = Told()
+    room.feeds.add(told)
+    playing: Any = SimpleNamespace(play=lambda *_: told.touch([], [f"busy: {room.is_busy}"]))
+    room.plays = playing
+    room._play([], "")
+    assert told.topics == ["state", "busy: True", "state"]
+    assert not room.is_busy
+
+
+def test_both_ends_the_epoch_and_the_score_are_told() -> None:
+    epochs: list[Any] = []
+    with Room() as room:
+        told: Any = Told(lambda: epochs.append(room.view()["ends"]["epoch"]))
+        room.feeds.add(told)
+        nothing = {"state": "none", "phase": "", "round": 0, "keys": {}, "fate": ""}
+        assert room.pair._end_view("nobody") == nothing
+        room.table.type("until end")
+        wait_until(lambda: room.view()["ends"]["server"]["fate"])
+        ends = room.view()["ends"]
+        session = room.pair._sessions["client"]
+    keys = session.fingerprints()
+    end = {"state": "ENDED", "phase": "TERMINATED", "round": 4, "keys": keys}
+    assert ends["client"] == {**end, "fate": ""}
+    assert ends["server"] == {**end, "fate": "PeerTerminated: TERMINATE (GOODBYE)"}
+    assert ends["client_id"] == 1
+    assert ends["score"] == {"won": 0, "genuine": 8, "refused": 0}
+    both = [epoch for epoch in epochs if epoch and epoch["participants"] == [1, BYSTANDER]]
+    assert {epoch["min"] for epoch in both} == {1.0}
+    assert both[-1]["number"] > 1
+
+
+def test_what_an_end_refuses_is_told_until_it_has_another_session(room: Room) -> None:
+    pair = room.pair
+    key = bytes(32)
+    refusal = Seen("BadTag", b"\x1e", b"", {})
+
+    def fate() -> object:
+        return pair.view()["server"]["fate"]
+
+    refused = pair.score.refused
+    pair._new_session(1, key, Direction.S2C)
+    watch = pair.watcher(1, Direction.S2C)
+    watch(refusal)
+    assert (fate(), pair.score.refused) == ("refused: BadTag", refused + 1)
+    watch(Seen("sealed", b"\x1e", b"", {}))
+    assert fate() == "refused: BadTag"
+    for other in (0, BYSTANDER):
+        pair.watcher(other, Direction.S2C)(refusal)
+        pair._new_session(other, key, Direction.S2C)
+    assert (fate(), pair.score.refused) == ("refused: BadTag", refused + 1)
+    session = pair._new_session(1, key, Direction.S2C)
+    assert (fate(), pair._sessions["server"]) == ("", session)
+    pair.see(Record("end", 1, UserError("\x1b")))
+    pair.see(Record("end", BYSTANDER, UserError("of another")))
+    assert fate() == "\\x1b"
+    told: Any = Told()
+    room.feeds.add(told)
+    pair.see(Record("end", 1, UserError("gone")))
+    room.feeds.remove(told)
+    assert told.topics == ["state"]
 
 
 @pytest.mark.slow
@@ -634,26 +834,6 @@ def test_what_the_ends_see_is_told_only_while_it_is_asked_for() -> None:
     assert scene.rows_view(scene.ids())[1]["inside"] == ["[100.0]", None]
     scene.show_inside(False)
     assert "100.0" not in json.dumps(scene.rows_view(scene.ids()))
-
-
-class Told:
-    """A feed that only notes what changed."""
-
-    def __init__(self) -> None:
-        self.rows: list[int] = []
-        self.topics: list[str] = []
-        self.said = 0
-
-    def touch(self, rows: Iterable[int], topics: Iterable[str]) -> None:
-        self.rows += rows
-        self.topics += topics
-
-    def news(self) -> tuple[list[int], list[str]]:
-        """Return what has changed since the last call."""
-        told = (self.rows, self.topics)
-        self.rows = []
-        self.topics = []
-        return told
 
 
 def test_a_browser_is_told_of_each_row_that_has_changed_and_of_no_other() -> None:
@@ -914,16 +1094,50 @@ def test_a_log_whose_protocol_lacks_a_package_names_the_command(
         log_view('{"attack": "a", "event": "ended", "by": "client", "error": "e"}', "secure_chat")
 
 
-def test_a_played_attack_enters_the_board_under_its_rules_and_is_a_run() -> None:
-    with Room("tag") as room:
-        room._play(["flip-reading"], "tag")
-        (cell,) = room.plays.board["tag"].values()
-        assert (cell["kind"], "900.0" in cell["won"]) == ("won", True)
-        run = room.plays.run_view()
-        assert run is not None
-        assert run["verdict"]["kind"] == "won"
-        assert run["command"].endswith("--without tag flip-reading")
-        assert [row["kind"] for row in run["rows"]][:3] == ["passed", "passed", "changed"]
+def test_played_attacks_enter_the_board_under_their_rules_and_are_runs(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    feeds = Feeds()
+    plays = Plays(feeds)
+    seen: list[Any] = []
+    told: Any = Told(lambda: seen.append(plays.run_view()))
+    feeds.add(told)
+    plays.play(["replay-report", "flip-reading"], "tag")
+    assert [*dict.fromkeys(told.topics)] == ["run", "board"]
+    assert [*plays.board] == ["tag"]
+    assert [*plays.board["tag"]] == ["replay-report", "flip-reading"]
+    cell = plays.board["tag"]["flip-reading"]
+    assert (cell["kind"], "900.0" in cell["won"]) == ("won", True)
+    run = plays.run_view()
+    assert run is not None
+    assert run["verdict"] == {"kind": "won", "words": cell["words"].replace("WON", "won")}
+    assert run["command"].endswith("--without tag flip-reading")
+    assert [row["kind"] for row in run["rows"]][:3] == ["passed", "passed", "changed"]
+    assert "BadPadding" in [row["verdict"] for row in run["rows"]]
+    assert (run["shown"], run["now"]) == (2, "")
+    assert [(view["shown"], view["now"]) for view in (seen[0], seen[-2])] == [
+        (1, "replay-report"),
+        (2, "flip-reading"),
+    ]
+    assert capfd.readouterr().out == ""
+
+
+def test_an_attack_that_has_only_begun_is_a_run_without_rows() -> None:
+    plays = Plays(Feeds())
+    assert plays.run_view() is None
+    plays._teller = QuietTeller("", Feeds())
+    assert plays.run_view() == {"shown": 0, "now": "", "rows": [], "attack": ""}
+
+
+def test_after_a_stop_no_other_attack_begins_until_some_are_asked_for() -> None:
+    feeds = Feeds()
+    plays = Plays(feeds)
+    told: Any = Told(plays.stop)
+    feeds.add(told)
+    for name in ("flip-reading", "replay-report"):
+        plays.play([name, "eavesdrop"], "")
+    assert [*plays.board[""]] == ["flip-reading", "replay-report"]
+    assert {cell["kind"] for cell in plays.board[""].values()} == {"refused"}
 
 
 @pytest.mark.slow
@@ -944,8 +1158,11 @@ def test_the_program_serves_until_it_is_stopped() -> None:
 def test_what_is_still_asked_for_is_not_done_when_the_room_is_left() -> None:
     done: list[str] = []
     with Room() as room:
-        room._soon(room._hand, lambda: wait_until(lambda: room._hand._shutdown))
-        room._soon(room._hand, lambda: done.append("late"))
+        for executor in (room._hand, room._stage):
+            room._soon(executor, lambda: wait_until(room.plays._stop.is_set))
+            room._soon(executor, lambda: wait_until(lambda: room._hand._shutdown))
+            room._soon(executor, lambda: done.append("late"))
+    assert (room._hand._shutdown, room._stage._shutdown) == (True, True)
     assert not done
 
 
