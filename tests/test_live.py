@@ -17,6 +17,7 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from http.cookies import SimpleCookie
 from pathlib import Path
 from types import SimpleNamespace
@@ -45,11 +46,13 @@ from classroom.live.views import (
     folder_of,
     log_view,
     protocol_of,
+    short,
+    step_view,
 )
 from classroom.wire import LAB
 from endpoint import OPCODE_NAMES
 from lab.claims import read_claims, read_sets
-from lab.events import LONGEST
+from lab.events import LONGEST, Step
 from lab.frames import Frame, flipped
 from lab.stage import BYSTANDER
 from lab.weakened import DOCUMENTED, RULES
@@ -444,7 +447,8 @@ def test_other_ends_have_other_rules_and_nothing_of_the_old_ones_stays() -> None
 def test_a_room_with_a_wrong_rule_is_refused_and_shows_no_plaintext_unasked() -> None:
     with pytest.raises(UserError, match="no rule nonsense"):
         Room("nonsense")
-    assert not Room().scene.shows_inside
+    room = Room()
+    assert (room.scene.shows_inside, room.is_patient) == (False, True)
 
 
 def test_what_the_table_has_is_told() -> None:
@@ -518,9 +522,13 @@ def test_too_much_at_once_is_refused_and_a_defect_of_ours_takes_no_place(
     monkeypatch.setattr(room, "_waiting", threading.Semaphore(0))
     with pytest.raises(UserError, match="too much at once"):
         room.type("list")
+    room._do(lambda: room.type("list"))
     room._do(lambda: 1 // 0)
-    assert told.topics == ["said", "state", "script"]
-    assert "internal error: ZeroDivisionError" in room.scene.said[-1][1]
+    assert told.topics == 2 * ["said", "state", "script"]
+    assert [line for _, line in room.scene.said] == [
+        "too much at once; wait a moment",
+        "internal error: ZeroDivisionError: integer division or modulo by zero",
+    ]
     assert room._waiting.acquire(blocking=False)
 
 
@@ -769,7 +777,7 @@ def test_the_page_is_told_the_rules_the_attacks_and_the_claims() -> None:
     assert told["errors"]["BadTag"]["when"] == "step 5: not sealed under our keys"
     assert (told["steps"], told["documented"]) == (STEPS, [*DOCUMENTED])
     assert told["names"] == {"opcode": OPCODE_NAMES, "direction": {0: "C2S", 1: "S2C"}}
-    assert told["protocols"] == [*PROTOCOLS]
+    assert told["protocols"] == ["classroom", "device_transfer", "peer_messaging", "secure_chat"]
 
 
 def test_every_error_of_the_nine_steps_has_its_step_and_claims_that_are_there() -> None:
@@ -821,8 +829,10 @@ def test_a_bit_that_is_flipped_back_leaves_a_message_as_it_was() -> None:
     report, changed = flipped_report()
     scene = scene_of(report)
     scene.delivered(flipped(changed, 24, 8))
-    (row,) = scene.rows_view(scene.ids()[1:])
+    scene.delivered(report.reflected())
+    row, other = scene.rows_view(scene.ids()[1:])
     assert (row["kind"], row["got"]) == ("passed", None)
+    assert (other["kind"], other["to"]) == ("reflected", "client")
 
 
 def test_what_the_ends_see_is_told_only_while_it_is_asked_for() -> None:
@@ -872,6 +882,7 @@ def test_a_browser_is_told_of_each_row_that_has_changed_and_of_no_other() -> Non
     told.news()
     scene.clear()
     assert (told.news()[1], scene.ids(), scene.first()) == (["state"], [], 4)
+    assert not scene._row_of
 
 
 def test_a_message_that_is_delivered_late_changes_the_row_that_held_it() -> None:
@@ -880,10 +891,14 @@ def test_a_message_that_is_delivered_late_changes_the_row_that_held_it() -> None
     feeds = Feeds()
     scene = Scene(feeds)
     scene.sent(1, report)
-    scene.sent(2, Frame("server", report.message[::-1]))
+    scene.begin(2)
+    scene.sent(2, report)
+    scene.sent(3, Frame("server", report.message[::-1]))
     feeds.add(told)
     scene.delivered(report)
-    assert told.rows == [1, 2, 3]
+    assert told.rows == [3, 4, 5]
+    kinds = [row["kind"] for row in scene.rows_view([1, 3, 4, 5])]
+    assert kinds == ["dropped", "held", "dropped", "late"]
 
 
 def test_a_connection_begins_with_nothing_behind_it() -> None:
@@ -955,20 +970,29 @@ def test_old_rows_leave_the_page_and_no_memory_behind() -> None:
 
 
 def test_a_browser_is_told_the_newest_rows_first_and_more_when_it_has_drawn_them() -> None:
-    async def scene() -> None:
+    async def scene() -> Feed:
         feed = Feed()
         feed.touch(range(1, 2 * ROWS_AT_ONCE + 1), ["state"])
         feed.drawn.set()
         rows, topics = await feed.changes()
         assert (rows, topics) == ([*range(ROWS_AT_ONCE + 1, 2 * ROWS_AT_ONCE + 1)], {"state"})
+        assert feed._wake.is_set(), "there are more"
         later = asyncio.ensure_future(feed.changes())
         done, _ = await asyncio.wait({later}, timeout=0.05)
         assert not done, "it has not drawn these yet"
         feed.touch([99], ["said"])
         feed.drawn.set()
         assert await later == ([*range(2, ROWS_AT_ONCE + 1), 99], {"said"})
+        feed.drawn.set()
+        assert await feed.changes() == ([1], set())
+        assert not feed._wake.is_set(), "there is nothing more"
+        return feed
 
-    asyncio.run(scene())
+    feed = asyncio.run(scene())
+    feed.touch([1], [])  # it has gone, and not everybody knows yet
+    lines = Scene(Feeds())
+    lines.say("one")
+    assert lines.news(feed) == ["one"]
 
 
 def test_a_browser_that_reads_nothing_holds_up_no_end() -> None:
@@ -990,7 +1014,8 @@ def test_a_browser_that_reads_nothing_holds_up_no_end() -> None:
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_a_log_s_protocol_is_found_by_its_attacks(protocol: str) -> None:
     sets = read_sets(folder_of(protocol) / "sets.json")
-    assert protocol_of([*sets.sets, *sets.not_prevented]) == protocol
+    assert protocol_of(sets.sets) == protocol
+    assert protocol_of(sets.not_prevented) == protocol
 
 
 def test_a_log_that_is_none_or_of_no_protocol_is_one_sentence() -> None:
@@ -999,7 +1024,8 @@ def test_a_log_that_is_none_or_of_no_protocol_is_one_sentence() -> None:
     with pytest.raises(UserError, match="there is no protocol 'no'"):
         log_view('{"attack": "a", "event": "ended", "by": "client", "error": "e"}', "no")
     view = log_view('{"attack": "a", "event": "ended", "by": "client", "error": "e"}', "")
-    assert (view["protocol"], view["runs"][0]["ended"]) == ("classroom", "client: e (1)")
+    assert (view["protocol"], view["note"]) == ("classroom", "")
+    assert (view["runs"][0]["ended"], view["runs"][0]["command"]) == ("client: e (1)", "")
 
 
 def test_a_line_of_a_log_is_read_by_its_kind_whatever_else_it_has() -> None:
@@ -1071,6 +1097,14 @@ def test_a_run_of_a_log_is_told_with_its_ladder_and_its_verdict() -> None:
     }
     assert (inserted["in"], inserted["got"], inserted["verdict"]) == (False, None, "BadTag")
     assert (dropped["on"], dropped["got"], dropped["what"]) == (False, None, "")
+    replaced = step_view(Step("replaced", "server", b"\x0a\x01", b"\x0a\x02"), LAB)
+    assert replaced["what"] == "", "nobody changed these bytes"
+    assert step_view(Step("inserted", "server"), LAB)["sent"] is None
+
+
+def test_a_text_is_cut_when_the_page_has_no_room_for_it() -> None:
+    longest = MOST_LETTERS * "x"
+    assert (short(longest), short(f"{longest}y")) == (longest, f"{longest} ...")
 
 
 @pytest.mark.slow
@@ -1157,11 +1191,15 @@ def test_the_program_serves_until_it_is_stopped() -> None:
 
 def test_what_is_still_asked_for_is_not_done_when_the_room_is_left() -> None:
     done: list[str] = []
+
+    def ask(executor: ThreadPoolExecutor) -> None:
+        room._soon(executor, lambda: wait_until(lambda: executor._shutdown))
+        room._soon(executor, lambda: done.append("late"))
+
     with Room() as room:
-        for executor in (room._hand, room._stage):
-            room._soon(executor, lambda: wait_until(room.plays._stop.is_set))
-            room._soon(executor, lambda: wait_until(lambda: room._hand._shutdown))
-            room._soon(executor, lambda: done.append("late"))
+        ask(room._hand)
+        ask(room._stage)
+    assert room.plays._stop.is_set()
     assert (room._hand._shutdown, room._stage._shutdown) == (True, True)
     assert not done
 
