@@ -1192,13 +1192,13 @@ def test_the_program_serves_until_it_is_stopped() -> None:
 def test_what_is_still_asked_for_is_not_done_when_the_room_is_left() -> None:
     done: list[str] = []
 
-    def ask(executor: ThreadPoolExecutor) -> None:
+    def ask(room: Room, executor: ThreadPoolExecutor) -> None:
         room._soon(executor, lambda: wait_until(lambda: executor._shutdown))
         room._soon(executor, lambda: done.append("late"))
 
     with Room() as room:
-        ask(room._hand)
-        ask(room._stage)
+        ask(room, room._hand)
+        ask(room, room._stage)
     assert room.plays._stop.is_set()
     assert (room._hand._shutdown, room._stage._shutdown) == (True, True)
     assert not done
