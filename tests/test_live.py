@@ -49,6 +49,7 @@ from classroom.live.views import (
     short,
     step_view,
 )
+from classroom.proxy_commands import GRAMMAR, Command
 from classroom.wire import LAB
 from endpoint import OPCODE_NAMES
 from lab.claims import read_claims, read_sets
@@ -430,8 +431,12 @@ def test_other_ends_have_other_rules_and_nothing_of_the_old_ones_stays() -> None
             assert (view["rules"], view["patient"]) == ([rules] if rules else [], is_patient)
             assert (view["inside"], view["busy"]) == (True, False)
             assert view["script"] == ["until CLIENT_HELLO"]
+            room.table.type("hold")
+            assert room.view()["script"] == ["hold"]
             head = f"# python -m classroom.proxy {flags} --script FILE"
-            assert room.script() == f"{head}\nuntil CLIENT_HELLO\n"
+            cued = "until CLIENT_HELLO\n"
+            assert room.script() == f"{head}\n{cued}{cued}hold\n"
+            room.table.type("undo")
         said = [line for _, line in room.scene.said]
         for words in ("without documented", "with all rules"):
             assert f"the ends have begun anew, {words}" in said
@@ -440,6 +445,7 @@ def test_other_ends_have_other_rules_and_nothing_of_the_old_ones_stays() -> None
         assert room.view()["rules"] == []
         address = room.pair.address
     assert not room.table.view()["connected"]
+    assert not room.pair._bystander.is_alive()
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(address)
 
@@ -476,6 +482,13 @@ def test_what_the_table_has_is_told() -> None:
         assert tapes["older"][:2] == ["CLIENT_HELLO to server", "SERVER_CHALLENGE to client"]
         words = [row["words"] for row in room.scene.rows_view(room.scene.ids()[1:])]
         assert words == ["put aside", "in your hand", "waits behind it"]
+        with table._changed:
+            table._auto = True
+            assert table.view()["hand"] is None, "nobody has to decide"
+            table._auto = False
+        table.type("flip 1")
+        assert table.view()["hand"]["changed"] == [1]
+        table.type("undo")
         table.type("inject 0a")
         hand = table.view()["hand"]
         assert (hand["name"], hand["number"]) == ("yours, CLIENT_HELLO to server", 0)
@@ -489,6 +502,41 @@ def test_what_the_table_has_is_told() -> None:
         assert "the end of what the client sends is passed on" in notes
         assert notes[-1] == "connection 1 is over"
         assert not table.view()["undo"]
+        last = room.scene.ids()[-1]
+        table._begin("no server")
+        assert room.scene.ids()[-1] == last
+        table._begin("")
+        (note,) = room.scene.rows_view([last + 1])
+        assert note["note"] == "connection 2 has begun"
+
+
+def test_a_script_waits_for_what_a_command_needs_once() -> None:
+    with Room() as room:
+        table = room.table
+        table.type("until CLIENT_HELLO")
+        for line in ("show", "list", "help", "score"):
+            table.type(line)
+        assert table.script == ["until CLIENT_HELLO"], "these change nothing"
+        with table._changed:
+            needless = set()
+            for name in GRAMMAR:
+                table._cued = 0
+                if not table._cue(Command(name)):
+                    needless.add(name)
+            assert table._cue(Command("session")) == ["until end"]
+            assert table._cue(Command("drop")) == ["until CLIENT_HELLO"]
+            assert table._cue(Command("drop")) == []
+        assert needless == {*["undo", "list", "quit", "score", "release", "show", "until", "help"]}
+        table._arrive("client", bytes([99, 0]))
+        table.type("drop")
+        assert table._cue(Command("drop")) == [], "no script knows its name"
+        table.type("inject 0a")
+        assert table._cue(Command("drop")) == [], "nobody has to send it"
+        table.type("drop")
+        table.type("drop")
+        assert table._cue(Command("drop")) == []
+        table._connection = 0
+        assert table._cue(Command("session")) == []
 
 
 def test_what_is_typed_is_said_and_quit_is_for_the_terminal(room: Room) -> None:
@@ -554,6 +602,8 @@ def test_both_ends_the_epoch_and_the_score_are_told() -> None:
         wait_until(lambda: room.view()["ends"]["server"]["fate"])
         ends = room.view()["ends"]
         session = room.pair._sessions["client"]
+        rows = room.scene.rows_view(room.scene.ids())
+    assert [row["kind"] for row in rows if "kind" in row] == 9 * ["passed"]
     keys = session.fingerprints()
     end = {"state": "ENDED", "phase": "TERMINATED", "round": 4, "keys": keys}
     assert ends["client"] == {**end, "fate": ""}
@@ -1158,6 +1208,8 @@ def test_played_attacks_enter_the_board_under_their_rules_and_are_runs(
 
 def test_an_attack_that_has_only_begun_is_a_run_without_rows() -> None:
     plays = Plays(Feeds())
+    with pytest.raises(UserError, match="no attack is named 'nonsense'"):
+        plays.play(["nonsense"], "")
     assert plays.run_view() is None
     plays._teller = QuietTeller("", Feeds())
     assert plays.run_view() == {"shown": 0, "now": "", "rows": [], "attack": ""}
