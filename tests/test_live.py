@@ -540,6 +540,7 @@ def test_a_script_waits_for_what_a_command_needs_once() -> None:
 
 
 def test_what_is_typed_is_said_and_quit_is_for_the_terminal(room: Room) -> None:
+    room.table.type("until CLIENT_HELLO")  # after which nobody else says anything
     script = [*room.table.script]
     room.table.type("  score # how far? ")
     room.table.type("# nothing")
