@@ -644,7 +644,7 @@ def test_what_an_end_refuses_is_told_until_it_has_another_session(room: Room) ->
     room.feeds.add(told)
     pair.see(Record("end", 1, UserError("gone")))
     room.feeds.remove(told)
-    assert told.topics == ["state"]
+    assert "state" in told.topics
 
 
 @pytest.mark.slow
