@@ -115,7 +115,7 @@ done
 mount --bind "$folder" "$root/task"
 mount -o remount,bind,ro "$root/task"
 cd "$root"
-mount -o remount,ro "$root" || true
+mount -o remount,bind,ro "$root"
 pivot_root . old
 umount -l /old
 exec setpriv --bounding-set=-all --inh-caps=-all --no-new-privs "$@"
