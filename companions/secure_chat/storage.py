@@ -232,7 +232,13 @@ class Database:
         if until is not None:
             query = query.where(audit_log.c.occurred_at < until)
         with self.transaction() as connection:
-            return [dict(row) for row in connection.execute(query).mappings()]
+            try:
+                found = [dict(row) for row in connection.execute(query).mappings()]
+            except (ValueError, TypeError):  # SQLite keeps anything for a time
+                raise StorageFailed("times", "an edited row") from None
+        for event in found:
+            _check_event(event)
+        return found
 
     def close(self) -> None:
         self._engine.dispose()
@@ -251,6 +257,14 @@ def _prepare_sqlite(connection: Any, record: object) -> None:
     """Let readers and a writer work at once, wait for other writers, and check foreign keys."""
     for pragma in ("journal_mode = WAL", f"busy_timeout = {BUSY_S * 1000}", "foreign_keys = ON"):
         connection.execute(f"PRAGMA {pragma}")
+
+
+def _check_event(event: Mapping[str, object]) -> None:
+    """Raise StorageFailed for an event that we did not write."""
+    texts = {name: value for name, value in event.items() if name not in ("id", "occurred_at")}
+    is_timed = isinstance(event["occurred_at"], datetime)
+    if not is_timed or not all(isinstance(text, (str, type(None))) for text in texts.values()):
+        raise StorageFailed("an event as we write it", f"an edited row, id {event['id']}")
 
 
 def _escaped(text: str | None) -> str | None:

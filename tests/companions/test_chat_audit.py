@@ -101,6 +101,34 @@ def test_table_has_a_line_for_each_event_below_the_columns(
     assert lines[2].split()[:3] == ["2023-11-16T00:00:00Z", "cert_invalid", "-"]
 
 
+def edit(assignment: str) -> None:
+    """Edit the first event, as a person with a shell of the database does."""
+    database = Database(DATABASE)
+    with database.transaction() as connection:
+        connection.execute(sql.text(f"UPDATE audit_log SET {assignment} WHERE id = 1"))
+    database.close()
+
+
+@pytest.mark.parametrize(
+    "assignment",
+    ["occurred_at = 'noon'", "occurred_at = 5", "occurred_at = NULL", "reason = x'ff'"],
+)
+def test_row_that_was_edited_into_nonsense_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, assignment: str
+) -> None:
+    edit(assignment)
+    monkeypatch.setattr(sys, "argv", ["audit.py"])
+    with pytest.raises(UserError, match="the audit log cannot be read: an edited row"):
+        audit.main()
+
+
+def test_text_that_was_edited_into_a_row_stays_in_its_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    edit(r"reason = char(10) || char(27) || '[31m'")
+    assert shown(monkeypatch, capsys).splitlines()[1].endswith(r"\n\x1b[31m")
+
+
 @pytest.mark.parametrize("time", ["yesterday", "2023-13-01", "", "2023-11-15T14:30:22+05:00"])
 def test_time_that_is_none_is_one_sentence(monkeypatch: pytest.MonkeyPatch, time: str) -> None:
     monkeypatch.setattr(sys, "argv", ["audit.py", "--since", time])
