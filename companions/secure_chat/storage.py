@@ -159,6 +159,7 @@ class Database:
                 if not (is_read_only and Path(address.database or "").is_file()):
                     _make_file(address.database, is_read_only)
                 sql.event.listen(self._engine, "connect", _prepare_sqlite)
+            self._engine.connect().close()  # finds what is wrong with the address
             if not is_read_only:
                 SCHEMA.create_all(self._engine)
         except (ArgumentError, ModuleNotFoundError) as error:
