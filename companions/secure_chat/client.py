@@ -476,24 +476,34 @@ class Talk:
         """Go on until the person quits, and the receipts are there."""
         with reading_lines(self._post) as self._taken:
             try:
-                return self._listen()
+                return self._stay()
             finally:
                 if self._typed and self._typed[0].strip() not in ("", QUIT):
                     self._show(f"[!] not sent: {escaped(self._typed[0])}, and what follows it")
 
-    def _listen(self) -> Kept:
+    def _stay(self) -> Kept:
+        """Go on, after a cut by another client."""
         while True:
             try:
-                event = self._client.hear()
-                self.tell(event)
-                if isinstance(event, Kept):
-                    return event
-                self._go_on()
+                return self._listen()
             except ConnectionCut:
                 client = None if self._is_leaving else self._come_back()
                 if client is None:
                     raise
                 self._go_on_with(client)
+
+    def _listen(self) -> Kept:
+        """Show what happens until the receipts are there, or what has not come back by the end."""
+        try:
+            while True:
+                event = self._client.hear()
+                self.tell(event)
+                if isinstance(event, Kept):
+                    return event
+                self._go_on()
+        finally:
+            for text in self._client.seat.unheard:
+                self._show(f"[!] this may not have been said: {escaped(text)}")
 
     def _post(self, line: str) -> None:
         with self._lock:
@@ -673,8 +683,6 @@ class Run:
             show(f"[*] transcript: {kept.transcript} ({plural(kept.messages, 'message')})")
             state = "countersigned by the server" if kept.is_countersigned else "uncountersigned"
             show(f"[*] receipt: {kept.receipt}, {state}")
-            for text in self._client.seat.unheard:
-                show(f"[!] this may not have been said: {escaped(text)}")
 
     def _come_back(self) -> Client | None:
         """Resume a session that was cut; None if that cannot be. Raises what ends the new one."""
