@@ -13,6 +13,7 @@ import os
 import re
 from pathlib import Path
 
+from dotenv.parser import parse_stream
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -57,6 +58,7 @@ class Settings(BaseSettings):
 def load_settings(env_file: Path) -> Settings:
     """Return the settings of a file, which need not exist. Raises UserError."""
     try:
+        _check_lines(env_file)
         return Settings(_env_file=env_file)  # type: ignore[call-arg]
     except ValidationError as error:
         first = error.errors()[0]
@@ -64,6 +66,16 @@ def load_settings(env_file: Path) -> Settings:
         raise UserError(f"{env_file}: {name}: {first['msg']}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {env_file}: {error}") from None
+
+
+def _check_lines(env_file: Path) -> None:
+    """Raise UserError for a line that would be skipped, and OSError."""
+    if not env_file.is_file():
+        return
+    with env_file.open(encoding="utf-8") as file:
+        for line in parse_stream(file):
+            if line.error or (line.key is not None and line.value is None):
+                raise UserError(f"{env_file}: line {line.original.line} is not NAME=VALUE")
 
 
 # Flags --------------------------------------------------------------------------------------------

@@ -502,3 +502,10 @@ def test_wrong_setting_is_one_sentence(tmp_path: Path, line: str) -> None:
     with pytest.raises(UserError, match=f"{line.partition('=')[0]}: ") as caught:
         load_settings(tmp_path / ".env")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("line", ["SERVER_PORT", "SERVER_PORT 5050", 'SERVER_NAME="localhost'])
+def test_line_that_sets_nothing_is_named(tmp_path: Path, line: str) -> None:
+    (tmp_path / ".env").write_text(f"# ours\n{line}\n")
+    with pytest.raises(UserError, match=r"\.env: line 2 is not NAME=VALUE"):
+        load_settings(tmp_path / ".env")
