@@ -55,8 +55,11 @@ class Settings(BaseSettings):
         return value
 
 
-def load_settings(env_file: Path) -> Settings:
-    """Return the settings of a file, which need not exist. Raises UserError."""
+def load_settings(given: Path | None = None) -> Settings:
+    """Return the settings of a file; none is .env, which need not exist. Raises UserError."""
+    if given and not given.is_file():
+        raise UserError(f"there is no file {given}")
+    env_file = given or Path(".env")
     try:
         _check_lines(env_file)
         return Settings(_env_file=env_file)  # type: ignore[call-arg]
@@ -97,9 +100,7 @@ class ChatParser(Parser):
 
 def settings_of(options: argparse.Namespace) -> Settings:
     """Return the settings of `.env`, overridden by the flags. Raises UserError."""
-    if options.env and not options.env.is_file():
-        raise UserError(f"there is no file {options.env}")
-    settings = load_settings(options.env or Path(".env"))
+    settings = load_settings(options.env)
     flags = {
         "server_host": options.host,
         "server_port": options.port,

@@ -136,6 +136,14 @@ def test_time_that_is_none_is_one_sentence(monkeypatch: pytest.MonkeyPatch, time
         audit.main()
 
 
+def test_settings_that_are_not_there_are_not_taken_as_the_defaults(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["audit.py", "--env", "other.env"])
+    with pytest.raises(UserError, match=r"there is no file other\.env"):
+        audit.main()
+
+
 @pytest.mark.slow
 def test_database_that_is_not_there_is_not_made(logged: Path) -> None:
     (logged / "chat.env").write_text("DATABASE_URL=sqlite:///other.db\n")
