@@ -42,6 +42,7 @@ from program import (
     NoConnection,
     UserError,
     host_and_port_of,
+    keep_inputs,
     positive,
     reason_of,
     run_program,
@@ -263,7 +264,7 @@ def explain(error: ProtocolError, session: Session) -> str:
 
 def as_value(word: str) -> str:
     """Keep argparse from taking a number for a flag: it knows -1 and -1.5, but not -1e3 or -1,5."""
-    return f" {word}" if re.match(r"-\.?\d", word) else word
+    return f" {word}" if re.fullmatch(r"-\.?\d[\d.,eE+-]*", word) else word
 
 
 def main() -> int:
@@ -284,6 +285,7 @@ def main() -> int:
     parser.add_argument("--timeout", type=seconds, default=2.0, help="for an answer; default 2")
     parser.add_argument("--json", action="store_true", help="print answers as lines of JSON")
     options = parser.options([as_value(word) for word in sys.argv[1:]])
+    keep_inputs(options.keylog, options.file)
     keys, host = choose_keys(options.keys, options.host)
     client = Client(
         options.id,

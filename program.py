@@ -25,6 +25,7 @@ import tempfile
 import textwrap
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn, TypeVar
@@ -314,6 +315,21 @@ def append_whole(path: Path, data: bytes) -> None:
             raise
 
 
+def is_same_file(one: str | Path, other: str | Path) -> bool:
+    """Return whether two paths lead to the same file, or would if it existed."""
+    try:
+        return os.path.samefile(one, other)
+    except OSError:
+        return os.path.realpath(one) == os.path.realpath(other)
+
+
+def keep_inputs(output: str | Path | None, *inputs: str | Path | None) -> None:
+    """Raise UserError if what will be written is also what is read."""
+    for path in inputs:
+        if output is not None and path is not None and is_same_file(output, path):
+            raise UserError(f"cannot write {output}: it is also what is read")
+
+
 @contextlib.contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
     """Yield a folder to fill, which becomes `folder` if nothing fails. Raises OSError."""
@@ -425,6 +441,8 @@ def run_program(main: Callable[[], int]) -> NoReturn:
     """Run `main`, and exit with its code or with one sentence on stderr; tidily on signals too."""
     if Path(sys.argv[0]).name == "__main__.py":
         sys.argv[0] = str(Path(sys.argv[0]).parent)  # in messages and usage: conform, say
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")  # what a library says to us, of a strange certificate, say
     sys.unraisablehook = repeat_signal
     for ending in end_signals():
         if ending is not signal.SIGINT:  # which is a KeyboardInterrupt

@@ -22,7 +22,16 @@ from classroom import capture, report
 from classroom.output import needed, write_whole
 from classroom.wire import LAB, ROOT
 from lab.events import Run, read_runs
-from program import Parser, UserError, escaped, output_path, plural, run_program, to_stderr
+from program import (
+    Parser,
+    UserError,
+    escaped,
+    keep_inputs,
+    output_path,
+    plural,
+    run_program,
+    to_stderr,
+)
 
 PLACES = (  # of Wireshark, where it is not on the PATH
     "/Applications/Wireshark.app/Contents/MacOS/Wireshark",
@@ -87,6 +96,7 @@ def main() -> int:
     options, words = parser.parse_known_args(rest)
     needed(PACKAGES[command])
     output = (options.output or output_path(NAMES[command])).resolve()
+    keep_inputs(output, *words)
     runs = attack(words)
     if command == "report":
         write_whole(output, report.page(runs, LAB).encode("utf-8", "replace"))

@@ -738,6 +738,13 @@ def test_a_file_without_attacks_is_one_sentence(
     assert "\n" not in str(caught.value)
 
 
+def test_a_file_without_a_name_is_not_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in --file "$MINE", where nothing has set it: all other attacks would run instead."""
+    monkeypatch.setattr(sys, "argv", ["attacks.py", "--list", "--file", ""])
+    with pytest.raises(UserError, match="cannot read"):
+        attacks.PROGRAM.run()
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="Windows has no such signals")
 def test_a_signal_in_the_middle_of_an_attack_ends_the_program(tmp_path: Path) -> None:

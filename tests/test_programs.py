@@ -96,6 +96,11 @@ CASES = {
     "column without a file": ("client.py 1 --column c --values 1", 2, "go with --file"),
     "negative number with a comma": ("client.py 1 --values -20,5", 2, "'-20,5' is not a number"),
     "file named like a number": ("client.py 1 --file 2024", 2, "cannot read 2024: No such file"),
+    "file that begins like a number": (
+        "client.py 1 --file -5.csv",
+        2,
+        "--file: expected one argument",
+    ),
     "negative number in e notation": ("client.py 1 --port {closed} --values -1e3", 3, "no server"),
     "rounds without end": (
         "client.py 1 --rounds 99999999999999999999",

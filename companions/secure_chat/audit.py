@@ -17,7 +17,7 @@ from typing import Any
 
 from companions.secure_chat.options import load_settings
 from companions.secure_chat.storage import Database, StorageFailed
-from program import Parser, UserError, escaped, flag_type, run_program
+from program import Parser, UserError, flag_type, run_program
 
 TIME = "%Y-%m-%dT%H:%M:%SZ"
 COLUMNS = ("occurred_at", "event_type", "email", "ip_address", "client_cert_fingerprint", "reason")
@@ -52,7 +52,7 @@ def cells(event: dict[str, Any]) -> tuple[str, ...]:
     shown = {**event, "occurred_at": event["occurred_at"].strftime(TIME)}
     fingerprint = shown["client_cert_fingerprint"] or ""
     shown["client_cert_fingerprint"] = fingerprint[:SHOWN_OF_FINGERPRINT]
-    return tuple(escaped(shown[name] or "-") for name in COLUMNS)  # a row may have been edited
+    return tuple(shown[name] or "-" for name in COLUMNS)
 
 
 def parsed() -> argparse.Namespace:

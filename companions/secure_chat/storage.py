@@ -30,6 +30,7 @@ MAX_NAME_BYTES = 255  # of an e-mail address, a user name, a stored hash
 BUSY_S = 30  # how long SQLite waits for another writer
 DEADLOCK = 1213  # ER_LOCK_DEADLOCK
 MAX_DEADLOCKS = 50  # of one row, as others insert the same
+EVENT_TEXTS = ("event_type", "email", "client_cert_fingerprint", "reason", "ip_address")
 MYSQL = {  # of each connection: times are in UTC, and nothing waits for ever
     "charset": "utf8mb4",
     "init_command": "SET time_zone = '+00:00'",
@@ -232,13 +233,14 @@ class Database:
             query = query.where(audit_log.c.occurred_at >= since)
         if until is not None:
             query = query.where(audit_log.c.occurred_at < until)
+        edited = StorageFailed("rows as they were written", "a row that was edited")
         with self.transaction() as connection:
             try:
                 found = [dict(row) for row in connection.execute(query).mappings()]
-            except (ValueError, TypeError):  # SQLite keeps anything for a time
-                raise StorageFailed("times", "an edited row") from None
-        for event in found:
-            _check_event(event)
+            except (ValueError, TypeError):  # no time where there should be one
+                raise edited from None
+        if not all(map(_is_event, found)):
+            raise edited
         return found
 
     def close(self) -> None:
@@ -260,17 +262,16 @@ def _prepare_sqlite(connection: Any, record: object) -> None:
         connection.execute(f"PRAGMA {pragma}")
 
 
-def _check_event(event: Mapping[str, object]) -> None:
-    """Raise StorageFailed for an event that we did not write."""
-    texts = {name: value for name, value in event.items() if name not in ("id", "occurred_at")}
-    is_timed = isinstance(event["occurred_at"], datetime)
-    if not is_timed or not all(isinstance(text, (str, type(None))) for text in texts.values()):
-        raise StorageFailed("an event as we write it", f"an edited row, id {event['id']}")
-
-
 def _escaped(text: str | None) -> str | None:
     """Return printable ASCII of at most 255 letters: no character set can refuse or change it."""
     return text if text is None else ascii(text)[1:-1][:255]
+
+
+def _is_event(row: Mapping[str, Any]) -> bool:
+    """Return whether a row is of the form in which `audit` keeps it, and so can be shown."""
+    texts = [row[name] or "" for name in EVENT_TEXTS]
+    is_shown = all(isinstance(text, str) and text.isprintable() for text in texts)
+    return is_shown and isinstance(row["occurred_at"], datetime)
 
 
 def _is_deadlock(error: SQLAlchemyError) -> bool:
