@@ -160,6 +160,7 @@ class Database:
                 if not (is_read_only and Path(address.database or "").is_file()):
                     _make_file(address.database, is_read_only)
                 sql.event.listen(self._engine, "connect", _prepare_sqlite)
+            self._engine.connect().close()  # finds what is wrong with the address
             if not is_read_only:
                 SCHEMA.create_all(self._engine)
         except (ArgumentError, ModuleNotFoundError) as error:
@@ -236,7 +237,7 @@ class Database:
         with self.transaction() as connection:
             try:
                 found = [dict(row) for row in connection.execute(query).mappings()]
-            except ValueError:  # no time where there should be one
+            except (ValueError, TypeError):  # no time where there should be one
                 raise edited from None
         if not all(map(_is_event, found)):
             raise edited

@@ -427,15 +427,17 @@ def test_lost_table_is_a_failure_with_one_line(database: Database) -> None:
         "sqlite:///no/such/folder/x.db",
         "nosuch://a/b",
         "mysql+pymysql://chat@localhost:hunter22/chat",
+        "mysql+pymysql://chat@localhost/chat?nosuch=hunter22",
         "sqlite:///x.db?timeout=hunter22",
     ],
 )
+@pytest.mark.parametrize("is_read_only", [False, True])
 def test_url_of_no_database_is_one_sentence(
-    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    url: str, is_read_only: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"Database connection failed|DATABASE_URL") as caught:
-        Database(url)
+        Database(url, is_read_only=is_read_only)
     assert "\n" not in str(caught.value)
     assert "hunter22" not in str(caught.value)
     assert not [*tmp_path.iterdir()]

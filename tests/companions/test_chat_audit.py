@@ -133,6 +133,7 @@ def test_database_that_is_not_there_is_not_made(logged: Path) -> None:
     [
         "occurred_at = NULL",
         "occurred_at = 'yesterday'",
+        "occurred_at = 5",
         "reason = x'ff'",
         "email = char(27) || '[31m'",
         "event_type = 'two' || char(10) || 'lines'",
