@@ -179,17 +179,19 @@ def typed(client: Client) -> Iterator[list[float]]:
 def asked(client: Client) -> str:
     """Return the next line; a person at a terminal hears of the server's end before it."""
     print("numbers, status, quit> ", end="", flush=True)
-    if os.name == "posix" and sys.stdin.isatty():  # elsewhere nothing waits for a line and a socket
-        try:
+    try:
+        if os.name == "posix" and sys.stdin.isatty():  # elsewhere nothing waits for both at once
             client.channel.hear_before(sys.stdin)
-        except ProtocolError:
-            print()  # the prompt has a line of its own
-            raise
-    return input()
+        return input()
+    except (EOFError, ProtocolError):
+        print()  # the prompt has a line of its own
+        raise
 
 
 def choose_reports(options: argparse.Namespace, client: Client) -> Iterator[list[float]]:
     """Return the reports; an empty one establishes. Raises UserError before anything is sent."""
+    if options.interactive and options.json:
+        raise UserError("--json is for programs, which write to --file - and see no prompt")
     if options.interactive:
         return itertools.chain([[]], itertools.islice(typed(client), options.rounds))
     if options.file == "-":

@@ -433,7 +433,8 @@ class Server:
         elif not client_id and isinstance(reason, ConnectionCut) and not reason.mid_frame:
             log.debug("%s: gone without a word", member)  # it looked whether there is a server
         else:
-            log.info("%s: ended%s: %s", member, after, reason)
+            hint = "" if client_id in {0, *self._keys} else " (there is no key for it)"
+            log.info("%s: ended%s: %s%s", member, after, reason, hint)
 
     def contribute(self, member: Member, report: ClientData) -> ServerAggrResponse:
         """Enter a report into the open epoch, wait for it to close, and return the answer.
