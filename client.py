@@ -25,6 +25,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import SupportsFloat, cast
 
 from channel import FRAME_S, Channel, EndRequested
@@ -41,6 +42,7 @@ from endpoint import (
 from program import (
     NoConnection,
     UserError,
+    check_output,
     host_and_port_of,
     positive,
     reason_of,
@@ -284,6 +286,8 @@ def main() -> int:
     parser.add_argument("--timeout", type=seconds, default=2.0, help="for an answer; default 2")
     parser.add_argument("--json", action="store_true", help="print answers as lines of JSON")
     options = parser.options([as_value(word) for word in sys.argv[1:]])
+    if options.file and options.keylog:
+        check_output(Path(options.keylog), Path(options.file))
     keys, host = choose_keys(options.keys, options.host)
     client = Client(
         options.id,

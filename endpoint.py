@@ -22,6 +22,7 @@ from crypto_utils import AES_KEY_BYTES, TAG_BYTES, fingerprint
 from program import (
     Parser,
     UserError,
+    check_output,
     flag_type,
     new_folder,
     plain,
@@ -231,6 +232,8 @@ class EndpointParser(Parser):
     def options(self, words: Sequence[str] | None = None) -> argparse.Namespace:
         """Return the flags of this command line, or of these words. Raises UserError."""
         options = super().options(words)
+        if options.keys and options.keylog:
+            check_output(Path(options.keylog), Path(options.keys))
         if options.patient:
             address = loopback_address(options.host)
             if not address:

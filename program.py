@@ -348,6 +348,20 @@ def output_path(text: str) -> Path:
     return path
 
 
+def is_same_file(one: Path, other: Path) -> bool:
+    """Return whether two paths lead to the same file, or would if it existed."""
+    try:
+        return os.path.samefile(one, other)
+    except OSError:
+        return os.path.realpath(one) == os.path.realpath(other)
+
+
+def check_output(output: Path, *inputs: Path) -> None:
+    """Raise UserError if a program would write into a file that it reads."""
+    if any(is_same_file(output, path) for path in inputs):
+        raise UserError(f"cannot write {output}: it is read here, too")
+
+
 def end_signals() -> list[signal.Signals]:
     """Return what asks a program to end: Ctrl-C, kill, a closed terminal unless below nohup."""
     found = [signal.SIGINT, signal.SIGTERM]

@@ -27,6 +27,7 @@ from lab.verdict import Result, judge, should_win, summary
 from program import (
     Parser,
     UserError,
+    check_output,
     escaped,
     output_path,
     plural,
@@ -104,6 +105,8 @@ def parse(program: Program) -> tuple[argparse.Namespace, list[Attack]]:
     parser.add_argument("--rules", action="store_true", help="name what --without takes, and stop")
     program.add_flags(parser)
     options = parser.options()
+    if options.events and options.file:
+        check_output(options.events, Path(options.file))
     own = added_by(options.file, program) if options.file else []
     names: list[str] = []
     families = {**families_of(program.attacks.values()), **program.families}
@@ -177,7 +180,9 @@ class Teller:
     def play(self, attack: Attack, lab: Stage, can_win: bool | None = False) -> Result:
         """Run one attack, and tell of it; `can_win` as for `judge`."""
         if self._options.step:
-            input(f"Enter starts {attack.name} ")
+            stream = sys.stderr if self._options.json else sys.stdout
+            print(f"Enter starts {attack.name} ", end="", file=stream, flush=True)
+            input()
         self.attack = attack.name
         begin = len(self.events)
         rounds = lab.rounds

@@ -615,6 +615,13 @@ def test_step_waits_for_enter_before_each_attack() -> None:
 
 
 @pytest.mark.slow
+def test_step_asks_beside_lines_of_json() -> None:
+    done = run_attacks("--step", "--json", "cut", given="\n")
+    assert (done.returncode, done.stderr) == (0, "Enter starts cut ")
+    assert [json.loads(line)["attack"] for line in done.stdout.splitlines()] == ["cut"]
+
+
+@pytest.mark.slow
 def test_a_won_attack_is_an_exit_code_and_capital_letters() -> None:
     done = run_attacks("--without", "tag", "flip-reading")
     assert done.returncode == 1
@@ -697,6 +704,15 @@ def test_a_file_of_attacks_is_known_to_all_flags(tmp_path: Path) -> None:
     assert run_attacks("--file", str(path), "stale-answer", "--events", str(events)).returncode == 0
     judged = json.loads(events.read_text().splitlines()[-1])
     assert judged["again"] == f"--seed test --file {path}"
+
+
+def test_a_file_of_attacks_is_not_replaced_by_the_log_of_its_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = str(tmp_path / "my.py")
+    monkeypatch.setattr(sys, "argv", ["attacks.py", "--file", path, "--events", path])
+    with pytest.raises(UserError, match="it is read here"):
+        attacks.PROGRAM.run()
 
 
 DECORATED = 10 if sys.version_info >= (3, 11) else 11  # where a failing decorator is shown

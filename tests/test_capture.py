@@ -398,6 +398,16 @@ def test_bad_input_is_one_sentence_and_exit_code_2(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_a_log_is_not_replaced_by_its_own_capture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = tmp_path / "log"
+    log.write_text(log_of(did("inserted", "server", A)))
+    monkeypatch.setattr(sys, "argv", ["capture", str(log), "-o", str(log)])
+    with pytest.raises(UserError, match="it is read here"):
+        main()
+
+
 def test_a_connection_counts_its_syn_and_fin() -> None:
     connection = Connection(SIDES[0], (1, 2), dpkt)
     for _ in (*connection.connect("x"), *connection.close(0, ("a", "b"))):

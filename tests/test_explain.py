@@ -353,6 +353,8 @@ FILES = {
         (["00", "--keylog", "{}"], "cannot read"),
         ([], "required"),
         (["00", "--frobnicate"], "unrecognized"),
+        (["{}/events", "--html", "{}/events"], "events: it is read here"),
+        (["00", "--keylog", "{}/keys", "--html", "{}/keys"], "keys: it is read here"),
     ],
 )
 def test_bad_input_is_one_sentence(

@@ -36,6 +36,7 @@ from program import (
     Typed,
     UserError,
     append_whole,
+    check_output,
     end,
     end_signals,
     escaped,
@@ -723,3 +724,15 @@ def test_what_cannot_be_added_whole_is_not_added(
     with pytest.raises(OSError, match="full"):
         append_whole(path, b"three\n")
     assert path.read_bytes() == b"one\ntwo\n"
+
+
+def test_a_program_never_writes_into_what_it_reads(tmp_path: Path) -> None:
+    read = tmp_path / "read"
+    for output in (read, tmp_path / "." / "read"):
+        with pytest.raises(UserError, match=r"^cannot write .*read: it is read here, too$"):
+            check_output(output, tmp_path / "other", read)
+    read.touch()
+    (tmp_path / "twin").hardlink_to(read)
+    with pytest.raises(UserError, match="twin: it is read here"):
+        check_output(tmp_path / "twin", read)
+    check_output(tmp_path / "other", read)

@@ -201,6 +201,16 @@ CASES = {
         2,
         "cannot log keys to .*where: No such file",
     ),
+    "key log into the keys": (
+        "client.py 1 --port {port} --keys {tmp}/good.key --keylog {tmp}/good.key",
+        2,
+        "cannot write .*good.key: it is read here",
+    ),
+    "key log into the readings": (
+        "client.py 1 --port {port} --file {tmp}/good.key --keylog {tmp}/good.key",
+        2,
+        "cannot write .*good.key: it is read here",
+    ),
     "no such address to listen on": ("server.py --host 127.0.0.1 --port -1", 2, "--port: "),
     "window of nothing": (
         "server.py --window 0",

@@ -707,3 +707,13 @@ def test_every_attack_is_drawn_or_said_to_have_no_message(whole: Path) -> None:
         article = text.partition(f'<article aria-labelledby="run-{attack}">')[2]
         article = article.partition("</article>")[0]
         assert ("<svg" in article) != ("there is nothing to draw" in article), attack
+
+
+@pytest.mark.parametrize("words", [["log", "read", "-o", "read"], ["log", "--matrix=m", "-o", "m"]])
+def test_a_page_does_not_replace_what_it_is_drawn_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["report", *words])
+    with pytest.raises(UserError, match="it is read here"):
+        report.main()

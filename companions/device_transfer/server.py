@@ -25,21 +25,14 @@ from channel import Channel
 from companions.asymmetric import SIGNATURE_BYTES
 from companions.device_transfer.certificates import Identity, Role, Trust
 from companions.device_transfer.journal import Entry, Journal
-from companions.device_transfer.options import (
-    PORT,
-    Pace,
-    PartyParser,
-    check_role,
-    is_same_file,
-    load_party,
-)
+from companions.device_transfer.options import PORT, Pace, PartyParser, check_role, load_party
 from companions.device_transfer.protocol import Kind, Message, Session
 from companions.device_transfer.store import JOURNAL, Partial, Store
 from companions.device_transfer.transfer import Incoming, ItemKind, Manifest, parse_announcement
 from companions.listening import Connection, Listener, listen, serve
 from companions.logs import start_log
 from endpoint import HOST
-from program import Lines, UserError, plural, positive, run_program
+from program import Lines, UserError, is_same_file, plural, positive, run_program
 from protocol_fsm import ConnectionCut
 
 log = logging.getLogger("device_transfer.server")
