@@ -736,3 +736,26 @@ def test_a_program_never_writes_into_what_it_reads(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="twin: it is read here"):
         check_output(tmp_path / "twin", read)
     check_output(tmp_path / "other", read)
+
+
+@pytest.mark.parametrize(("error", "code"), [(Ended(15), 143), (KeyboardInterrupt(), 130)])
+def test_a_signal_may_find_a_lock_half_taken(
+    capfd: pytest.CaptureFixture[str], error: BaseException, code: int
+) -> None:
+    lock = threading.Lock()
+
+    def main() -> int:
+        with lock:
+            lock.release()
+            raise error
+
+    done = run_here(main, capfd, "p")
+    assert (done.returncode, done.stderr) == (code, "")
+
+
+@pytest.mark.slow
+def test_another_error_of_a_lock_is_told_as_ever() -> None:
+    words = "from threading import Lock; from program import run_program; run_program"
+    done = run("-c", f"{words}(Lock().release)")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.endswith("RuntimeError: release unlocked lock\n")
