@@ -450,11 +450,20 @@ def run_program(main: Callable[[], int]) -> NoReturn:
     prepare_streams()
     try:
         code = code_of(main)
-    except Ended as error:
-        code = 128 + int(*error.args)
-    except KeyboardInterrupt:
-        code = 130  # before there was a session to end
+    except (Ended, KeyboardInterrupt) as error:
+        code = code_of_signal(error)
+    except RuntimeError as error:  # of a lock that a signal found half taken
+        code = code_of_signal(error.__context__)
+        if not code:
+            raise
     sys.exit(code)
+
+
+def code_of_signal(error: BaseException | None) -> int:
+    """Return the exit code of a signal that was raised; of any other error 0."""
+    if isinstance(error, Ended):
+        return 128 + int(*error.args)
+    return 130 if isinstance(error, KeyboardInterrupt) else 0
 
 
 def code_of(main: Callable[[], int]) -> int:

@@ -39,7 +39,14 @@ PLACES = (  # of Wireshark, where it is not on the PATH
 )
 NAMES = {"report": "report.html", "capture": "run.pcapng"}
 ALONE = {"--list", "--rules", "--step", "--events", "--json"}  # of attacks.py
+UNSEEDED = {"--seed", "--without", "--server"}
 PACKAGES = {"report": "jinja2", "capture": "dpkt"}
+
+
+def flags_among(words: list[str], flags: set[str]) -> list[str]:
+    """Return those of the flags that are among words, whole or cut short as argparse allows."""
+    cut = [word.partition("=")[0] for word in words]
+    return [flag for word in cut if len(word) > 2 for flag in flags if flag.startswith(word)]
 
 
 def attack(words: list[str]) -> list[Run]:
@@ -47,13 +54,12 @@ def attack(words: list[str]) -> list[Run]:
 
     Raises SystemExit: attacks.py has already said why there is nothing to draw. UserError.
     """
-    flags = [word.split("=")[0] for word in words]
-    if unfit := [flag for flag in flags if flag in ALONE]:
+    if unfit := flags_among(words, ALONE):
         raise UserError(f"{unfit[0]} goes with attacks.py only: here its output is not shown")
     to_stderr("attacking, which takes some seconds ...")
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "events.jsonl"
-        seed = [] if {"--seed", "--without", "--server"} & {*flags} else ["--seed", "1"]
+        seed = [] if flags_among(words, UNSEEDED) else ["--seed", "1"]
         done = subprocess.run(
             [sys.executable, str(ROOT / "attacks.py"), *words, *seed, "--events", str(log)],
             stdout=subprocess.DEVNULL,

@@ -179,7 +179,9 @@ class Teller:
     def play(self, attack: Attack, lab: Stage, can_win: bool | None = False) -> Result:
         """Run one attack, and tell of it; `can_win` as for `judge`."""
         if self._options.step:
-            input(f"Enter starts {attack.name} ")
+            stream = sys.stderr if self._options.json else sys.stdout
+            print(f"Enter starts {attack.name} ", end="", file=stream, flush=True)
+            input()
         self.attack = attack.name
         begin = len(self.events)
         rounds = lab.rounds

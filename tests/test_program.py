@@ -768,3 +768,26 @@ def test_what_cannot_be_added_whole_is_not_added(
     with pytest.raises(OSError, match="full"):
         append_whole(path, b"three\n")
     assert path.read_bytes() == b"one\ntwo\n"
+
+
+@pytest.mark.parametrize(("error", "code"), [(Ended(15), 143), (KeyboardInterrupt(), 130)])
+def test_a_signal_may_find_a_lock_half_taken(
+    capfd: pytest.CaptureFixture[str], error: BaseException, code: int
+) -> None:
+    lock = threading.Lock()
+
+    def main() -> int:
+        with lock:
+            lock.release()
+            raise error
+
+    done = run_here(main, capfd, "p")
+    assert (done.returncode, done.stderr) == (code, "")
+
+
+@pytest.mark.slow
+def test_another_error_of_a_lock_is_told_as_ever() -> None:
+    words = "from threading import Lock; from program import run_program; run_program"
+    done = run("-c", f"{words}(Lock().release)")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.endswith("RuntimeError: release unlocked lock\n")
