@@ -130,10 +130,11 @@ def test_the_token_is_swapped_for_a_cookie_and_leaves_the_address(reader: Reader
 
 def test_a_token_opens_the_page_once(reader: Reader) -> None:
     path = reader.door.address.removeprefix(reader.door.origin)
+    assert reader.ask(path[:-1])[2].endswith("; copy all of it")
     assert reader.ask(path)[0] == 303
     status, headers, text = reader.ask(path)
     assert (status, headers["Set-Cookie"]) == (403, None)
-    assert text.startswith("the address that the terminal shows opens this page once")
+    assert text == "the address that the terminal shows opens this page once; start it again"
     assert reader.ask("/?token=")[0] == 403  # the used one is nothing now
 
 
@@ -1233,8 +1234,9 @@ def test_the_program_serves_until_it_is_stopped() -> None:
     words = [sys.executable, "-m", "classroom.live.show", "--no-browser", "--without", "tag"]
     with subprocess.Popen(words, cwd=ROOT, text=True, stdout=subprocess.PIPE) as program:
         assert program.stdout
+        assert program.stdout.readline() == "open this, once; Ctrl-C ends it:\n"
         line = program.stdout.readline()
-        match = re.fullmatch(r"open this, once: (http://127\.0\.0\.1:\d+)/\?token=\S+\n", line)
+        match = re.fullmatch(r"(http://127\.0\.0\.1:\d+)/\?token=\S+\n", line)
         assert match
         with pytest.raises(urllib.error.HTTPError, match="403"):
             urllib.request.urlopen(match[1], timeout=PATIENCE_S)
