@@ -17,6 +17,7 @@ import math
 import secrets
 import signal
 import socket
+import textwrap
 import threading
 import time
 from collections import Counter
@@ -479,7 +480,8 @@ class Server:
         """Return the table that the program prints last."""
         rows = [f"{n:>6}  {self.sessions[n]:>8}  {self.rounds[n]:>7}" for n in sorted(self.rounds)]
         refused = ", ".join(f"{n} {name}" for name, n in self.refused.most_common())
-        return "\n".join(["client  sessions  reports", *rows, f"strangers: {refused or 'none'}"])
+        strangers = textwrap.fill(f"strangers: {refused or 'none'}", 79, subsequent_indent="  ")
+        return "\n".join(["client  sessions  reports", *rows, strangers])
 
 
 def listen(host: str, port: int) -> socket.socket:

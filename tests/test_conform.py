@@ -364,6 +364,7 @@ class Fake:
     ("code", "output", "got"),
     [
         (5, "one\nno such luck", r"its end with exit code 5 \(no such luck\)$"),
+        (1, "x\nError: no y\n    at z\nNode.js", r"its end with exit code 1 \(Error: no y\)$"),
         (0, "", "its end with exit code 0$"),
         (None, "", "none within 20 s$"),
     ],
