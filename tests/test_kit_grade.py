@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import gc
 import json
 import os
 import random
@@ -16,7 +17,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from classroom.kit import grade, grading
+from classroom.kit import grade, grading, sandbox
 from classroom.kit.check import ends, of_bug
 from classroom.kit.examiner import CHECKS, Bench
 from classroom.kit.checks import own_rules
@@ -145,6 +146,20 @@ def test_folder_of_a_child_is_gone_afterwards_even_after_ctrl_c(
     monkeypatch.setattr(shutil, "rmtree", interrupted)
     with contextlib.suppress(KeyboardInterrupt), folder_with({"mod.py": ""}) as folder:
         assert (folder / "drive.py").is_file()
+    assert not folder.exists()
+
+
+def test_folder_of_a_child_is_gone_even_if_ctrl_c_comes_before_the_tidying(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sandbox, "tidying", interrupted)
+    with pytest.warns(ResourceWarning, match="Implicitly cleaning up"):
+        with contextlib.suppress(KeyboardInterrupt), folder_with({"mod.py": ""}) as folder:
+            assert folder.is_dir()
+        gc.collect()
     assert not folder.exists()
 
 
