@@ -199,7 +199,8 @@ def test_missing_huge_and_broken_files_are_sentences(tmp_path: Path, reference: 
         names += ["fifo.py", "link.py"]
     found = submission(tmp_path, names)
     assert all(isinstance(found[name], Unreadable) for name in names)
-    for text in ("def (:\n", "x = " + "-" * 200_000 + "1", "(" * 5_000, "x\0y"):
+    ladder = "if x:\n    pass\n" + "elif x:\n    pass\n" * 400  # which unparse takes, and dump not
+    for text in ("def (:\n", "x = " + "-" * 200_000 + "1", "(" * 5_000, "x\0y", ladder):
         with pytest.raises(Unreadable, match=r"crypto_utils\.py is no Python"):
             grafted(reference, {**reference, "crypto_utils.py": text}, PADDING)
 

@@ -70,7 +70,8 @@ def parsed(name: str, text: str) -> ast.Module:
     """Return the syntax tree of a file. Raises Unreadable."""
     try:
         tree = ast.parse(text)
-        ast.unparse(tree)  # which may be too deep for it
+        ast.unparse(tree)  # which it may be too deep for, and so for
+        ast.dump(tree)
         return tree
     except SyntaxError as error:
         raise Unreadable(f"{name} is no Python: look at line {error.lineno}.") from None
