@@ -345,6 +345,7 @@ HELD = """() => {
 
 
 def test_the_answer_to_a_file_that_was_chosen_earlier_changes_nothing(page: Page) -> None:
+    page.open("logs")
     page.view.evaluate(HELD)
     for name in ("earlier", "later"):
         page.view.set_input_files("#file", {"name": name, "mimeType": "", "buffer": b"{}"})
