@@ -412,15 +412,19 @@ def starting() -> Iterator[None]:
 
 @contextlib.contextmanager
 def tidying() -> Iterator[None]:
-    """Hold Ctrl-C back while something is tidied up, of which a second one would leave half."""
+    """Hold back what asks us to end while something is tidied up: a second one would leave half."""
     held_back: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, _: held_back.append(number))
+    before = {
+        ending: signal.signal(ending, lambda number, _: held_back.append(number))
+        for ending in end_signals()
+    }
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
-        if held_back:
-            signal.raise_signal(signal.SIGINT)
+        for ending, handler in before.items():
+            signal.signal(ending, handler)
+        for number in held_back:
+            signal.raise_signal(number)
 
 
 def prepare_streams() -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import gc
 import json
 import os
 import random
 import shutil
 import signal
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from classroom.kit import grade, grading
+from classroom.kit import grade, grading, sandbox
 from classroom.kit.check import ends, of_bug
 from classroom.kit.examiner import CHECKS, Bench
 from classroom.kit.checks import own_rules
@@ -148,6 +150,21 @@ def test_folder_of_a_child_is_gone_afterwards_even_after_ctrl_c(
     assert not folder.exists()
 
 
+def test_folder_of_a_child_is_gone_even_if_ctrl_c_comes_before_the_tidying(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sandbox, "tidying", interrupted)
+    with warnings.catch_warnings(), contextlib.suppress(KeyboardInterrupt):
+        warnings.simplefilter("ignore", ResourceWarning)
+        with folder_with({"mod.py": ""}) as folder:
+            assert folder.is_dir()
+    gc.collect()
+    assert not folder.exists()
+
+
 # Grafts -------------------------------------------------------------------------------------------
 
 
@@ -184,8 +201,11 @@ def test_missing_huge_and_broken_files_are_sentences(tmp_path: Path, reference: 
         names += ["fifo.py", "link.py"]
     found = submission(tmp_path, names)
     assert all(isinstance(found[name], Unreadable) for name in names)
-    for text in ("def (:\n", "x = " + "-" * 200_000 + "1", "(" * 5_000, "x\0y"):
-        with pytest.raises(Unreadable, match=r"crypto_utils\.py is no Python"):
+    ladder = "if x:\n    pass\n" + "elif x:\n    pass\n" * 400  # which unparse takes, and dump not
+    for text in ("def (:\n", "x = " + "-" * 200_000 + "1", "(" * 5_000, "x\0y", ladder):
+        with pytest.raises(
+            Unreadable, match=r"^crypto_utils\.py is no Python(: look at line \d+)?\.$"
+        ):
             grafted(reference, {**reference, "crypto_utils.py": text}, PADDING)
 
 

@@ -24,13 +24,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from aiohttp import ClientSession, WSServerHandshakeError
+from aiohttp import ClientSession, WSMessage, WSServerHandshakeError
 
 from attacks import ATTACKS
 from classroom.live import app, show
 from classroom.live import scene as scene_module
 from classroom.live import table as table_module
-from classroom.live.app import FILES, MOST_REQUEST, in_background
+from classroom.live.app import FILES, MOST_REQUEST, TOO_MANY, in_background
 from classroom.live.plays import Plays, QuietTeller
 from classroom.live.room import Room
 from classroom.live.safe import Door
@@ -254,6 +254,13 @@ async def handshake(door: Door, headers: dict[str, str]) -> int:
                 return 101
         except WSServerHandshakeError as error:
             return error.status
+
+
+async def first_told(door: Door, headers: dict[str, str]) -> WSMessage:
+    """Return the first message to a window."""
+    async with ClientSession() as session:
+        async with session.ws_connect(f"ws://{door.host}/ws", headers=headers) as talk:
+            return await talk.receive(PATIENCE_S)
 
 
 def test_a_websocket_has_to_name_our_origin(reader: Reader) -> None:
@@ -718,9 +725,10 @@ def test_a_ninth_window_is_refused_until_another_is_closed(room: Room, reader: R
     others: list[Any] = [Noted() for _ in range(8)]
     for feed in others:
         room.feeds.add(feed)
-    assert asyncio.run(handshake(reader.door, headers)) == 503
+    refused = asyncio.run(first_told(reader.door, headers))
+    assert (refused.data, refused.extra) == (1013, TOO_MANY.decode())
     room.feeds.remove(others.pop())
-    assert asyncio.run(handshake(reader.door, headers)) == 101
+    assert "facts" in json.loads(asyncio.run(first_told(reader.door, headers)).data)
     for feed in others:
         room.feeds.remove(feed)
 

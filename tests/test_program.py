@@ -717,21 +717,33 @@ def load_nothing() -> int:
     raise UserError("there is nothing to load")
 
 
-def test_ctrl_c_waits_until_all_is_tidied_up() -> None:
+@pytest.mark.parametrize(
+    ("number", "handler", "error"),
+    [
+        (signal.SIGINT, signal.default_int_handler, KeyboardInterrupt),
+        (signal.SIGTERM, end, Ended),
+    ],
+)
+def test_signal_waits_until_all_is_tidied_up(
+    number: int, handler: Any, error: type[BaseException]
+) -> None:
     tidied = []
 
     def tidy() -> None:
         with tidying():
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(number)
             tidied.append("all")
 
-    handler = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt):
-        tidy()
-    assert tidied == ["all"]
-    assert signal.getsignal(signal.SIGINT) is handler
-    with tidying():
-        pass  # and if there is none, none comes
+    before = signal.signal(number, handler)
+    try:
+        with pytest.raises(error):
+            tidy()
+        assert tidied == ["all"]
+        assert signal.getsignal(number) is handler
+        with tidying():
+            pass  # and if there is none, none comes
+    finally:
+        signal.signal(number, before)
 
 
 def test_a_reason_that_only_the_error_itself_knows_is_told() -> None:

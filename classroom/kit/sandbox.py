@@ -164,13 +164,14 @@ def works(jail: Jail) -> bool:
 @contextlib.contextmanager
 def folder_with(sources: dict[str, str]) -> Iterator[Path]:
     """Give a fresh folder with modules and drive.py in it, removed afterwards. Raises UserError."""
-    folder = Path(tempfile.mkdtemp(prefix="kit-"))
+    temporary = tempfile.TemporaryDirectory(prefix="kit-", ignore_cleanup_errors=True)
+    folder = Path(temporary.name)
     try:
         _fill(folder, sources)
         yield folder
     finally:
-        with tidying():
-            shutil.rmtree(folder, ignore_errors=True)
+        with tidying():  # if Ctrl-C comes even before it, Python removes the folder at its end
+            temporary.cleanup()
 
 
 def _fill(folder: Path, sources: dict[str, str]) -> None:

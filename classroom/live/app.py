@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from aiohttp import WSMsgType, web
+from aiohttp import WSCloseCode, WSMsgType, web
 
 from classroom.live.room import Room
 from classroom.live.safe import Door
@@ -37,6 +37,7 @@ FILES = {  # by path: nothing else is served
     "/icon.svg": ("icon.svg", "image/svg+xml"),
 }
 MOST_BROWSERS = 8
+TOO_MANY = b"too many windows show this page already: close one"
 MOST_REQUEST = 140_000  # bytes: the longest message of the protocol in hexadecimal fits
 MOST_LOG = 64 * 2**20  # bytes of an event log
 
@@ -72,10 +73,11 @@ class Live:
     # The WebSocket
 
     async def _talk(self, request: web.Request) -> web.WebSocketResponse:
-        if len(self._room.feeds) >= MOST_BROWSERS:
-            raise web.HTTPServiceUnavailable(text="too many windows show this page already")
         talk = web.WebSocketResponse(max_msg_size=MOST_REQUEST, heartbeat=20.0)
         await talk.prepare(request)
+        if len(self._room.feeds) >= MOST_BROWSERS:  # told in a way that the page can read
+            await talk.close(code=WSCloseCode.TRY_AGAIN_LATER, message=TOO_MANY)
+            return talk
         feed = Feed()
         self._room.feeds.add(feed)
         teller = asyncio.create_task(self._tell(talk, feed))

@@ -134,8 +134,8 @@ function hear(event) {
 function connect() {
   socket = new WebSocket(`ws://${location.host}/ws`);
   socket.addEventListener("message", hear);
-  socket.addEventListener("close", () => {
-    byId("status").textContent = "the lab is gone; start it again, and open its new address";
+  socket.addEventListener("close", (event) => {
+    byId("status").textContent = event.reason || "the lab is gone; start it again, and open its new address";
     document.body.classList.add("gone");
     setTimeout(connect, AGAIN_MS);
   });
@@ -153,6 +153,15 @@ byId("save").addEventListener("click", () => {
   el("a", { href: address, download: "scene.txt" }).click();
   setTimeout(() => URL.revokeObjectURL(address), 1000);
 });
+
+// A file that is dropped anywhere is a log to open: a browser would leave the page for it.
+for (const name of ["dragover", "drop"]) {
+  document.addEventListener(name, (event) => {
+    if (!event.dataTransfer.types.includes("Files")) return;
+    event.preventDefault();
+    if (name === "drop") logs.take(event.dataTransfer.files);
+  });
+}
 
 document.addEventListener("keydown", (event) => {
   const isTyping = event.target.closest("input:not([type=checkbox]), textarea");
