@@ -36,7 +36,7 @@ from classroom.kit.grading import (
     reports,
     vetted,
 )
-from classroom.kit.graft import MAX_FILE, Unreadable, grafted, submission
+from classroom.kit.graft import MAX_FILE, Unreadable, grafted, parsed, submission
 from classroom.kit.others import is_killed, sorted_tests
 from classroom.kit.sandbox import Asked, Gone, Jail, Raised, Side, best_jail, folder_with, works
 from classroom.kit.skeleton import Sources, cut
@@ -209,6 +209,13 @@ def test_missing_huge_and_broken_files_are_sentences(tmp_path: Path, reference: 
             grafted(reference, {**reference, "crypto_utils.py": text}, PADDING)
 
 
+def test_what_is_no_python_is_one_sentence_that_says_where() -> None:
+    with pytest.raises(Unreadable, match=r"^mine\.py is no Python: look at line 2\.$"):
+        parsed("mine.py", "x = 1\nx = (\n")
+    with pytest.raises(Unreadable, match=r"^mine\.py is no Python: it has a byte 0\.$"):
+        parsed("mine.py", "x = 1\n\0\n")
+
+
 def test_additions_are_grafted_in_their_order_and_between_ours(reference: Sources) -> None:
     text = reference["crypto_utils.py"] + "\nFIRST = 1\nSECOND = FIRST\nTHIRD = SECOND\n"
     text = text.replace("def pkcs7_unpad", "EARLY = 0\n\n\ndef pkcs7_unpad")
@@ -280,10 +287,15 @@ def test_ags_is_a_line_that_is_pending_until_all_is_graded(report: Report) -> No
     assert done["gradingProgress"] == "FullyGraded"
 
 
-@pytest.mark.parametrize("words", ["", "0", "14", "a", "1-", "3,-4"])
+@pytest.mark.parametrize("words", ["", "0", "14", "a", "1-", "3,-4", "5-1"])
 def test_wrong_lists_of_tasks_are_refused(words: str) -> None:
     with pytest.raises(UserError):
         grade.numbers(words)
+
+
+def test_no_list_of_tasks_is_a_wrong_one() -> None:
+    with pytest.raises(UserError, match="no list of tasks"):
+        grade.main(["work", "--student", STUDENT, "--class-key", "class.key", "--tasks", ""])
 
 
 def test_lists_of_tasks_are_read() -> None:

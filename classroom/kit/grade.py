@@ -164,9 +164,10 @@ def numbers(words: str) -> list[int]:
     found = set()
     for word in words.split(","):
         ends = re.fullmatch(r"([0-9]{1,2})(?:-([0-9]{1,2}))?", word)
-        if not ends:
+        meant = range(int(ends[1]), int(ends[2] or ends[1]) + 1) if ends else range(0)
+        if not meant:
             raise UserError(f"{escaped(words)} is no list of tasks like 1,3-5")
-        found |= set(range(int(ends[1]), int(ends[2] or ends[1]) + 1))
+        found |= set(meant)
     if not found <= {task.number for task in TASKS}:
         raise UserError(f"tasks are numbered 1 to {len(TASKS)}")
     return sorted(found)
@@ -179,7 +180,13 @@ def options_of(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--class-key", required=True, metavar="FILE", help="the course's secret")
     parser.add_argument("--format", choices=FORMATS, default="text", help="default text")
     parser.add_argument("--output", type=output_path, metavar="FILE", help="default stdout")
-    parser.add_argument("--tasks", metavar="N,M", help="only these, as in 1,3-5")
+    parser.add_argument(
+        "--tasks",
+        type=numbers,
+        default=[task.number for task in TASKS],
+        metavar="N,M",
+        help="only these, as in 1,3-5",
+    )
     return parser.options(argv)
 
 
@@ -188,8 +195,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     own = dialect.of(dialect.class_key(options.class_key), options.student)
     if not options.folder.is_dir():
         raise UserError(f"{escaped(str(options.folder))} is no folder")
-    wanted = numbers(options.tasks) if options.tasks else [task.number for task in TASKS]
-    tasks = [task for task in TASKS if task.number in wanted]
+    tasks = [task for task in TASKS if task.number in options.tasks]
     written = ""
     for report in reports(options.folder, options.student, own, tasks):
         written = FORMATS[options.format](report)

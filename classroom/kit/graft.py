@@ -68,6 +68,8 @@ def grafted(
 
 def parsed(name: str, text: str) -> ast.Module:
     """Return the syntax tree of a file. Raises Unreadable."""
+    if "\0" in text:  # whose line Python does not tell
+        raise Unreadable(f"{name} is no Python: it has a byte 0.")
     try:
         tree = ast.parse(text)
         ast.unparse(tree)  # which it may be too deep for, and so for
