@@ -72,12 +72,11 @@ def parsed(name: str, text: str) -> ast.Module:
         raise Unreadable(f"{name} is no Python: it has a byte 0.")
     try:
         tree = ast.parse(text)
-        ast.unparse(tree)  # which it may be too deep for, and so for
+        ast.unparse(tree)  # it may be too deep for one of these
         ast.dump(tree)
         return tree
     except SyntaxError as error:
-        where = f": look at line {error.lineno}" if error.lineno else ""  # a zero byte has none
-        raise Unreadable(f"{name} is no Python{where}.") from None
+        raise Unreadable(f"{name} is no Python: look at line {error.lineno}.") from None
     except (ValueError, RecursionError, MemoryError):
         raise Unreadable(f"{name} is no Python.") from None
 
