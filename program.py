@@ -387,7 +387,9 @@ def repeat_signal(lost: sys.UnraisableHookArgs) -> None:
         send = functools.partial(os.kill, os.getpid())
     is_ended = isinstance(lost.exc_value, Ended)
     number = lost.exc_value.args[0] if is_ended else signal.SIGINT
-    threading.Timer(0.01, send, [number]).start()  # by then the destructor is at its end
+    timer = threading.Timer(0.01, send, [number])  # by then the destructor is at its end
+    with contextlib.suppress(KeyboardInterrupt, Ended):  # a second signal is as good as the first
+        timer.start()
 
 
 @contextlib.contextmanager

@@ -596,6 +596,21 @@ def test_a_signal_that_a_destructor_swallowed_is_sent_again(
     assert sent == [(os.getpid(), number), number]
 
 
+def test_a_second_signal_while_the_first_is_repeated_is_no_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Interrupted:
+        def __init__(self, *words: object) -> None:
+            """Repeat nothing."""
+
+        def start(self) -> None:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading, "Timer", Interrupted)
+    lost: Any = SimpleNamespace(exc_value=KeyboardInterrupt())
+    repeat_signal(lost)
+
+
 def test_another_error_of_a_destructor_is_told_as_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[object] = []
     monkeypatch.setattr(sys, "__unraisablehook__", told.append)
