@@ -10,7 +10,7 @@ import os
 import random
 import shutil
 import signal
-import warnings
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -150,19 +150,34 @@ def test_folder_of_a_child_is_gone_afterwards_even_after_ctrl_c(
     assert not folder.exists()
 
 
-def test_folder_of_a_child_is_gone_even_if_ctrl_c_comes_before_the_tidying(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.filterwarnings("ignore:Implicitly cleaning up:ResourceWarning")
+def test_folder_of_a_child_that_is_interrupted_as_it_is_made_is_gone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    def interrupted() -> None:
-        raise KeyboardInterrupt
+    make = tempfile.mkdtemp
 
-    monkeypatch.setattr(sandbox, "tidying", interrupted)
-    with warnings.catch_warnings(), contextlib.suppress(KeyboardInterrupt):
-        warnings.simplefilter("ignore", ResourceWarning)
-        with folder_with({"mod.py": ""}) as folder:
-            assert folder.is_dir()
+    def interrupted(*arguments: Any) -> str:
+        folder: str = make(*arguments)
+        signal.raise_signal(signal.SIGINT)
+        return folder
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(tempfile, "mkdtemp", interrupted)
+    with contextlib.suppress(KeyboardInterrupt), folder_with({"mod.py": ""}):
+        pass
     gc.collect()
-    assert not folder.exists()
+    assert [*tmp_path.iterdir()] == []
+
+
+@pytest.mark.filterwarnings("ignore:Implicitly cleaning up:ResourceWarning")
+def test_folder_of_a_child_is_gone_even_if_ctrl_c_comes_before_the_tidying(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with contextlib.suppress(KeyboardInterrupt), folder_with({"mod.py": ""}):
+        monkeypatch.setattr(sandbox, "tidying", lambda: signal.raise_signal(signal.SIGINT))
+    gc.collect()
+    assert [*tmp_path.iterdir()] == []
 
 
 # Grafts -------------------------------------------------------------------------------------------

@@ -164,7 +164,8 @@ def works(jail: Jail) -> bool:
 @contextlib.contextmanager
 def folder_with(sources: dict[str, str]) -> Iterator[Path]:
     """Give a fresh folder with modules and drive.py in it, removed afterwards. Raises UserError."""
-    temporary = tempfile.TemporaryDirectory(prefix="kit-", ignore_cleanup_errors=True)
+    with tidying():
+        temporary = tempfile.TemporaryDirectory(prefix="kit-", ignore_cleanup_errors=True)
     folder = Path(temporary.name)
     try:
         _fill(folder, sources)
