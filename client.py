@@ -42,6 +42,7 @@ from program import (
     NoConnection,
     UserError,
     host_and_port_of,
+    keep_inputs,
     positive,
     reason_of,
     run_program,
@@ -178,17 +179,19 @@ def typed(client: Client) -> Iterator[list[float]]:
 def asked(client: Client) -> str:
     """Return the next line; a person at a terminal hears of the server's end before it."""
     print("numbers, status, quit> ", end="", flush=True)
-    if os.name == "posix" and sys.stdin.isatty():  # elsewhere nothing waits for a line and a socket
-        try:
+    try:
+        if os.name == "posix" and sys.stdin.isatty():  # elsewhere nothing waits for both at once
             client.channel.hear_before(sys.stdin)
-        except ProtocolError:
-            print()  # the prompt has a line of its own
-            raise
-    return input()
+        return input()
+    except (EOFError, ProtocolError):
+        print()  # the prompt has a line of its own
+        raise
 
 
 def choose_reports(options: argparse.Namespace, client: Client) -> Iterator[list[float]]:
     """Return the reports; an empty one establishes. Raises UserError before anything is sent."""
+    if options.interactive and options.json:
+        raise UserError("--json is for programs, which write to --file - and see no prompt")
     if options.interactive:
         return itertools.chain([[]], itertools.islice(typed(client), options.rounds))
     if options.file == "-":
@@ -263,7 +266,7 @@ def explain(error: ProtocolError, session: Session) -> str:
 
 def as_value(word: str) -> str:
     """Keep argparse from taking a number for a flag: it knows -1 and -1.5, but not -1e3 or -1,5."""
-    return f" {word}" if re.match(r"-\.?\d", word) else word
+    return f" {word}" if re.fullmatch(r"-\.?\d[\d.,eE+-]*", word) else word
 
 
 def main() -> int:
@@ -284,6 +287,7 @@ def main() -> int:
     parser.add_argument("--timeout", type=seconds, default=2.0, help="for an answer; default 2")
     parser.add_argument("--json", action="store_true", help="print answers as lines of JSON")
     options = parser.options([as_value(word) for word in sys.argv[1:]])
+    keep_inputs(options.keylog, options.file)
     keys, host = choose_keys(options.keys, options.host)
     client = Client(
         options.id,

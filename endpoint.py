@@ -23,6 +23,7 @@ from program import (
     Parser,
     UserError,
     flag_type,
+    keep_inputs,
     new_folder,
     plain,
     port_number,
@@ -231,6 +232,7 @@ class EndpointParser(Parser):
     def options(self, words: Sequence[str] | None = None) -> argparse.Namespace:
         """Return the flags of this command line, or of these words. Raises UserError."""
         options = super().options(words)
+        keep_inputs(options.keylog, options.keys)
         if options.patient:
             address = loopback_address(options.host)
             if not address:

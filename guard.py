@@ -15,6 +15,7 @@ PACKAGES = {
     "aiohttp",
     "argon2",
     "cryptography",
+    "dotenv",
     "dpkt",
     "jinja2",
     "prompt_toolkit",

@@ -25,6 +25,7 @@ import tempfile
 import textwrap
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn, TypeVar
@@ -314,6 +315,21 @@ def append_whole(path: Path, data: bytes) -> None:
             raise
 
 
+def is_same_file(one: str | Path, other: str | Path) -> bool:
+    """Return whether two paths lead to the same file, or would if it existed."""
+    try:
+        return os.path.samefile(one, other)
+    except OSError:
+        return os.path.realpath(one) == os.path.realpath(other)
+
+
+def keep_inputs(output: str | Path | None, *inputs: str | Path | None) -> None:
+    """Raise UserError if what will be written is also what is read."""
+    for path in inputs:
+        if output is not None and path is not None and is_same_file(output, path):
+            raise UserError(f"cannot write {output}: it is also what is read")
+
+
 @contextlib.contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
     """Yield a folder to fill, which becomes `folder` if nothing fails. Raises OSError."""
@@ -371,7 +387,9 @@ def repeat_signal(lost: sys.UnraisableHookArgs) -> None:
         send = functools.partial(os.kill, os.getpid())
     is_ended = isinstance(lost.exc_value, Ended)
     number = lost.exc_value.args[0] if is_ended else signal.SIGINT
-    threading.Timer(0.01, send, [number]).start()  # by then the destructor is at its end
+    timer = threading.Timer(0.01, send, [number])  # by then the destructor is at its end
+    with contextlib.suppress(KeyboardInterrupt, Ended):  # a second signal is as good as the first
+        timer.start()
 
 
 @contextlib.contextmanager
@@ -396,19 +414,19 @@ def starting() -> Iterator[None]:
 
 @contextlib.contextmanager
 def tidying() -> Iterator[None]:
-    """Hold all that asks us to end back while something is tidied up, of which half would stay."""
+    """Hold back what asks us to end while something is tidied up: a second one would leave half."""
     held_back: list[int] = []
-    before = [
-        (number, signal.signal(number, lambda number, _: held_back.append(number)))
-        for number in end_signals()
-    ]
+    before = {
+        ending: signal.signal(ending, lambda number, _: held_back.append(number))
+        for ending in end_signals()
+    }
     try:
         yield
     finally:
-        for number, handler in before:
-            signal.signal(number, handler)
-        if held_back:
-            signal.raise_signal(held_back[0])
+        for ending, handler in before.items():
+            signal.signal(ending, handler)
+        for number in held_back:
+            signal.raise_signal(number)
 
 
 def prepare_streams() -> None:
@@ -429,6 +447,8 @@ def run_program(main: Callable[[], int]) -> NoReturn:
     """Run `main`, and exit with its code or with one sentence on stderr; tidily on signals too."""
     if Path(sys.argv[0]).name == "__main__.py":
         sys.argv[0] = str(Path(sys.argv[0]).parent)  # in messages and usage: conform, say
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")  # what a library says to us, of a strange certificate, say
     sys.unraisablehook = repeat_signal
     for ending in end_signals():
         if ending is not signal.SIGINT:  # which is a KeyboardInterrupt
@@ -436,11 +456,20 @@ def run_program(main: Callable[[], int]) -> NoReturn:
     prepare_streams()
     try:
         code = code_of(main)
-    except Ended as error:
-        code = 128 + int(*error.args)
-    except KeyboardInterrupt:
-        code = 130  # before there was a session to end
+    except (Ended, KeyboardInterrupt) as error:
+        code = code_of_signal(error)
+    except RuntimeError as error:  # of a lock that a signal found half taken
+        code = code_of_signal(error.__context__)
+        if not code:
+            raise
     sys.exit(code)
+
+
+def code_of_signal(error: BaseException | None) -> int:
+    """Return the exit code of a signal that was raised; of any other error 0."""
+    if isinstance(error, Ended):
+        return 128 + int(*error.args)
+    return 130 if isinstance(error, KeyboardInterrupt) else 0
 
 
 def code_of(main: Callable[[], int]) -> int:

@@ -43,10 +43,11 @@ class Table:
 
     def __init__(self, path: str, column: str | None = None, skip: int = 0) -> None:
         self._path = path
+        self._name = "standard input" if path == "-" else path
         self._skip = skip
         self._signs: set[str] = set()  # decimal signs that the column has
         self._rows = self._read()
-        where, head = next(self._rows, (path, []))
+        where, head = next(self._rows, (self._name, []))
         self._cells = [cell.strip() for cell in head]  # of the first row
         self._has_header = not self._is_numeric(0, len(head))
         self._column = self._find(column, where)
@@ -60,22 +61,22 @@ class Table:
             with open(source, encoding="utf-8-sig", errors="replace", newline="") as file:
                 yield from self._cut(self._lines(file))
         except OSError as error:
-            raise UserError(f"cannot read {self._path}: {reason_of(error)}") from None
+            raise UserError(f"cannot read {self._name}: {reason_of(error)}") from None
 
     def _lines(self, file: IO[str]) -> Iterator[str]:
         """Yield lines, each of which has an end: /dev/zero is one without."""
         while line := file.readline(MOST_LINE):
             if len(line) == MOST_LINE:
-                raise UserError(f"{self._path} has a line of {MOST_LINE:,} characters or more")
+                raise UserError(f"{self._name} has a line of {MOST_LINE:,} characters or more")
             if KEY.match(line):  # which no error must quote
-                raise UserError(f"{self._path} holds keys, and no readings")
+                raise UserError(f"{self._name} holds keys, and no readings")
             yield line
 
     def _cut(self, lines: Iterator[str]) -> Iterator[tuple[str, list[str]]]:
         numbered = ((n, line) for n, line in enumerate(lines, 1) if n > self._skip and line.strip())
         number, first = next(numbered, (0, ""))
         if "\0" in first:
-            raise UserError(f"{self._path} is not UTF-8 (UTF-16?); save it as UTF-8 text")
+            raise UserError(f"{self._name} is not UTF-8 (UTF-16?); save it as UTF-8 text")
         self._separator = separator_of(first)  # nothing if the first row has one cell
         rows = csv.reader(
             itertools.chain([first], lines), delimiter=self._separator or "\t", strict=True
@@ -83,9 +84,9 @@ class Table:
         try:
             for cells in rows:
                 if len(cells) > 1 or (cells and not cells[0].isspace()):
-                    yield f"{self._path} line {number - 1 + rows.line_num}", cells
+                    yield f"{self._name} line {number - 1 + rows.line_num}", cells
         except csv.Error as error:
-            place = f"{self._path} line {number - 1 + rows.line_num}"
+            place = f"{self._name} line {number - 1 + rows.line_num}"
             raise UserError(f"cannot read {place} as CSV: {str(error)!a}") from None
 
     def _is_numeric(self, start: int, end: int) -> bool:
@@ -135,11 +136,13 @@ class Table:
                 yield [reading(self._with_point(cell, place))]
             except ValueError:
                 hint = f"; {self._hint()}" if number == 0 else ""
+                if "," in cell:
+                    hint = "; write decimal points, or put tabs or semicolons between the cells"
                 raise UserError(
                     f"{place}: {cell[:30]!a} is not a number up to 1e15{hint}"
                 ) from None
         if number < 0:
-            raise UserError(f"there are no readings in {self._path}")
+            raise UserError(f"there are no readings in {self._name}")
 
     def _check_row(self, where: str, cells: list[str], label: str) -> None:
         """Refuse a row of another shape, and one with a word where the first has a value: a sum."""

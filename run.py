@@ -7,19 +7,19 @@ This file has to parse on every Python since 2.7: an old one must say that it is
 There is no #! line, because the Windows launcher would look for it in the wrong place.
 """
 
-# ruff: noqa: E402, UP031, B904
+# ruff: noqa: UP031, B904, E402
 import sys
 
 
-def show(kind, error, traceback):
-    """Show what was raised; Ctrl-C while the rest is loaded is no traceback."""
+def end_quietly(kind, error, traceback):
+    """Let Ctrl-C be no traceback, not even while the modules below are loaded."""
     if issubclass(kind, KeyboardInterrupt):
         sys.exit(130)
     sys.__excepthook__(kind, error, traceback)
 
 
 if __name__ == "__main__":
-    sys.excepthook = show
+    sys.excepthook = end_quietly
 
 import errno
 import json
@@ -535,7 +535,4 @@ elif __name__ == "__main__":
     # as an exception, so that no half-made .venv stays
     for name in ("SIGTERM", "SIGHUP"):  # a closed terminal
         handle(name, lambda number, frame: sys.exit(128 + number))
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except KeyboardInterrupt:
-        sys.exit(130)
+    sys.exit(main(sys.argv[1:]))

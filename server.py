@@ -17,6 +17,7 @@ import math
 import secrets
 import signal
 import socket
+import textwrap
 import threading
 import time
 from collections import Counter
@@ -433,7 +434,8 @@ class Server:
         elif not client_id and isinstance(reason, ConnectionCut) and not reason.mid_frame:
             log.debug("%s: gone without a word", member)  # it looked whether there is a server
         else:
-            log.info("%s: ended%s: %s", member, after, reason)
+            hint = "" if client_id in {0, *self._keys} else " (there is no key for it)"
+            log.info("%s: ended%s: %s%s", member, after, reason, hint)
 
     def contribute(self, member: Member, report: ClientData) -> ServerAggrResponse:
         """Enter a report into the open epoch, wait for it to close, and return the answer.
@@ -478,7 +480,8 @@ class Server:
         """Return the table that the program prints last."""
         rows = [f"{n:>6}  {self.sessions[n]:>8}  {self.rounds[n]:>7}" for n in sorted(self.rounds)]
         refused = ", ".join(f"{n} {name}" for name, n in self.refused.most_common())
-        return "\n".join(["client  sessions  reports", *rows, f"strangers: {refused or 'none'}"])
+        strangers = textwrap.fill(f"strangers: {refused or 'none'}", 79, subsequent_indent="  ")
+        return "\n".join(["client  sessions  reports", *rows, strangers])
 
 
 def listen(host: str, port: int) -> socket.socket:

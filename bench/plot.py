@@ -21,7 +21,16 @@ from bench.report import NAMES
 from bench.rivals import BODIES
 from classroom.drawing import PAPER_AND_INK, Picture
 from classroom.output import write_whole
-from program import Parser, UserError, escaped, output_path, plural, read_text, run_program
+from program import (
+    Parser,
+    UserError,
+    escaped,
+    keep_inputs,
+    output_path,
+    plural,
+    read_text,
+    run_program,
+)
 
 # Half as wide, as on a phone, letters of 15 are still of 9 or 10 pixels
 WIDTH = 560
@@ -361,6 +370,7 @@ def main() -> int:
     )
     parser.add_argument("--body", default="small", choices=[*BODIES], help="default small")
     options = parser.options()
+    keep_inputs(options.output, options.bench)
     text = plot(read_bench(options.bench, options.body), options.body)
     write_whole(options.output, text.encode("ascii"))
     print(f"wrote {escaped(str(options.output))}")

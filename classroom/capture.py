@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 from classroom.output import needed, write_whole
 from classroom.wire import LAB, Wire
 from lab.events import ENDS, KINDS, Run, Step, read_runs
-from program import Parser, UserError, escaped, output_path, plural, run_program
+from program import Parser, UserError, escaped, keep_inputs, output_path, plural, run_program
 
 # What is said of them -----------------------------------------------------------------------------
 
@@ -211,6 +211,7 @@ def main(wire: Wire = LAB) -> int:
     parser.add_argument("events", metavar="EVENTS", type=Path, help="from attacks.py --events")
     parser.add_argument("-o", "--output", metavar="FILE", type=output_path, required=True)
     options = parser.options()
+    keep_inputs(options.output, options.events)
     found = [*packets(read_runs(options.events), wire)]
     if not found:
         raise UserError(f"there is no message in {options.events}")

@@ -35,7 +35,16 @@ from classroom.output import filled, write_whole
 from classroom.recordings import ILLEGAL, Recorded, recorded
 from classroom.wire import LAB
 from crypto_utils import NONCE_BYTES, evolve_key, fingerprint
-from program import Parser, UserError, escaped, output_path, plural, run_program, to_stderr
+from program import (
+    Parser,
+    UserError,
+    escaped,
+    keep_inputs,
+    output_path,
+    plural,
+    run_program,
+    to_stderr,
+)
 from protocol_fsm import HEADER, Direction, Header, Opcode
 
 TEMPLATE = "explain.html.j2"
@@ -309,6 +318,7 @@ def main() -> int:
         "--html", type=output_path, metavar="OUT", help="write a page instead of text"
     )
     options = parser.options()
+    keep_inputs(options.html, options.source, options.keylog)
     log: KeyLog = {}
     if options.keylog is not None:
         path = Path(options.keylog)

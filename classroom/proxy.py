@@ -555,8 +555,8 @@ class Table(cmd.Cmd):
 
 def main() -> int:
     options = read_options()
-    commands = parse_script(options.script) if options.script else []
-    if options.keylog:
+    commands = [] if options.script is None else parse_script(options.script)
+    if options.keylog is not None:
         read_keylog(Path(options.keylog))
     if options.without is None and not options.own:
         server = options.server or (HOST, PORT)
@@ -606,7 +606,7 @@ def read_options() -> argparse.Namespace:
     )
     options = parser.options()
     brings_own = options.without is not None or options.own
-    if brings_own and (options.server or options.keylog):
+    if brings_own and (options.server or options.keylog is not None):
         raise UserError("--without and --own bring a server, without --server and --keylog")
     if options.deadlines and not brings_own:
         raise UserError("--deadlines is for --without and --own")

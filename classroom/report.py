@@ -25,7 +25,7 @@ from lab.claims import Claim, Sets, read_claims, read_sets
 from lab.events import ENDS, KINDS, Run, Step, read_runs, shown
 from lab.observer import Event
 from lab.verdict import kind_of
-from program import Parser, escaped, output_path, plural, run_program
+from program import Parser, escaped, keep_inputs, output_path, plural, run_program
 
 TEMPLATE = "report.html.j2"
 MOST_MESSAGES = 5  # of one run whose bytes are shown
@@ -330,6 +330,7 @@ def main(wire: Wire = LAB) -> int:
         help="of classroom.matrix --json; default: the protocol's sets.json",
     )
     options = parser.options()
+    keep_inputs(options.output, options.matrix, *options.events)
     runs = [run for path in options.events for run in read_runs(path)]
     matrix = read_sets(options.matrix) if options.matrix else None
     text = page(runs, wire, matrix)

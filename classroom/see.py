@@ -22,7 +22,16 @@ from classroom import capture, report
 from classroom.output import needed, write_whole
 from classroom.wire import LAB, ROOT
 from lab.events import Run, read_runs
-from program import Parser, UserError, escaped, output_path, plural, run_program, to_stderr
+from program import (
+    Parser,
+    UserError,
+    escaped,
+    keep_inputs,
+    output_path,
+    plural,
+    run_program,
+    to_stderr,
+)
 
 PLACES = (  # of Wireshark, where it is not on the PATH
     "/Applications/Wireshark.app/Contents/MacOS/Wireshark",
@@ -30,7 +39,14 @@ PLACES = (  # of Wireshark, where it is not on the PATH
 )
 NAMES = {"report": "report.html", "capture": "run.pcapng"}
 ALONE = {"--list", "--rules", "--step", "--events", "--json"}  # of attacks.py
+UNSEEDED = {"--seed", "--without", "--server"}
 PACKAGES = {"report": "jinja2", "capture": "dpkt"}
+
+
+def flags_among(words: list[str], flags: set[str]) -> list[str]:
+    """Return those of the flags that are among words, whole or cut short as argparse allows."""
+    cut = [word.partition("=")[0] for word in words]
+    return [flag for word in cut if len(word) > 2 for flag in flags if flag.startswith(word)]
 
 
 def attack(words: list[str]) -> list[Run]:
@@ -38,13 +54,12 @@ def attack(words: list[str]) -> list[Run]:
 
     Raises SystemExit: attacks.py has already said why there is nothing to draw. UserError.
     """
-    flags = [word.split("=")[0] for word in words]
-    if unfit := [flag for flag in flags if flag in ALONE]:
+    if unfit := flags_among(words, ALONE):
         raise UserError(f"{unfit[0]} goes with attacks.py only: here its output is not shown")
     to_stderr("attacking, which takes some seconds ...")
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "events.jsonl"
-        seed = [] if {"--seed", "--without", "--server"} & {*flags} else ["--seed", "1"]
+        seed = [] if flags_among(words, UNSEEDED) else ["--seed", "1"]
         done = subprocess.run(
             [sys.executable, str(ROOT / "attacks.py"), *words, *seed, "--events", str(log)],
             stdout=subprocess.DEVNULL,
@@ -87,6 +102,7 @@ def main() -> int:
     options, words = parser.parse_known_args(rest)
     needed(PACKAGES[command])
     output = (options.output or output_path(NAMES[command])).resolve()
+    keep_inputs(output, *words)
     runs = attack(words)
     if command == "report":
         write_whole(output, report.page(runs, LAB).encode("utf-8", "replace"))

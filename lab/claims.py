@@ -132,7 +132,7 @@ def read_sets(path: Path) -> Sets:
         }
         noticed = {str(name): str(by) for name, by in told["not_prevented"].items()}
         return Sets(int(told["size"]), sets, noticed)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         raise UserError(f"{path} is not what a search for minimal sets writes") from None
 
 

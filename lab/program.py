@@ -28,6 +28,7 @@ from program import (
     Parser,
     UserError,
     escaped,
+    keep_inputs,
     output_path,
     plural,
     read_whole,
@@ -104,7 +105,8 @@ def parse(program: Program) -> tuple[argparse.Namespace, list[Attack]]:
     parser.add_argument("--rules", action="store_true", help="name what --without takes, and stop")
     program.add_flags(parser)
     options = parser.options()
-    own = added_by(options.file, program) if options.file else []
+    keep_inputs(options.events, options.file)
+    own = [] if options.file is None else added_by(options.file, program)
     names: list[str] = []
     families = {**families_of(program.attacks.values()), **program.families}
     for name in options.names or own or program.attacks:
@@ -177,7 +179,9 @@ class Teller:
     def play(self, attack: Attack, lab: Stage, can_win: bool | None = False) -> Result:
         """Run one attack, and tell of it; `can_win` as for `judge`."""
         if self._options.step:
-            input(f"Enter starts {attack.name} ")
+            stream = sys.stderr if self._options.json else sys.stdout
+            print(f"Enter starts {attack.name} ", end="", file=stream, flush=True)
+            input()
         self.attack = attack.name
         begin = len(self.events)
         rounds = lab.rounds

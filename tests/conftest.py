@@ -43,6 +43,13 @@ def kept_signals() -> Iterator[None]:
         signal.signal(number, handler)
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Name a file that is not there, which pytest does not if workers run the tests."""
+    for word in config.args:
+        if not (config.invocation_params.dir / word.partition("::")[0]).exists():
+            raise pytest.UsageError(f"file or directory not found: {word}")
+
+
 def pytest_sessionstart(session: pytest.Session) -> None:
     """Have workers begin at different files: what one has compiled, the others only read."""
     worker = os.environ.get("PYTEST_XDIST_WORKER", "").removeprefix("gw")

@@ -615,6 +615,13 @@ def test_step_waits_for_enter_before_each_attack() -> None:
 
 
 @pytest.mark.slow
+def test_step_asks_beside_lines_of_json() -> None:
+    done = run_attacks("--step", "--json", "cut", given="\n")
+    assert (done.returncode, done.stderr) == (0, "Enter starts cut ")
+    assert [json.loads(line)["attack"] for line in done.stdout.splitlines()] == ["cut"]
+
+
+@pytest.mark.slow
 def test_a_won_attack_is_an_exit_code_and_capital_letters() -> None:
     done = run_attacks("--without", "tag", "flip-reading")
     assert done.returncode == 1
@@ -736,6 +743,13 @@ def test_a_file_without_attacks_is_one_sentence(
         attacks.PROGRAM.run()
     assert str(caught.value).startswith(sentence.format(path))
     assert "\n" not in str(caught.value)
+
+
+def test_a_file_without_a_name_is_not_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in --file "$MINE", where nothing has set it: all other attacks would run instead."""
+    monkeypatch.setattr(sys, "argv", ["attacks.py", "--list", "--file", ""])
+    with pytest.raises(UserError, match="cannot read"):
+        attacks.PROGRAM.run()
 
 
 @pytest.mark.slow

@@ -234,7 +234,8 @@ def test_sets_are_read_as_they_were_written(tmp_path: Path) -> None:
     sets = Sets(2, {"flip": [["tag"], ["echo", "id"]], "cut": []}, {"hold": "the client"})
     (tmp_path / "sets.json").write_text(as_json(sets))
     assert read_sets(tmp_path / "sets.json") == sets
-    for text in ("", "[]", '{"sets": {}}', '{"size": 1, "sets": [], "not_prevented": {}}'):
+    endless = '{"size": 1e999, "sets": {}, "not_prevented": {}}'
+    for text in ("", "[]", '{"sets": {}}', '{"size": 1, "sets": [], "not_prevented": {}}', endless):
         (tmp_path / "sets.json").write_text(text)
         with pytest.raises(UserError, match="not what a search"):
             read_sets(tmp_path / "sets.json")

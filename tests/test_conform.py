@@ -11,7 +11,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +19,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+import server
 from classroom.conform.__main__ import ALL, junit, lines_of, main, parsed, run_all
 from classroom.conform import targets
 from classroom.conform.checks import Result, Unable, read_skips
@@ -43,8 +44,16 @@ from endpoint import DEMO_KEYS, generate_keys
 from lab.stage import Parts
 from lab.weakened import RULES, without
 from program import NoConnection, UserError
-from protocol_fsm import ConnectionCut, DeadlineExpired, Json, LocalError, ProtocolError
-from server import Server
+from protocol_fsm import (
+    ConnectionCut,
+    DeadlineExpired,
+    Header,
+    LocalError,
+    Message,
+    ProtocolError,
+    Session,
+)
+from server import Server, own_part
 from tests.network import wait_until
 from tests.programs import ROOT, Done, Program, posix_only, run, running_server
 
@@ -108,6 +117,29 @@ class ServersHere:
 
     def start(self) -> ServerHere:
         return ServerHere(self._weak.server(KEYS, port=0, new_session=self._weak.session))
+
+
+class Undirected(Session):
+    """A session that takes any direction for its peer's."""
+
+    def _check_direction(self, header: Header) -> None:
+        """Let it pass."""
+
+    def _check_tag(self, header: Header, message: bytes) -> None:
+        super()._check_tag(header._replace(direction=self.receives), message)
+
+    def _decrypt(self, header: Header, message: bytes) -> bytes:
+        return super()._decrypt(header._replace(direction=self.receives), message)
+
+    def _check_payload(self, header: Header, plaintext: bytes) -> Message:
+        return super()._check_payload(header._replace(direction=self.receives), plaintext)
+
+
+class LongPadded(Session):
+    """A session that takes padding of more than a block."""
+
+    def _unpad(self, padded: bytes) -> bytes:
+        return padded[: -padded[-1]]
 
 
 class ClientHere(threading.Thread):
@@ -176,6 +208,41 @@ def test_a_missing_rule_is_named_by_a_check() -> None:
     for rule, name in SEEN_BY.items():
         print("without", rule)
         assert name in failing(results_without(rule, names={name}))
+
+
+def seen_at(server: Any, name: str) -> bool:
+    """Return whether a check names what such a server does wrong."""
+    (result,) = ServerRun(ServersHere(server)).results([SERVER[name]])
+    return result.end == "failed"
+
+
+@pytest.mark.parametrize(
+    ("session", "name"),
+    [(Undirected, "server/direction-alone"), (LongPadded, "server/padding-17")],
+)
+def test_a_check_that_is_no_rule_names_what_is_wrong(session: type[Session], name: str) -> None:
+    assert not seen_at(SimpleNamespace(server=Server, session=Session), name)
+    assert seen_at(SimpleNamespace(server=Server, session=session), name)
+
+
+@pytest.mark.parametrize(
+    ("name", "member", "change"),
+    [
+        ("server/members-of-answer", "own_count", float),
+        ("server/shared-epoch", "own_sum", lambda own_sum: own_sum + 0.025),
+    ],
+)
+def test_an_answer_of_another_type_or_sum_is_named(
+    name: str, member: str, change: Callable[[Any], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrong(readings: Sequence[float], total: float) -> dict[str, Any]:
+        part = own_part(readings, total)
+        return {**part, member: change(part[member])}
+
+    honest = SimpleNamespace(server=Server, session=Session)
+    assert not seen_at(honest, name)
+    monkeypatch.setattr(server, "own_part", wrong)
+    assert seen_at(honest, name)
 
 
 @pytest.mark.slow
@@ -381,6 +448,7 @@ class Fake:
     ("code", "output", "got"),
     [
         (5, "one\nno such luck", r"its end with exit code 5 \(no such luck\)$"),
+        (1, "x\nError: no y\n    at z\nNode.js", r"its end with exit code 1 \(Error: no y\)$"),
         (0, "", "its end with exit code 0$"),
         (None, "", "none within 20 s$"),
     ],

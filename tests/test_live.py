@@ -10,41 +10,56 @@ import logging
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import urllib.error
 import urllib.request
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from http.cookies import SimpleCookie
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from aiohttp import ClientSession, WSMessage, WSMsgType, WSServerHandshakeError
+from aiohttp import ClientSession, WSMessage, WSServerHandshakeError
 
+from attacks import ATTACKS
 from classroom.live import app, show
+from classroom.live import scene as scene_module
+from classroom.live import table as table_module
 from classroom.live.app import FILES, MOST_REQUEST, TOO_MANY, in_background
+from classroom.live.plays import Plays, QuietTeller
 from classroom.live.room import Room
 from classroom.live.safe import Door
-from classroom.live.scene import MOST_ROWS, ROWS_AT_ONCE, Feed, Feeds, Scene
+from classroom.live.scene import MOST_ROWS, ROWS_AT_ONCE, Feed, Feeds, Scene, hand_view
 from classroom.live.views import (
     MOST_BYTES,
     MOST_LETTERS,
     MOST_RUNS,
     PROTOCOLS,
+    STEPS,
     bytes_view,
     facts,
     folder_of,
     log_view,
     protocol_of,
+    short,
+    step_view,
 )
+from classroom.proxy_commands import GRAMMAR, Command
 from classroom.wire import LAB
-from lab.claims import read_sets
-from lab.events import LONGEST
+from endpoint import OPCODE_NAMES
+from lab.claims import read_claims, read_sets
+from lab.events import LONGEST, Step
 from lab.frames import Frame, flipped
-from lab.weakened import RULES
+from lab.stage import BYSTANDER
+from lab.weakened import DOCUMENTED, RULES
 from program import UserError
-from protocol_fsm import ClientData, State
+from protocol_fsm import ClientData, Direction, Seen, State
+from server import Record
 from tests.helpers import pair_in
 from tests.network import PATIENCE_S, wait_until
 from tests.programs import ROOT, posix_only, run, run_here
@@ -115,10 +130,11 @@ def test_the_token_is_swapped_for_a_cookie_and_leaves_the_address(reader: Reader
 
 def test_a_token_opens_the_page_once(reader: Reader) -> None:
     path = reader.door.address.removeprefix(reader.door.origin)
+    assert reader.ask(path[:-1])[2].endswith("; copy all of it")
     assert reader.ask(path)[0] == 303
     status, headers, text = reader.ask(path)
     assert (status, headers["Set-Cookie"]) == (403, None)
-    assert text.startswith("the address that the terminal shows opens this page once")
+    assert text == "the address that the terminal shows opens this page once; start it again"
     assert reader.ask("/?token=")[0] == 403  # the used one is nothing now
 
 
@@ -238,6 +254,13 @@ async def handshake(door: Door, headers: dict[str, str]) -> int:
                 return 101
         except WSServerHandshakeError as error:
             return error.status
+
+
+async def first_told(door: Door, headers: dict[str, str]) -> WSMessage:
+    """Return the first message to a window."""
+    async with ClientSession() as session:
+        async with session.ws_connect(f"ws://{door.host}/ws", headers=headers) as talk:
+            return await talk.receive(PATIENCE_S)
 
 
 def test_a_websocket_has_to_name_our_origin(reader: Reader) -> None:
@@ -373,14 +396,263 @@ def test_the_script_of_a_scene_replays_it_in_the_proxy(tmp_path: Path) -> None:
     assert "older 1 in its place" in done.stdout
 
 
-def test_the_ends_are_there_whatever_rules_they_lack() -> None:
-    with Room(",".join(RULES)) as room:
-        for rules in ("documented", ""):
-            room._restart(rules, is_patient=True)
+class Told:
+    """A feed that only notes what changed, and then does something."""
+
+    def __init__(self, then: Callable[[], object] = lambda: None) -> None:
+        self.rows: list[int] = []
+        self.topics: list[str] = []
+        self.said = 0
+        self._then = then
+
+    def touch(self, rows: Iterable[int], topics: Iterable[str]) -> None:
+        self.rows += rows
+        self.topics += topics
+        self._then()
+
+    def news(self) -> tuple[list[int], list[str]]:
+        """Return what has changed since the last call."""
+        told = (self.rows, self.topics)
+        self.rows = []
+        self.topics = []
+        return told
+
+
+def test_other_ends_have_other_rules_and_nothing_of_the_old_ones_stays() -> None:
+    with Room(",".join(RULES), shows_inside=True) as room:
+        for rules, is_patient, flags in (
+            ("documented", False, "--without documented --deadlines"),
+            ("", True, "--own"),
+        ):
+            room.table.type("until CLIENT_HELLO")
+            past = room.scene.ids()
+            old = room.pair
+            room._restart(rules, is_patient)
+            assert not {*past} & {*room.scene.ids()}
+            with pytest.raises(ConnectionRefusedError):
+                socket.create_connection(old.address)
             assert {*room.pair.tapes} == {"older", "other"}
             assert all(tape[-1].to == "server" for tape in room.pair.tapes.values())
             room.table.type("until CLIENT_HELLO")
-            assert room.view()["ends"]["client"]["state"] == "CHALLENGE"
+            view = room.view()
+            assert view["ends"]["client"]["state"] == "CHALLENGE"
+            assert (view["rules"], view["patient"]) == ([rules] if rules else [], is_patient)
+            assert (view["inside"], view["busy"]) == (True, False)
+            assert view["script"] == ["until CLIENT_HELLO"]
+            room.table.type("hold")
+            assert room.view()["script"] == ["hold"]
+            head = f"# python -m classroom.proxy {flags} --script FILE"
+            cued = "until CLIENT_HELLO\n"
+            assert room.script() == f"{head}\n{cued}{cued}hold\n"
+            room.table.type("undo")
+        said = [line for _, line in room.scene.said]
+        for words in ("without documented", "with all rules"):
+            assert f"the ends have begun anew, {words}" in said
+        with pytest.raises(UserError, match="no rule nonsense"):
+            room._restart("nonsense", True)
+        assert room.view()["rules"] == []
+        address = room.pair.address
+    assert not room.table.view()["connected"]
+    assert not room.pair._bystander.is_alive()
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(address)
+
+
+def test_a_room_with_a_wrong_rule_is_refused_and_shows_no_plaintext_unasked() -> None:
+    with pytest.raises(UserError, match="no rule nonsense"):
+        Room("nonsense")
+    room = Room()
+    assert (room.scene.shows_inside, room.is_patient) == (False, True)
+
+
+def test_what_the_table_has_is_told() -> None:
+    with Room() as room:
+        table = room.table
+        table.type("until CLIENT_HELLO")
+        for number in (2, 3):
+            table._arrive("client", bytes([30, number]))
+        table._arrive("client", b"")
+        table.type("hold")
+        view = table.view()
+        assert view["hand"]["name"] == "#2 CLIENT_DATA to server"
+        del view["hand"]
+        tapes = view.pop("tapes")
+        assert view == {
+            "waiting": ["#3 CLIENT_DATA to server"],
+            "held": [{"number": 1, "name": "#1 CLIENT_HELLO to server"}],
+            "came": 3,
+            "undo": True,
+            "auto": False,
+            "connected": True,
+            "connection": 1,
+        }
+        assert {*tapes} == {"older", "other"}
+        assert tapes["older"][:2] == ["CLIENT_HELLO to server", "SERVER_CHALLENGE to client"]
+        words = [row["words"] for row in room.scene.rows_view(room.scene.ids()[1:])]
+        assert words == ["put aside", "in your hand", "waits behind it"]
+        with table._changed:
+            table._auto = True
+            assert table.view()["hand"] is None, "nobody has to decide"
+            table._auto = False
+        table.type("flip 1")
+        assert table.view()["hand"]["changed"] == [1]
+        table.type("undo")
+        table.type("inject 0a")
+        hand = table.view()["hand"]
+        assert (hand["name"], hand["number"]) == ("yours, CLIENT_HELLO to server", 0)
+        assert hand["changed"] == []
+        for _ in range(3):
+            table.type("undo")
+            table.type("drop")
+        table.type("until end")
+        notes = [row.get("note") for row in room.scene.rows_view(room.scene.ids())]
+        assert notes[0] == "connection 1 has begun"
+        assert "the end of what the client sends is passed on" in notes
+        assert notes[-1] == "connection 1 is over"
+        assert not table.view()["undo"]
+        last = room.scene.ids()[-1]
+        table._begin("no server")
+        assert room.scene.ids()[-1] == last
+        table._begin("")
+        (note,) = room.scene.rows_view([last + 1])
+        assert note["note"] == "connection 2 has begun"
+
+
+def test_a_script_waits_for_what_a_command_needs_once() -> None:
+    with Room() as room:
+        table = room.table
+        table.type("until CLIENT_HELLO")
+        for line in ("show", "list", "help", "score"):
+            table.type(line)
+        assert table.script == ["until CLIENT_HELLO"], "these change nothing"
+        with table._changed:
+            needless = set()
+            for name in GRAMMAR:
+                table._cued = 0
+                if not table._cue(Command(name)):
+                    needless.add(name)
+            assert table._cue(Command("session")) == ["until end"]
+            assert table._cue(Command("drop")) == ["until CLIENT_HELLO"]
+            assert table._cue(Command("drop")) == []
+        assert needless == {*["undo", "list", "quit", "score", "release", "show", "until", "help"]}
+        table._arrive("client", bytes([99, 0]))
+        table.type("drop")
+        assert table._cue(Command("drop")) == [], "no script knows its name"
+        table.type("inject 0a")
+        assert table._cue(Command("drop")) == [], "nobody has to send it"
+        table.type("drop")
+        table.type("drop")
+        assert table._cue(Command("drop")) == []
+        table._connection = 0
+        assert table._cue(Command("session")) == []
+
+
+def test_what_is_typed_is_said_and_quit_is_for_the_terminal(room: Room) -> None:
+    room.table.type("until CLIENT_HELLO")  # after which nobody else says anything
+    script = [*room.table.script]
+    room.table.type("  score # how far? ")
+    room.table.type("# nothing")
+    said = [line for _, line in room.scene.said]
+    assert said[-2:] == ["> score # how far?", str(room.pair.score)]
+    with pytest.raises(UserError, match="to leave, close the page"):
+        room.table.type("quit")
+    assert room.table.script == script
+
+
+def test_a_command_that_waits_in_vain_is_given_up(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(table_module, "WAIT_S", -1.0)
+    with room.table._changed:
+        room.table._goal = "TERMINATE"
+        with pytest.raises(UserError, match="nothing of that kind has come"):
+            room.table._wait(lambda: False)
+        assert room.table._goal == ""
+
+
+def test_too_much_at_once_is_refused_and_a_defect_of_ours_takes_no_place(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    room = Room()
+    told: Any = Told()
+    room.feeds.add(told)
+    monkeypatch.setattr(room, "_waiting", threading.Semaphore(0))
+    with pytest.raises(UserError, match="too much at once"):
+        room.type("list")
+    room._do(lambda: room.type("list"))
+    room._do(lambda: 1 // 0)
+    assert told.topics == 2 * ["said", "state", "script"]
+    assert [line for _, line in room.scene.said] == [
+        "too much at once; wait a moment",
+        "internal error: ZeroDivisionError: integer division or modulo by zero",
+    ]
+    assert room._waiting.acquire(blocking=False)
+
+
+def test_the_page_knows_whether_an_attack_is_playing() -> None:
+    room = Room()
+    told: Any = Told()
+    room.feeds.add(told)
+    playing: Any = SimpleNamespace(play=lambda *_: told.touch([], [f"busy: {room.is_busy}"]))
+    room.plays = playing
+    room._play([], "")
+    assert told.topics == ["state", "busy: True", "state"]
+    assert not room.is_busy
+
+
+def test_both_ends_the_epoch_and_the_score_are_told() -> None:
+    epochs: list[Any] = []
+    with Room() as room:
+        told: Any = Told(lambda: epochs.append(room.view()["ends"]["epoch"]))
+        room.feeds.add(told)
+        nothing = {"state": "none", "phase": "", "round": 0, "keys": {}, "fate": ""}
+        assert room.pair._end_view("nobody") == nothing
+        room.table.type("until end")
+        wait_until(lambda: room.view()["ends"]["server"]["fate"])
+        ends = room.view()["ends"]
+        session = room.pair._sessions["client"]
+        rows = room.scene.rows_view(room.scene.ids())
+    assert [row["kind"] for row in rows if "kind" in row] == 9 * ["passed"]
+    keys = session.fingerprints()
+    end = {"state": "ENDED", "phase": "TERMINATED", "round": 4, "keys": keys}
+    assert ends["client"] == {**end, "fate": ""}
+    assert ends["server"] == {**end, "fate": "PeerTerminated: TERMINATE (GOODBYE)"}
+    assert ends["client_id"] == 1
+    assert ends["score"] == {"won": 0, "genuine": 8, "refused": 0}
+    both = [epoch for epoch in epochs if epoch and epoch["participants"] == [1, BYSTANDER]]
+    assert {epoch["min"] for epoch in both} == {1.0}
+    assert both[-1]["number"] > 1
+
+
+def test_what_an_end_refuses_is_told_until_it_has_another_session(room: Room) -> None:
+    pair = room.pair
+    key = bytes(32)
+    refusal = Seen("BadTag", b"\x1e", b"", {})
+
+    def fate() -> object:
+        return pair.view()["server"]["fate"]
+
+    refused = pair.score.refused
+    pair._new_session(1, key, Direction.S2C)
+    watch = pair.watcher(1, Direction.S2C)
+    watch(refusal)
+    assert (fate(), pair.score.refused) == ("refused: BadTag", refused + 1)
+    watch(Seen("sealed", b"\x1e", b"", {}))
+    assert fate() == "refused: BadTag"
+    for other in (0, BYSTANDER):
+        pair.watcher(other, Direction.S2C)(refusal)
+        pair._new_session(other, key, Direction.S2C)
+    assert (fate(), pair.score.refused) == ("refused: BadTag", refused + 1)
+    session = pair._new_session(1, key, Direction.S2C)
+    assert (fate(), pair._sessions["server"]) == ("", session)
+    pair.see(Record("end", 1, UserError("\x1b")))
+    pair.see(Record("end", BYSTANDER, UserError("of another")))
+    assert fate() == "\\x1b"
+    told: Any = Told()
+    room.feeds.add(told)
+    pair.see(Record("end", 1, UserError("gone")))
+    room.feeds.remove(told)
+    assert "state" in told.topics
 
 
 @pytest.mark.slow
@@ -460,10 +732,10 @@ def test_a_ninth_window_is_refused_in_words_until_another_is_closed(
     others: list[Any] = [Noted() for _ in range(8)]
     for feed in others:
         room.feeds.add(feed)
-    refusal = asyncio.run(first())
-    assert (refusal.type, refusal.data, refusal.extra) == (WSMsgType.CLOSE, 1013, TOO_MANY.decode())
+    refused = asyncio.run(first_told(reader.door, headers))
+    assert (refused.data, refused.extra) == (1013, TOO_MANY.decode())
     room.feeds.remove(others.pop())
-    assert asyncio.run(first()).type is WSMsgType.TEXT
+    assert "facts" in json.loads(asyncio.run(first_told(reader.door, headers)).data)
     for feed in others:
         room.feeds.remove(feed)
 
@@ -541,10 +813,38 @@ def test_a_message_is_told_by_its_fields_whose_bytes_are_all_of_it() -> None:
     view = bytes_view(report.message, LAB)
     assert "".join(field["hex"] for field in view["fields"]) == report.message.hex()
     assert [field["at"] for field in view["fields"]] == [0, 1, 2, 6, 7, 23, 23 + 48 - 16]
+    assert (view["title"], view["size"]) == ("CLIENT_DATA, round 1", len(report.message))
+    assert view["fields"][0]["says"] == "30: CLIENT_DATA"
     long = bytes_view(report.message[:23] + bytes(4_096) + report.message[-32:], LAB)
     (ciphertext,) = [field for field in long["fields"] if field["name"] == "ciphertext"]
     assert (ciphertext["size"], len(ciphertext["hex"])) == (4_096, 2 * MOST_BYTES)
     assert long["fields"][-1]["hex"] == report.message[-32:].hex(), "what is cut hides no tag"
+
+
+def test_the_page_is_told_the_rules_the_attacks_and_the_claims() -> None:
+    told = facts()
+    flip = ATTACKS["flip-reading"]
+    assert {"name": "tag", "without": "Believe any tag"} in told["rules"]
+    assert {
+        "name": flip.name,
+        "story": flip.story,
+        "family": flip.family,
+        "noticed": "",
+        "sets": read_sets(LAB.data / "sets.json").sets[flip.name],
+    } in told["attacks"]
+    (claim,) = [claim for claim in read_claims(LAB.data).claims if flip.name in claim.attacks]
+    assert {
+        "id": claim.id,
+        "claim": claim.claim,
+        "condition": claim.condition,
+        "verdict": claim.verdict,
+        "attacks": claim.attacks,
+        "code": claim.code,
+    } in told["claims"]
+    assert told["errors"]["BadTag"]["when"] == "step 5: not sealed under our keys"
+    assert (told["steps"], told["documented"]) == (STEPS, [*DOCUMENTED])
+    assert told["names"] == {"opcode": OPCODE_NAMES, "direction": {0: "C2S", 1: "S2C"}}
+    assert told["protocols"] == ["classroom", "device_transfer", "peer_messaging", "secure_chat"]
 
 
 def test_every_error_of_the_nine_steps_has_its_step_and_claims_that_are_there() -> None:
@@ -596,8 +896,10 @@ def test_a_bit_that_is_flipped_back_leaves_a_message_as_it_was() -> None:
     report, changed = flipped_report()
     scene = scene_of(report)
     scene.delivered(flipped(changed, 24, 8))
-    (row,) = scene.rows_view(scene.ids()[1:])
+    scene.delivered(report.reflected())
+    row, other = scene.rows_view(scene.ids()[1:])
     assert (row["kind"], row["got"]) == ("passed", None)
+    assert (other["kind"], other["to"]) == ("reflected", "client")
 
 
 def test_what_the_ends_see_is_told_only_while_it_is_asked_for() -> None:
@@ -611,30 +913,153 @@ def test_what_the_ends_see_is_told_only_while_it_is_asked_for() -> None:
     assert "100.0" not in json.dumps(scene.rows_view(scene.ids()))
 
 
+def test_a_browser_is_told_of_each_row_that_has_changed_and_of_no_other() -> None:
+    report, changed = flipped_report()
+    second = Frame("server", report.message[::-1])
+    told: Any = Told()
+    feeds = Feeds()
+    feeds.add(told)
+    scene = Scene(feeds)
+    scene.begin(7)
+    assert told.news() == ([1], ["state"])
+    scene.sent(1, report)
+    assert told.news() == ([2], [])
+    scene.waits({1: "aside", 99: "in hand"})  # the second has left the page
+    assert told.news() == ([2], ["state"])
+    assert scene.rows_view([2])[0]["words"] == "put aside"
+    scene.waits({})
+    assert told.news() == ([2], ["state"])
+    assert scene.rows_view([2])[0]["words"] == "not delivered"
+    scene.delivered(changed)
+    assert told.news() == ([2], ["state"])
+    scene.sent(2, second)
+    told.news()
+    scene.delivered(second)
+    assert told.news() == ([3], ["state"])
+    scene.judged("server", second.message, "accepted", "")
+    assert told.news() == ([3], ["state"])
+    scene.judged("server", second.message, "sealed", "")
+    assert scene.rows_view(told.news()[0])[0]["verdict"] == "accepted"
+    scene.judged("server", b"never delivered", "BadTag", "")
+    assert scene.rows_view(told.news()[0]) == []
+    scene.show_inside(True)
+    assert told.news() == ([1, 2, 3], ["state"])
+    scene.judged("server", changed.message, "BadTag", "")
+    assert scene.rows_view([2])[0]["inside"] == [None, None]
+    told.news()
+    scene.clear()
+    assert (told.news()[1], scene.ids(), scene.first()) == (["state"], [], 4)
+    assert not scene._row_of
+
+
+def test_a_message_that_is_delivered_late_changes_the_row_that_held_it() -> None:
+    report, _ = flipped_report()
+    told: Any = Told()
+    feeds = Feeds()
+    scene = Scene(feeds)
+    scene.sent(1, report)
+    scene.begin(2)
+    scene.sent(2, report)
+    scene.sent(3, Frame("server", report.message[::-1]))
+    feeds.add(told)
+    scene.delivered(report)
+    assert told.rows == [3, 4, 5]
+    kinds = [row["kind"] for row in scene.rows_view([1, 3, 4, 5])]
+    assert kinds == ["dropped", "held", "dropped", "late"]
+
+
+def test_a_connection_begins_with_nothing_behind_it() -> None:
+    report, _ = flipped_report()
+    scene = scene_of(report)
+    scene.waits({1: "in hand"})
+    scene.delivered(report)
+    scene.judged("server", report.message, "accepted", "[100.0]")
+    scene.begin(2)
+    scene.judged("server", report.message, "BadTag", "")
+    scene.sent(2, report)
+    scene.delivered(report)
+    before, note, now = scene.rows_view(scene.ids()[1:])
+    assert (before["verdict"], before["connection"]) == ("accepted", 1)
+    assert (note["note"], note["connection"]) == ("connection 2 has begun", 2)
+    assert (now["kind"], now["verdict"], now["connection"]) == ("passed", "", 2)
+    scene.clear()
+    scene.note("new ends")
+    scene.sent(1, report)
+    scene.show_inside(True)
+    note, now = scene.rows_view(scene.ids())
+    assert (note["note"], note["connection"]) == ("new ends", 0)
+    assert (now["kind"], now["inside"]) == ("dropped", [None, None])
+
+
+def test_a_row_has_the_time_at_which_it_came(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scene_module, "time", SimpleNamespace(time=lambda: 1.5))
+    report, changed = flipped_report()
+    scene = scene_of(report)
+    scene.delivered(report)
+    scene.delivered(changed)
+    assert [row["at"] for row in scene.rows_view(scene.ids())] == 3 * [1_500.0]
+
+
+def test_a_browser_is_told_each_line_once() -> None:
+    scene = Scene(Feeds())
+    feed: Any = Told()
+    scene.say("one\n\ntwo")
+    assert scene.news(feed) == ["one", "two"]
+    assert scene.news(feed) == []
+    scene.say("three")
+    assert scene.news(feed) == ["three"]
+
+
+def test_where_a_message_in_hand_differs_from_how_it_came_is_told() -> None:
+    report, changed = flipped_report()
+    view = hand_view(changed, "#1 CLIENT_DATA to server, changed", 1, report.message)
+    assert view == {
+        "name": "#1 CLIENT_DATA to server, changed",
+        "number": 1,
+        "to": "server",
+        "bytes": bytes_view(changed.message, LAB),
+        "changed": [24],
+    }
+    assert hand_view(changed, "yours", 0, b"")["changed"] == []
+
+
 def test_old_rows_leave_the_page_and_no_memory_behind() -> None:
     report, _ = flipped_report()
     messages = [report.message + number.to_bytes(4, "big") for number in range(MOST_ROWS + 100)]
-    scene = scene_of(*(Frame("server", message) for message in messages))
+    scene = Scene(Feeds())
+    scene.begin(1)
+    for number, message in enumerate(messages, 1):
+        scene.judged("client", message, "sealed", "[100.0]")
+        scene.sent(number, Frame("server", message))
     assert len(scene.ids()) == MOST_ROWS
     assert scene.first() == scene.ids()[0] == 102  # and the note of the beginning
-    assert len(scene._row_of) == MOST_ROWS
+    assert len(scene._row_of) == len(scene._inside) == MOST_ROWS
 
 
 def test_a_browser_is_told_the_newest_rows_first_and_more_when_it_has_drawn_them() -> None:
-    async def scene() -> None:
+    async def scene() -> Feed:
         feed = Feed()
         feed.touch(range(1, 2 * ROWS_AT_ONCE + 1), ["state"])
         feed.drawn.set()
         rows, topics = await feed.changes()
         assert (rows, topics) == ([*range(ROWS_AT_ONCE + 1, 2 * ROWS_AT_ONCE + 1)], {"state"})
+        assert feed._wake.is_set(), "there are more"
         later = asyncio.ensure_future(feed.changes())
         done, _ = await asyncio.wait({later}, timeout=0.05)
         assert not done, "it has not drawn these yet"
         feed.touch([99], ["said"])
         feed.drawn.set()
         assert await later == ([*range(2, ROWS_AT_ONCE + 1), 99], {"said"})
+        feed.drawn.set()
+        assert await feed.changes() == ([1], set())
+        assert not feed._wake.is_set(), "there is nothing more"
+        return feed
 
-    asyncio.run(scene())
+    feed = asyncio.run(scene())
+    feed.touch([1], [])  # it has gone, and not everybody knows yet
+    lines = Scene(Feeds())
+    lines.say("one")
+    assert lines.news(feed) == ["one"]
 
 
 def test_a_browser_that_reads_nothing_holds_up_no_end() -> None:
@@ -656,7 +1081,8 @@ def test_a_browser_that_reads_nothing_holds_up_no_end() -> None:
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_a_log_s_protocol_is_found_by_its_attacks(protocol: str) -> None:
     sets = read_sets(folder_of(protocol) / "sets.json")
-    assert protocol_of([*sets.sets, *sets.not_prevented]) == protocol
+    assert protocol_of(sets.sets) == protocol
+    assert protocol_of(sets.not_prevented) == protocol
 
 
 def test_a_log_that_is_none_or_of_no_protocol_is_one_sentence() -> None:
@@ -665,7 +1091,8 @@ def test_a_log_that_is_none_or_of_no_protocol_is_one_sentence() -> None:
     with pytest.raises(UserError, match="there is no protocol 'no'"):
         log_view('{"attack": "a", "event": "ended", "by": "client", "error": "e"}', "no")
     view = log_view('{"attack": "a", "event": "ended", "by": "client", "error": "e"}', "")
-    assert (view["protocol"], view["runs"][0]["ended"]) == ("classroom", "client: e (1)")
+    assert (view["protocol"], view["note"]) == ("classroom", "")
+    assert (view["runs"][0]["ended"], view["runs"][0]["command"]) == ("client: e (1)", "")
 
 
 def test_a_line_of_a_log_is_read_by_its_kind_whatever_else_it_has() -> None:
@@ -675,6 +1102,76 @@ def test_a_line_of_a_log_is_read_by_its_kind_whatever_else_it_has() -> None:
     ]
     (run,) = log_view("\n".join(map(json.dumps, lines)), "")["runs"]
     assert (run["ended"], len(run["rows"])) == ("client: e (1)", 1)
+
+
+def test_a_run_of_a_log_is_told_with_its_ladder_and_its_verdict() -> None:
+    lines: list[dict[str, object]] = [
+        {"event": "sent", "to": "server", "message": "0a01"},
+        {
+            "event": "inserted",
+            "to": "server",
+            "message": "0a02",
+            "deed": "changed",
+            "origin": "0a01",
+        },
+        {"event": "inserted", "to": "client", "message": "1401", "deed": "inserted"},
+        {"event": "refused", "by": "client", "error": "BadTag", "message": "1401"},
+        {"event": "sent", "to": "client", "message": "1402"},
+        {"event": "news"},
+        {
+            "event": "judged",
+            "story": "A bit flips.",
+            "claim": "S-3",
+            "noticed": "",
+            "without": "tag",
+            "as_expected": True,
+            "words": "WON: all",
+            "won": "all",
+            "bystanders": 0,
+            "again": "--seed 7",
+        },
+    ]
+    text = "\n".join(json.dumps({"attack": "flip-reading", **line}) for line in lines)
+    view = log_view(text, "")
+    (run,) = view.pop("runs")
+    assert view == {
+        "protocol": "classroom",
+        "name": "the lab's own protocol",
+        "count": 1,
+        "note": "the log: not shown, because not known here: news",
+    }
+    changed, inserted, dropped = run.pop("rows")
+    assert run == {
+        "attack": "flip-reading",
+        "title": "flip-reading without tag",
+        "story": "A bit flips.",
+        "command": "python attacks.py --seed 7 --without tag flip-reading",
+        "verdict": {"kind": "won", "words": "won: all"},
+        "ended": "",
+    }
+    assert changed == {
+        "id": 1,
+        "kind": "changed",
+        "words": "changed on the way",
+        "to": "server",
+        "in": True,
+        "on": True,
+        "touched": True,
+        "sent": bytes_view(b"\x0a\x01", LAB),
+        "got": bytes_view(b"\x0a\x02", LAB),
+        "what": "client id: 01 -> 02",
+        "verdict": "",
+    }
+    assert (inserted["in"], inserted["got"], inserted["verdict"]) == (False, None, "BadTag")
+    assert (dropped["on"], dropped["got"], dropped["what"]) == (False, None, "")
+    replaced = step_view(Step("replaced", "server", b"\x0a\x01", b"\x0a\x02"), LAB)
+    assert replaced["what"] == "", "nobody changed these bytes"
+    assert step_view(Step("inserted", "server"), LAB)["sent"] is None
+
+
+def test_a_text_is_cut_when_the_page_has_no_room_for_it() -> None:
+    longest = MOST_LETTERS * "x"
+    assert (short(longest), short(f"{longest}y")) == (longest, f"{longest} ...")
 
 
 @pytest.mark.slow
@@ -698,16 +1195,52 @@ def test_a_log_whose_protocol_lacks_a_package_names_the_command(
         log_view('{"attack": "a", "event": "ended", "by": "client", "error": "e"}', "secure_chat")
 
 
-def test_a_played_attack_enters_the_board_under_its_rules_and_is_a_run() -> None:
-    with Room("tag") as room:
-        room._play(["flip-reading"], "tag")
-        (cell,) = room.plays.board["tag"].values()
-        assert (cell["kind"], "900.0" in cell["won"]) == ("won", True)
-        run = room.plays.run_view()
-        assert run is not None
-        assert run["verdict"]["kind"] == "won"
-        assert run["command"].endswith("--without tag flip-reading")
-        assert [row["kind"] for row in run["rows"]][:3] == ["passed", "passed", "changed"]
+def test_played_attacks_enter_the_board_under_their_rules_and_are_runs(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    feeds = Feeds()
+    plays = Plays(feeds)
+    seen: list[Any] = []
+    told: Any = Told(lambda: seen.append(plays.run_view()))
+    feeds.add(told)
+    plays.play(["replay-report", "flip-reading"], "tag")
+    assert [*dict.fromkeys(told.topics)] == ["run", "board"]
+    assert [*plays.board] == ["tag"]
+    assert [*plays.board["tag"]] == ["replay-report", "flip-reading"]
+    cell = plays.board["tag"]["flip-reading"]
+    assert (cell["kind"], "900.0" in cell["won"]) == ("won", True)
+    run = plays.run_view()
+    assert run is not None
+    assert run["verdict"] == {"kind": "won", "words": cell["words"].replace("WON", "won")}
+    assert run["command"].endswith("--without tag flip-reading")
+    assert [row["kind"] for row in run["rows"]][:3] == ["passed", "passed", "changed"]
+    assert "BadPadding" in [row["verdict"] for row in run["rows"]]
+    assert (run["shown"], run["now"]) == (2, "")
+    assert [(view["shown"], view["now"]) for view in (seen[0], seen[-2])] == [
+        (1, "replay-report"),
+        (2, "flip-reading"),
+    ]
+    assert capfd.readouterr().out == ""
+
+
+def test_an_attack_that_has_only_begun_is_a_run_without_rows() -> None:
+    plays = Plays(Feeds())
+    with pytest.raises(UserError, match="no attack is named 'nonsense'"):
+        plays.play(["nonsense"], "")
+    assert plays.run_view() is None
+    plays._teller = QuietTeller("", Feeds())
+    assert plays.run_view() == {"shown": 0, "now": "", "rows": [], "attack": ""}
+
+
+def test_after_a_stop_no_other_attack_begins_until_some_are_asked_for() -> None:
+    feeds = Feeds()
+    plays = Plays(feeds)
+    told: Any = Told(plays.stop)
+    feeds.add(told)
+    for name in ("flip-reading", "replay-report"):
+        plays.play([name, "eavesdrop"], "")
+    assert [*plays.board[""]] == ["flip-reading", "replay-report"]
+    assert {cell["kind"] for cell in plays.board[""].values()} == {"refused"}
 
 
 @pytest.mark.slow
@@ -716,8 +1249,9 @@ def test_the_program_serves_until_it_is_stopped() -> None:
     words = [sys.executable, "-m", "classroom.live.show", "--no-browser", "--without", "tag"]
     with subprocess.Popen(words, cwd=ROOT, text=True, stdout=subprocess.PIPE) as program:
         assert program.stdout
+        assert program.stdout.readline() == "open this, once; Ctrl-C ends it:\n"
         line = program.stdout.readline()
-        match = re.fullmatch(r"open this, once: (http://127\.0\.0\.1:\d+)/\?token=\S+\n", line)
+        match = re.fullmatch(r"(http://127\.0\.0\.1:\d+)/\?token=\S+\n", line)
         assert match
         with pytest.raises(urllib.error.HTTPError, match="403"):
             urllib.request.urlopen(match[1], timeout=PATIENCE_S)
@@ -727,9 +1261,16 @@ def test_the_program_serves_until_it_is_stopped() -> None:
 
 def test_what_is_still_asked_for_is_not_done_when_the_room_is_left() -> None:
     done: list[str] = []
+
+    def ask(room: Room, executor: ThreadPoolExecutor) -> None:
+        room._soon(executor, lambda: wait_until(lambda: executor._shutdown))
+        room._soon(executor, lambda: done.append("late"))
+
     with Room() as room:
-        room._soon(room._hand, lambda: wait_until(lambda: room._hand._shutdown))
-        room._soon(room._hand, lambda: done.append("late"))
+        ask(room, room._hand)
+        ask(room, room._stage)
+    assert room.plays._stop.is_set()
+    assert (room._hand._shutdown, room._stage._shutdown) == (True, True)
     assert not done
 
 

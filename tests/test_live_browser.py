@@ -15,6 +15,7 @@ from classroom import pictures
 from classroom.live import app
 from classroom.live.app import in_background
 from classroom.live.room import Room
+from classroom.live.scene import Feed
 from classroom.live.views import PROTOCOLS
 from tests.programs import run
 
@@ -320,6 +321,49 @@ def test_a_file_that_is_no_log_is_one_sentence(page: Page, tmp_path: Path) -> No
     page.view.set_input_files("#file", tmp_path / "evil.jsonl")
     page.has("<img src=x onerror=alert(1)>", "#log-run h2")
     assert page.view.locator("#log-run img").count() == 0
+
+
+DROP = """name => {
+    const data = new DataTransfer();
+    data.items.add(new File(["no event"], name));
+    const drop = new DragEvent("drop", {bubbles: true, cancelable: true, dataTransfer: data});
+    return !document.querySelector("#wire").dispatchEvent(drop);
+}"""
+
+
+def test_a_file_that_is_dropped_anywhere_is_opened_and_the_page_stays(page: Page) -> None:
+    page.has("CLIENT_HELLO")
+    assert page.view.evaluate(DROP, "events.jsonl")
+    page.has("the log line 1 is not an event", "#log-note")
+
+
+HELD = """() => {
+    window.answers = [];
+    window.fetch = () => new Promise(done => answers.push(
+        error => done({ok: true, json: async () => ({error})})
+    ));
+}"""
+
+
+def test_the_answer_to_a_file_that_was_chosen_earlier_changes_nothing(page: Page) -> None:
+    page.open("logs")
+    page.view.evaluate(HELD)
+    for name in ("earlier", "later"):
+        page.view.set_input_files("#file", {"name": name, "mimeType": "", "buffer": b"{}"})
+    for answer in ("answers[1]('the later')", "answers[0]('the earlier')"):
+        page.view.evaluate(f"() => {{ {answer} }}")
+    page.has("the later", "#log-note")
+
+
+def test_a_ninth_window_is_told_why_it_shows_nothing(page: Page) -> None:
+    page.has("CLIENT_HELLO")
+    others: list[Any] = [Feed() for _ in range(8)]
+    for feed in others:
+        page.room.feeds.add(feed)
+    page.view.reload()
+    page.has("too many windows show this page already", "#status")
+    for feed in others:
+        page.room.feeds.remove(feed)
 
 
 # To be seen and heard -----------------------------------------------------------------------------

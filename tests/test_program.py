@@ -42,6 +42,7 @@ from program import (
     fitted,
     host_and_port,
     host_and_port_of,
+    keep_inputs,
     output_path,
     plural,
     port_number,
@@ -215,6 +216,42 @@ def test_every_program_that_writes_a_file_tries_it_first(words: str, tmp_path: P
     done = run(*words.split(), str(tmp_path / "nowhere" / "file"))
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
     assert "cannot write " in done.stderr
+
+
+@pytest.mark.parametrize("name", ["read", "link", "hard link", "folder/../read"])
+def test_what_is_read_is_not_overwritten(name: str, tmp_path: Path) -> None:
+    (tmp_path / "read").touch()
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to("read")
+    (tmp_path / "hard link").hardlink_to(tmp_path / "read")
+    with pytest.raises(UserError, match=r"cannot write .* it is also what is read"):
+        keep_inputs(tmp_path / name, None, tmp_path / "other", tmp_path / "read")
+    keep_inputs(tmp_path / name, None, tmp_path / "other")
+    keep_inputs(None, tmp_path / "read")
+
+
+BOTH = [  # read and written
+    "attacks.py --file {} --events {}",
+    "client.py 1 --file {} --keylog {}",
+    "server.py --keys {} --keylog {}",
+    "-m bench.plot {} -o {}",
+    "-m classroom.capture {} -o {}",
+    "-m classroom.explain {} --html {}",
+    "-m classroom.explain 00 --keylog {} --html {}",
+    "-m classroom.report {} -o {}",
+    "-m classroom.report missing --matrix {} -o {}",
+    "-m classroom.see report --file {} -o {}",
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", BOTH)
+def test_no_program_overwrites_what_it_reads(words: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    done = run(*words.replace("{}", str(tmp_path / "file")).split())
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert "it is also what is read" in done.stderr
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_a_text_may_begin_with_a_byte_order_mark_and_has_to_be_text(tmp_path: Path) -> None:
@@ -559,6 +596,21 @@ def test_a_signal_that_a_destructor_swallowed_is_sent_again(
     assert sent == [(os.getpid(), number), number]
 
 
+def test_a_second_signal_while_the_first_is_repeated_is_no_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Interrupted:
+        def __init__(self, *words: object) -> None:
+            """Repeat nothing."""
+
+        def start(self) -> None:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading, "Timer", Interrupted)
+    lost: Any = SimpleNamespace(exc_value=KeyboardInterrupt())
+    repeat_signal(lost)
+
+
 def test_another_error_of_a_destructor_is_told_as_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[object] = []
     monkeypatch.setattr(sys, "__unraisablehook__", told.append)
@@ -601,6 +653,14 @@ def test_an_endless_line_is_one_sentence() -> None:
     done = run("-c", call, given="0" * (MOST_LINE + 1))
     words = "standard input has a line of 1,000,000 characters or more"
     assert (done.returncode, done.stdout, done.stderr) == (2, "", f"-c: {words}\n")
+
+
+def test_what_libraries_say_to_programmers_is_not_shown() -> None:
+    call = "from program import run_program; run_program(lambda: warnings.warn('old') or 0)"
+    done = run("-c", f"import warnings; {call}")
+    assert (done.returncode, done.stderr) == (0, "")
+    done = run("-W", "error", "-c", f"import warnings; {call}")
+    assert "UserWarning: old" in done.stderr
 
 
 @posix_only
@@ -672,8 +732,16 @@ def load_nothing() -> int:
     raise UserError("there is nothing to load")
 
 
-@pytest.mark.parametrize("number", end_signals())
-def test_what_asks_us_to_end_waits_until_all_is_tidied_up(number: signal.Signals) -> None:
+@pytest.mark.parametrize(
+    ("number", "handler", "error"),
+    [
+        (signal.SIGINT, signal.default_int_handler, KeyboardInterrupt),
+        (signal.SIGTERM, end, Ended),
+    ],
+)
+def test_signal_waits_until_all_is_tidied_up(
+    number: int, handler: Any, error: type[BaseException]
+) -> None:
     tidied = []
 
     def tidy() -> None:
@@ -681,12 +749,12 @@ def test_what_asks_us_to_end_waits_until_all_is_tidied_up(number: signal.Signals
             signal.raise_signal(number)
             tidied.append("all")
 
-    before = signal.signal(number, end)
+    before = signal.signal(number, handler)
     try:
-        with pytest.raises(Ended):
+        with pytest.raises(error):
             tidy()
         assert tidied == ["all"]
-        assert signal.getsignal(number) is end
+        assert signal.getsignal(number) is handler
         with tidying():
             pass  # and if there is none, none comes
     finally:
@@ -727,3 +795,26 @@ def test_what_cannot_be_added_whole_is_not_added(
     with pytest.raises(OSError, match="full"):
         append_whole(path, b"three\n")
     assert path.read_bytes() == b"one\ntwo\n"
+
+
+@pytest.mark.parametrize(("error", "code"), [(Ended(15), 143), (KeyboardInterrupt(), 130)])
+def test_a_signal_may_find_a_lock_half_taken(
+    capfd: pytest.CaptureFixture[str], error: BaseException, code: int
+) -> None:
+    lock = threading.Lock()
+
+    def main() -> int:
+        with lock:
+            lock.release()
+            raise error
+
+    done = run_here(main, capfd, "p")
+    assert (done.returncode, done.stderr) == (code, "")
+
+
+@pytest.mark.slow
+def test_another_error_of_a_lock_is_told_as_ever() -> None:
+    words = "from threading import Lock; from program import run_program; run_program"
+    done = run("-c", f"{words}(Lock().release)")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.endswith("RuntimeError: release unlocked lock\n")

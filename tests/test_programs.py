@@ -93,9 +93,15 @@ CASES = {
     ),
     "value too large": ("client.py 1 --values 1e16", 2, "--values: .* is not a number"),
     "ids without keys to make": ("server.py --ids 1-40", 2, "--ids goes with --generate-keys"),
+    "prompts among JSON": ("client.py 1 --interactive --json", 2, "--json is for programs"),
     "column without a file": ("client.py 1 --column c --values 1", 2, "go with --file"),
     "negative number with a comma": ("client.py 1 --values -20,5", 2, "'-20,5' is not a number"),
     "file named like a number": ("client.py 1 --file 2024", 2, "cannot read 2024: No such file"),
+    "file that begins like a number": (
+        "client.py 1 --file -5.csv",
+        2,
+        "--file: expected one argument",
+    ),
     "negative number in e notation": ("client.py 1 --port {closed} --values -1e3", 3, "no server"),
     "rounds without end": (
         "client.py 1 --rounds 99999999999999999999",
@@ -297,7 +303,9 @@ def test_bad_input_ends_in_one_sentence(
 def test_a_bad_cell_on_standard_input_ends_in_one_sentence(port: str) -> None:
     done = client(port, "1 --file -", given="1\n2\nx\n")
     assert done.returncode == 2
-    assert re.search(r"^client\.py: .*- line 3, column 1: 'x' is not a number", done.stderr, re.M)
+    assert re.search(
+        r"^client\.py: standard input line 3, column 1: 'x' is not a number", done.stderr, re.M
+    )
 
 
 @pytest.mark.slow
@@ -611,6 +619,9 @@ def test_ctrl_c_on_a_client_says_goodbye() -> None:
             with Program("client.py", "1", "--port", port, *flags) as client:
                 client.wait_for("^epoch")
                 client.interrupt()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    client.process.wait(2)
+                client.interrupt()  # if the first came in the moment before Python reads a line
                 assert client.finish() == 0
                 assert client.lines["err"] == []
                 assert "goodbye" in client.lines["out"][-1]

@@ -1039,6 +1039,9 @@ def test_a_session_and_a_score_are_there_only_without_rules(seat: Seat) -> None:
         ("--without tag --server 127.0.0.1:9", "--without and --own bring a server"),
         ("--own --keylog keys.log", "--without and --own bring a server"),
         ("--without tag --without nonsense", "there is no rule nonsense"),
+        ("--own --keylog=", "--without and --own bring a server"),
+        ("--own --script=", "cannot read"),
+        ("--keylog=", "cannot read"),
         ("--deadlines", "--deadlines is for --without and --own"),
     ],
 )

@@ -67,7 +67,12 @@ REFUSED = {  # text, column, lines to skip, what the sentence says
         0,
         "line 3, column 2: '2,5', but a col",
     ),
-    "a comma where commas separate nothing": ("v\n1,234\n", None, 0, "'1,234' is not a number"),
+    "a comma where commas separate nothing": (
+        "v\n1,234\n",
+        None,
+        0,
+        "1e15; write decimal points, or put",
+    ),
     "a row of sums": ("d;kWh\n1.1.;12\nTotal;12\n", None, 0, "line 3 begins with 'Total'"),
     "no header and several cells": ("2023,2024\n1,2\n", None, 0, "--column 1 to 2"),
     "a short row": ("a,b\n1,2\n3\n", None, 0, "line 3 has 1 cell, and the first row has 2"),

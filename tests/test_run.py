@@ -127,6 +127,16 @@ def fails(run: Any, capsys: pytest.CaptureFixture[str], *words: str) -> str:
     return lines[-1].removeprefix("run.py: ")
 
 
+# The first moments
+
+
+def test_ctrl_c_while_run_py_is_loaded_is_no_traceback(tmp_path: Path) -> None:
+    shutil.copy(ROOT / "run.py", tmp_path)
+    (tmp_path / "json.py").write_text("raise KeyboardInterrupt\n")
+    done = run_program(tmp_path / "run.py", "help")
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
 # An old Python
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import os
 import re
 import signal
 import tempfile
@@ -161,3 +162,10 @@ def test_ctrl_c_is_for_the_parent_alone_from_the_first_moment_of_a_worker() -> N
         held_back = pool.apply(signal.pthread_sigmask, (signal.SIG_BLOCK, ()))
     assert signal.SIGINT in held_back
     assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
+@pytest.mark.slow
+@posix_only
+def test_a_signal_to_a_whole_program_is_left_to_the_parent_of_its_workers() -> None:
+    with workers(1) as pool:
+        assert pool.apply(os.getpgrp) != os.getpgrp()

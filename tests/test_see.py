@@ -80,11 +80,20 @@ def test_a_server_is_attacked_without_the_seed_of_our_own_however_it_is_named() 
         ]
 
 
-@pytest.mark.parametrize("word", ["--list", "--rules", "--step", "--events=mine", "--json"])
+@pytest.mark.parametrize(
+    "word", ["--list", "--rules", "--step", "--events=mine", "--json", "--lis"]
+)
 def test_a_flag_that_draws_nothing_is_refused_before_any_attack(tmp_path: Path, word: str) -> None:
     page = tmp_path / "page.html"
     done = see("report", word, "flip-tag", "-o", str(page))
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith(f"run.py: {word.removesuffix('=mine')} goes with attacks.py only")
+    assert done.stderr.startswith(f"run.py: {word.removesuffix('=mine')}")
+    assert " goes with attacks.py only" in done.stderr
     assert done.stderr.count("\n") == 1
     assert not page.exists()
+
+
+def test_a_seed_counts_however_short_its_flag(tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    assert see("report", "flip-tag", "--see", "7", "-o", str(page)).returncode == 0
+    assert "--seed 7" in page.read_text("utf-8")

@@ -649,8 +649,12 @@ def test_the_log_names_what_the_wire_does_not(caplog: pytest.LogCaptureFixture) 
         with Hand(server.address, 1, b"k" * 16) as wrong:
             wrong.hello()
             assert wrong.is_closed_silently()
+        with Hand(server.address, 77, b"k" * 16) as unknown:
+            unknown.hello()
+            assert unknown.is_closed_silently()
         reason(journal, 1)
         reason(journal, 4)
+        reason(journal, 77)
         with socket.create_connection(server.address):
             pass  # as the interactive proxy looks whether there is a server
         reason(journal, 0)
@@ -659,11 +663,12 @@ def test_the_log_names_what_the_wire_does_not(caplog: pytest.LogCaptureFixture) 
         "client 4: established",
         "client 4: left after round 1",
         "stranger as client 1: ended: BadTag",
+        "stranger as client 77: ended: BadTag (there is no key for it)",
     ]
     assert "stranger without a name: gone without a word" in caplog.text
     assert "client 4: round 1, [8.5]" in caplog.text
     assert server.summary().splitlines()[1].split() == ["4", "1", "1"]
-    assert server.summary().splitlines()[-1] == "strangers: 1 BadTag, 1 ConnectionCut"
+    assert server.summary().splitlines()[-1] == "strangers: 2 BadTag, 1 ConnectionCut"
 
 
 def test_each_end_has_its_own_words_in_the_log(caplog: pytest.LogCaptureFixture) -> None:

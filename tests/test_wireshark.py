@@ -670,5 +670,7 @@ def test_a_live_session_is_seen_with_its_plaintexts(tmp_path: Path) -> None:
                 )
             watchdog.cancel()
             lines = listener.stdout.read().splitlines()
+            if "permission" in listener.stderr.read():
+                pytest.skip("this user may not capture")
     assert "30\t[21.5,19.0]" in lines
     assert any(line.startswith('40\t{"epoch":') for line in lines)

@@ -261,7 +261,8 @@ def await_listener(process: Process, port: int) -> None:
             return
         code = process.wait(0.05)  # also the pause between two attempts
         if code is not None:
-            said = process.output().rpartition("\n")[2]
+            lines = ["", *process.output().splitlines()]
+            said = next((line for line in reversed(lines) if "rror" in line), lines[-1])
             got = f"its end with exit code {code}"
             raise Mismatch(f"a server on port {port}", f"{got} ({said})" if said else got)
     raise Mismatch(f"a server on port {port}", f"none within {START_S:g} s")

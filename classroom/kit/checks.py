@@ -1,6 +1,6 @@
 """The checks of tasks 1 to 12, in their order: what is asked of a submission, and our sentences.
 
-Everything that is asked is drawn anew for each run. bench.py says how a submission is asked, and
+Everything that is asked is drawn anew for each run. examiner.py says how a submission is asked, and
 compared with the reference; the checks of task 13 are in others.py.
 """
 

@@ -29,7 +29,7 @@ def submission(folder: Path, names: Iterable[str]) -> dict[str, str | Unreadable
 def _read(path: Path) -> str | Unreadable:
     try:
         if path.is_symlink() or not path.is_file():
-            return Unreadable(f"{path.name} is missing.")
+            return Unreadable(f"{path.name} is missing, or is no plain file.")
         if path.stat().st_size > MAX_FILE:
             return Unreadable(f"{path.name} is longer than {MAX_FILE:,} bytes.")
         return path.read_text("utf-8-sig")
@@ -72,7 +72,8 @@ def parsed(name: str, text: str) -> ast.Module:
         raise Unreadable(f"{name} is no Python: it has a byte 0.")
     try:
         tree = ast.parse(text)
-        ast.unparse(tree)  # which may be too deep for it
+        ast.unparse(tree)  # it may be too deep for one of these
+        ast.dump(tree)
         return tree
     except SyntaxError as error:
         raise Unreadable(f"{name} is no Python: look at line {error.lineno}.") from None

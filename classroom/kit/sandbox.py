@@ -115,7 +115,7 @@ done
 mount --bind "$folder" "$root/task"
 mount -o remount,bind,ro "$root/task"
 cd "$root"
-mount -o remount,ro "$root" || true
+mount -o remount,bind,ro "$root"
 pivot_root . old
 umount -l /old
 exec setpriv --bounding-set=-all --inh-caps=-all --no-new-privs "$@"
@@ -166,12 +166,13 @@ def folder_with(sources: dict[str, str]) -> Iterator[Path]:
     """Give a fresh folder with modules and drive.py in it, removed afterwards. Raises UserError."""
     with tidying():
         temporary = tempfile.TemporaryDirectory(prefix="kit-", ignore_cleanup_errors=True)
+    folder = Path(temporary.name)
     try:
         folder = Path(temporary.name)
         _fill(folder, sources)
         yield folder
     finally:
-        with tidying():
+        with tidying():  # if Ctrl-C comes even before it, Python removes the folder at its end
             temporary.cleanup()
 
 

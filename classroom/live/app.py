@@ -37,7 +37,7 @@ FILES = {  # by path: nothing else is served
     "/icon.svg": ("icon.svg", "image/svg+xml"),
 }
 MOST_BROWSERS = 8
-TOO_MANY = b"too many windows show this page already; close one"
+TOO_MANY = b"too many windows show this page already: close one"
 MOST_REQUEST = 140_000  # bytes: the longest message of the protocol in hexadecimal fits
 MOST_LOG = 64 * 2**20  # bytes of an event log
 
@@ -75,7 +75,7 @@ class Live:
     async def _talk(self, request: web.Request) -> web.WebSocketResponse:
         talk = web.WebSocketResponse(max_msg_size=MOST_REQUEST, heartbeat=20.0)
         await talk.prepare(request)
-        if len(self._room.feeds) >= MOST_BROWSERS:
+        if len(self._room.feeds) >= MOST_BROWSERS:  # told in a way that the page can read
             await talk.close(code=WSCloseCode.TRY_AGAIN_LATER, message=TOO_MANY)
             return talk
         feed = Feed()

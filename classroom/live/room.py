@@ -56,7 +56,6 @@ class Room:
         self._ends.enter_context(self.table.wire)
         self._ends.callback(self.table.leave)
         self.pair.live(self.table.wire.address)
-        self._changed()
 
     def _changed(self) -> None:
         self.feeds.touch(topics=["state"])

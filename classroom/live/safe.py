@@ -82,8 +82,9 @@ class Door:
         given = request.query.get("token", "")
         is_first = request.path == "/" and request.method == "GET"
         if not (is_first and self._token and same(given, self._token)):
+            what_to_do = "copy all of it" if self._token else "start it again"
             raise web.HTTPForbidden(
-                text="the address that the terminal shows opens this page once; start it again"
+                text=f"the address that the terminal shows opens this page once; {what_to_do}"
             )
         self._token = ""
         response = web.Response(status=303, headers={"Location": "/"})

@@ -20,7 +20,7 @@ from typing import Any
 from classroom.live.views import View, bytes_view, step_view
 from classroom.wire import LAB
 from lab.catalogue import deed_of
-from lab.events import Step, add_deed, event_of
+from lab.events import Step, add_deed
 from lab.frames import Frame
 
 MOST_ROWS = 2_000  # on the page; older ones leave it
@@ -257,8 +257,8 @@ class Scene:
 
 
 def line_of(deed: str, frame: Frame) -> dict[str, Any]:
-    """Return the line of the event log that tells of a deed."""
-    line = {"event": event_of(deed), "to": frame.to, "message": frame.message, "deed": deed}
+    """Return what the event log's line of a deed says of it."""
+    line = {"to": frame.to, "message": frame.message, "deed": deed}
     return {**line, "origin": frame.origin.message} if frame.origin else line
 
 

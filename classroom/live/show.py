@@ -46,7 +46,7 @@ def read_options() -> argparse.Namespace:
 async def show(room: Room, options: argparse.Namespace) -> None:
     """Serve the page until somebody stops the program. Raises NoConnection."""
     async with serving(room, options.port) as door:
-        print(f"open this, once: {door.address}\nCtrl-C ends it", flush=True)
+        print(f"open this, once; Ctrl-C ends it:\n{door.address}", flush=True)
         if not options.no_browser:  # which may take long, or be a browser in this terminal
             threading.Thread(target=webbrowser.open, args=(door.address,), daemon=True).start()
         while True:

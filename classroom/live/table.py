@@ -101,7 +101,6 @@ class LiveTable(Table):
         fates = {item.number: "waiting" for item in self._desk.waiting}
         fates.update({item.number: "in hand" for item in self._desk.waiting[:1]})
         fates.update({item.number: "aside" for item in self._desk.held})
-        fates.pop(0, None)
         self._scene.waits(fates)
 
     def _wait(self, until: Callable[[], bool]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -81,14 +80,6 @@ def check_role(identity: Identity, role: Role) -> None:
             f"the certificate of {certificate.common_name} is for a "
             f"{certificate.role.value}, and a {role.value} is needed here"
         )
-
-
-def is_same_file(one: Path, other: Path) -> bool:
-    """Return whether two paths lead to the same file, or would if it existed."""
-    try:
-        return os.path.samefile(one, other)
-    except OSError:
-        return os.path.realpath(one) == os.path.realpath(other)
 
 
 class Pace:

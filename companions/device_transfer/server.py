@@ -30,7 +30,6 @@ from companions.device_transfer.options import (
     Pace,
     PartyParser,
     check_role,
-    is_same_file,
     load_party,
 )
 from companions.device_transfer.protocol import Kind, Message, Session
@@ -39,7 +38,7 @@ from companions.device_transfer.transfer import Incoming, ItemKind, Manifest, pa
 from companions.listening import Connection, Listener, listen, serve
 from companions.logs import start_log
 from endpoint import HOST
-from program import Lines, UserError, plural, positive, run_program
+from program import Lines, UserError, is_same_file, plural, positive, run_program
 from protocol_fsm import ConnectionCut
 
 log = logging.getLogger("device_transfer.server")

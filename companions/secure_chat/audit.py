@@ -62,7 +62,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--since", type=moment, metavar="TIME", help="this time, or later")
     parser.add_argument("--until", type=moment, metavar="TIME", help="before this time")
     parser.add_argument("--json", action="store_true", help="a line of JSON for each event")
-    parser.add_argument("--env", type=Path, default=Path(".env"), metavar="FILE")
+    parser.add_argument("--env", type=Path, metavar="FILE", help="default: .env, if there is one")
     return parser.options()
 
 

@@ -475,18 +475,35 @@ class Talk:
     def run(self) -> Kept:
         """Go on until the person quits, and the receipts are there."""
         with reading_lines(self._post) as self._taken:
+            try:
+                return self._stay()
+            finally:
+                if self._typed and self._typed[0].strip() not in ("", QUIT):
+                    self._show(f"[!] not sent: {escaped(self._typed[0])}, and what follows it")
+
+    def _stay(self) -> Kept:
+        """Go on, after a cut by another client."""
+        while True:
+            try:
+                return self._listen()
+            except ConnectionCut:
+                client = None if self._is_leaving else self._come_back()
+                if client is None:
+                    raise
+                self._go_on_with(client)
+
+    def _listen(self) -> Kept:
+        """Show what happens until the receipts are there, or what has not come back by the end."""
+        try:
             while True:
-                try:
-                    event = self._client.hear()
-                    self.tell(event)
-                    if isinstance(event, Kept):
-                        return event
-                    self._go_on()
-                except ConnectionCut:
-                    client = None if self._is_leaving else self._come_back()
-                    if client is None:
-                        raise
-                    self._go_on_with(client)
+                event = self._client.hear()
+                self.tell(event)
+                if isinstance(event, Kept):
+                    return event
+                self._go_on()
+        finally:
+            for text in self._client.seat.unheard:
+                self._show(f"[!] this may not have been said: {escaped(text)}")
 
     def _post(self, line: str) -> None:
         with self._lock:
@@ -670,12 +687,9 @@ class Run:
     def _come_back(self) -> Client | None:
         """Resume a session that was cut; None if that cannot be. Raises what ends the new one."""
         token = self._client.token
-        texts = self._client.seat.unheard
         self._stack.close()
         self._report()
         show("[!] connection lost; coming back")
-        for text in texts:
-            show(f"[!] this may not have been said: {escaped(text)}")
         for wait_s in RETRY_S:
             self._wait(wait_s)
             with contextlib.suppress(NoConnection, ConnectionCut):

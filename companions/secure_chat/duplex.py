@@ -19,8 +19,6 @@ from channel import FRAME_S, POLL_S, Channel, Conversation
 from companions.secure_chat.protocol import Message
 from protocol_fsm import DeadlineExpired, Status
 
-MAX_POSTED = 1_000  # actions that may wait for an owner whose peer does not read
-
 Action = Callable[[], object]
 
 
@@ -40,16 +38,14 @@ class Duplex(Channel[Message]):
         self._selector.register(sock, selectors.EVENT_READ)
         self._selector.register(self._wakened, selectors.EVENT_READ)
 
-    def post(self, action: Action) -> None:
-        """Let the owner do this soon. A peer that lets too much pile up is sent away."""
+    def post(self, action: Action) -> int:
+        """Let the owner do this soon; return how many actions wait for it."""
         with self._lock:
             self._posted.append(action)
-            is_first = len(self._posted) == 1
-            is_stuck = len(self._posted) > MAX_POSTED
-        if is_stuck:
-            self.request_end(Status.TIMEOUT)
-        if is_first:
+            waiting = len(self._posted)
+        if waiting == 1:
             self._wake()
+        return waiting
 
     def request_end(self, status: Status) -> None:
         super().request_end(status)

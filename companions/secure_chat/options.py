@@ -2,17 +2,19 @@
 
 Settings are read from `.env`: addresses, folders, and the database with its password. The
 environment overrides the file, and a program's flags override both. Secrets are shown as stars
-wherever settings are printed. The only module that knows pydantic.
+wherever settings are printed. The only module that knows pydantic and dotenv.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 import os
 import re
 from pathlib import Path
 
+from dotenv.parser import parse_stream
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -21,7 +23,7 @@ from companions.secure_chat.certs import load_credentials
 from companions.secure_chat.pki import BadCertificate, Role, Trust, utc_now
 from companions.secure_chat.protocol import Party
 from endpoint import HOST
-from program import Lines, Parser, UserError, port_number, reason_of
+from program import Lines, Parser, UserError, port_number, read_text, reason_of
 from protocol_fsm import Seen
 
 DATABASE = "sqlite:///secure_chat.db"
@@ -36,7 +38,7 @@ log = logging.getLogger("secure_chat")
 class Settings(BaseSettings):
     """One field per line of `.env.example`."""
 
-    model_config = SettingsConfigDict(env_file_encoding="utf-8", extra="ignore")
+    model_config = SettingsConfigDict(env_file_encoding="utf-8-sig", extra="ignore")
 
     server_host: str = HOST
     server_port: int = Field(PORT, ge=0, le=65_535)
@@ -54,16 +56,29 @@ class Settings(BaseSettings):
         return value
 
 
-def load_settings(env_file: Path) -> Settings:
-    """Return the settings of a file, which need not exist. Raises UserError."""
+def load_settings(named: Path | None = None) -> Settings:
+    """Return the settings of the named file, or else of `.env`, if there is one. UserError."""
+    if named and not named.is_file():
+        raise UserError(f"there is no file {named}")
+    env_file = named or Path(".env")
+    if env_file.is_file():
+        _check_lines(read_text(env_file), env_file)
     try:
         return Settings(_env_file=env_file)  # type: ignore[call-arg]
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(map(str, first["loc"])).upper()
         raise UserError(f"{env_file}: {name}: {first['msg']}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {env_file}: {error}") from None
+
+
+def _check_lines(text: str, env_file: Path) -> None:
+    """Raise UserError for a line that would be ignored, such as one with a misspelled name."""
+    for line in parse_stream(io.StringIO(text)):
+        is_comment = line.key is None and not line.error
+        is_setting = line.value is not None and str(line.key).lower() in Settings.model_fields
+        if not is_comment and not is_setting:
+            name = line.original.string.strip().partition("=")[0]
+            raise UserError(f"{env_file}: {name[:40]!a} is not the NAME=VALUE of a setting")
 
 
 # Flags --------------------------------------------------------------------------------------------
@@ -85,9 +100,7 @@ class ChatParser(Parser):
 
 def settings_of(options: argparse.Namespace) -> Settings:
     """Return the settings of `.env`, overridden by the flags. Raises UserError."""
-    if options.env and not options.env.is_file():
-        raise UserError(f"there is no file {options.env}")
-    settings = load_settings(options.env or Path(".env"))
+    settings = load_settings(options.env)
     flags = {
         "server_host": options.host,
         "server_port": options.port,

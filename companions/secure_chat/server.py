@@ -67,6 +67,7 @@ from program import Lines, run_program
 from protocol_fsm import BadPayload, ConnectionCut, LocalError, Status
 
 MAX_STAYS = 100  # of one session, each in another room
+MAX_POSTED = 1_000  # messages that may wait for a member that does not read
 
 log = logging.getLogger("secure_chat.server")
 
@@ -457,7 +458,9 @@ class Connection(listening.Connection):
         self.post(encode_relay(entry, opening))
 
     def post(self, message: Message) -> None:
-        self.channel.post(lambda: self.channel.send(message))
+        """Let the member be told soon. One that lets too much pile up is sent away."""
+        if self.channel.post(lambda: self.channel.send(message)) > MAX_POSTED:
+            self.channel.request_end(Status.TIMEOUT)
 
     def _keep_evidence(self) -> None:
         """Save the receipt, countersigned or not, and what the session's transcript was."""

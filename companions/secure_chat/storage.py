@@ -30,6 +30,7 @@ MAX_NAME_BYTES = 255  # of an e-mail address, a user name, a stored hash
 BUSY_S = 30  # how long SQLite waits for another writer
 DEADLOCK = 1213  # ER_LOCK_DEADLOCK
 MAX_DEADLOCKS = 50  # of one row, as others insert the same
+EVENT_TEXTS = ("event_type", "email", "client_cert_fingerprint", "reason", "ip_address")
 MYSQL = {  # of each connection: times are in UTC, and nothing waits for ever
     "charset": "utf8mb4",
     "init_command": "SET time_zone = '+00:00'",
@@ -159,6 +160,7 @@ class Database:
                 if not (is_read_only and Path(address.database or "").is_file()):
                     _make_file(address.database, is_read_only)
                 sql.event.listen(self._engine, "connect", _prepare_sqlite)
+            self._engine.connect().close()  # finds what is wrong with the address
             if not is_read_only:
                 SCHEMA.create_all(self._engine)
         except (ArgumentError, ModuleNotFoundError) as error:
@@ -231,8 +233,15 @@ class Database:
             query = query.where(audit_log.c.occurred_at >= since)
         if until is not None:
             query = query.where(audit_log.c.occurred_at < until)
+        edited = StorageFailed("rows as they were written", "a row that was edited")
         with self.transaction() as connection:
-            return [dict(row) for row in connection.execute(query).mappings()]
+            try:
+                found = [dict(row) for row in connection.execute(query).mappings()]
+            except (ValueError, TypeError):  # no time where there should be one
+                raise edited from None
+        if not all(map(_is_event, found)):
+            raise edited
+        return found
 
     def close(self) -> None:
         self._engine.dispose()
@@ -256,6 +265,13 @@ def _prepare_sqlite(connection: Any, record: object) -> None:
 def _escaped(text: str | None) -> str | None:
     """Return printable ASCII of at most 255 letters: no character set can refuse or change it."""
     return text if text is None else ascii(text)[1:-1][:255]
+
+
+def _is_event(row: Mapping[str, Any]) -> bool:
+    """Return whether a row is of the form in which `audit` keeps it, and so can be shown."""
+    texts = [row[name] or "" for name in EVENT_TEXTS]
+    is_shown = all(isinstance(text, str) and text.isprintable() for text in texts)
+    return is_shown and isinstance(row["occurred_at"], datetime)
 
 
 def _is_deadlock(error: SQLAlchemyError) -> bool:

@@ -290,15 +290,19 @@ class History:
         self._pending = None
 
 
-def compare(ours: list[Line], others: list[Line]) -> None:
-    """Raise Wrong if a server signed two histories of one room, in these two transcripts."""
+def compare(ours: list[Line], others: list[Line]) -> int:
+    """Return how many messages both transcripts have. Raises Wrong if their histories differ."""
     heads = {
         (one.fingerprint, head.room, head.start, head.index): (one.number, head.head)
         for one, head in _heads(ours)
     }
+    shared = set()
     for one, head in _heads(others):
         place = (one.fingerprint, head.room, head.start, head.index)
-        number, known = heads.get(place, (one.number, head.head))
+        if place not in heads:
+            continue
+        shared.add(place)
+        number, known = heads[place]
         if known != head.head:
             raise Wrong(
                 f"the server told two histories: message {head.index} of {escaped(head.room)} "
@@ -312,6 +316,7 @@ def compare(ours: list[Line], others: list[Line]) -> None:
                 raise Wrong(
                     f"the server told two histories: it had two rooms {escaped(room)} at once"
                 )
+    return len(shared)
 
 
 def _times(lines: list[Line]) -> dict[tuple[str, str, bytes], tuple[int, int]]:
@@ -454,8 +459,11 @@ def report(options: argparse.Namespace) -> list[str]:
     confirmed = "countersigned by" if is_countersigned else f"{UNCOUNTERSIGNED}; not confirmed by"
     said.append(f"receipt signed by {signer}, {confirmed} {peer}")
     if options.against:
-        compare(history.lines, list(read_lines(read(options.against, MAX_LINES), certificates)))
-        said.append("the other transcript tells the same history, as far as both go")
+        shared = compare(history.lines, read_other(options.against, certificates))
+        said.append(
+            f"the other transcript tells the same history of the {plural(shared, 'message')} "
+            "that both have"
+        )
     if options.openings:
         said += check_openings(read(options.openings, MAX_LINES), history, certificates)
     if not options.ca:
@@ -464,6 +472,14 @@ def report(options: argparse.Namespace) -> list[str]:
         said.append("without --crl, no certificate is taken as revoked")
     said += [f"revoked since: {one[:16]}.." for one in certificates.revoked_later()]
     return said
+
+
+def read_other(path: Path, certificates: Certificates) -> list[Line]:
+    """Return the lines of the transcript to compare with. Raises Wrong and UserError."""
+    try:
+        return [*read_lines(read(path, MAX_LINES), certificates)]
+    except Wrong as wrong:
+        raise Wrong(f"the other transcript: {wrong}") from None
 
 
 def read(path: Path, limit: int = MAX_FILE) -> bytes:

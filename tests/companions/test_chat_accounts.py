@@ -427,15 +427,17 @@ def test_lost_table_is_a_failure_with_one_line(database: Database) -> None:
         "sqlite:///no/such/folder/x.db",
         "nosuch://a/b",
         "mysql+pymysql://chat@localhost:hunter22/chat",
+        "mysql+pymysql://chat@localhost/chat?nosuch=hunter22",
         "sqlite:///x.db?timeout=hunter22",
     ],
 )
+@pytest.mark.parametrize("is_read_only", [False, True])
 def test_url_of_no_database_is_one_sentence(
-    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    url: str, is_read_only: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"Database connection failed|DATABASE_URL") as caught:
-        Database(url)
+        Database(url, is_read_only=is_read_only)
     assert "\n" not in str(caught.value)
     assert "hunter22" not in str(caught.value)
     assert not [*tmp_path.iterdir()]
@@ -478,13 +480,14 @@ def test_schema_makes_the_same_tables_by_hand(tmp_path: Path) -> None:
 # Settings -----------------------------------------------------------------------------------------
 
 
-def test_example_holds_the_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_example_holds_the_defaults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     example = FOLDER / ".env.example"
     written = [line.split("=")[0] for line in example.read_text().splitlines() if "=" in line]
     assert [name.lower() for name in written] == list(Settings.model_fields)
     for name in written:
         monkeypatch.delenv(name, raising=False)
-    assert load_settings(example) == load_settings(FOLDER / "no such file")
+    monkeypatch.chdir(tmp_path)
+    assert load_settings(example) == load_settings()
 
 
 def test_secrets_of_the_settings_are_never_shown(tmp_path: Path) -> None:
@@ -492,6 +495,27 @@ def test_secrets_of_the_settings_are_never_shown(tmp_path: Path) -> None:
     settings = load_settings(tmp_path / ".env")
     assert "hunter22" not in f"{settings!r} {settings} {settings.model_dump()}"
     assert "hunter22" in settings.database_url.get_secret_value()
+
+
+@pytest.mark.parametrize(
+    "line", ["DATABSE_URL=sqlite:///x.db", "SERVER_PORT 5051", "SERVER_PORT", 'SERVER_NAME="x']
+)
+def test_line_that_would_be_ignored_is_refused(tmp_path: Path, line: str) -> None:
+    (tmp_path / ".env").write_text(f"# a comment\n\nexport certs = 'c'\n{line}\n")
+    with pytest.raises(UserError, match=f"'{line.partition('=')[0]}' is not the NAME=VALUE"):
+        load_settings(tmp_path / ".env")
+
+
+def test_settings_from_a_windows_editor_are_read(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_bytes(b"\xef\xbb\xbfSERVER_PORT=7\r\nSERVER_NAME=\r\n")
+    settings = load_settings(tmp_path / ".env")
+    assert (settings.server_port, settings.server_name) == (7, "")
+
+
+def test_settings_that_are_no_text_are_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_bytes(b"CERTS=\xff\n")
+    with pytest.raises(UserError, match="cannot read"):
+        load_settings(tmp_path / ".env")
 
 
 @pytest.mark.parametrize("line", ["SERVER_PORT=70000", "SERVER_HOST=a\0b", "CERTS=a\0b"])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sqlite3
 import sys
 from datetime import datetime
 from pathlib import Path
@@ -109,6 +111,14 @@ def test_time_that_is_none_is_one_sentence(monkeypatch: pytest.MonkeyPatch, time
 
 
 @pytest.mark.slow
+def test_settings_that_are_not_there_are_not_replaced_by_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["audit.py", "--env", "no.env"])
+    with pytest.raises(UserError, match=r"there is no file no\.env"):
+        audit.main()
+
+
 def test_database_that_is_not_there_is_not_made(logged: Path) -> None:
     (logged / "chat.env").write_text("DATABASE_URL=sqlite:///other.db\n")
     words = ("-m", "companions.secure_chat.audit", "--env", "chat.env")
@@ -116,6 +126,28 @@ def test_database_that_is_not_there_is_not_made(logged: Path) -> None:
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "audit.py: Database connection failed: there is no file other.db\n"
     assert not (logged / "other.db").exists()
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        "occurred_at = NULL",
+        "occurred_at = 'yesterday'",
+        "occurred_at = 5",
+        "reason = x'ff'",
+        "email = char(27) || '[31m'",
+        "event_type = 'two' || char(10) || 'lines'",
+    ],
+)
+def test_row_that_was_edited_is_one_sentence(
+    logged: Path, monkeypatch: pytest.MonkeyPatch, edit: str
+) -> None:
+    with contextlib.closing(sqlite3.connect(logged / "secure_chat.db")) as connection:
+        connection.execute(f"UPDATE audit_log SET {edit} WHERE id = 3")
+        connection.commit()
+    monkeypatch.setattr(sys, "argv", ["audit.py"])
+    with pytest.raises(UserError, match="the audit log cannot be read: a row that was edited"):
+        audit.main()
 
 
 def test_table_that_is_not_there_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1083,8 +1083,9 @@ def told(case: Case, texts: list[str], start: bytes = START, ts: int = NOW_MS) -
 
 def test_two_histories_with_one_start_are_exposed(whole: Case) -> None:
     ours = told(whole, ["yes", "go"])
-    verify.compare(ours, ours)
-    verify.compare(ours, ours[2:])
+    assert verify.compare(ours, ours) == 2
+    assert verify.compare(ours, ours[2:]) == 1
+    assert verify.compare(ours, []) == 0
     with pytest.raises(
         Wrong, match="two histories: message 0 of lobby is line 1 here, and another"
     ):
@@ -1190,8 +1191,18 @@ def test_program_prints_what_holds_and_what_it_rests_on(
     assert run(monkeypatch, *files, *judged, *more) == 0
     said = capsys.readouterr().out
     assert f"0 {ALICE}: hello" in said
-    assert "tells the same history" in said
+    assert "tells the same history of the 6 messages that both have" in said
     assert "without" not in said
+
+
+def test_fault_of_the_other_transcript_is_not_told_as_one_of_ours(
+    whole: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = [whole.folder / name for name in ("receipt.json", "transcript.txt", "certs.pem")]
+    other = tmp_path / "other.txt"
+    other.write_bytes(files[1].read_bytes()[:-1])
+    assert run(monkeypatch, *files, "--against", other) == 1
+    assert "Invalid: the other transcript: line 12: torn" in capsys.readouterr().out
 
 
 def test_program_tells_of_a_fork_a_later_revocation_and_an_unconfirmed_receipt(

@@ -362,7 +362,7 @@ def test_server_that_stops_says_so(house: House) -> None:
 def test_member_that_never_reads_is_sent_away_and_stops_nobody(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("companions.secure_chat.duplex.MAX_POSTED", 3)
+    monkeypatch.setattr("companions.secure_chat.server.MAX_POSTED", 3)
     with house.members() as (alice, _):
         connection = next(one for one in house.server._connections if one.name == BOB)
         block = threading.Event()
@@ -383,6 +383,17 @@ def test_taken_port_and_missing_server_are_one_sentence(house: House, tmp_path: 
 
 
 # What a person types and sees ---------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_client_takes_any_number_of_lines_at_once(house: House) -> None:
+    taken: list[int] = []
+    with house.members() as (alice, _):
+        for number in range(2_000):
+            alice.channel.post(partial(taken.append, number))
+        alice.channel.act()
+        say(alice, "still here")
+    assert taken == [*range(2_000)]
 
 
 @pytest.mark.slow

@@ -23,7 +23,7 @@ from companions.secure_chat.client import Client, NotLetIn, Run, Talk
 from companions.secure_chat.pki import Identity
 from companions.secure_chat.protocol import Party, to_base64
 from companions.secure_chat.storage import Database
-from protocol_fsm import ConnectionCut
+from protocol_fsm import ConnectionCut, Status
 from tests.companions.chat_databases import Owners, Place
 from tests.companions.chat_helpers import ALICE
 from tests.companions.chat_programs import LIMIT_S, PASSWORDS, House, say
@@ -244,6 +244,56 @@ def test_person_whose_session_is_cut_goes_on_and_is_told_what_may_be_lost(
         "uncountersigned",
         "countersigned by the server",
     ]
+
+
+@pytest.mark.slow
+def test_person_whose_session_ends_is_told_what_may_not_have_been_said(
+    house: House, person: Person
+) -> None:
+    alice = member(house)
+    gate = Gate()
+    person.types("login", PASSWORDS[ALICE], "before")
+    run = Run(partial(house.client, party=alice), "lobby")
+
+    def happens() -> None:
+        person.sees(f"{ALICE}: before")
+        house.server._rooms["lobby"]._lock = gate  # type: ignore[assignment]
+        person.types("in between")
+        assert gate.reached.wait(LIMIT_S)
+        run._client.channel.request_end(Status.SHUTDOWN)
+
+    with pytest.raises(EndRequested):
+        live(run, happens)
+    gate.opened.set()
+    assert "[!] this may not have been said: in between" in person.shown
+    assert person.shown[-1].endswith("uncountersigned")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("typed", "shown"),
+    [
+        (["one", "two", ""], ["[!] not sent: one, and what follows it"]),
+        (["quit", "one"], []),
+        ([""], []),
+        ([], []),
+    ],
+)
+def test_person_whose_session_ends_is_told_what_was_not_sent(
+    house: House,
+    person: Person,
+    monkeypatch: pytest.MonkeyPatch,
+    typed: list[str],
+    shown: list[str],
+) -> None:
+    monkeypatch.setattr(program, "MAX_PENDING", 0)
+    with house.members() as (alice, _):
+        talk = Talk(alice, person.shown.append)
+        talk._typed.extend(typed)
+        alice.channel.request_end(Status.SHUTDOWN)
+        with pytest.raises(EndRequested):
+            talk.run()
+    assert person.shown == shown
 
 
 @pytest.mark.slow

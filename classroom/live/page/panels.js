@@ -198,6 +198,7 @@ export class Attacks {
 export class Logs {
   constructor(shown) {
     this.shown = shown;
+    this.reading = null; // a mark of what was asked for last: an older answer may come later
     byId("file").addEventListener("change", () => this.read());
     byId("protocol").addEventListener("change", () => this.read());
   }
@@ -207,9 +208,17 @@ export class Logs {
     byId("protocol").append(...facts.protocols.map((name) => el("option", { value: name }, name === "classroom" ? "the lab's own" : name)));
   }
 
+  take(files) {
+    byId("file").files = files;
+    location.hash = "logs";
+    this.read();
+  }
+
   async read() {
     const [file] = byId("file").files;
     if (!file) return;
+    const reading = {};
+    this.reading = reading;
     const note = byId("log-note");
     note.textContent = "reading \u2026";
     byId("log-runs").replaceChildren();
@@ -219,6 +228,7 @@ export class Logs {
       const query = new URLSearchParams({ protocol: byId("protocol").value });
       const answer = await fetch(`/log?${query}`, { method: "POST", body: file, headers: { "Content-Type": "text/plain" } });
       const log = answer.ok ? await answer.json() : { error: await answer.text() };
+      if (this.reading !== reading) return;
       if (log.error) {
         note.textContent = log.error;
         return;
