@@ -251,23 +251,6 @@ def test_a_rule_of_which_only_the_time_tells_is_named_by_none(rule: str) -> None
     assert not failing(results_without(rule))
 
 
-@pytest.mark.parametrize(
-    ("members", "why"),
-    [
-        ({"count": 1.0}, "expected an integer as count, got 1.0"),
-        ({"participants": [1, 2.0]}, "expected integers as participants, got [1, 2.0]"),
-    ],
-)
-def test_an_integer_with_a_fraction_is_named(members: dict[str, Json], why: str) -> None:
-    class Servers(ServersHere):
-        def start(self) -> ServerHere:
-            return ServerHere(Server(KEYS, port=0, aggregation=lambda _: members))
-
-    checks = [SERVER["server/members-of-answer"]]
-    (result,) = ServerRun(Servers(without([]))).results(checks)
-    assert (result.end, result.why) == ("failed", why)
-
-
 def test_every_rule_is_either_seen_or_has_a_reason() -> None:
     assert {*SEEN_BY} | {*INVISIBLE} == {*RULES}
     assert {*SEEN_BY.values()} <= {*ALL}

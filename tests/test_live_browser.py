@@ -12,7 +12,6 @@ import playwright  # noqa: F401 (it drives the browser; without it this file is 
 import pytest
 
 from classroom import pictures
-from classroom.live import app
 from classroom.live.app import in_background
 from classroom.live.room import Room
 from classroom.live.scene import Feed
@@ -423,19 +422,6 @@ def test_axe_finds_nothing(page: Page) -> None:
 
 
 # Slow and closed browsers -------------------------------------------------------------------------
-
-
-def test_a_window_too_many_is_told_so_and_gets_in_when_another_is_closed(
-    page: Page, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    page.has("CLIENT_HELLO")
-    monkeypatch.setattr(app, "MOST_BROWSERS", 1)
-    with page.view.expect_popup() as opened:
-        page.view.evaluate("window.open('/')")
-    other = opened.value
-    other.locator("#status").filter(has_text="too many windows").wait_for()
-    page.view.goto("about:blank")
-    other.locator("#hand-title").filter(has_text="CLIENT_HELLO").wait_for()
 
 
 def test_a_page_whose_lab_has_ended_says_so(chromium: Any) -> None:

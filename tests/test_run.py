@@ -736,19 +736,6 @@ def test_ctrl_c_during_pip_leaves_no_half_made_venv(run: Any, world: World) -> N
     assert not os.path.exists(run.VENV)
 
 
-def test_ctrl_c_in_the_first_moments_is_no_traceback(tmp_path: Path) -> None:
-    (tmp_path / "json.py").write_text("raise KeyboardInterrupt\n")
-    done = run_program("run.py", "help", env={"PYTHONPATH": str(tmp_path)})
-    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
-
-
-def test_another_error_in_the_first_moments_is_one(tmp_path: Path) -> None:
-    (tmp_path / "json.py").write_text("raise OSError\n")
-    done = run_program("run.py", "help", env={"PYTHONPATH": str(tmp_path)})
-    assert done.returncode == 1
-    assert "Traceback" in done.stderr
-
-
 def test_two_terminals_do_not_make_the_same_venv(
     run: Any, world: World, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -47,7 +47,6 @@ REPORT = ClientData([21.5, -3])
 SHUTDOWN = "TERMINATE (SHUTDOWN)"
 LAST_BYTE = -1  # the last byte of a message
 MAX_STRANGERS = 64
-INTEGERS = ("epoch", "round", "own_count", "count")
 Answer = Mapping[str, Json]
 
 

@@ -168,7 +168,6 @@ def folder_with(sources: dict[str, str]) -> Iterator[Path]:
         temporary = tempfile.TemporaryDirectory(prefix="kit-", ignore_cleanup_errors=True)
     folder = Path(temporary.name)
     try:
-        folder = Path(temporary.name)
         _fill(folder, sources)
         yield folder
     finally:
