@@ -424,6 +424,15 @@ def test_axe_finds_nothing(page: Page) -> None:
 # Slow and closed browsers -------------------------------------------------------------------------
 
 
+def test_a_page_whose_lab_has_ended_says_so(chromium: Any) -> None:
+    other = chromium.new_page()
+    with Room() as room, in_background(room) as door:
+        other.goto(door.address)
+        other.locator("#hand-title").filter(has_text="CLIENT_HELLO").wait_for()
+    other.locator("#status").filter(has_text="the lab is gone").wait_for()
+    other.close()
+
+
 def test_a_closed_browser_holds_up_no_end(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
     page.has("CLIENT_HELLO")
     page.view.goto("about:blank")
