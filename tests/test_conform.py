@@ -432,6 +432,7 @@ class Fake:
     [
         (5, "one\nno such luck", r"its end with exit code 5 \(no such luck\)$"),
         (1, "x\nError: no y\n    at z\nNode.js", r"its end with exit code 1 \(Error: no y\)$"),
+        (2, "x" * 5_000, r"its end with exit code 2 \(x{200}\)$"),
         (0, "", "its end with exit code 0$"),
         (None, "", "none within 20 s$"),
     ],

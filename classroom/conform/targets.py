@@ -264,5 +264,5 @@ def await_listener(process: Process, port: int) -> None:
             lines = ["", *process.output().splitlines()]
             said = next((line for line in reversed(lines) if "rror" in line), lines[-1])
             got = f"its end with exit code {code}"
-            raise Mismatch(f"a server on port {port}", f"{got} ({said})" if said else got)
+            raise Mismatch(f"a server on port {port}", f"{got} ({said[:200]})" if said else got)
     raise Mismatch(f"a server on port {port}", f"none within {START_S:g} s")
