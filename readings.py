@@ -17,6 +17,7 @@ from program import MOST_LINE, UserError, flag_type, plural, reason_of
 from protocol_fsm import MAX_MAGNITUDE
 
 NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
+ZERO = re.compile(r"[+-]?[0.]+(e|$)", re.IGNORECASE)
 MISSING = re.compile(r"[\W_]*(nan|inf|infinity|n/?a|null|none)$|[-./?]+$", re.IGNORECASE)  # a value
 KEY = re.compile(r"\s*([0-9]{1,3}\s*:\s*[0-9a-fA-F]{32}|-----BEGIN )")  # of a file of keys
 SEPARATORS = {"\t": "tabs", ";": "semicolons", ",": "commas"}  # the first one found separates cells
@@ -27,6 +28,8 @@ def reading(text: str) -> float:
     """Return a number that a report may carry, with a decimal point if any. Raises WrongValue."""
     word = text.strip()
     if not NUMBER.fullmatch(word) or not abs(float(word)) <= MAX_MAGNITUDE:
+        raise ValueError(text)
+    if float(word) == 0 and not ZERO.match(word):  # 1e-999 is too small for a float
         raise ValueError(text)
     return float(word)
 

@@ -155,13 +155,29 @@ def test_a_line_that_never_ends_is_refused(read: Read) -> None:
         read("reading\n1\n" + "2" * 3_000_000)
 
 
-@pytest.mark.parametrize("text", ["1", "-1e3", "+2.", ".5", " 7 ", "1e15", "-1e15"])
+@pytest.mark.parametrize(
+    "text", ["1", "-1e3", "+2.", ".5", " 7 ", "1e15", "-1e15", "-0.0E5", "5e-324"]
+)
 def test_a_number_is_ascii_with_a_decimal_point(text: str) -> None:
     assert reading(text) == float(text)
 
 
 @pytest.mark.parametrize(
-    "text", ["", "1_000", "2_5", "1,5", "0x10", "nan", "inf", "1e16", "-1.1e15", "1e999", "\u0663"]
+    "text",
+    [
+        "",
+        "1_000",
+        "2_5",
+        "1,5",
+        "0x10",
+        "nan",
+        "inf",
+        "1e16",
+        "-1.1e15",
+        "1e999",
+        "1e-999",
+        "\u0663",
+    ],
 )
 def test_what_is_no_such_number_is_no_reading(text: str) -> None:
     with pytest.raises(ValueError):

@@ -417,7 +417,7 @@ def check_openings(data: bytes, history: History, certificates: Certificates) ->
             raise Wrong(f"opening {number}: not the text that was signed")
         name = certificates.name(message.sender)
         found.append(f"{members['index']} {name}: {escaped(members['text'])}")
-    return found
+    return found or ["no text is disclosed"]
 
 
 # All together -------------------------------------------------------------------------------------

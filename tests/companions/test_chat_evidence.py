@@ -1147,6 +1147,7 @@ def test_disclosed_text_is_the_one_that_was_signed(whole: Case) -> None:
     assert [line.split(": ", 1)[1] for line in said[:3]] == TEXTS[:3]
     assert said[3] == rf"3 {BOB}: a|b\n"
     assert verify.check_openings(kept[2], history, whole.certificates()) == [f"2 {ALICE}: fine"]
+    assert verify.check_openings(b"", history, whole.certificates()) == ["no text is disclosed"]
     for edited in (
         kept[0].replace(b"hello", b"hallo"),
         kept[0].replace(b'"index":0', b'"index":1'),
