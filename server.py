@@ -336,7 +336,7 @@ class Server:
         limits: Limits = Limits(),
         *,
         aggregation: Callable[[Contributions], dict[str, Json]] = compute_aggregation,
-        record: Callable[[Record], object] = lambda record: None,
+        record: Callable[[Record], object] | None = None,
         new_session: NewSession = Session,
     ) -> None:
         self.limits = limits
@@ -427,7 +427,8 @@ class Server:
             self.wake_next()  # it may find the epoch complete now, or be the next in turn
             if not member.is_established:
                 self.refused[type(reason).__name__] += 1
-            self._record(Record("end", client_id, reason))
+            if self._record:
+                self._record(Record("end", client_id, reason))
         after = f" after round {member.rounds}" if member.is_established else ""
         if isinstance(reason, PeerTerminated) and reason.status is Status.GOODBYE:
             log.info("%s: left%s", member, after)
@@ -447,13 +448,8 @@ class Server:
             member.channel.check_request()
             epoch = self._epochs.contribute(contribution, time.monotonic())
             self.rounds[member.client_id] += 1
-            self._record(Record("report", member.client_id, contribution))
-            log.debug(
-                "client %d: round %d, %s",
-                member.client_id,
-                contribution.round_number,
-                contribution.readings,
-            )
+            if self._record:
+                self._record(Record("report", member.client_id, contribution))
             self._close_epoch_if_due()
             while epoch.answers is None:
                 self._changed.wait(max(0.0, min(POLL_S, epoch.deadline - time.monotonic())))
@@ -472,9 +468,8 @@ class Server:
         epoch = self._epochs.close_if_due(time.monotonic())
         if epoch is None:
             return
-        self._record(Record("epoch", 0, epoch))
-        if log.isEnabledFor(logging.DEBUG):  # describing takes longer than answering
-            log.debug("%s", describe({"epoch": epoch.number, **epoch.aggregate}, 70))
+        if self._record:
+            self._record(Record("epoch", 0, epoch))
 
     def summary(self) -> str:
         """Return the table that the program prints last."""
@@ -493,6 +488,15 @@ def listen(host: str, port: int) -> socket.socket:
         raise NoConnection(f"cannot listen on {host} port {port}: {reason_of(error)}") from None
     listener.settimeout(POLL_S / 4)
     return listener
+
+
+def log_record(record: Record) -> None:
+    """Log a report or an epoch, for --verbose."""
+    detail = record.detail
+    if isinstance(detail, Contribution):
+        log.debug("client %d: round %d, %s", record.client_id, detail.round_number, detail.readings)
+    elif isinstance(detail, Epoch):
+        log.debug("%s", describe({"epoch": detail.number, **detail.aggregate}, 70))
 
 
 def main() -> int:
@@ -535,6 +539,7 @@ def main() -> int:
         host,
         options.port,
         limits,
+        record=log_record if options.verbose else None,
         new_session=session_factory(options, lines.write_line),
     )
     stop: list[int] = []  # not an Event, whose lock a second signal would find taken

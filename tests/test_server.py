@@ -58,9 +58,11 @@ from server import (
     Epoch,
     Limits,
     Member,
+    Record,
     Server,
     compute_aggregation,
     listen,
+    log_record,
     own_part,
 )
 from server import main as server_main
@@ -169,6 +171,8 @@ def test_each_epoch_is_recorded_and_logged_once(caplog: pytest.LogCaptureFixture
             one.report([20.5])
             other.report([22.5])  # in an epoch that waits for the first in vain
         closed = [(record.client_id, record.detail) for record in journal.of("epoch")]
+    for record in journal.of("epoch"):
+        log_record(record)
     assert [(client_id, getattr(epoch, "number", epoch)) for client_id, epoch in closed] == [
         (0, 1),
         (0, 2),
@@ -666,7 +670,11 @@ def test_the_log_names_what_the_wire_does_not(caplog: pytest.LogCaptureFixture) 
         "stranger as client 77: ended: BadTag (there is no key for it)",
     ]
     assert "stranger without a name: gone without a word" in caplog.text
+    assert not [record for record in caplog.records if "8.5" in record.getMessage()]
+    for record in journal.records:
+        log_record(record)
     assert "client 4: round 1, [8.5]" in caplog.text
+    assert "epoch 1  participants 4  count 1  sum 8.5" in caplog.text
     assert server.summary().splitlines()[1].split() == ["4", "1", "1"]
     assert server.summary().splitlines()[-1] == "strangers: 2 BadTag, 1 ConnectionCut"
 
@@ -736,9 +744,14 @@ def test_the_log_of_a_debug_run_has_no_key_and_only_verbose_shows_readings(
     def note(client_id: int, key: bytes, sends: Direction) -> Session:
         return Session(client_id, key, sends, key_log=lambda moved: keys.update(moved.values()))
 
+    def record(told: Record) -> None:
+        journal(told)
+        log_record(told)
+
     caplog.set_level(logging.DEBUG)
     with serving(frame_timeout_s=0.3) as (server, journal):
         monkeypatch.setattr(server, "_new_session", note)
+        monkeypatch.setattr(server, "_record", record)
         keys.add(server._decoy_key)
         with client_for(server, 1) as client:
             client.report([reading])
@@ -840,8 +853,16 @@ def test_the_program_serves_until_it_is_told_to_stop(
     monkeypatch.setattr("server.time", SimpleNamespace(monotonic=time.monotonic, sleep=pause))
     monkeypatch.setattr("server.start_log", lambda level, _: done.append(level))
     monkeypatch.setattr("server.Lines.drain", lambda _: done.append("drained"))
+    enter = Server.__enter__
+
+    def entered(server: Server) -> Server:
+        done.append(server._record)
+        return enter(server)
+
+    monkeypatch.setattr(Server, "__enter__", entered)
     assert server_main() == 0
-    assert done == ["DEBUG" if flags == ["--verbose"] else "INFO", POLL_S, "drained"]
+    told = ["DEBUG", log_record] if flags == ["--verbose"] else ["INFO", None]
+    assert done == [*told, POLL_S, "drained"]
     listening, *summary = capsys.readouterr().out.splitlines()
     assert re.fullmatch(r"listening on 127\.0\.0\.1:\d+", listening)
     assert summary == ["client  sessions  reports", "strangers: none"]
