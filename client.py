@@ -25,7 +25,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from typing import SupportsFloat, cast
+from typing import SupportsFloat
 
 from channel import FRAME_S, Channel, EndRequested
 from endpoint import (
@@ -143,7 +143,8 @@ class Client:
         ]
         channel.send(ClientData(plain))
         answer = channel.receive(time.monotonic() + self.timeout_s)
-        return dict(cast(ServerAggrResponse, answer).aggregate)  # the table allows nothing else
+        assert isinstance(answer, ServerAggrResponse)  # the table allows nothing else
+        return dict(answer.aggregate)
 
 
 def float_of(value: SupportsFloat) -> float:
