@@ -51,9 +51,10 @@ class LivePair(OwnPair):
             contextlib.suppress(ProtocolError, UserError, OSError),
             self.client(BYSTANDER, self.address) as client,
         ):
-            client.report([1.0])
-            while self._turns.get():
+            while True:
                 client.report([1.0])
+                if not self._turns.get():
+                    break
 
     def see(self, record: Record) -> None:
         """Hear what the server records: reports, epochs, and how sessions ended."""
