@@ -45,6 +45,7 @@ from lab.stage import Parts
 from lab.weakened import RULES, without
 from program import NoConnection, UserError
 from protocol_fsm import (
+    HEADER,
     ClientData,
     ClientHello,
     ConnectionCut,
@@ -299,6 +300,8 @@ def test_what_a_tester_forges_is_accepted_and_moves_nothing() -> None:
         server.say(ServerChallenge())
         client.expect_message(Opcode.SERVER_CHALLENGE)
         assert (len(client.plaintexts), len(server.plaintexts)) == (1, 1)
+        other = client.forged(Opcode.CLIENT_DATA, b"", client_id=9, round_number=7)
+        assert HEADER.unpack_from(other) == (Opcode.CLIENT_DATA, 9, 7, Direction.C2S)
         client.say(client.forged(Opcode.CLIENT_DATA, b"[1]"))
         assert server.expect_message(Opcode.CLIENT_DATA) == ClientData([1])
         client.session.seal(ClientData([2]))
@@ -308,12 +311,14 @@ def test_what_a_tester_forges_is_accepted_and_moves_nothing() -> None:
 
 def test_what_a_tester_does_not_expect_is_named() -> None:
     with peers() as (client, server):
-        noise = b"?!" + bytes(69)
-        client.say(ClientHello(), noise, noise)
+        noise = bytes([63, Opcode.CLIENT_DATA]) + bytes(69)
+        client.say(ClientHello(), noise, noise, noise)
         with pytest.raises(Mismatch, match="expected CLIENT_DATA, got CLIENT_HELLO"):
             server.expect_message(Opcode.CLIENT_DATA)
         assert server.raw_opcode() == "opcode 63"
-        with pytest.raises(Mismatch, match="expected the end of .*, got opcode 63, which has to"):
+        with pytest.raises(Mismatch, match="expected nothing, got opcode 63, which has to be"):
+            server.expect(NOTHING)
+        with pytest.raises(Mismatch, match="expected the end of the connection, got opcode 63"):
             server.expect_end()
         assert server.hear(0) == NOTHING
         client.finish()
@@ -415,24 +420,20 @@ def test_the_commands_of_the_readme_are_understood() -> None:
         assert words_of(command, [["port"], ["key", "keys"]])[0] == "node"
 
 
-def test_a_command_is_cut_into_words_and_given_to_no_shell() -> None:
-    words = words_of("'my server' --port={port} ; {keys} $HOME", [["port"], ["keys"]])
-    assert filled(words, {"port": 7, "keys": "a b"}) == [
-        "my server" if os.name == "posix" else "'my server'",
-        "--port=7",
-        ";",
-        "a b",
-        "$HOME",
-    ]
-
-
-def test_on_windows_a_backslash_is_no_escape_and_quotes_around_a_word_go(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize(
+    ("system", "words"),
+    [
+        ("posix", ["my server", "--port=7", "ab", '"q"', "a b", ";", "$HOME"]),
+        ("nt", ["my server", "--port=7", "a\\b", "'\"q\"'", "a b", ";", "$HOME"]),
+    ],
+)
+def test_a_command_is_cut_into_words_and_given_to_no_shell(
+    system: str, words: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(targets, "os", SimpleNamespace(name="nt"))
-    command = r'''"C:\my server" --port={port} p"q" "{keys}"'''
-    wanted = [r"C:\my server", "--port={port}", 'p"q"', "{keys}"]
-    assert words_of(command, [["port"], ["keys"]]) == wanted
+    monkeypatch.setattr(targets, "os", SimpleNamespace(name=system))
+    command = r'''"my server" --port={port} a\b '"q"' "{keys}" ; $HOME'''
+    cut = words_of(command, [["port"], ["keys"]])
+    assert filled(cut, {"port": 7, "keys": "a b"}) == words
 
 
 @pytest.mark.parametrize("line", ["server/nan", "server/nan  ", "1:00112233 secret", "nan why"])
