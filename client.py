@@ -25,7 +25,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from typing import SupportsFloat
+from typing import SupportsFloat, cast
 
 from channel import FRAME_S, Channel, EndRequested
 from endpoint import (
@@ -143,8 +143,7 @@ class Client:
         ]
         channel.send(ClientData(plain))
         answer = channel.receive(time.monotonic() + self.timeout_s)
-        assert isinstance(answer, ServerAggrResponse)  # the table allows nothing else
-        return dict(answer.aggregate)
+        return dict(cast(ServerAggrResponse, answer).aggregate)  # the table allows nothing else
 
 
 def float_of(value: SupportsFloat) -> float:
