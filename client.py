@@ -17,7 +17,6 @@ import itertools
 import json
 import math
 import numbers
-import os
 import random
 import re
 import signal
@@ -180,7 +179,7 @@ def asked(client: Client) -> str:
     """Return the next line; a person at a terminal hears of the server's end before it."""
     print("numbers, status, quit> ", end="", flush=True)
     try:
-        if os.name == "posix" and sys.stdin.isatty():  # elsewhere nothing waits for both at once
+        if sys.platform != "win32" and sys.stdin.isatty():  # Windows cannot wait for both
             client.channel.hear_before(sys.stdin)
         return input()
     except (EOFError, ProtocolError):
