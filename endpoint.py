@@ -262,5 +262,6 @@ def describe(answer: Mapping[str, Json], columns: int = 79) -> str:
         # JSON escapes control characters and all that is not ASCII
         shown = [f"{item:.6g}" if isinstance(item, float) else json.dumps(item) for item in items]
         comma = ", " if len(",".join(shown)) > 40 else ","  # a line may end at a blank
-        words.append(f"{json.dumps(name)[1:-1]}\0{comma.join(shown)}")
+        text = f"[{comma.join(shown)}]" if isinstance(value, list) else shown[0]
+        words.append(f"{json.dumps(name)[1:-1]}\0{text}")
     return textwrap.fill("  ".join(words), columns, subsequent_indent="    ").replace("\0", " ")
