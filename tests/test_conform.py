@@ -423,15 +423,15 @@ def test_the_commands_of_the_readme_are_understood() -> None:
 @pytest.mark.parametrize(
     ("system", "words"),
     [
-        ("linux", ["my server", "--port=7", "ab", '"q"', "a b", ";", "$HOME"]),
-        ("win32", ["my server", "--port=7", "a\\b", "'\"q\"'", "a b", ";", "$HOME"]),
+        ("linux", ["--port=7", "my server", "ab", '"q"', "a b", ";", "$HOME"]),
+        ("win32", ["--port=7", "my server", "a\\b", "'\"q\"'", "a b", ";", "$HOME"]),
     ],
 )
 def test_a_command_is_cut_into_words_and_given_to_no_shell(
     system: str, words: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(targets, "sys", SimpleNamespace(platform=system))
-    command = r'''"my server" --port={port} a\b '"q"' "{keys}" ; $HOME'''
+    command = r"""--port={port} "my server" a\b '"q"' "{keys}" ; $HOME"""
     cut = words_of(command, [["port"], ["keys"]])
     assert filled(cut, {"port": 7, "keys": "a b"}) == words
 
