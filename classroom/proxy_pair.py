@@ -129,7 +129,7 @@ class OwnPair:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if self._client.ident:
+        if self.is_living:
             self._client.join(5.0)
         self._server.__exit__(*exception)
 

@@ -457,7 +457,7 @@ def test_other_ends_have_other_rules_and_nothing_of_the_old_ones_stays() -> None
         assert room.view()["rules"] == []
         address = room.pair.address
     assert not room.table.view()["connected"]
-    assert not room.pair._bystander.is_alive()
+    wait_until(lambda: not room.pair._bystander.is_alive())
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(address)
 

@@ -1071,6 +1071,11 @@ def test_a_pair_has_one_session_at_a_time_and_only_a_patient_one_waits_for_ever(
     assert not pair.is_living
 
 
+def test_a_pair_can_be_left_before_its_client_has_begun() -> None:
+    with OwnPair("", print, True) as pair:
+        assert not pair.is_living
+
+
 def test_without_an_honest_session_there_is_no_pair(monkeypatch: pytest.MonkeyPatch) -> None:
     def cut(*_: object) -> None:
         raise ConnectionCut(mid_frame=False)

@@ -42,7 +42,6 @@ class LivePair(OwnPair):
 
     def __exit__(self, *exception: object) -> None:
         self._turns.put(False)
-        self._bystander.join(5.0)
         super().__exit__(*exception)
 
     def _stand_by(self) -> None:
