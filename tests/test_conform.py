@@ -634,15 +634,26 @@ def test_a_program_that_prints_without_end_fills_no_memory() -> None:
 def test_a_program_has_our_environment_and_the_mark_and_is_asked_to_end(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    python = "import os, signal, sys, time; signal.signal(15, lambda *_: sys.exit(7)); "
-    tell = "print(os.environ['CONFORM_RUN'], 'PATH' in os.environ, flush=True); time.sleep(60)"
-    process = Process([sys.executable, "-c", python + tell], "m")
-    wait_until(lambda: process.output() == "m True")
+    lines = (
+        "import atexit, os, signal, sys, time",
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))",
+        "atexit.register(print, 'bye')",
+        "print(os.environ['CONFORM_RUN'], 'PATH' in os.environ, flush=True)",
+        "time.sleep(60)",
+    )
+    process = Process([sys.executable, "-c", "\n".join(lines)], "m")
     waits: list[float] = []
-    monkeypatch.setattr(process._reader, "join", waits.append)
-    assert (process.output(), waits) == ("m True", [])
+    join = process._reader.join
+
+    def noted(limit_s: float) -> None:
+        waits.append(limit_s)
+        join(limit_s)
+
+    monkeypatch.setattr(process._reader, "join", noted)
+    wait_until(lambda: process.output() == "m True")
+    assert not waits, "it runs"
     process.end()
-    assert (process.output(), waits) == ("m True", [2.0])
+    assert (process.output(), waits) == ("m True\nbye", [2.0])
     assert process.code() == 7
 
 
