@@ -37,6 +37,7 @@ class LivePair(OwnPair):
 
     def __enter__(self) -> LivePair:
         super().__enter__()
+        self._turns.put(True)  # so that epochs wait for the bystander
         self._bystander.start()
         return self
 
@@ -45,15 +46,13 @@ class LivePair(OwnPair):
         super().__exit__(*exception)
 
     def _stand_by(self) -> None:
-        """Report once, so that epochs wait for it, and then in each epoch of the other client."""
+        """Report once, and then in each epoch of the other client."""
         with (
             contextlib.suppress(ProtocolError, UserError, OSError),
             self.client(BYSTANDER, self.address) as client,
         ):
-            while True:
+            while self._turns.get():
                 client.report([1.0])
-                if not self._turns.get():
-                    break
 
     def see(self, record: Record) -> None:
         """Hear what the server records: reports, epochs, and how sessions ended."""
