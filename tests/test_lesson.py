@@ -17,6 +17,7 @@ import pytest
 from attacks import ATTACKS
 from lab.events import DEEDS
 from lab.weakened import DOCUMENTED
+from run import COMMANDS
 from tests.programs import ROOT, TIMEOUT_S, Program, posix_only, run, write
 
 README = (ROOT / "README.md").read_text("utf-8")
@@ -272,6 +273,14 @@ def test_the_bytes_of_the_lesson_are_those_of_the_readme() -> None:
     assert shows(README.splitlines(), look)
     assert "## One real session\n" in README
     assert "](../README.md#one-real-session)" in LESSON
+
+
+def test_all_that_the_blocks_need_is_installed_before_class() -> None:
+    before, _, rest = LESSON.partition("## Before class")[2].partition("\n## ")
+    needed = {COMMANDS[name][0] for name in ("report", "capture", "live")}
+    for requirements in {*needed, "requirements-notebook.txt"}:
+        assert f"`{requirements}`" in before
+    assert "pip install" not in rest
 
 
 def test_the_installation_is_that_of_the_readme() -> None:
