@@ -17,7 +17,6 @@ import pytest
 from attacks import ATTACKS
 from lab.events import DEEDS
 from lab.weakened import DOCUMENTED
-from run import COMMANDS
 from tests.programs import ROOT, TIMEOUT_S, Program, posix_only, run, write
 
 README = (ROOT / "README.md").read_text("utf-8")
@@ -277,9 +276,13 @@ def test_the_bytes_of_the_lesson_are_those_of_the_readme() -> None:
 
 def test_all_that_the_blocks_need_is_installed_before_class() -> None:
     before, _, rest = LESSON.partition("## Before class")[2].partition("\n## ")
-    needed = {COMMANDS[name][0] for name in ("report", "capture", "live")}
-    for requirements in {*needed, "requirements-notebook.txt"}:
-        assert f"`{requirements}`" in before
+    named = re.findall(r"`(\S*requirements\S*\.txt)`", before)
+    assert {*named} == {
+        "requirements-evidence.txt",
+        "requirements-notebook.txt",
+        "classroom/live/requirements.txt",
+    }
+    assert all((ROOT / name).is_file() for name in named)
     assert "pip install" not in rest
 
 
