@@ -100,7 +100,11 @@ def parse(program: Program) -> tuple[argparse.Namespace, list[Attack]]:
     parser.add_argument("-v", "--verbose", action="store_true", help="all attacks in detail")
     parser.add_argument("--step", action="store_true", help="wait for Enter before each attack")
     parser.add_argument(
-        "--without", type=rule_list, metavar="A,B", help="take rules out of the lab's endpoints"
+        "--without",
+        type=rule_list,
+        action="extend",
+        metavar="A,B",
+        help="take rules out of the lab's endpoints",
     )
     parser.add_argument("--rules", action="store_true", help="name what --without takes, and stop")
     program.add_flags(parser)
@@ -212,7 +216,7 @@ class Teller:
             "story": attack.story,
             "claim": attack.family,
             "noticed": attack.noticed,
-            "without": self._options.without or "",
+            "without": ",".join(self._options.without or []),
             "again": " ".join([lab.again, *own]).strip(),
             "bystanders": rounds,
         }
@@ -229,7 +233,7 @@ def play_all(
     taken: Names = frozenset()
     if options.without is not None:
         weakened = program.insecure()
-        taken = expanded(options.without.split(","), weakened.DOCUMENTED)
+        taken = expanded(options.without, weakened.DOCUMENTED)
         parts = weakened.without(taken)
     found = read_sets(program.sets) if taken and program.sets else Sets(0, {}, {})
     results: list[Result] = []

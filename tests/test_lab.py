@@ -836,7 +836,7 @@ def test_what_rules_mean_stands_in_their_classes() -> None:
 
 @pytest.mark.parametrize("text", ["", ",", "tag,", "tag,,echo", " , "])
 def test_a_list_of_rules_without_a_name_in_it_is_refused(text: str) -> None:
-    assert rule_list(" tag , echo") == "tag,echo"
+    assert rule_list(" tag , echo") == ["tag", "echo"]
     with pytest.raises(ValueError):
         rule_list(text)
 
