@@ -270,7 +270,9 @@ def main() -> int:
     parser = EndpointParser("A client: reports readings, and prints the aggregate of each epoch.")
     parser.add_argument("id", type=whole, help="1 to 255")
     source = parser.add_mutually_exclusive_group()
-    source.add_argument("--values", nargs="+", type=reading, metavar="X", help="report these")
+    source.add_argument(
+        "--values", nargs="+", action="extend", type=reading, metavar="X", help="report these"
+    )
     source.add_argument(
         "--file", metavar="CSV", help="report one row per round; - is standard input"
     )
