@@ -16,9 +16,9 @@ from __future__ import annotations
 import guard  # noqa: F401 (before all else: it says what the others lack)
 import argparse
 import contextlib
-import os
 import secrets
 import socket
+import sys
 from collections.abc import Generator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -678,7 +678,7 @@ def server_to_attack(options: argparse.Namespace) -> tuple[str, int] | None:
 def can_bind(host: str, port: int) -> bool:
     """Return whether a port is free, without connecting or letting anyone connect."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as sock:
-        if os.name == "posix":  # as in server.py: connections that are over are no obstacle
+        if sys.platform != "win32":  # as in server.py: connections that are over are no obstacle
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             sock.bind((host, port))

@@ -159,7 +159,8 @@ class Channel(Generic[AnyMessage]):
 
     def hear_before(self, file: IO[str]) -> None:
         """Wait until a file can be read, and open a farewell that comes before (not on Windows)."""
-        select.select([file.fileno(), self._sock.fileno()], [], [])
+        while not select.select([file.fileno(), self._sock.fileno()], [], [], POLL_S)[0]:
+            self.check_request()
         self.hear()
 
     def fail(self, error: ProtocolError) -> None:

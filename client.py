@@ -17,7 +17,6 @@ import itertools
 import json
 import math
 import numbers
-import os
 import random
 import re
 import signal
@@ -25,7 +24,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from typing import SupportsFloat
+from typing import SupportsFloat, cast
 
 from channel import FRAME_S, Channel, EndRequested
 from endpoint import (
@@ -143,8 +142,7 @@ class Client:
         ]
         channel.send(ClientData(plain))
         answer = channel.receive(time.monotonic() + self.timeout_s)
-        assert isinstance(answer, ServerAggrResponse)  # the table allows nothing else
-        return dict(answer.aggregate)
+        return dict(cast(ServerAggrResponse, answer).aggregate)  # the table allows nothing else
 
 
 def float_of(value: SupportsFloat) -> float:
@@ -181,7 +179,7 @@ def asked(client: Client) -> str:
     """Return the next line; a person at a terminal hears of the server's end before it."""
     print("numbers, status, quit> ", end="", flush=True)
     try:
-        if os.name == "posix" and sys.stdin.isatty():  # elsewhere nothing waits for both at once
+        if sys.platform != "win32" and sys.stdin.isatty():  # Windows cannot wait for both
             client.channel.hear_before(sys.stdin)
         return input()
     except (EOFError, ProtocolError):
@@ -222,9 +220,7 @@ def run(client: Client, reports: Iterator[list[float]], options: argparse.Namesp
     at_input = False
 
     def leave(*_: object) -> None:
-        signal.signal(
-            signal.SIGINT, signal.SIG_IGN
-        )  # a second Ctrl-C must not interrupt the goodbye
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one must not stop the goodbye
         client.channel.request_end(Status.GOODBYE)
         if at_input:  # nothing polls the request there, and nothing is half done
             raise EndRequested(Status.GOODBYE)

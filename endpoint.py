@@ -13,6 +13,7 @@ import os
 import re
 import secrets
 import socket
+import sys
 import textwrap
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -88,7 +89,7 @@ def load_keys(path: Path) -> dict[int, bytes]:
     try:
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, "")
-        if os.name == "posix" and path.stat().st_mode & 0o077:
+        if sys.platform != "win32" and path.stat().st_mode & 0o077:
             raise UserError(f"others can read the keys in {path}; make it yours: chmod 600 {path}")
         lines = read_whole(path).decode("utf-8-sig").splitlines()
     except (OSError, UnicodeError) as error:
@@ -168,7 +169,7 @@ def open_key_log(path: str) -> Callable[[str], object]:
     try:
         binary = getattr(os, "O_BINARY", 0)  # else Windows writes a long line in pieces
         file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | binary, 0o600)
-        if os.name == "posix" and os.fstat(file).st_mode & 0o077:
+        if sys.platform != "win32" and os.fstat(file).st_mode & 0o077:
             raise PermissionError(0, "others can read it; make it yours with chmod 600")
     except OSError as error:
         raise UserError(f"cannot log keys to {path}: {reason_of(error)}") from None
@@ -262,5 +263,6 @@ def describe(answer: Mapping[str, Json], columns: int = 79) -> str:
         # JSON escapes control characters and all that is not ASCII
         shown = [f"{item:.6g}" if isinstance(item, float) else json.dumps(item) for item in items]
         comma = ", " if len(",".join(shown)) > 40 else ","  # a line may end at a blank
-        words.append(f"{json.dumps(name)[1:-1]}\0{comma.join(shown)}")
+        text = f"[{comma.join(shown)}]" if isinstance(value, list) else shown[0]
+        words.append(f"{json.dumps(name)[1:-1]}\0{text}")
     return textwrap.fill("  ".join(words), columns, subsequent_indent="    ").replace("\0", " ")

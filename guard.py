@@ -35,7 +35,7 @@ def remedy(package: str, program: str) -> str:
     if sys.prefix != sys.base_prefix:  # a virtual environment is active
         return install
     python, activate = "python3", ". .venv/bin/activate"
-    if os.name == "nt":
+    if sys.platform == "win32":
         python, activate = "py", ".venv\\Scripts\\activate"
     if os.path.isdir(os.path.join(HERE, ".venv")):
         return activate

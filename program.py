@@ -367,7 +367,7 @@ def output_path(text: str) -> Path:
 def end_signals() -> list[signal.Signals]:
     """Return what asks a program to end: Ctrl-C, kill, a closed terminal unless below nohup."""
     found = [signal.SIGINT, signal.SIGTERM]
-    if os.name == "posix" and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+    if sys.platform != "win32" and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         found.append(signal.SIGHUP)
     return found
 
@@ -383,7 +383,7 @@ def repeat_signal(lost: sys.UnraisableHookArgs) -> None:
         sys.__unraisablehook__(lost)
         return
     send = _thread.interrupt_main
-    if os.name == "posix":  # where that also wakes the first thread
+    if sys.platform != "win32":  # where that also wakes the first thread
         send = functools.partial(os.kill, os.getpid())
     is_ended = isinstance(lost.exc_value, Ended)
     number = lost.exc_value.args[0] if is_ended else signal.SIGINT
@@ -398,7 +398,7 @@ def starting() -> Iterator[None]:
 
     Half a start is a traceback of the child's, or a child that nobody ends. Not on Windows.
     """
-    if os.name != "posix":
+    if sys.platform == "win32":
         yield
         return
     if "multiprocessing" in sys.modules:

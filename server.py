@@ -24,7 +24,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, NamedTuple, Protocol, TypeVar
+from typing import Generic, NamedTuple, Protocol, TypeVar, cast
 
 from channel import FRAME_S, POLL_S, Channel, EndRequested
 from endpoint import (
@@ -314,9 +314,8 @@ class Member:
         channel.send(ServerChallenge())
         report = channel.receive(deadline)
         server.establish(self)
-        while True:
-            assert isinstance(report, ClientData)  # the table allows nothing else here
-            channel.send(server.contribute(self, report))
+        while True:  # the table allows nothing but a report here
+            channel.send(server.contribute(self, cast(ClientData, report)))
             server.wake_next()
             self.rounds += 1
             if self.session.state is State.ENDED:

@@ -70,6 +70,7 @@ def process(target: Callable[..., object], *arguments: object) -> Iterator[Conne
     """Start a process, and yield the pipe to it; it does not outlive the block. Raises Failed."""
     from program import starting  # here: the new process must load that of another checkout
 
+    ours: Any  # a Connection; Windows has another class for it
     ours, theirs = SPAWN.Pipe()
     child = SPAWN.Process(target=target, args=(theirs, *arguments), daemon=True)
     with at_root(), starting():

@@ -21,9 +21,11 @@ ROOT = Path(__file__).parent.parent
 
 def raise_descriptor_limit() -> None:
     """Let this process have 4,096 connections, or as many as it may; macOS begins with 256."""
-    with contextlib.suppress(ImportError, ValueError, OSError):
-        import resource
+    if sys.platform == "win32":
+        return
+    import resource
 
+    with contextlib.suppress(ValueError, OSError):
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         wanted = 4_096 if hard == resource.RLIM_INFINITY else min(4_096, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
@@ -104,6 +106,8 @@ class ServerProcess:
 
     def cpu_s(self) -> float:
         """Return the seconds of processor time that it has used; 0 where that is not told."""
+        if sys.platform == "win32":
+            return 0.0
         with contextlib.suppress(OSError):
             fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
             return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
@@ -114,7 +118,7 @@ class ServerProcess:
         began = time.monotonic()
         self.process.terminate()
         code = self.process.wait(30)
-        return code if os.name == "posix" else 0, time.monotonic() - began
+        return code if sys.platform != "win32" else 0, time.monotonic() - began
 
 
 def settled(server: ServerProcess, wanted: Usage) -> Usage:

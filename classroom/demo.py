@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import queue
 import signal
 import subprocess
@@ -69,7 +68,7 @@ class Crew:
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
-            preexec_fn=deaf_to_ctrl_c if os.name == "posix" else None,
+            preexec_fn=deaf_to_ctrl_c if sys.platform != "win32" else None,
         )
         self.processes[name] = process
         threading.Thread(target=self._listen, args=(name, process), daemon=True).start()
@@ -103,7 +102,7 @@ class Crew:
         return [
             f"{name} ended with exit code {code}"
             for name, code in codes.items()
-            if code and not (name == "server" and os.name == "nt")
+            if code and not (name == "server" and sys.platform == "win32")
         ]
 
 

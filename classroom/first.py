@@ -8,7 +8,7 @@ went as told, and every attack ended as it should.
 
 from __future__ import annotations
 
-import os
+import sys
 import textwrap
 from collections.abc import Iterator, Sequence
 
@@ -149,7 +149,7 @@ def summed_up(results: Sequence[Result]) -> str:
 
 def what_next() -> str:
     """Return commands to type, in a column."""
-    command = "py run.py" if os.name == "nt" else "python3 run.py"
+    command = "py run.py" if sys.platform == "win32" else "python3 run.py"
     lines = [f"{command} {words:<24}{meaning}" for words, meaning in NEXT]
     if not can_bind(HOST, PORT):
         where = f"{HOST}:{PORT}"

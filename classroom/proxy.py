@@ -353,7 +353,7 @@ class Table(cmd.Cmd):
         with contextlib.suppress(ImportError, AttributeError):
             import readline
 
-            if self.prompt:
+            if self.prompt and sys.platform != "win32":
                 readline.set_pre_input_hook(lambda: setattr(self, "_at_prompt", True))
 
     def onecmd(self, line: str) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import stat
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -148,7 +149,7 @@ def read_private(path: Path, ask: Callable[[str], str]) -> PrivateKey:
         mode = path.stat().st_mode
         if not stat.S_ISREG(mode):
             raise OSError("it is not a regular file")
-        if os.name == "posix" and mode & 0o077:
+        if sys.platform != "win32" and mode & 0o077:
             raise UserError(f"others can read the key in {path}; make it yours: chmod 600 {path}")
         pem = path.read_bytes()
     except OSError as error:

@@ -8,6 +8,7 @@ import os
 import re
 import shlex
 import subprocess
+import sys
 import tempfile
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -124,7 +125,7 @@ class Programs(Crew):
     def stop(self, name: str, wanted: int = 0) -> None:
         """Ask a program to end, show its last lines, and check its exit code."""
         self.processes[name].terminate()
-        self.await_end(name, wanted if os.name == "posix" else 1)  # Windows knows no gentle end
+        self.await_end(name, 1 if sys.platform == "win32" else wanted)  # which knows no gentle end
 
     def finish(self, program: str, *words: str | Path) -> list[str]:
         """Run a program to its end, and return the lines that it prints."""

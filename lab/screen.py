@@ -41,7 +41,7 @@ def is_coloured() -> bool:
     """Return whether stdout is a terminal whose user has not asked for no colours."""
     if not sys.stdout.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
         return False
-    if os.name == "nt":
+    if sys.platform == "win32":
         os.system("")  # lets an old console of Windows obey colours
     return True
 

@@ -250,7 +250,7 @@ SPAWN = multiprocessing.get_context("spawn")  # the same on all systems
 def begin(folder: str, prepare: Callable[..., object] | None, *arguments: object) -> None:
     """Make a worker leave signals to its parent, and be silent about what attacks break in it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if os.name == "posix":  # a signal to all of us would kill it with a lock of the pool
+    if sys.platform != "win32":  # a signal to all of us would kill it with a lock of the pool
         os.setpgid(0, 0)
     logging.disable()
     threading.excepthook = lambda _: None

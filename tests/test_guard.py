@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import ast
-import os
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -124,8 +122,8 @@ def test_the_commands_are_those_that_are_lacking(
     own = str(Path("node", "requirements.txt"))
     assert guard.remedy("zmq", program) == f"python -m pip install -r {own}"
     monkeypatch.setattr(sys, "prefix", "there")
-    for system, python in (("posix", "python3"), ("nt", "py")):
-        monkeypatch.setattr(guard, "os", SimpleNamespace(name=system, path=os.path))
+    for system, python in (("linux", "python3"), ("win32", "py")):
+        monkeypatch.setattr(sys, "platform", system)
         assert guard.remedy("zmq", program).startswith(f"{python} -m venv .venv, then ")
     assert guard.remedy("zmq", program).endswith(f", then python -m pip install -r {own}")
     (tmp_path / ".venv").mkdir()

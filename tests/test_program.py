@@ -567,7 +567,7 @@ def test_ctrl_c_waits_while_a_process_of_ours_starts(
         raise ZeroDivisionError
     assert not is_held_back()
     assert begun == [False] * is_multiprocessing, "its start lets Ctrl-C in again"
-    monkeypatch.setattr(program, "os", SimpleNamespace(name="nt"))
+    monkeypatch.setattr(sys, "platform", "win32")
     with starting():
         assert not is_held_back()
 
@@ -591,7 +591,7 @@ def test_a_signal_that_a_destructor_swallowed_is_sent_again(
     monkeypatch.setattr(_thread, "interrupt_main", sent.append)
     lost: Any = SimpleNamespace(exc_value=error)
     repeat_signal(lost)
-    monkeypatch.setattr(program, "os", SimpleNamespace(name="nt"))
+    monkeypatch.setattr(sys, "platform", "win32")
     repeat_signal(lost)
     assert sent == [(os.getpid(), number), number]
 

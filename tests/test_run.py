@@ -233,7 +233,13 @@ def test_the_version_is_checked_before_anything_else(
         (
             "check",
             "requirements-check.txt",
-            ["-m ruff check .", "-m ruff format --check .", "-m mypy"],
+            [
+                "-m ruff check .",
+                "-m ruff format --check .",
+                "-m mypy",
+                "-m mypy --platform win32 --cache-dir .mypy_cache/win32 "
+                "--exclude ^(tests/|run.py) .",
+            ],
         ),
     ],
 )
@@ -324,7 +330,7 @@ def test_help_lists_every_command_and_needs_no_package(
 
 @pytest.mark.parametrize(
     ("codes", "expected"),
-    [([0, 0, 0], 0), ([1, 0, 0], 1), ([0, 2, 0], 1), ([0, 0, 3], 1), ([130], 130)],
+    [([0, 0, 0, 0], 0), ([1, 0, 0, 0], 1), ([0, 2, 0, 0], 1), ([0, 0, 0, 3], 1), ([130], 130)],
 )
 def test_check_runs_all_tools_unless_stopped_and_fails_if_one_does(
     run: Any, codes: list[int], expected: int, monkeypatch: pytest.MonkeyPatch

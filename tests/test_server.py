@@ -674,7 +674,7 @@ def test_the_log_names_what_the_wire_does_not(caplog: pytest.LogCaptureFixture) 
     for record in journal.records:
         log_record(record)
     assert "client 4: round 1, [8.5]" in caplog.text
-    assert "epoch 1  participants 4  count 1  sum 8.5" in caplog.text
+    assert "epoch 1  participants [4]  count 1  sum 8.5" in caplog.text
     assert server.summary().splitlines()[1].split() == ["4", "1", "1"]
     assert server.summary().splitlines()[-1] == "strangers: 2 BadTag, 1 ConnectionCut"
 

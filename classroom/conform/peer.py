@@ -6,10 +6,10 @@ Its session is the core's own; messages that this would never send are forged un
 from __future__ import annotations
 
 import contextlib
-import os
 import secrets
 import socket
 import struct
+import sys
 import time
 
 from crypto_utils import (
@@ -39,7 +39,7 @@ from protocol_fsm import (
 
 PATIENCE_S = 5.0  # for whatever must come; longer than every deadline that is not itself checked
 
-LINGER_0 = struct.pack("hh" if os.name == "nt" else "ii", 1, 0)  # closing sends a reset
+LINGER_0 = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)  # closing sends a reset
 
 CLOSED = "the end of the connection"
 RESET = "a reset, by which data can be lost"  # an end, too, except where a farewell is at stake

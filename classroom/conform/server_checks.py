@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 import socket
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -787,7 +787,7 @@ def replaced_report(trial: ServerTrial) -> None:
 @check("5", is_alone=True)
 def shutdown(trial: ServerTrial) -> None:
     """A server that stops sends SHUTDOWN to every session whose keys are bound, and to no other."""
-    if os.name == "nt":
+    if sys.platform == "win32":
         raise Unable("a program is only killed here")
     member, stranger, silent = trial.member(), trial.stranger(trial.others[0]), trial.connect()
     trial.server.stop()

@@ -13,6 +13,7 @@ import shlex
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -37,10 +38,10 @@ MARK = "CONFORM_RUN"  # in the environment of all that one run starts
 def words_of(command: str, needed: Sequence[Sequence[str]]) -> list[str]:
     """Cut a command into words; it needs one placeholder of each group. Raises UserError."""
     try:
-        words = shlex.split(command, posix=os.name == "posix")
+        words = shlex.split(command, posix=sys.platform != "win32")
     except ValueError as error:
         raise UserError(f"cannot cut {command!a} into words: {error}") from None
-    if os.name != "posix":  # where a backslash is no escape, quotes stay
+    if sys.platform == "win32":  # where a backslash is no escape, quotes stay
         words = [word[1:-1] if word[:1] == word[-1:] == '"' else word for word in words]
     for group in needed:
         if not any(f"{{{name}}}" in word for name in group for word in words):
@@ -73,7 +74,7 @@ class Process:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 bufsize=0,
-                start_new_session=os.name == "posix",  # a group, which is ended together
+                start_new_session=sys.platform != "win32",  # a group, which is ended together
             )
         except (OSError, ValueError) as error:
             raise UserError(f"cannot start {words[0]!a}: {reason_of(error)}") from None
@@ -109,7 +110,7 @@ class Process:
     def finish(self) -> None:
         """Wait for the end, and force it if it does not come."""
         self.wait(END_S)
-        if os.name == "posix":
+        if sys.platform != "win32":
             with contextlib.suppress(OSError):
                 os.killpg(self._process.pid, signal.SIGKILL)
         else:
@@ -164,6 +165,8 @@ class Workshop:
 
 def end_strays(mark: str) -> None:
     """End what has left its group, as a daemon does; only Linux shows it."""
+    if sys.platform != "linux":
+        return
     for path in Path("/proc").glob("[0-9]*/environ"):
         with contextlib.suppress(OSError):
             if f"{MARK}={mark}".encode() in path.read_bytes():

@@ -116,23 +116,24 @@ class Pipe:
 
 def set_limits(seconds: int, megabytes: int, user: str) -> None:
     """Set what a process cannot set back. Windows has no such limits."""
-    with contextlib.suppress(ImportError):
-        import resource
+    if sys.platform == "win32":
+        return
+    import resource
 
-        def limit(name: str, value: int) -> None:
-            with contextlib.suppress(AttributeError, ValueError, OSError):
-                resource.setrlimit(getattr(resource, name), (value, value))
+    def limit(name: str, value: int) -> None:
+        with contextlib.suppress(AttributeError, ValueError, OSError):
+            resource.setrlimit(getattr(resource, name), (value, value))
 
-        limit("RLIMIT_CPU", seconds)
-        limit("RLIMIT_AS", megabytes << 20)
-        limit("RLIMIT_FSIZE", FILE_BYTES)
-        limit("RLIMIT_NOFILE", OPEN_FILES)
-        limit("RLIMIT_CORE", 0)
-        if user == "nobody":
-            os.setgroups([])
-            os.setgid(NOBODY)
-            os.setuid(NOBODY)
-        limit("RLIMIT_NPROC", 0)
+    limit("RLIMIT_CPU", seconds)
+    limit("RLIMIT_AS", megabytes << 20)
+    limit("RLIMIT_FSIZE", FILE_BYTES)
+    limit("RLIMIT_NOFILE", OPEN_FILES)
+    limit("RLIMIT_CORE", 0)
+    if user == "nobody":
+        os.setgroups([])
+        os.setgid(NOBODY)
+        os.setuid(NOBODY)
+    limit("RLIMIT_NPROC", 0)
 
 
 def readable_places() -> tuple[str, ...]:

@@ -245,7 +245,7 @@ class Side(Asked):
     def close(self) -> None:
         """End the child and all that it has started."""
         self._outbox.put(None)
-        if hasattr(os, "killpg"):
+        if sys.platform != "win32":
             with contextlib.suppress(OSError):
                 os.killpg(self._process.pid, signal.SIGKILL)
         with contextlib.suppress(OSError):

@@ -18,6 +18,7 @@ import hashlib
 import json
 import os
 import stat
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -177,13 +178,15 @@ def lock(file: int, folder: Path) -> None:
 
     Windows and some network drives have no such locks; NFS has them for files only.
     """
-    try:
-        import fcntl
+    if sys.platform == "win32":
+        return
+    import fcntl
 
+    try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise OSError(f"another server keeps its files in {folder}") from None
-    except (ImportError, OSError):
+    except OSError:
         pass
 
 

@@ -12,6 +12,7 @@ import contextlib
 import os
 import re
 import secrets
+import sys
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
@@ -53,7 +54,7 @@ class Store:
             mode = self.folder.stat().st_mode
         except OSError as error:
             raise UserError(f"cannot keep files in {folder}: {reason_of(error)}") from None
-        if os.name == "posix" and mode & 0o022:  # they could swap what is being verified
+        if sys.platform != "win32" and mode & 0o022:  # they could swap what is being verified
             raise UserError(f"others can write {folder}; make it yours: chmod go-w {folder}")
 
     def clean(self) -> int:

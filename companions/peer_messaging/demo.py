@@ -9,9 +9,8 @@ temporary folder that is removed at the end, or in FOLDER, which is kept.
 
 from __future__ import annotations
 
-import os
-import signal
 import socket
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -103,7 +102,7 @@ def fall(stage: Stage) -> None:
         "starts again with the key that he had, so there is nothing to compare.",
     )
     stage.processes["bob"].kill()
-    stage.await_end("bob", -signal.SIGKILL if os.name == "posix" else 1)
+    stage.await_end("bob", 1 if sys.platform == "win32" else -9)
     show("bob", "(killed)")
     stage.say("alice", "are you there?")
     stage.node("bob", "alice", "bob")

@@ -12,6 +12,7 @@ import hashlib
 import os
 import re
 import secrets
+import sys
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
@@ -206,7 +207,7 @@ def _lines(path: Path) -> list[str]:
         for own in (path.parent, path):  # anyone who can write the folder can replace the file
             if not os.path.lexists(own):
                 return []
-            if os.name == "posix" and own.stat().st_mode & 0o022:
+            if sys.platform != "win32" and own.stat().st_mode & 0o022:
                 raise UserError(f"others can write {own}; make it yours: chmod go-w {own}")
         if not path.is_file():
             raise OSError("it is not a regular file")

@@ -10,8 +10,8 @@ name counts: the file tells which keys a name had, and several clients may share
 from __future__ import annotations
 
 import hashlib
-import os
 import re
+import sys
 from pathlib import Path
 
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
@@ -80,7 +80,7 @@ def _is_cut(path: Path) -> bool:
 
 def _read(path: Path) -> dict[str, str]:
     try:
-        if os.name == "posix" and path.stat().st_mode & 0o022:
+        if sys.platform != "win32" and path.stat().st_mode & 0o022:
             raise UserError(f"others can write {path}; check it, then chmod 600 {path}")
         lines = read_whole(path).decode("ascii").splitlines()
     except FileNotFoundError:
