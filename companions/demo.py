@@ -202,7 +202,11 @@ def perform(name: str, description: str, things: str, play: Callable[[Path], lis
         help=f"make this folder, and leave everything there: {things}",
     )
     options = parser.options()
-    with kept(options.keep) if options.keep else tempfile.TemporaryDirectory() as folder:
+    with (  # on Windows a killed program may hold its folder a moment longer
+        kept(options.keep)
+        if options.keep
+        else tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+    ) as folder:
         problems = play(Path(folder))
     for problem in problems:
         print(f"PROBLEM: {problem}")
