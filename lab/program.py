@@ -6,7 +6,6 @@ import argparse
 import importlib
 import json
 import logging
-import shlex
 import sys
 import textwrap
 import traceback
@@ -22,7 +21,7 @@ from lab.events import KINDS, Step, event_of, parsed, run_of, shown
 from lab.frames import Frame, Log
 from lab.observer import Event, Observer
 from lab.rules import Names, expanded, glossary, rule_list
-from lab.screen import columns, painted, wrapped
+from lab.screen import as_typed, columns, painted, wrapped
 from lab.verdict import Result, judge, should_win, summary
 from program import (
     Parser,
@@ -203,7 +202,7 @@ class Teller:
 
     def _conclude(self, result: Result, lab: Stage, rounds: int) -> None:
         attack = result.attack
-        own = ["--file", shlex.quote(self._options.file)] if self._options.file else []
+        own = ["--file", as_typed(self._options.file)] if self._options.file else []
         ended = [
             {"event": "ended", "by": who, "error": type(error).__name__}
             for who, errors in endings(lab.outcome).items()
