@@ -101,7 +101,7 @@ class Channel(Generic[AnyMessage]):
             raise EndRequested(self._requested)
 
     def read(self, deadline: float) -> bytes:
-        """Return the next message, unopened. Its first byte has until `deadline` (monotonic)."""
+        """Return the next message, unopened. All of it has until `deadline` (monotonic)."""
         self._deadline = deadline
         self._frame_begun = False
         try:
@@ -119,7 +119,7 @@ class Channel(Generic[AnyMessage]):
             raise
 
     def receive(self, deadline: float) -> AnyMessage:
-        """Return the next message, accepted. Its first byte has until `deadline` (monotonic)."""
+        """Return the next message, accepted. All of it has until `deadline` (monotonic)."""
         return self.open(self.read(deadline))
 
     def send(self, message: AnyMessage) -> None:
@@ -159,7 +159,8 @@ class Channel(Generic[AnyMessage]):
 
     def hear_before(self, file: IO[str]) -> None:
         """Wait until a file can be read, and open a farewell that comes before (not on Windows)."""
-        select.select([file.fileno(), self._sock.fileno()], [], [])
+        while not select.select([file.fileno(), self._sock.fileno()], [], [], POLL_S)[0]:
+            self.check_request()
         self.hear()
 
     def fail(self, error: ProtocolError) -> None:

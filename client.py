@@ -220,9 +220,7 @@ def run(client: Client, reports: Iterator[list[float]], options: argparse.Namesp
     at_input = False
 
     def leave(*_: object) -> None:
-        signal.signal(
-            signal.SIGINT, signal.SIG_IGN
-        )  # a second Ctrl-C must not interrupt the goodbye
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one must not stop the goodbye
         client.channel.request_end(Status.GOODBYE)
         if at_input:  # nothing polls the request there, and nothing is half done
             raise EndRequested(Status.GOODBYE)
@@ -272,7 +270,9 @@ def main() -> int:
     parser = EndpointParser("A client: reports readings, and prints the aggregate of each epoch.")
     parser.add_argument("id", type=whole, help="1 to 255")
     source = parser.add_mutually_exclusive_group()
-    source.add_argument("--values", nargs="+", type=reading, metavar="X", help="report these")
+    source.add_argument(
+        "--values", nargs="+", action="extend", type=reading, metavar="X", help="report these"
+    )
     source.add_argument(
         "--file", metavar="CSV", help="report one row per round; - is standard input"
     )

@@ -167,7 +167,8 @@ class KeyLogger:
 def open_key_log(path: str) -> Callable[[str], object]:
     """Open a key log, and return what appends a line to it in one write. Raises UserError."""
     try:
-        file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
+        binary = getattr(os, "O_BINARY", 0)  # else Windows writes a long line in pieces
+        file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | binary, 0o600)
         if sys.platform != "win32" and os.fstat(file).st_mode & 0o077:
             raise PermissionError(0, "others can read it; make it yours with chmod 600")
     except OSError as error:

@@ -441,6 +441,8 @@ def prepare_streams() -> None:
     if isinstance(sys.stdin, io.TextIOWrapper):
         encoding = sys.stdin.encoding
         sys.stdin = Typed(sys.stdin.detach(), encoding, "replace")
+        if sys.stdin.isatty():  # getpass on Windows shows what is typed into any other stream
+            sys.__stdin__ = sys.stdin  # type: ignore[misc]
 
 
 def run_program(main: Callable[[], int]) -> NoReturn:

@@ -253,7 +253,7 @@ def quietly(command):
             env=dict(os.environ, PYTHONIOENCODING="utf-8", PYTHONWARNINGS=""),
             stdin=subprocess.DEVNULL,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
             errors="replace",
         )
     except OSError as error:

@@ -514,10 +514,15 @@ def main() -> int:
         )
     parser.add_argument("--verbose", action="store_true", help="log every report and epoch")
     parser.add_argument("--generate-keys", metavar="DIR", help="write new key files, and exit")
-    parser.add_argument("--ids", type=id_list, help="client ids for --generate-keys; default 1-5")
+    parser.add_argument(
+        "--ids",
+        type=id_list,
+        action="extend",
+        help="client ids for --generate-keys; default 1-5",
+    )
     options = parser.options()
     if options.generate_keys is not None:
-        ids = options.ids or [*DEMO_KEYS]
+        ids = sorted({*(options.ids or DEMO_KEYS)})
         generate_keys(Path(options.generate_keys), ids)
         where = escaped(options.generate_keys)
         print(f"wrote server.keys and {len(ids)} client keys to {where}")

@@ -699,16 +699,15 @@ def minimal_sets() -> list[Names]:
     return sorted(sets, key=len)
 
 
-def rules_of(text: str) -> Names:
+def rules_of(given: Sequence[str]) -> Names:
     """Return the rules among these that the explorer looks at. Raises UserError."""
-    given = text.split(",")
     without(given)  # which knows all rules
     names = frozenset(given)
     if "documented" in names:
         names |= {*DOCUMENTED}
     if not names & LOOKED_AT:
         raise UserError(
-            f"{text}: the explorer looks at rules of Session, and at the order of HELLOs"
+            f"{','.join(given)}: the explorer looks at rules of Session, and at the order of HELLOs"
         )
     return names & LOOKED_AT
 
@@ -759,7 +758,11 @@ def main() -> int:
     parser = Parser("What an adversary finds that tries everything.")
     which = parser.add_mutually_exclusive_group()
     which.add_argument(
-        "--without", type=rule_list, metavar="A,B", help="take these rules out, and tell a story"
+        "--without",
+        type=rule_list,
+        action="extend",
+        metavar="A,B",
+        help="take these rules out, and tell a story",
     )
     which.add_argument("--sets", action="store_true", help="the same for all minimal sets")
     parser.add_argument(

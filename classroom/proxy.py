@@ -563,7 +563,7 @@ def main() -> int:
         reach(server).close()
         return sit_down(Table(options.listen, server, options.keylog), commands)
     told: list[Callable[[str], None]] = []  # the table, which needs the pair's address first
-    names = options.without or ""
+    names = ",".join(options.without or [])
     with OwnPair(names, lambda text: told[0](text), not options.deadlines) as pair:
         table = Table(options.listen, pair.address, options.keylog, pair)
         told.append(table.tell)
@@ -591,6 +591,7 @@ def read_options() -> argparse.Namespace:
     parser.add_argument(
         "--without",
         type=rule_list,
+        action="extend",
         metavar="A,B",
         help="bring a server and a client that lack these rules; attacks.py --rules names them",
     )

@@ -6,7 +6,6 @@ import contextlib
 import itertools
 import os
 import re
-import shlex
 import subprocess
 import sys
 import tempfile
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from classroom.demo import ROOT, Crew
+from lab.screen import as_typed
 from program import Parser, UserError, escaped, reason_of
 
 COLUMNS = 79
@@ -63,7 +63,7 @@ class Programs(Crew):
     def begin(self, name: str, program: str, *words: str | Path) -> None:
         """Start a program of ours in our folder, and show the command; it can be typed into."""
         self.ended.discard(name)
-        command = " ".join(["$", program, *(shlex.quote(str(word)) for word in words)])
+        command = " ".join(["$", program, *(as_typed(word) for word in words)])
         indent = " " * 6
         print(
             textwrap.fill(command, COLUMNS, subsequent_indent=indent, break_on_hyphens=False),
@@ -202,7 +202,11 @@ def perform(name: str, description: str, things: str, play: Callable[[Path], lis
         help=f"make this folder, and leave everything there: {things}",
     )
     options = parser.options()
-    with kept(options.keep) if options.keep else tempfile.TemporaryDirectory() as folder:
+    with (  # on Windows a killed program may hold its folder a moment longer
+        kept(options.keep)
+        if options.keep
+        else tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+    ) as folder:
         problems = play(Path(folder))
     for problem in problems:
         print(f"PROBLEM: {problem}")

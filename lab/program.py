@@ -6,7 +6,6 @@ import argparse
 import importlib
 import json
 import logging
-import shlex
 import sys
 import textwrap
 import traceback
@@ -22,7 +21,7 @@ from lab.events import KINDS, Step, event_of, parsed, run_of, shown
 from lab.frames import Frame, Log
 from lab.observer import Event, Observer
 from lab.rules import Names, expanded, glossary, rule_list
-from lab.screen import columns, painted, wrapped
+from lab.screen import as_typed, columns, painted, wrapped
 from lab.verdict import Result, judge, should_win, summary
 from program import (
     Parser,
@@ -100,7 +99,11 @@ def parse(program: Program) -> tuple[argparse.Namespace, list[Attack]]:
     parser.add_argument("-v", "--verbose", action="store_true", help="all attacks in detail")
     parser.add_argument("--step", action="store_true", help="wait for Enter before each attack")
     parser.add_argument(
-        "--without", type=rule_list, metavar="A,B", help="take rules out of the lab's endpoints"
+        "--without",
+        type=rule_list,
+        action="extend",
+        metavar="A,B",
+        help="take rules out of the lab's endpoints",
     )
     parser.add_argument("--rules", action="store_true", help="name what --without takes, and stop")
     program.add_flags(parser)
@@ -199,7 +202,7 @@ class Teller:
 
     def _conclude(self, result: Result, lab: Stage, rounds: int) -> None:
         attack = result.attack
-        own = ["--file", shlex.quote(self._options.file)] if self._options.file else []
+        own = ["--file", as_typed(self._options.file)] if self._options.file else []
         ended = [
             {"event": "ended", "by": who, "error": type(error).__name__}
             for who, errors in endings(lab.outcome).items()
@@ -212,7 +215,7 @@ class Teller:
             "story": attack.story,
             "claim": attack.family,
             "noticed": attack.noticed,
-            "without": self._options.without or "",
+            "without": ",".join(self._options.without or []),
             "again": " ".join([lab.again, *own]).strip(),
             "bystanders": rounds,
         }
@@ -229,7 +232,7 @@ def play_all(
     taken: Names = frozenset()
     if options.without is not None:
         weakened = program.insecure()
-        taken = expanded(options.without.split(","), weakened.DOCUMENTED)
+        taken = expanded(options.without, weakened.DOCUMENTED)
         parts = weakened.without(taken)
     found = read_sets(program.sets) if taken and program.sets else Sets(0, {}, {})
     results: list[Result] = []

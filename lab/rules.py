@@ -52,12 +52,12 @@ def lacking(part: type, rules: Sequence[type], *extra: type) -> Any:
 
 
 @flag_type("a list of rules like tag,echo")
-def rule_list(text: str) -> str:
-    """Return the value of --without, without the blanks in it. Raises WrongValue."""
+def rule_list(text: str) -> list[str]:
+    """Return the rules that one --without names. Raises WrongValue."""
     names = [name.strip() for name in text.split(",")]
     if not all(names):  # as in --without tag, echo
         raise ValueError(text)
-    return ",".join(names)
+    return names
 
 
 def glossary(rules: Rules, documented: Sequence[str]) -> Iterator[str]:

@@ -1,9 +1,14 @@
-"""Colours and width on a terminal; in a pipe nothing is coloured, and lines have 79 columns."""
+"""Colours and width on a terminal; in a pipe nothing is coloured, and lines have 79 columns.
+
+And commands that are shown, to be typed again.
+"""
 
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
+import subprocess
 import sys
 import textwrap
 
@@ -49,6 +54,12 @@ def is_coloured() -> bool:
 def painted(text: str, kind: str) -> str:
     """Return text in the colour of a kind, one of COLOURS, where there are colours."""
     return f"\x1b[{COLOURS[kind]}m{text}\x1b[0m" if is_coloured() else text
+
+
+def as_typed(word: str | os.PathLike[str]) -> str:
+    """Return a word as one types it in a command, on Windows or at a POSIX shell."""
+    text = os.fspath(word)
+    return subprocess.list2cmdline([text]) if sys.platform == "win32" else shlex.quote(text)
 
 
 def passing(text: str) -> None:

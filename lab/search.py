@@ -36,6 +36,7 @@ Task = tuple[Names, tuple[str, ...]]  # what to take out, and the attacks to try
 Found = dict[str, list[Names]]  # the minimal sets, by attack
 Order = TypeVar("Order")  # what a worker is given
 Done = TypeVar("Done")
+MOST_WORKERS = 60  # Windows cannot wait for the ends of many more
 TRIES = 3  # garbage may look valid by chance: a set has to win every time
 
 
@@ -266,7 +267,7 @@ def workers(
 
     Their labs' folders are in one of the parent's, because a worker may be killed at any time.
     """
-    count = per_core * (os.cpu_count() or 1)
+    count = min(per_core * (os.cpu_count() or 1), MOST_WORKERS)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         with starting():
             pool = SPAWN.Pool(count, begin, (folder, prepare, *arguments))

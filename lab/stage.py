@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import itertools
 import queue
-import shlex
 import threading
 import time
 from collections import Counter
@@ -25,6 +24,7 @@ from endpoint import DEMO_KEYS, OPCODE_NAMES
 from lab.catalogue import Attack, Evidence, run_outside
 from lab.frames import Frame, Log, recorder
 from lab.observer import Observer
+from lab.screen import as_typed
 from lab.tcp import TcpStage
 from program import UserError, host_and_port_of
 from protocol_fsm import (
@@ -164,7 +164,7 @@ class Lab(TcpStage):
         self._server: Server | None = None
         self.address = foreign or ("", 0)
         self.where = f"seed {seed}"
-        self.again = f"--seed {shlex.quote(seed)}"
+        self.again = f"--seed {as_typed(seed)}"
         if foreign is None:
             self._server = self._parts.server(
                 DEMO_KEYS, port=0, limits=LIMITS, record=self._see, new_session=self.new_session

@@ -576,6 +576,14 @@ def test_blanks_between_rules_do_not_matter() -> None:
 
 
 @pytest.mark.slow
+def test_rules_of_a_second_without_are_taken_out_too() -> None:
+    both = ("--without", "header-in-tag", "--without", "payload")
+    done = run_attacks(*both, "--json", "swap-opcode")
+    assert (done.returncode, done.stderr) == (1, "")
+    assert json.loads(done.stdout)["won"]
+
+
+@pytest.mark.slow
 def test_json_has_one_object_per_attack() -> None:
     results = [
         json.loads(line) for line in run_attacks("--json", "cut", "hold").stdout.splitlines()

@@ -270,6 +270,18 @@ def test_a_farewell_that_comes_while_a_file_is_waited_for_is_opened(
             channel.hear_before(file)
 
 
+def test_who_waits_for_a_file_ends_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    with channel_and_peer() as (channel, theirs, _), theirs.makefile() as file:
+
+        def wait(*_: object) -> list[list[int]]:
+            channel.request_end(Status.GOODBYE)
+            return [[], [], []]
+
+        monkeypatch.setattr(select, "select", wait)
+        with pytest.raises(EndRequested):
+            channel.hear_before(file)
+
+
 # Requests to end
 
 

@@ -119,8 +119,8 @@ def test_lines_of_json_stand_alone_and_keys_of_ones_own_are_not_warned_about(
     keys.chmod(0o600)
     with serving() as (server, _):
         words = ["--port", str(server.address[1]), "--keys", str(keys), "--values", "1"]
-        _, out, _ = run(*words, "--rounds", "1", "--json")
-        assert json.loads(out)["sum"] == 1
+        _, out, _ = run(*words, "--values", "2", "3", "--rounds", "1", "--json")
+        assert json.loads(out)["sum"] == 6
         _, out, _ = run(*words, "--rounds", "1")
         assert out.startswith("client 1: session with the server begun\nepoch 2 ")
 

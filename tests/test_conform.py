@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import math
 import os
 import re
 import secrets
 import shlex
 import signal
 import socket
+import struct
 import sys
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -19,8 +22,11 @@ from xml.etree import ElementTree
 
 import pytest
 
+import channel
+import client
 import server
-from classroom.conform.__main__ import ALL, junit, lines_of, main, parsed, run_all
+from channel import Channel
+from classroom.conform.__main__ import ALL, junit, lines_of, main, parsed, run_all, run_of
 from classroom.conform import targets
 from classroom.conform.checks import Result, Unable, read_skips
 from classroom.conform.client_checks import CLIENT, READINGS
@@ -46,20 +52,25 @@ from lab.weakened import RULES, without
 from program import NoConnection, UserError
 from protocol_fsm import (
     HEADER,
+    BadPayload,
     ClientData,
     ClientHello,
     ConnectionCut,
     DeadlineExpired,
     Direction,
     Header,
+    KeyDesync,
     LocalError,
     Message,
     Opcode,
     ProtocolError,
+    ServerAggrResponse,
     ServerChallenge,
     Session,
+    Status,
+    Terminate,
 )
-from server import Server, own_part
+from server import Contribution, Epoch, Epochs, Limits, Member, Roster, Server, own_part
 from tests.network import wait_until
 from tests.programs import ROOT, Done, Program, posix_only, run, running_server
 
@@ -148,6 +159,109 @@ class LongPadded(Session):
         return padded[: -padded[-1]]
 
 
+class ByteRound(Session):
+    """A session that reads one byte of the round."""
+
+    def _check_round(self, header: Header) -> None:
+        super()._check_round(header._replace(round_number=header.round_number % 256))
+
+
+class Picky(Session):
+    """A session that refuses a farewell that its peer never needs."""
+
+    def _check_payload(self, header: Header, plaintext: bytes) -> Message:
+        message = super()._check_payload(header, plaintext)
+        needless = Status.REPLACED if self.receives is Direction.C2S else Status.GOODBYE
+        if message == Terminate(needless):
+            raise BadPayload("another status", "this one")
+        return message
+
+
+class RoundZero(Session):
+    """A session whose farewells have the round 0."""
+
+    def seal(self, message: Message) -> bytes:
+        if isinstance(message, (Terminate, KeyDesync)):
+            self.fsm.round_number = 0
+        return super().seal(message)
+
+
+class Words(Session):
+    """A session whose integers have 64 bits."""
+
+    def _check_payload(self, header: Header, plaintext: bytes) -> Message:
+        message = super()._check_payload(header, plaintext)
+        if isinstance(message, ServerAggrResponse):
+            for value in message.aggregate.values():
+                if isinstance(value, int) and value >= 1 << 63:
+                    raise BadPayload("an integer of 64 bits", "a longer one")
+        return message
+
+
+class PerRead(Channel[Message]):
+    """A channel that gives each read the time of a whole frame."""
+
+    def _recv(self, wanted: int) -> bytes:
+        self._frame_begun = False
+        self._deadline = math.inf
+        return super()._recv(wanted)
+
+
+class RestartingWindow(Epochs):
+    """Epochs whose window begins with each report again."""
+
+    def contribute(self, contribution: Contribution, now: float) -> Epoch:
+        epoch = super().contribute(contribution, now)
+        epoch.deadline = now + 1.0
+        return epoch
+
+
+class Remembering(Epochs):
+    """Epochs that wait for the clients of every epoch before."""
+
+    def close_if_due(self, now: float) -> Epoch | None:
+        expected = self._expected
+        epoch = super().close_if_due(now)
+        self._expected = self._expected | expected
+        return epoch
+
+
+class Patient(Epochs):
+    """Epochs that always wait for their window."""
+
+    def close_if_due(self, now: float) -> Epoch | None:
+        is_early = self.current.number > 1 and now < self.current.deadline
+        return None if is_early else super().close_if_due(now)
+
+
+class ByConnection(Roster[Member]):
+    """A roster that numbers sessions by their connections."""
+
+    def arrive(self, stranger: Member) -> None:
+        super().number_hello(stranger)
+        super().arrive(stranger)
+
+    def number_hello(self, stranger: Member) -> None:
+        """It has a number."""
+
+
+class Forgetful(Roster[Member]):
+    """A roster in which the end of an older session removes a newer one."""
+
+    def leave(self, connection: Member) -> bool:
+        self.members.pop(connection.client_id, None)
+        return super().leave(connection)
+
+
+class Unkind(Roster[Member]):
+    """A roster that blames the stranger whom it evicts."""
+
+    def arrive(self, stranger: Member) -> None:
+        if len(self.strangers) == 64:
+            self.strangers[0].request_end(Status.VIOLATION)
+        super().arrive(stranger)
+
+
 class ClientHere(threading.Thread):
     """A client in a thread, with the exit codes of client.py."""
 
@@ -224,7 +338,13 @@ def seen_at(server: Any, name: str) -> bool:
 
 @pytest.mark.parametrize(
     ("session", "name"),
-    [(Undirected, "server/direction-alone"), (LongPadded, "server/padding-17")],
+    [
+        (Undirected, "server/direction-alone"),
+        (LongPadded, "server/padding-17"),
+        (ByteRound, "server/round-256"),
+        (Picky, "server/farewell-of-any-status"),
+        (RoundZero, "server/farewell-round"),
+    ],
 )
 def test_a_check_that_is_no_rule_names_what_is_wrong(session: type[Session], name: str) -> None:
     assert not seen_at(SimpleNamespace(server=Server, session=Session), name)
@@ -236,6 +356,7 @@ def test_a_check_that_is_no_rule_names_what_is_wrong(session: type[Session], nam
     [
         ("server/members-of-answer", "own_count", float),
         ("server/shared-epoch", "own_sum", lambda own_sum: own_sum + 0.025),
+        ("server/doubles", "own_sum", lambda own_sum: round(own_sum, 9)),
     ],
 )
 def test_an_answer_of_another_type_or_sum_is_named(
@@ -249,6 +370,111 @@ def test_an_answer_of_another_type_or_sum_is_named(
     assert not seen_at(honest, name)
     monkeypatch.setattr(server, "own_part", wrong)
     assert seen_at(honest, name)
+
+
+def seen_at_client(session: type[Session], name: str) -> bool:
+    """Return whether a check names what a client with such sessions does wrong."""
+    weak = Parts(session=session)
+    run = ClientRun(lambda address, n: ClientHere(weak, address, n), KEYS)
+    (result,) = run.results([CLIENT[name]])
+    return result.end == "failed"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("session", "name"),
+    [
+        (Picky, "client/farewell-of-any-status"),
+        (RoundZero, "client/farewell-round"),
+        (Words, "client/long-integer"),
+    ],
+)
+def test_a_check_that_is_no_rule_names_what_is_wrong_with_a_client(
+    session: type[Session], name: str
+) -> None:
+    assert not seen_at_client(Session, name)
+    assert seen_at_client(session, name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("drain_s", [0.0, 3.0])
+def test_an_end_that_closes_too_early_or_too_late_after_its_farewell_is_named(
+    drain_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(channel, "DRAIN_S", drain_s)
+    assert seen_at(Parts(), "server/half-close")
+    assert seen_at_client(Session, "client/half-close")
+
+
+@pytest.mark.slow
+def test_an_end_that_gives_each_read_the_time_of_a_frame_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(server, "Channel", PerRead)
+    monkeypatch.setattr(client, "Channel", PerRead)
+    assert seen_at(Parts(), "server/trickling-frame")
+    assert seen_at_client(Session, "client/trickling-answer")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("epochs", "name"),
+    [
+        (RestartingWindow, "server/window-of-first-report"),
+        (Remembering, "server/window"),
+        (Patient, "server/shared-epoch"),
+    ],
+)
+def test_epochs_that_close_late_are_named(
+    epochs: type[Epochs], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "Epochs", epochs)
+    assert seen_at(Parts(), name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("roster", "name"),
+    [
+        (ByConnection, "server/order-of-hellos"),
+        (Forgetful, "server/replaced"),
+        (Unkind, "server/stranger-65"),
+    ],
+)
+def test_a_roster_that_mixes_up_sessions_is_named(
+    roster: type[Roster[Member]], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Server, "roster_class", roster)
+    assert seen_at(Parts(), name)
+
+
+@pytest.mark.slow
+def test_a_stranger_whose_time_begins_with_its_hello_is_named() -> None:
+    late = functools.partial(Server, limits=Limits(stranger_timeout_s=14.0))
+    honest = SimpleNamespace(server=late, session=Session)
+    assert seen_at(honest, "server/stranger-without-report")
+
+
+@pytest.mark.slow
+def test_every_wrong_payload_is_named_where_the_rule_is_missing() -> None:
+    at_server = ["lowest-long", "wrapped", "plus", "point", "suffix", "arabic-digit", "form-feed"]
+    at_client = ["control", "escape", "form-feed", "integer", "challenge-status", "farewell-status"]
+    names = {f"server/{name}" for name in at_server} | {f"client/{name}" for name in at_client}
+    assert failing(results_without("payload", names=names)) == names
+
+
+@pytest.mark.parametrize("side", ["--server-cmd", "--client"])
+def test_the_ids_of_a_run_are_too_large_for_a_signed_byte(side: str) -> None:
+    options = parsed([side, "x {port} {keys} {readings}"])
+    with run_of(options) as run:
+        keys = run._keys if isinstance(run, ClientRun) else run._servers.keys
+        assert min(keys) > 127
+
+
+def test_readings_show_whether_a_client_rounds_them() -> None:
+    for reading in READINGS[1:]:
+        (single,) = struct.unpack("f", struct.pack("f", reading))
+        assert reading not in (single, round(reading, 3))
 
 
 @pytest.mark.slow

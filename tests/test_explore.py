@@ -581,6 +581,7 @@ def test_one_story_from_end_to_end_through_a_pipe() -> None:
     [
         (["--without", "stranger-cap"], "stranger-cap"),
         (["--without", "nonsense"], "nonsense"),
+        (["--without", "nonsense", "--without", "tag"], "nonsense"),
         (["--without", "tag", "--sets"], "--sets"),
         (["--states", "0"], "--states"),
     ],

@@ -21,7 +21,7 @@ from classroom.keylog import (
     plaintext_of,
     read_keylog,
 )
-from endpoint import DEMO_KEYS, EndpointParser, session_factory
+from endpoint import DEMO_KEYS, EndpointParser, open_key_log, session_factory
 from program import UserError
 from protocol_fsm import (
     BadTag,
@@ -320,6 +320,24 @@ def test_half_a_line_is_skipped(tmp_path: Path) -> None:
     said: list[str] = []
     assert read_keylog(tmp_path / "log", said.append) == parse_keylog(GOOD)[0]
     assert said == [f"{tmp_path / 'log'}: skipped line 2, which cannot be in a key log"]
+
+
+def test_no_line_is_written_in_pieces_or_gets_another_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in the text mode of Windows, which O_BINARY switches off."""
+    asked: list[int] = []
+    opened = os.open
+
+    def watched(path: str, flags: int, mode: int) -> int:
+        asked.append(flags)
+        return opened(path, flags, mode)
+
+    binary = os.O_NONBLOCK  # which has no effect on a file
+    monkeypatch.setattr(os, "O_BINARY", binary, raising=False)
+    monkeypatch.setattr(os, "open", watched)
+    open_key_log(str(tmp_path / "log"))("line\n")
+    assert asked[0] & binary
 
 
 def test_what_is_written_behind_half_a_line_begins_on_a_new_one(

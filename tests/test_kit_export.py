@@ -425,6 +425,16 @@ def test_the_checker_refuses_a_task_that_there_is_not(word: str) -> None:
 
 
 @pytest.mark.slow
+def test_the_checker_shows_a_letter_that_the_output_lacks(tmp_path: Path) -> None:
+    """As that of Windows does in a pipe, and the checker reads what it has printed from one."""
+    (tmp_path / "check.py").write_bytes((ROOT / export.CHECKER).read_bytes())
+    (tmp_path / "crypto_utils.py").write_text(r"raise ValueError('\U0001f600')", "ascii")
+    done = run(tmp_path / "check.py", 1, env={"PYTHONIOENCODING": "cp1252"})
+    told = r" 1 padding                ValueError: \U0001f600 (crypto_utils.py line 1)"
+    assert (done.stdout, done.stderr) == (f"{told}\n", "")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("chosen", "numbers"),
     [(ALICE, range(1, 14)), (BOB, (3, 7, 8)), (PLAIN, (3, 7, 8))],

@@ -27,6 +27,7 @@ from lab.observer import Observer
 from lab.program import Program, Teller, details
 from lab.proxy import Proxy
 from lab.rules import chosen, glossary, lacking, require_loopback, rule_list
+from lab.screen import as_typed
 from lab.verdict import judge, should_win, summary
 from program import UserError
 from protocol_fsm import BadTag, ConnectionCut, LocalError, Session, UnexpectedOpcode, Watchers
@@ -288,6 +289,13 @@ def test_a_line_is_escaped_before_it_is_coloured(
     lab.teller.play(catalogued(passes), lab)
     line = f"{catalogued(passes).story:<53}WON: \\x1b[2J"
     assert capsys.readouterr().out == f"\x1b[1;31m{line}\x1b[0m\n"
+
+
+def test_a_command_is_shown_as_it_is_typed_on_this_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "linux")
+    assert (as_typed(Path("my own.py")), as_typed("own.py")) == ("'my own.py'", "own.py")
+    monkeypatch.setattr(sys, "platform", "win32")
+    assert (as_typed("my own.py"), as_typed(r"sub\own.py")) == ('"my own.py"', r"sub\own.py")
 
 
 @pytest.mark.parametrize("columns", [79, 119])
@@ -836,7 +844,7 @@ def test_what_rules_mean_stands_in_their_classes() -> None:
 
 @pytest.mark.parametrize("text", ["", ",", "tag,", "tag,,echo", " , "])
 def test_a_list_of_rules_without_a_name_in_it_is_refused(text: str) -> None:
-    assert rule_list(" tag , echo") == "tag,echo"
+    assert rule_list(" tag , echo") == ["tag", "echo"]
     with pytest.raises(ValueError):
         rule_list(text)
 

@@ -274,6 +274,18 @@ def test_the_bytes_of_the_lesson_are_those_of_the_readme() -> None:
     assert "](../README.md#one-real-session)" in LESSON
 
 
+def test_all_that_the_blocks_need_is_installed_before_class() -> None:
+    before, _, rest = LESSON.partition("## Before class")[2].partition("\n## ")
+    named = re.findall(r"`(\S*requirements\S*\.txt)`", before)
+    assert {*named} == {
+        "requirements-evidence.txt",
+        "requirements-notebook.txt",
+        "classroom/live/requirements.txt",
+    }
+    assert all((ROOT / name).is_file() for name in named)
+    assert "pip install" not in rest
+
+
 def test_the_installation_is_that_of_the_readme() -> None:
     assert all(f"\n{line}\n" in README and f"\n{line}\n" in LESSON for line in INSTALLING)
 

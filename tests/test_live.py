@@ -1238,7 +1238,7 @@ def test_an_attack_that_has_only_begun_is_a_run_without_rows() -> None:
     with pytest.raises(UserError, match="no attack is named 'nonsense'"):
         plays.play(["nonsense"], "")
     assert plays.run_view() is None
-    plays._teller = QuietTeller("", Feeds())
+    plays._teller = QuietTeller([], Feeds())
     plays._begin = 0
     assert plays.run_view() == {"shown": 0, "now": "", "rows": [], "attack": ""}
 

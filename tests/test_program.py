@@ -655,6 +655,31 @@ def test_an_endless_line_is_one_sentence() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (2, "", f"-c: {words}\n")
 
 
+PASSPHRASE_ON_WINDOWS = """
+import getpass, io, sys
+from program import prepare_streams
+from types import SimpleNamespace
+
+keys = iter("typed\\r")
+getpass.msvcrt = SimpleNamespace(getwch=lambda: next(keys), putwch=lambda letter: None)
+
+class Input(io.BytesIO):
+    def isatty(self):
+        return {is_terminal}
+
+sys.stdin = sys.__stdin__ = io.TextIOWrapper(Input(b"piped\\n"))
+prepare_streams()
+print(getpass.win_getpass())
+"""
+
+
+@pytest.mark.parametrize(("is_terminal", "read"), [(True, "typed\n"), (False, "piped\n")])
+def test_a_passphrase_typed_on_windows_is_not_shown(is_terminal: bool, read: str) -> None:
+    """It is read from the keyboard, without an echo; a passphrase in a pipe is read there."""
+    done = run("-W", "ignore", "-c", PASSPHRASE_ON_WINDOWS.format(is_terminal=is_terminal))
+    assert (done.returncode, done.stdout) == (0, read)
+
+
 def test_what_libraries_say_to_programmers_is_not_shown() -> None:
     call = "from program import run_program; run_program(lambda: warnings.warn('old') or 0)"
     done = run("-c", f"import warnings; {call}")

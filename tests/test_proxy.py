@@ -833,6 +833,8 @@ def test_flags_choose_the_server_or_the_pair(
     monkeypatch.setattr("classroom.proxy.OwnPair", lambda names, say, wait: refuse(names, wait))
     assert proxy(capfd).stderr == "proxy.py: (('127.0.0.1', 9999),)\n"
     assert proxy(capfd, "--without", "tag").stderr == "proxy.py: ('tag', True)\n"
+    twice = ("--without", "tag", "--without", "echo")
+    assert proxy(capfd, *twice).stderr == "proxy.py: ('tag,echo', True)\n"
     assert proxy(capfd, "--own", "--deadlines").stderr == "proxy.py: ('', False)\n"
     monkeypatch.setattr(sys, "argv", ["proxy.py"])
     assert read_options().listen == 9000

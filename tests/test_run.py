@@ -664,6 +664,14 @@ def test_an_encoding_or_warnings_of_the_user_hide_no_package(
 
 
 @pytest.mark.slow
+def test_letters_that_the_locale_lacks_are_read_as_they_were_printed() -> None:
+    """As those of a folder's name in an error, on Windows."""
+    call = "import run, sys; print(ascii(run.quietly([sys.executable, '-c', 'print(chr(252))'])))"
+    plain = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    assert run_program("-c", call, env=plain).stdout == "(0, '\\xfc\\n', '')\n"
+
+
+@pytest.mark.slow
 def test_modules_where_the_user_is_hide_none_of_python(
     run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,9 +13,11 @@ import time
 from collections.abc import Callable
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+import lab.search
 from lab.rules import Names
 from lab.search import Found, Task, Tried, listening, search, table, tasks_of, workers
 from program import UserError
@@ -162,6 +164,22 @@ def test_ctrl_c_is_for_the_parent_alone_from_the_first_moment_of_a_worker() -> N
         held_back = pool.apply(signal.pthread_sigmask, (signal.SIG_BLOCK, ()))
     assert signal.SIGINT in held_back
     assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
+def test_a_machine_with_many_cores_has_no_more_workers_than_windows_can_wait_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    started: list[int] = []
+
+    def pool(count: int, *_: object) -> ThreadPool:
+        started.append(count)
+        return ThreadPool(1)
+
+    monkeypatch.setattr(lab.search, "SPAWN", SimpleNamespace(Pool=pool))
+    monkeypatch.setattr(os, "cpu_count", lambda: 24)
+    with workers(1), workers(3):
+        pass
+    assert started == [24, 60]
 
 
 @pytest.mark.slow

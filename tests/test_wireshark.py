@@ -577,34 +577,49 @@ def test_every_attack_is_clean_tcp_and_shows_what_the_log_has(tmp_path: Path) ->
     )
 
 
+def typed(line: str, folder: Path) -> str:
+    """Type a command of the README in that folder, with tshark for wireshark; return its output."""
+    program, *words = re.sub(r"^wireshark (.*) (\S+)$", r"tshark -r \2 \1", line).split()
+    words = [
+        str(FOLDER.parent.parent / word)
+        if word.endswith(".py")
+        else word.replace("classroom/wireshark", str(FOLDER))
+        for word in words
+    ]
+    done = subprocess.run(
+        [sys.executable if program == "python" else program, *words],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(FOLDER.parent.parent)},
+        text=True,
+        capture_output=True,
+        timeout=2 * TIMEOUT_S,
+        check=False,
+    )
+    assert done.returncode == 0, (line, done.stderr)
+    return done.stdout
+
+
 @slow
 @posix_only
 def test_the_commands_of_the_readme_work(tmp_path: Path) -> None:
     blocks = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
     assert len(blocks) == 4
     (tmp_path / "keys.log").write_text("")
-    environment = {**os.environ, "PYTHONPATH": str(FOLDER.parent.parent)}
-    for line in (blocks[0] + blocks[3]).splitlines():  # the others need a port of their own
-        program, *words = line.replace("wireshark -X", "tshark -r run.pcapng -X").split()
-        words = [
-            str(FOLDER.parent.parent / word)
-            if word.endswith(".py")
-            else word.replace("classroom/wireshark", str(FOLDER))
-            for word in words
-        ]
-        words = words[:-1] if program == "tshark" else words
-        done = subprocess.run(
-            [sys.executable if program == "python" else program, *words],
-            cwd=tmp_path,
-            env=environment,
-            text=True,
-            capture_output=True,
-            timeout=2 * TIMEOUT_S,
-            check=False,
-        )
-        assert done.returncode == 0, (line, done.stderr)
-        assert ("SecLab" in done.stdout) == (program == "tshark")
+    for line in (blocks[0] + blocks[3]).splitlines():
+        output = typed(line, tmp_path)
+        assert ("SecLab" in output) == line.startswith("wireshark")
     assert b"<h2" in (tmp_path / "run.html").read_bytes()
+
+
+@slow
+@posix_only
+def test_the_readme_shows_an_attack_on_your_server_with_plaintexts(tmp_path: Path) -> None:
+    server, *rest = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)[2].splitlines()
+    flags = server.replace("keys.log", str(tmp_path / "keys.log")).split()[2:]
+    with running_server(*flags) as (_, port):
+        outputs = [typed(line.replace(":9999", f":{port}"), tmp_path) for line in rest]
+    assert "Body: [100.0,20.5,21.0,22.5]" in outputs[-1]
+    assert "Verdict: refused by the server: BadTag" in outputs[-1]
 
 
 @slow

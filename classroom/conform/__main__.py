@@ -67,7 +67,8 @@ def run_of(options: argparse.Namespace) -> Iterator[ServerRun | ClientRun]:
         return
     if options.keys:
         raise UserError("--keys goes with --server; for a command the key file is made here")
-    with Workshop(range(1, SESSIONS + 1)) as shop:
+    highest_ids = range(256 - SESSIONS, 256)  # which a signed byte does not hold
+    with Workshop(highest_ids) as shop:
         if options.client:
             clients = CommandClients(shop, options.client)
             yield ClientRun(clients.start, shop.keys)

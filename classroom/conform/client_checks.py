@@ -5,13 +5,25 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
+import sys
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Protocol
 
 from classroom.conform.checks import Checks
-from classroom.conform.peer import DESYNC, PATIENCE_S, TIMEOUT, VIOLATION, Mismatch, Peer, named
+from classroom.conform.peer import (
+    DESYNC,
+    PATIENCE_S,
+    TIMEOUT,
+    VIOLATION,
+    Mismatch,
+    Peer,
+    expect_timeout_of_trickle,
+    named,
+    require_half_close,
+    require_own_round,
+)
 from crypto_utils import NONCE_BYTES
 from lab.frames import flipped_bytes
 from protocol_fsm import (
@@ -27,7 +39,8 @@ from protocol_fsm import (
     Terminate,
 )
 
-READINGS = (20.5, -3.0, 7.0)  # three reports of one reading each
+READINGS = (20.5, -1e-09, 1234567.8912)  # three reports of one reading each
+MAX_DOUBLE = int(sys.float_info.max)
 CONNECT_S = 20.0  # until a client has been started and connects
 DONE, TERMINATED, CUT = 0, 1, 3  # exit codes, as client.py has them
 GOODBYE = "TERMINATE (GOODBYE)"
@@ -232,6 +245,15 @@ def challenge_length(trial: ClientTrial) -> None:
     refused(trial, peer, peer.forged(Opcode.SERVER_CHALLENGE, echoed + bytes(NONCE_BYTES + 1)))
 
 
+@check("3.3")
+def challenge_status(trial: ClientTrial) -> None:
+    """A SERVER_CHALLENGE with another status than OK is refused silently."""
+    peer = trial.greeted()
+    nonces = peer.plaintexts[0][:NONCE_BYTES] + bytes(NONCE_BYTES)
+    challenge = peer.forged(Opcode.SERVER_CHALLENGE, b"", plaintext=b"\1" + nonces)
+    refused(trial, peer, challenge)
+
+
 @check("3.5")
 def answer_first(trial: ClientTrial) -> None:
     """An answer in place of the SERVER_CHALLENGE is refused silently."""
@@ -347,6 +369,7 @@ def padding(trial: ClientTrial) -> None:
 def status(trial: ClientTrial) -> None:
     """An answer with another status than OK is refused."""
     refuses(trial, Opcode.SERVER_AGGR_RESPONSE, b"", plaintext=b"\1{}")
+    refuses(trial, Opcode.SERVER_AGGR_RESPONSE, b"", plaintext=b"\x80{}")
 
 
 REFUSED_BODIES = {
@@ -358,6 +381,10 @@ REFUSED_BODIES = {
     "overflow": (b'{"sum":-1e999}', "A number that overflows a double is refused"),
     "surrogate": (b'{"note":"\\ud800"}', "An unpaired escaped surrogate is refused"),
     "surrogate-name": (b'{"\\udfff":1}', "A name with an unpaired escaped surrogate is refused"),
+    "control": (b'{"note":"a\tb"}', "A control character that is not escaped is refused"),
+    "escape": (b'{"note":"\\u+0e9"}', "An escape without four hexadecimal digits is refused"),
+    "form-feed": (b"{}\f", "A form feed is no white space of JSON"),
+    "integer": (b'{"sum":%d}' % (MAX_DOUBLE + 1), "An integer above the largest double is refused"),
     "utf-8": (b'{"note":"\xc3"}', "Text that is not UTF-8 is refused"),
     "bom": (b"\xef\xbb\xbf{}", "A byte order mark is refused"),
     "body-65456": (b"{}".ljust(MAX_BODY + 1), "A body of 65,456 bytes is refused"),
@@ -379,6 +406,7 @@ TAKEN_BODIES = {
     "unknown-members": (b'{"note":"caf\xc3\xa9","none":null}', "Any members are accepted"),
     "repeated-members": (b'{"sum":{"a":true},"sum":[1,"2",null]}', "The last of its name counts"),
     "paired-surrogates": (b'{"note":"\\ud83d\\ude00"}', "A pair of escaped surrogates is text"),
+    "long-integer": (b'{"sum":%d}' % MAX_DOUBLE, "An integer may be as large as a double"),
     "body-65455": (b" { } ".ljust(MAX_BODY), "A body of 65,455 bytes is accepted"),
 }
 for name, (body, meaning) in TAKEN_BODIES.items():
@@ -407,6 +435,45 @@ def farewell_of_any_round(trial: ClientTrial) -> None:
     trial.expect_exit(TERMINATED)
 
 
+@check("3.3")
+def farewell_status(trial: ClientTrial) -> None:
+    """A farewell with a status that is illegal in it, or with a body, is refused."""
+    refuses(trial, Opcode.TERMINATE, b"", plaintext=b"\0")
+    refuses(trial, Opcode.TERMINATE, b"", plaintext=b"\6")
+    refuses(trial, Opcode.TERMINATE, b"", plaintext=b"\4\4")
+    refuses(trial, Opcode.KEY_DESYNC_ERROR, b"", plaintext=b"\1")
+
+
+@check("3.3")
+def farewell_of_any_status(trial: ClientTrial) -> None:
+    """A TERMINATE is accepted with each of its statuses, even with GOODBYE."""
+    for status in range(Status.GOODBYE, Status.TIMEOUT + 1):
+        peer = trial.reported()
+        peer.say_last(peer.forged(Opcode.TERMINATE, b"", plaintext=bytes([status])))
+        trial.expect_exit(TERMINATED)
+
+
+@check("3.5")
+def farewell_round(trial: ClientTrial) -> None:
+    """A farewell has the sender's own round in its header."""
+    peer = trial.reported()
+    peer.say_last(peer.forged(Opcode.SERVER_AGGR_RESPONSE, b"[]"), VIOLATION)
+    require_own_round(peer)
+
+
+@check("3.7")
+def half_close(trial: ClientTrial) -> None:
+    """After its farewell the client closes its sending half at once, the rest 0.25 s later."""
+
+    def refused() -> Peer:
+        peer = trial.reported()
+        peer.say(peer.forged(Opcode.SERVER_AGGR_RESPONSE, b"[]"))
+        peer.expect(VIOLATION)
+        return peer
+
+    require_half_close(refused)
+
+
 @check("3.6")
 def farewell_tag(trial: ClientTrial) -> None:
     """A farewell with a wrong tag is refused."""
@@ -432,6 +499,14 @@ def cut_in_frame(trial: ClientTrial) -> None:
     peer.finish()
     peer.expect_end()
     trial.expect_exit(CUT)
+
+
+@check("5")
+def trickling_answer(trial: ClientTrial) -> None:
+    """A frame has 2 s in all, even if a byte comes now and then."""
+    peer = trial.reported()
+    expect_timeout_of_trickle(peer)
+    trial.expect_failure()
 
 
 @check("5")

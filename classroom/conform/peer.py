@@ -11,6 +11,7 @@ import socket
 import struct
 import sys
 import time
+from collections.abc import Callable
 
 from crypto_utils import (
     AES_KEY_BYTES,
@@ -202,10 +203,55 @@ class Peer:
         if heard not in (CLOSED, RESET):
             raise Mismatch(CLOSED, named(heard))
 
+    def ends_s(self) -> tuple[float, float]:
+        """Return after how many seconds it sends no more, and when it takes no more (2 at most)."""
+        began = time.monotonic()
+        self.hear()
+        half_s = time.monotonic() - began
+        whole_s = half_s
+        with contextlib.suppress(OSError):
+            while whole_s < 2.0:
+                self.socket.sendall(b"\0")
+                time.sleep(0.02)
+                whole_s = time.monotonic() - began
+        return half_s, whole_s
+
     def say_last(self, message: Message | bytes, *farewell: str) -> None:
         """Send a message, and expect a farewell, if one is named, and the end. Mismatch."""
         self.say(message)
         self.expect_end(*farewell)
+
+
+def expect_timeout_of_trickle(peer: Peer) -> None:
+    """Send a byte of a frame now and then, and expect TIMEOUT all the same. Raises Mismatch."""
+    heard: str | Message = NOTHING
+    for byte in b"\0\x67" + bytes(5):
+        if heard == NOTHING:
+            peer.pour(bytes([byte]))
+            heard = peer.hear(0.6)
+    if heard != TIMEOUT:
+        raise Mismatch(TIMEOUT, named(heard))
+
+
+def require_own_round(peer: Peer) -> None:
+    """Require that the farewell that came last has its sender's round. Raises Mismatch."""
+    wanted = peer.session.round_number
+    got = HEADER.unpack_from(peer.heard[-1])[2]
+    if got != wanted:
+        raise Mismatch(f"a farewell of round {wanted}", f"one of round {got}")
+
+
+def require_half_close(refused: Callable[[], Peer]) -> None:
+    """Require that a farewell is followed by a half close, then a close. Raises Mismatch.
+
+    `refused` makes a connection on which the farewell has come. The best of three counts.
+    """
+    for _ in range(3):
+        half_s, whole_s = refused().ends_s()
+        if half_s < 0.2 and 0.1 < whole_s < 1.0:
+            return
+    ends = f"after {half_s:.2f} s, then none or the rest after {whole_s:.2f} s"
+    raise Mismatch("the end of the sending half at once, the rest after 0.25 s", ends)
 
 
 def opcode_of(message: bytes) -> str:

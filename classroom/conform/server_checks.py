@@ -23,6 +23,9 @@ from classroom.conform.peer import (
     VIOLATION,
     Mismatch,
     Peer,
+    expect_timeout_of_trickle,
+    require_half_close,
+    require_own_round,
 )
 from crypto_utils import NONCE_BYTES, TAG_BYTES
 from lab.frames import flipped_bytes
@@ -213,6 +216,14 @@ def three_rounds(trial: ServerTrial) -> None:
     peer.say_last(GOODBYE)
 
 
+@check("3.2", is_alone=True)
+def round_256(trial: ServerTrial) -> None:
+    """The round needs more than one byte of its four after round 255."""
+    peer = trial.stranger()
+    for _ in range(256):
+        round_trip(peer)
+
+
 @check("3.3")
 def fresh_nonce(trial: ServerTrial) -> None:
     """Each session has a new server nonce."""
@@ -257,6 +268,11 @@ TAKEN: dict[str, tuple[bytes, str, Sequence[float]]] = {
         "A number that is not an integer is compared as the nearest double",
         [1e15],
     ),
+    "doubles": (
+        b"[94.1,66.6,84.1]",
+        "Readings are added up as doubles, not as decimal numbers",
+        [94.1, 66.6, 84.1],
+    ),
     "tiny": (b"[1e-999, -0.0]", "A number too small for a double is 0", [0, 0]),
     "readings-1024": (
         b"[" + b"1," * 1_023 + b"1]",
@@ -274,6 +290,8 @@ for name, (spelled, meaning, values) in TAKEN.items():
 REFUSED_BODIES = {
     "above-limit": (b"[1000000000000001]", "An integer above 1e15 is refused"),
     "below-limit": (b"[-1000000000000000.2]", "A number below -1e15 is refused"),
+    "lowest-long": (b"[-9223372036854775808]", "The lowest integer of 64 bits is refused"),
+    "wrapped": (b"[18446744073709551617]", "An integer of 65 bits, the last of them 1, is refused"),
     "overflow": (b"[1e400]", "A number that overflows a double is refused"),
     "nan": (b"[NaN]", "NaN is refused"),
     "infinity": (b"[-Infinity]", "Infinity is refused"),
@@ -286,6 +304,11 @@ REFUSED_BODIES = {
     "nothing": (b"", "An empty body is no JSON"),
     "comma": (b"[1,]", "A comma at the end is no JSON"),
     "leading-zero": (b"[01]", "A leading zero is no JSON"),
+    "plus": (b"[+1]", "A plus sign before a number is no JSON"),
+    "point": (b"[1.]", "A point without a digit after it is no JSON"),
+    "suffix": (b"[1d]", "A letter after a number is no JSON"),
+    "arabic-digit": ("[\u0661]".encode(), "Only the ASCII digits are JSON"),
+    "form-feed": (b"[1\f]", "A form feed is no white space of JSON"),
     "rest": (b"[1] 2", "Nothing may follow the array"),
     "utf-16": ("[1]".encode("utf-16-le"), "JSON is UTF-8"),
     "bom": (b"\xef\xbb\xbf[1]", "A byte order mark is refused"),
@@ -522,6 +545,22 @@ def goodbye(trial: ServerTrial) -> None:
         peer.say_last(farewell)
 
 
+@check("3.3")
+def farewell_of_any_status(trial: ServerTrial) -> None:
+    """A TERMINATE is accepted with each of its statuses, even with those of servers."""
+    for status in range(Status.GOODBYE, Status.TIMEOUT + 1):
+        peer = trial.stranger()
+        peer.say_last(peer.forged(Opcode.TERMINATE, bytes([status])))
+
+
+@check("3.5")
+def farewell_round(trial: ServerTrial) -> None:
+    """A farewell has the sender's own round in its header."""
+    peer = trial.member()
+    peer.say_last(flipped_bytes(forged_report(peer, b"[1]"), LAST_BYTE), VIOLATION)
+    require_own_round(peer)
+
+
 @check("3.5")
 def farewell_of_any_round(trial: ServerTrial) -> None:
     """A farewell is accepted with any round in its header."""
@@ -539,6 +578,19 @@ def drain(trial: ServerTrial) -> None:
     peer.pour(bytes(400_000))  # closing before it is read would reset the connection
     peer.expect(VIOLATION)
     peer.expect(CLOSED)
+
+
+@check("3.7")
+def half_close(trial: ServerTrial) -> None:
+    """After its farewell the server closes its sending half at once, the rest 0.25 s later."""
+
+    def refused() -> Peer:
+        peer = trial.stranger()
+        peer.say(flipped_bytes(forged_report(peer, b"[1]"), LAST_BYTE))
+        peer.expect(VIOLATION)
+        return peer
+
+    require_half_close(refused)
 
 
 @check("3.7")
@@ -583,9 +635,11 @@ def replayed_session(trial: ServerTrial) -> None:
 def replaced(trial: ServerTrial) -> None:
     """A newer session of an id, once established, ends the older one with REPLACED."""
     older = trial.member()
-    newer = trial.member()
-    older.expect_end(REPLACED)
-    round_trip(newer)
+    for _ in range(2):  # the end of an older session must not hide the newer one
+        newer = trial.member()
+        older.expect_end(REPLACED)
+        older = newer
+    round_trip(older)
 
 
 @check("5")
@@ -594,6 +648,17 @@ def hello_replaces_nobody(trial: ServerTrial) -> None:
     older = trial.member()
     trial.stranger()
     round_trip(older)
+
+
+@check("5")
+def order_of_hellos(trial: ServerTrial) -> None:
+    """The newer session is the one with the later CLIENT_HELLO, not with the later connection."""
+    newer = trial.connect()
+    older = trial.member()
+    newer.say(ClientHello())
+    newer.expect_message(Opcode.SERVER_CHALLENGE)
+    round_trip(newer)
+    older.expect_end(REPLACED)
 
 
 @check("5")
@@ -636,6 +701,12 @@ def slow_frame(trial: ServerTrial) -> None:
 
 
 @check("5")
+def trickling_frame(trial: ServerTrial) -> None:
+    """A frame has 2 s in all, even if a byte comes now and then."""
+    expect_timeout_of_trickle(trial.member())
+
+
+@check("5")
 def slow_hello(trial: ServerTrial) -> None:
     """A CLIENT_HELLO has 2 s from its first byte to its last; then comes a silent close."""
     peer = trial.connect()
@@ -651,19 +722,25 @@ def silent_stranger(trial: ServerTrial) -> None:
 
 @check("5")
 def stranger_without_report(trial: ServerTrial) -> None:
-    """A session without a report has 10 s; then comes TIMEOUT."""
-    took(trial.stranger(), 9.0, 13.0, TIMEOUT)
+    """A session without a report has 10 s from its connection on; then comes TIMEOUT."""
+    peer = trial.connect()
+    require(peer.hear(4.0) == NOTHING, "silence for 4 s", "something else")
+    peer.say(ClientHello())
+    peer.expect_message(Opcode.SERVER_CHALLENGE)
+    took(peer, 5.0, 8.5, TIMEOUT)
 
 
 @check("5", is_alone=True)
 def stranger_65(trial: ServerTrial) -> None:
-    """The 65th stranger evicts the oldest, and nobody else."""
+    """Each stranger beyond 64 evicts the oldest, and nobody else."""
     member = trial.member()
-    oldest = trial.connect()
+    silent = trial.connect()
+    oldest = trial.stranger(trial.others[0])
     others = [trial.connect() for _ in range(MAX_STRANGERS)]
-    oldest.expect_end()
+    silent.expect_end()
+    oldest.expect_end(TIMEOUT)
     for other in others:
-        require(other.hear(0.01) == NOTHING, "63 strangers that stay", "one that was evicted")
+        require(other.hear(0.01) == NOTHING, "64 strangers that stay", "one that was evicted")
     round_trip(member)
 
 
@@ -690,19 +767,24 @@ def members_of_answer(trial: ServerTrial) -> None:
 @check("4", is_alone=True)
 def shared_epoch(trial: ServerTrial) -> None:
     """All members of an epoch get the same shared part, which adds up their readings."""
-    one, other = trial.client_id, trial.others[0]
-    peers = {number: trial.stranger(number) for number in (one, other)}
-    first = round_trip(peers[one], [1e15, 0.1, -1e15])
-    same(first, epoch=1, participants=[one], count=3, sum=0.1, min=-1e15, max=1e15)
-    same(first, own_sum=0.1, own_share=1)
-    peers[other].say(ClientData([4]))
-    require(peers[other].hear(0.2) == NOTHING, "an epoch that waits for its members", "an answer")
-    both = [round_trip(peers[one], [1, 3]), answer_to(peers[other])]
-    everybody = sorted([one, other])
-    for told, share in zip(both, (0.5, 0.5)):
-        same(told, epoch=2, participants=[*everybody], count=3, sum=8, min=1, max=4)
-        same(told, own_share=share)
-        require(told.get("mean") == 8 / 3, "mean 8 / 3", told.get("mean"))
+    one, two, three = everybody = [trial.client_id, *trial.others[:2]]
+    peers = {number: trial.stranger(number) for number in everybody}
+    first = round_trip(peers[one], [1e15, 0.1, 1e-30, -1e15, -0.1])
+    same(first, epoch=1, participants=[one], count=5, sum=1e-30, mean=1e-30 / 5, min=-1e15)
+    same(first, max=1e15, own_sum=1e-30, own_share=1)
+    for epoch, sign in ((2, 1), (3, -1)):
+        peers[three].say(ClientData([]))
+        peers[two].say(ClientData([4 * sign]))
+        require(peers[two].hear(0.2) == NOTHING, "an epoch that waits for its members", "an answer")
+        began = time.monotonic()
+        told = [round_trip(peers[one], [sign, 3 * sign]), answer_to(peers[two])]
+        told.append(answer_to(peers[three]))
+        waited_s = time.monotonic() - began
+        require(waited_s < 0.8, "all answers at once", f"the last after {waited_s:.1f} s")
+        lowest, highest = sorted([sign, 4 * sign])
+        for part, share in zip(told, (0.5, 0.5, 0)):
+            same(part, epoch=epoch, participants=[*sorted(everybody)], count=3, sum=8 * sign)
+            same(part, mean=8 * sign / 3, min=lowest, max=highest, own_share=share)
 
 
 def same(told: Answer, **wanted: Json) -> None:
@@ -746,7 +828,30 @@ def window(trial: ServerTrial) -> None:
     one.say(REPORT)
     waited_s = answered_alone(one)
     require(waited_s > 0.5, "an answer after the window", f"one after {waited_s:.1f} s")
+    one.say(REPORT)
+    waited_s = answered_alone(one)
+    require(waited_s < 0.8, "no wait for a client of older epochs", f"{waited_s:.1f} s of it")
     round_trip(other)
+
+
+@check("4", is_alone=True)
+def window_of_first_report(trial: ServerTrial) -> None:
+    """The window of an epoch begins with its first report; later ones do not prolong it."""
+    one, other = pair(trial)
+    third = trial.stranger(trial.others[1])
+    third.say(REPORT)
+    require(third.hear(0.2) == NOTHING, "an epoch that waits for its members", "an answer")
+    one.say(REPORT)
+    other.say(REPORT)
+    for peer in (one, other, third):
+        answer_to(peer)
+    began = time.monotonic()
+    one.say(REPORT)
+    require(one.hear(0.8) == NOTHING, "an epoch that waits for its members", "an answer")
+    other.say(REPORT)
+    answer_to(one)
+    waited_s = time.monotonic() - began
+    require(waited_s < 1.5, "an answer after 1 s", f"one after {waited_s:.1f} s")
 
 
 @check("4", is_alone=True)

@@ -34,12 +34,12 @@ SETS = Path(LAB.data, "sets.json")
 class QuietTeller(Teller):
     """Keeps the event log of one attack, and prints nothing."""
 
-    def __init__(self, without: str, feeds: Feeds) -> None:
+    def __init__(self, without: Sequence[str], feeds: Feeds) -> None:
         options = argparse.Namespace(
             names=[], verbose=False, file=None, events=True, json=False, step=False, without=without
         )
         super().__init__(PROGRAM, options)
-        self.without = without
+        self.without = ",".join(without)
         self._feeds = feeds
 
     def log(self, deed: str, frame: Frame) -> None:
@@ -70,7 +70,7 @@ class Plays:
         self._stop.clear()
         taken = expanded(filter(None, without.split(",")), DOCUMENTED)
         parts = parts_without(taken) if taken else None
-        teller = QuietTeller(",".join(sorted(taken)), self._feeds)
+        teller = QuietTeller(sorted(taken), self._feeds)
         with Lab(secrets.token_hex(4), teller.log, parts, None, teller.observer) as lab:
             for name in names:
                 if self._stop.is_set():

@@ -31,7 +31,11 @@ def read_options() -> argparse.Namespace:
         help="of the page, on loopback; default any",
     )
     parser.add_argument(
-        "--without", type=rule_list, metavar="A,B", help="begin without these rules"
+        "--without",
+        type=rule_list,
+        action="extend",
+        metavar="A,B",
+        help="begin without these rules",
     )
     parser.add_argument(
         "--deadlines", action="store_true", help="begin with ends that do not wait for you"
@@ -56,7 +60,8 @@ async def show(room: Room, options: argparse.Namespace) -> None:
 def main() -> int:
     options = read_options()
     logging.disable()  # what is refused is on the page
-    with Room(options.without or "", not options.deadlines, options.inside) as room:
+    rules = ",".join(options.without or [])
+    with Room(rules, not options.deadlines, options.inside) as room:
         try:
             asyncio.run(show(room, options))
         except KeyboardInterrupt:

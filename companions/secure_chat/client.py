@@ -18,7 +18,6 @@ import argparse
 import contextlib
 import getpass
 import math
-import os
 import re
 import signal
 import sys
@@ -410,15 +409,14 @@ def ask(prompt: str) -> str:
     """Return a line from standard input, and read nothing beyond it. Raises EOFError, UserError."""
     print(prompt, end="", flush=True)
     line = b""
-    while not line.endswith(b"\n"):
-        byte = os.read(sys.stdin.fileno(), 1)
-        if not byte and not line:
-            raise EOFError
-        if not byte:
-            break
-        line += byte
-        if len(line) > MAX_ANSWER:
-            raise UserError(f"an answer has at most {MAX_ANSWER:,} bytes")
+    # os.read would give the letters of a Windows terminal in another encoding than that of stdin
+    with open(sys.stdin.fileno(), "rb", buffering=0, closefd=False) as stream:
+        while not line.endswith(b"\n") and (byte := stream.read(1)):
+            line += byte
+            if len(line) > MAX_ANSWER:
+                raise UserError(f"an answer has at most {MAX_ANSWER:,} bytes")
+    if not line:
+        raise EOFError
     try:
         return line.decode(sys.stdin.encoding).strip("\r\n")
     except UnicodeError:  # letters that are replaced would make many passwords one

@@ -31,9 +31,8 @@ def issue(
         made = certificate(
             own.key, own.certificate, role, address, key.public_key(), utc_now(), days
         )
-        Trust(own.pem.encode("ascii"), bytes).identify(
-            pem_of(made).decode("ascii"), role, address, utc_now()
-        )  # as every peer will
+        trust = Trust(own.pem.encode("ascii"), bytes)
+        trust.identify(pem_of(made).decode("ascii"), role, address, utc_now())  # as peers will
         save_new(certs, file_name(name), key, {f"{name}_cert.pem": pem_of(made)})
     except FileExistsError:
         raise UserError(

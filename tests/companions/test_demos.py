@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -104,6 +106,19 @@ def test_what_goes_wrong_is_told_and_the_folder_is_gone(
     assert capsys.readouterr().out.splitlines()[-1] == "PROBLEM: the sky fell"
     assert len({*folders}) == 2
     assert not any(folder.exists() for folder in folders)
+
+
+def test_a_folder_that_cannot_be_removed_at_once_spoils_nothing(
+    demo: Demo, module: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As on Windows, where a program that is being killed still works in it."""
+
+    def held(*path: object, **options: object) -> None:
+        raise OSError(errno.ENOTEMPTY, "held")
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(module, demo.acts[0], lambda stage: monkeypatch.setattr(os, "rmdir", held))
+    assert module.main() == 0
 
 
 def test_a_folder_is_kept_and_an_existing_one_refused(

@@ -499,6 +499,8 @@ def main(words: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    # in a pipe, Windows has few letters, and a value may have any
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
         sys.exit(main(sys.argv[1:]))
     except (KeyboardInterrupt, BrokenPipeError):  # Ctrl-C, or a pipe into head
