@@ -65,7 +65,7 @@ class Score:
         """Enter what an end that sends in this direction did; return what to say of it."""
         message = seen.message
         end = RECEIVERS[sends]
-        title = OPCODE_NAMES.get(message[0], f"opcode {message[0]}") if message else "nothing"
+        title = OPCODE_NAMES.get(message[0], f"opcode {message[0]}")
         if seen.verdict not in ("sealed", "accepted"):
             self.refused += 1
             return f"the {end} refused {title}: {seen.verdict}"
@@ -101,7 +101,7 @@ class OwnPair:
     the start: `older`, a session of the same client, and `other`, one of another client.
     """
 
-    def __init__(self, names: str, say: Callable[[str], object], is_patient: bool = True) -> None:
+    def __init__(self, names: str, say: Callable[[str], object], is_patient: bool) -> None:
         self._parts = without(filter(None, names.split(",")))
         self._say = say
         self._client = threading.Thread()
@@ -129,7 +129,7 @@ class OwnPair:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if self._client.ident:
+        if self.is_living:
             self._client.join(5.0)
         self._server.__exit__(*exception)
 

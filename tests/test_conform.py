@@ -14,7 +14,7 @@ import socket
 import struct
 import sys
 import threading
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,7 +30,7 @@ from classroom.conform.__main__ import ALL, junit, lines_of, main, parsed, run_a
 from classroom.conform import targets
 from classroom.conform.checks import Result, Unable, read_skips
 from classroom.conform.client_checks import CLIENT, READINGS
-from classroom.conform.peer import Mismatch
+from classroom.conform.peer import CLOSED, NOTHING, PATIENCE_S, RESET, Mismatch, Peer
 from classroom.conform.runner import SESSIONS, ClientRun, ServerRun, side_by_side
 from classroom.conform.server_checks import SERVER
 from classroom.conform.targets import (
@@ -51,7 +51,10 @@ from lab.stage import Parts
 from lab.weakened import RULES, without
 from program import NoConnection, UserError
 from protocol_fsm import (
+    HEADER,
     BadPayload,
+    ClientData,
+    ClientHello,
     ConnectionCut,
     DeadlineExpired,
     Direction,
@@ -59,8 +62,10 @@ from protocol_fsm import (
     KeyDesync,
     LocalError,
     Message,
+    Opcode,
     ProtocolError,
     ServerAggrResponse,
+    ServerChallenge,
     Session,
     Status,
     Terminate,
@@ -501,6 +506,74 @@ def test_our_own_programs_pass_every_check(flag: str, command: str, tmp_path: Pa
     assert [suite.get(name) for name in ("tests", "failures")] == [str(len(side)), "0"]
 
 
+# The tester's end
+
+
+@contextlib.contextmanager
+def peers() -> Iterator[tuple[Peer, Peer]]:
+    """Give both ends of a connection, a client and a server."""
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        near = stack.enter_context(socket.create_connection(listener.getsockname()))
+        far = stack.enter_context(listener.accept()[0])
+        yield Peer(near, 1, KEYS[1], Direction.C2S), Peer(far, 1, KEYS[1], Direction.S2C)
+
+
+def test_what_a_tester_forges_is_accepted_and_moves_nothing() -> None:
+    with peers() as (client, server):
+        client.say(ClientHello())
+        server.expect_message(Opcode.CLIENT_HELLO)
+        server.say(ServerChallenge())
+        client.expect_message(Opcode.SERVER_CHALLENGE)
+        assert (len(client.plaintexts), len(server.plaintexts)) == (1, 1)
+        other = client.forged(Opcode.CLIENT_DATA, b"", client_id=9, round_number=7)
+        assert HEADER.unpack_from(other) == (Opcode.CLIENT_DATA, 9, 7, Direction.C2S)
+        client.say(client.forged(Opcode.CLIENT_DATA, b"[1]"))
+        assert server.expect_message(Opcode.CLIENT_DATA) == ClientData([1])
+        client.session.seal(ClientData([2]))
+        server.say(server.forged(Opcode.SERVER_AGGR_RESPONSE, b"{}", keys=client.keys))
+        client.expect_message(Opcode.SERVER_AGGR_RESPONSE)
+
+
+def test_what_a_tester_does_not_expect_is_named() -> None:
+    with peers() as (client, server):
+        noise = bytes([63, Opcode.CLIENT_DATA]) + bytes(69)
+        client.say(ClientHello(), noise, noise, noise)
+        with pytest.raises(Mismatch, match="expected CLIENT_DATA, got CLIENT_HELLO"):
+            server.expect_message(Opcode.CLIENT_DATA)
+        assert server.raw_opcode() == "opcode 63"
+        with pytest.raises(Mismatch, match="expected nothing, got opcode 63, which has to be"):
+            server.expect(NOTHING)
+        with pytest.raises(Mismatch, match="expected the end of the connection, got opcode 63"):
+            server.expect_end()
+        assert server.hear(0) == NOTHING
+        client.finish()
+        assert server.raw_opcode() == CLOSED
+        with pytest.raises(Mismatch, match="expected CLIENT_DATA, got the end of the connection"):
+            server.expect_message(Opcode.CLIENT_DATA)
+        server.expect_end()
+
+
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [(b"\0", "a frame that is cut short"), (b"\0\0", "bytes that are no frame"), (b"", CLOSED)],
+)
+def test_bytes_that_are_no_message_are_named(data: bytes, name: str) -> None:
+    with peers() as (client, server):
+        client.pour(data)
+        client.finish()
+        assert str(server.hear()).startswith(name)
+
+
+def test_a_reset_is_told_from_a_close_and_nobody_is_waited_for_without_an_end() -> None:
+    with peers() as (client, server):
+        client.pour(b"")
+        assert client.socket.gettimeout() == PATIENCE_S
+        assert client.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        client.reset()
+        assert server.hear() == RESET
+
+
 # The program
 
 
@@ -573,15 +646,20 @@ def test_the_commands_of_the_readme_are_understood() -> None:
         assert words_of(command, [["port"], ["key", "keys"]])[0] == "node"
 
 
-def test_a_command_is_cut_into_words_and_given_to_no_shell() -> None:
-    words = words_of("'my server' --port={port} ; {keys} $HOME", [["port"], ["keys"]])
-    assert filled(words, {"port": 7, "keys": "a b"}) == [
-        "my server" if os.name == "posix" else "'my server'",
-        "--port=7",
-        ";",
-        "a b",
-        "$HOME",
-    ]
+@pytest.mark.parametrize(
+    ("system", "words"),
+    [
+        ("linux", ["--port=7", "my server", "ab", '"q"', "a b", ";", "$HOME"]),
+        ("win32", ["--port=7", "my server", "a\\b", "'\"q\"'", "a b", ";", "$HOME"]),
+    ],
+)
+def test_a_command_is_cut_into_words_and_given_to_no_shell(
+    system: str, words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(targets, "sys", SimpleNamespace(platform=system))
+    command = r"""--port={port} "my server" a\b '"q"' "{keys}" ; $HOME"""
+    cut = words_of(command, [["port"], ["keys"]])
+    assert filled(cut, {"port": 7, "keys": "a b"}) == words
 
 
 @pytest.mark.parametrize("line", ["server/nan", "server/nan  ", "1:00112233 secret", "nan why"])
@@ -719,13 +797,17 @@ def test_a_server_that_runs_already_has_to_be_there() -> None:
         with pytest.raises(NoConnection, match="no server at "), ForeignServer(address, {}).start():
             pytest.fail("there is a server")
     assert not server.is_ours
+    assert server.keys is KEYS
 
 
-def test_a_workshop_leaves_no_process_and_no_folder() -> None:
+def test_a_workshop_leaves_no_process_and_no_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     with Workshop([1, 7]) as shop:
         process = shop.start([sys.executable, "-c", "import time; time.sleep(60)"])
         assert process.code() is None
         assert {*shop.keys} == {1, 7}
+        ended = shop.start([sys.executable, "-c", ""])
+        assert ended.wait(30) == 0
+        monkeypatch.setattr(ended, "stop", lambda: pytest.fail("it has ended already"))
     assert process.code() is not None
     assert not shop.folder.exists()
     with pytest.raises(Unable):
@@ -743,7 +825,9 @@ def test_only_what_bears_the_mark_of_a_run_is_ended_with_it(
     (tmp_path / "19").mkdir()  # of another user, say
     monkeypatch.setattr(targets, "Path", lambda _: tmp_path)
     monkeypatch.setattr(os, "kill", lambda *words: ended.append(words))
-    end_strays("ours")
+    for system in ("darwin", "linux"):  # only the second has such a folder
+        monkeypatch.setattr(targets, "sys", SimpleNamespace(platform=system))
+        end_strays("ours")
     assert ended == [(17, signal.SIGKILL)]
 
 
@@ -761,15 +845,42 @@ def test_a_server_that_does_not_start_is_one_sentence_with_its_last_line(tmp_pat
     )
 
 
-def test_a_program_that_prints_without_end_fills_no_memory(tmp_path: Path) -> None:
-    process = Process([sys.executable, "-c", "print('x' * 3_000_000); print('the\x1b[31m end')"])
+def test_a_program_that_prints_without_end_fills_no_memory() -> None:
+    words = "print('x' * 3_000_000, *range(20), 'the\x1b[31m end', sep='\\n')"
+    process = Process([sys.executable, "-c", words])
     try:
         assert process.wait(30) == 0
-        lines = process.output().splitlines()
-        assert lines[-1] == "the\\x1b[31m end"
-        assert sum(map(len, lines)) < 5_000
+        assert process.output().splitlines() == [*map(str, range(9, 20)), "the\\x1b[31m end"]
+        assert len(process._printed) == 4_096
     finally:
         process.end()
+
+
+@posix_only
+def test_a_program_has_our_environment_and_the_mark_and_is_asked_to_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lines = (
+        "import atexit, os, signal, sys, time",
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))",
+        "atexit.register(print, 'bye')",
+        "print(os.environ['CONFORM_RUN'], 'PATH' in os.environ, flush=True)",
+        "time.sleep(60)",
+    )
+    process = Process([sys.executable, "-c", "\n".join(lines)], "m")
+    waits: list[float] = []
+    join = process._reader.join
+
+    def noted(limit_s: float) -> None:
+        waits.append(limit_s)
+        join(limit_s)
+
+    monkeypatch.setattr(process._reader, "join", noted)
+    wait_until(lambda: process.output() == "m True")
+    assert not waits, "it runs"
+    process.end()
+    assert (process.output(), waits) == ("m True\nbye", [2.0])
+    assert process.code() == 7
 
 
 @pytest.mark.slow
@@ -780,8 +891,9 @@ def test_a_program_that_will_not_end_is_ended_with_what_it_started() -> None:
     parent = f"import subprocess, sys; {child}{deaf}signal.pause()"
     process = Process([sys.executable, "-c", parent])
     wait_until(lambda: process.output().count("deaf") == 2)
-    process.end()  # the output ends when both have
+    process.end()
     assert process.code() == -9
+    process.output()  # which ends when both have
     assert not process._reader.is_alive()
 
 
@@ -888,6 +1000,7 @@ def test_what_goes_wrong_in_a_check_is_raised_where_its_result_is_awaited() -> N
 @posix_only
 def test_a_second_ctrl_c_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(targets, "END_S", 0.01)
+    monkeypatch.setattr(targets, "end_strays", lambda mark: None)  # or it would end them, too
     monkeypatch.setattr(Process, "stop", lambda _: signal.raise_signal(signal.SIGINT))
     with pytest.raises(KeyboardInterrupt), Workshop([1]) as shop:
         processes = [shop.start(["sleep", "60"]) for _ in range(2)]

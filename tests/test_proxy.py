@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import re
 import socket
 import sys
@@ -21,7 +22,7 @@ import pytest
 
 from classroom.proxy import Table, main, reach, read_options
 from classroom.proxy_commands import GRAMMAR, HELP, Command, parse, parse_script
-from classroom.proxy_pair import Score
+from classroom.proxy_pair import OwnPair, Score
 from client import Client
 from endpoint import DEMO_KEYS, HOST, NewSession
 from lab.frames import Frame
@@ -36,6 +37,7 @@ from protocol_fsm import (
     MalformedMessage,
     PeerTerminated,
     RoundMismatch,
+    Seen,
     ServerAggrResponse,
     ServerChallenge,
     Session,
@@ -48,7 +50,7 @@ from protocol_fsm import (
 )
 from server import Contribution
 from tests.helpers import logging_to
-from tests.network import PATIENCE_S, Journal, serving
+from tests.network import PATIENCE_S, Journal, serving, wait_until
 from tests.programs import ROOT, TIMEOUT_S, Done, Program, posix_only, run_here, running_server
 
 
@@ -768,6 +770,16 @@ def test_the_end_of_a_connection_is_waited_for_once_however_soon_it_came(
     assert len(seat.table._came) == 10
 
 
+def test_values_are_names_or_numbers_and_help_needs_none() -> None:
+    for line, values in (
+        ("edit direction=C2S", ("direction", 0)),
+        ("edit direction = S2C", ("direction", 1)),
+        ("edit round=256", ("round_number", 256)),
+        ("help me", ()),
+    ):
+        assert parse(line) == Command(line.split()[0], values)
+
+
 @pytest.mark.parametrize(
     "text",
     ["until CLIENT_HELLO\nforward\nflop\n", "drop\n\ndrop 7\n", "# ?\nundo\nedit opcode=300"],
@@ -1011,6 +1023,68 @@ def test_a_recording_that_is_accepted_on_another_connection_is_a_win() -> None:
     other.open(report)
     assert pair.said[-1].startswith("YOU WIN: the server accepted CLIENT_DATA [100.0]")
     assert pair.counts() == (1, 2, 0)
+
+
+def test_each_message_counts_once_and_a_gap_is_excused_once_by_a_substitute() -> None:
+    score = Score()
+
+    def accepted(number: int) -> str:
+        said = score.see(Direction.C2S, Seen("accepted", bytes([40, number]), b"\0[7]", {}))
+        return said.removeprefix("the client accepted SERVER_AGGR_RESPONSE, ")
+
+    for number in range(10):
+        score.see(Direction.S2C, Seen("sealed", bytes([40, number]), b"", {}))
+    genuine = "as it was sent"
+    forged = "YOU WIN: the client accepted SERVER_AGGR_RESPONSE [7], which nobody sent"
+    gap = "YOU WIN: the client accepted SERVER_AGGR_RESPONSE, and does not miss 1 before it"
+    for number, said in (
+        (0, genuine),
+        (2, gap),
+        (1, forged),
+        (2, forged),
+        (5, genuine),  # in place of 3 and 4 came the two above
+        (7, gap),
+        (8, genuine),
+        (99, forged),
+        (99, forged),
+        (9, genuine),
+    ):
+        assert accepted(number) == said, number
+    assert (score.won, score.genuine, score.refused) == (6, 4, 0)
+
+
+@pytest.mark.parametrize("is_patient", [False, True])
+def test_a_pair_has_one_session_at_a_time_and_only_a_patient_one_waits_for_ever(
+    is_patient: bool,
+) -> None:
+    said: list[str] = []
+    waits = math.inf if is_patient else 2.0
+    with OwnPair("", said.append, is_patient) as pair:
+        client = pair.client(1, pair.address)
+        assert (client.timeout_s, client._frame_timeout_s) == (waits, waits)
+        assert (pair._server.limits.silence_timeout_s == math.inf) == is_patient
+        with socket.create_server((HOST, 0)) as nobody:
+            pair.live(nobody.getsockname())
+            with pytest.raises(UserError, match="still in its session"):
+                pair.live(nobody.getsockname())
+        wait_until(lambda: not pair.is_living)
+        pair.live(pair.address)
+    assert (pair.score.genuine, pair._server._epochs.current.number) == (8, 4)
+    assert not pair.is_living
+
+
+def test_a_pair_can_be_left_before_its_client_has_begun() -> None:
+    with OwnPair("", print, True) as pair:
+        assert not pair.is_living
+
+
+def test_without_an_honest_session_there_is_no_pair(monkeypatch: pytest.MonkeyPatch) -> None:
+    def cut(*_: object) -> None:
+        raise ConnectionCut(mid_frame=False)
+
+    monkeypatch.setattr(OwnPair, "_report", cut)
+    with pytest.raises(UserError, match="no honest session: "), OwnPair("", print, True):
+        pytest.fail("there is a pair")
 
 
 @pytest.mark.slow

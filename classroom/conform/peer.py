@@ -71,7 +71,7 @@ class Peer:
         self.session = Session(
             client_id, master_key, sends, watchers=[self._watch], key_log=self._hold
         )
-        self.sent = b""  # the last message that we sent
+        self.sent: bytes  # the last message that we sent
         with contextlib.suppress(OSError):  # the other end may be gone already
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 

@@ -42,7 +42,7 @@ def words_of(command: str, needed: Sequence[Sequence[str]]) -> list[str]:
     except ValueError as error:
         raise UserError(f"cannot cut {command!a} into words: {error}") from None
     if sys.platform == "win32":  # where a backslash is no escape, quotes stay
-        words = [word[1:-1] if word[:1] == word[-1:] == '"' else word for word in words]
+        words = [word[1:-1] if word.startswith('"') else word for word in words]
     for group in needed:
         if not any(f"{{{name}}}" in word for name in group for word in words):
             named = " or ".join(f"{{{name}}}" for name in group)
@@ -63,7 +63,7 @@ def filled(words: Sequence[str], values: Mapping[str, object]) -> list[str]:
 class Process:
     """A program that runs. However much it prints, only the end is kept."""
 
-    address = ("", 0)  # where it listens, if it is a server
+    address: tuple[str, int]  # where it listens, if it is a server
 
     def __init__(self, words: Sequence[str], mark: str = "") -> None:
         try:
@@ -76,7 +76,7 @@ class Process:
                 bufsize=0,
                 start_new_session=sys.platform != "win32",  # a group, which is ended together
             )
-        except (OSError, ValueError) as error:
+        except OSError as error:
             raise UserError(f"cannot start {words[0]!a}: {reason_of(error)}") from None
         self._printed = b""
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -116,7 +116,6 @@ class Process:
         else:
             self._process.kill()
         self._process.wait()
-        self._reader.join(END_S)
 
     def output(self) -> str:
         """Return its last lines, with nothing in them that moves a cursor."""

@@ -37,21 +37,20 @@ class LivePair(OwnPair):
 
     def __enter__(self) -> LivePair:
         super().__enter__()
+        self._turns.put(True)  # so that epochs wait for the bystander
         self._bystander.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._turns.put(False)
-        self._bystander.join(5.0)
         super().__exit__(*exception)
 
     def _stand_by(self) -> None:
-        """Report once, so that epochs wait for it, and then in each epoch of the other client."""
+        """Report once, and then in each epoch of the other client."""
         with (
             contextlib.suppress(ProtocolError, UserError, OSError),
             self.client(BYSTANDER, self.address) as client,
         ):
-            client.report([1.0])
             while self._turns.get():
                 client.report([1.0])
 

@@ -57,7 +57,7 @@ class Plays:
         self._feeds = feeds
         self._found = read_sets(SETS)
         self._teller: QuietTeller | None = None
-        self._begin = 0  # of the run's lines in the log
+        self._begin: int  # of the run's lines in the log
         self._stop = threading.Event()
         self._shown = 0  # runs so far
         self.now = ""  # the attack that is running

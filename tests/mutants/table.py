@@ -66,6 +66,8 @@ MODULES = {
     "classroom/kit/sandbox.py": core("kit_grade"),
     "classroom/kit/grading.py": core("kit_grade"),
     "classroom/proxy.py": core("proxy", "live"),
+    "classroom/proxy_commands.py": core("proxy"),
+    "classroom/proxy_pair.py": core("proxy", "live"),
     "classroom/live/safe.py": core("live"),
     "classroom/live/app.py": core("live"),
     "classroom/live/ends.py": core("live"),
@@ -74,6 +76,7 @@ MODULES = {
     "classroom/live/scene.py": core("live"),
     "classroom/live/table.py": core("live"),
     "classroom/live/views.py": core("live"),
+    "classroom/conform/peer.py": core("conform"),
     "classroom/conform/targets.py": core("conform"),
 }
 
