@@ -35,7 +35,7 @@ from crypto_utils import (
     pkcs7_pad,
     pkcs7_unpad,
 )
-from endpoint import DEMO_KEYS, HOST, OPCODE_NAMES, PORT, choose_keys
+from endpoint import DEMO_KEYS, HOST, PORT, choose_keys, opcode_of
 from lab.catalogue import Catalogue, CutHere
 from lab.ciphertexts import repeats, shown_by
 from lab.frames import Frame, Frames, Tap, flipped, xored
@@ -697,16 +697,12 @@ def new_lab(options: argparse.Namespace, log: Any, parts: Any, observer: Any) ->
     return Lab(seed, log, parts, server_to_attack(options), observer)
 
 
-def title(message: bytes) -> str:
-    return OPCODE_NAMES.get(message[0], f"opcode {message[0]}")
-
-
 PROGRAM = Program(
     description="Attacks a server of its own, or the one that --server names.",
     attacks=ATTACKS,
     lab=new_lab,
     weakened="lab.weakened",
-    title=title,
+    title=opcode_of,
     add_flags=add_flags,
     module="attacks",
     sets=Path(__file__).parent / "classroom" / "sets.json",

@@ -126,14 +126,18 @@ def generate_keys(directory: Path, ids: list[int]) -> None:
 NewSession = Callable[[int, bytes, Direction], Session]  # client id, master key, what it sends
 
 
+def opcode_of(message: bytes) -> str:
+    """Name the opcode of a message, whatever stands there."""
+    return OPCODE_NAMES.get(message[0], f"opcode {message[0]}")
+
+
 def trace_line(seen: Seen) -> str:
     """Show a message in two lines: its public fields, and the names of the keys after it."""
     header = Header(*HEADER.unpack_from(seen.message))
     arrow = "->" if seen.verdict == "sealed" else "<-"
-    name = OPCODE_NAMES.get(header.opcode, f"opcode {header.opcode}")
     keys = " ".join(map(" ".join, seen.fingerprints.items()))
     return (
-        f"{arrow} {name} id {header.client_id} round {header.round_number} "
+        f"{arrow} {opcode_of(seen.message)} id {header.client_id} round {header.round_number} "
         f"direction {header.direction}, {len(seen.message)} bytes, "
         f"tag {seen.message[-TAG_BYTES:][:4].hex()}..\n   keys now {keys}"
     )

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from crypto_utils import NONCE_BYTES, TAG_BYTES, aes_cbc_decrypt, hmac_verify, pkcs7_unpad
-from endpoint import OPCODE_NAMES
+from endpoint import opcode_of
 from program import UserError, plural, read_whole, reason_of, to_stderr
 from protocol_fsm import (
     CIPHERTEXT_AT,
@@ -131,11 +131,10 @@ def describe_message(message: bytes, plaintext: bytes | None = None, title: str 
             f"{title}{plural(len(message), 'byte')}, a length of no message: {message[:8].hex()}.."
         ]
     header = Header(*HEADER.unpack_from(message))
-    name = OPCODE_NAMES.get(header.opcode, f"opcode {header.opcode}")
     direction = DIRECTION_NAMES.get(header.direction, header.direction)
     first = (
-        f"{title}{name}, client {header.client_id}, round {header.round_number}, {direction}, "
-        f"{len(message)} bytes"
+        f"{title}{opcode_of(message)}, client {header.client_id}, round {header.round_number}, "
+        f"{direction}, {len(message)} bytes"
     )
     lines = [
         *textwrap.wrap(first, WIDTH, subsequent_indent="    "),

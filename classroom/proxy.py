@@ -32,7 +32,7 @@ from channel import POLL_S
 from classroom.keylog import describe_message, dump_message, plaintext_of, read_keylog
 from classroom.proxy_commands import END, HELP, Command, parse, parse_script
 from classroom.proxy_pair import OwnPair
-from endpoint import HOST, OPCODE_NAMES, PORT
+from endpoint import HOST, OPCODE_NAMES, PORT, opcode_of
 from lab.frames import OTHER_END, Frame, flipped
 from lab.rules import rule_list
 from program import (
@@ -326,7 +326,7 @@ class Table(cmd.Cmd):
 
     def _name(self, item: Item) -> str:
         message = item.frame.message
-        kind = OPCODE_NAMES.get(message[0], f"opcode {message[0]}")
+        kind = opcode_of(message)
         if not item.number:
             return f"yours, {kind} to {item.frame.to}"
         changed = ", changed" if message != self._came[item.number - 1].frame.message else ""

@@ -15,7 +15,7 @@ from typing import Any
 
 from client import Client
 from crypto_utils import NONCE_BYTES
-from endpoint import DEMO_KEYS, OPCODE_NAMES
+from endpoint import DEMO_KEYS, opcode_of
 from lab.frames import Frame, recorder
 from lab.proxy import Proxy
 from lab.stage import OLD_READINGS, OTHER, READINGS
@@ -65,7 +65,7 @@ class Score:
         """Enter what an end that sends in this direction did; return what to say of it."""
         message = seen.message
         end = RECEIVERS[sends]
-        title = OPCODE_NAMES.get(message[0], f"opcode {message[0]}")
+        title = opcode_of(message)
         if seen.verdict not in ("sealed", "accepted"):
             self.refused += 1
             return f"the {end} refused {title}: {seen.verdict}"

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from classroom.keylog import DIRECTION_NAMES, describe_message
 from crypto_utils import BLOCK_BYTES, TAG_BYTES
-from endpoint import OPCODE_NAMES, PORT
+from endpoint import OPCODE_NAMES, PORT, opcode_of
 from program import plural
 from protocol_fsm import CIPHERTEXT_AT, HEADER, Header
 
@@ -159,8 +159,7 @@ def lab_title(message: bytes) -> str:
     if len(message) < HEADER.size:
         return plural(len(message), "byte")
     header = Header(*HEADER.unpack_from(message))
-    name = OPCODE_NAMES.get(header.opcode, f"opcode {header.opcode}")
-    return f"{name}, round {header.round_number}"
+    return f"{opcode_of(message)}, round {header.round_number}"
 
 
 LAB = Wire(

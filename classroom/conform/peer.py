@@ -21,7 +21,7 @@ from crypto_utils import (
     hmac_sha256,
     pkcs7_pad,
 )
-from endpoint import OPCODE_NAMES
+from endpoint import opcode_of
 from protocol_fsm import (
     HEADER,
     KEY_LABELS,
@@ -252,10 +252,6 @@ def require_half_close(refused: Callable[[], Peer]) -> None:
             return
     ends = f"after {half_s:.2f} s, then none or the rest after {whole_s:.2f} s"
     raise Mismatch("the end of the sending half at once, the rest after 0.25 s", ends)
-
-
-def opcode_of(message: bytes) -> str:
-    return OPCODE_NAMES.get(message[0], f"opcode {message[0]}")
 
 
 def named(heard: str | Message) -> str:
