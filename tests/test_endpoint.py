@@ -227,11 +227,11 @@ def test_a_session_is_traced_only_if_that_was_asked_for() -> None:
     for trace, count in ((False, 0), (True, 1)):
         lines: list[str] = []
         make = session_factory(argparse.Namespace(keylog=None, trace=trace), lines.append)
-        session = make(1, DEMO_KEYS[1], Direction.C2S)
-        session.seal(ClientHello())
-        assert not session.watchers.error
-        assert len(lines) == count
-        assert all(line.startswith("-> CLIENT_HELLO id 1 round 0") for line in lines)
+        hello = make(1, DEMO_KEYS[1], Direction.C2S).seal(ClientHello())
+        make(1, DEMO_KEYS[1], Direction.S2C).open(hello)
+        assert len(lines) == 2 * count
+        for line, arrow in zip(lines, ("->", "<-")):
+            assert line.startswith(f"{arrow} CLIENT_HELLO id 1 round 0")
 
 
 def test_flags_have_their_defaults() -> None:
@@ -243,6 +243,11 @@ def test_flags_have_their_defaults() -> None:
         "trace": False,
         "keylog": None,
     }
+
+
+def test_a_key_file_is_no_place_for_a_key_log() -> None:
+    with pytest.raises(UserError):
+        EndpointParser("").options(["--keys", "some.keys", "--keylog", "some.keys"])
 
 
 def test_to_have_no_deadlines_is_for_loopback_only(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -228,6 +228,8 @@ def test_what_is_read_is_not_overwritten(name: str, tmp_path: Path) -> None:
         keep_inputs(tmp_path / name, None, tmp_path / "other", tmp_path / "read")
     keep_inputs(tmp_path / name, None, tmp_path / "other")
     keep_inputs(None, tmp_path / "read")
+    with pytest.raises(UserError):
+        keep_inputs(tmp_path / "new", tmp_path / "folder" / ".." / "new")
 
 
 BOTH = [  # read and written
