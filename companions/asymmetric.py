@@ -11,6 +11,7 @@ import os
 import stat
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from Crypto.PublicKey import RSA
@@ -97,10 +98,9 @@ def public_pem(key: PublicKey) -> str:
 
 def parse_public(pem: str) -> PublicKey:
     """Return an RSA-2048 public key. Raises ValueError."""
-    try:
+    key: object = None
+    with suppress(ValueError, UnsupportedAlgorithm):
         key = serialization.load_pem_public_key(pem.encode("ascii"))
-    except UnsupportedAlgorithm as error:
-        raise ValueError(str(error)) from None
     if (
         not isinstance(key, PublicKey)
         or key.key_size != RSA_BITS

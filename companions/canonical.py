@@ -30,6 +30,8 @@ def parse_object(data: bytes) -> dict[str, Any]:
         values: object = json.loads(data.decode("ascii"))
         if not isinstance(values, dict) or canonical(values) != data:
             raise ValueError("not the canonical encoding of an object")
+    except (UnicodeDecodeError, json.JSONDecodeError):
+        raise ValueError("not JSON in ASCII") from None
     except RecursionError:
         raise ValueError("nested too deeply") from None
     return values

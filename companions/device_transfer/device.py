@@ -226,7 +226,7 @@ class Device(Caller[Channel[Message]]):
     def _check_ack(self, digest: bytes) -> None:
         message = self.receive()
         if message.body != digest:
-            error = BadPayload(digest.hex(), message.body.hex())
+            error = BadPayload(f"an ACK of {digest.hex()}", message.body.hex())
             self.channel.fail(error)
             raise error
 

@@ -171,7 +171,7 @@ def _parse(data: bytes, types: dict[str, type]) -> dict[str, object]:
     try:
         return parse_canonical(data, types)
     except ValueError as error:
-        raise BadPayload("a canonical object [D 8]", str(error)) from None
+        raise BadPayload("a canonical object [D 7]", str(error)) from None
 
 
 def _count(members: dict[str, object], name: str) -> int:

@@ -465,7 +465,7 @@ class Session:
         try:
             kind = Kind(message[0])
         except (ValueError, IndexError):
-            raise MalformedMessage("a kind", message[:1].hex()) from None
+            raise MalformedMessage("a kind", message[:1].hex() or "nothing") from None
         size = CLEAR_SIZES.get(kind)
         if size and len(message) != size:
             raise MalformedMessage(f"{size} bytes", len(message))

@@ -147,7 +147,7 @@ class Screen:
         elif isinstance(error, PeerLeft):
             self.notice(
                 f"{self.peer} has ended the session, because it refused a message of ours, or one "
-                "that was changed on the way; a new one will begin"
+                "that was changed on the way, or none came for a while; a new one will begin"
             )
         elif isinstance(error, PeerAway):
             self.notice(f"{self.peer} is away: nothing was heard for a while, not even a PONG")

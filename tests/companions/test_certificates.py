@@ -174,6 +174,12 @@ def test_what_is_not_canonical_is_refused(data: bytes) -> None:
         parse_canonical(data, {"a": int, "b": str})
 
 
+@pytest.mark.parametrize("data", [b"", b"{", b'{"a":"\xc3\xa9"}'])
+def test_what_is_not_json_in_ascii_is_called_so(data: bytes) -> None:
+    with pytest.raises(ValueError, match="not JSON in ASCII"):
+        parse_canonical(data, {"a": str})
+
+
 @pytest.mark.parametrize("value", ["\ud800", float("nan"), float("inf")])
 def test_what_json_cannot_say_is_not_encoded(value: object) -> None:
     with pytest.raises(ValueError):

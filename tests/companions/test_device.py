@@ -542,7 +542,7 @@ def test_a_wrong_acknowledgement_ends_the_session(world: World) -> None:
 
     with raw_server(lambda: Session(world.server, world.trust()), play) as address:
         with Device(world.device, world.trust(), SERVER, *address) as device:
-            with pytest.raises(BadPayload):
+            with pytest.raises(BadPayload, match="an ACK of"):
                 device.send_text("hello")
             assert device.session.state is State.ENDED
     assert heard

@@ -474,7 +474,7 @@ def test_what_begins_with_no_kind_is_malformed(world: World) -> None:
 
 
 def test_nothing_at_all_is_malformed(world: World) -> None:
-    for message, got in ((b"", ""), (b"\0secret", "00")):
+    for message, got in ((b"", "nothing"), (b"\0secret", "00")):
         error = error_of(world.pair(State.OPEN).end(B), message)
         assert str(error) == f"MalformedMessage: expected a kind, got {got}"
 

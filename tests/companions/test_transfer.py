@@ -297,6 +297,11 @@ def test_a_malformed_manifest_is_refused(member: str, value: object) -> None:
     assert str(refused.value).isprintable()
 
 
+def test_a_refusal_names_the_section_that_says_what_is_canonical() -> None:
+    with pytest.raises(BadPayload, match=r"canonical object \[D 7\], got not JSON in ASCII"):
+        parse_manifest(b"")
+
+
 @pytest.mark.parametrize("body", [b"", bytes(255), bytes(256)])
 def test_a_manifest_without_its_signature_is_refused(body: bytes) -> None:
     with pytest.raises(BadPayload):
