@@ -310,10 +310,8 @@ class Room:
         except ValueError as error:
             raise BadHead("a head", str(error)) from None
         if (claimed.room, claimed.start, claimed.index) != (self.name, self.start, self.index):
-            expected = f"message {self.index} of {self.name!a}, begun as {self.start.hex()[:16]}"
-            got = (
-                f"message {claimed.index} of {claimed.room!a}, begun as {claimed.start.hex()[:16]}"
-            )
+            expected = f"message {self.index} of {self.name!a}, start {self.start.hex()[:16]}"
+            got = f"message {claimed.index} of {claimed.room!a}, start {claimed.start.hex()[:16]}"
             raise BadHead(expected, got)
         self._check_head(entry, claimed.head)
         return claimed.head

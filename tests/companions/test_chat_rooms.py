@@ -349,7 +349,7 @@ def test_head_that_does_not_fit_is_refused(world: World, rooms: Rooms, change: s
             encode_relay(entry._replace(head=head, head_signature=sign(key, head)), opening)
         )
     if change == "start":
-        assert "begun as 0000" in str(caught.value.got)
+        assert "start 0000" in str(caught.value.got)
 
 
 def test_server_cannot_put_words_between_ours(rooms: Rooms) -> None:
