@@ -134,6 +134,8 @@ def parse_said(message: Message, sender: str) -> tuple[forms.Message, bytes]:
         commitment=from_hex(message["commitment"]),
         ct=from_base64(message["ct"]),
     )
+    if any(one.session == said.session for one in said.recipients):
+        raise BadPayload("recipients without the sender", "the sender among them")
     return said, from_base64(message["sig"], *SIGNATURE_BYTES)
 
 
@@ -308,7 +310,9 @@ class Room:
         except ValueError as error:
             raise BadHead("a head", str(error)) from None
         if (claimed.room, claimed.start, claimed.index) != (self.name, self.start, self.index):
-            raise BadHead(f"{self.name}, {self.index}", f"{claimed.room!a}, {claimed.index}")
+            expected = f"message {self.index} of {self.name!a}, start {self.start.hex()[:16]}"
+            got = f"message {claimed.index} of {claimed.room!a}, start {claimed.start.hex()[:16]}"
+            raise BadHead(expected, got)
         self._check_head(entry, claimed.head)
         return claimed.head
 

@@ -90,6 +90,7 @@ def test_every_error_is_named() -> None:
         ("1 Frames and messages", protocol.MAX_HANDSHAKE),
         ("1 Frames and messages", protocol.MAX_FROM_CLIENT),
         ("1 Frames and messages", protocol.MAX_FROM_SERVER),
+        ("6 Receiving, in this order", server.MAX_POSTED),
         ("8 Rooms", rooms.MAX_ROOM_NAME),
         ("8 Rooms", rooms.MAX_MEMBERS),
         ("8 Rooms", Limits().max_rooms),

@@ -344,10 +344,12 @@ def test_head_that_does_not_fit_is_refused(world: World, rooms: Rooms, change: s
     elif change == "nonsense":
         head = b"nonsense"
     key = world.keys[2 if change == "signature" else 1]
-    with pytest.raises(BadHead):
+    with pytest.raises(BadHead) as caught:
         rooms.seats[BOB].hear(
             encode_relay(entry._replace(head=head, head_signature=sign(key, head)), opening)
         )
+    if change == "start":
+        assert "start 0000" in str(caught.value.got)
 
 
 def test_server_cannot_put_words_between_ours(rooms: Rooms) -> None:
@@ -511,6 +513,7 @@ def test_recipients_are_sorted_pairs_each_once(pairs: list[object]) -> None:
         {"sig": "AAAA"},
         {"ct": "\n"},
         {"previous": "0" * 63},
+        {"recipients": [["a" * 64, (bytes([1]) * 32).hex()]]},  # the sender's own session
     ],
 )
 def test_message_of_bad_members_is_refused(rooms: Rooms, change: dict[str, object]) -> None:
