@@ -94,6 +94,11 @@ def test_no_removed_statement_is_anywhere_in_an_export() -> None:
         assert len(statement) < 20 or statement not in prose
 
 
+def test_every_file_of_an_export_ends_its_last_line() -> None:
+    for name, content in export.files(ALICE, "alice").items():
+        assert content.endswith(b"\n"), name
+
+
 @pytest.mark.slow
 def test_all_that_is_not_cut_stays_byte_for_byte() -> None:
     sources = dialect.sources(ALICE)

@@ -360,6 +360,27 @@ def test_mistake_that_few_values_show_costs_points(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("place", "old", "new", "task"),
+    [
+        ("server:own_part", "return {", 'return {"own_share": 0, ', 9),
+        ("protocol_fsm:Session._next_keys", "[1 + NONCE_BYTES :]", "[17:33]", 8),
+        (
+            "protocol_fsm:check_readings",
+            "-MAX_MAGNITUDE <= ",
+            "value <= MAX_MAGNITUDE and -MAX_MAGNITUDE <= ",
+            6,
+        ),
+    ],
+)
+def test_right_answer_in_other_words_costs_nothing(
+    dialect: Dialect, place: str, old: str, new: str, task: int
+) -> None:
+    finding = of_bug(Bug(task, place, old, new, "", ""), dialect)
+    assert finding.words.startswith("costs 0 of"), finding
+
+
+@pytest.mark.slow
 def test_padding_that_is_longer_by_accident_is_met_by_most_gradings(dialect: Dialect) -> None:
     end = " + bytes([guess]) + end\n            if is_right(iv)"
     old = f"bytes(BLOCK_BYTES - aim){end} and (aim > 1 or is_right(touched(iv)))"

@@ -791,7 +791,7 @@ def moves_keys_by_opcode(bench: Bench) -> None:
             "next_keys(place, opcode, plaintext, ciphertext)",
             place=[*placed(bench, "CHALLENGE", C2S)],
             opcode=opcode,
-            plaintext=bench.data(40),
+            plaintext=bench.data(33),
             ciphertext=bench.data(48),
         )
 

@@ -336,6 +336,7 @@ class Ends:
 
         self._draws: list[bytes] = []
         self._keys = raw(session["keys"])
+        self._committed: tuple[bytes, ...] = ()
         options = {"random_bytes": self._draw, "first_round": session["first_round"]}
         key = raw(session["master_key"])
         names = {"client": Direction.C2S, "server": Direction.S2C}
@@ -345,10 +346,14 @@ class Ends:
         }
         if keys_are_given:
             for end in self.ends.values():
-                vars(end)["_next_keys"] = lambda *_: self._keys
+                vars(end)["_next_keys"] = self._given_keys
                 vars(end)["_check_echo"] = lambda _: None
         for message in session["messages"][:length]:
             self.play(message)
+
+    def _given_keys(self, _: int, *committed: bytes) -> dict[str, bytes]:
+        self._committed = committed
+        return self._keys
 
     def _draw(self, length: int) -> bytes:
         return self._draws.pop(0)
@@ -369,6 +374,9 @@ class Ends:
         else:
             done(f"the genuine {name} is refused", self.ends[other].open, sealed)
         self.check_keys(message)
+        if self._committed:
+            is_right = self._committed == (raw(message["plaintext"]), raw(message["ciphertext"]))
+            check(is_right, f"{name}: open commits another plaintext or ciphertext")
 
     def check_keys(self, message: Vector) -> None:
         for name, end in self.ends.items():
@@ -480,8 +488,9 @@ class Giver:
 def check_9() -> None:
     from server import compute_aggregation, own_part
 
-    aggregate = compute_aggregation({7: [1.0, 2.5], 2: [-0.5]})
-    wanted = {"participants": [2, 7], "count": 3, "sum": 3.0, "mean": 1.0, "min": -0.5, "max": 2.5}
+    aggregate = compute_aggregation({7: [0.1] * 10, 2: [1.0]})
+    mean = 2.0 / 11
+    wanted = {"participants": [2, 7], "count": 11, "sum": 2.0, "mean": mean, "min": 0.1, "max": 1.0}
     check(aggregate == wanted, f"the aggregate is {aggregate}")
     aggregate = compute_aggregation({3: []})
     wanted = {"participants": [3], "count": 0, "sum": 0.0, "mean": None, "min": None, "max": None}
@@ -524,11 +533,12 @@ def check_epochs() -> None:
     add(two, 2.0, 10.0)
     withdraw(two)
     check(epochs.close_if_due(20.0) is None, "an epoch closes without any report")
-    epochs = Epochs(1.0, lambda contributions: sys.exit())
-    add(one, 1.0, 0.0)
-    closed = epochs.close_if_due(0.0)
-    is_empty = closed is not None and closed.answers == {} == closed.aggregate
-    check(is_empty, "an aggregation that fails leaves an aggregate or answers")
+    for aggregation in (lambda _: sys.exit(), lambda _: {"sum": float("nan")}):
+        epochs = Epochs(1.0, aggregation)
+        add(one, 1.0, 0.0)
+        closed = epochs.close_if_due(0.0)
+        is_empty = closed is not None and closed.answers == {} == closed.aggregate
+        check(is_empty, "an aggregation that fails leaves an aggregate or answers")
 
 
 # Tasks 10 to 13: breaking, and tests --------------------------------------------------------------
