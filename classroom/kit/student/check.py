@@ -335,7 +335,7 @@ class Ends:
         from protocol_fsm import Direction, Session
 
         self._draws: list[bytes] = []
-        self._keys = raw(session["keys"])
+        self._keys: dict[str, bytes] = raw(session["keys"])
         self._committed: tuple[bytes, ...] = ()
         options = {"random_bytes": self._draw, "first_round": session["first_round"]}
         key = raw(session["master_key"])
@@ -506,7 +506,7 @@ def check_9() -> None:
 def check_epochs() -> None:
     from server import Contribution, Epochs, compute_aggregation
 
-    epochs = Epochs(1.0, compute_aggregation)
+    epochs: Any = Epochs(1.0, compute_aggregation)
 
     def add(giver: Any, reading: float, now: float) -> None:
         epochs.contribute(Contribution(giver, 1, [reading]), now)
@@ -524,16 +524,16 @@ def check_epochs() -> None:
     add(new_one, 3.0, 8.5)
     givers = [entry.giver for entry in epochs.current.contributions.values()]
     check(givers == [new_one], "the report of a newer session does not replace the older one's")
-    withdraw: Callable[[Any], None] = epochs.withdraw
-    withdraw(one)
+    epochs.withdraw(one)
     givers = [entry.giver for entry in epochs.current.contributions.values()]
     check(givers == [new_one], "a session that ends takes the report of a newer one along")
     closed = epochs.close_if_due(9.0)
     check(closed is not None, "the window does not begin with the first report of an epoch")
     add(two, 2.0, 10.0)
-    withdraw(two)
+    epochs.withdraw(two)
     check(epochs.close_if_due(20.0) is None, "an epoch closes without any report")
-    for aggregation in (lambda _: sys.exit(), lambda _: {"sum": float("nan")}):
+    failing: list[Any] = [lambda _: sys.exit(), lambda _: {"sum": float("nan")}]
+    for aggregation in failing:
         epochs = Epochs(1.0, aggregation)
         add(one, 1.0, 0.0)
         closed = epochs.close_if_due(0.0)
