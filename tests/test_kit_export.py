@@ -522,6 +522,20 @@ def test_the_checker_can_check_task_7_before_task_8_is_written(tmp_path: Path) -
         ("protocol_fsm:Session._decrypt", "[:AES_KEY_BYTES]", "", 7, "genuine CLIENT_HELLO is ref"),
         ("protocol_fsm:Session.fail", "self.has_farewell", "False", 7, "has to be TERMINATE with"),
         (
+            "protocol_fsm:Session.fail",
+            " and not isinstance(error, ConnectionCut)",
+            "",
+            7,
+            "farewell of ConnectionCut has to be empty",
+        ),
+        (
+            "protocol_fsm:Session.open",
+            "self._check_payload(header, plaintext)",
+            "parse_message(header.opcode, header.direction, plaintext)",
+            7,
+            "open looks at no echo",
+        ),
+        (
             "protocol_fsm:Session._next_keys",
             "self._client_nonce",
             "plaintext[1:17]",

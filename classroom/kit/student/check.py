@@ -337,6 +337,7 @@ class Ends:
         self._draws: list[bytes] = []
         self._keys: dict[str, bytes] = raw(session["keys"])
         self._committed: tuple[bytes, ...] = ()
+        self._echoes: list[bytes] = []
         options = {"random_bytes": self._draw, "first_round": session["first_round"]}
         key = raw(session["master_key"])
         names = {"client": Direction.C2S, "server": Direction.S2C}
@@ -347,7 +348,7 @@ class Ends:
         if keys_are_given:
             for end in self.ends.values():
                 vars(end)["_next_keys"] = self._given_keys
-                vars(end)["_check_echo"] = lambda _: None
+                vars(end)["_check_echo"] = self._echoes.append
         for message in session["messages"][:length]:
             self.play(message)
 
@@ -358,11 +359,15 @@ class Ends:
     def _draw(self, length: int) -> bytes:
         return self._draws.pop(0)
 
+    def draw(self, message: Vector) -> None:
+        """Let the next random values be those of a message."""
+        self._draws[:] = [raw(value) for value in message["random"]]
+
     def play(self, message: Vector) -> None:
         """Seal a message at one end, and open it at the other."""
         name = message["name"]
         other = "server" if message["from"] == "client" else "client"
-        self._draws[:] = [raw(value) for value in message["random"]]
+        self.draw(message)
         self._keys = raw(message["keys_after"] or {})
         sealed = done(f"{name} is not sealed", self.ends[message["from"]].seal, made(message))
         hint = "; does open take what is right from the message before?"
@@ -377,6 +382,8 @@ class Ends:
         if self._committed:
             is_right = self._committed == (raw(message["plaintext"]), raw(message["ciphertext"]))
             check(is_right, f"{name}: open commits another plaintext or ciphertext")
+            if name == "SERVER_CHALLENGE":
+                check(bool(self._echoes), "open looks at no echo, as _check_payload does")
 
     def check_keys(self, message: Vector) -> None:
         for name, end in self.ends.items():
@@ -430,6 +437,21 @@ def check_7() -> None:
             error, _ = ends.receive(case)
             wanted = "PeerTerminated" if case["opcode"] in (50, 60) else ""
             check(error == wanted, f"{case['name']}: {error or 'no PeerTerminated'}")
+    check_fail(sessions["timeout, by the server in ANSWER"])
+
+
+def check_fail(session: Vector) -> None:
+    """Compare the farewells of the two errors that no message causes."""
+    from protocol_fsm import ConnectionCut, DeadlineExpired
+
+    *played, last = session["messages"]
+    for error, farewell in ((ConnectionCut(True), b""), (DeadlineExpired(), raw(last["message"]))):
+        ends = Ends(session, len(played), keys_are_given=True)
+        ends.draw(last)
+        ends.ends["server"].fail(error)
+        words = "TERMINATE with status 5" if farewell else "empty"
+        said = f"the farewell of {type(error).__name__} has to be {words}"
+        check(error.farewell == farewell, said)
 
 
 def check_farewell(case: Vector, farewell: bytes) -> None:
