@@ -247,24 +247,21 @@ def claims_part(folder: Path) -> str:
     )
 
 
-def tables_of_bugs() -> str:
-    """Return the planted bugs of the kit, one table for each task."""
-    parts = []
+def table_of_bugs() -> str:
+    """Return the planted bugs of the kit, each task below its title."""
+    rows = []
     for task in TASKS:
-        rows = (
-            (in_code([bug.function.split(":")[1]]), bug.idea, bug.say)
-            for bug in BUGS
-            if bug.task == task.number
-        )
-        heading = f"### {task.number} {task.title}"
-        parts.append(f"{heading}\n\n{markdown(('in', 'the wrong idea', 'what to say'), rows)}")
-    return "\n\n".join(parts)
+        rows.append((f"**{task.number} {task.title}**", "", ""))
+        for bug in BUGS:
+            if bug.task == task.number:
+                rows.append((in_code([bug.function.split(":")[1]]), bug.idea, bug.say))
+    return markdown(("in", "the wrong idea", "what to say"), rows)
 
 
 def part(source: str) -> str:
     """Return what stands in the documents for `source`."""
     if source == "classroom/kit/tasks.py":
-        return tables_of_bugs()
+        return table_of_bugs()
     if source.endswith("claims.toml"):
         return claims_part((ROOT / source).parent)
     if source == "tests/vectors/sessions.json":

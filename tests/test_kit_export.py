@@ -94,6 +94,11 @@ def test_no_removed_statement_is_anywhere_in_an_export() -> None:
         assert len(statement) < 20 or statement not in prose
 
 
+def test_every_file_of_an_export_ends_its_last_line() -> None:
+    for name, content in export.files(ALICE, "alice").items():
+        assert content.endswith(b"\n"), name
+
+
 @pytest.mark.slow
 def test_all_that_is_not_cut_stays_byte_for_byte() -> None:
     sources = dialect.sources(ALICE)
@@ -451,7 +456,7 @@ def test_the_checker_passes_the_solutions_and_none_of_a_skeleton(
     solved = {name: text.encode() for name, text in dialect.sources(chosen).items()}
     export.write(tmp_path / "solved", {**made, **solved})
     lines = checked(tmp_path / "solved", *numbers)
-    assert [line for line in lines if not line.endswith("as in the vectors")] == []
+    assert [line for line in lines if not line.endswith(("as in the vectors", "can play it"))] == []
 
 
 @pytest.mark.slow
@@ -461,6 +466,102 @@ def test_the_checker_names_what_a_module_of_another_dialect_does(tmp_path: Path)
     wrong = [line.split()[0] for line in checked(tmp_path / "copied") if "as in" not in line]
     assert {"3", "7", "8"} <= {*wrong}
     assert not {"1", "2", "4", "5", "6", "9"} & {*wrong}
+
+
+def with_sources(folder: Path, sources: dict[str, str]) -> Path:
+    """Make Alice's folder with other contents of the files that she has to write."""
+    made = {name: text.encode() for name, text in sources.items()}
+    export.write(folder, {**export.files(ALICE, "alice"), **made})
+    return folder
+
+
+@pytest.mark.slow
+def test_the_checker_notices_each_planted_bug_that_the_grading_need_not_play(
+    tmp_path: Path,
+) -> None:
+    whole = dialect.sources(ALICE)
+    for number, bug in enumerate(bug for bug in BUGS if bug.task != 12):
+        folder = with_sources(tmp_path / str(number), planted(whole, bug))
+        (line,) = checked(folder, bug.task)
+        assert not line.endswith("as in the vectors"), bug
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("place", "task"), [("server:Epochs.withdraw", 9), ("breaking:own_attack", 12)]
+)
+def test_the_checker_says_that_a_function_is_not_written_yet(
+    tmp_path: Path, place: str, task: int
+) -> None:
+    left = TASKS[task - 1]._replace(functions=(place,))
+    folder = with_sources(tmp_path / "work", skeleton.cut(dialect.sources(ALICE), [left]))
+    (line,) = checked(folder, task)
+    assert line.endswith(f"not written yet (task {task})")
+
+
+@pytest.mark.slow
+def test_the_checker_can_check_task_7_before_task_8_is_written(tmp_path: Path) -> None:
+    sources = skeleton.cut(dialect.sources(ALICE), [TASKS[7]])
+    (line,) = checked(with_sources(tmp_path / "work", sources), 7)
+    assert line.endswith("as in the vectors")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("place", "old", "new", "task", "said"),
+    [
+        ("crypto_utils:aes_cbc_encrypt", "_aes_128(key)", "key[:5]", 2, r"\(crypto_utils\.py line"),
+        ("protocol_fsm:evolve_s2c", "    return {", "    _ = {", 3, "has to return the four keys"),
+        (
+            "protocol_fsm:evolve_c2s",
+            "**keys",
+            "**(keys.update({'S2C-ENC': b''}) or keys)",
+            3,
+            "evolve_c2s changes the keys that it is given",
+        ),
+        ("protocol_fsm:Session._decrypt", "[:AES_KEY_BYTES]", "", 7, "genuine CLIENT_HELLO is ref"),
+        ("protocol_fsm:Session.fail", "self.has_farewell", "False", 7, "has to be TERMINATE with"),
+        (
+            "protocol_fsm:Session.fail",
+            " and not isinstance(error, ConnectionCut)",
+            "",
+            7,
+            "farewell of ConnectionCut has to be empty",
+        ),
+        (
+            "protocol_fsm:Session.open",
+            "self._check_payload(header, plaintext)",
+            "parse_message(header.opcode, header.direction, plaintext)",
+            7,
+            "open looks at no echo",
+        ),
+        (
+            "protocol_fsm:Session._next_keys",
+            "self._client_nonce",
+            "plaintext[1:17]",
+            8,
+            "the client binds with a copy of its nonce",
+        ),
+        ("server:Epochs.close_if_due", "BaseException", "Exception", 9, r"SystemExit \(server\.py"),
+        ("breaking:MINIMAL_SET", '"round"', '"rounds"', 12, "a tuple of two to four rules"),
+    ],
+)
+def test_the_checker_says_in_the_words_of_the_student_what_is_wrong(
+    tmp_path: Path, place: str, old: str, new: str, task: int, said: str
+) -> None:
+    sources = skeleton.edited(dialect.sources(ALICE), place, old, new)
+    (line,) = checked(with_sources(tmp_path / "work", sources), task)
+    assert re.search(said, line), line
+
+
+@pytest.mark.slow
+def test_the_checker_refuses_tests_that_import_what_the_grading_does_not_have(
+    tmp_path: Path,
+) -> None:
+    sources = dialect.sources(ALICE)
+    sources["mine.py"] = sources["mine.py"].replace("import json\n", "import json\nimport guard\n")
+    (line,) = checked(with_sources(tmp_path / "work", sources), 13)
+    assert line.endswith("mine.py may not import guard")
 
 
 # Planted bugs

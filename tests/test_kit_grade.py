@@ -40,7 +40,7 @@ from classroom.kit.graft import MAX_FILE, Unreadable, grafted, parsed, submissio
 from classroom.kit.others import is_killed, sorted_tests
 from classroom.kit.sandbox import Asked, Gone, Jail, Raised, Side, best_jail, folder_with, works
 from classroom.kit.skeleton import Sources, cut
-from classroom.kit.tasks import BUGS, TASKS
+from classroom.kit.tasks import BUGS, TASKS, Bug
 from program import UserError
 
 KEY = b"a class key of the tests"
@@ -331,6 +331,62 @@ def test_planted_bug_costs_points_of_its_task_alone(dialect: Dialect) -> None:
     for bug in random.sample(BUGS, 3):  # others in each run; run.py kit check tries all
         finding = of_bug(bug, dialect)
         assert finding.is_right, finding
+
+
+MISTAKES = (  # too rare for the planted bugs, among which task 13 has to find two of three
+    (
+        "crypto_utils:pkcs7_unpad",
+        "length = padded[-1]",
+        "length = padded[-1]\n    if not any(padded):\n        return padded",
+        1,
+    ),
+    ("protocol_fsm:_are_plain", "-LARGEST <= value <= LARGEST", "abs(float(value)) <= LARGEST", 6),
+    (
+        "protocol_fsm:Session.open",
+        "self._check_payload(header, plaintext)",
+        "parse_message(header.opcode, header.direction, plaintext)",
+        7,
+    ),
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("place", "old", "new", "task"), MISTAKES)
+def test_mistake_that_few_values_show_costs_points(
+    dialect: Dialect, place: str, old: str, new: str, task: int
+) -> None:
+    finding = of_bug(Bug(task, place, old, new, "", ""), dialect)
+    assert finding.is_right, finding
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("place", "old", "new", "task"),
+    [
+        ("server:own_part", "return {", 'return {"own_share": 0, ', 9),
+        ("protocol_fsm:Session._next_keys", "[1 + NONCE_BYTES :]", "[17:33]", 8),
+        (
+            "protocol_fsm:check_readings",
+            "-MAX_MAGNITUDE <= ",
+            "value <= MAX_MAGNITUDE and -MAX_MAGNITUDE <= ",
+            6,
+        ),
+    ],
+)
+def test_right_answer_in_other_words_costs_nothing(
+    dialect: Dialect, place: str, old: str, new: str, task: int
+) -> None:
+    finding = of_bug(Bug(task, place, old, new, "", ""), dialect)
+    assert finding.words.startswith("costs 0 of"), finding
+
+
+@pytest.mark.slow
+def test_padding_that_is_longer_by_accident_is_met_by_most_gradings(dialect: Dialect) -> None:
+    end = " + bytes([guess]) + end\n            if is_right(iv)"
+    old = f"bytes(BLOCK_BYTES - aim){end} and (aim > 1 or is_right(touched(iv)))"
+    new = f"before[: BLOCK_BYTES - aim]{end}"
+    trusting = Bug(11, "breaking:padding_oracle", old, new, "", "")
+    assert any(of_bug(trusting, dialect).is_right for _ in range(12))  # 7 of 8 times
 
 
 @pytest.mark.slow

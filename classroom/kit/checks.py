@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import itertools
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -59,11 +60,12 @@ def takes_padding(bench: Bench) -> None:
 def checks_padding_length(bench: Bench) -> None:
     """Padding of an impossible length is refused."""
     takes_padding(bench)
-    for last in (0, 17, 32, 255):
+    wrong = [bench.data(31) + bytes([last]) for last in (0, 17, 32, 255)]
+    for data in (*wrong, bytes(16)):
         bench.same(
-            f"[P 1] A last byte of {last} is no possible length of a padding: ValueError.",
+            f"[P 1] A last byte of {data[-1]} is no possible length of a padding: ValueError.",
             "pkcs7_unpad(data)",
-            data=bench.data(31) + bytes([last]),
+            data=data,
         )
     for last in (17, 32):
         bench.same(
@@ -483,6 +485,8 @@ def parses_answers(bench: Bench) -> None:
         {"a":1e300} {"a":NaN} {"a":1,"a":true} 1
     """.split()
     texts.append('{"é":"日本"}'.encode())
+    largest = int(sys.float_info.max)
+    texts += [b'{"a":%d}' % number for number in (largest, largest + 1)]
     parses(bench, 40, S2C, {b"\0" + text: good for text in texts})
 
 
@@ -641,12 +645,15 @@ def checks_padding(bench: Bench) -> None:
 
 @check(7, 1)
 def checks_payload(bench: Bench) -> None:
-    """Step 8: a wrong payload is refused, and nothing moves."""
+    """Step 8: a wrong payload or echo is refused, and nothing moves."""
     place = takes_report(bench)
     for body in (b"{}", b"[NaN]", b"", b"[true]"):
         message = made(bench, place, 30, bench.data(16) + body)
         say = "[P 3.6] Step 8: a wrong payload is a BadPayload, and ends the session."
         opens(bench, say, place, message)
+    place = placed(bench, "CHALLENGE", C2S)
+    message = made(bench, place, 20, b"\0" + bench.data(32))
+    opens(bench, "[P 3.6] Step 8: _check_payload looks at the echo, too.", place, message)
 
 
 @check(7, 1)
@@ -784,7 +791,7 @@ def moves_keys_by_opcode(bench: Bench) -> None:
             "next_keys(place, opcode, plaintext, ciphertext)",
             place=[*placed(bench, "CHALLENGE", C2S)],
             opcode=opcode,
-            plaintext=bench.data(40),
+            plaintext=bench.data(33),
             ciphertext=bench.data(48),
         )
 
@@ -896,7 +903,10 @@ def withdraws(bench: Bench) -> None:
 @check(9, 1)
 def survives_an_aggregation(bench: Bench) -> None:
     """An aggregation that fails leaves the server running, without answers."""
-    say = "[P 4] An aggregation that raises, or gives what cannot be sent, leaves no answers."
+    say = (
+        "[P 4] An aggregation that raises anything, or gives what cannot be sent, leaves no "
+        "aggregate and no answers."
+    )
     steps = [["add", 1, [1.0], 1.0], ["close", 1.1], ["add", 1, [1.0], 2.0], ["close", 3.5]]
     for aggregation in ("raises", "exits", "unsendable", "right"):
         plays(bench, say, *steps, aggregation=aggregation)
@@ -958,11 +968,12 @@ QUERIES = 1_024
 
 def bytes_read(bench: Bench) -> int:
     """Return how many of the last bytes were read of the worst of three fresh targets."""
-    return bench.once("oracle", lambda: min(one_oracle(bench) for _ in range(3)))
+    return bench.once("oracle", lambda: min(one_oracle(bench, length) for length in (2, 3, 4)))
 
 
-def one_oracle(bench: Bench) -> int:
-    text = bench.data(16)
+def one_oracle(bench: Bench, length: int) -> int:
+    """Ask for a text in which a wrong guess can give a padding of this length by accident."""
+    text = bench.data(16 - length) + bytes([length]) * (length - 1) + bench.data(1)
     bench.reference.do("target = OracleTarget(text)", text=text)
 
     def told(question: list[Any]) -> bool:

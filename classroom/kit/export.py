@@ -26,7 +26,7 @@ HANDED_IN = ("crypto_utils.py", "protocol_fsm.py", "server.py", "breaking.py", "
 
 def handout(student: str) -> str:
     """Return HANDOUT.md."""
-    return filled(
+    text = filled(
         "kit/HANDOUT.md.j2",
         student=student,
         tasks=TASKS,
@@ -35,6 +35,7 @@ def handout(student: str) -> str:
         rules={name: meaning(rule) for name, rule in RULES.items()},
         documented=DOCUMENTED,
     )
+    return f"{text}\n"
 
 
 def files(chosen: Dialect, student: str) -> dict[str, bytes]:

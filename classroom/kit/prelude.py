@@ -6,6 +6,7 @@ comes of it.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -343,5 +344,7 @@ def epochs_played(steps: Sequence[Sequence[Any]], aggregation: str = "right") ->
 
 
 def bodies(epoch: server.Epoch) -> object:
-    answers = epoch.answers
-    return None if answers is None else {key: answer.body for key, answer in answers.items()}
+    """Return what the answers of an epoch say; JSON has no order of members."""
+    if epoch.answers is None:
+        return None
+    return {key: json.loads(answer.body) for key, answer in epoch.answers.items()}

@@ -203,8 +203,8 @@ BUGS = (
         "BLOCK_BYTES - len(data) % BLOCK_BYTES",
         "-len(data) % BLOCK_BYTES",
         "A full last block needs no padding.",
-        "Then a last byte 0x01 of the data looks like padding; data of every length needs at "
-        "least one byte of padding.",
+        "Then a last byte 0x01 of the data looks like padding: every length needs at least one "
+        "byte of padding.",
     ),
     Bug(
         1,
@@ -212,8 +212,7 @@ BUGS = (
         "bytes([missing]) * missing",
         "bytes(missing - 1) + bytes([missing])",
         "Only the last byte says how long the padding is.",
-        "That is ANSI X9.23. PKCS#7 repeats the number in every byte, so that all of them can be "
-        "checked.",
+        "That is ANSI X9.23. PKCS#7 repeats the number in every byte, so that all can be checked.",
     ),
     Bug(
         1,
@@ -221,7 +220,7 @@ BUGS = (
         "padded[-length:] != bytes([length]) * length",
         "padded[-1] != length",
         "The last byte is enough to remove the padding.",
-        "A receiver that skips the other bytes accepts what no sender has made.",
+        "A receiver that skips the others accepts what no sender has made.",
     ),
     Bug(
         1,
@@ -245,7 +244,7 @@ BUGS = (
         "iv=iv",
         "iv=bytes(BLOCK_BYTES)",
         "The IV has only to be sent along.",
-        "The IV is XORed with the first block; without it, equal beginnings look equal.",
+        "It is XORed with the first block; without it, equal beginnings look equal.",
     ),
     Bug(
         2,
@@ -269,7 +268,7 @@ BUGS = (
         'hmac.digest(key, data, "sha256")',
         "hashlib.sha256(key + data).digest()",
         "A hash of the key and the data is a MAC.",
-        "Anybody who knows the lengths can extend it: look up length extension. HMAC hashes twice.",
+        "Anybody who knows the lengths can extend it (length extension). HMAC hashes twice.",
     ),
     Bug(
         2,
@@ -277,7 +276,7 @@ BUGS = (
         '"sha256")',
         '"sha256")[:16]',
         "16 bytes of a tag are enough.",
-        "They may be, but this protocol sends all 32, and both ends have to do the same.",
+        "They may be, but this protocol sends all 32.",
     ),
     Bug(
         2,
@@ -293,7 +292,7 @@ BUGS = (
         "hmac_sha256(key, data), tag",
         "hmac_sha256(key, data)[:16], tag[:16]",
         "Half of a tag is enough to compare.",
-        "The other half can then be anything: compare all 32 bytes.",
+        "The other half can then be anything.",
     ),
     Bug(
         3,
@@ -301,7 +300,7 @@ BUGS = (
         ".digest()",
         ".hexdigest()[:32].encode()",
         "A key is 32 characters of hexadecimal.",
-        "32 hex digits are 16 bytes of key in 32 bytes of text: take the bytes of the hash.",
+        "32 hex digits are text for 16 bytes: take the bytes of the hash.",
     ),
     Bug(
         3,
@@ -309,7 +308,7 @@ BUGS = (
         '"ascii"',
         '"utf-16"',
         "Text is the same bytes everywhere.",
-        "The encoding is part of a protocol; section 3.4 says ASCII.",
+        "The encoding is part of a protocol: section 3.4 says ASCII.",
     ),
     Bug(
         3,
@@ -317,7 +316,7 @@ BUGS = (
         ".digest()",
         ".digest()[:16] * 2",
         "AES-128 takes 16 bytes, so the chain needs no more.",
-        "The chain carries all 32 bytes; they are cut to 16 only where AES takes them.",
+        "The chain carries all 32 bytes; only AES takes 16 of them.",
     ),
     Bug(
         3,
@@ -325,7 +324,7 @@ BUGS = (
         "ciphertext: bytes, nonce: bytes",
         "nonce: bytes, ciphertext: bytes",
         "It does not matter which value moves which key.",
-        "Both ends have to agree: read in your own section 3.4 which one moves which.",
+        "Both ends have to agree: read your own section 3.4.",
     ),
     Bug(
         3,
@@ -333,7 +332,7 @@ BUGS = (
         '"C2S-MAC": evolve_key(keys["C2S-MAC"]',
         '"C2S-MAC": evolve_key(keys["C2S-ENC"]',
         "Both keys come from one chain.",
-        "Then one stolen encryption key gives the tags away, too: each key moves from itself.",
+        "Then a stolen encryption key gives the tags away, too: each key moves from itself.",
     ),
     Bug(
         3,
@@ -341,7 +340,7 @@ BUGS = (
         "body: bytes, status: bytes",
         "status: bytes, body: bytes",
         "It does not matter which value moves which key.",
-        "Both ends have to agree: read in your own section 3.4 which one moves which.",
+        "Both ends have to agree: read your own section 3.4.",
     ),
     Bug(
         3,
@@ -349,7 +348,7 @@ BUGS = (
         "        **keys,\n",
         "",
         "Only the keys that move have to be returned.",
-        "The other two are needed for the next message: return all four.",
+        "The next message needs the other two: return all four.",
     ),
     Bug(
         4,
@@ -365,7 +364,7 @@ BUGS = (
         " or (length_bytes - OVERHEAD) % BLOCK_BYTES",
         "",
         "Two limits describe the legal lengths.",
-        "The ciphertext is whole blocks, so most lengths between the limits are illegal, too.",
+        "The ciphertext is whole blocks: most lengths between the limits are illegal.",
     ),
     Bug(
         4,
@@ -373,7 +372,7 @@ BUGS = (
         "while received and len(gathered) < wanted",
         "while False",
         "One recv is one message.",
-        "TCP keeps the order of bytes, not their grouping: ask until you have all of them.",
+        "TCP keeps the order of bytes, not their grouping: ask until you have all.",
     ),
     Bug(
         4,
@@ -381,7 +380,7 @@ BUGS = (
         "recv(wanted - len(gathered))",
         "recv(wanted)",
         "It is safe to ask for more than is missing.",
-        "The surplus is the beginning of the next message, which is lost then.",
+        "The surplus is the beginning of the next message, which is then lost.",
     ),
     Bug(
         4,
@@ -405,8 +404,7 @@ BUGS = (
         "    check_length(length_bytes)\n",
         "",
         "A length is checked when the message is there.",
-        "A receiver would wait for 65,535 bytes that are refused anyway: two bytes are enough to "
-        "know.",
+        "Two bytes are enough to know; a receiver would wait for 65,535 that are refused anyway.",
     ),
     Bug(
         4,
@@ -422,7 +420,7 @@ BUGS = (
         "        (State.REPORT, Opcode.TERMINATE, Direction.S2C): State.ENDED,\n",
         "",
         "A side says farewell when it is its turn.",
-        "A farewell is legal out of turn: a server that stops does not wait for reports.",
+        "It is legal out of turn: a server that stops does not wait for reports.",
     ),
     Bug(
         5,
@@ -440,7 +438,7 @@ BUGS = (
         "(State.ANSWER, Opcode.SERVER_AGGR_RESPONSE, Direction.S2C): State.REPORT",
         "(State.ANSWER, Opcode.SERVER_AGGR_RESPONSE, Direction.S2C): State.ENDED",
         "A session is one question and one answer.",
-        "After the answer the client reports again, in the next round.",
+        "After the answer the client reports again.",
     ),
     Bug(
         5,
@@ -448,7 +446,7 @@ BUGS = (
         "(State.REPORT, Opcode.CLIENT_DATA, Direction.C2S): State.ANSWER",
         "(State.REPORT, Opcode.CLIENT_DATA, Direction.C2S): State.REPORT",
         "A client may report as often as it likes.",
-        "After a report it is the server's turn: a second report has no move.",
+        "After a report it is the server's turn.",
     ),
     Bug(
         5,
@@ -464,7 +462,7 @@ BUGS = (
         "elif opcode is Opcode.SERVER_AGGR_RESPONSE:",
         "elif opcode is Opcode.CLIENT_DATA:",
         "A round begins with a report.",
-        "The answer carries the round of its report, so the round rises after the answer.",
+        "The answer carries the round of its report: the round rises after it.",
     ),
     Bug(
         5,
@@ -472,7 +470,7 @@ BUGS = (
         "self.round_number == LAST_ROUND",
         "self.round_number > LAST_ROUND",
         "A number can always be raised.",
-        "The header has four bytes for the round: after the last one the session is over.",
+        "The header has four bytes for the round: after the last one the session ends.",
     ),
     Bug(
         6,
@@ -504,7 +502,7 @@ BUGS = (
         "> MAX_READINGS",
         "> MAX_READINGS - 1",
         "1,024 numbers are too many.",
-        "Limits are inclusive here: 1,024 numbers are legal.",
+        "Limits are inclusive here.",
     ),
     Bug(
         6,
@@ -512,7 +510,7 @@ BUGS = (
         "or_arrays and isinstance(value, (list, tuple))",
         "isinstance(value, (list, tuple))",
         "What may stand in an array may be an array.",
-        "Section 3.3 allows arrays of plain values, one level deep, and nothing below.",
+        "Section 3.3 allows arrays of plain values only.",
     ),
     Bug(
         6,
@@ -520,7 +518,7 @@ BUGS = (
         "_is_text(names)",
         "True",
         "Names are always text.",
-        "A name may also hold half a character (a surrogate), which cannot be sent on as UTF-8.",
+        "A name may hold half a character (a surrogate), which UTF-8 cannot carry.",
     ),
     Bug(
         6,
@@ -528,7 +526,7 @@ BUGS = (
         "rest[:1] != OK",
         "not rest",
         "A status is information, not a rule.",
-        "Section 3.3: an answer carries OK, and everything else is refused.",
+        "Section 3.3: an answer carries OK, and nothing else.",
     ),
     Bug(
         6,
@@ -536,8 +534,8 @@ BUGS = (
         "len(body) != 1 or",
         "not body or",
         "What follows the status does no harm.",
-        "A receiver that ignores bytes lets others hide messages in them, and two "
-        "implementations differ.",
+        "Others can hide messages in bytes that a receiver ignores, and two implementations "
+        "differ.",
     ),
     Bug(
         6,
@@ -553,7 +551,7 @@ BUGS = (
         "!= 2 * NONCE_BYTES",
         "< 2 * NONCE_BYTES",
         "More than two nonces do no harm.",
-        "The rest would be bound into the keys of one end only: there must be exactly two nonces.",
+        "The rest would be bound into the keys of one end only.",
     ),
     Bug(
         7,
@@ -584,7 +582,7 @@ BUGS = (
         "            self.fail(error)\n",
         "",
         "An error that is raised is an error that is handled.",
-        "The session has to end by itself: a caller that goes on gives an attacker another try.",
+        "A caller that goes on gives an attacker another try: the session has to end by itself.",
     ),
     Bug(
         7,
@@ -600,7 +598,7 @@ BUGS = (
         "header.client_id != self.client_id",
         "header.client_id == 0",
         "Any client's id will do.",
-        "The tag would show it, but as another error: section 3.6 names WrongPeer.",
+        "The tag would show it, but section 3.6 names WrongPeer.",
     ),
     Bug(
         7,
@@ -616,7 +614,7 @@ BUGS = (
         "header.round_number != self.fsm.round_number",
         "header.round_number < self.fsm.round_number",
         "Only old rounds are replays.",
-        "A message of a later round is no less wrong: both ends are in the same round.",
+        "Both ends are in the same round: a later one is no less wrong.",
     ),
     Bug(
         7,
@@ -624,7 +622,7 @@ BUGS = (
         " and not is_farewell",
         "",
         "All messages have the right round.",
-        "A farewell says that something is wrong, which may be the round: it is exempt.",
+        "A farewell says that something is wrong, perhaps the round: it is exempt.",
     ),
     Bug(
         7,
@@ -648,7 +646,7 @@ BUGS = (
         "raise BadPadding",
         "raise BadTag",
         "One answer to the peer means one error inside.",
-        "The wire gets one answer; your own log needs to tell the errors apart.",
+        "The wire gets one answer; your own log has to tell the errors apart.",
     ),
     Bug(
         7,
@@ -664,7 +662,7 @@ BUGS = (
         "        self._forget_keys()\n",
         "",
         "Keys are forgotten when the program ends.",
-        "A session that is over needs no key, and what it still has can be stolen.",
+        "A session that is over needs no key, and its keys can be stolen.",
     ),
     Bug(
         8,
@@ -680,7 +678,7 @@ BUGS = (
         "client_nonce: bytes, server_nonce: bytes",
         "server_nonce: bytes, client_nonce: bytes",
         "The order of the nonces does not matter.",
-        "Both ends have to agree: read the order in your own section 3.4.",
+        "Both ends have to agree: read your own section 3.4.",
     ),
     Bug(
         8,
@@ -696,7 +694,7 @@ BUGS = (
         "client_nonce != self._client_nonce",
         "len(client_nonce) != len(self._client_nonce)",
         "Any 16 bytes are an echo.",
-        "It has to be our own nonce: otherwise an old challenge is taken for a fresh one.",
+        "It has to be our own nonce, or an old challenge is taken for a fresh one.",
     ),
     Bug(
         8,
@@ -728,7 +726,7 @@ BUGS = (
         "[*sorted(contributions)]",
         "[*contributions]",
         "A dictionary is in order.",
-        "It is in the order of arrival, but section 4 has the ids in ascending order.",
+        "It is in the order of arrival; section 4 wants ascending ids.",
     ),
     Bug(
         9,
@@ -752,7 +750,7 @@ BUGS = (
         "epoch.contributions[contribution.giver.client_id] = contribution",
         "epoch.contributions.setdefault(contribution.giver.client_id, contribution)",
         "The first report counts.",
-        "A newer session of an id replaces the older one, and so does its report.",
+        "A newer session of an id replaces the older one, and its report.",
     ),
     Bug(
         9,
@@ -760,7 +758,7 @@ BUGS = (
         "entered and entered.giver is connection",
         "entered",
         "An id that leaves takes its report along.",
-        "The report may be that of a newer session of the same id, which has not left.",
+        "The report may be that of a newer session of the same id.",
     ),
     Bug(
         9,
@@ -768,7 +766,7 @@ BUGS = (
         "self._expected <= epoch.contributions.keys()",
         "len(self._expected) <= len(epoch.contributions)",
         "An epoch is complete when enough clients have reported.",
-        "It waits for those of the last epoch: a newcomer does not stand in for one of them.",
+        "It waits for those of the last epoch; a newcomer stands in for none of them.",
     ),
     Bug(
         9,
@@ -776,7 +774,7 @@ BUGS = (
         "(is_complete or now >= epoch.deadline)",
         "is_complete",
         "An epoch waits for everybody.",
-        "One client that says nothing would stop all others: the window limits the wait.",
+        "One silent client would stop all others: the window limits the wait.",
     ),
     Bug(
         9,
@@ -784,7 +782,7 @@ BUGS = (
         "self._expected = set(epoch.contributions)",
         "self._expected |= set(epoch.contributions)",
         "A client that was here once is waited for.",
-        "It has missed an epoch: wait for it again when it has reported again.",
+        "It has missed an epoch: do not wait before it reports again.",
     ),
     Bug(
         10,
@@ -792,7 +790,7 @@ BUGS = (
         "changed[CIPHERTEXT_AT + place]",
         "changed[HEADER.size + place]",
         "Plaintext is always changed through the IV.",
-        "The IV changes the first block, which is the nonce here: the body is in the second.",
+        "The IV changes the first block, here the nonce; the body is in the second.",
     ),
     Bug(
         10,
@@ -808,7 +806,7 @@ BUGS = (
         "changed[CIPHERTEXT_AT + place]",
         "changed[CIPHERTEXT_AT + BLOCK_BYTES + place]",
         "A byte is changed in its own block.",
-        "That destroys its own block: change the block before it.",
+        "That destroys the block: change the one before it.",
     ),
     Bug(
         11,
@@ -856,7 +854,7 @@ BUGS = (
         "            yield frame\n            yield answer\n",
         "            yield answer\n",
         "Holding a message is a win.",
-        "Nothing was accepted that should not have been: the report has to be taken twice.",
+        "Nothing false was accepted yet: the report has to be taken twice.",
     ),
     Bug(
         13,
@@ -864,7 +862,7 @@ BUGS = (
         'other.call("pkcs7_pad", data)',
         'other.call("pkcs7_pad", data)[:-1]',
         "A test that fails has found something.",
-        "It fails on the reference, too, and then it says nothing about an implementation.",
+        "If the reference fails it, too, it says nothing about an implementation.",
     ),
     Bug(
         13,
@@ -872,7 +870,7 @@ BUGS = (
         "for length in (15, 24, 32):",
         "for length in (15, 16, 32):",
         "Every length of a key has to be refused.",
-        "Run your tests against your own solution first: 16 bytes are the right length.",
+        "16 bytes are right: run your tests against your own solution first.",
     ),
     Bug(
         13,
@@ -880,6 +878,6 @@ BUGS = (
         "(number, number)\n",
         "(number, number - 1)\n",
         "The server is a round behind.",
-        "Both ends are in the same round: a test that says otherwise fails on the reference.",
+        "Both ends are in the same round: the reference fails this test.",
     ),
 )

@@ -7,8 +7,10 @@ other tasks from a reference, and it uses values of its own.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 import traceback
@@ -41,6 +43,7 @@ TASKS = (
     "attack of your own",
     "tests of your own",
 )
+YOURS = ("crypto_utils.py", "protocol_fsm.py", "server.py", "breaking.py", "mine.py")
 PATIENCE_S = 20
 STEPS = (
     "MalformedMessage",
@@ -77,6 +80,31 @@ def refusal(action: Callable[..., object], *arguments: object) -> str:
     return ""
 
 
+def told(error: BaseException) -> str:
+    """Return an error in words, with the line of your files that raised it."""
+    name = type(error).__name__
+    words = str(error)
+    if not words.startswith(name):
+        words = f"{name}: {words}"
+    return f"{words.removesuffix(': ')}{place(error)}"
+
+
+def place(error: BaseException) -> str:
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if Path(frame.filename).name in YOURS]
+    return f" ({Path(own[-1].filename).name} line {own[-1].lineno})" if own else ""
+
+
+def done(what: str, action: Callable[..., Any], *arguments: Any) -> Any:
+    """Return what an action returns that must not raise."""
+    try:
+        return action(*arguments)
+    except NotImplementedError:
+        raise
+    except Exception as error:
+        raise AssertionError(f"{what}: {told(error)}") from None
+
+
 def raw(value: Any) -> Any:
     """Return a vector with bytes for its hexadecimal text."""
     if isinstance(value, dict):
@@ -99,9 +127,20 @@ def check_1() -> None:
         padded = data + bytes.fromhex(end)
         check(pkcs7_pad(data) == padded, f"{len(data)} bytes are padded wrongly")
         check(pkcs7_unpad(padded) == data, f"the padding of {len(data)} bytes is removed wrongly")
-    for end in ("00", "11", "0202ff", "030203", ""):
-        wrong = bytes(16)[: 16 - len(end) // 2] + bytes.fromhex(end)
-        check(refusal(pkcs7_unpad, wrong) == "ValueError", f"padding is accepted: {wrong.hex()}")
+    for wrong in (
+        b"",
+        bytes(16),
+        bytes(15) + b"\x11",
+        bytes(13) + b"\2\2\xff",
+        bytes(13) + b"\3\2\3",
+        b"\x20" * 32,
+        bytes(14) + b"\1",
+    ):
+        error = refusal(pkcs7_unpad, wrong) or "nothing"
+        said = (
+            f"pkcs7_unpad has to raise ValueError, and raises {error}: {wrong.hex() or 'no bytes'}"
+        )
+        check(error == "ValueError", said)
 
 
 def check_2() -> None:
@@ -113,12 +152,15 @@ def check_2() -> None:
     iv = bytes(range(16))
     check(aes_cbc_encrypt(text, key, iv) == secret, "SP 800-38A F.2.1 is encrypted differently")
     check(aes_cbc_decrypt(secret, key, iv) == text, "SP 800-38A F.2.2 is decrypted differently")
-    check(refusal(aes_cbc_encrypt, text, key * 2, iv) == "ValueError", "32 bytes are no key")
+    for action in (aes_cbc_encrypt, aes_cbc_decrypt):
+        error = refusal(action, text, key * 2, iv)
+        check(error == "ValueError", f"{action.__name__}: 32 bytes are no key")
     tag = bytes.fromhex("5bdcc146bf60754e6a042426089575c75a003f089d2739839dec58b964ec3843")
     words = b"what do ya want for nothing?"  # RFC 4231, test case 2
     check(hmac_sha256(b"Jefe", words) == tag, "test case 2 of RFC 4231 has another tag")
     check(hmac_verify(b"Jefe", words, tag), "a right tag is refused")
-    check(not hmac_verify(b"Jefe", words, bytes(32)), "a wrong tag is accepted")
+    for wrong in (b"", bytes(32), tag[:16], tag[:16] + bytes(16), tag + b"\0"):
+        check(not hmac_verify(b"Jefe", words, wrong), f"a wrong tag is accepted: {wrong.hex()}")
 
 
 def check_3() -> None:
@@ -134,14 +176,20 @@ def check_3() -> None:
             )
         bound = {label: raw(step["output"]) for label, step in case["binding"].items()}
         report, answer = case["client_data"], case["server_aggr_response"]
-        moved = evolve_c2s(bound, raw(report["ciphertext"]), raw(report["nonce"]))
-        check_moved(case["c2s_ratchet"], bound, moved)
-        moved = evolve_s2c(bound, raw(answer["body"]), raw(answer["status"]))
-        check_moved(case["s2c_ratchet"], bound, moved)
+        values = raw(report["ciphertext"]), raw(report["nonce"])
+        check_moved(case["c2s_ratchet"], bound, evolve_c2s, *values)
+        values = raw(answer["body"]), raw(answer["status"])
+        check_moved(case["s2c_ratchet"], bound, evolve_s2c, *values)
 
 
-def check_moved(steps: Vector, before: dict[str, bytes], after: dict[str, bytes]) -> None:
-    """Compare all four keys after a step; those that a step does not name stay."""
+def check_moved(
+    steps: Vector, before: dict[str, bytes], move: Callable[..., Any], *values: bytes
+) -> None:
+    """Move keys, and compare all four; those that a step does not name stay."""
+    given = dict(before)
+    after = move(given, *values)
+    check(isinstance(after, dict), f"{move.__name__} has to return the four keys")
+    check(given == before, f"{move.__name__} changes the keys that it is given")
     wanted = before | {label: raw(step["output"]) for label, step in steps.items()}
     for label, key in wanted.items():
         hint = f"; SHA-256 has to be given {steps[label]['input']}" if label in steps else ""
@@ -157,19 +205,23 @@ def check_4() -> None:
         pieces = [stream[at : at + size] for at in range(0, len(stream), size)]
         recv = receiver(pieces)
         for frame in frames:
-            check(read_frame(recv) == frame[2:], f"pieces of size {size} are joined wrongly")
+            message = done(f"pieces of size {size}", read_frame, recv)
+            check(message == frame[2:], f"pieces of size {size} are joined wrongly")
     sent: list[bytes] = []
     write_frame(sent.append, frames[0][2:])
     check(sent == [frames[0]], "a frame is not sent in one piece, its length first")
     for case in rejected("MalformedMessage"):
         error = refusal(read_frame, receiver([raw(case["frame"])[:2]]))
-        check(error == "MalformedMessage", f"{case['name']}: {error or 'accepted'}")
+        said = f"{case['name']}: {error or 'accepted'}, not MalformedMessage"
+        check(error == "MalformedMessage", said)
     for end in (0, 1, 30):
         try:
             read_frame(receiver([frames[0][:end]]))
             error = "accepted"
         except ConnectionCut as cut:
             error = "" if cut.mid_frame is (end > 0) else f"mid_frame is {cut.mid_frame}"
+        except Exception as other:
+            error = told(other)
         check(not error, f"a stream that ends at byte {end}: {error}")
 
 
@@ -213,6 +265,11 @@ def check_5() -> None:
         fsm.state = State(case["state"])
         frame = raw(case["frame"])
         check(not fsm.allows(frame[2], frame[8]), f"{case['name']}: there is a move")
+    for name, farewell, end in itertools.product(("REPORT", "ANSWER"), (50, 60), Direction):
+        fsm = ProtocolFSM()
+        fsm.state = State(name)
+        move = f"{Opcode(farewell).name} ({end.name}) in {name}"
+        check(fsm.allows(farewell, end), f"there is no move for {move}")
 
 
 def check_6() -> None:
@@ -221,19 +278,26 @@ def check_6() -> None:
     for session in load("sessions"):
         for message in session["messages"]:
             direction = 0 if message["from"] == "client" else 1
-            parse_message(message["opcode"], direction, raw(message["plaintext"]))
+            plaintext = raw(message["plaintext"])
+            what = f"{message['name']} is refused"
+            found = done(what, parse_message, message["opcode"], direction, plaintext)
+            wanted = made(message)
+            is_right = type(found) is type(wanted) and found.status is wanted.status
+            check(is_right, f"{message['name']} is parsed as {str(found)[:60]}")
     for case in load("accepted"):
         if "value" not in case or "body" not in case:
             continue
         head = bytes(16) if case["opcode"] == 30 else b"\0"
-        made = parse_message(case["opcode"], case["opcode"] == 40, head + raw(case["body"]))
-        value = getattr(made, "readings", getattr(made, "aggregate", None))
+        plaintext = head + raw(case["body"])
+        what = f"{case['name']}: it is refused"
+        found = done(what, parse_message, case["opcode"], case["opcode"] == 40, plaintext)
+        value = getattr(found, "readings", getattr(found, "aggregate", None))
         is_right = as_doubles(value) == as_doubles(case["value"])
         check(is_right, f"{case['name']}: it is parsed as {str(value)[:60]}")
     for case in rejected("BadPayload"):
         message = raw(case["frame"])[2:]
         error = refusal(parse_message, message[0], message[6], plaintext_of(case, message))
-        check(error == "BadPayload", f"{case['name']}: {error or 'accepted'}")
+        check(error == "BadPayload", f"{case['name']}: {error or 'accepted'}, not BadPayload")
 
 
 def as_doubles(value: Any) -> Any:
@@ -260,12 +324,20 @@ def plaintext_of(case: Vector, message: bytes) -> bytes:
 
 
 class Ends:
-    """Both ends of a session of the vectors, played so far."""
+    """Both ends of a session of the vectors, played so far.
 
-    def __init__(self, session: Vector, length: int | None = None) -> None:
+    With `keys_are_given` they take what task 8 has to write from the vectors.
+    """
+
+    def __init__(
+        self, session: Vector, length: int | None = None, keys_are_given: bool = False
+    ) -> None:
         from protocol_fsm import Direction, Session
 
         self._draws: list[bytes] = []
+        self._keys: dict[str, bytes] = raw(session["keys"])
+        self._committed: tuple[bytes, ...] = ()
+        self._echoes: list[bytes] = []
         options = {"random_bytes": self._draw, "first_round": session["first_round"]}
         key = raw(session["master_key"])
         names = {"client": Direction.C2S, "server": Direction.S2C}
@@ -273,34 +345,62 @@ class Ends:
             name: Session(session["client_id"], key, sends, **options)
             for name, sends in names.items()
         }
+        if keys_are_given:
+            for end in self.ends.values():
+                vars(end)["_next_keys"] = self._given_keys
+                vars(end)["_check_echo"] = self._echoes.append
         for message in session["messages"][:length]:
             self.play(message)
+
+    def _given_keys(self, _: int, *committed: bytes) -> dict[str, bytes]:
+        self._committed = committed
+        return self._keys
 
     def _draw(self, length: int) -> bytes:
         return self._draws.pop(0)
 
+    def draw(self, message: Vector) -> None:
+        """Let the next random values be those of a message."""
+        self._draws[:] = [raw(value) for value in message["random"]]
+
     def play(self, message: Vector) -> None:
         """Seal a message at one end, and open it at the other."""
+        name = message["name"]
         other = "server" if message["from"] == "client" else "client"
-        self._draws[:] = [raw(value) for value in message["random"]]
-        sealed = self.ends[message["from"]].seal(made(message))
-        check(sealed == raw(message["message"]), f"{message['name']} is sealed differently")
-        error = refusal(self.ends[other].open, sealed)
-        wanted = "PeerTerminated" if message["state_after"] == "ENDED" else ""
-        is_last_answer = message["name"] == "SERVER_AGGR_RESPONSE" and not error
-        check(error == wanted or is_last_answer, f"{message['name']}: {error or 'accepted'}")
+        self.draw(message)
+        self._keys = raw(message["keys_after"] or {})
+        sealed = done(f"{name} is not sealed", self.ends[message["from"]].seal, made(message))
+        hint = "; does open take what is right from the message before?"
+        check(sealed == raw(message["message"]), f"{name} is sealed differently{hint}")
+        if name in ("TERMINATE", "KEY_DESYNC_ERROR"):
+            error = refusal(self.ends[other].open, sealed) or "nothing"
+            said = f"open has to raise PeerTerminated for {name}, and raises {error}"
+            check(error == "PeerTerminated", said)
+        else:
+            done(f"the genuine {name} is refused", self.ends[other].open, sealed)
         self.check_keys(message)
+        if self._committed:
+            is_right = self._committed == (raw(message["plaintext"]), raw(message["ciphertext"]))
+            check(is_right, f"{name}: open commits another plaintext or ciphertext")
+            if name == "SERVER_CHALLENGE":
+                check(bool(self._echoes), "open looks at no echo, as _check_payload does")
 
     def check_keys(self, message: Vector) -> None:
         for name, end in self.ends.items():
             is_right = end._keys == raw(message["keys_after"] or {})
             check(is_right, f"after {message['name']} the keys of the {name} are wrong")
 
-    def receive(self, case: Vector) -> str:
-        """Return the error with which the receiver of a case refuses its frame, or nothing."""
+    def receive(self, case: Vector) -> tuple[str, bytes]:
+        """Give a frame to its receiver; return the error that it raises, and the farewell."""
         farewell = case.get("farewell")
         self._draws[:] = [raw(value) for value in farewell["random"]] if farewell else []
-        return refusal(self.ends[case["receiver"]].open, raw(case["frame"])[2:])
+        try:
+            self.ends[case["receiver"]].open(raw(case["frame"])[2:])
+        except NotImplementedError:
+            raise
+        except Exception as error:
+            return type(error).__name__, getattr(error, "farewell", b"")
+        return "", b""
 
 
 def made(message: Vector) -> Any:
@@ -323,34 +423,66 @@ def made(message: Vector) -> Any:
 def check_7() -> None:
     sessions = {session["name"]: session for session in load("sessions")}
     for case in rejected(*STEPS):
-        ends = Ends(sessions[case["session"]], case["accepted"])
-        error = ends.receive(case)
-        check(error == case["error"], f"{case['name']}: {error or 'accepted'}; {case['why']}")
+        ends = Ends(sessions[case["session"]], case["accepted"], keys_are_given=True)
+        error, farewell = ends.receive(case)
+        said = f"{case['name']}: {error or 'accepted'}, not {case['error']}; {case['why']}"
+        check(error == case["error"], said)
         end = ends.ends[case["receiver"]]
         check(end.state.name == "ENDED", f"{case['name']}: the session goes on")
         check(not end._keys, f"{case['name']}: the session keeps its keys")
+        check_farewell(case, farewell)
     for case in load("accepted"):
         if "frame" in case:
-            error = Ends(sessions[case["session"]], case["accepted"]).receive(case)
-            check(error in ("", "PeerTerminated"), f"{case['name']}: {error}")
+            ends = Ends(sessions[case["session"]], case["accepted"], keys_are_given=True)
+            error, _ = ends.receive(case)
+            wanted = "PeerTerminated" if case["opcode"] in (50, 60) else ""
+            check(error == wanted, f"{case['name']}: {error or 'no PeerTerminated'}")
+    check_fail(sessions["timeout, by the server in ANSWER"])
+
+
+def check_fail(session: Vector) -> None:
+    """Compare the farewells of the two errors that no message causes."""
+    from protocol_fsm import ConnectionCut, DeadlineExpired
+
+    *played, last = session["messages"]
+    for error, farewell in ((ConnectionCut(True), b""), (DeadlineExpired(), raw(last["message"]))):
+        ends = Ends(session, len(played), keys_are_given=True)
+        ends.draw(last)
+        ends.ends["server"].fail(error)
+        words = "TERMINATE with status 5" if farewell else "empty"
+        said = f"the farewell of {type(error).__name__} has to be {words}"
+        check(error.farewell == farewell, said)
+
+
+def check_farewell(case: Vector, farewell: bytes) -> None:
+    wanted = case["farewell"]
+    words = f"{wanted['name']} with status {wanted['status']}" if wanted else "empty"
+    is_right = farewell == (raw(wanted["frame"])[2:] if wanted else b"")
+    check(is_right, f"{case['name']}: the farewell of the error has to be {words}")
 
 
 def check_8() -> None:
     from breaking import replay
 
-    from protocol_fsm import bind_keys
+    from protocol_fsm import Opcode, bind_keys
 
     for case in load("key_schedule"):
         keys = {label: raw(step["output"]) for label, step in case["start"].items()}
-        bound = bind_keys(keys, raw(case["client_nonce"]), raw(case["server_nonce"]))
-        check_moved(case["binding"], keys, bound)
+        nonces = raw(case["client_nonce"]), raw(case["server_nonce"])
+        check_moved(case["binding"], keys, bind_keys, *nonces)
     sessions = {session["name"]: session for session in load("sessions")}
     for session in sessions.values():
         Ends(session)
     for case in rejected("EchoMismatch"):
-        error = Ends(sessions[case["session"]], case["accepted"]).receive(case)
-        check(error == "EchoMismatch", f"{case['name']}: {error or 'accepted'}")
-    messages = next(iter(sessions.values()))["messages"]
+        error, _ = Ends(sessions[case["session"]], case["accepted"]).receive(case)
+        check(error == "EchoMismatch", f"{case['name']}: {error or 'accepted'}, not EchoMismatch")
+    session = next(iter(sessions.values()))
+    messages = session["messages"]
+    client = Ends(session, 1).ends["client"]
+    plaintext = b"\0" + bytes(16) + raw(messages[1]["plaintext"])[17:]
+    keys = client._next_keys(Opcode.SERVER_CHALLENGE, plaintext, b"")
+    said = "the client binds with a copy of its nonce, not with the nonce that it drew"
+    check(keys == raw(messages[1]["keys_after"]), said)
     sent: list[bytes] = []
     answers = [raw(message["message"]) for message in messages if message["from"] == "server"]
 
@@ -376,21 +508,59 @@ class Giver:
 
 
 def check_9() -> None:
-    from server import Contribution, Epochs, compute_aggregation, own_part
+    from server import compute_aggregation, own_part
 
-    aggregate = compute_aggregation({7: [1.0, 2.5], 2: [-0.5]})
-    wanted = {"participants": [2, 7], "count": 3, "sum": 3.0, "mean": 1.0, "min": -0.5, "max": 2.5}
+    aggregate = compute_aggregation({7: [0.1] * 10, 2: [1.0]})
+    mean = 2.0 / 11
+    wanted = {"participants": [2, 7], "count": 11, "sum": 2.0, "mean": mean, "min": 0.1, "max": 1.0}
     check(aggregate == wanted, f"the aggregate is {aggregate}")
+    aggregate = compute_aggregation({3: []})
+    wanted = {"participants": [3], "count": 0, "sum": 0.0, "mean": None, "min": None, "max": None}
+    check(aggregate == wanted, f"the aggregate of no readings is {aggregate}")
     own = own_part([1.0, 0.5], 3.0)
     check(own == {"own_count": 2, "own_sum": 1.5, "own_share": 0.5}, f"the own part is {own}")
-    epochs = Epochs(1.0, compute_aggregation)
-    one, two = Giver(1), Giver(2)
-    epochs.contribute(Contribution(one, 1, [1.0]), 0.0)  # type: ignore[arg-type]
+    for readings, total in (([], 0.0), ([1e300], 1e-300)):
+        share = own_part(readings, total)["own_share"]
+        check(share is None, f"the share of {readings} in {total} is {share}")
+    check_epochs()
+
+
+def check_epochs() -> None:
+    from server import Contribution, Epochs, compute_aggregation
+
+    epochs: Any = Epochs(1.0, compute_aggregation)
+
+    def add(giver: Any, reading: float, now: float) -> None:
+        epochs.contribute(Contribution(giver, 1, [reading]), now)
+
+    one, two, new_one = Giver(1), Giver(2), Giver(1)
+    add(one, 1.0, 0.0)
     check(epochs.close_if_due(0.0) is not None, "the first epoch waits, and nobody is expected")
-    epochs.contribute(Contribution(two, 1, [2.0]), 5.0)  # type: ignore[arg-type]
+    add(two, 2.0, 5.0)
     check(epochs.close_if_due(5.5) is None, "the epoch does not wait for client 1")
     check(epochs.close_if_due(6.0) is not None, "the window is over, and the epoch is still open")
     check(epochs.current.number == 3, "epochs are not numbered one by one")
+    add(two, 2.0, 7.0)
+    check(epochs.close_if_due(7.0) is not None, "an epoch waits for one that missed the last")
+    add(one, 1.0, 8.0)
+    add(new_one, 3.0, 8.5)
+    givers = [entry.giver for entry in epochs.current.contributions.values()]
+    check(givers == [new_one], "the report of a newer session does not replace the older one's")
+    epochs.withdraw(one)
+    givers = [entry.giver for entry in epochs.current.contributions.values()]
+    check(givers == [new_one], "a session that ends takes the report of a newer one along")
+    closed = epochs.close_if_due(9.0)
+    check(closed is not None, "the window does not begin with the first report of an epoch")
+    add(two, 2.0, 10.0)
+    epochs.withdraw(two)
+    check(epochs.close_if_due(20.0) is None, "an epoch closes without any report")
+    failing: list[Any] = [lambda _: sys.exit(), lambda _: {"sum": float("nan")}]
+    for aggregation in failing:
+        epochs = Epochs(1.0, aggregation)
+        add(one, 1.0, 0.0)
+        closed = epochs.close_if_due(0.0)
+        is_empty = closed is not None and closed.answers == {} == closed.aggregate
+        check(is_empty, "an aggregation that fails leaves an aggregate or answers")
 
 
 # Tasks 10 to 13: breaking, and tests --------------------------------------------------------------
@@ -437,14 +607,22 @@ def check_11() -> None:
     check(queries <= 1024, f"it asks {queries} times")
 
 
-def check_12() -> None:
-    from breaking import MINIMAL_SET
+def check_12() -> str:
+    from breaking import MINIMAL_SET, own_attack
 
-    check(len(MINIMAL_SET) > 1, "the set has at least two rules; only the grading can play it")
+    own_attack(iter([]))  # only to see whether it is written
+    rules = re.findall(r"^\| `([a-z-]+)` \|", (HERE / "HANDOUT.md").read_text("utf-8"), re.M)
+    is_set = isinstance(MINIMAL_SET, (tuple, list)) and 2 <= len(MINIMAL_SET) <= 4
+    check(is_set and {*MINIMAL_SET} <= {*rules}, "MINIMAL_SET is a tuple of two to four rules")
+    return "only the grading can play it"
 
 
 def check_13() -> None:
     import mine
+
+    foreign = {path.stem for path in HERE.glob("*.py")} - {"check", "mine", "other_side"}
+    imported = ", ".join(foreign & {*sys.modules})
+    check(not imported, f"mine.py may not import {imported}")
     from other_side import Local, Other
 
     tests = {name: test for name, test in vars(mine).items() if name.startswith("test_")}
@@ -453,27 +631,21 @@ def check_13() -> None:
         test(Other(Local().perform))
 
 
-def last_line(error: BaseException) -> str:
-    """Return where an error was raised, as a student can find it."""
-    place = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{Path(place.filename).name} line {place.lineno}"
-
-
 def inside(number: int) -> int:
     """Check one task in this process, and print one line."""
     sys.path.insert(0, str(HERE))
     try:
-        globals()[f"check_{number}"]()
+        words = globals()[f"check_{number}"]()
     except NotImplementedError as error:
         print(f"not written yet ({error})" if str(error) else "not written yet")
         return 1
     except AssertionError as error:
-        print(str(error) or f"a test of yours fails: {last_line(error)}")
+        print(str(error) or f"a test of yours fails{place(error)}")
         return 1
-    except Exception as error:
-        print(f"{type(error).__name__}: {error} ({last_line(error)})")
+    except (Exception, SystemExit) as error:
+        print(told(error))
         return 1
-    print("as in the vectors")
+    print(words or "as in the vectors")
     return 0
 
 
