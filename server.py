@@ -347,7 +347,8 @@ class Server:
         self._decoy_key = secrets.token_bytes(32)
         self._record = record
         self._new_session = new_session
-        self._changed = threading.Condition()  # guards roster, epochs and counters
+        self._lock = threading.RLock()  # guards roster, epochs and counters
+        self._changed = threading.Condition(self._lock)  # for members that wait for their epoch
         self._roster = self.roster_class(limits.max_strangers)
         self._epochs = Epochs(limits.window_s, aggregation)
         self._threads: list[threading.Thread] = []
@@ -364,7 +365,7 @@ class Server:
         self._closing.set()
         if self._acceptor.is_alive():
             self._acceptor.join()
-        with self._changed:
+        with self._lock:
             for member in [*self._roster.strangers, *self._roster.members.values()]:
                 member.request_end(Status.SHUTDOWN)
         deadline = time.monotonic() + 1.5
@@ -391,7 +392,7 @@ class Server:
 
     def _take_in(self, member: Member) -> None:
         thread = threading.Thread(target=member.run, daemon=True)
-        with self._changed:  # the thread must not end before it is listed
+        with self._lock:  # the thread must not end before it is listed
             try:
                 thread.start()
             except RuntimeError:  # out of threads
@@ -402,12 +403,12 @@ class Server:
 
     def number_hello(self, member: Member) -> None:
         """Give `member` its place in the order in which HELLOs are accepted."""
-        with self._changed:
+        with self._lock:
             self._roster.number_hello(member)
 
     def establish(self, member: Member) -> None:
         """Let a stranger in, in place of an older session of its id. Raises EndRequested."""
-        with self._changed:
+        with self._lock:
             member.channel.check_request()
             older = self._roster.members.get(member.client_id)
             self._roster.establish(member)
@@ -420,7 +421,7 @@ class Server:
     def forget(self, member: Member, reason: Exception) -> None:
         """Remove what an ended session leaves: its place, and its part in the open epoch."""
         client_id = member.client_id
-        with self._changed:
+        with self._lock:
             self._epochs.withdraw(member)
             if self._roster.leave(member):
                 self._epochs.expect_no_more(client_id)
@@ -444,7 +445,7 @@ class Server:
         Raises EndRequested.
         """
         contribution = Contribution(member, member.session.round_number, report.readings)
-        with self._changed:
+        with self._lock:
             member.channel.check_request()
             epoch = self._epochs.contribute(contribution, time.monotonic())
             self.rounds[member.client_id] += 1
@@ -461,7 +462,7 @@ class Server:
 
     def wake_next(self) -> None:
         """Wake one member, which wakes the next; all at once would contend."""
-        with self._changed:
+        with self._lock:
             self._changed.notify()
 
     def _close_epoch_if_due(self) -> None:
