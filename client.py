@@ -181,7 +181,7 @@ def asked(client: Client) -> str:
         if sys.platform != "win32" and sys.stdin.isatty():  # Windows cannot wait for both
             client.channel.hear_before(sys.stdin)
         return input()
-    except (EOFError, ProtocolError):
+    except (EOFError, EndRequested, ProtocolError):
         print()  # the prompt has a line of its own
         raise
 

@@ -248,6 +248,7 @@ def test_ctrl_c_says_goodbye_and_the_next_one_does_not_cut_it(
         journal.wait("end")
     assert (code, err, typed) == (0, "", [])
     assert reported(journal) == [[1.0] if "--values" in flags else []]
+    assert ("quit> \nclient 1:" in out) == (where == "input")  # the prompt has a line of its own
     assert out.endswith(f"client 1: goodbye said after round {number}\n")
     assert "GOODBYE" in str(journal.of("end")[0].detail)
 
