@@ -221,7 +221,7 @@ def run(client: Client, reports: Iterator[list[float]], options: argparse.Namesp
     def leave(*_: object) -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one must not stop the goodbye
         client.channel.request_end(Status.GOODBYE)
-        if at_input:  # nothing polls the request there, and nothing is half done
+        if at_input:  # input() looks for no request, and nothing is half done
             raise EndRequested(Status.GOODBYE)
 
     with client:
